@@ -1,0 +1,66 @@
+//! What a mount is to be: checked values, no parsing and no system calls.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::format::XattrSpace;
+use crate::overlay::Behaviour;
+use crate::sys::mount::MountOptions;
+
+/// How long the kernel may keep names and attributes: everything changes through the mount, so for as
+/// long as it likes. A year, because that is a number that no arithmetic on it overflows.
+pub const KEEP: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// A mount.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Layers that are only read, topmost first.
+    pub lowers: Vec<PathBuf>,
+    /// The layer that is written, and its work folder. Without it the mount is read-only.
+    pub upper: Option<(PathBuf, PathBuf)>,
+    /// Where it shows.
+    pub mountpoint: PathBuf,
+    /// Flags and names of the mount.
+    pub mount: MountOptions,
+    /// Choices of the overlay.
+    pub behaviour: Behaviour,
+    /// Where the marks lie; `None`: what this process can write.
+    pub space: Option<XattrSpace>,
+    /// Threads that serve requests; `None`: as many as CPUs, at least two.
+    pub threads: Option<usize>,
+    /// How long the kernel may keep names and attributes.
+    pub keep: Duration,
+    /// A socket on which the daemon can be asked and told things.
+    pub control: Option<PathBuf>,
+}
+
+impl Config {
+    /// A mount of these layers with everything else as a container wants it.
+    pub fn new(
+        lowers: Vec<PathBuf>,
+        upper: Option<(PathBuf, PathBuf)>,
+        mountpoint: PathBuf,
+    ) -> Self {
+        let read_only = upper.is_none();
+        Self {
+            lowers,
+            upper,
+            mountpoint,
+            mount: MountOptions {
+                source: "cowlfs".into(),
+                subtype: "cowlfs".into(),
+                read_only,
+                allow_other: true,
+                ..MountOptions::default()
+            },
+            behaviour: Behaviour {
+                metacopy: true,
+                ..Behaviour::default()
+            },
+            space: None,
+            threads: None,
+            keep: KEEP,
+            control: None,
+        }
+    }
+}

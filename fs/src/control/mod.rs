@@ -1,0 +1,84 @@
+//! Talking to a running daemon over a unix socket: what it serves, how busy it is, a new layer on top,
+//! and the end of its mount. One JSON line asks, one answers.
+
+mod client;
+mod detach;
+mod server;
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub use client::{Client, ControlError};
+pub(crate) use server::{listen, serve};
+
+/// What a client asks.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "ask")]
+enum Ask {
+    Status,
+    PushLayer { upper: Vec<u8>, work: Vec<u8> },
+    Detach,
+}
+
+/// What the daemon answers.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "answer")]
+enum Answer {
+    Status(Status),
+    Done,
+    Busy { writers: u32 },
+    InUse { pids: Vec<u32> },
+    Failed { why: String },
+}
+
+/// What a daemon says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Its process.
+    pub pid: u32,
+    /// Where it mounted; the bytes of the path.
+    pub mountpoint: Vec<u8>,
+    /// The layer that is written.
+    pub upper: Option<Vec<u8>>,
+    /// The layers below, topmost first.
+    pub lowers: Vec<Vec<u8>>,
+    /// Descriptors open for reading only.
+    pub open_files: u32,
+    /// Descriptors open for writing.
+    pub open_for_write: u32,
+    /// Inodes that the kernel knows.
+    pub inodes: usize,
+}
+
+/// Where this daemon's mount is, and how it is told from another that lies there later.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) path: PathBuf,
+    pub(crate) device: u64,
+}
+
+impl Place {
+    /// Whether what is mounted there is still this daemon's.
+    pub(crate) fn is_ours(&self) -> bool {
+        crate::sys::mount::device_at(&self.path).is_ok_and(|found| found == self.device)
+    }
+}
+
+/// A socket's path has at most 107 bytes; through a descriptor of its folder any folder will do.
+fn short_path(socket: &Path) -> io::Result<(OwnedFd, PathBuf)> {
+    let (Some(folder), Some(name)) = (socket.parent(), socket.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let folder = if folder.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        folder
+    };
+    let fd = crate::sys::dir::open_root(folder)
+        .map_err(|error| io::Error::from_raw_os_error(error.errno().raw_os_error()))?;
+    let short = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd())).join(name);
+    Ok((fd, short))
+}

@@ -1,0 +1,205 @@
+//! The answering side, in a thread of the daemon.
+
+use std::ffi::OsStr;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::{Answer, Ask, Place, Status, detach, short_path};
+use crate::config::Config;
+use crate::format::XattrSpace;
+use crate::layer::Upper;
+use crate::overlay::{Overlay, PushError};
+use crate::sys;
+
+/// How long a client may take for its question, and for taking the answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Makes the socket, in place of one that a dead daemon left.
+pub(crate) fn listen(socket: &Path) -> io::Result<UnixListener> {
+    let (_folder, path) = short_path(socket)?;
+    match std::fs::symlink_metadata(&path) {
+        Ok(there) if there.file_type().is_socket() => std::fs::remove_file(&path)?,
+        Ok(_) => return Err(io::Error::other("something that is no socket is there")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    UnixListener::bind(path)
+}
+
+/// What an answer needs.
+struct Daemon {
+    /// One answer at a time: who asks for the status while a layer is being pushed must hear how that
+    /// ended, because it decides by it which manifest holds.
+    answering: Mutex<()>,
+    overlay: Arc<Overlay>,
+    config: Config,
+    place: Place,
+}
+
+/// Answers until the process ends, each client in a thread of its own.
+pub(crate) fn serve(
+    listener: UnixListener,
+    overlay: Arc<Overlay>,
+    config: Config,
+    place: Place,
+    locks: Vec<OwnedFd>,
+) {
+    overlay.keep_locks(locks);
+    let daemon = Arc::new(Daemon {
+        answering: Mutex::new(()),
+        overlay,
+        config,
+        place,
+    });
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let daemon = daemon.clone();
+            thread::spawn(move || {
+                if let Err(error) = stream.and_then(|stream| answer_all(stream, &daemon)) {
+                    log::info!("control connection: {error}");
+                }
+            });
+        }
+    });
+}
+
+fn answer_all(stream: UnixStream, daemon: &Daemon) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut stream = BufReader::new(stream);
+    let mut line = String::new();
+    while stream.read_line(&mut line)? > 0 {
+        let (answer, alive) = match serde_json::from_str(&line) {
+            Ok(ask) => {
+                let _one = daemon.answering.lock();
+                // A command that was killed meanwhile must not change anything any more: the next one
+                // has decided already that it did not.
+                let gone = sys::socket::peer_is_gone(stream.get_ref())
+                    .map_err(|error| io::Error::from_raw_os_error(error.errno().raw_os_error()))?;
+                if gone {
+                    return Ok(());
+                }
+                answer(ask, daemon)
+            }
+            Err(error) => {
+                let why = format!("not understood: {error}");
+                (Answer::Failed { why }, None)
+            }
+        };
+        let mut text = serde_json::to_vec(&answer)?;
+        text.push(b'\n');
+        stream.get_mut().write_all(&text)?;
+        // The last thing that keeps a detached mount alive: the kernel drops its caches now, whose
+        // requests the other threads answer, and then the process ends.
+        drop(alive);
+        line.clear();
+    }
+    Ok(())
+}
+
+fn answer(ask: Ask, daemon: &Daemon) -> (Answer, Option<OwnedFd>) {
+    let (overlay, config) = (&daemon.overlay, &daemon.config);
+    match ask {
+        Ask::Status => (Answer::Status(status(overlay, config)), None),
+        Ask::PushLayer { upper, work } => {
+            let upper = Path::new(OsStr::from_bytes(&upper));
+            let work = Path::new(OsStr::from_bytes(&work));
+            (push(overlay, config, upper, work), None)
+        }
+        Ask::Detach => detach::detach(overlay, &daemon.place),
+    }
+}
+
+fn status(overlay: &Overlay, config: &Config) -> Status {
+    let (open_files, open_for_write) = overlay.open_files();
+    let (upper, lowers) = overlay.layer_paths();
+    let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
+    Status {
+        pid: std::process::id(),
+        mountpoint: bytes(&config.mountpoint),
+        upper: upper.as_deref().map(bytes),
+        lowers: lowers.iter().map(|path| bytes(path)).collect(),
+        open_files,
+        open_for_write,
+        inodes: overlay.inodes().len(),
+    }
+}
+
+fn push(overlay: &Overlay, config: &Config, upper: &Path, work: &Path) -> Answer {
+    let failed = |why: String| Answer::Failed { why };
+    let space = config.space.unwrap_or_else(XattrSpace::detect);
+    let new = match Upper::open(upper, work, space) {
+        Ok(new) => new,
+        Err(error) => return failed(error.to_string()),
+    };
+    match overlay.push_layer(new) {
+        Ok(()) => Answer::Done,
+        Err(PushError::Writers(writers)) => Answer::Busy { writers },
+        Err(PushError::TooBusy) => failed("requests went on for ten seconds; try again".into()),
+        Err(PushError::Setup(error)) => failed(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::layer::Layer;
+    use crate::overlay::Behaviour;
+
+    /// The next command has decided by then that the killed one changed nothing.
+    #[test]
+    fn what_a_killed_command_asked_for_is_not_done() {
+        let top = tempfile::tempdir().unwrap();
+        let path = |name: &str| top.path().join(name);
+        for name in ["lower", "upper", "work", "next", "next-work"] {
+            std::fs::create_dir(path(name)).unwrap();
+        }
+        let space = XattrSpace::detect();
+        let upper = Upper::open(&path("upper"), &path("work"), space).unwrap();
+        let lower = Layer::open(&path("lower"), space).unwrap();
+        let overlay = Overlay::new(Some(upper), vec![lower], Behaviour::default()).unwrap();
+        let config = Config::new(vec![path("lower")], None, path("mount"));
+        let daemon = Daemon {
+            answering: Mutex::new(()),
+            overlay: Arc::new(overlay),
+            place: Place {
+                path: path("mount"),
+                device: 0,
+            },
+            config,
+        };
+        let ask = Ask::PushLayer {
+            upper: path("next").into_os_string().into_encoded_bytes(),
+            work: path("next-work").into_os_string().into_encoded_bytes(),
+        };
+        let mut line = serde_json::to_vec(&ask).unwrap();
+        line.push(b'\n');
+
+        let (mut client, server) = UnixStream::pair().unwrap();
+        client.write_all(&line).unwrap();
+        drop(client);
+        answer_all(server, &daemon).unwrap();
+        assert_eq!(daemon.overlay.layer_paths().0, Some(path("upper")));
+
+        let (mut client, server) = UnixStream::pair().unwrap();
+        client.write_all(&line).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| answer_all(server, &daemon).unwrap());
+            let mut answer = String::new();
+            BufReader::new(&client).read_line(&mut answer).unwrap();
+            assert!(answer.contains("done"), "{answer}");
+            client.shutdown(std::net::Shutdown::Both).unwrap();
+        });
+        assert_eq!(daemon.overlay.layer_paths().0, Some(path("next")));
+    }
+}

@@ -1,0 +1,70 @@
+//! cowl's own mark: the inode number that an object keeps over its copy-up.
+//!
+//! The number is borrowed from an inode of a lower layer, so the mark names that layer; a reader
+//! whose stack lacks the layer must ignore the mark, because the number may have been given away.
+
+use crate::error::{Error, Result};
+
+/// The value of the mark `cowl.ino`: a version byte, the layer's id, the number (little endian).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NumberMark {
+    /// The id of the layer whose inode lends the number.
+    pub layer: u64,
+    /// The number.
+    pub ino: u64,
+}
+
+const VERSION: u8 = 1;
+const LEN: usize = 17;
+
+impl NumberMark {
+    /// Reads a mark; `None` for a version that this reader does not know.
+    pub fn parse(value: &[u8]) -> Result<Option<Self>> {
+        let Some((&version, rest)) = value.split_first() else {
+            return Err(Error::Damaged("an empty number mark"));
+        };
+        if version != VERSION {
+            return Ok(None);
+        }
+        let (Some(layer), Some(ino), LEN) =
+            (rest.first_chunk::<8>(), rest.last_chunk::<8>(), value.len())
+        else {
+            return Err(Error::Damaged("a number mark of the wrong length"));
+        };
+        Ok(Some(Self {
+            layer: u64::from_le_bytes(*layer),
+            ino: u64::from_le_bytes(*ino),
+        }))
+    }
+
+    /// The value to store.
+    pub fn to_value(self) -> Vec<u8> {
+        let mut value = Vec::with_capacity(LEN);
+        value.push(VERSION);
+        value.extend_from_slice(&self.layer.to_le_bytes());
+        value.extend_from_slice(&self.ino.to_le_bytes());
+        value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_round_trip() {
+        let mark = NumberMark {
+            layer: 0x0123_4567_89ab_cdef,
+            ino: u64::MAX,
+        };
+        assert_eq!(NumberMark::parse(&mark.to_value()).unwrap(), Some(mark));
+    }
+
+    #[test]
+    fn unknown_versions_are_passed_over_and_damage_is_told() {
+        assert_eq!(NumberMark::parse(&[2, 1, 2, 3]).unwrap(), None);
+        assert!(NumberMark::parse(&[]).is_err());
+        assert!(NumberMark::parse(&[1, 2, 3]).is_err());
+        assert!(NumberMark::parse(&[1; 18]).is_err());
+    }
+}

@@ -1,0 +1,598 @@
+//! One handler a request.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BsdFileFlags, CopyFileRangeFlags, FileHandle as Fh, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use super::convert::{attr, caller, device_from_protocol, errno, how, kind, name_of, set_time};
+use super::handles::Handles;
+use super::reply::{self, empty, with_attr, xattr};
+use crate::error::{Errno, Error, Result};
+use crate::inode::Inode;
+use crate::overlay::{self, Attr, DirHandle, FileHandle, Op, Overlay, SetAttr};
+
+const GENERATION: Generation = Generation(0);
+/// The largest read and write: one request of 256 pages.
+const MAX_WRITE: u32 = 1 << 20;
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The overlay as the protocol sees it.
+#[derive(Debug)]
+pub(crate) struct Adapter {
+    overlay: Arc<Overlay>,
+    files: Handles<FileHandle>,
+    dirs: Handles<DirHandle>,
+    keep: Duration,
+}
+
+impl Adapter {
+    pub(crate) fn new(overlay: Arc<Overlay>, keep: Duration) -> Self {
+        Self {
+            overlay,
+            files: Handles::default(),
+            dirs: Handles::default(),
+            keep,
+        }
+    }
+
+    /// Runs one operation; an error that speaks of a damaged layer or of the machine is logged once,
+    /// here.
+    fn run<T>(
+        &self,
+        what: &str,
+        ino: INodeNo,
+        name: Option<&OsStr>,
+        run: impl FnOnce(&Op<'_>) -> Result<T>,
+    ) -> Result<T> {
+        run(&self.overlay.begin()).inspect_err(|error| reply::log_failure(what, ino, name, *error))
+    }
+
+    /// Replies with a new or found object, and only then counts that the kernel knows it.
+    fn entry(&self, done: Result<(Arc<Inode>, Attr)>, reply: ReplyEntry) {
+        match done {
+            Ok((inode, found)) => {
+                self.overlay.inodes().remember(&inode);
+                reply.entry(&self.keep, &attr(&found), GENERATION);
+            }
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn opened(&self, handle: Arc<FileHandle>, direct: bool) -> (Fh, FopenFlags) {
+        // What is written is written: a flush has nothing to do.
+        let cache = if direct {
+            FopenFlags::FOPEN_DIRECT_IO
+        } else {
+            FopenFlags::FOPEN_KEEP_CACHE
+        };
+        let flags = cache | FopenFlags::FOPEN_NOFLUSH;
+        (Fh(self.files.insert(handle)), flags)
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        for wanted in [
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
+            InitFlags::FUSE_DONT_MASK,
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+            InitFlags::FUSE_POSIX_ACL,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+        ] {
+            if let Err(missing) = config.add_capabilities(wanted) {
+                log::info!("the kernel lacks {missing:?}");
+            }
+        }
+        for result in [
+            config.set_max_write(MAX_WRITE).map(drop),
+            config.set_max_background(64).map(|_| ()).map_err(u32::from),
+        ] {
+            if let Err(limit) = result {
+                log::info!("the kernel allows only {limit}");
+            }
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, out: ReplyEntry) {
+        let done = self.run("lookup", parent, Some(name), |op| {
+            match op.lookup(&op.inode(parent.0)?, &name_of(name)?)? {
+                Some(inode) => with_attr(op, inode),
+                None => Err(Error::NOT_FOUND),
+            }
+        });
+        match done {
+            Err(error) if error == Error::NOT_FOUND => {
+                out.entry(&self.keep, &reply::absent(), GENERATION);
+            }
+            other => self.entry(other, out),
+        }
+    }
+
+    fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
+        self.overlay.inodes().forget(ino.0, count);
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<Fh>, reply: ReplyAttr) {
+        match self.run("getattr", ino, None, |op| op.attr(&op.inode(ino.0)?)) {
+            Ok(found) => reply.attr(&self.keep, &attr(&found)),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        fh: Option<Fh>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let set = SetAttr {
+            mode,
+            uid,
+            gid,
+            size,
+            atime: set_time(atime),
+            mtime: set_time(mtime),
+        };
+        let done = self.run("setattr", ino, None, |op| {
+            let handle = fh.map(|fh| self.files.get(fh.0)).transpose()?;
+            op.set_attr(caller(req, 0), &op.inode(ino.0)?, &set, handle.as_deref())
+        });
+        match done {
+            Ok(found) => reply.attr(&self.keep, &attr(&found)),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.run("readlink", ino, None, |op| op.read_link(&*op.inode(ino.0)?)) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let rdev = device_from_protocol(rdev);
+        let done = self.run("mknod", parent, Some(name), |op| {
+            let parent = op.inode(parent.0)?;
+            let inode = op.mknod(caller(req, umask), &parent, &name_of(name)?, mode, rdev)?;
+            with_attr(op, inode)
+        });
+        self.entry(done, reply);
+    }
+
+    fn mkdir(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let done = self.run("mkdir", parent, Some(name), |op| {
+            let parent = op.inode(parent.0)?;
+            let inode = op.mkdir(caller(req, umask), &parent, &name_of(name)?, mode)?;
+            with_attr(op, inode)
+        });
+        self.entry(done, reply);
+    }
+
+    fn symlink(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let done = self.run("symlink", parent, Some(name), |op| {
+            let parent = op.inode(parent.0)?;
+            let target = target.as_os_str().as_bytes();
+            let inode = op.symlink(caller(req, 0), &parent, &name_of(name)?, target)?;
+            with_attr(op, inode)
+        });
+        self.entry(done, reply);
+    }
+
+    fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let done = self.run("link", ino, Some(name), |op| {
+            let inode = op.link(&op.inode(ino.0)?, &op.inode(parent.0)?, &name_of(name)?)?;
+            with_attr(op, inode)
+        });
+        self.entry(done, reply);
+    }
+
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let done = self.run("unlink", parent, Some(name), |op| {
+            op.unlink(&op.inode(parent.0)?, &name_of(name)?)
+        });
+        empty(done, reply);
+    }
+
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let done = self.run("rmdir", parent, Some(name), |op| {
+            op.rmdir(&op.inode(parent.0)?, &name_of(name)?)
+        });
+        empty(done, reply);
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let done = self.run("rename", parent, Some(name), |op| {
+            let known = RenameFlags::RENAME_NOREPLACE | RenameFlags::RENAME_EXCHANGE;
+            if !known.contains(flags) {
+                return Err(Error::Errno(Errno::INVAL));
+            }
+            let flags = overlay::RenameFlags {
+                no_replace: flags.contains(RenameFlags::RENAME_NOREPLACE),
+                exchange: flags.contains(RenameFlags::RENAME_EXCHANGE),
+            };
+            let (from, to) = (op.inode(parent.0)?, op.inode(new_parent.0)?);
+            op.rename(&from, &name_of(name)?, &to, &name_of(new_name)?, flags)
+        });
+        empty(done, reply);
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let (how, direct) = how(flags);
+        let done = self.run("open", ino, None, |op| {
+            op.open(caller(req, 0), &op.inode(ino.0)?, how)
+        });
+        match done {
+            Ok(handle) => {
+                let (fh, flags) = self.opened(handle, direct);
+                reply.opened(fh, flags);
+            }
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (how, direct) = how(OpenFlags(flags));
+        let done = self.run("create", parent, Some(name), |op| {
+            let who = caller(req, umask);
+            let parent = op.inode(parent.0)?;
+            let (inode, handle) = op.create(who, &parent, &name_of(name)?, mode, how)?;
+            match op.attr(&inode) {
+                Ok(attr) => Ok((inode, handle, attr)),
+                Err(error) => {
+                    self.overlay.close(&handle);
+                    Err(error)
+                }
+            }
+        });
+        match done {
+            Ok((inode, handle, found)) => {
+                let (fh, flags) = self.opened(handle, direct);
+                self.overlay.inodes().remember(&inode);
+                reply.created(&self.keep, &attr(&found), GENERATION, fh, flags);
+            }
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: Fh,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        BUFFER.with_borrow_mut(|buffer| {
+            let size = size as usize;
+            if buffer.len() < size {
+                buffer.resize(size, 0);
+            }
+            let buffer = buffer.get_mut(..size).unwrap_or_default();
+            let done = self.run("read", ino, None, |op| {
+                op.read(&*self.files.get(fh.0)?, offset, buffer)
+            });
+            match done {
+                Ok(got) => reply.data(buffer.get(..got).unwrap_or_default()),
+                Err(error) => reply.error(errno(error)),
+            }
+        });
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: Fh,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let done = self.run("write", ino, None, |op| {
+            op.write(&*self.files.get(fh.0)?, offset, data, kill)
+        });
+        match done {
+            // A request carries at most MAX_WRITE bytes.
+            Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(MAX_WRITE)),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: Fh, _: LockOwner, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: Fh,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        if let Some(handle) = self.files.remove(fh.0) {
+            self.overlay.close(&handle);
+        }
+        reply.ok();
+    }
+
+    fn fsync(&self, _: &Request, ino: INodeNo, fh: Fh, datasync: bool, reply: ReplyEmpty) {
+        let done = self.run("fsync", ino, None, |op| {
+            op.fsync(&*self.files.get(fh.0)?, datasync)
+        });
+        empty(done, reply);
+    }
+
+    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        match self.run("opendir", ino, None, |op| op.open_dir(&op.inode(ino.0)?)) {
+            Ok(handle) => {
+                let fh = self.dirs.insert(Arc::new(handle));
+                reply.opened(Fh(fh), FopenFlags::empty());
+            }
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn readdir(&self, _: &Request, ino: INodeNo, fh: Fh, offset: u64, mut out: ReplyDirectory) {
+        let listing = self.run("readdir", ino, None, |op| {
+            op.entries(&*self.dirs.get(fh.0)?, offset)
+        });
+        match listing {
+            Ok(entries) => {
+                for (next, entry) in reply::from(&entries, offset) {
+                    let name = OsStr::from_bytes(&entry.name);
+                    if out.add(INodeNo(entry.ino), next, kind(entry.kind), name) {
+                        break;
+                    }
+                }
+                out.ok();
+            }
+            Err(error) => out.error(errno(error)),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: Fh,
+        offset: u64,
+        mut out: ReplyDirectoryPlus,
+    ) {
+        let done = self.run("readdirplus", ino, None, |op| {
+            let handle = self.dirs.get(fh.0)?;
+            let entries = op.entries(&handle, offset)?;
+            for (next, entry) in reply::from(&entries, offset) {
+                // Removed since the listing was taken: passed over.
+                let Some(plus) = reply::plus_entry(op, &handle, entry)? else {
+                    continue;
+                };
+                let name = OsStr::from_bytes(&entry.name);
+                let found = attr(&plus.attr);
+                let keep = if plus.keep { self.keep } else { Duration::ZERO };
+                if out.add(found.ino, next, name, &keep, &found, GENERATION) {
+                    break;
+                }
+                if let Some(inode) = plus.inode {
+                    self.overlay.inodes().remember(&inode);
+                }
+            }
+            Ok(())
+        });
+        match done {
+            Ok(()) => out.ok(),
+            Err(error) => out.error(errno(error)),
+        }
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, fh: Fh, _: OpenFlags, reply: ReplyEmpty) {
+        self.dirs.remove(fh.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _: &Request, ino: INodeNo, _: Fh, _: bool, reply: ReplyEmpty) {
+        let done = self.run("fsyncdir", ino, None, |op| op.fsync_dir(&*op.inode(ino.0)?));
+        empty(done, reply);
+    }
+
+    fn statfs(&self, _: &Request, ino: INodeNo, out: ReplyStatfs) {
+        reply::statfs(self.run("statfs", ino, None, |op| op.statfs()), out);
+    }
+
+    fn setxattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _: u32,
+        reply: ReplyEmpty,
+    ) {
+        let done = self.run("setxattr", ino, Some(name), |op| {
+            let inode = op.inode(ino.0)?;
+            let flags = flags.cast_unsigned();
+            op.set_xattr(caller(req, 0), &inode, name.as_bytes(), value, flags)
+        });
+        empty(done, reply);
+    }
+
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let done = self.run("getxattr", ino, Some(name), |op| {
+            op.get_xattr(&op.inode(ino.0)?, name.as_bytes())
+        });
+        xattr(done, size, reply);
+    }
+
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let done = self.run("listxattr", ino, None, |op| {
+            op.list_xattr(caller(req, 0), &op.inode(ino.0)?)
+        });
+        xattr(done, size, reply);
+    }
+
+    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let done = self.run("removexattr", ino, Some(name), |op| {
+            op.remove_xattr(&op.inode(ino.0)?, name.as_bytes())
+        });
+        empty(done, reply);
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: Fh,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        // What a plain file says to a terminal's ioctl.
+        reply.error(fuser::Errno::ENOTTY);
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: Fh,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let done = self.run("fallocate", ino, None, |op| {
+            op.fallocate(
+                &*self.files.get(fh.0)?,
+                mode.cast_unsigned(),
+                offset,
+                length,
+            )
+        });
+        empty(done, reply);
+    }
+
+    fn lseek(&self, _: &Request, ino: INodeNo, fh: Fh, at: i64, whence: i32, reply: ReplyLseek) {
+        let done = self.run("lseek", ino, None, |op| {
+            let at = u64::try_from(at).map_err(|_| Error::Errno(Errno::NXIO))?;
+            match whence {
+                libc::SEEK_DATA => op.seek(&*self.files.get(fh.0)?, at, false),
+                libc::SEEK_HOLE => op.seek(&*self.files.get(fh.0)?, at, true),
+                _ => Err(Error::Errno(Errno::INVAL)),
+            }
+        });
+        match done {
+            Ok(at) => reply.offset(at.cast_signed()),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh_in: Fh,
+        offset_in: u64,
+        _: INodeNo,
+        fh_out: Fh,
+        offset_out: u64,
+        len: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let done = self.run("copy_file_range", ino, None, |op| {
+            let (from, to) = (self.files.get(fh_in.0)?, self.files.get(fh_out.0)?);
+            // The reply has 32 bits; a page below the limit, as the kernel itself caps it.
+            let len = usize::try_from(len).unwrap_or(usize::MAX).min(0x7fff_f000);
+            op.copy_file_range((&from, offset_in), (&to, offset_out), len)
+        });
+        match done {
+            Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+}

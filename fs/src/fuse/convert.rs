@@ -1,0 +1,143 @@
+//! Between the protocol's types and ours. Pure.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{FileAttr, FileType, INodeNo, OpenAccMode, OpenFlags, Request, TimeOrNow};
+
+use crate::error::Result;
+use crate::name::Name;
+use crate::overlay::{Attr, Caller, OpenHow};
+use crate::sys::attr::SetTime;
+use crate::sys::stat::{FileKind, Time};
+
+pub(super) fn errno(error: crate::Error) -> fuser::Errno {
+    fuser::Errno::from_i32(error.errno().raw_os_error())
+}
+
+pub(super) fn caller(request: &Request, umask: u32) -> Caller {
+    Caller {
+        uid: request.uid(),
+        gid: request.gid(),
+        umask,
+    }
+}
+
+pub(super) fn kind(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::Regular => FileType::RegularFile,
+        FileKind::Directory => FileType::Directory,
+        FileKind::Symlink => FileType::Symlink,
+        FileKind::Fifo => FileType::NamedPipe,
+        FileKind::Socket => FileType::Socket,
+        FileKind::CharDevice => FileType::CharDevice,
+        FileKind::BlockDevice => FileType::BlockDevice,
+    }
+}
+
+fn system_time(time: Time) -> SystemTime {
+    let nanos = Duration::from_nanos(time.nanos.into());
+    if time.secs >= 0 {
+        UNIX_EPOCH + Duration::from_secs(time.secs.unsigned_abs()) + nanos
+    } else {
+        UNIX_EPOCH - Duration::from_secs(time.secs.unsigned_abs()) + nanos
+    }
+}
+
+pub(super) fn set_time(time: Option<TimeOrNow>) -> SetTime {
+    match time {
+        None => SetTime::Keep,
+        Some(TimeOrNow::Now) => SetTime::Now,
+        Some(TimeOrNow::SpecificTime(time)) => SetTime::At(from_system_time(time)),
+    }
+}
+
+fn from_system_time(time: SystemTime) -> Time {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => Time {
+            secs: after.as_secs().cast_signed(),
+            nanos: after.subsec_nanos(),
+        },
+        Err(before) => {
+            let before = before.duration();
+            let (secs, nanos) = (before.as_secs().cast_signed(), before.subsec_nanos());
+            if nanos == 0 {
+                Time { secs: -secs, nanos }
+            } else {
+                Time {
+                    secs: -secs - 1,
+                    nanos: 1_000_000_000 - nanos,
+                }
+            }
+        }
+    }
+}
+
+/// The C library's device number in the protocol's 32 bits (the kernel's new_encode_dev).
+fn device_to_protocol(rdev: u64) -> u32 {
+    let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
+    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
+}
+
+/// The protocol's device number in the C library's form.
+pub(super) fn device_from_protocol(rdev: u32) -> u64 {
+    let major = (rdev & 0xf_ff00) >> 8;
+    let minor = (rdev & 0xff) | ((rdev >> 12) & 0xf_ff00);
+    rustix::fs::makedev(major, minor)
+}
+
+pub(super) fn attr(attr: &Attr) -> FileAttr {
+    let stat = &attr.stat;
+    FileAttr {
+        ino: INodeNo(attr.ino),
+        size: stat.size,
+        blocks: stat.blocks,
+        atime: system_time(stat.atime),
+        mtime: system_time(stat.mtime),
+        ctime: system_time(stat.ctime),
+        crtime: UNIX_EPOCH,
+        kind: kind(stat.kind()),
+        // Twelve bits.
+        perm: u16::try_from(stat.perm()).unwrap_or(0o7777),
+        nlink: u32::try_from(stat.nlink).unwrap_or(u32::MAX),
+        uid: stat.uid,
+        gid: stat.gid,
+        rdev: device_to_protocol(stat.rdev),
+        blksize: stat.blksize,
+        flags: 0,
+    }
+}
+
+pub(super) fn name_of(name: &OsStr) -> Result<Name> {
+    Name::new(name.as_bytes())
+}
+
+pub(super) fn how(flags: OpenFlags) -> (OpenHow, bool) {
+    let how = OpenHow {
+        write: flags.acc_mode() != OpenAccMode::O_RDONLY,
+        truncate: flags.0 & libc::O_TRUNC != 0,
+    };
+    (how, flags.0 & libc::O_DIRECT != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_before_1970_keep_their_nanoseconds() {
+        for (secs, nanos) in [(0, 0), (1, 5), (-1, 0), (-1, 999_999_999), (-1_000_000, 1)] {
+            let time = Time { secs, nanos };
+            assert_eq!(from_system_time(system_time(time)), time);
+        }
+    }
+
+    #[test]
+    fn device_numbers_round_trip() {
+        for (major, minor) in [(1, 3), (8, 300), (4095, 1_048_575), (259, 70_000)] {
+            let rdev = rustix::fs::makedev(major, minor);
+            assert_eq!(device_from_protocol(device_to_protocol(rdev)), rdev);
+        }
+    }
+}

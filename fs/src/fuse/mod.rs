@@ -1,0 +1,10 @@
+//! The FUSE protocol: the only room that knows the crate `fuser`. A handler turns a request into one
+//! call of the overlay and its result into one reply; nothing is decided here.
+
+mod adapter;
+mod convert;
+mod handles;
+mod reply;
+mod session;
+
+pub(crate) use session::{SessionError, open_device, prepare};

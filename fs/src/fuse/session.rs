@@ -1,0 +1,72 @@
+//! A session with the kernel, from the first request to the unmount.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuser::{Session, SessionACL};
+
+use super::adapter::Adapter;
+use crate::overlay::Overlay;
+use crate::sys::mount::{self, MountOptions, PreparedMount};
+
+/// A session that the kernel has greeted; its mount is not in the tree yet.
+pub(crate) struct Prepared {
+    session: Session<Adapter>,
+    mount: PreparedMount,
+}
+
+/// Why there is no session.
+#[derive(Debug)]
+pub(crate) enum SessionError {
+    /// /dev/fuse can't be opened.
+    Device(crate::Error),
+    /// The kernel refuses the file system.
+    Mount(crate::Error),
+    /// The greeting failed.
+    Greeting(io::Error),
+}
+
+/// Opens /dev/fuse.
+pub(crate) fn open_device() -> Result<OwnedFd, SessionError> {
+    mount::open_device().map_err(SessionError::Device)
+}
+
+/// Makes the file system and answers the kernel's greeting.
+pub(crate) fn prepare(
+    device: OwnedFd,
+    overlay: Arc<Overlay>,
+    options: &MountOptions,
+    threads: usize,
+    keep: Duration,
+) -> Result<Prepared, SessionError> {
+    let mount = PreparedMount::new(device.as_fd(), options).map_err(SessionError::Mount)?;
+    let mut config = fuser::Config::default();
+    config.acl = if options.allow_other {
+        SessionACL::All
+    } else {
+        SessionACL::Owner
+    };
+    config.n_threads = Some(threads);
+    let acl = config.acl;
+    // `from_fd` leaves mounting and unmounting to us: fuser's own unmount would, after somebody
+    // else's, unmount whatever lies at the path by then.
+    let session = Session::from_fd(Adapter::new(overlay, keep), device, acl, config)
+        .map_err(SessionError::Greeting)?;
+    Ok(Prepared { session, mount })
+}
+
+impl Prepared {
+    /// The mount's device number.
+    pub(crate) fn device(&self) -> Result<u64, crate::Error> {
+        self.mount.device()
+    }
+
+    /// Puts the mount at its place.
+    pub(crate) fn attach(self, at: &Path) -> Result<Session<Adapter>, crate::Error> {
+        self.mount.attach(at)?;
+        Ok(self.session)
+    }
+}

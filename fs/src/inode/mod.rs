@@ -1,0 +1,274 @@
+//! What is kept of an object that somebody has looked up: where it lies now, under which names it is
+//! known, who has it open. No system calls.
+//!
+//! Locks, in the order in which they may be taken: an inode's `copying` (long), a folder's `names`
+//! (one change of names), any inode's `state` (never over a system call that can take long).
+
+mod table;
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use smallvec::SmallVec;
+
+use crate::error::{Errno, Error, Result};
+use crate::format::Redirect;
+use crate::layer::LayerDir;
+use crate::name::Name;
+use crate::sys::stat::{FileKind, Time};
+use crate::view::Loc;
+
+pub use table::InodeTable;
+
+/// Which object on disk this is: device and inode number of the place that gives its attributes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// Device.
+    pub dev: u64,
+    /// Inode number there.
+    pub ino: u64,
+}
+
+/// A name under which an object is known.
+#[derive(Clone, Debug)]
+pub struct Alias {
+    /// The folder.
+    pub parent: Arc<Inode>,
+    /// The name in it.
+    pub name: Name,
+}
+
+/// An object of the overlay.
+#[derive(Debug)]
+pub struct Inode {
+    ino: u64,
+    kind: FileKind,
+    state: RwLock<State>,
+    /// One copy-up of this object at a time. Held while data is copied.
+    pub(crate) copying: Mutex<()>,
+    /// Folders: one change of the names in it at a time.
+    pub(crate) names: Mutex<()>,
+    /// Folders: counts copy-ups of what is in it, so that a lookup beside one notices.
+    turn: AtomicU64,
+    /// Files: counts how often the content moved, so that open descriptors follow it.
+    data_turn: AtomicU32,
+    writers: AtomicU32,
+    /// A change time that was moved by a copy-up, which is no change to anybody, and the one to show for
+    /// it.
+    held_ctime: Mutex<Option<(Time, Time)>>,
+}
+
+/// Where an object lies.
+#[derive(Debug)]
+pub(crate) enum State {
+    Dir(DirState),
+    File(FileState),
+}
+
+/// Where a folder lies.
+#[derive(Clone, Debug)]
+pub(crate) struct DirState {
+    /// Topmost first.
+    pub locs: Arc<[Arc<LayerDir>]>,
+    /// The redirect mark on the topmost place.
+    pub redirect: Option<Redirect>,
+    /// `None` for the root, and for a removed folder.
+    pub alias: Option<Alias>,
+    pub removed: bool,
+    pub identity: Identity,
+}
+
+/// Where anything else lies.
+#[derive(Clone, Debug)]
+pub(crate) struct FileState {
+    pub loc: Loc,
+    /// The content's place when that is elsewhere.
+    pub data: Option<Loc>,
+    /// The redirect mark at `loc`.
+    pub redirect: Option<Redirect>,
+    /// The names that are known; the object may have more.
+    pub aliases: SmallVec<[Alias; 1]>,
+    /// Its last known name was removed: `anchor` (upper) or `loc` (lower) still leads to it.
+    pub orphan: bool,
+    pub anchor: Option<Arc<OwnedFd>>,
+    /// How many names of a lower file with several links show, once they were counted. It holds as long
+    /// as the file is not in the upper: any change of its names brings it there.
+    pub visible: Option<u64>,
+    pub identity: Identity,
+}
+
+impl Inode {
+    pub(crate) fn new(ino: u64, kind: FileKind, state: State) -> Arc<Self> {
+        Arc::new(Self {
+            ino,
+            kind,
+            state: RwLock::new(state),
+            copying: Mutex::new(()),
+            names: Mutex::new(()),
+            turn: AtomicU64::new(0),
+            data_turn: AtomicU32::new(0),
+            writers: AtomicU32::new(0),
+            held_ctime: Mutex::new(None),
+        })
+    }
+
+    /// The number by which the kernel and every program know it.
+    pub fn ino(&self) -> u64 {
+        self.ino
+    }
+
+    /// Its type.
+    pub fn kind(&self) -> FileKind {
+        self.kind
+    }
+
+    /// Whether it is a folder.
+    pub fn is_dir(&self) -> bool {
+        self.kind == FileKind::Directory
+    }
+
+    /// A folder's state; ENOTDIR for anything else.
+    pub(crate) fn dir(&self) -> Result<DirState> {
+        match &*self.state.read() {
+            State::Dir(dir) => Ok(dir.clone()),
+            State::File(_) => Err(Error::Errno(Errno::NOTDIR)),
+        }
+    }
+
+    /// A file's state; EISDIR for a folder.
+    pub(crate) fn file(&self) -> Result<FileState> {
+        match &*self.state.read() {
+            State::File(file) => Ok(file.clone()),
+            State::Dir(_) => Err(Error::Errno(Errno::ISDIR)),
+        }
+    }
+
+    /// Changes a folder's state.
+    pub(crate) fn change_dir<T>(&self, change: impl FnOnce(&mut DirState) -> T) -> Result<T> {
+        match &mut *self.state.write() {
+            State::Dir(dir) => Ok(change(dir)),
+            State::File(_) => Err(Error::Errno(Errno::NOTDIR)),
+        }
+    }
+
+    /// Changes a file's state.
+    pub(crate) fn change_file<T>(&self, change: impl FnOnce(&mut FileState) -> T) -> Result<T> {
+        match &mut *self.state.write() {
+            State::File(file) => Ok(change(file)),
+            State::Dir(_) => Err(Error::Errno(Errno::ISDIR)),
+        }
+    }
+
+    pub(crate) fn identity(&self) -> Identity {
+        match &*self.state.read() {
+            State::Dir(dir) => dir.identity,
+            State::File(file) => file.identity,
+        }
+    }
+
+    /// Notes one more name of a file, or the present name of a folder.
+    pub(crate) fn add_alias(&self, alias: Alias) {
+        match &mut *self.state.write() {
+            State::Dir(dir) => dir.alias = Some(alias),
+            State::File(file) => {
+                let known =
+                    |a: &Alias| a.name == alias.name && Arc::ptr_eq(&a.parent, &alias.parent);
+                if !file.aliases.iter().any(known) {
+                    file.aliases.push(alias);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn turn(&self) -> u64 {
+        self.turn.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn next_turn(&self) {
+        self.turn.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn data_turn(&self) -> u32 {
+        self.data_turn.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn next_data_turn(&self) {
+        self.data_turn.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The change time to show where the layer says `real`.
+    pub(crate) fn shown_ctime(&self, real: Time) -> Time {
+        match *self.held_ctime.lock() {
+            Some((held, shown)) if held == real => shown,
+            _ => real,
+        }
+    }
+
+    /// From here on `shown` is shown where the layer says `real`.
+    pub(crate) fn hold_ctime(&self, real: Time, shown: Time) {
+        *self.held_ctime.lock() = Some((real, shown));
+    }
+
+    /// Told of every real change: the layer's change time counts again. (A clock that stands still
+    /// between a copy-up and the change could not tell the two apart.)
+    pub(crate) fn changed(&self) {
+        *self.held_ctime.lock() = None;
+    }
+
+    /// Whether somebody has it open for writing.
+    pub(crate) fn is_written(&self) -> bool {
+        self.writers.load(Ordering::Acquire) > 0
+    }
+
+    pub(crate) fn opened(&self, writing: bool) {
+        if writing {
+            self.writers.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    pub(crate) fn closed(&self, writing: bool) {
+        if writing {
+            self.writers.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+impl Inode {
+    /// Takes the folders out that this object keeps alive.
+    fn take_parents(&mut self) -> Vec<Arc<Self>> {
+        match self.state.get_mut() {
+            State::Dir(dir) => dir.alias.take().map(|a| a.parent).into_iter().collect(),
+            State::File(file) => file.aliases.drain(..).map(|a| a.parent).collect(),
+        }
+    }
+}
+
+impl Drop for Inode {
+    fn drop(&mut self) {
+        // A long chain of folders that all end here would drop recursively, one stack frame each.
+        let mut open = self.take_parents();
+        while let Some(parent) = open.pop() {
+            if let Some(mut parent) = Arc::into_inner(parent) {
+                open.append(&mut parent.take_parents());
+            }
+        }
+    }
+}
+
+impl FileState {
+    /// Where its content lies.
+    pub(crate) fn data_loc(&self) -> &Loc {
+        self.data.as_ref().unwrap_or(&self.loc)
+    }
+}
+
+impl DirState {
+    /// The topmost place. A folder always lies somewhere.
+    pub(crate) fn top(&self) -> Result<&Arc<LayerDir>> {
+        self.locs
+            .first()
+            .ok_or(Error::Damaged("a folder that lies nowhere"))
+    }
+}

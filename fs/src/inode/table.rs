@@ -1,0 +1,199 @@
+//! The inodes that are known, by number, with the kernel's count of lookups.
+//!
+//! A number never stands for two objects at once: an object whose number is taken gets another one
+//! from a range of its own for as long as it is known.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use super::{Identity, Inode};
+
+const SHARDS: usize = 16;
+/// The range of numbers given out here: no file system below uses the top bit.
+const SUBSTITUTE: u64 = 1 << 63;
+
+#[derive(Debug)]
+struct Entry {
+    inode: Weak<Inode>,
+    /// Held while the kernel's count is above zero.
+    held: Option<Arc<Inode>>,
+    lookups: u64,
+}
+
+/// The inodes that are known.
+#[derive(Debug)]
+pub struct InodeTable {
+    shards: Vec<Mutex<HashMap<u64, Entry>>>,
+    /// Objects whose own number was taken, and the number they have instead.
+    substitutes: Mutex<HashMap<Identity, u64>>,
+    next_substitute: AtomicU64,
+}
+
+impl Default for InodeTable {
+    fn default() -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            substitutes: Mutex::default(),
+            next_substitute: AtomicU64::new(SUBSTITUTE | 1),
+        }
+    }
+}
+
+impl InodeTable {
+    fn shard(&self, ino: u64) -> &Mutex<HashMap<u64, Entry>> {
+        let at = usize::try_from(ino % SHARDS as u64).unwrap_or(0);
+        // `at` is below SHARDS, the length.
+        #[allow(clippy::indexing_slicing)]
+        &self.shards[at]
+    }
+
+    /// The inode with this number, when it is known.
+    pub fn get(&self, ino: u64) -> Option<Arc<Inode>> {
+        let shard = self.shard(ino).lock();
+        let entry = shard.get(&ino)?;
+        entry.held.clone().or_else(|| entry.inode.upgrade())
+    }
+
+    /// The inode for an object that shows `number`: the known one, or a new one made of `make`'s
+    /// parts; the second part of the result says whether it is new. When another object has the number,
+    /// the answer is `None` unless the caller is `sure` that it is another one, and not the same that is
+    /// just being copied up: then the new one gets a number of its own.
+    pub(crate) fn intern(
+        &self,
+        number: u64,
+        identity: Identity,
+        sure: bool,
+        make: impl FnOnce(u64) -> Arc<Inode>,
+    ) -> Option<(Arc<Inode>, bool)> {
+        let substitute = {
+            let known = self.substitutes.lock();
+            if known.is_empty() {
+                None
+            } else {
+                known.get(&identity).copied()
+            }
+        };
+        let ino = substitute.unwrap_or(number);
+        let mut shard = self.shard(ino).lock();
+        let living = shard.get(&ino).and_then(|e| e.inode.upgrade());
+        match living {
+            Some(inode) if inode.identity() == identity => Some((inode, false)),
+            Some(_) if sure => {
+                drop(shard);
+                Some(self.intern_substitute(identity, make))
+            }
+            Some(_) => None,
+            None => {
+                let inode = make(ino);
+                shard.insert(ino, Entry::new(&inode));
+                Some((inode, true))
+            }
+        }
+    }
+
+    fn intern_substitute(
+        &self,
+        identity: Identity,
+        make: impl FnOnce(u64) -> Arc<Inode>,
+    ) -> (Arc<Inode>, bool) {
+        let mut known = self.substitutes.lock();
+        let ino = *known
+            .entry(identity)
+            .or_insert_with(|| self.next_substitute.fetch_add(1, Ordering::Relaxed));
+        let mut shard = self.shard(ino).lock();
+        if let Some(inode) = shard.get(&ino).and_then(|e| e.inode.upgrade()) {
+            return (inode, false);
+        }
+        let inode = make(ino);
+        shard.insert(ino, Entry::new(&inode));
+        (inode, true)
+    }
+
+    /// Told when an object's copy-up gave it another place on disk: a substitute number stays its own.
+    pub(crate) fn moved(&self, ino: u64, from: Identity, to: Identity) {
+        if ino & SUBSTITUTE != 0 {
+            let mut known = self.substitutes.lock();
+            known.remove(&from);
+            known.insert(to, ino);
+        }
+    }
+
+    /// The kernel was told of this inode once more.
+    pub fn remember(&self, inode: &Arc<Inode>) {
+        let mut shard = self.shard(inode.ino()).lock();
+        let entry = shard
+            .entry(inode.ino())
+            .or_insert_with(|| Entry::new(inode));
+        entry.lookups += 1;
+        entry.held = Some(inode.clone());
+    }
+
+    /// The kernel forgot `count` of its lookups.
+    pub fn forget(&self, ino: u64, count: u64) {
+        let freed = {
+            let mut shard = self.shard(ino).lock();
+            let Some(entry) = shard.get_mut(&ino) else {
+                return;
+            };
+            entry.lookups = entry.lookups.saturating_sub(count);
+            if entry.lookups > 0 {
+                return;
+            }
+            entry.held.take()
+        };
+        if let Some(inode) = freed {
+            self.prune(inode);
+        }
+    }
+
+    /// Drops an inode that the kernel does not know, and then the folders that only it kept alive.
+    fn prune(&self, inode: Arc<Inode>) {
+        let mut next = Some(inode);
+        while let Some(inode) = next.take() {
+            let mut shard = self.shard(inode.ino()).lock();
+            let unknown = shard
+                .get(&inode.ino())
+                .is_none_or(|entry| entry.held.is_none());
+            // Ours is the only reference and nobody can get another while the shard is locked.
+            if !unknown || Arc::strong_count(&inode) > 1 {
+                return;
+            }
+            shard.remove(&inode.ino());
+            drop(shard);
+            if inode.ino() & SUBSTITUTE != 0 {
+                self.substitutes.lock().remove(&inode.identity());
+            }
+            let Some(mut inode) = Arc::into_inner(inode) else {
+                return;
+            };
+            let mut parents = inode.take_parents().into_iter();
+            next = parents.next();
+            for parent in parents {
+                self.prune(parent);
+            }
+        }
+    }
+
+    /// How many inodes are known.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+
+    /// Whether none is known.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Entry {
+    fn new(inode: &Arc<Inode>) -> Self {
+        Self {
+            inode: Arc::downgrade(inode),
+            held: None,
+            lookups: 0,
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! A folder inside one layer: reached from its parent by name, so that no path is ever too long and a
+//! rename of a folder above needs no change below.
+
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+
+use super::{Layer, descriptors};
+use crate::error::{Errno, Error, Result};
+use crate::name::Name;
+use crate::sys;
+
+/// A folder inside one layer.
+pub struct LayerDir {
+    layer: Arc<Layer>,
+    key: u64,
+    ino: u64,
+    place: RwLock<Place>,
+}
+
+#[derive(Clone)]
+enum Place {
+    Root,
+    Child {
+        parent: Arc<LayerDir>,
+        name: Name,
+    },
+    /// Removed while somebody still holds it.
+    Gone(Arc<OwnedFd>),
+}
+
+impl LayerDir {
+    pub(super) fn root(layer: Arc<Layer>) -> Arc<Self> {
+        let ino = layer.ino;
+        Arc::new(Self {
+            layer,
+            key: descriptors::new_key(),
+            ino,
+            place: RwLock::new(Place::Root),
+        })
+    }
+
+    /// The folder `name` in `parent`; `ino` is its inode number, by which it is known again.
+    pub fn child(parent: &Arc<Self>, name: Name, ino: u64) -> Arc<Self> {
+        Arc::new(Self {
+            layer: parent.layer.clone(),
+            key: descriptors::new_key(),
+            ino,
+            place: RwLock::new(Place::Child {
+                parent: parent.clone(),
+                name,
+            }),
+        })
+    }
+
+    /// The layer it lies in.
+    pub fn layer(&self) -> &Arc<Layer> {
+        &self.layer
+    }
+
+    /// Its inode number on disk.
+    pub fn ino(&self) -> u64 {
+        self.ino
+    }
+
+    /// An O_PATH descriptor of the folder.
+    pub fn fd(&self) -> Result<Arc<OwnedFd>> {
+        // A rename of a folder on the way may come between reading its name and opening it: then
+        // the name is gone or leads to another inode, and the way is read anew.
+        let mut last = Error::NOT_FOUND;
+        for _ in 0..8 {
+            match self.open_chain() {
+                Err(error) if error.is_absent() || error.errno() == Errno::STALE => last = error,
+                other => return other,
+            }
+        }
+        Err(last)
+    }
+
+    fn open_chain(&self) -> Result<Arc<OwnedFd>> {
+        if let Some(fd) = descriptors::get(self.key) {
+            return Ok(fd);
+        }
+        let (parent, name) = match self.place.read().clone() {
+            Place::Root => return Ok(self.layer.root.clone()),
+            Place::Gone(fd) => return Ok(fd),
+            Place::Child { parent, name } => (parent, name),
+        };
+        // Upwards to the nearest open folder, then down again, without recursion: trees are deep.
+        let mut way: Vec<(u64, u64, Name)> = vec![(self.key, self.ino, name)];
+        let mut above = parent;
+        let mut fd = loop {
+            if let Some(fd) = descriptors::get(above.key) {
+                break fd;
+            }
+            let place = above.place.read().clone();
+            match place {
+                Place::Root => break above.layer.root.clone(),
+                Place::Gone(fd) => break fd,
+                Place::Child { parent, name } => {
+                    way.push((above.key, above.ino, name));
+                    above = parent;
+                }
+            }
+        };
+        while let Some((key, ino, name)) = way.pop() {
+            let next = sys::dir::open_dir(fd.as_fd(), &name)?;
+            if sys::stat::stat_fd(&next)?.ino != ino {
+                return Err(Error::Errno(Errno::STALE));
+            }
+            fd = Arc::new(next);
+            descriptors::put(key, fd.clone());
+        }
+        Ok(fd)
+    }
+
+    /// Where it lies, from the layer's root, without a leading slash; empty for the root.
+    /// ESTALE when it was removed.
+    pub fn path_in_layer(&self) -> Result<Vec<u8>> {
+        let mut names = Vec::new();
+        let mut place = self.place.read().clone();
+        loop {
+            place = match place {
+                Place::Root => break,
+                Place::Gone(_) => return Err(Error::Errno(Errno::STALE)),
+                Place::Child { parent, name } => {
+                    names.push(name);
+                    parent.place.read().clone()
+                }
+            };
+        }
+        names.reverse();
+        Ok(names.join(&b'/'))
+    }
+
+    /// Whether both are the same folder of the same layer.
+    pub fn same_place(&self, other: &Self) -> bool {
+        self.key == other.key || (self.layer.id() == other.layer.id() && self.ino == other.ino)
+    }
+
+    /// Told after the folder was moved on disk.
+    pub fn moved(&self, parent: &Arc<Self>, name: Name) {
+        *self.place.write() = Place::Child {
+            parent: parent.clone(),
+            name,
+        };
+    }
+
+    /// Told when the folder is removed while it is still known; `fd` keeps it.
+    pub fn gone(&self, fd: Arc<OwnedFd>) {
+        *self.place.write() = Place::Gone(fd);
+    }
+}
+
+impl Drop for LayerDir {
+    fn drop(&mut self) {
+        descriptors::forget(self.key);
+        // A long chain of parents that all end here would drop recursively, one stack frame each.
+        let mut place = std::mem::replace(self.place.get_mut(), Place::Root);
+        while let Place::Child { parent, .. } = place {
+            let Some(mut parent) = Arc::into_inner(parent) else {
+                break;
+            };
+            place = std::mem::replace(parent.place.get_mut(), Place::Root);
+        }
+    }
+}
+
+impl fmt::Debug for LayerDir {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self
+            .path_in_layer()
+            .unwrap_or_else(|_| b"(removed)".to_vec());
+        write!(f, "{}:{}", self.layer.path().display(), path.escape_ascii())
+    }
+}

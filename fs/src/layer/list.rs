@@ -1,0 +1,66 @@
+//! What one layer's folder holds.
+
+use std::os::fd::AsFd;
+
+use super::LayerDir;
+use crate::error::Result;
+use crate::format::{NumberMark, OPAQUE_XATTR_WHITEOUTS};
+use crate::name::Name;
+use crate::sys;
+use crate::sys::stat::FileKind;
+
+/// One name in one layer's folder.
+#[derive(Clone, Debug)]
+pub struct LayerEntry {
+    /// The name.
+    pub name: Name,
+    /// Its type.
+    pub kind: FileKind,
+    /// Inode number on disk.
+    pub ino: u64,
+    /// It hides the name in the layers below and is nothing itself.
+    pub whiteout: bool,
+    /// The number that it keeps from before its copy-up.
+    pub number: Option<NumberMark>,
+}
+
+/// Reads a folder of a layer, whiteouts included. Number marks are read where `marks` says so.
+pub fn list(dir: &LayerDir, marks: bool) -> Result<Vec<LayerEntry>> {
+    let fd = dir.fd()?;
+    let fd = (*fd).as_fd();
+    let space = dir.layer().space();
+    let marked_files = marks
+        && sys::xattr::get(fd, space.opaque().as_bytes())?
+            .is_some_and(|value| value == OPAQUE_XATTR_WHITEOUTS);
+    let raw = sys::dir::entries(fd)?;
+    let mut found = Vec::with_capacity(raw.len());
+    for entry in raw {
+        let kind = match entry.kind {
+            Some(kind) => kind,
+            None => sys::stat::stat_at(fd, &entry.name)?.kind(),
+        };
+        let whiteout = match kind {
+            FileKind::CharDevice => sys::stat::stat_at(fd, &entry.name)?.is_whiteout_device(),
+            FileKind::Regular if marked_files => {
+                sys::xattr::get_at(fd, &entry.name, space.whiteout().as_bytes())?.is_some()
+            }
+            _ => false,
+        };
+        let number = if marks && !whiteout {
+            match sys::xattr::get_at(fd, &entry.name, space.ino().as_bytes())? {
+                Some(raw) => NumberMark::parse(&raw)?,
+                None => None,
+            }
+        } else {
+            None
+        };
+        found.push(LayerEntry {
+            name: Name::new(&entry.name)?,
+            kind,
+            ino: entry.ino,
+            whiteout,
+            number,
+        });
+    }
+    Ok(found)
+}

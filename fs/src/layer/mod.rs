@@ -1,0 +1,128 @@
+//! One tree on disk, and the stack that such trees make. No merging: that is [`crate::view`].
+
+mod descriptors;
+mod dir;
+pub(crate) mod journal;
+mod list;
+pub(crate) mod lock;
+mod probe;
+mod upper;
+mod work;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use dir::LayerDir;
+pub use list::{LayerEntry, list};
+pub use probe::{Probe, Seen, probe};
+pub use upper::{Upper, WhiteoutForm};
+pub use work::{Staged, WorkDir};
+
+use crate::format::XattrSpace;
+use crate::setup::SetupError;
+use crate::sys;
+
+/// One tree: a folder somewhere, opened once. Only the topmost of a stack is ever written.
+#[derive(Debug)]
+pub struct Layer {
+    path: PathBuf,
+    root: Arc<OwnedFd>,
+    id: u64,
+    file_system: u64,
+    dev: u64,
+    ino: u64,
+    space: XattrSpace,
+}
+
+impl Layer {
+    /// Opens the tree at `path`, whose marks lie in `space`.
+    pub fn open(path: &Path, space: XattrSpace) -> Result<Arc<Self>, SetupError> {
+        let at = |error| SetupError::at("cannot use the layer", path, error);
+        let root = sys::dir::open_root(path).map_err(at)?;
+        let stat = sys::stat::stat_fd(&root).map_err(at)?;
+        let born = sys::stat::birth_time(&root)
+            .map_err(at)?
+            .unwrap_or_default();
+        let file_system = sys::stat::statvfs(&root).map_err(at)?.f_fsid;
+        let id = mix(&[
+            file_system,
+            stat.ino,
+            born.secs.cast_unsigned(),
+            u64::from(born.nanos),
+        ]);
+        Ok(Arc::new(Self {
+            path: path.to_path_buf(),
+            root: Arc::new(root),
+            id,
+            file_system,
+            dev: stat.dev,
+            ino: stat.ino,
+            space,
+        }))
+    }
+
+    /// A number that stays the layer's own as long as its root folder lives, whatever its path, and
+    /// is no other layer's: made of the file system's id and the root's inode and birth time.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The device its root lies on.
+    pub fn dev(&self) -> u64 {
+        self.dev
+    }
+
+    /// Where its marks lie.
+    pub fn space(&self) -> XattrSpace {
+        self.space
+    }
+
+    /// The root folder's O_PATH descriptor.
+    pub fn root_fd(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// The root folder.
+    pub fn root_dir(self: &Arc<Self>) -> Arc<LayerDir> {
+        LayerDir::root(self.clone())
+    }
+
+    /// The number that an inode of this layer shows: its own on the file system of the topmost
+    /// layer, else one made of the file system's id and its own, so that two file systems do not
+    /// meet and the layer's place in the stack does not matter.
+    pub fn number(&self, base_dev: u64, ino: u64) -> u64 {
+        if self.dev == base_dev {
+            ino
+        } else {
+            (mix(&[self.file_system, ino]) >> 2) | (1 << 62)
+        }
+    }
+}
+
+/// FNV-1a over 64-bit words, finished so that all bits count. Part of the format: the ids in number
+/// marks are made with it.
+fn mix(words: &[u64]) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for byte in words.iter().flat_map(|word| word.to_le_bytes()) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    hash ^ (hash >> 29)
+}
+
+impl XattrSpace {
+    /// The space that this process can write: trusted.* asks for CAP_SYS_ADMIN in the initial user
+    /// namespace, whose id map is the whole range.
+    pub fn detect() -> Self {
+        if sys::process::is_initial_admin() {
+            Self::Trusted
+        } else {
+            Self::User
+        }
+    }
+}

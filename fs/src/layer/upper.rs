@@ -1,0 +1,190 @@
+//! The one layer of a stack that is written, with its work folder.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{Layer, WorkDir, lock};
+use crate::error::{Errno, Error, Result};
+use crate::format::{OPAQUE_XATTR_WHITEOUTS, XattrSpace};
+use crate::setup::{SetupError, SetupKind, shown};
+use crate::sys;
+use crate::sys::node::RenameHow;
+use crate::sys::stat::FileKind;
+
+/// How a name is hidden on this file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhiteoutForm {
+    /// A character device 0:0; no privilege needed since Linux 5.8.
+    Device,
+    /// An empty file with a mark, in a folder marked opaque=x: where devices can't be made.
+    MarkedFile,
+}
+
+/// The layer that is written.
+#[derive(Debug)]
+pub struct Upper {
+    /// The tree.
+    pub layer: Arc<Layer>,
+    /// Where new things are made.
+    pub work: Arc<WorkDir>,
+    form: WhiteoutForm,
+    locks: [OwnedFd; 2],
+}
+
+impl Upper {
+    /// Opens, checks, locks and cleans. The two folders must lie on one file system, because what is
+    /// made in the work folder gets its place by a rename.
+    pub fn open(upper: &Path, work: &Path, space: XattrSpace) -> Result<Arc<Self>, SetupError> {
+        let layer = Layer::open(upper, space)?;
+        let at = |error| SetupError::at("cannot use the work folder", work, error);
+        let outer = sys::dir::open_root(work).map_err(at)?;
+        check_separate(upper, work, &layer, &outer)?;
+        let locks = [
+            lock::for_writing("upper layer", upper, layer.root_fd())?,
+            lock::for_writing("work folder", work, outer.as_fd())?,
+        ];
+        let inner = match sys::node::mkdir(outer.as_fd(), b"work", 0o700) {
+            Ok(()) => sys::dir::open_dir(outer.as_fd(), b"work"),
+            Err(error) if error.errno() == Errno::EXIST => {
+                sys::dir::open_dir(outer.as_fd(), b"work")
+            }
+            Err(error) => Err(error),
+        }
+        .map_err(at)?;
+        // What is made in there must be nobody's until it has its own rights: a default ACL would be
+        // inherited by every copied-up file.
+        for acl in [&b"system.posix_acl_default"[..], b"system.posix_acl_access"] {
+            match sys::xattr::remove(inner.as_fd(), acl) {
+                Err(error) if !matches!(error.errno(), Errno::NODATA | Errno::OPNOTSUPP) => {
+                    return Err(at(error));
+                }
+                _ => {}
+            }
+        }
+        let work = WorkDir::new(inner);
+        super::journal::finish(&layer, &work).map_err(at)?;
+        work.clean().map_err(at)?;
+        check_marks(&layer, &work)?;
+        let form = probe_whiteout(&work).map_err(at)?;
+        Ok(Arc::new(Self {
+            layer,
+            work,
+            form,
+            locks,
+        }))
+    }
+
+    /// Turns the lock for writing into one for reading, which lives as long as the returned descriptor:
+    /// the layer is a lower from here on, and at no moment without a lock.
+    pub fn freeze(&self) -> Result<OwnedFd> {
+        let [lock, _] = &self.locks;
+        let shared = lock.try_clone().map_err(|_| Errno::MFILE)?;
+        sys::dir::lock_to_shared(&shared)?;
+        Ok(shared)
+    }
+
+    /// The form in which this upper hides names.
+    pub fn whiteout_form(&self) -> WhiteoutForm {
+        self.form
+    }
+
+    /// Hides `name` in `dir`, which must have no such name yet in this layer.
+    pub fn whiteout_new(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+        match self.form {
+            WhiteoutForm::Device => sys::node::mknod(dir, name, FileKind::CharDevice, 0, 0),
+            WhiteoutForm::MarkedFile => {
+                let staged = self.stage_whiteout(dir)?;
+                staged.commit(dir, name, RenameHow::NoReplace)
+            }
+        }
+    }
+
+    /// Makes a whiteout in the work folder, for `dir`.
+    pub fn stage_whiteout(&self, dir: BorrowedFd<'_>) -> Result<super::Staged> {
+        let (staged, ()) = self.work.stage(|work, name| match self.form {
+            WhiteoutForm::Device => sys::node::mknod(work, name, FileKind::CharDevice, 0, 0),
+            WhiteoutForm::MarkedFile => {
+                sys::node::mknod(work, name, FileKind::Regular, 0o600, 0)?;
+                let fd = sys::dir::open_path(work, name)?;
+                sys::xattr::set(fd.as_fd(), self.layer.space().whiteout().as_bytes(), b"")
+            }
+        })?;
+        if self.form == WhiteoutForm::MarkedFile {
+            let mark = self.layer.space().opaque().as_bytes();
+            if sys::xattr::get(dir, mark)?.is_none() {
+                sys::xattr::set(dir, mark, OPAQUE_XATTR_WHITEOUTS)?;
+            }
+        }
+        Ok(staged)
+    }
+}
+
+fn check_separate(
+    upper: &Path,
+    work: &Path,
+    layer: &Layer,
+    outer: &OwnedFd,
+) -> Result<(), SetupError> {
+    let stat = sys::stat::stat_fd(outer)
+        .map_err(|error| SetupError::at("cannot use the work folder", work, error))?;
+    let usage = |what: String, hint: &str| SetupError::new(SetupKind::Usage, what, hint);
+    if stat.dev != layer.dev() {
+        return Err(usage(
+            format!(
+                "upperdir {} and workdir {} lie on different file systems",
+                shown(upper),
+                shown(work)
+            ),
+            "name a work folder on the upper's file system",
+        ));
+    }
+    let inside = |inner: &Path, outer: &Path| match (inner.canonicalize(), outer.canonicalize()) {
+        (Ok(inner), Ok(outer)) => inner.starts_with(outer),
+        _ => false,
+    };
+    if inside(work, upper) || inside(upper, work) {
+        return Err(usage(
+            format!(
+                "upperdir {} and workdir {} lie in one another",
+                shown(upper),
+                shown(work)
+            ),
+            "name two separate folders",
+        ));
+    }
+    Ok(())
+}
+
+/// A layer without extended attributes could hide nothing and move no folder: better said at once.
+fn check_marks(layer: &Layer, work: &Arc<WorkDir>) -> Result<(), SetupError> {
+    let tried = work.stage(|dir, name| {
+        sys::node::mkdir(dir, name, 0o700)?;
+        let fd = sys::dir::open_path(dir, name)?;
+        sys::xattr::set(fd.as_fd(), layer.space().opaque().as_bytes(), b"y")
+    });
+    match tried {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let hint = match error.errno() {
+                Errno::OPNOTSUPP | Errno::PERM => {
+                    "the upper layer's file system must keep extended attributes"
+                }
+                Errno::NOSPC | Errno::DQUOT => "make room on the file system of the upper layer",
+                _ => "",
+            };
+            let what = format!("cannot set {} below", layer.space().opaque());
+            Err(SetupError::at(&what, layer.path(), error).hint(hint))
+        }
+    }
+}
+
+fn probe_whiteout(work: &Arc<WorkDir>) -> Result<WhiteoutForm> {
+    match work.stage(|dir, name| sys::node::mknod(dir, name, FileKind::CharDevice, 0, 0)) {
+        Ok(_) => Ok(WhiteoutForm::Device),
+        Err(Error::Errno(Errno::PERM | Errno::OPNOTSUPP | Errno::INVAL | Errno::ACCESS)) => {
+            Ok(WhiteoutForm::MarkedFile)
+        }
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,67 @@
+//! `cowlfs`: arguments to a configuration, then [`cowl_fs::serve`].
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use cowl_fs::cli::{Args, Invocation};
+use cowl_fs::setup::{SetupError, SetupKind};
+use cowl_fs::sys::process::{Background, to_background};
+
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err((text, code)) => {
+            // Nothing is left to tell when standard error is closed.
+            drop(writeln!(std::io::stderr(), "cowlfs: {text}"));
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn run(args: Args) -> Result<(), (String, u8)> {
+    let Invocation {
+        config,
+        foreground,
+        debug,
+    } = args.into_invocation().map_err(|text| (text, 2))?;
+    cowl_fs::logging::start(debug);
+    if foreground {
+        return cowl_fs::serve(config, || {}).map_err(|error| told(&error));
+    }
+    match to_background().map_err(|error| (format!("cannot fork: {error}"), 1))? {
+        Background::Parent(why) if why.is_empty() => Ok(()),
+        Background::Parent(why) => {
+            let (code, why) = why.split_once(' ').unwrap_or(("1", &why));
+            Err((why.to_owned(), code.parse().unwrap_or(1)))
+        }
+        Background::Child(pipe) => {
+            let mut pipe = Some(pipe);
+            let served = cowl_fs::serve(config, || {
+                if let Some(pipe) = pipe.take()
+                    && let Err(error) = pipe.ready()
+                {
+                    log::error!("cannot tell the parent: {error}");
+                }
+            });
+            let Err(error) = served else { return Ok(()) };
+            let (why, code) = told(&error);
+            match pipe {
+                Some(pipe) => pipe
+                    .failed(&format!("{code} {why}"))
+                    .map_err(|error| (error.to_string(), 1)),
+                None => Err((why, code)),
+            }
+        }
+    }
+}
+
+fn told(error: &SetupError) -> (String, u8) {
+    let code = match error.kind {
+        SetupKind::Usage => 2,
+        SetupKind::Host => 1,
+        SetupKind::Busy => 4,
+        SetupKind::Damaged => 5,
+    };
+    (error.to_string(), code)
+}

@@ -1,0 +1,241 @@
+//! Owner, mode, size, times.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::OFlags;
+
+use super::files::FileHandle;
+use super::stage::CopyUp;
+use super::{Caller, Op};
+use crate::error::{Errno, Error, Result};
+use crate::inode::{FileState, Inode};
+use crate::sys;
+use crate::sys::attr::SetTime;
+use crate::sys::stat::{FileKind, Stat};
+
+/// What stat shows of an object: `stat` with the owner as the mount shows it, and the number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attr {
+    /// The number.
+    pub ino: u64,
+    /// Everything else; its own `dev` and `ino` are the layer's.
+    pub stat: Stat,
+}
+
+/// Changes of attributes, as one request brings them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SetAttr {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner, as the mount shows it.
+    pub uid: Option<u32>,
+    /// Group, as the mount shows it.
+    pub gid: Option<u32>,
+    /// Size in bytes.
+    pub size: Option<u64>,
+    /// Access time.
+    pub atime: SetTime,
+    /// Modification time.
+    pub mtime: SetTime,
+}
+
+impl Default for SetAttr {
+    fn default() -> Self {
+        Self {
+            mode: None,
+            uid: None,
+            gid: None,
+            size: None,
+            atime: SetTime::Keep,
+            mtime: SetTime::Keep,
+        }
+    }
+}
+
+impl Op<'_> {
+    /// What stat shows.
+    pub fn attr(&self, inode: &Arc<Inode>) -> Result<Attr> {
+        let mut stat = if inode.is_dir() {
+            self.dir_stat(inode)?
+        } else {
+            self.file_stat(inode)?
+        };
+        let ids = &self.overlay.behaviour;
+        stat.ctime = inode.shown_ctime(stat.ctime);
+        stat.uid = ids.uids.to_mount(stat.uid);
+        stat.gid = ids.gids.to_mount(stat.gid);
+        Ok(Attr {
+            ino: inode.ino(),
+            stat,
+        })
+    }
+
+    fn dir_stat(&self, inode: &Inode) -> Result<Stat> {
+        let dir = inode.dir()?;
+        let mut stat = sys::stat::stat_fd(&*dir.top()?.fd()?)?;
+        if dir.removed {
+            stat.nlink = 0;
+        } else if dir.locs.len() > 1 {
+            // The subfolders lie in several layers; 1 says "not counted" to find(1) and fts(3).
+            stat.nlink = 1;
+        }
+        Ok(stat)
+    }
+
+    fn file_stat(&self, inode: &Arc<Inode>) -> Result<Stat> {
+        // A rename beside this may move the name between reading it and asking for it: then it is read
+        // anew.
+        for _ in 0..8 {
+            let file = inode.file()?;
+            let stat = match &file.anchor {
+                Some(anchor) => sys::stat::stat_fd(&**anchor),
+                None => file.loc.stat(),
+            };
+            let mut stat = match stat {
+                Err(error) if error.is_absent() => continue,
+                other => other?,
+            };
+            if file.anchor.is_none() && stat.ino != file.identity.ino {
+                continue;
+            }
+            if let Some(data) = &file.data {
+                stat.blocks = data.stat()?.blocks;
+            }
+            if file.orphan {
+                stat.nlink = 0;
+            } else if self.overlay.behaviour.static_nlink {
+                stat.nlink = 1;
+            } else if stat.nlink > 1 {
+                stat.nlink = self.visible_links(inode, &file, stat.nlink)?;
+            }
+            return Ok(stat);
+        }
+        Err(Error::Errno(Errno::STALE))
+    }
+
+    /// The number of names under which a file with several links shows. A layer above its own may hide
+    /// some of them, which the count on disk does not know.
+    fn visible_links(&self, inode: &Arc<Inode>, file: &FileState, on_disk: u64) -> Result<u64> {
+        if self.in_upper(file) || file.anchor.is_some() {
+            return Ok(on_disk);
+        }
+        if let Some(visible) = file.visible {
+            return Ok(visible);
+        }
+        let visible = self.visible_names(inode, file)?.len() as u64;
+        inode.change_file(|file| file.visible = Some(visible))?;
+        Ok(visible)
+    }
+
+    /// Changes attributes. An empty change is the kernel's request to drop setuid, setgid and
+    /// capabilities (FUSE_HANDLE_KILLPRIV_V2).
+    pub fn set_attr(
+        &self,
+        caller: Caller,
+        inode: &Arc<Inode>,
+        set: &SetAttr,
+        handle: Option<&FileHandle>,
+    ) -> Result<Attr> {
+        self.upper()?;
+        if let Some(size) = set.size {
+            self.set_size(caller, inode, size, handle)?;
+        }
+        self.any_up(inode)?;
+        let target = self.target(inode)?;
+        let fd = target.as_fd();
+        if *set == SetAttr::default() {
+            self.drop_privileges(caller, inode, &target)?;
+        }
+        if set.uid.is_some() || set.gid.is_some() {
+            let ids = &self.overlay.behaviour;
+            let overflow = Error::Errno(Errno::OVERFLOW);
+            let uid = set.uid.map(|id| ids.uids.to_disk(id).ok_or(overflow));
+            let gid = set.gid.map(|id| ids.gids.to_disk(id).ok_or(overflow));
+            sys::attr::chown(fd, uid.transpose()?, gid.transpose()?)?;
+        }
+        if let Some(mode) = set.mode {
+            if inode.kind() == FileKind::Symlink {
+                return Err(Error::Errno(Errno::OPNOTSUPP));
+            }
+            sys::attr::chmod(fd, mode)?;
+        }
+        if set.atime != SetTime::Keep || set.mtime != SetTime::Keep {
+            sys::attr::utimens(fd, set.atime, set.mtime)?;
+        }
+        inode.changed();
+        self.attr(inode)
+    }
+
+    fn set_size(
+        &self,
+        caller: Caller,
+        inode: &Arc<Inode>,
+        size: u64,
+        handle: Option<&FileHandle>,
+    ) -> Result<()> {
+        if inode.kind() != FileKind::Regular {
+            let errno = if inode.is_dir() {
+                Errno::ISDIR
+            } else {
+                Errno::INVAL
+            };
+            return Err(Error::Errno(errno));
+        }
+        let how = if size == 0 {
+            CopyUp::Truncate
+        } else {
+            CopyUp::Data
+        };
+        self.file_up(inode, how)?;
+        let fd = match handle.filter(|handle| handle.writes()) {
+            Some(handle) => self.content(handle)?,
+            None => Arc::new(self.open_content(inode, OFlags::RDWR)?),
+        };
+        cut(caller, &fd, size)
+    }
+
+    /// Drops setuid, setgid and capabilities. The empty request comes for a change of the content, for
+    /// which somebody has the file open for writing, and for a chown that changes nothing, for which
+    /// setuid goes only when the caller owns the file. The kernel leaves that check to us; without it
+    /// any user could take setuid away from any program.
+    fn drop_privileges(&self, caller: Caller, inode: &Inode, target: &OwnedFd) -> Result<()> {
+        let stat = sys::stat::stat_fd(target)?;
+        if stat.kind() == FileKind::Directory {
+            return Ok(());
+        }
+        let group_exec = stat.mode & 0o010 != 0;
+        let drop = 0o4000 | if group_exec { 0o2000 } else { 0 };
+        if stat.perm() & drop != 0 {
+            let who = self.on_disk(caller)?;
+            if caller.uid != 0 && who.uid != stat.uid && !inode.is_written() {
+                return Err(Error::Errno(Errno::PERM));
+            }
+            sys::attr::chmod(target.as_fd(), stat.perm() & !drop)?;
+        }
+        match sys::xattr::remove(target.as_fd(), b"security.capability") {
+            Err(error) if !matches!(error.errno(), Errno::NODATA | Errno::OPNOTSUPP) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// An O_PATH descriptor of an object, whatever it is.
+    pub(super) fn target(&self, inode: &Inode) -> Result<Arc<OwnedFd>> {
+        if inode.is_dir() {
+            return inode.dir()?.top()?.fd();
+        }
+        let file = inode.file()?;
+        match file.anchor {
+            Some(anchor) => Ok(anchor),
+            None => Ok(Arc::new(file.loc.open_path()?)),
+        }
+    }
+}
+
+/// Sets a file's size; setuid and setgid go as they do for the caller on a plain folder.
+pub(super) fn cut(caller: Caller, fd: &OwnedFd, size: u64) -> Result<()> {
+    if caller.uid == 0 {
+        return sys::attr::truncate(fd, size);
+    }
+    sys::creds::dropping_setid(|| sys::attr::truncate(fd, size))
+}

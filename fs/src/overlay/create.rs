@@ -1,0 +1,269 @@
+//! New names: files, folders, nodes, symbolic links, hard links.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use parking_lot::MutexGuard;
+use rustix::fs::OFlags;
+
+use super::files::{FileHandle, OpenHow};
+use super::plan::UpperHas;
+use super::stage::CopyUp;
+use super::{Caller, Op};
+use crate::error::{Errno, Error, Result};
+use crate::format::Redirect;
+use crate::inode::{Alias, DirState, Inode};
+use crate::layer::{LayerDir, Seen, probe};
+use crate::name::Name;
+use crate::sys;
+use crate::sys::node::RenameHow;
+use crate::sys::stat::FileKind;
+use crate::view::resolve::join;
+use crate::view::{DirNode, FileNode, Found, Loc};
+
+impl Op<'_> {
+    /// Makes a folder.
+    pub fn mkdir(
+        &self,
+        caller: Caller,
+        parent: &Arc<Inode>,
+        name: &Name,
+        mode: u32,
+    ) -> Result<Arc<Inode>> {
+        self.make(caller, parent, name, true, |dir, name| {
+            sys::node::mkdir(dir, name, mode & 0o7777)
+        })
+    }
+
+    /// Makes an empty file, a fifo, a socket or a device. A 0:0 character device is refused as kernel
+    /// overlayfs does: on disk it is a whiteout.
+    pub fn mknod(
+        &self,
+        caller: Caller,
+        parent: &Arc<Inode>,
+        name: &Name,
+        mode: u32,
+        rdev: u64,
+    ) -> Result<Arc<Inode>> {
+        let kind = FileKind::from_mode(mode);
+        if kind == FileKind::CharDevice && rdev == 0 {
+            return Err(Error::Errno(Errno::PERM));
+        }
+        self.make(caller, parent, name, false, |dir, name| {
+            sys::node::mknod(dir, name, kind, mode & 0o7777, rdev)
+        })
+    }
+
+    /// Makes a symbolic link.
+    pub fn symlink(
+        &self,
+        caller: Caller,
+        parent: &Arc<Inode>,
+        name: &Name,
+        target: &[u8],
+    ) -> Result<Arc<Inode>> {
+        self.make(caller, parent, name, false, |dir, name| {
+            sys::node::symlink(dir, name, target)
+        })
+    }
+
+    /// Makes a regular file and opens it.
+    pub fn create(
+        &self,
+        caller: Caller,
+        parent: &Arc<Inode>,
+        name: &Name,
+        mode: u32,
+        how: OpenHow,
+    ) -> Result<(Arc<Inode>, Arc<FileHandle>)> {
+        // The descriptor that makes the file is kept: its access was granted with the creation,
+        // whatever the mode says.
+        let mut opened: Option<OwnedFd> = None;
+        let inode = self.make(caller, parent, name, false, |dir, name| {
+            opened = Some(sys::node::create(dir, name, mode & 0o7777, OFlags::RDWR)?);
+            Ok(())
+        })?;
+        let fd = match opened {
+            Some(fd) => fd,
+            None => return Err(Error::Errno(Errno::IO)),
+        };
+        let handle = self.handle(&inode, fd, how, inode.data_turn());
+        Ok((inode, handle))
+    }
+
+    /// Gives a file one more name.
+    pub fn link(&self, inode: &Arc<Inode>, parent: &Arc<Inode>, name: &Name) -> Result<Arc<Inode>> {
+        if inode.is_dir() {
+            return Err(Error::Errno(Errno::PERM));
+        }
+        let file = self.file_up(inode, CopyUp::Metadata)?;
+        self.anchor_redirect(inode)?;
+        let (_, up) = self.dir_up(parent)?;
+        let _names = parent.names.lock();
+        let dir = live(parent)?;
+        let fd = up.fd()?;
+        let fd = (*fd).as_fd();
+        let (from_dir, from_name) = match &file.anchor {
+            Some(_) => return Err(Error::NOT_FOUND),
+            None => (file.loc.dir.fd()?, file.loc.name.clone()),
+        };
+        let from = (*from_dir).as_fd();
+        match self.upper_has(&up, name)? {
+            UpperHas::Object => return Err(Error::Errno(Errno::EXIST)),
+            UpperHas::Nothing => {
+                self.must_be_free_below(&dir, name)?;
+                sys::node::link(from, &from_name, fd, name)?;
+            }
+            UpperHas::Whiteout => {
+                let (staged, ()) = self
+                    .upper()?
+                    .work
+                    .stage(|work, tmp| sys::node::link(from, &from_name, work, tmp))?;
+                staged.commit(fd, name, RenameHow::Replace)?;
+            }
+        }
+        inode.add_alias(Alias {
+            parent: parent.clone(),
+            name: name.clone(),
+        });
+        inode.changed();
+        parent.changed();
+        Ok(inode.clone())
+    }
+
+    /// Before a metacopy file gets another name: says on it where its content is, because that was
+    /// found by the name so far.
+    pub(super) fn anchor_redirect(&self, inode: &Arc<Inode>) -> Result<()> {
+        let file = inode.file()?;
+        if file.data.is_none() || matches!(file.redirect, Some(Redirect::Path(_))) {
+            return Ok(());
+        }
+        let alias = file.aliases.first().ok_or(Error::NOT_FOUND)?;
+        let last = match &file.redirect {
+            Some(Redirect::Sibling(name)) => name.clone(),
+            _ => alias.name.clone(),
+        };
+        let path = join(&self.path_below(&alias.parent)?, &last);
+        let redirect = Redirect::Path(path.into());
+        let mark = self.upper()?.layer.space().redirect().as_bytes();
+        sys::xattr::set(file.loc.open_path()?.as_fd(), mark, &redirect.to_value())?;
+        inode.change_file(|file| file.redirect = Some(redirect))
+    }
+
+    /// What the upper has under a name.
+    pub(super) fn upper_has(&self, up: &LayerDir, name: &Name) -> Result<UpperHas> {
+        Ok(match probe(up, name, true)? {
+            None => UpperHas::Nothing,
+            Some(found) if found.seen == Seen::Whiteout => UpperHas::Whiteout,
+            Some(_) => UpperHas::Object,
+        })
+    }
+
+    fn must_be_free_below(&self, dir: &DirState, name: &Name) -> Result<()> {
+        match self.below(dir, name)? {
+            Found::Absent | Found::Whiteout => Ok(()),
+            Found::Dir(_) | Found::File(_) => Err(Error::Errno(Errno::EXIST)),
+        }
+    }
+
+    /// Makes something new as the caller: right in its folder where the name is free, else in the work
+    /// folder, from where it takes the whiteout's place.
+    fn make(
+        &self,
+        caller: Caller,
+        parent: &Arc<Inode>,
+        name: &Name,
+        is_dir: bool,
+        mut how: impl FnMut(BorrowedFd<'_>, &[u8]) -> Result<()>,
+    ) -> Result<Arc<Inode>> {
+        live(parent)?;
+        let (_, up) = self.dir_up(parent)?;
+        let _names = parent.names.lock();
+        let dir = live(parent)?;
+        let fd = up.fd()?;
+        let fd = (*fd).as_fd();
+        self.must_be_free(&dir, &up, name)?;
+        match self.as_creator(caller, || how(fd, name)) {
+            Ok(()) => {}
+            Err(error) if error.errno() == Errno::EXIST => {
+                if self.upper_has(&up, name)? != UpperHas::Whiteout {
+                    return Err(error);
+                }
+                let staged = self.stage_in_twin(caller, fd, |twin| how(twin, b"new"))?;
+                if is_dir {
+                    self.set_opaque(staged.open_path()?.as_fd())?;
+                    staged.commit(fd, name, RenameHow::Exchange)?;
+                } else {
+                    staged.commit(fd, name, RenameHow::Replace)?;
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        parent.changed();
+        self.take_new(parent, &up, name)
+    }
+
+    /// A name that only a lower layer has is taken, though the upper's folder would let it be made.
+    fn must_be_free(&self, dir: &DirState, up: &LayerDir, name: &Name) -> Result<()> {
+        if dir.locs.len() > 1 && self.upper_has(up, name)? == UpperHas::Nothing {
+            self.must_be_free_below(dir, name)?;
+        }
+        Ok(())
+    }
+
+    fn take_new(&self, parent: &Arc<Inode>, up: &Arc<LayerDir>, name: &Name) -> Result<Arc<Inode>> {
+        let stat = sys::stat::stat_at((*up.fd()?).as_fd(), name)?;
+        let ino = self.view().number(up.layer(), &stat, None);
+        if stat.kind() == FileKind::Directory {
+            let node = DirNode {
+                locs: vec![LayerDir::child(up, name.clone(), stat.ino)],
+                below: None,
+                redirect: None,
+                stat,
+                ino,
+            };
+            return self
+                .take_dir(parent, name, node, true)
+                .ok_or(Error::Errno(Errno::STALE));
+        }
+        let node = FileNode {
+            loc: Loc {
+                dir: up.clone(),
+                name: name.clone(),
+            },
+            data: None,
+            data_missing: false,
+            below: None,
+            redirect: None,
+            stat,
+            ino,
+        };
+        self.take_file(parent, name, node, true)
+            .ok_or(Error::Errno(Errno::STALE))
+    }
+}
+
+/// A folder that was not removed.
+pub(super) fn live(inode: &Inode) -> Result<DirState> {
+    let dir = inode.dir()?;
+    if dir.removed {
+        return Err(Error::NOT_FOUND);
+    }
+    Ok(dir)
+}
+
+/// Both folders' locks, always in the same order.
+pub(super) fn lock_both<'a>(
+    one: &'a Arc<Inode>,
+    two: &'a Arc<Inode>,
+) -> (MutexGuard<'a, ()>, Option<MutexGuard<'a, ()>>) {
+    if Arc::ptr_eq(one, two) {
+        return (one.names.lock(), None);
+    }
+    let (first, second) = if one.ino() < two.ino() {
+        (one, two)
+    } else {
+        (two, one)
+    };
+    (first.names.lock(), Some(second.names.lock()))
+}

@@ -1,0 +1,268 @@
+//! Open files.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use parking_lot::Mutex;
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
+
+use super::attr::cut;
+use super::stage::CopyUp;
+use super::{Caller, Op, Overlay};
+use crate::error::{Errno, Error, Result};
+use crate::inode::Inode;
+use crate::sys;
+use crate::sys::stat::FileKind;
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenHow {
+    /// For writing.
+    pub write: bool,
+    /// Cut to nothing.
+    pub truncate: bool,
+}
+
+/// An open file. A descriptor that was opened before the file was copied up follows it.
+#[derive(Debug)]
+pub struct FileHandle {
+    inode: Arc<Inode>,
+    how: OpenHow,
+    open: Mutex<(Arc<OwnedFd>, u32)>,
+}
+
+impl FileHandle {
+    /// The file.
+    pub fn inode(&self) -> &Arc<Inode> {
+        &self.inode
+    }
+
+    /// Whether it can be written through.
+    pub fn writes(&self) -> bool {
+        self.how.write
+    }
+}
+
+impl Overlay {
+    /// Told when a file is closed.
+    pub fn close(&self, handle: &FileHandle) {
+        let counter = if handle.how.write {
+            &self.writers
+        } else {
+            &self.readers
+        };
+        counter.fetch_sub(1, Ordering::AcqRel);
+        handle.inode.closed(handle.how.write);
+    }
+}
+
+impl Op<'_> {
+    /// Opens a regular file.
+    pub fn open(
+        &self,
+        caller: Caller,
+        inode: &Arc<Inode>,
+        how: OpenHow,
+    ) -> Result<Arc<FileHandle>> {
+        if inode.kind() != FileKind::Regular {
+            let errno = if inode.is_dir() {
+                Errno::ISDIR
+            } else {
+                // The kernel opens fifos, sockets and devices itself.
+                Errno::NXIO
+            };
+            return Err(Error::Errno(errno));
+        }
+        if how.write || how.truncate {
+            let copy = if how.truncate {
+                CopyUp::Truncate
+            } else {
+                CopyUp::Data
+            };
+            self.file_up(inode, copy)?;
+        }
+        let access = if how.write || how.truncate {
+            OFlags::RDWR
+        } else {
+            OFlags::RDONLY
+        };
+        // Before the content is opened: when it moves meanwhile, the handle opens it anew.
+        let turn = inode.data_turn();
+        let fd = self.open_content(inode, access)?;
+        if how.truncate {
+            inode.changed();
+            cut(caller, &fd, 0)?;
+        }
+        Ok(self.handle(inode, fd, how, turn))
+    }
+
+    pub(super) fn handle(
+        &self,
+        inode: &Arc<Inode>,
+        fd: OwnedFd,
+        how: OpenHow,
+        turn: u32,
+    ) -> Arc<FileHandle> {
+        let counter = if how.write {
+            &self.overlay.writers
+        } else {
+            &self.overlay.readers
+        };
+        counter.fetch_add(1, Ordering::AcqRel);
+        inode.opened(how.write);
+        Arc::new(FileHandle {
+            inode: inode.clone(),
+            how,
+            open: Mutex::new((Arc::new(fd), turn)),
+        })
+    }
+
+    /// Opens a file's content where it lies now.
+    pub(super) fn open_content(&self, inode: &Inode, access: OFlags) -> Result<OwnedFd> {
+        let mut last = Error::Errno(Errno::STALE);
+        // A rename beside this may move the name between reading it and opening it.
+        for _ in 0..8 {
+            let file = inode.file()?;
+            let opened = match (&file.data, &file.anchor) {
+                (None, Some(anchor)) => sys::dir::reopen((**anchor).as_fd(), access),
+                _ => file.data_loc().open(access),
+            };
+            match opened {
+                Ok(fd) => {
+                    let own = file.data.is_some()
+                        || file.anchor.is_some()
+                        || sys::stat::stat_fd(&fd)?.ino == file.identity.ino;
+                    if own {
+                        return Ok(fd);
+                    }
+                }
+                Err(error) if error.is_absent() => last = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last)
+    }
+
+    /// The descriptor behind a handle, opened anew when the content has moved since.
+    pub(super) fn content(&self, handle: &FileHandle) -> Result<Arc<OwnedFd>> {
+        let mut open = handle.open.lock();
+        let turn = handle.inode.data_turn();
+        if open.1 != turn {
+            let access = if handle.how.write {
+                OFlags::RDWR
+            } else {
+                OFlags::RDONLY
+            };
+            *open = (Arc::new(self.open_content(&handle.inode, access)?), turn);
+        }
+        Ok(open.0.clone())
+    }
+
+    /// Reads into `buffer`; fewer bytes than asked for only at the end of the file.
+    pub fn read(&self, handle: &FileHandle, at: u64, buffer: &mut [u8]) -> Result<usize> {
+        let fd = self.content(handle)?;
+        let mut done = 0;
+        while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let got =
+                rustix::io::retry_on_intr(|| rustix::io::pread(&fd, &mut *rest, at + done as u64))?;
+            if got == 0 {
+                break;
+            }
+            done += got;
+        }
+        Ok(done)
+    }
+
+    /// Writes all of `data`. `kill`: the kernel says that the writer has no right to keep setuid and
+    /// setgid.
+    pub fn write(&self, handle: &FileHandle, at: u64, data: &[u8], kill: bool) -> Result<()> {
+        if !handle.how.write {
+            return Err(Error::Errno(Errno::BADF));
+        }
+        self.upper()?;
+        let fd = self.content(handle)?;
+        handle.inode.changed();
+        if kill {
+            sys::creds::dropping_setid(|| sys::copy::write_all(&*fd, data, at))
+        } else {
+            sys::copy::write_all(&*fd, data, at)
+        }
+    }
+
+    /// Writes a file to the disk.
+    pub fn fsync(&self, handle: &FileHandle, data_only: bool) -> Result<()> {
+        if self.volatile() {
+            return Ok(());
+        }
+        let file = handle.inode.file()?;
+        if !self.in_upper(&file) && file.anchor.is_none() {
+            // Nothing of it was changed.
+            return Ok(());
+        }
+        let fd = match &file.data {
+            // Its content lies below, untouched; what may have changed is its attributes.
+            Some(_) => Arc::new(match &file.anchor {
+                Some(anchor) => sys::dir::reopen((**anchor).as_fd(), OFlags::RDONLY)?,
+                None => file.loc.open_read()?,
+            }),
+            None => self.content(handle)?,
+        };
+        if data_only {
+            rustix::fs::fdatasync(&fd)?;
+        } else {
+            rustix::fs::fsync(&fd)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a folder's names to the disk.
+    pub fn fsync_dir(&self, inode: &Inode) -> Result<()> {
+        let dir = inode.dir()?;
+        match self.upper_dir(&dir) {
+            Some(up) if !self.volatile() && !dir.removed => sys::dir::sync_dir((*up.fd()?).as_fd()),
+            _ => Ok(()),
+        }
+    }
+
+    /// fallocate(2), with the flags as the system call takes them.
+    pub fn fallocate(&self, handle: &FileHandle, mode: u32, at: u64, len: u64) -> Result<()> {
+        if !handle.how.write {
+            return Err(Error::Errno(Errno::BADF));
+        }
+        self.upper()?;
+        let fd = self.content(handle)?;
+        handle.inode.changed();
+        let mode = FallocateFlags::from_bits_retain(mode);
+        Ok(rustix::fs::fallocate(&fd, mode, at, len)?)
+    }
+
+    /// SEEK_DATA and SEEK_HOLE; the kernel does the other kinds itself.
+    pub fn seek(&self, handle: &FileHandle, at: u64, hole: bool) -> Result<u64> {
+        let fd = self.content(handle)?;
+        let from = if hole {
+            SeekFrom::Hole(at)
+        } else {
+            SeekFrom::Data(at)
+        };
+        Ok(rustix::fs::seek(&fd, from)?)
+    }
+
+    /// Copies between two open files below the mount, without the data passing through here; blocks
+    /// are shared where the file system can.
+    pub fn copy_file_range(
+        &self,
+        from: (&FileHandle, u64),
+        to: (&FileHandle, u64),
+        len: usize,
+    ) -> Result<usize> {
+        self.upper()?;
+        let (source, target) = (self.content(from.0)?, self.content(to.0)?);
+        to.0.inode.changed();
+        let (mut at, mut to_at) = (from.1, to.1);
+        let copied = rustix::io::retry_on_intr(|| {
+            rustix::fs::copy_file_range(&source, Some(&mut at), &target, Some(&mut to_at), len)
+        })?;
+        Ok(copied)
+    }
+}

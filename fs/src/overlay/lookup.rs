@@ -1,0 +1,205 @@
+//! From a name to an inode.
+
+use std::sync::Arc;
+
+use smallvec::smallvec;
+
+use super::Op;
+use crate::error::{Errno, Error, Result};
+use crate::inode::{Alias, DirState, FileState, Identity, Inode, State};
+use crate::name::Name;
+use crate::sys::stat::Stat;
+use crate::view::{DirNode, FileNode, Found, Listed};
+
+/// What one look at a name gave.
+enum Looked {
+    Sure(Option<Arc<Inode>>),
+    Unsure,
+}
+
+impl Op<'_> {
+    /// The object `name` in `parent`, or `None`.
+    pub fn lookup(&self, parent: &Arc<Inode>, name: &Name) -> Result<Option<Arc<Inode>>> {
+        // A copy-up beside this may move the object between looking and taking it in: then what was
+        // seen is out of date, and is looked at again. Each turn means that a copy-up has ended.
+        loop {
+            let turn = parent.turn();
+            match self.look(parent, name, false)? {
+                // The number belongs to an object that looks different: one that is just being copied
+                // up, or really another. While the folder's names stand still it can be told.
+                Looked::Unsure => {
+                    let _names = parent.names.lock();
+                    return self.lookup_locked(parent, name);
+                }
+                Looked::Sure(found) if parent.turn() == turn => return Ok(found),
+                Looked::Sure(_) => {}
+            }
+        }
+    }
+
+    /// The same for who holds the folder's `names`.
+    pub(super) fn lookup_locked(
+        &self,
+        parent: &Arc<Inode>,
+        name: &Name,
+    ) -> Result<Option<Arc<Inode>>> {
+        match self.look(parent, name, true)? {
+            Looked::Sure(found) => Ok(found),
+            Looked::Unsure => Err(Error::Errno(Errno::STALE)),
+        }
+    }
+
+    fn look(&self, parent: &Arc<Inode>, name: &Name, sure: bool) -> Result<Looked> {
+        let dir = parent.dir()?;
+        if dir.removed {
+            return Ok(Looked::Sure(None));
+        }
+        let taken = match self.view().lookup(&node_of(&dir), name)? {
+            Found::Absent | Found::Whiteout => return Ok(Looked::Sure(None)),
+            Found::Dir(node) => self.take_dir(parent, name, node, sure),
+            Found::File(node) => self.take_file(parent, name, node, sure),
+        };
+        Ok(taken.map_or(Looked::Unsure, |inode| Looked::Sure(Some(inode))))
+    }
+
+    /// The names of a folder.
+    pub(super) fn names_in(&self, dir: &DirState) -> Result<Vec<Listed>> {
+        if dir.removed {
+            return Ok(Vec::new());
+        }
+        self.view().list(&node_of(dir))
+    }
+
+    /// What would show under `name` if the upper had nothing there.
+    pub(super) fn below(&self, dir: &DirState, name: &Name) -> Result<Found> {
+        let skip = usize::from(self.upper_dir(dir).is_some());
+        if dir.locs.len() == skip {
+            return Ok(Found::Absent);
+        }
+        self.view().lookup_from(&node_of(dir), name, skip)
+    }
+
+    /// Takes a folder in; for `sure` see [`crate::inode::InodeTable`].
+    pub(super) fn take_dir(
+        &self,
+        parent: &Arc<Inode>,
+        name: &Name,
+        node: DirNode,
+        sure: bool,
+    ) -> Option<Arc<Inode>> {
+        self.take(
+            parent,
+            name,
+            node.ino,
+            &node.stat,
+            sure,
+            |alias, identity| {
+                State::Dir(DirState {
+                    locs: node.locs.into(),
+                    redirect: node.redirect,
+                    alias: Some(alias),
+                    removed: false,
+                    identity,
+                })
+            },
+        )
+    }
+
+    /// Takes in what is no folder.
+    pub(super) fn take_file(
+        &self,
+        parent: &Arc<Inode>,
+        name: &Name,
+        node: FileNode,
+        sure: bool,
+    ) -> Option<Arc<Inode>> {
+        self.take(
+            parent,
+            name,
+            node.ino,
+            &node.stat,
+            sure,
+            |alias, identity| {
+                State::File(FileState {
+                    loc: node.loc,
+                    data: node.data,
+                    redirect: node.redirect,
+                    aliases: smallvec![alias],
+                    orphan: false,
+                    anchor: None,
+                    visible: None,
+                    identity,
+                })
+            },
+        )
+    }
+
+    fn take(
+        &self,
+        parent: &Arc<Inode>,
+        name: &Name,
+        number: u64,
+        stat: &Stat,
+        sure: bool,
+        state: impl FnOnce(Alias, Identity) -> State,
+    ) -> Option<Arc<Inode>> {
+        let identity = Identity {
+            dev: stat.dev,
+            ino: stat.ino,
+        };
+        let alias = Alias {
+            parent: parent.clone(),
+            name: name.clone(),
+        };
+        let (inode, new) = self.overlay.inodes.intern(number, identity, sure, |ino| {
+            Inode::new(ino, stat.kind(), state(alias.clone(), identity))
+        })?;
+        if !new {
+            inode.add_alias(alias);
+        }
+        Some(inode)
+    }
+
+    /// The path of a folder as the layers below the upper know it, without a leading slash: what a
+    /// redirect mark has to say. A folder that was moved in this upper has its mark already.
+    pub(super) fn path_below(&self, inode: &Arc<Inode>) -> Result<Vec<u8>> {
+        use crate::format::Redirect;
+        let mut parts: Vec<Vec<u8>> = Vec::new();
+        let mut next = inode.clone();
+        loop {
+            let dir = next.dir()?;
+            let redirect = dir
+                .redirect
+                .as_ref()
+                .filter(|_| self.upper_dir(&dir).is_some());
+            let Some(alias) = &dir.alias else {
+                if dir.removed {
+                    return Err(Error::Errno(Errno::NOENT));
+                }
+                break;
+            };
+            match redirect {
+                Some(Redirect::Path(path)) => {
+                    parts.push(path.to_vec());
+                    break;
+                }
+                Some(Redirect::Sibling(name)) => parts.push(name.as_bytes().to_vec()),
+                None => parts.push(alias.name.as_bytes().to_vec()),
+            }
+            next = alias.parent.clone();
+        }
+        parts.reverse();
+        Ok(parts.join(&b'/'))
+    }
+}
+
+/// The view's shape of a folder's state.
+pub(super) fn node_of(dir: &DirState) -> DirNode {
+    DirNode {
+        locs: dir.locs.to_vec(),
+        below: None,
+        redirect: None,
+        stat: crate::sys::stat::Stat::default(),
+        ino: 0,
+    }
+}

@@ -1,0 +1,274 @@
+//! The file system itself: what every operation means, in process, with no mount and no root.
+//!
+//! It knows nothing of the FUSE protocol ([`crate::fuse`] translates) and makes system calls through
+//! [`crate::sys`] only. An operation runs on an [`Op`], which holds the stack still while it lasts;
+//! [`Overlay::push_layer`] waits for all of them.
+
+mod attr;
+mod copy_up;
+mod create;
+mod files;
+mod hardlinks;
+mod lookup;
+pub mod plan;
+mod push;
+mod readdir;
+mod remove;
+mod rename;
+mod stage;
+mod times;
+mod xattr;
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+
+use crate::error::{Errno, Error, Result};
+use crate::idmap::IdMap;
+use crate::inode::{DirState, FileState, Identity, Inode, InodeTable, State};
+use crate::layer::{Layer, LayerDir, Upper};
+use crate::name::Name;
+use crate::sys;
+use crate::sys::stat::FileKind;
+use crate::view::View;
+
+pub use attr::{Attr, SetAttr};
+pub use files::{FileHandle, OpenHow};
+pub use push::PushError;
+pub use readdir::{DirEntry, DirHandle};
+pub use rename::RenameFlags;
+
+/// What a caller of the overlay is allowed and wants, beside the operation itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// File system user id, as the mount shows it.
+    pub uid: u32,
+    /// File system group id, as the mount shows it.
+    pub gid: u32,
+    /// Bits that new objects lose.
+    pub umask: u32,
+}
+
+/// Choices that hold for a whole mount.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Behaviour {
+    /// A change of attributes alone copies no data.
+    pub metacopy: bool,
+    /// A power cut may cost what was not synced, copied-up files included; fsync does nothing.
+    pub volatile: bool,
+    /// POSIX ACLs are neither shown nor taken.
+    pub no_acl: bool,
+    /// Every file shows one link.
+    pub static_nlink: bool,
+    /// User ids.
+    pub uids: IdMap,
+    /// Group ids.
+    pub gids: IdMap,
+}
+
+/// The layers of the moment.
+#[derive(Debug)]
+struct Stack {
+    view: View,
+    upper: Option<Arc<Upper>>,
+}
+
+/// A mounted stack, without the mount.
+#[derive(Debug)]
+pub struct Overlay {
+    stack: RwLock<Stack>,
+    behaviour: Behaviour,
+    inodes: InodeTable,
+    root: Arc<Inode>,
+    links: hardlinks::LinkIndex,
+    writers: AtomicU32,
+    readers: AtomicU32,
+    /// Shared locks on the layers that are only read, held for as long as the mount lives.
+    locks: Mutex<Vec<OwnedFd>>,
+}
+
+/// One operation: the stack does not change while it lives.
+#[derive(Debug)]
+pub struct Op<'a> {
+    overlay: &'a Overlay,
+    stack: RwLockReadGuard<'a, Stack>,
+}
+
+impl Overlay {
+    /// An overlay of `lowers` (topmost first) under an optional upper.
+    pub fn new(
+        upper: Option<Arc<Upper>>,
+        lowers: Vec<Arc<Layer>>,
+        behaviour: Behaviour,
+    ) -> Result<Self> {
+        let mut layers: Vec<Arc<Layer>> = upper.iter().map(|upper| upper.layer.clone()).collect();
+        layers.extend(lowers);
+        let view = View::new(layers);
+        let node = view.root()?;
+        let state = State::Dir(DirState {
+            locs: node.locs.into(),
+            redirect: None,
+            alias: None,
+            removed: false,
+            identity: Identity {
+                dev: node.stat.dev,
+                ino: node.stat.ino,
+            },
+        });
+        let inodes = InodeTable::default();
+        let identity = Identity {
+            dev: node.stat.dev,
+            ino: node.stat.ino,
+        };
+        let (root, _) = inodes
+            .intern(1, identity, true, |ino| {
+                Inode::new(ino, FileKind::Directory, state)
+            })
+            .ok_or(Error::Damaged(
+                "a root folder that is known before it is made",
+            ))?;
+        inodes.remember(&root);
+        Ok(Self {
+            stack: RwLock::new(Stack { view, upper }),
+            behaviour,
+            inodes,
+            root,
+            links: hardlinks::LinkIndex::default(),
+            writers: AtomicU32::new(0),
+            readers: AtomicU32::new(0),
+            locks: Mutex::default(),
+        })
+    }
+
+    /// Keeps locks on layers until the mount ends.
+    pub fn keep_locks(&self, locks: Vec<OwnedFd>) {
+        self.locks.lock().extend(locks);
+    }
+
+    /// Begins an operation. A thread must not begin a second one inside it.
+    pub fn begin(&self) -> Op<'_> {
+        Op {
+            overlay: self,
+            stack: self.stack.read(),
+        }
+    }
+
+    /// The root folder.
+    pub fn root(&self) -> &Arc<Inode> {
+        &self.root
+    }
+
+    /// The inodes that are known.
+    pub fn inodes(&self) -> &InodeTable {
+        &self.inodes
+    }
+
+    /// The choices of this mount.
+    pub fn behaviour(&self) -> &Behaviour {
+        &self.behaviour
+    }
+
+    /// How many descriptors are open: for reading only, and for writing.
+    pub fn open_files(&self) -> (u32, u32) {
+        (
+            self.readers.load(Ordering::Acquire),
+            self.writers.load(Ordering::Acquire),
+        )
+    }
+
+    /// The paths of the layer that is written, and of those below, topmost first.
+    pub fn layer_paths(&self) -> (Option<PathBuf>, Vec<PathBuf>) {
+        let stack = self.stack.read();
+        let upper = stack.upper.as_ref().map(|u| u.layer.path().to_path_buf());
+        let lowers = stack
+            .view
+            .layers()
+            .iter()
+            .skip(usize::from(upper.is_some()));
+        let lowers = lowers.map(|layer| layer.path().to_path_buf()).collect();
+        (upper, lowers)
+    }
+}
+
+impl Op<'_> {
+    fn view(&self) -> &View {
+        &self.stack.view
+    }
+
+    /// The layer that is written; EROFS without one.
+    fn upper(&self) -> Result<&Arc<Upper>> {
+        self.stack.upper.as_ref().ok_or(Error::Errno(Errno::ROFS))
+    }
+
+    fn is_upper(&self, layer: &Arc<Layer>) -> bool {
+        let upper = self.stack.upper.as_ref();
+        upper.is_some_and(|upper| Arc::ptr_eq(&upper.layer, layer))
+    }
+
+    /// A folder's place in the upper.
+    fn upper_dir<'d>(&self, dir: &'d DirState) -> Option<&'d Arc<LayerDir>> {
+        dir.locs.first().filter(|loc| self.is_upper(loc.layer()))
+    }
+
+    fn in_upper(&self, file: &FileState) -> bool {
+        self.is_upper(file.loc.dir.layer())
+    }
+
+    /// The inode with this number; ESTALE when nobody knows it.
+    pub fn inode(&self, ino: u64) -> Result<Arc<Inode>> {
+        self.overlay
+            .inodes
+            .get(ino)
+            .ok_or(Error::Errno(Errno::STALE))
+    }
+
+    /// Whether a power cut may cost what was not synced.
+    fn volatile(&self) -> bool {
+        self.overlay.behaviour.volatile
+    }
+
+    /// Runs `make` with the caller's ids, as they lie on disk.
+    fn as_caller<T>(&self, caller: Caller, make: impl FnMut() -> Result<T>) -> Result<T> {
+        sys::creds::as_caller(self.on_disk(caller)?, make)
+    }
+
+    /// The same for making something new.
+    fn as_creator<T>(&self, caller: Caller, make: impl FnMut() -> Result<T>) -> Result<T> {
+        sys::creds::as_creator(self.on_disk(caller)?, make)
+    }
+
+    /// The caller's ids as they lie on disk.
+    fn on_disk(&self, caller: Caller) -> Result<sys::creds::Identity> {
+        let ids = &self.overlay.behaviour;
+        let overflow = Error::Errno(Errno::OVERFLOW);
+        Ok(sys::creds::Identity {
+            uid: ids.uids.to_disk(caller.uid).ok_or(overflow)?,
+            gid: ids.gids.to_disk(caller.gid).ok_or(overflow)?,
+            umask: caller.umask,
+        })
+    }
+
+    /// statvfs of the file system that is written, else of the topmost layer's.
+    pub fn statfs(&self) -> Result<rustix::fs::StatVfs> {
+        let layer = self
+            .view()
+            .layers()
+            .first()
+            .ok_or(Error::Damaged("a stack without layers"))?;
+        sys::stat::statvfs(layer.root_fd())
+    }
+
+    /// Finds an object by its path from the root, component by component.
+    pub fn find(&self, path: &[u8]) -> Result<Arc<Inode>> {
+        let mut inode = self.overlay.root.clone();
+        for part in path.split(|&byte| byte == b'/').filter(|p| !p.is_empty()) {
+            inode = self
+                .lookup(&inode, &Name::new(part)?)?
+                .ok_or(Error::NOT_FOUND)?;
+        }
+        Ok(inode)
+    }
+}

@@ -1,0 +1,177 @@
+//! Removing names.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use super::Op;
+use super::create::{live, lock_both};
+use super::plan::{self, NameState, RemovePlan};
+use super::stage::CopyUp;
+use crate::error::{Errno, Error, Result};
+use crate::inode::{DirState, Inode};
+use crate::layer::LayerDir;
+use crate::name::Name;
+use crate::sys;
+use crate::sys::node::RenameHow;
+use crate::view::{Found, Loc};
+
+impl Op<'_> {
+    /// Removes a name that is no folder.
+    pub fn unlink(&self, parent: &Arc<Inode>, name: &Name) -> Result<()> {
+        let inode = self.lookup(parent, name)?.ok_or(Error::NOT_FOUND)?;
+        if inode.is_dir() {
+            return Err(Error::Errno(Errno::ISDIR));
+        }
+        self.upper()?;
+        self.gather_links(&inode)?;
+        let (_, up) = self.dir_up(parent)?;
+        let _names = parent.names.lock();
+        let dir = live(parent)?;
+        let state = self.name_state(&dir, &up, name)?;
+        let keeper = self.keeper(&inode, parent, name)?;
+        self.remove_name(&up, name, state)?;
+        inode.changed();
+        parent.changed();
+        forget_name(&inode, parent, name, keeper)
+    }
+
+    /// Removes an empty folder.
+    pub fn rmdir(&self, parent: &Arc<Inode>, name: &Name) -> Result<()> {
+        let inode = self.lookup(parent, name)?.ok_or(Error::NOT_FOUND)?;
+        let gone = inode.dir()?;
+        self.upper()?;
+        let (_, up) = self.dir_up(parent)?;
+        // Both: nothing can be made in a folder while it is being removed.
+        let _names = lock_both(parent, &inode);
+        let dir = live(parent)?;
+        if !self.names_in(&inode.dir()?)?.is_empty() {
+            return Err(Error::Errno(Errno::NOTEMPTY));
+        }
+        let state = self.name_state(&dir, &up, name)?;
+        let kept: Vec<_> = gone
+            .locs
+            .iter()
+            .map(|loc| (loc.clone(), loc.fd()))
+            .collect();
+        self.remove_name(&up, name, state)?;
+        inode.changed();
+        parent.changed();
+        inode.change_dir(|dir| {
+            dir.removed = true;
+            dir.alias = None;
+        })?;
+        for (loc, fd) in kept {
+            if self.is_upper(loc.layer()) {
+                loc.gone(fd?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Before a name of a file with several is removed or moved: the file comes up with all of them, so
+    /// that the link count is right from here on and the rest stays one file.
+    pub(super) fn gather_links(&self, inode: &Arc<Inode>) -> Result<()> {
+        let file = inode.file()?;
+        if !self.in_upper(&file) && file.anchor.is_none() && file.loc.stat()?.nlink > 1 {
+            self.file_up(inode, CopyUp::Metadata)?;
+        }
+        Ok(())
+    }
+
+    /// What the layers have under a name.
+    pub(super) fn name_state(
+        &self,
+        dir: &DirState,
+        up: &LayerDir,
+        name: &Name,
+    ) -> Result<NameState> {
+        Ok(NameState {
+            upper: self.upper_has(up, name)?,
+            below: matches!(self.below(dir, name)?, Found::Dir(_) | Found::File(_)),
+        })
+    }
+
+    fn remove_name(&self, up: &LayerDir, name: &Name, state: NameState) -> Result<()> {
+        let fd = up.fd()?;
+        let fd = (*fd).as_fd();
+        let upper = self.upper()?;
+        match plan::remove(state) {
+            RemovePlan::Absent => Err(Error::NOT_FOUND),
+            RemovePlan::Hide => upper.whiteout_new(fd, name),
+            RemovePlan::ReplaceByWhiteout => {
+                let whiteout = upper.stage_whiteout(fd)?;
+                // An exchange takes the place of files and folders alike; what was there goes with
+                // the staged name.
+                whiteout.commit(fd, name, RenameHow::Exchange)
+            }
+            RemovePlan::Remove => self.remove_in_upper(fd, name),
+        }
+    }
+
+    fn remove_in_upper(&self, dir: BorrowedFd<'_>, name: &Name) -> Result<()> {
+        match sys::node::unlink(dir, name) {
+            Err(error) if matches!(error.errno(), Errno::ISDIR | Errno::PERM) => {}
+            other => return other,
+        }
+        match sys::node::rmdir(dir, name) {
+            // Whiteouts may be left in it, which nobody sees: out of sight first, then away.
+            Err(error) if error.errno() == Errno::NOTEMPTY => {
+                let (staged, ()) = self.upper()?.work.stage(|work, tmp| {
+                    sys::node::rename(dir, name, work, tmp, RenameHow::NoReplace)
+                })?;
+                drop(staged);
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Before a file's last known name goes: something that still leads to it, for those who have it
+    /// open. `None` where another name does.
+    pub(super) fn keeper(
+        &self,
+        inode: &Arc<Inode>,
+        parent: &Arc<Inode>,
+        name: &Name,
+    ) -> Result<Option<Arc<OwnedFd>>> {
+        let file = inode.file()?;
+        if !self.in_upper(&file) || file.anchor.is_some() {
+            return Ok(None);
+        }
+        let others = file
+            .aliases
+            .iter()
+            .filter(|a| !(a.name == *name && Arc::ptr_eq(&a.parent, parent)));
+        for other in others {
+            // Another name leads to it from here on.
+            if let Some(up) = self.upper_dir(&other.parent.dir()?) {
+                let loc = Loc {
+                    dir: up.clone(),
+                    name: other.name.clone(),
+                };
+                if loc.stat().is_ok_and(|stat| stat.ino == file.identity.ino) {
+                    inode.change_file(|file| file.loc = loc)?;
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some(Arc::new(file.loc.open_path()?)))
+    }
+}
+
+/// Drops a name that is gone; a file without any is an orphan, to which `keeper` leads.
+pub(super) fn forget_name(
+    inode: &Arc<Inode>,
+    parent: &Arc<Inode>,
+    name: &Name,
+    keeper: Option<Arc<OwnedFd>>,
+) -> Result<()> {
+    inode.change_file(|file| {
+        if keeper.is_some() {
+            file.anchor = keeper;
+        }
+        file.aliases
+            .retain(|a| !(a.name == *name && Arc::ptr_eq(&a.parent, parent)));
+        file.orphan = file.aliases.is_empty();
+    })
+}

@@ -1,0 +1,327 @@
+//! Moving names.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use super::Op;
+use super::create::{live, lock_both};
+use super::plan::{self, NameState, UpperHas};
+use super::remove::forget_name;
+use super::stage::CopyUp;
+use crate::error::{Errno, Error, Result};
+use crate::format::Redirect;
+use crate::inode::{Alias, DirState, Identity, Inode};
+use crate::layer::LayerDir;
+use crate::name::Name;
+use crate::sys;
+use crate::sys::node::RenameHow;
+use crate::view::Loc;
+
+/// What renameat2(2) was asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RenameFlags {
+    /// EEXIST when the new name is taken.
+    pub no_replace: bool,
+    /// Swap the two.
+    pub exchange: bool,
+}
+
+/// One side of a rename, with its folder's lock held.
+struct Side<'a> {
+    parent: &'a Arc<Inode>,
+    name: &'a Name,
+    dir: DirState,
+    up: Arc<LayerDir>,
+    state: NameState,
+}
+
+impl Op<'_> {
+    /// Gives the object `name` in `parent` the name `new_name` in `new_parent`. Never EXDEV: a folder
+    /// from below gets a redirect mark and moves alone.
+    pub fn rename(
+        &self,
+        parent: &Arc<Inode>,
+        name: &Name,
+        new_parent: &Arc<Inode>,
+        new_name: &Name,
+        flags: RenameFlags,
+    ) -> Result<()> {
+        let inode = self.lookup(parent, name)?.ok_or(Error::NOT_FOUND)?;
+        let target = self.lookup(new_parent, new_name)?;
+        self.check(&inode, target.as_ref(), new_parent, flags)?;
+        if let Some(target) = &target
+            && Arc::ptr_eq(target, &inode)
+        {
+            // Two names of one file, or the same name: nothing happens, says POSIX.
+            return Ok(());
+        }
+        self.upper()?;
+        for parent in [parent, new_parent] {
+            live(parent)?;
+            self.dir_up(parent)?;
+        }
+        self.bring_for_move(&inode)?;
+        match &target {
+            Some(target) if flags.exchange => self.bring_for_move(target)?,
+            Some(target) if !target.is_dir() => self.gather_links(target)?,
+            _ => {}
+        }
+        let _names = lock_both(parent, new_parent);
+        let from = self.side(parent, name)?;
+        let to = self.side(new_parent, new_name)?;
+        if flags.exchange {
+            let target = target.ok_or(Error::NOT_FOUND)?;
+            self.exchange(&from, &to, &inode, &target)
+        } else {
+            self.replace(&from, &to, &inode, target.as_ref())
+        }
+    }
+
+    fn check(
+        &self,
+        inode: &Arc<Inode>,
+        target: Option<&Arc<Inode>>,
+        new_parent: &Arc<Inode>,
+        flags: RenameFlags,
+    ) -> Result<()> {
+        if flags.exchange && flags.no_replace {
+            return Err(Error::Errno(Errno::INVAL));
+        }
+        if inode.is_dir() && is_below(new_parent, inode)? {
+            return Err(Error::Errno(Errno::INVAL));
+        }
+        let Some(target) = target else {
+            return if flags.exchange {
+                Err(Error::NOT_FOUND)
+            } else {
+                Ok(())
+            };
+        };
+        if flags.no_replace {
+            return Err(Error::Errno(Errno::EXIST));
+        }
+        if flags.exchange || Arc::ptr_eq(inode, target) {
+            return Ok(());
+        }
+        match (inode.is_dir(), target.is_dir()) {
+            (true, false) => Err(Error::Errno(Errno::NOTDIR)),
+            (false, true) => Err(Error::Errno(Errno::ISDIR)),
+            (true, true) if !self.names_in(&target.dir()?)?.is_empty() => {
+                Err(Error::Errno(Errno::NOTEMPTY))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Brings an object up and marks on it where the layers below have it.
+    fn bring_for_move(&self, inode: &Arc<Inode>) -> Result<()> {
+        if !inode.is_dir() {
+            self.file_up(inode, CopyUp::Metadata)?;
+            return self.anchor_redirect(inode);
+        }
+        let (dir, up) = self.dir_up(inode)?;
+        if dir.locs.len() < 2 || matches!(dir.redirect, Some(Redirect::Path(_))) {
+            return Ok(());
+        }
+        let redirect = Redirect::Path(self.path_below(inode)?.into());
+        let mark = self.upper()?.layer.space().redirect().as_bytes();
+        match sys::xattr::set((*up.fd()?).as_fd(), mark, &redirect.to_value()) {
+            Ok(()) => {}
+            // Only a path of thousands of bytes does not fit; programs copy when they see this.
+            Err(Error::Errno(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE)) => {
+                return Err(Error::Errno(Errno::XDEV));
+            }
+            Err(error) => return Err(error),
+        }
+        inode.change_dir(|dir| dir.redirect = Some(redirect))?;
+        self.overlay.links.note_moved(inode);
+        Ok(())
+    }
+
+    fn side<'a>(&self, parent: &'a Arc<Inode>, name: &'a Name) -> Result<Side<'a>> {
+        let dir = live(parent)?;
+        let up = self.upper_dir(&dir).cloned().ok_or(Error::NOT_FOUND)?;
+        let state = self.name_state(&dir, &up, name)?;
+        Ok(Side {
+            parent,
+            name,
+            dir,
+            up,
+            state,
+        })
+    }
+
+    fn replace(
+        &self,
+        from: &Side<'_>,
+        to: &Side<'_>,
+        inode: &Arc<Inode>,
+        target: Option<&Arc<Inode>>,
+    ) -> Result<()> {
+        if from.state.upper != UpperHas::Object {
+            return Err(Error::NOT_FOUND);
+        }
+        let anchored = !inode.is_dir() || inode.dir()?.locs.len() > 1;
+        let plan = plan::rename(from.state, to.state, inode.is_dir(), anchored);
+        let (from_fd, to_fd) = (from.up.fd()?, to.up.fd()?);
+        let (from_fd, to_fd) = ((*from_fd).as_fd(), (*to_fd).as_fd());
+        if plan.make_opaque {
+            self.set_opaque((*inode.dir()?.top()?.fd()?).as_fd())?;
+        }
+        let gone = self.prepare_target(to, target)?;
+        match sys::node::rename(from_fd, from.name, to_fd, to.name, plan.how) {
+            Err(Error::Errno(Errno::INVAL | Errno::NOSYS)) if plan.how == RenameHow::Whiteout => {
+                self.leave_whiteout_by_exchange(from, to)?;
+            }
+            other => other?,
+        }
+        if plan.drop_whiteout
+            && let Err(error) = sys::node::unlink(from_fd, from.name)
+        {
+            // The move is made, and the whiteout hides nothing.
+            log::warn!("cannot remove the whiteout {}: {error}", from.name);
+        }
+        self.note_target_gone(to, target, gone)?;
+        self.note_moved(inode, from, to)
+    }
+
+    /// RENAME_WHITEOUT on a file system without it: the whiteout is put at the new name first, where
+    /// it changes nothing or replaces what is to be replaced, and then the two are swapped.
+    fn leave_whiteout_by_exchange(&self, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
+        let (from_fd, to_fd) = (from.up.fd()?, to.up.fd()?);
+        let (from_fd, to_fd) = ((*from_fd).as_fd(), (*to_fd).as_fd());
+        let whiteout = self.upper()?.stage_whiteout(from_fd)?;
+        let how = match to.state.upper {
+            UpperHas::Nothing => RenameHow::NoReplace,
+            UpperHas::Whiteout | UpperHas::Object => RenameHow::Exchange,
+        };
+        whiteout.commit(to_fd, to.name, how)?;
+        sys::node::rename(from_fd, from.name, to_fd, to.name, RenameHow::Exchange)
+    }
+
+    /// A folder that is to be replaced must be empty on disk too, not only to the eye: its whiteouts go
+    /// by swapping it for an empty, opaque one, which shows the same. Returns what keeps the old one.
+    fn prepare_target(
+        &self,
+        to: &Side<'_>,
+        target: Option<&Arc<Inode>>,
+    ) -> Result<Option<Arc<std::os::fd::OwnedFd>>> {
+        let Some(target) = target else {
+            return Ok(None);
+        };
+        if !target.is_dir() {
+            return self.keeper(target, to.parent, to.name);
+        }
+        let dir = target.dir()?;
+        let Some(up) = self.upper_dir(&dir) else {
+            return Ok(None);
+        };
+        let fd = up.fd()?;
+        if sys::dir::entries((*fd).as_fd())?.is_empty() {
+            return Ok(Some(fd));
+        }
+        let (empty, stat) = self.stage_dir(up)?;
+        let kept = empty.open_path()?;
+        self.set_opaque(kept.as_fd())?;
+        let to_fd = to.up.fd()?;
+        empty.commit((*to_fd).as_fd(), to.name, RenameHow::Exchange)?;
+        // Told at once: the rename that comes next may fail.
+        let place = LayerDir::child(&to.up, to.name.clone(), stat.ino);
+        let new = Identity {
+            dev: stat.dev,
+            ino: stat.ino,
+        };
+        let old = target.change_dir(|dir| {
+            dir.locs = Arc::from([place]);
+            dir.redirect = None;
+            std::mem::replace(&mut dir.identity, new)
+        })?;
+        self.overlay.inodes.moved(target.ino(), old, new);
+        Ok(Some(Arc::new(kept)))
+    }
+
+    fn note_target_gone(
+        &self,
+        to: &Side<'_>,
+        target: Option<&Arc<Inode>>,
+        kept: Option<Arc<std::os::fd::OwnedFd>>,
+    ) -> Result<()> {
+        let Some(target) = target else { return Ok(()) };
+        target.changed();
+        if !target.is_dir() {
+            return forget_name(target, to.parent, to.name, kept);
+        }
+        if let Some(fd) = kept
+            && let Some(up) = self.upper_dir(&target.dir()?)
+        {
+            up.gone(fd);
+        }
+        target.change_dir(|dir| {
+            dir.removed = true;
+            dir.alias = None;
+        })
+    }
+
+    /// Tells the inode its new name, and where in the upper it lies now.
+    fn note_moved(&self, inode: &Arc<Inode>, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
+        for changed in [inode, from.parent, to.parent] {
+            changed.changed();
+        }
+        let alias = Alias {
+            parent: to.parent.clone(),
+            name: to.name.clone(),
+        };
+        if inode.is_dir() {
+            if let Some(up) = self.upper_dir(&inode.dir()?) {
+                up.moved(&to.up, to.name.clone());
+            }
+            return inode.change_dir(|dir| dir.alias = Some(alias));
+        }
+        inode.change_file(|file| {
+            file.aliases
+                .retain(|a| !(a.name == *from.name && Arc::ptr_eq(&a.parent, from.parent)));
+            file.aliases.push(alias);
+            file.loc = Loc {
+                dir: to.up.clone(),
+                name: to.name.clone(),
+            };
+        })
+    }
+
+    fn exchange(
+        &self,
+        from: &Side<'_>,
+        to: &Side<'_>,
+        inode: &Arc<Inode>,
+        target: &Arc<Inode>,
+    ) -> Result<()> {
+        for (moved, there) in [(inode, to), (target, from)] {
+            // A folder that is in the upper alone must not merge with what lies below its new name.
+            if moved.is_dir() && moved.dir()?.locs.len() == 1 && there.dir.locs.len() > 1 {
+                self.set_opaque((*moved.dir()?.top()?.fd()?).as_fd())?;
+            }
+        }
+        let (from_fd, to_fd) = (from.up.fd()?, to.up.fd()?);
+        sys::node::rename(
+            (*from_fd).as_fd(),
+            from.name,
+            (*to_fd).as_fd(),
+            to.name,
+            RenameHow::Exchange,
+        )?;
+        self.note_moved(inode, from, to)?;
+        self.note_moved(target, to, from)
+    }
+}
+
+/// Whether `inode` is `ancestor` or lies below it.
+fn is_below(inode: &Arc<Inode>, ancestor: &Arc<Inode>) -> Result<bool> {
+    let mut next = Some(inode.clone());
+    while let Some(inode) = next {
+        if Arc::ptr_eq(&inode, ancestor) {
+            return Ok(true);
+        }
+        next = inode.dir()?.alias.map(|alias| alias.parent);
+    }
+    Ok(false)
+}

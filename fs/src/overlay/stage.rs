@@ -1,0 +1,222 @@
+//! Making, in the work folder, what a copy-up or a creation puts in place.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::OFlags;
+
+use super::{Caller, Op};
+use crate::error::{Errno, Error, Result};
+use crate::format::{NumberMark, OPAQUE, OPAQUE_XATTR_WHITEOUTS};
+use crate::inode::FileState;
+use crate::layer::{Layer, LayerDir, Staged};
+use crate::sys;
+use crate::sys::attr::SetTime;
+use crate::sys::stat::{FileKind, Stat};
+
+/// How much of a file is copied up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CopyUp {
+    /// Everything.
+    Data,
+    /// Owner, mode, times and attributes; the content stays below where the mount allows that.
+    Metadata,
+    /// As `Data`, but the content is about to be cut to nothing: none is copied.
+    Truncate,
+}
+
+/// A file ready to be put in place.
+pub(super) struct StagedFile {
+    pub staged: Staged,
+    /// Its content is still below.
+    pub metacopy: bool,
+    pub stat: Stat,
+}
+
+impl Op<'_> {
+    /// Makes a copy of `file` with everything that belongs to it.
+    pub(super) fn stage_file(
+        &self,
+        kind: FileKind,
+        file: &FileState,
+        how: CopyUp,
+    ) -> Result<StagedFile> {
+        let upper = self.upper()?;
+        let source = match &file.anchor {
+            Some(anchor) => anchor.try_clone().map_err(|_| Errno::MFILE)?,
+            None => file.loc.open_path()?,
+        };
+        let stat = sys::stat::stat_fd(&source)?;
+        let metacopy = kind == FileKind::Regular
+            && how == CopyUp::Metadata
+            && stat.size > 0
+            && self.overlay.behaviour.metacopy;
+        let (staged, target) = upper.work.stage(|dir, name| match kind {
+            FileKind::Regular => {
+                let new = sys::node::create(dir, name, 0o600, OFlags::RDWR)?;
+                if metacopy {
+                    sys::attr::truncate(&new, stat.size)?;
+                } else if how != CopyUp::Truncate {
+                    let data = match (&file.data, &file.anchor) {
+                        // Its name is another's now, or a whiteout.
+                        (None, Some(anchor)) => {
+                            sys::dir::reopen((**anchor).as_fd(), OFlags::RDONLY)?
+                        }
+                        _ => file.data_loc().open_read()?,
+                    };
+                    sys::copy::copy_data(data.as_fd(), new.as_fd(), stat.size)?;
+                }
+                Ok(new)
+            }
+            FileKind::Symlink => {
+                let to = match &file.anchor {
+                    Some(anchor) => sys::dir::readlink_fd(anchor)?,
+                    None => file.loc.readlink()?,
+                };
+                sys::node::symlink(dir, name, &to)?;
+                sys::dir::open_path(dir, name)
+            }
+            _ => {
+                sys::node::mknod(dir, name, kind, 0o600, stat.rdev)?;
+                sys::dir::open_path(dir, name)
+            }
+        })?;
+        let layer = file.loc.dir.layer();
+        self.copy_attributes(layer, source.as_fd(), &stat, target.as_fd())?;
+        if how == CopyUp::Truncate {
+            // The cut is a change of the content, and it shows with the name already.
+            sys::attr::utimens(target.as_fd(), SetTime::Keep, SetTime::Now)?;
+        }
+        if metacopy {
+            let mark = upper.layer.space().metacopy().as_bytes();
+            sys::xattr::set(target.as_fd(), mark, b"")?;
+        }
+        let copied = kind == FileKind::Regular && how != CopyUp::Truncate && !metacopy;
+        if copied && stat.size > 0 && !self.volatile() {
+            // The kernel's own rule: the data is on disk before the name is, or a power cut could
+            // leave an empty file over a good one. Where no data was copied there is none to lose.
+            self.sync_file(&target)?;
+        }
+        let stat = sys::stat::stat_fd(&target)?;
+        Ok(StagedFile {
+            staged,
+            metacopy,
+            stat,
+        })
+    }
+
+    /// Makes an empty folder with everything that belongs to `source`, but for what is in it.
+    pub(super) fn stage_dir(&self, source: &LayerDir) -> Result<(Staged, Stat)> {
+        let upper = self.upper()?;
+        let fd = source.fd()?;
+        let stat = sys::stat::stat_fd(&*fd)?;
+        let (staged, target) = upper.work.stage(|dir, name| {
+            sys::node::mkdir(dir, name, 0o700)?;
+            sys::dir::open_dir(dir, name)
+        })?;
+        self.copy_attributes(source.layer(), (*fd).as_fd(), &stat, target.as_fd())?;
+        let stat = sys::stat::stat_fd(&target)?;
+        Ok((staged, stat))
+    }
+
+    /// A folder in the work folder in which a new object comes out as it would in `parent`: with its
+    /// group, its setgid bit and its default ACL.
+    pub(super) fn stage_in_twin(
+        &self,
+        caller: Caller,
+        parent: BorrowedFd<'_>,
+        mut make: impl FnMut(BorrowedFd<'_>) -> Result<()>,
+    ) -> Result<Staged> {
+        const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+        let upper = self.upper()?;
+        let stat = sys::stat::stat_fd(parent)?;
+        let (twin, fd) = upper.work.stage(|dir, name| {
+            sys::node::mkdir(dir, name, 0o700)?;
+            sys::dir::open_dir(dir, name)
+        })?;
+        sys::attr::chown(fd.as_fd(), Some(stat.uid), Some(stat.gid))?;
+        if let Some(acl) = sys::xattr::get(parent, DEFAULT_ACL)? {
+            sys::xattr::set(fd.as_fd(), DEFAULT_ACL, &acl)?;
+        }
+        sys::attr::chmod(fd.as_fd(), stat.perm() | 0o700)?;
+        self.as_creator(caller, || make(fd.as_fd()))?;
+        let (staged, ()) = upper.work.stage(|dir, name| {
+            sys::node::rename(
+                fd.as_fd(),
+                b"new",
+                dir,
+                name,
+                sys::node::RenameHow::NoReplace,
+            )
+        })?;
+        drop(twin);
+        Ok(staged)
+    }
+
+    /// Marks a folder that is in the upper alone as hiding what lies below it.
+    pub(super) fn set_opaque(&self, dir: BorrowedFd<'_>) -> Result<()> {
+        let space = self.upper()?.layer.space();
+        let mark = space.opaque().as_bytes();
+        if sys::xattr::get(dir, mark)?.is_some_and(|old| old == OPAQUE_XATTR_WHITEOUTS) {
+            // One mark can't say both, and marked files in a folder without theirs would show.
+            for entry in sys::dir::entries(dir)? {
+                let whiteout = space.whiteout().as_bytes();
+                if sys::xattr::get_at(dir, &entry.name, whiteout)?.is_some()
+                    && sys::stat::stat_at(dir, &entry.name)?.kind() == FileKind::Regular
+                {
+                    sys::node::unlink(dir, &entry.name)?;
+                }
+            }
+        }
+        sys::xattr::set(dir, mark, OPAQUE)
+    }
+
+    /// Writes a file's content to the disk.
+    pub(super) fn sync_file(&self, fd: &OwnedFd) -> Result<()> {
+        Ok(rustix::fs::fsync(fd)?)
+    }
+
+    /// Owner, attributes, mode and times, in an order in which the copy is never open to more than
+    /// the original: it was made for us alone, and the mode comes after the owner and the ACL.
+    fn copy_attributes(
+        &self,
+        layer: &Layer,
+        source: BorrowedFd<'_>,
+        stat: &Stat,
+        target: BorrowedFd<'_>,
+    ) -> Result<()> {
+        sys::attr::chown(target, Some(stat.uid), Some(stat.gid))?;
+        let mut lent = NumberMark {
+            layer: layer.id(),
+            ino: stat.ino,
+        };
+        for (name, value) in sys::xattr::all(source)? {
+            if name == layer.space().ino().as_bytes() {
+                // Already borrowed: it stays with its first owner, as long as that one is there.
+                if let Some(mark) = NumberMark::parse(&value)?
+                    && self.view().layers().iter().any(|l| l.id() == mark.layer)
+                {
+                    lent = mark;
+                }
+                continue;
+            }
+            // The other marks are about the source's own layer; escaped ones are a user's.
+            if layer.space().to_mount(&name).is_none() {
+                continue;
+            }
+            sys::xattr::set(target, &name, &value)?;
+        }
+        if stat.kind() != FileKind::Symlink {
+            sys::attr::chmod(target, stat.perm())?;
+        }
+        let mark = self.upper()?.layer.space().ino().as_bytes();
+        match sys::xattr::set(target, mark, &lent.to_value()) {
+            Ok(()) => {}
+            // user.* attributes exist on regular files and folders only. Without the mark the object
+            // has another number after a new mount; nothing else depends on it.
+            Err(Error::Errno(Errno::PERM | Errno::OPNOTSUPP))
+                if !matches!(stat.kind(), FileKind::Regular | FileKind::Directory) => {}
+            Err(error) => return Err(error),
+        }
+        sys::attr::utimens(target, SetTime::At(stat.atime), SetTime::At(stat.mtime))
+    }
+}

@@ -1,0 +1,54 @@
+//! A copy-up changes nothing that anybody sees, so no time may move by it: not those of the folder in
+//! which the copy gets its name, and not the object's own. Modification times are put back; change
+//! times can't be, so the old one is shown for as long as the mount lives and nothing really changes.
+//! Without this, tar(1) says that a folder changed as it read it.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use super::Op;
+use crate::error::Result;
+use crate::inode::Inode;
+use crate::layer::LayerDir;
+use crate::sys;
+use crate::sys::attr::SetTime;
+
+impl Op<'_> {
+    /// Makes a change of an object that is none to its users.
+    pub(super) fn keeping_ctime<T>(
+        &self,
+        inode: &Arc<Inode>,
+        change: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let ctime = || Ok::<_, crate::Error>(sys::stat::stat_fd(&*self.target(inode)?)?.ctime);
+        let shown = inode.shown_ctime(ctime()?);
+        let done = change()?;
+        match ctime() {
+            Ok(real) => inode.hold_ctime(real, shown),
+            // The change is made: an error here would tell that it is not.
+            Err(error) => log::warn!("the change time of {} moves: {error}", inode.ino()),
+        }
+        Ok(done)
+    }
+
+    /// Makes a change in a folder, whose place in the upper is `dir`, that is none to its users.
+    pub(super) fn keeping_times<T>(
+        &self,
+        inode: &Arc<Inode>,
+        dir: &LayerDir,
+        change: impl FnOnce(BorrowedFd<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let fd = dir.fd()?;
+        let fd = (*fd).as_fd();
+        self.keeping_ctime(inode, || {
+            let before = sys::stat::stat_fd(fd)?;
+            let done = change(fd)?;
+            let back = sys::attr::utimens(fd, SetTime::At(before.atime), SetTime::At(before.mtime));
+            // The change is made: an error here would tell that it is not.
+            if let Err(error) = back {
+                log::warn!("cannot put the times of {dir:?} back: {error}");
+            }
+            Ok(done)
+        })
+    }
+}

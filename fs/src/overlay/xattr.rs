@@ -1,0 +1,175 @@
+//! Extended attributes: everything a user sets, nothing of the overlay's own.
+
+use std::borrow::Cow;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use super::{Caller, Op};
+use crate::error::{Errno, Error, Result};
+use crate::idmap::IdMap;
+use crate::inode::Inode;
+use crate::sys;
+
+const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
+const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+
+fn is_acl(name: &[u8]) -> bool {
+    name == ACCESS_ACL || name == DEFAULT_ACL
+}
+
+impl Op<'_> {
+    /// The value of an attribute; ENODATA where there is none.
+    pub fn get_xattr(&self, inode: &Arc<Inode>, name: &[u8]) -> Result<Vec<u8>> {
+        self.refuse_acl(name)?;
+        let space = self.space();
+        let target = self.target(inode)?;
+        let value = sys::xattr::get(target.as_fd(), &space.to_disk(name))?
+            .ok_or(Error::Errno(Errno::NODATA))?;
+        let ids = &self.overlay.behaviour;
+        if is_acl(name) && !(ids.uids.is_identity() && ids.gids.is_identity()) {
+            return map_acl(
+                &value,
+                |map, id| Some(map.to_mount(id)),
+                &ids.uids,
+                &ids.gids,
+            );
+        }
+        Ok(value)
+    }
+
+    /// All names, each ended by a NUL, as listxattr(2) returns them. As on a plain folder, trusted.*
+    /// shows to root alone; the protocol brings the caller's id but not its capabilities.
+    pub fn list_xattr(&self, caller: Caller, inode: &Arc<Inode>) -> Result<Vec<u8>> {
+        let space = self.space();
+        let target = self.target(inode)?;
+        let mut names = Vec::new();
+        for name in sys::xattr::list(target.as_fd())? {
+            if self.overlay.behaviour.no_acl && is_acl(&name) {
+                continue;
+            }
+            if caller.uid != 0 && name.starts_with(b"trusted.") {
+                continue;
+            }
+            if let Some(shown) = space.to_mount(&name) {
+                names.extend_from_slice(&shown);
+                names.push(0);
+            }
+        }
+        Ok(names)
+    }
+
+    /// Sets an attribute; `flags` as setxattr(2) takes them.
+    pub fn set_xattr(
+        &self,
+        caller: Caller,
+        inode: &Arc<Inode>,
+        name: &[u8],
+        value: &[u8],
+        flags: u32,
+    ) -> Result<()> {
+        self.refuse_acl(name)?;
+        self.upper()?;
+        self.any_up(inode)?;
+        let disk = self.space().to_disk(name);
+        let target = self.target(inode)?;
+        inode.changed();
+        if !is_acl(name) {
+            return sys::xattr::set_with(target.as_fd(), &disk, value, flags);
+        }
+        let ids = &self.overlay.behaviour;
+        let value = if ids.uids.is_identity() && ids.gids.is_identity() {
+            Cow::Borrowed(value)
+        } else {
+            Cow::Owned(map_acl(value, IdMap::to_disk, &ids.uids, &ids.gids)?)
+        };
+        // As the caller: the file system drops setgid for one outside the file's group.
+        self.as_caller(caller, || {
+            sys::xattr::set_with(target.as_fd(), &disk, &value, flags)
+        })
+    }
+
+    /// Removes an attribute; ENODATA where there is none.
+    pub fn remove_xattr(&self, inode: &Arc<Inode>, name: &[u8]) -> Result<()> {
+        self.refuse_acl(name)?;
+        self.upper()?;
+        // Nothing is copied up for what is not there.
+        let disk = self.space().to_disk(name);
+        if sys::xattr::get(self.target(inode)?.as_fd(), &disk)?.is_none() && !is_acl(name) {
+            return Err(Error::Errno(Errno::NODATA));
+        }
+        self.any_up(inode)?;
+        inode.changed();
+        sys::xattr::remove(self.target(inode)?.as_fd(), &disk)
+    }
+
+    fn refuse_acl(&self, name: &[u8]) -> Result<()> {
+        if self.overlay.behaviour.no_acl && is_acl(name) {
+            return Err(Error::Errno(Errno::OPNOTSUPP));
+        }
+        Ok(())
+    }
+
+    fn space(&self) -> crate::format::XattrSpace {
+        let first = self.view().layers().first();
+        first.map_or(crate::format::XattrSpace::User, |layer| layer.space())
+    }
+}
+
+/// Translates the ids inside an ACL's value: a version word, then entries of tag, permissions and id
+/// (the kernel's posix_acl_xattr.h).
+fn map_acl(
+    value: &[u8],
+    map: impl Fn(&IdMap, u32) -> Option<u32>,
+    uids: &IdMap,
+    gids: &IdMap,
+) -> Result<Vec<u8>> {
+    const USER: u16 = 0x02;
+    const GROUP: u16 = 0x08;
+    let invalid = Error::Errno(Errno::INVAL);
+    let (version, entries) = value.split_first_chunk::<4>().ok_or(invalid)?;
+    let (entries, rest) = entries.as_chunks::<8>();
+    if !rest.is_empty() {
+        return Err(invalid);
+    }
+    let mut mapped = version.to_vec();
+    for entry in entries {
+        let [t0, t1, p0, p1, i0, i1, i2, i3] = *entry;
+        let id = u32::from_le_bytes([i0, i1, i2, i3]);
+        let id = match u16::from_le_bytes([t0, t1]) {
+            USER => map(uids, id).ok_or(invalid)?,
+            GROUP => map(gids, id).ok_or(invalid)?,
+            _ => id,
+        };
+        mapped.extend_from_slice(&[t0, t1, p0, p1]);
+        mapped.extend_from_slice(&id.to_le_bytes());
+    }
+    Ok(mapped)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_inside_an_acl_are_mapped() {
+        let map = IdMap::new(IdMap::parse("1000:0:10").unwrap(), None);
+        let entry = |tag: u16, id: u32| {
+            [
+                &tag.to_le_bytes()[..],
+                &7_u16.to_le_bytes(),
+                &id.to_le_bytes(),
+            ]
+            .concat()
+        };
+        let acl = |user, group, other| {
+            let parts = [entry(0x02, user), entry(0x08, group), entry(0x20, other)];
+            [2_u32.to_le_bytes().to_vec(), parts.concat()].concat()
+        };
+        let (mount, disk) = (acl(1, 2, u32::MAX), acl(1001, 1002, u32::MAX));
+        assert_eq!(map_acl(&mount, IdMap::to_disk, &map, &map).unwrap(), disk);
+        let back = map_acl(&disk, |map, id| Some(map.to_mount(id)), &map, &map);
+        assert_eq!(back.unwrap(), mount);
+        assert!(map_acl(&disk[..7], IdMap::to_disk, &map, &map).is_err());
+        assert!(map_acl(&acl(11, 0, 0), IdMap::to_disk, &map, &map).is_err());
+    }
+}

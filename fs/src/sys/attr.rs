@@ -1,0 +1,84 @@
+//! Owner, mode, times, size of an object that is named by a descriptor (O_PATH will do, but for size).
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::{AtFlags, CWD, Gid, Mode, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
+
+use crate::error::Result;
+use crate::sys::stat::Time;
+use crate::sys::{fault, proc_path};
+
+/// A change of one of the two times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetTime {
+    /// Leave it.
+    Keep,
+    /// The kernel's present time.
+    Now,
+    /// This moment.
+    At(Time),
+}
+
+impl SetTime {
+    fn to_kernel(self) -> Timespec {
+        match self {
+            Self::Keep => Timespec {
+                tv_sec: 0,
+                tv_nsec: UTIME_OMIT,
+            },
+            Self::Now => Timespec {
+                tv_sec: 0,
+                tv_nsec: UTIME_NOW,
+            },
+            Self::At(time) => Timespec {
+                tv_sec: time.secs,
+                tv_nsec: i64::from(time.nanos),
+            },
+        }
+    }
+}
+
+/// Sets permission bits. Not for symbolic links, whose mode Linux does not change.
+pub fn chmod(fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
+    fault::hit()?;
+    let mode = Mode::from_raw_mode(mode & 0o7777);
+    Ok(rustix::fs::chmodat(
+        CWD,
+        proc_path(fd).as_slice(),
+        mode,
+        AtFlags::empty(),
+    )?)
+}
+
+/// Sets owner and group; `None` leaves one.
+pub fn chown(fd: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
+    fault::hit()?;
+    Ok(rustix::fs::chownat(
+        fd,
+        "",
+        uid.map(Uid::from_raw),
+        gid.map(Gid::from_raw),
+        AtFlags::EMPTY_PATH,
+    )?)
+}
+
+/// Sets access and modification time.
+pub fn utimens(fd: BorrowedFd<'_>, atime: SetTime, mtime: SetTime) -> Result<()> {
+    fault::hit()?;
+    let times = Timestamps {
+        last_access: atime.to_kernel(),
+        last_modification: mtime.to_kernel(),
+    };
+    Ok(rustix::fs::utimensat(
+        CWD,
+        proc_path(fd).as_slice(),
+        &times,
+        AtFlags::empty(),
+    )?)
+}
+
+/// Sets the size of a file that is open for writing.
+pub fn truncate(fd: impl AsFd, size: u64) -> Result<()> {
+    fault::hit()?;
+    Ok(rustix::fs::ftruncate(fd, size)?)
+}

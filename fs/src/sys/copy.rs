@@ -1,0 +1,103 @@
+//! Copying the content of a file: shared blocks where the file system can, else the data alone, with
+//! holes kept.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::SeekFrom;
+
+use crate::error::{Errno, Error, Result};
+use crate::sys::fault;
+
+/// One step of a copy, in bytes; between two steps others get their turn.
+const STEP: usize = 4 << 20;
+
+/// Copies the first `len` bytes of `src` over the empty file `dst`, and makes `dst` that long.
+/// `src` must not change meanwhile.
+pub fn copy_data(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, len: u64) -> Result<()> {
+    fault::hit()?;
+    if len == 0 {
+        return Ok(());
+    }
+    if rustix::fs::ioctl_ficlone(dst, src).is_ok() {
+        return Ok(());
+    }
+    rustix::fs::ftruncate(dst, len)?;
+    let mut at = 0;
+    while at < len {
+        let Some((start, end)) = next_data(src, at, len)? else {
+            break;
+        };
+        copy_range(src, dst, start, end)?;
+        at = end;
+    }
+    Ok(())
+}
+
+/// The next run of data at or after `at`; `None` when only a hole is left.
+fn next_data(src: BorrowedFd<'_>, at: u64, len: u64) -> Result<Option<(u64, u64)>> {
+    let start = match rustix::fs::seek(src, SeekFrom::Data(at)) {
+        Ok(start) => start,
+        Err(Errno::NXIO) => return Ok(None),
+        // A file system without SEEK_DATA: everything is data.
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some((at, len))),
+        Err(error) => return Err(error.into()),
+    };
+    if start >= len {
+        return Ok(None);
+    }
+    let end = match rustix::fs::seek(src, SeekFrom::Hole(start)) {
+        Ok(end) => end.min(len),
+        Err(Errno::NXIO) => len,
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Some((start, end)))
+}
+
+fn copy_range(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, start: u64, end: u64) -> Result<()> {
+    let (mut from, mut to) = (start, start);
+    while from < end {
+        let want = usize::try_from(end - from).unwrap_or(STEP).min(STEP);
+        match rustix::fs::copy_file_range(src, Some(&mut from), dst, Some(&mut to), want) {
+            // The file got shorter under us: what is gone reads as zero, as a hole.
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(Errno::INTR) => {}
+            Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                return read_write(src, dst, from, end);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+fn read_write(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, start: u64, end: u64) -> Result<()> {
+    let mut buffer = vec![0_u8; 256 << 10];
+    let mut at = start;
+    while at < end {
+        let want = usize::try_from(end - at)
+            .unwrap_or(buffer.len())
+            .min(buffer.len());
+        let part = buffer.get_mut(..want).unwrap_or_default();
+        let got = rustix::io::retry_on_intr(|| rustix::io::pread(src, &mut *part, at))?;
+        if got == 0 {
+            return Ok(());
+        }
+        write_all(dst, part.get(..got).unwrap_or_default(), at)?;
+        at += got as u64;
+    }
+    Ok(())
+}
+
+/// Writes all of `data` at `at`.
+pub fn write_all(dst: impl AsFd, data: &[u8], at: u64) -> Result<()> {
+    let mut done = 0;
+    while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
+        let n = rustix::io::retry_on_intr(|| rustix::io::pwrite(&dst, rest, at + done as u64))?;
+        if n == 0 {
+            return Err(Error::Errno(Errno::IO));
+        }
+        done += n;
+    }
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! Fault injection: in tests, the k-th changing system call of a thread fails.
+//!
+//! In a shipped binary every call here is empty and vanishes.
+
+use crate::error::Errno;
+
+#[cfg(any(test, feature = "fault-injection"))]
+mod armed {
+    use std::cell::Cell;
+
+    use crate::error::Errno;
+
+    thread_local! {
+        static LEFT: Cell<Option<u64>> = const { Cell::new(None) };
+        static SEEN: Cell<u64> = const { Cell::new(0) };
+        static ONCE: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// Lets `good` changing calls of this thread pass; every later one fails with EIO.
+    pub fn arm(good: u64) {
+        LEFT.set(Some(good));
+        ONCE.set(false);
+    }
+
+    /// Lets `good` changing calls of this thread pass; the next one fails with EIO, and no other.
+    pub fn arm_once(good: u64) {
+        LEFT.set(Some(good));
+        ONCE.set(true);
+    }
+
+    /// Ends the injection and returns how many changing calls were seen since the last time.
+    pub fn disarm() -> u64 {
+        LEFT.set(None);
+        SEEN.replace(0)
+    }
+
+    pub(crate) fn hit() -> Result<(), Errno> {
+        SEEN.set(SEEN.get() + 1);
+        match LEFT.get() {
+            None => Ok(()),
+            Some(0) => {
+                if ONCE.get() {
+                    LEFT.set(None);
+                }
+                Err(Errno::IO)
+            }
+            Some(left) => {
+                LEFT.set(Some(left - 1));
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(any(test, feature = "fault-injection"))]
+pub use armed::{arm, arm_once, disarm};
+
+/// Asked before every changing system call.
+#[cfg(any(test, feature = "fault-injection"))]
+pub(crate) fn hit() -> Result<(), Errno> {
+    armed::hit()
+}
+
+/// Asked before every changing system call.
+#[cfg(not(any(test, feature = "fault-injection")))]
+#[inline(always)]
+pub(crate) fn hit() -> Result<(), Errno> {
+    Ok(())
+}

@@ -1,0 +1,43 @@
+//! Thin, safe calls to the kernel: the only room with `unsafe`, libc, nix and rustix.
+//!
+//! Nothing here knows what a layer is. Every call that changes something first asks [`fault`], so
+//! that a test can make the k-th change fail.
+
+pub mod attr;
+pub mod copy;
+pub mod creds;
+pub mod dir;
+pub mod fault;
+pub mod mount;
+pub mod node;
+pub mod process;
+pub mod socket;
+pub mod stat;
+pub mod xattr;
+
+use std::io::Write as _;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use smallvec::SmallVec;
+
+/// A short path kept on the stack.
+pub(crate) type PathBuf = SmallVec<[u8; 304]>;
+
+/// `/proc/self/fd/N`: the object behind an O_PATH descriptor, for calls that take no such descriptor.
+/// Following this link ends at the object itself, also when it is a symbolic link.
+pub(crate) fn proc_path(fd: BorrowedFd<'_>) -> PathBuf {
+    let mut path = PathBuf::new();
+    // Writing to a SmallVec can't fail; the error type is the trait's.
+    if write!(path, "/proc/self/fd/{}", fd.as_raw_fd()).is_err() {
+        path.clear();
+    }
+    path
+}
+
+/// `/proc/self/fd/N/name`, for calls that know no `*at` form.
+pub(crate) fn proc_path_at(dir: BorrowedFd<'_>, name: &[u8]) -> PathBuf {
+    let mut path = proc_path(dir);
+    path.push(b'/');
+    path.extend_from_slice(name);
+    path
+}

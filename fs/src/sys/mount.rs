@@ -1,0 +1,139 @@
+//! Making and ending a FUSE mount with the kernel's own calls, no helper program.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+};
+
+use crate::error::Result;
+
+/// Flags and strings of a mount.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MountOptions {
+    /// What stands as the source in the mount table.
+    pub source: String,
+    /// What stands behind `fuse.` in the mount table.
+    pub subtype: String,
+    /// No writes.
+    pub read_only: bool,
+    /// setuid and setgid bits have no effect.
+    pub nosuid: bool,
+    /// Devices can't be opened.
+    pub nodev: bool,
+    /// Nothing can be executed.
+    pub noexec: bool,
+    /// Reads don't move access times.
+    pub noatime: bool,
+    /// Users other than the mounting one may enter.
+    pub allow_other: bool,
+}
+
+/// The /dev/fuse descriptor of a file system that is mounted nowhere yet.
+#[derive(Debug)]
+pub struct PreparedMount {
+    mount: OwnedFd,
+}
+
+/// Opens /dev/fuse.
+pub fn open_device() -> Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(CWD, "/dev/fuse", flags, Mode::empty())?)
+}
+
+impl PreparedMount {
+    /// Makes the file system behind `device`. The kernel's INIT request waits to be read there;
+    /// nothing shows in the mount table before [`PreparedMount::attach`].
+    pub fn new(device: BorrowedFd<'_>, options: &MountOptions) -> Result<Self> {
+        let context = rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        let context = context.as_fd();
+        let set = |key: &str, value: &str| -> Result<()> {
+            let value = CString::new(value).map_err(|_| crate::error::Errno::INVAL)?;
+            Ok(rustix::mount::fsconfig_set_string(context, key, value)?)
+        };
+        set("source", &options.source)?;
+        if !options.subtype.is_empty() {
+            set("subtype", &options.subtype)?;
+        }
+        set("fd", &device.as_raw_fd().to_string())?;
+        set("rootmode", "40000")?;
+        set("user_id", &rustix::process::geteuid().as_raw().to_string())?;
+        set("group_id", &rustix::process::getegid().as_raw().to_string())?;
+        rustix::mount::fsconfig_set_flag(context, "default_permissions")?;
+        if options.allow_other {
+            rustix::mount::fsconfig_set_flag(context, "allow_other")?;
+        }
+        rustix::mount::fsconfig_create(context)?;
+        let mount =
+            rustix::mount::fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes(options))?;
+        Ok(Self { mount })
+    }
+
+    /// Puts the mount at its place in the tree.
+    pub fn attach(self, at: &Path) -> Result<()> {
+        attach(self.mount, at)
+    }
+
+    /// Its device number, by which it is known again.
+    pub fn device(&self) -> Result<u64> {
+        device_of(&self.mount)
+    }
+}
+
+fn attributes(options: &MountOptions) -> MountAttrFlags {
+    let mut flags = MountAttrFlags::empty();
+    for (wanted, flag) in [
+        (options.read_only, MountAttrFlags::MOUNT_ATTR_RDONLY),
+        (options.nosuid, MountAttrFlags::MOUNT_ATTR_NOSUID),
+        (options.nodev, MountAttrFlags::MOUNT_ATTR_NODEV),
+        (options.noexec, MountAttrFlags::MOUNT_ATTR_NOEXEC),
+        (options.noatime, MountAttrFlags::MOUNT_ATTR_NOATIME),
+    ] {
+        if wanted {
+            flags |= flag;
+        }
+    }
+    flags
+}
+
+/// The device number of what is mounted behind `fd`, without asking its file system for anything: that
+/// may be the very process that calls.
+pub fn device_of(fd: impl AsFd) -> Result<u64> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let got = rustix::fs::statx(fd, "", flags, StatxFlags::TYPE)?;
+    Ok(rustix::fs::makedev(got.stx_dev_major, got.stx_dev_minor))
+}
+
+/// The device number of what is mounted at `at`.
+pub fn device_at(at: &Path) -> Result<u64> {
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::SYMLINK_NOFOLLOW;
+    let got = rustix::fs::statx(CWD, at, flags, StatxFlags::TYPE)?;
+    Ok(rustix::fs::makedev(got.stx_dev_major, got.stx_dev_minor))
+}
+
+/// Puts a detached mount, as [`keep_alive`] makes one, at a place in the tree.
+pub fn attach(mount: impl AsFd, at: &Path) -> Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    Ok(rustix::mount::move_mount(mount, "", CWD, at, flags)?)
+}
+
+/// Ends a mount; EBUSY when something in it is in use.
+pub fn unmount(at: &Path) -> Result<()> {
+    Ok(rustix::mount::unmount(at, UnmountFlags::NOFOLLOW)?)
+}
+
+/// Takes a mount out of the tree at once; it ends when its last user is gone.
+pub fn unmount_lazily(at: &Path) -> Result<()> {
+    let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+    Ok(rustix::mount::unmount(at, flags)?)
+}
+
+/// A second, detached mount of what is mounted at `at`: as long as the descriptor lives, the file
+/// system lives, so that an unmount of `at` returns at once instead of waiting for its caches to go.
+pub fn keep_alive(at: &Path) -> Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    Ok(rustix::mount::open_tree(CWD, at, flags)?)
+}

@@ -1,0 +1,90 @@
+//! The daemon's own process: going to the background, limits.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+
+use nix::unistd::{ForkResult, fork};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::process::{Resource, Rlimit};
+
+/// The child's end of the pipe on which it tells its parent how the start went.
+#[derive(Debug)]
+pub struct ReadyPipe(File);
+
+/// Which side of the fork this is.
+#[derive(Debug)]
+pub enum Background {
+    /// The process that was started; the text is empty when the child got ready, else why not.
+    Parent(String),
+    /// The daemon to be.
+    Child(ReadyPipe),
+}
+
+/// Forks. The parent waits until the child says that it is ready, or why it can't be.
+/// To be called before the process has a second thread.
+pub fn to_background() -> io::Result<Background> {
+    let (reader, writer): (OwnedFd, OwnedFd) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    // SAFETY: the process has one thread (main calls this first), so the child has no lock or other
+    // state that belonged to a thread which does not exist in it.
+    match unsafe { fork() }.map_err(io::Error::from)? {
+        ForkResult::Parent { .. } => {
+            drop(writer);
+            let mut text = Vec::new();
+            File::from(reader).read_to_end(&mut text)?;
+            Ok(Background::Parent(match text.split_first() {
+                Some((b'+', [])) => String::new(),
+                Some((b'-', why)) => String::from_utf8(why.to_vec()).map_err(io::Error::other)?,
+                _ => "the daemon ended before it was ready".into(),
+            }))
+        }
+        ForkResult::Child => {
+            drop(reader);
+            rustix::process::setsid()?;
+            Ok(Background::Child(ReadyPipe(File::from(writer))))
+        }
+    }
+}
+
+impl ReadyPipe {
+    /// Tells the parent that the mount is there, and lets go of the terminal and the folder.
+    pub fn ready(mut self) -> io::Result<()> {
+        rustix::process::chdir("/")?;
+        let null = rustix::fs::openat(CWD, "/dev/null", OFlags::RDWR, Mode::empty())?;
+        rustix::stdio::dup2_stdin(&null)?;
+        rustix::stdio::dup2_stdout(&null)?;
+        rustix::stdio::dup2_stderr(&null)?;
+        self.0.write_all(b"+")
+    }
+
+    /// Tells the parent why there will be no mount.
+    pub fn failed(mut self, why: &str) -> io::Result<()> {
+        self.0.write_all(b"-")?;
+        self.0.write_all(why.as_bytes())
+    }
+}
+
+/// Raises the soft limit of open files to the hard one and returns it.
+pub fn raise_open_files() -> u64 {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    match rustix::process::setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum.unwrap_or(u64::MAX),
+        Err(_) => limit.current.unwrap_or(u64::MAX),
+    }
+}
+
+/// Whether this process has CAP_SYS_ADMIN in the initial user namespace.
+pub fn is_initial_admin() -> bool {
+    use rustix::thread::{CapabilitySet, capabilities};
+    let admin =
+        capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN));
+    let initial = std::fs::read_to_string("/proc/self/uid_map")
+        .is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]));
+    admin && initial
+}

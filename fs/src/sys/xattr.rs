@@ -1,0 +1,113 @@
+//! Extended attributes of what a descriptor (O_PATH will do) or a name in a folder stands for.
+
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::XattrFlags;
+
+use crate::error::{Errno, Result};
+use crate::sys::{fault, proc_path, proc_path_at};
+
+/// The value of `name`, or `None` where there is none or the file system keeps none.
+pub fn get(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Vec<u8>>> {
+    let path = proc_path(fd);
+    absent_as_none(sized(|buffer| {
+        rustix::fs::getxattr(path.as_slice(), name, buffer)
+    }))
+}
+
+/// The same for the object `entry` in `dir`, following no link.
+pub fn get_at(dir: BorrowedFd<'_>, entry: &[u8], name: &[u8]) -> Result<Option<Vec<u8>>> {
+    let path = proc_path_at(dir, entry);
+    absent_as_none(sized(|buffer| {
+        rustix::fs::lgetxattr(path.as_slice(), name, buffer)
+    }))
+}
+
+/// All names, each without its NUL.
+pub fn list(fd: BorrowedFd<'_>) -> Result<Vec<Box<[u8]>>> {
+    let path = proc_path(fd);
+    let raw = sized(|buffer| rustix::fs::listxattr(path.as_slice(), buffer));
+    Ok(split(&absent_as_none(raw)?.unwrap_or_default()))
+}
+
+/// All names of the object `entry` in `dir`, following no link.
+pub fn list_at(dir: BorrowedFd<'_>, entry: &[u8]) -> Result<Vec<Box<[u8]>>> {
+    let path = proc_path_at(dir, entry);
+    let mut small = [0_u8; 512];
+    match rustix::fs::llistxattr(path.as_slice(), &mut small[..]) {
+        // Nearly every file has none: no allocation for those.
+        Ok(0) | Err(Errno::NOTSUP) => Ok(Vec::new()),
+        Ok(n) => Ok(split(small.get(..n).unwrap_or_default())),
+        Err(Errno::RANGE) => {
+            let raw = sized(|buffer| rustix::fs::llistxattr(path.as_slice(), buffer))?;
+            Ok(split(&raw))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Sets a value. `flags` are XATTR_CREATE and XATTR_REPLACE as setxattr(2) takes them.
+pub fn set_with(fd: BorrowedFd<'_>, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
+    fault::hit()?;
+    let flags = XattrFlags::from_bits_retain(flags);
+    Ok(rustix::fs::setxattr(
+        proc_path(fd).as_slice(),
+        name,
+        value,
+        flags,
+    )?)
+}
+
+/// Sets a value, whether there was one or not.
+pub fn set(fd: BorrowedFd<'_>, name: &[u8], value: &[u8]) -> Result<()> {
+    set_with(fd, name, value, 0)
+}
+
+/// Removes an attribute; ENODATA where there is none.
+pub fn remove(fd: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    fault::hit()?;
+    Ok(rustix::fs::removexattr(proc_path(fd).as_slice(), name)?)
+}
+
+/// All attributes with their values, sorted by name.
+pub fn all(fd: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let mut found = Vec::new();
+    for name in list(fd)? {
+        if let Some(value) = get(fd, &name)? {
+            found.push((name.into_vec(), value));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn absent_as_none(result: Result<Vec<u8>>) -> Result<Option<Vec<u8>>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if matches!(error.errno(), Errno::NODATA | Errno::NOTSUP) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Calls with a growing buffer until the answer fits: it may grow between two calls.
+fn sized(mut call: impl FnMut(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>> {
+    let mut buffer = vec![0_u8; 256];
+    loop {
+        match call(&mut buffer) {
+            Ok(n) => {
+                buffer.truncate(n);
+                return Ok(buffer);
+            }
+            // 64 KiB is the kernel's own limit (XATTR_SIZE_MAX, XATTR_LIST_MAX).
+            Err(Errno::RANGE) if buffer.len() < 64 * 1024 => buffer.resize(buffer.len() * 4, 0),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn split(raw: &[u8]) -> Vec<Box<[u8]>> {
+    raw.split(|&byte| byte == 0)
+        .filter(|name| !name.is_empty())
+        .map(Into::into)
+        .collect()
+}

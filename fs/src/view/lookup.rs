@@ -1,0 +1,238 @@
+//! Asking the layers for a name, as [`super::resolve`] directs.
+
+use std::sync::Arc;
+
+use super::resolve::{Fold, Kind, Target, Use, join, replace_last};
+use super::{DirNode, FileNode, Found, Loc, View};
+use crate::error::{Error, Result};
+use crate::format::Redirect;
+use crate::layer::{Layer, LayerDir, Probe, Seen, probe};
+use crate::name::Name;
+
+/// What one layer had: the folder and name where it lies, and what it is.
+struct Hit {
+    dir: Arc<LayerDir>,
+    name: Name,
+    probe: Probe,
+}
+
+#[derive(Default)]
+struct Gathered {
+    dirs: Vec<Arc<LayerDir>>,
+    top: Option<Hit>,
+    data: Option<Hit>,
+}
+
+impl View {
+    /// What `name` in `dir` means.
+    pub fn lookup(&self, dir: &DirNode, name: &Name) -> Result<Found> {
+        self.lookup_from(dir, name, 0)
+    }
+
+    /// The same, without asking the first `skip` places of `dir`: what would show if they had no such
+    /// name.
+    pub fn lookup_from(&self, dir: &DirNode, name: &Name, skip: usize) -> Result<Found> {
+        let mut fold = Fold::new(name.clone());
+        let mut got = Gathered::default();
+        let mut locs = dir.locs.iter().skip(skip);
+        // From a redirect with a path on, all layers below count, also those where `dir` is not.
+        let mut layer_at = 0;
+        while let Some(target) = fold.target().cloned() {
+            match target {
+                Target::InParent(name) => {
+                    let Some(loc) = locs.next() else { break };
+                    layer_at = self.position(loc.layer())? + 1;
+                    let hit = probe(loc, &name, self.marks(loc.layer()))?;
+                    let hit = hit.map(|probe| Hit {
+                        dir: loc.clone(),
+                        name,
+                        probe,
+                    });
+                    got.take(&mut fold, hit);
+                }
+                Target::Path(path) => {
+                    let Some(layer) = self.layers.get(layer_at) else {
+                        break;
+                    };
+                    layer_at += 1;
+                    let hit = self.walk(layer, &path, &mut fold)?;
+                    got.take(&mut fold, hit);
+                }
+            }
+        }
+        self.finish(dir, &fold, got)
+    }
+
+    fn position(&self, layer: &Arc<Layer>) -> Result<usize> {
+        self.layers
+            .iter()
+            .position(|own| Arc::ptr_eq(own, layer))
+            .ok_or(Error::Damaged(
+                "a folder of a layer that is not in the stack",
+            ))
+    }
+
+    /// Walks `path` inside one layer. Folders on the way may be opaque (then nothing further down
+    /// counts) or have a redirect (then the layers further down are asked under another path).
+    fn walk(&self, layer: &Arc<Layer>, path: &[u8], fold: &mut Fold) -> Result<Option<Hit>> {
+        let mut dir = layer.root_dir();
+        let mut below = path.to_vec();
+        let mut stop_after = false;
+        let parts: Vec<&[u8]> = path.split(|&byte| byte == b'/').collect();
+        let Some((last, way)) = parts.split_last() else {
+            return Ok(None);
+        };
+        for (depth, part) in way.iter().enumerate() {
+            let Some(found) = probe(&dir, part, self.marks(layer))? else {
+                if stop_after {
+                    fold.stop();
+                }
+                return Ok(None);
+            };
+            let Seen::Dir { opaque, redirect } = &found.seen else {
+                fold.stop();
+                return Ok(None);
+            };
+            // A redirect with a path counts also below an opaque folder, as in the kernel.
+            stop_after = match redirect {
+                Some(Redirect::Path(_)) => *opaque,
+                Some(Redirect::Sibling(_)) | None => stop_after || *opaque,
+            };
+            if let Some(redirect) = redirect {
+                below = redirected(&below, depth, parts.len(), redirect);
+                fold.retarget(below.clone().into());
+            }
+            dir = LayerDir::child(&dir, Name::new(part)?, found.stat.ino);
+        }
+        let found = probe(&dir, last, self.marks(layer))?;
+        if stop_after && found.is_none() {
+            fold.stop();
+        }
+        let Some(found) = found else { return Ok(None) };
+        let name = Name::new(last)?;
+        let mut seen = found;
+        if stop_after
+            && let Seen::Dir { opaque, redirect } = &mut seen.seen
+            && !matches!(redirect, Some(Redirect::Path(_)))
+        {
+            *opaque = true;
+        }
+        Ok(Some(Hit {
+            dir,
+            name,
+            probe: seen,
+        }))
+    }
+
+    fn finish(&self, parent: &DirNode, fold: &Fold, got: Gathered) -> Result<Found> {
+        let below = fold.target().and_then(|target| match target {
+            Target::InParent(name) => {
+                let above = parent.below.as_ref()?;
+                Some(Arc::from(join(above, name)))
+            }
+            Target::Path(path) => Some(Arc::from(&path[..])),
+        });
+        let below = below.filter(|_| self.part);
+        let Some(top) = got.top else {
+            return Ok(match fold.kind() {
+                Kind::Whiteout => Found::Whiteout,
+                _ => Found::Absent,
+            });
+        };
+        let layer = top.dir.layer().clone();
+        let ino = self.number(&layer, &top.probe.stat, top.probe.number);
+        let mut stat = top.probe.stat;
+        let redirect = match &top.probe.seen {
+            Seen::Dir { redirect, .. } | Seen::File { redirect, .. } => redirect.clone(),
+            Seen::Absent | Seen::Whiteout => None,
+        };
+        if fold.kind() == Kind::Dir {
+            return Ok(Found::Dir(DirNode {
+                locs: got.dirs,
+                below,
+                redirect,
+                stat,
+                ino,
+            }));
+        }
+        if let Some(data) = &got.data {
+            // The content's size is the metacopy's own; its blocks are where it lies.
+            stat.blocks = data.probe.stat.blocks;
+        }
+        let data_missing = fold.kind() == Kind::Metacopy;
+        if data_missing && !self.part {
+            return Err(Error::Damaged("a metacopy whose content is in no layer"));
+        }
+        Ok(Found::File(FileNode {
+            loc: top.loc(),
+            data: got.data.map(|hit| hit.loc()),
+            data_missing,
+            below: below.filter(|_| data_missing),
+            redirect,
+            stat,
+            ino,
+        }))
+    }
+}
+
+impl Gathered {
+    fn take(&mut self, fold: &mut Fold, hit: Option<Hit>) {
+        let Some(hit) = hit else { return };
+        let is_dir = matches!(hit.probe.seen, Seen::Dir { .. });
+        match fold.step(&hit.probe.seen) {
+            Use::Top => {
+                if is_dir {
+                    self.dirs.push(hit.as_dir());
+                }
+                self.top = Some(hit);
+            }
+            Use::Merge => self.dirs.push(hit.as_dir()),
+            Use::Data => self.data = Some(hit),
+            Use::Pass | Use::Nothing => {}
+        }
+    }
+}
+
+impl Hit {
+    fn as_dir(&self) -> Arc<LayerDir> {
+        LayerDir::child(&self.dir, self.name.clone(), self.probe.stat.ino)
+    }
+
+    fn loc(&self) -> Loc {
+        Loc {
+            dir: self.dir.clone(),
+            name: self.name.clone(),
+        }
+    }
+}
+
+/// `path`, of `total` components counted at the start, after the one at `depth` from the front turned
+/// out to have a redirect. Earlier redirects may have made the front longer or shorter, so the
+/// components are counted from the back.
+fn redirected(path: &[u8], depth: usize, total: usize, redirect: &Redirect) -> Vec<u8> {
+    let parts: Vec<&[u8]> = path.split(|&byte| byte == b'/').collect();
+    let after = total - depth - 1;
+    let cut = parts.len().saturating_sub(after);
+    let (front, back) = parts.split_at(cut);
+    let front = match redirect {
+        Redirect::Path(path) => path.to_vec(),
+        Redirect::Sibling(name) => replace_last(&front.join(&b'/'), name),
+    };
+    back.iter().fold(front, |path, part| join(&path, part))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redirect_on_the_way_changes_the_front_only() {
+        let sibling = Redirect::Sibling(Name::new("x").unwrap());
+        let path = Redirect::Path(b"q/r/s"[..].into());
+        assert_eq!(redirected(b"a/b/c", 0, 3, &sibling), b"x/b/c");
+        assert_eq!(redirected(b"a/b/c", 1, 3, &sibling), b"a/x/c");
+        assert_eq!(redirected(b"a/b/c", 1, 3, &path), b"q/r/s/c");
+        // The first redirect lengthened the front; the second is the old second component's.
+        assert_eq!(redirected(b"q/r/s/b/c", 1, 3, &sibling), b"q/r/s/x/c");
+    }
+}
