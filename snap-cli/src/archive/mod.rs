@@ -1,0 +1,22 @@
+//! Root filesystems in and out: tar archives and plain folders.
+//!
+//! `import` fills the tree of a new layer, `export` writes a state as a tar that GNU tar unpacks to
+//! the same tree. Nothing here prints, and nothing here knows stores, containers or manifests.
+
+mod acl;
+mod compress;
+pub mod export;
+pub mod import;
+mod member;
+mod pax;
+mod place;
+mod stream;
+mod tree;
+
+pub use compress::Compression;
+pub use export::Exported;
+pub use import::Imported;
+#[cfg(test)]
+mod export_tests;
+#[cfg(test)]
+mod import_tests;

@@ -1,0 +1,228 @@
+//! PAX extended headers: records of `LENGTH KEY=VALUE\n`, read by their length (a value may hold any
+//! byte, newlines too, as binary attributes do), and written. Pure.
+
+use cowl_fs::sys::stat::Time;
+
+/// The records of one header, in order; a key may come more than once (GNU.sparse.offset does).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Records(pub(super) Vec<(Vec<u8>, Vec<u8>)>);
+
+/// The prefix of attributes.
+pub(super) const XATTR: &[u8] = b"SCHILY.xattr.";
+/// The prefix of ACLs as text: `access` and `default` follow.
+pub(super) const ACL: &[u8] = b"SCHILY.acl.";
+
+impl Records {
+    /// Reads a header's data. The error says what is wrong with it.
+    pub(super) fn parse(mut data: &[u8]) -> Result<Self, &'static str> {
+        let mut records = Vec::new();
+        // Some writers pad with NULs.
+        while !data.is_empty() && !data.starts_with(&[0]) {
+            let space = data
+                .iter()
+                .position(|&byte| byte == b' ')
+                .ok_or("no length")?;
+            let length: usize = data
+                .get(..space)
+                .and_then(|digits| str::from_utf8(digits).ok())
+                .and_then(|digits| digits.parse().ok())
+                .ok_or("a length that is no number")?;
+            let record = data
+                .get(space + 1..length)
+                .ok_or("a length beyond the end")?;
+            let record = record
+                .strip_suffix(b"\n")
+                .ok_or("a record without its end")?;
+            let equals = record
+                .iter()
+                .position(|&byte| byte == b'=')
+                .ok_or("no '='")?;
+            let (key, value) = record.split_at(equals);
+            records.push((key.to_vec(), value.get(1..).unwrap_or_default().to_vec()));
+            data = data.get(length..).unwrap_or_default();
+        }
+        Ok(Self(records))
+    }
+
+    /// The last value of `key`, unless it is empty: that takes an earlier one back.
+    pub(super) fn get(&self, key: &str) -> Option<&[u8]> {
+        let (_, value) = self.0.iter().rev().find(|(k, _)| k == key.as_bytes())?;
+        (!value.is_empty()).then_some(value.as_slice())
+    }
+
+    /// The value of `key` as a number; the error names the key.
+    pub(super) fn number(&self, key: &'static str) -> Result<Option<u64>, &'static str> {
+        self.get(key)
+            .map(|value| decimal(value).ok_or(key))
+            .transpose()
+    }
+
+    /// The value of `key` as a moment; the error names the key.
+    pub(super) fn time(&self, key: &'static str) -> Result<Option<Time>, &'static str> {
+        self.get(key)
+            .map(|value| parse_time(value).ok_or(key))
+            .transpose()
+    }
+
+    /// Adds a record.
+    pub(super) fn push(&mut self, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) {
+        self.0.push((key.into(), value.into()));
+    }
+
+    /// The header's data.
+    pub(super) fn write(&self) -> Vec<u8> {
+        let mut data = Vec::new();
+        for (key, value) in &self.0 {
+            let rest = key.len() + value.len() + 3;
+            let mut length = rest + 1;
+            // The length counts its own digits.
+            while length != rest + digits(length) {
+                length = rest + digits(length);
+            }
+            data.extend_from_slice(format!("{length} ").as_bytes());
+            data.extend_from_slice(key);
+            data.push(b'=');
+            data.extend_from_slice(value);
+            data.push(b'\n');
+        }
+        data
+    }
+}
+
+fn digits(number: usize) -> usize {
+    number.checked_ilog10().map_or(1, |log| log as usize + 1)
+}
+
+/// A number in decimal digits only.
+pub(super) fn decimal(text: &[u8]) -> Option<u64> {
+    if !text.first()?.is_ascii_digit() {
+        return None;
+    }
+    str::from_utf8(text).ok()?.parse().ok()
+}
+
+/// Seconds since 1970 with a fraction; more than nine digits are cut.
+fn parse_time(text: &[u8]) -> Option<Time> {
+    let text = str::from_utf8(text).ok()?;
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let nanos: u32 = format!("{fraction:0<9.9}").parse().ok()?;
+    let secs: i64 = whole.parse().ok()?;
+    // "-1.25" is a second and a quarter before 1970: 0.75 s after second -2.
+    if whole.starts_with('-') && nanos > 0 {
+        return Some(Time {
+            secs: secs.checked_sub(1)?,
+            nanos: 1_000_000_000 - nanos,
+        });
+    }
+    Some(Time { secs, nanos })
+}
+
+/// The text of a moment, exact.
+pub(super) fn time_text(time: Time) -> String {
+    match (time.secs, time.nanos) {
+        (secs, 0) => secs.to_string(),
+        (secs @ ..0, nanos) => {
+            let text = format!("-{}.{:09}", -(secs + 1), 1_000_000_000 - nanos);
+            text.trim_end_matches('0').to_owned()
+        }
+        (secs, nanos) => format!("{secs}.{nanos:09}")
+            .trim_end_matches('0')
+            .to_owned(),
+    }
+}
+
+/// The name of an attribute as a key can hold it: GNU tar's way for '=' and '%'.
+pub(super) fn escape_xattr(name: &[u8]) -> Vec<u8> {
+    let mut key = Vec::new();
+    for &byte in name {
+        match byte {
+            b'%' => key.extend_from_slice(b"%25"),
+            b'=' => key.extend_from_slice(b"%3D"),
+            _ => key.push(byte),
+        }
+    }
+    key
+}
+
+/// The reverse of [`escape_xattr`].
+pub(super) fn unescape_xattr(key: &[u8]) -> Vec<u8> {
+    let mut name = Vec::new();
+    let mut rest = key;
+    while let Some((&first, tail)) = rest.split_first() {
+        if let Some(after) = rest.strip_prefix(b"%25") {
+            name.push(b'%');
+            rest = after;
+        } else if let Some(after) = rest.strip_prefix(b"%3D") {
+            name.push(b'=');
+            rest = after;
+        } else {
+            name.push(first);
+            rest = tail;
+        }
+    }
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_round_trip_with_any_bytes() {
+        let mut records = Records::default();
+        records.push(*b"SCHILY.xattr.user.x", *b"a\n12 size=5\n=\0\xff");
+        records.push(*b"path", vec![b'p'; 985]);
+        records.push(*b"path", vec![b'p'; 90]);
+        records.push(*b"empty", *b"");
+        assert_eq!(Records::parse(&records.write()).unwrap(), records);
+    }
+
+    #[test]
+    fn damaged_records_are_refused() {
+        for bad in [
+            &b"5 a=b"[..],
+            b"x a=b\n",
+            b"99 a=b\n",
+            b"5 ab\n",
+            b"3",
+            b"6 a=b\nx",
+        ] {
+            assert!(Records::parse(bad).is_err(), "{}", bad.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn times_are_exact() {
+        for (text, secs, nanos) in [
+            ("0", 0, 0),
+            ("1.5", 1, 500_000_000),
+            ("-1.25", -2, 750_000_000),
+            ("-0.25", -1, 750_000_000),
+            ("-3", -3, 0),
+            ("1700000000.123456789", 1_700_000_000, 123_456_789),
+        ] {
+            let time = Time { secs, nanos };
+            assert_eq!(parse_time(text.as_bytes()), Some(time), "{text}");
+            assert_eq!(time_text(time), text);
+        }
+        assert_eq!(
+            parse_time(b"1.0000000009"),
+            Some(Time { secs: 1, nanos: 0 })
+        );
+        for bad in ["", "x", "1.x", "1.-5", "."] {
+            assert_eq!(parse_time(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn attribute_names_round_trip() {
+        for name in [&b"user.a=b"[..], b"user.100%", b"user.%3D", b"user.plain"] {
+            let key = escape_xattr(name);
+            assert!(!key.contains(&b'='));
+            assert_eq!(unescape_xattr(&key), name);
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! Copying a folder of this machine into a new tree, exactly: owners, modes, times, links, devices,
+//! attributes, holes. Stays on one file system. Works by folder descriptors, so that no path is too
+//! long and nobody can lead the copy astray by exchanging a folder for a link meanwhile.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use cowl_fs::error::Errno;
+use cowl_fs::sys::stat::{FileKind, Stat};
+use cowl_fs::sys::{copy, dir, node, stat, xattr};
+use rustix::fs::OFlags;
+
+use super::import::Imported;
+use crate::delta::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
+use crate::delta::make::{self, Attrs};
+use crate::delta::places::Places;
+
+/// How many folders of the present path are kept open on each side; those above are opened again,
+/// through "..", when the copy comes back to them.
+const KEPT: usize = 128;
+
+/// A folder that is being copied.
+struct Level {
+    name: Vec<u8>,
+    stat: Stat,
+    attrs: Attrs,
+    /// What is still to be copied, the next one last.
+    todo: Vec<Vec<u8>>,
+    source: Option<OwnedFd>,
+    target: Option<OwnedFd>,
+    target_id: (u64, u64),
+}
+
+struct Copy<'a> {
+    levels: Vec<Level>,
+    /// The device that is not left.
+    dev: u64,
+    /// Where the first name of each hard-linked file went.
+    linked: HashMap<u64, (Vec<u8>, u64)>,
+    places: Places,
+    progress: OnProgress<'a>,
+    out: Imported,
+}
+
+/// Copies everything in `source` into the empty folder `target`.
+pub(super) fn import(source: &Path, target: &Path, progress: OnProgress<'_>) -> Result<Imported> {
+    let name = source.as_os_str().as_bytes();
+    let from = dir::open_root(source).context("can't open the source folder", name)?;
+    let to = dir::open_root(target).context(
+        "can't open the target folder",
+        target.as_os_str().as_bytes(),
+    )?;
+    let from_stat = stat::stat_fd(&from).context("can't read the source folder", name)?;
+    refuse_overlap(&from_stat, &to, name)?;
+    make::ready_root(to.as_fd())?;
+    let places = to
+        .try_clone()
+        .context("can't keep the target folder open", name)?;
+    let mut copy = Copy {
+        levels: Vec::new(),
+        dev: from_stat.dev,
+        linked: HashMap::new(),
+        places: Places::new(places),
+        progress,
+        out: Imported::default(),
+    };
+    copy.enter(Vec::new(), from_stat, from, to, b".")?;
+    while !copy.levels.is_empty() {
+        copy.step()?;
+    }
+    (copy.progress)(copy.out.done);
+    Ok(copy.out)
+}
+
+fn id(fd: &impl AsFd) -> Result<(u64, u64)> {
+    let stat = stat::stat_fd(fd).context("can't read a folder", b"")?;
+    Ok((stat.dev, stat.ino))
+}
+
+/// Refuses a source that contains the target: the copy would copy itself. (A target that contains
+/// the source is not empty, and is refused for that.)
+fn refuse_overlap(source: &Stat, target: &OwnedFd, name: &[u8]) -> Result<()> {
+    let mut at = target
+        .try_clone()
+        .context("can't keep the target folder open", name)?;
+    let mut seen = None;
+    loop {
+        let here = id(&at)?;
+        if here == (source.dev, source.ino) {
+            let what = "the source contains the place where the copy would be made";
+            return Err(TreeError::new(ErrorKind::Overlap, what).at(name));
+        }
+        if seen == Some(here) {
+            return Ok(());
+        }
+        seen = Some(here);
+        at = up(&at).context("can't open the folder above the target", name)?;
+    }
+}
+
+fn up(fd: &impl AsFd) -> std::result::Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(fd, "..", flags, rustix::fs::Mode::empty())
+}
+
+impl Copy<'_> {
+    fn path(&self, name: &[u8]) -> Vec<u8> {
+        let mut path = Vec::new();
+        for level in self.levels.iter().skip(1) {
+            path = make::join(&path, &level.name);
+        }
+        make::join(&path, name)
+    }
+
+    /// Copies the next entry of the deepest folder, or finishes that folder.
+    fn step(&mut self) -> Result<()> {
+        let Some(level) = self.levels.last_mut() else {
+            return Ok(());
+        };
+        let Some(name) = level.todo.pop() else {
+            return self.leave();
+        };
+        let path = self.path(&name);
+        let Some(Level {
+            source: Some(source),
+            target: Some(target),
+            ..
+        }) = self.levels.last()
+        else {
+            return Err(TreeError::new(ErrorKind::Io, "a folder was closed too early").at(path));
+        };
+        let (source, target) = (source.as_fd(), target.as_fd());
+        let found = match dir::open_path(source, &name) {
+            Ok(fd) => fd,
+            // Removed since the folder was read: it is not part of the copy.
+            Err(error) if error.errno() == Errno::NOENT => return Ok(()),
+            Err(error) => return Err(error).context("can't open", &path),
+        };
+        let stat = stat::stat_fd(&found).context("can't read", &path)?;
+        self.out.done.entries += 1;
+        if self.out.done.entries.is_multiple_of(64) {
+            (self.progress)(self.out.done);
+        }
+        if stat.kind() == FileKind::Directory {
+            let inner = make::folder(target, &name, &path)?;
+            return self.enter(name, stat, found, inner, &path);
+        }
+        if stat.dev != self.dev {
+            let why = "a mount point in the source: not copied";
+            self.out.notes.push((path, why));
+            return Ok(());
+        }
+        if stat.nlink > 1 && self.link_known(&stat, &name, &path)? {
+            return Ok(());
+        }
+        let Some((source, target)) = self.here() else {
+            return Err(TreeError::new(ErrorKind::Io, "a folder was closed too early").at(path));
+        };
+        let bytes = copy_one(source, target, &name, &found, &stat, &path)?;
+        self.out.done.bytes += bytes;
+        if bytes > 0 {
+            (self.progress)(self.out.done);
+        }
+        if stat.nlink > 1 {
+            self.linked.insert(stat.ino, (path, stat.nlink - 1));
+        }
+        Ok(())
+    }
+
+    fn here(&self) -> Option<(BorrowedFd<'_>, BorrowedFd<'_>)> {
+        let level = self.levels.last()?;
+        Some((
+            level.source.as_ref()?.as_fd(),
+            level.target.as_ref()?.as_fd(),
+        ))
+    }
+
+    /// Gives the copy of a file whose other name was copied already one more name.
+    fn link_known(&mut self, stat: &Stat, name: &[u8], path: &[u8]) -> Result<bool> {
+        let Some((first, left)) = self.linked.get_mut(&stat.ino) else {
+            return Ok(false);
+        };
+        let first = first.clone();
+        *left -= 1;
+        if *left == 0 {
+            self.linked.remove(&stat.ino);
+        }
+        let (parent, first_name) = make::split(&first);
+        let copy = {
+            let place = self.places.folder(parent, false)?;
+            dir::open_path(place.fd(), first_name).context("can't open", &first)?
+        };
+        let Some((_, target)) = self.here() else {
+            return Ok(false);
+        };
+        node::link_fd(copy.as_fd(), target, name).context("can't make the hard link", path)?;
+        Ok(true)
+    }
+
+    /// Goes into a folder. One on another file system stays empty.
+    fn enter(
+        &mut self,
+        name: Vec<u8>,
+        stat: Stat,
+        source: OwnedFd,
+        target: OwnedFd,
+        path: &[u8],
+    ) -> Result<()> {
+        let xattrs = xattr::all(source.as_fd()).context("can't read the attributes", path)?;
+        make::refuse_marks(false, &xattrs, path)?;
+        let mut todo = Vec::new();
+        if stat.dev == self.dev {
+            let entries = dir::entries(source.as_fd()).context("can't read the folder", path)?;
+            todo.extend(entries.into_iter().map(|entry| entry.name.into_vec()));
+            // The next one is taken from the end.
+            todo.sort_unstable_by(|a, b| b.cmp(a));
+        } else {
+            let why = "a mount point in the source: an empty folder in the copy";
+            self.out.notes.push((path.to_vec(), why));
+        }
+        let target_id = id(&target)?;
+        self.levels.push(Level {
+            name,
+            attrs: Attrs::of(&stat, xattrs),
+            stat,
+            todo,
+            source: Some(source),
+            target: Some(target),
+            target_id,
+        });
+        let depth = self.levels.len();
+        // The root's descriptors stay, those of the middle go.
+        if let Some(far) = depth.checked_sub(KEPT).filter(|&far| far > 0)
+            && let Some(level) = self.levels.get_mut(far)
+        {
+            level.source = None;
+            level.target = None;
+        }
+        Ok(())
+    }
+
+    /// Gives a folder whose content is complete its attributes, and goes back to the one above.
+    fn leave(&mut self) -> Result<()> {
+        let path = self.path(b"");
+        let Some(level) = self.levels.pop() else {
+            return Ok(());
+        };
+        let gone =
+            || TreeError::new(ErrorKind::Io, "a folder was closed too early").at(path.as_slice());
+        let (source, target) = level.source.zip(level.target).ok_or_else(gone)?;
+        make::apply(target.as_fd(), FileKind::Directory, &level.attrs, &path)?;
+        let Some(above) = self.levels.last_mut() else {
+            return Ok(());
+        };
+        if above.source.is_none() {
+            let what = "can't go back to the folder above";
+            let from = up(&source).context(what, &path)?;
+            let to = up(&target).context(what, &path)?;
+            let same =
+                id(&from)? == (above.stat.dev, above.stat.ino) && id(&to)? == above.target_id;
+            if !same {
+                let what = "the folder was moved while it was copied";
+                return Err(TreeError::new(ErrorKind::Io, what).at(path));
+            }
+            above.source = Some(from);
+            above.target = Some(to);
+        }
+        Ok(())
+    }
+}
+
+/// Copies anything but a folder, and says how many bytes of content it has.
+fn copy_one(
+    source: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    name: &[u8],
+    found: &OwnedFd,
+    stat: &Stat,
+    path: &[u8],
+) -> Result<u64> {
+    let xattrs = xattr::all(found.as_fd()).context("can't read the attributes", path)?;
+    make::refuse_marks(stat.is_whiteout_device(), &xattrs, path)?;
+    let attrs = Attrs::of(stat, xattrs);
+    let kind = stat.kind();
+    match kind {
+        FileKind::Regular => {
+            let from = open_quietly(found).context("can't open the file", path)?;
+            let to = make::file(target, name, path)?;
+            copy::copy_data(from.as_fd(), to.as_fd(), stat.size)
+                .context("can't copy the content", path)?;
+            make::apply(to.as_fd(), kind, &attrs, path)?;
+            return Ok(stat.size);
+        }
+        FileKind::Symlink => {
+            let link = dir::readlink(source, name).context("can't read the symbolic link", path)?;
+            make::symlink(target, name, &link, &attrs, path)?;
+        }
+        FileKind::CharDevice | FileKind::BlockDevice | FileKind::Fifo | FileKind::Socket => {
+            make::special(target, name, kind, stat.rdev, &attrs, path)?;
+        }
+        FileKind::Directory => {}
+    }
+    Ok(0)
+}
+
+/// Opens for reading, leaving the last-read time alone where that is allowed.
+fn open_quietly(found: &OwnedFd) -> cowl_fs::error::Result<OwnedFd> {
+    match dir::reopen(found.as_fd(), OFlags::RDONLY | OFlags::NOATIME) {
+        Err(error) if error.errno() == Errno::PERM => dir::reopen(found.as_fd(), OFlags::RDONLY),
+        other => other,
+    }
+}

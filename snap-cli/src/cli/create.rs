@@ -1,0 +1,44 @@
+//! `cowl create`
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use super::{Context, output};
+use crate::container::create::{Source, create};
+use crate::error::Result;
+use crate::store::name::ContainerName;
+
+/// Make a container from a root file system
+///
+/// Owners, modes, times, hard links, devices, extended attributes, ACLs and capabilities are kept.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The new container's name
+    name: OsString,
+    /// A folder, a tar archive (plain, or compressed by gzip, zstd or xz), or - for an archive on
+    /// standard input
+    #[arg(long, value_name = "DIR|FILE|-")]
+    from: OsString,
+}
+
+impl Args {
+    pub(super) fn run(&self, context: &Context) -> Result<()> {
+        let name = ContainerName::parse(&self.name)?;
+        let store = context.store_or_new()?;
+        if let Err(error) = store.collect() {
+            log::info!("cleaning up: {error}");
+        }
+        let source = if self.from == "-" {
+            Source::Stdin
+        } else {
+            Source::Path(Path::new(&self.from))
+        };
+        let mut bar = output::Bar::new("importing");
+        let notes = create(&store, &name, source, &mut |done| bar.tell(done))?;
+        drop(bar);
+        for note in notes {
+            output::note(&note);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,49 @@
+//! `cowl exec`, and `cowl enter`, its inner half
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use super::{Context, output};
+use crate::container::{enter, exec};
+use crate::error::Result;
+use crate::store::name::ContainerName;
+
+/// Run a command in a container
+///
+/// Its root directory is the container, with /proc, /dev and (read-only) /sys of this machine, in a
+/// mount namespace of its own. The container is mounted for it, and unmounted afterwards, unless it
+/// was mounted before. The exit code is the command's; 128 and the signal's number when a signal
+/// ended it; 125 when cowl failed, 126 when the command can't be run, 127 when it is not there.
+#[derive(Debug, clap::Args)]
+pub(super) struct ExecArgs {
+    /// The container
+    name: OsString,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+impl ExecArgs {
+    pub(super) fn run(&self, context: &Context) -> Result<u8> {
+        let name = ContainerName::parse(&self.name)?;
+        exec::exec(&context.store()?, &name, &self.command)
+    }
+}
+
+/// Become a command inside a mounted container (for cowl's own use: `exec` starts it)
+#[derive(Debug, clap::Args)]
+pub(super) struct EnterArgs {
+    /// Where the container is mounted
+    place: PathBuf,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+impl EnterArgs {
+    pub(super) fn run(&self) -> u8 {
+        let (code, error) = enter::enter(&self.place, &self.command);
+        output::complain(&error, false);
+        code
+    }
+}

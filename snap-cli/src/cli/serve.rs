@@ -1,0 +1,51 @@
+//! `cowl serve`: the daemon that `cowl mount` starts
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::{Context, output};
+use crate::container::serve::{detach_from_shell, serve};
+use crate::error::{Error, Result};
+use crate::store::Store;
+use crate::store::manifest::ContainerId;
+
+/// Mount a container and serve it until it is unmounted (for cowl's own use: `mount` starts it)
+///
+/// Prints "ready" when the mount is there, or else an error as JSON.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The container's id
+    id: String,
+    /// Where to mount it; an absolute path
+    place: PathBuf,
+    /// Nobody but `exec` needs the mount
+    #[arg(long)]
+    transient: bool,
+}
+
+impl Args {
+    pub(super) fn run(&self, context: &Context) -> Result<u8> {
+        output::log_everything();
+        let Err(error) = self.serve(context) else {
+            return Ok(0);
+        };
+        log::error!("{error}");
+        let said = json!({
+            "kind": error.kind.name(),
+            "what": error.to_string(),
+            "hint": error.hint,
+        });
+        // Nobody reads it any more once the mount was there: then the log has to do.
+        output::line(said.to_string().as_bytes())?;
+        Ok(error.kind.code())
+    }
+
+    fn serve(&self, context: &Context) -> Result<()> {
+        detach_from_shell()?;
+        let id = ContainerId::parse(&self.id)
+            .ok_or_else(|| Error::usage(format!("{:?} is no container's id", self.id)))?;
+        let store = Store::open(&context.root, context.session.clone())?;
+        serve(&store, id, &self.place, self.transient)
+    }
+}

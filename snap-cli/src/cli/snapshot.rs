@@ -1,0 +1,53 @@
+//! `cowl snapshot`
+
+use std::ffi::OsString;
+
+use super::{Context, output};
+use crate::container::Container;
+use crate::error::{Error, Result};
+use crate::snapshot::take::{Wish, take};
+use crate::store::name::{ContainerName, SnapshotName};
+
+/// Take a snapshot of what a container is now, and print its name
+///
+/// Copies nothing. Works on a mounted container while no file in it is open for writing.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The container
+    name: OsString,
+    /// A remark, shown by `cowl list`
+    #[arg(short, long, value_name = "TEXT")]
+    message: Option<OsString>,
+    /// A name of your own [default: snap0, snap1, ...; no number is used twice]
+    #[arg(long = "name", value_name = "SNAP")]
+    snapshot: Option<OsString>,
+    /// Put everything on the disk first, so that the snapshot is whole even after a power cut
+    #[arg(long)]
+    sync: bool,
+}
+
+impl Args {
+    pub(super) fn run(&self, context: &Context) -> Result<()> {
+        let name = ContainerName::parse(&self.name)?;
+        let comment = match &self.message {
+            Some(text) => text
+                .to_str()
+                .ok_or_else(|| Error::usage("the message is not valid UTF-8"))?
+                .to_owned(),
+            None => String::new(),
+        };
+        let wish = Wish {
+            name: self
+                .snapshot
+                .as_ref()
+                .map(SnapshotName::parse)
+                .transpose()?,
+            comment,
+            sync: self.sync,
+        };
+        let store = context.store()?;
+        let mut container = Container::open(&store, &name)?;
+        let taken = take(&mut container, &wish)?;
+        output::line(taken.as_str().as_bytes())
+    }
+}

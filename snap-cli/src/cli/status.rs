@@ -1,0 +1,140 @@
+//! `cowl status`
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+
+use serde_json::{Value, json};
+
+use super::{Context, output};
+use crate::container::state::Mounted;
+use crate::container::{Container, daemon};
+use crate::error::{Kind, Result};
+use crate::host::users;
+use crate::store::name::ContainerName;
+
+/// Show which containers are mounted, where, and who uses them
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Only this container
+    name: Option<OsString>,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+impl Args {
+    pub(super) fn run(&self, context: &Context) -> Result<()> {
+        let names = match &self.name {
+            Some(name) => Some(vec![ContainerName::parse(name)?]),
+            None => None,
+        };
+        let store = match context.store() {
+            Err(error) if error.kind == Kind::NotFound && names.is_none() => {
+                output::note(&error.to_string());
+                return self.print(&[]);
+            }
+            other => other?,
+        };
+        // A damaged container hides none of the others.
+        let mut broken = None;
+        let names = match names {
+            Some(names) => names,
+            None => {
+                let mut readable = Vec::new();
+                for (_, record) in store.containers()? {
+                    match record {
+                        Ok(record) => readable.push(record.body.name),
+                        Err(error) => {
+                            output::complain(&error, self.json);
+                            broken = Some(error);
+                        }
+                    }
+                }
+                readable
+            }
+        };
+        let mut found = Vec::new();
+        for name in names {
+            found.push(one(&Container::open(&store, &name)?)?);
+        }
+        self.print(&found)?;
+        broken.map_or(Ok(()), Err)
+    }
+
+    fn print(&self, found: &[Value]) -> Result<()> {
+        if self.json {
+            return match (&self.name, found.first()) {
+                (Some(_), Some(one)) => output::data(one),
+                _ => output::data(&json!({ "containers": found })),
+            };
+        }
+        let text = |value: &Value| match value {
+            Value::String(text) => text.clone(),
+            Value::Number(number) => number.to_string(),
+            _ => "-".to_owned(),
+        };
+        let rows = found.iter().map(|one| {
+            let field = |key: &str| one.get(key).map_or_else(String::new, text);
+            let mounted = if one.get("mountpoint").is_some_and(|m| !m.is_null()) {
+                "mounted"
+            } else {
+                "not mounted"
+            };
+            let users = one.get("users").and_then(Value::as_array);
+            let users = users.into_iter().flatten().map(|user| {
+                let field = |key: &str| user.get(key).map_or_else(String::new, text);
+                format!("{} ({})", field("pid"), field("command"))
+            });
+            let used_by = users.collect::<Vec<_>>().join(", ");
+            vec![
+                field("name"),
+                mounted.to_owned(),
+                field("mounted_at"),
+                field("pid"),
+                field("layers"),
+                used_by,
+            ]
+        });
+        let header = ["NAME", "STATE", "MOUNTED AT", "DAEMON", "LAYERS", "USED BY"];
+        output::table(&header, rows.collect(), &[3, 4])
+    }
+}
+
+/// Everything known of one container's mount.
+fn one(container: &Container<'_>) -> Result<Value> {
+    let manifest = container.manifest();
+    let mut value = json!({
+        "name": manifest.name,
+        "id": container.id(),
+        "layers": manifest.stack.len(),
+        "snapshots": manifest.snapshots.len(),
+        "mountpoint": null,
+    });
+    let (Mounted::Alive(state), Some(object)) = (container.mounted()?, value.as_object_mut())
+    else {
+        return Ok(value);
+    };
+    let place = state.mountpoint.as_os_str().as_bytes();
+    object.insert("mountpoint".to_owned(), output::json_path(place));
+    object.insert("mounted_at".to_owned(), output::shown(place).into());
+    object.insert("pid".to_owned(), state.pid.into());
+    let daemon = daemon::status(container.store(), container.id())?;
+    object.insert("open_files".to_owned(), daemon.open_files.into());
+    object.insert("open_for_write".to_owned(), daemon.open_for_write.into());
+    object.insert("inodes".to_owned(), daemon.inodes.into());
+    let log = container.store().run_dir(container.id()).join("log");
+    object.insert(
+        "log".to_owned(),
+        output::json_path(log.as_os_str().as_bytes()),
+    );
+    let users = container.users(&state, users::device_at(&state.mountpoint)?)?;
+    let users: Vec<Value> = users
+        .iter()
+        .map(|user| {
+            let holds: Vec<_> = user.holds.iter().map(users::Hold::name).collect();
+            json!({ "pid": user.pid, "command": user.command, "holds": holds })
+        })
+        .collect();
+    object.insert("users".to_owned(), users.into());
+    Ok(value)
+}

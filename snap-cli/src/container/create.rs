@@ -1,0 +1,100 @@
+//! Making containers: from a root file system, or over layers that are there already.
+
+use std::path::Path;
+
+use serde_json::Map;
+
+use crate::archive::import;
+use crate::delta::error::OnProgress;
+use crate::error::{Error, Result};
+use crate::store::layers::Making;
+use crate::store::manifest::{ContainerId, ContainerManifest, LayerId, LayerKind};
+use crate::store::name::ContainerName;
+use crate::store::record::Record;
+use crate::store::{Store, disk};
+
+/// Where a root file system comes from.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// A folder or a tar archive.
+    Path(&'a Path),
+    /// A tar archive on standard input.
+    Stdin,
+}
+
+/// Makes the container `name` from a root file system. Answers with what could not be taken over as it
+/// was, for people to read.
+pub fn create(
+    store: &Store,
+    name: &ContainerName,
+    source: Source<'_>,
+    progress: OnProgress<'_>,
+) -> Result<Vec<String>> {
+    let claim = store.claim(name)?;
+    let made = import_into(store, name, source, progress);
+    claim.remove()?;
+    made
+}
+
+fn import_into(
+    store: &Store,
+    name: &ContainerName,
+    source: Source<'_>,
+    progress: OnProgress<'_>,
+) -> Result<Vec<String>> {
+    let mut making = Making::begin(store)?;
+    let base = making.layer(LayerKind::Base, &[], &[])?;
+    let tree = store.layer_tree(base);
+    let imported = match source {
+        Source::Path(path) => import::path(path, &tree, progress),
+        Source::Stdin => import::tar(std::io::stdin().lock(), &tree, progress),
+    }?;
+    // A container must not be there before its data is: this is the one command that copies data.
+    disk::sync_all(&tree)?;
+    over_layers(store, making, name, &[base], Map::new())?;
+    Ok(imported
+        .notes
+        .iter()
+        .map(|(path, why)| format!("{}: {why}", path.escape_ascii()))
+        .collect())
+}
+
+/// Makes the container `name` with an empty head over `below`. The name is claimed by the caller.
+pub fn over_layers(
+    store: &Store,
+    mut making: Making<'_>,
+    name: &ContainerName,
+    below: &[LayerId],
+    settings: Map<String, serde_json::Value>,
+) -> Result<ContainerId> {
+    let Some(top) = below.first() else {
+        return Err(Error::damaged("a state without any layer"));
+    };
+    let head = making.head(below, &store.layer_tree(*top))?;
+    let id = making.container()?;
+    let mut stack = vec![head];
+    stack.extend_from_slice(below);
+    let manifest = ContainerManifest {
+        name: name.clone(),
+        head,
+        stack,
+        origin: below.to_vec(),
+        parent: None,
+        snapshots: Vec::new(),
+        next_snap: 0,
+        next_auto: 0,
+        created: crate::store::now(),
+        settings,
+        extra: Map::new(),
+    };
+    making.sync()?;
+    match disk::replace(&store.container_file(id), &Record::first(manifest)) {
+        Ok(()) => making.done()?,
+        Err(error) => {
+            // It may be there already: only its name was not put on the disk for sure.
+            making.leave();
+            return Err(error);
+        }
+    }
+    Ok(id)
+}

@@ -1,0 +1,95 @@
+//! Talking to the daemon of a mounted container over its socket.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use cowl_fs::control::{Client, ControlError, Status};
+
+use super::state::{self, Mounted};
+use crate::error::{Error, Result};
+use crate::store::manifest::{ContainerId, LayerId};
+use crate::store::{Store, disk};
+
+/// The socket's name in the run folder.
+const SOCKET: &str = "sock";
+
+/// The path of the socket. (The file system's side sees to its length.)
+pub fn socket(store: &Store, id: ContainerId) -> PathBuf {
+    store.run_dir(id).join(SOCKET)
+}
+
+/// Connects to the daemon.
+pub fn connect(store: &Store, id: ContainerId) -> Result<Client> {
+    let path = socket(store, id);
+    Client::connect(&path).map_err(|error| {
+        Error::at("reach the daemon at", &path, error).hint(format!(
+            "its log is {}; the next command mounts anew what a dead daemon left",
+            path.with_file_name("log").display()
+        ))
+    })
+}
+
+/// What the daemon says of itself.
+pub fn status(store: &Store, id: ContainerId) -> Result<Status> {
+    connect(store, id)?.status().map_err(|error| told(&error))
+}
+
+/// A daemon's refusal as an error of ours.
+pub fn told(error: &ControlError) -> Error {
+    Error::failed("the daemon could not do it").because(error.to_string())
+}
+
+/// The layer that a living daemon writes to; `None` when there is none, or it was unmounted and only
+/// drops its caches.
+pub fn written_layer(store: &Store, id: ContainerId) -> Result<Option<LayerId>> {
+    const PAUSE: Duration = Duration::from_millis(10);
+    let until = Instant::now() + Duration::from_secs(1);
+    let status = loop {
+        let Mounted::Alive(_) = state::look(store, id)? else {
+            return Ok(None);
+        };
+        match status(store, id) {
+            Ok(status) => break status,
+            // One that is just being killed closes its socket before it lets go of its lock.
+            Err(_) if Instant::now() < until => std::thread::sleep(PAUSE),
+            Err(error) => return Err(error),
+        }
+    };
+    let Some(upper) = status.upper else {
+        return Ok(None);
+    };
+    let tree = PathBuf::from(OsString::from_vec(upper));
+    match layer_of(&tree) {
+        Some(layer) => Ok(Some(layer)),
+        None => Err(Error::failed(format!(
+            "the daemon writes to {}, which is no layer of this store",
+            tree.display()
+        ))),
+    }
+}
+
+/// The layer whose tree lies at `tree`.
+fn layer_of(tree: &Path) -> Option<LayerId> {
+    LayerId::parse(tree.parent()?.file_name()?.to_str()?)
+}
+
+/// Makes the run folder.
+pub fn ensure_run_dir(store: &Store, id: ContainerId) -> Result<()> {
+    disk::ensure_dir(&store.run_dir(id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_is_told_by_its_path() {
+        let id = LayerId::fresh();
+        let tree = PathBuf::from(format!("/store/layers/{id}/tree"));
+        assert_eq!(layer_of(&tree), Some(id));
+        assert_eq!(layer_of(Path::new("/tree")), None);
+        assert_eq!(layer_of(Path::new("/x/y/tree")), None);
+    }
+}

@@ -1,0 +1,221 @@
+//! Containers as library calls: making, mounting, running in them, destroying. A command that changes one
+//! holds a [`Container`], which is its lock and its manifest.
+//!
+//! Every change is one rename: the manifest to come is written to `container.json.next`, whole and on
+//! the disk, and then takes the place of `container.json`. When a mounted container's head changes, the
+//! daemon is told between the two (docs/decisions/0003). Whoever opens a container first finishes what
+//! a killed command left in that file.
+
+pub mod create;
+pub mod daemon;
+pub mod destroy;
+pub mod enter;
+pub mod exec;
+pub mod mount;
+pub mod serve;
+pub mod state;
+
+use crate::error::{Error, Result};
+use crate::store::layers::Making;
+use crate::store::lock::Lock;
+use crate::store::manifest::{ContainerId, ContainerManifest, SnapshotManifest, SnapshotRef};
+use crate::store::name::{ContainerName, SnapshotName, nearest};
+use crate::store::record::Record;
+use crate::store::{Store, disk};
+
+/// A container, locked: nobody else changes it while this lives.
+#[derive(Debug)]
+pub struct Container<'s> {
+    store: &'s Store,
+    id: ContainerId,
+    record: Record<ContainerManifest>,
+    _lock: Lock,
+}
+
+impl<'s> Container<'s> {
+    /// Locks the container, finishes or drops what a killed command left, and mounts anew what a dead
+    /// daemon left.
+    pub fn open(store: &'s Store, name: &ContainerName) -> Result<Self> {
+        let mut container = Self::open_as_it_is(store, name)?;
+        container.settle()?;
+        container.revive()?;
+        Ok(container)
+    }
+
+    /// The same for those who are about to unmount it: what a dead daemon left is taken away.
+    /// True when there was something.
+    pub fn open_to_unmount(store: &'s Store, name: &ContainerName) -> Result<(Self, bool)> {
+        let mut container = Self::open_as_it_is(store, name)?;
+        container.settle()?;
+        let dead = container.bury()?.is_some();
+        Ok((container, dead))
+    }
+
+    fn open_as_it_is(store: &'s Store, name: &ContainerName) -> Result<Self> {
+        let (id, _) = store.find(name)?;
+        let lock = store.lock_container(id)?;
+        // It may have changed, or gone, while we waited.
+        match store.container(id)? {
+            Some(record) if record.body.name == *name => Ok(Self {
+                store,
+                id,
+                record,
+                _lock: lock,
+            }),
+            Some(_) | None => {
+                lock.remove()?;
+                Err(Error::not_found(format!(
+                    "the container {name} was destroyed a moment ago"
+                )))
+            }
+        }
+    }
+
+    /// Its store.
+    pub fn store(&self) -> &'s Store {
+        self.store
+    }
+
+    /// Its id.
+    pub fn id(&self) -> ContainerId {
+        self.id
+    }
+
+    /// What its manifest says.
+    pub fn manifest(&self) -> &ContainerManifest {
+        &self.record.body
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &ContainerName {
+        &self.record.body.name
+    }
+
+    /// Finishes or drops a change that was cut off before its commit.
+    ///
+    /// With a daemon alive, the daemon decides: what it writes to is the head. Without one, going on is
+    /// always right: a daemon that had been told may have written to the new head before it died, and
+    /// one that had not been told wrote to the old head, which is whole below the new, empty one.
+    fn settle(&mut self) -> Result<()> {
+        let path = self.store.pending_file(self.id);
+        if !disk::is_there(&path)? {
+            return Ok(());
+        }
+        let next = match self.store.container_at(&path) {
+            Ok(Some(next)) => next,
+            // Torn: its writer died before it was whole, so before anything relied on it.
+            Ok(None) | Err(_) => {
+                disk::remove_if_there(&path)?;
+                return self.store.collect().map(drop);
+            }
+        };
+        let fits = next.generation == self.record.generation.saturating_add(1);
+        let layers = next.body.stack.iter();
+        let whole = layers
+            .map(|id| disk::is_there(&self.store.layer_tree(*id)))
+            .collect::<Result<Vec<_>>>()?
+            .into_iter()
+            .all(|there| there);
+        let written = daemon::written_layer(self.store, self.id)?;
+        let goes_on = fits && whole && written.is_none_or(|layer| layer == next.body.head);
+        if goes_on {
+            // Its writer may not have come to that. Rare enough for the plainest way.
+            disk::sync_all(self.store.root())?;
+            disk::rename(&path, &self.store.container_file(self.id))?;
+            self.record = next;
+        } else {
+            disk::remove_if_there(&path)?;
+        }
+        // What the other of the two named is nobody's now.
+        self.store.collect().map(drop)
+    }
+
+    /// Changes the manifest. `making` has made what the new one names.
+    ///
+    /// `between` runs when the change is on the disk and not yet in force. When it fails without knowing
+    /// what became of it, this finds out as the next command would.
+    pub fn commit(
+        &mut self,
+        body: ContainerManifest,
+        making: Option<Making<'_>>,
+        between: impl FnOnce(&Self) -> Result<Swap>,
+    ) -> Result<()> {
+        let path = self.store.pending_file(self.id);
+        disk::remove_if_there(&path)?;
+        let next = self.record.next(body);
+        let mut making = making;
+        // All is made first and then synced, what is named before what names it: one commit of the
+        // journal takes it all.
+        let written = disk::write_new(&path, &next)
+            .and_then(|()| making.as_mut().map_or(Ok(()), Making::sync))
+            .and_then(|()| disk::sync_file(&path));
+        if let Err(error) = written {
+            disk::remove_if_there(&path)?;
+            return Err(error);
+        }
+        let done = match between(self) {
+            Ok(Swap::Refused(error)) => {
+                disk::remove_if_there(&path)?;
+                return Err(error);
+            }
+            Ok(Swap::Done) => disk::rename(&path, &self.store.container_file(self.id)),
+            Err(error) => Err(error),
+        };
+        match done {
+            Ok(()) => self.record = next,
+            Err(error) => {
+                // From here on what was made may be named by a manifest, or written to by a daemon.
+                if let Some(making) = making {
+                    making.leave();
+                }
+                let before = self.record.generation;
+                self.settle()?;
+                if self.record.generation == before {
+                    return Err(error);
+                }
+                log::warn!("{error}; the command was finished all the same");
+                return Ok(());
+            }
+        }
+        making.map_or(Ok(()), Making::done)
+    }
+
+    /// Puts the change that waits in `container.json.next` on the disk with its name.
+    pub fn sync_pending(&self) -> Result<()> {
+        disk::sync_dir(&self.store.container_dir(self.id))
+    }
+
+    /// The snapshot of this name, with its file.
+    pub fn snapshot(&self, name: &SnapshotName) -> Result<(SnapshotRef, SnapshotManifest)> {
+        find_snapshot(self.store, self.id, &self.record.body, name)
+    }
+}
+
+/// What became of the step between writing a change and putting it in force.
+#[derive(Debug)]
+pub enum Swap {
+    /// It is done, or there was nothing to do.
+    Done,
+    /// Nothing was changed, for sure.
+    Refused(Error),
+}
+
+/// The snapshot of this name of a container.
+pub fn find_snapshot(
+    store: &Store,
+    id: ContainerId,
+    manifest: &ContainerManifest,
+    name: &SnapshotName,
+) -> Result<(SnapshotRef, SnapshotManifest)> {
+    let container = &manifest.name;
+    let Some(found) = manifest.snapshot(name) else {
+        let known = manifest.snapshots.iter().map(|s| s.name.as_str());
+        let hint = match nearest(name.as_str(), known) {
+            Some(near) => format!("did you mean {near}?"),
+            None => format!("`cowl list {container}` shows its snapshots"),
+        };
+        let what = format!("{container} has no snapshot named {name}");
+        return Err(Error::not_found(what).hint(hint));
+    };
+    Ok((found.clone(), store.snapshot(id, found.id)?))
+}

@@ -1,0 +1,453 @@
+//! Mounting: starting the daemon in the background, ending it, and mounting anew what a dead one left.
+
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use cowl_fs::control::ControlError;
+
+use super::state::{self, Mounted, RunState};
+use super::{Container, daemon};
+use crate::error::{Error, Kind, Result};
+use crate::host::mountinfo;
+use crate::host::users::{self, Device, User};
+use crate::store::disk;
+use crate::store::lock::Lock;
+
+/// A log longer than this is put aside when the next daemon starts.
+const LOG_LIMIT: u64 = 1 << 20;
+
+/// What the daemon says when the mount is there.
+pub(super) const READY: &str = "ready";
+
+impl Container<'_> {
+    /// Whether it is mounted. After [`Container::open`] never [`Mounted::Dead`].
+    pub fn mounted(&self) -> Result<Mounted> {
+        state::look(self.store, self.id)
+    }
+
+    /// Mounts it: at `at`, else at a place in the store. Already mounted there, it stays as it is.
+    pub fn mount(&self, at: Option<&Path>, transient: bool) -> Result<PathBuf> {
+        if let Mounted::Alive(state) = self.mounted()? {
+            if let Some(place) = self.already(&state, at, transient)? {
+                return Ok(place);
+            }
+            // It was unmounted from outside, and its daemon is about to end.
+            self.wait_for_end(&state)?;
+            state::remove(self.store, self.id)?;
+        }
+        let place = match at {
+            Some(at) => own_place(at, self.store.root())?,
+            None => {
+                let place = self.store.mount_dir(self.id);
+                disk::ensure_dir(&place)?;
+                check_empty(&place)?;
+                place
+            }
+        };
+        self.start(&place, transient)?;
+        Ok(place)
+    }
+
+    fn already(
+        &self,
+        state: &RunState,
+        at: Option<&Path>,
+        transient: bool,
+    ) -> Result<Option<PathBuf>> {
+        let name = self.name();
+        let mounts = mountinfo::read()?;
+        if !mountinfo::topmost(&mounts, &state.mountpoint).is_some_and(is_ours) {
+            return Ok(None);
+        }
+        if let Some(at) = at {
+            let asked = at
+                .canonicalize()
+                .map_err(|e| Error::at("mount at", at, e))?;
+            if asked != state.mountpoint {
+                return Err(Error::busy(format!(
+                    "{name} is mounted at {} already",
+                    state.mountpoint.display()
+                ))
+                .hint(format!("unmount it there first: cowl umount {name}")));
+            }
+        }
+        if state.transient && !transient {
+            let state = RunState {
+                transient: false,
+                ..state.clone()
+            };
+            state::write(self.store, self.id, &state)?;
+        }
+        Ok(Some(state.mountpoint.clone()))
+    }
+
+    /// Starts a daemon and waits until the mount is there.
+    fn start(&self, place: &Path, transient: bool) -> Result<()> {
+        let run = self.store.run_dir(self.id);
+        daemon::ensure_run_dir(self.store, self.id)?;
+        let log = open_log(&run.join("log"))?;
+        let program = std::env::current_exe()
+            .map_err(|e| Error::failed("cannot find the cowl program itself").because(e))?;
+        let mut command = Command::new(&program);
+        command.arg("--store").arg(self.store.root()).arg("serve");
+        if transient {
+            command.arg("--transient");
+        }
+        command
+            .arg(self.id.to_string())
+            .arg(place)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log);
+        let mut child = command
+            .spawn()
+            .map_err(|error| Error::at("start", &program, error))?;
+        let mut said = String::new();
+        if let Some(mut out) = child.stdout.take() {
+            out.read_to_string(&mut said)
+                .map_err(|e| Error::failed("cannot hear from the daemon").because(e))?;
+        }
+        if said.trim() == READY {
+            return Ok(());
+        }
+        child
+            .wait()
+            .map_err(|e| Error::failed("cannot wait for the daemon").because(e))?;
+        Err(failure(&said, &run.join("log")))
+    }
+
+    /// Unmounts it; nothing when it is not mounted. Refused while anybody uses it, in whatever mount
+    /// namespace. When it answers, the daemon writes to no layer any more. `again` is for those who mount
+    /// it anew at once: a crash in between leaves that to the next command.
+    pub fn unmount(&self, again: bool) -> Result<Option<RunState>> {
+        let Mounted::Alive(state) = self.mounted()? else {
+            return Ok(None);
+        };
+        let dev = users::device_at(&state.mountpoint)?;
+        if again {
+            let replacing = RunState {
+                replacing: true,
+                ..state.clone()
+            };
+            state::write(self.store, self.id, &replacing)?;
+        }
+        match self.detach(&state, dev) {
+            Ok(()) => {
+                if !again {
+                    state::remove(self.store, self.id)?;
+                }
+                Ok(Some(state))
+            }
+            Err(error) => {
+                if again {
+                    state::write(self.store, self.id, &state)?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Has the daemon unmount. A user that is gone when we look for it (somebody made a mount namespace
+    /// just then, say) was none: then it is tried again.
+    fn detach(&self, state: &RunState, dev: Option<Device>) -> Result<()> {
+        const TRIES: u32 = 10;
+        let mut client = daemon::connect(self.store, self.id)?;
+        for left in (0..TRIES).rev() {
+            let pids = match client.detach() {
+                Ok(()) => return Ok(()),
+                Err(ControlError::InUse { pids }) => pids,
+                // Open for writing through a copy of the mount that is in no tree any more.
+                Err(ControlError::Busy { .. }) => Vec::new(),
+                Err(error) => return Err(daemon::told(&error)),
+            };
+            match self.who_is_in_the_way(state, dev, &pids)? {
+                Some(error) => return Err(error),
+                None if left == 0 => break,
+                None => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+        Err(Error::busy(format!("{} is in use", self.name()))
+            .hint(format!("try again: {}", self.store.session().who)))
+    }
+
+    fn who_is_in_the_way(
+        &self,
+        state: &RunState,
+        dev: Option<Device>,
+        pids: &[u32],
+    ) -> Result<Option<Error>> {
+        let mut users = self.users(state, dev)?;
+        for pid in pids {
+            // They hold a copy of the mount in a namespace of theirs, even if they use nothing of it.
+            if users.iter().all(|user| user.pid != *pid) {
+                users.extend(User::of_namespace(*pid));
+            }
+        }
+        if !users.is_empty() {
+            return Ok(Some(self.in_use(&users)));
+        }
+        let mounts = mountinfo::read()?;
+        let inner: Vec<_> = mountinfo::below(&mounts, &state.mountpoint)
+            .map(|mount| mount.at.display().to_string())
+            .collect();
+        Ok(inner.last().map(|last| {
+            Error::busy(format!(
+                "{} is in use: mounted inside it: {}",
+                self.name(),
+                inner.join(", ")
+            ))
+            .hint(format!(
+                "unmount that first (umount {}), then type: {}",
+                users::quoted(last),
+                self.store.session().who
+            ))
+        }))
+    }
+
+    /// Who uses the mount, besides its daemon and this command.
+    pub fn users(&self, state: &RunState, dev: Option<Device>) -> Result<Vec<User>> {
+        match dev {
+            Some(dev) => users::of(dev, &[state.pid, std::process::id()]),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// The refusal that names who is in the way and what to type.
+    pub fn in_use(&self, users: &[User]) -> Error {
+        let pids: Vec<_> = users.iter().map(|user| user.pid.to_string()).collect();
+        Error::busy(format!(
+            "{} is in use by {}",
+            self.name(),
+            users::describe(users)
+        ))
+        .hint(format!(
+            "end what uses it (kill {}), then type: {}",
+            pids.join(" "),
+            self.store.session().who
+        ))
+    }
+
+    /// Waits until a daemon whose mount is gone has ended.
+    fn wait_for_end(&self, state: &RunState) -> Result<()> {
+        let until = Instant::now() + self.store.session().patience;
+        let path = state::daemon_lock(self.store, self.id, state.daemon);
+        while Lock::is_held(&path)? {
+            if Instant::now() >= until {
+                return Err(Error::busy(format!(
+                    "{} was unmounted from {}, but somebody still uses it there (daemon: pid {})",
+                    self.name(),
+                    state.mountpoint.display(),
+                    state.pid
+                ))
+                .hint("look for processes with files open in it, and end them"));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Mounts it anew where it was before [`Container::unmount`].
+    pub fn mount_again(&self, was: &RunState) -> Result<()> {
+        self.start_or_forget(was)
+    }
+
+    /// The state goes only when there is no hope: killed meanwhile, the next command tries again.
+    fn start_or_forget(&self, was: &RunState) -> Result<()> {
+        let started = self.start(&was.mountpoint, was.transient);
+        if started.is_err() {
+            state::remove(self.store, self.id)?;
+        }
+        started
+    }
+
+    /// Takes away what a dead daemon, or a killed command, left of a mount; tells what it was.
+    pub(super) fn bury(&self) -> Result<Option<RunState>> {
+        let dead = self.unmount_dead()?;
+        if dead.is_some() {
+            state::remove(self.store, self.id)?;
+        }
+        Ok(dead)
+    }
+
+    fn unmount_dead(&self) -> Result<Option<RunState>> {
+        let mounts = mountinfo::read()?;
+        let is_mounted =
+            |state: &RunState| mountinfo::topmost(&mounts, &state.mountpoint).is_some_and(is_ours);
+        let state = match self.mounted()? {
+            Mounted::No => return Ok(None),
+            Mounted::Alive(state) if !state.replacing => return Ok(None),
+            // A command was killed just before it unmounted, or between that and mounting anew.
+            Mounted::Alive(state) if is_mounted(&state) => {
+                let replacing = false;
+                state::write(self.store, self.id, &RunState { replacing, ..state })?;
+                return Ok(None);
+            }
+            Mounted::Alive(state) | Mounted::Dead(state) => state,
+        };
+        if is_mounted(&state) {
+            cowl_fs::sys::mount::unmount_lazily(&state.mountpoint)
+                .map_err(|e| Error::at("unmount the dead mount at", &state.mountpoint, e))?;
+        }
+        Ok(Some(state))
+    }
+
+    /// Mounts anew what a dead daemon, or a killed command, left unmounted.
+    pub(super) fn revive(&self) -> Result<()> {
+        let Some(state) = self.unmount_dead()? else {
+            return Ok(());
+        };
+        let name = self.name();
+        let died = match state.replacing {
+            true => format!("a command that was to mount {name} anew had been killed"),
+            false => format!("the daemon of {name} (pid {}) had died", state.pid),
+        };
+        if state.transient {
+            state::remove(self.store, self.id)?;
+            log::warn!("{died}; its mount is gone");
+            return Ok(());
+        }
+        let place = state.mountpoint.display();
+        match self.start_or_forget(&state) {
+            Ok(()) => log::warn!("{died}: mounted anew at {place}"),
+            // What was asked for may well go on without the mount.
+            Err(error) => log::warn!("{died}, and mounting anew at {place} failed: {error}"),
+        }
+        Ok(())
+    }
+}
+
+fn is_ours(mount: &mountinfo::Mount) -> bool {
+    mount.kind == b"fuse.cowlfs"
+}
+
+fn own_place(at: &Path, store: &Path) -> Result<PathBuf> {
+    let refused = |why: &str| {
+        Err(Error::failed(format!(
+            "cannot mount at {}: {why}",
+            at.display()
+        )))
+    };
+    let place = match at.canonicalize() {
+        Ok(place) => place,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(
+                Error::failed(format!("the mount point {} does not exist", at.display()))
+                    .hint(format!("make it first: mkdir -p {}", users::quoted(at))),
+            );
+        }
+        Err(error) => return Err(Error::at("mount at", at, error)),
+    };
+    if !place.is_dir() {
+        return refused("it is not a folder");
+    }
+    let store = store
+        .canonicalize()
+        .map_err(|e| Error::at("use the store", store, e))?;
+    if store.starts_with(&place)
+        || ["layers", "containers"]
+            .iter()
+            .any(|f| place.starts_with(store.join(f)))
+    {
+        return refused("that would hide a part of the store");
+    }
+    check_empty(&place)?;
+    Ok(place)
+}
+
+fn check_empty(place: &Path) -> Result<()> {
+    let at = |error| Error::at("look into the mount point", place, error);
+    match std::fs::read_dir(place).map_err(at)?.next() {
+        None => Ok(()),
+        Some(entry) => {
+            let name = entry.map_err(at)?.file_name();
+            Err(Error::failed(format!(
+                "the mount point {} is not empty: it holds {}",
+                place.display(),
+                name.as_bytes().escape_ascii()
+            ))
+            .hint("name an empty folder: what lies in it would be hidden"))
+        }
+    }
+}
+
+fn open_log(path: &Path) -> Result<std::fs::File> {
+    let at = |error| Error::at("open the log", path, error);
+    match std::fs::metadata(path) {
+        Ok(meta) if meta.len() > LOG_LIMIT => {
+            std::fs::rename(path, path.with_extension("old")).map_err(at)?;
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(at(error)),
+    }
+    std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .map_err(at)
+}
+
+/// The daemon's last words as an error.
+fn failure(said: &str, log: &Path) -> Error {
+    let field = |value: &serde_json::Value, key: &str| {
+        value.get(key).and_then(|v| v.as_str()).map(str::to_owned)
+    };
+    if let Ok(value) = serde_json::from_str::<serde_json::Value>(said)
+        && let Some(what) = field(&value, "what")
+    {
+        let kind = field(&value, "kind").and_then(|kind| Kind::from_name(&kind));
+        let error = Error::new(kind.unwrap_or(Kind::Failed), what);
+        return match field(&value, "hint") {
+            Some(hint) => error.hint(hint),
+            None => error,
+        };
+    }
+    Error::failed("the daemon ended before the mount was there")
+        .hint(format!("its log says why: {}", log.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_daemons_last_words() {
+        let log = Path::new("/log");
+        let error = failure(r#"{"kind":"busy","what":"in use","hint":"wait"}"#, log);
+        assert_eq!((error.kind, error.what.as_str()), (Kind::Busy, "in use"));
+        assert_eq!(error.hint.as_deref(), Some("wait"));
+        for said in ["", "read", "{}", "[1]"] {
+            let error = failure(said, log);
+            assert_eq!(error.kind, Kind::Failed);
+            assert!(error.hint.unwrap().contains("/log"));
+        }
+    }
+
+    #[test]
+    fn places_that_can_not_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = dir.path().join("store");
+        let layers = store.join("layers/x");
+        let full = dir.path().join("full");
+        std::fs::create_dir_all(&layers).unwrap();
+        std::fs::create_dir(&full).unwrap();
+        std::fs::write(full.join("file\n"), b"").unwrap();
+        for (place, word) in [
+            (dir.path().join("absent"), "does not exist"),
+            (full.join("file\n"), "not a folder"),
+            (full.clone(), "not empty"),
+            (layers, "hide"),
+            (dir.path().to_path_buf(), "hide"),
+        ] {
+            let error = own_place(&place, &store).unwrap_err();
+            assert!(error.what.contains(word), "{error}");
+        }
+        let good = dir.path().join("good");
+        std::fs::create_dir(&good).unwrap();
+        own_place(&good, &store).unwrap();
+    }
+}

@@ -1,0 +1,110 @@
+//! The daemon's side: what `cowl serve` does in the process that [`super::mount`] started.
+
+use std::io::Write;
+use std::path::Path;
+
+use cowl_fs::config::Config;
+use uuid::Uuid;
+
+use super::state::{self, RunState};
+use super::{daemon, mount};
+use crate::error::{Error, Result};
+use crate::host;
+use crate::store::Store;
+use crate::store::lock::{Lock, Mode};
+use crate::store::manifest::ContainerId;
+
+/// Cuts the process off from the shell that started it: descriptors that it left open, its session, its
+/// working directory.
+pub fn detach_from_shell() -> Result<()> {
+    let lost = |error: std::io::Error| Error::failed("cannot leave the shell").because(error);
+    let dir = std::fs::read_dir("/proc/self/fd").map_err(lost)?;
+    let open: Vec<i32> = dir
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|fd| *fd > 2)
+        .collect();
+    for fd in open {
+        match nix::unistd::close(fd) {
+            // The listing's own descriptor is in the list, and closed by now.
+            Ok(()) | Err(nix::errno::Errno::EBADF) => {}
+            Err(error) => return Err(lost(error.into())),
+        }
+    }
+    match rustix::process::setsid() {
+        // Already the leader: started by a service manager, say.
+        Ok(_) | Err(rustix::io::Errno::PERM) => {}
+        Err(error) => return Err(lost(error.into())),
+    }
+    std::env::set_current_dir("/").map_err(lost)
+}
+
+/// Mounts the container at `place` and serves it until it is unmounted.
+pub fn serve(store: &Store, id: ContainerId, place: &Path, transient: bool) -> Result<()> {
+    let session = store.session();
+    let daemon = Uuid::new_v4();
+    let lock = state::daemon_lock(store, id, daemon);
+    let alive = Lock::take(&lock, Mode::Exclusive, &session.who, session.patience)?;
+    let served = serve_locked(store, id, place, daemon, transient);
+    alive.remove()?;
+    served
+}
+
+fn serve_locked(
+    store: &Store,
+    id: ContainerId,
+    place: &Path,
+    daemon: Uuid,
+    transient: bool,
+) -> Result<()> {
+    let Some(record) = store.container(id)? else {
+        return Err(Error::not_found(format!("there is no container {id}")));
+    };
+    let manifest = record.body;
+    let lowers = manifest.below_head().iter().map(|l| store.layer_tree(*l));
+    let upper = (
+        store.layer_tree(manifest.head),
+        store.layer_work(manifest.head),
+    );
+    let mut config = Config::new(lowers.collect(), Some(upper), place.to_path_buf());
+    config.space = Some(store.space());
+    config.control = Some(daemon::socket(store, id));
+    config.mount.source = manifest.name.to_string();
+    let state = RunState {
+        pid: std::process::id(),
+        mountpoint: place.to_path_buf(),
+        daemon,
+        boot: host::boot_id()?,
+        transient,
+        replacing: false,
+    };
+    log::info!("mounting {} at {}", manifest.name, place.display());
+    cowl_fs::serve(config, || {
+        // Without the state the next command would not find the mount; it serves all the same.
+        if let Err(error) = state::write(store, id, &state).and_then(|()| say_ready()) {
+            log::error!("{error}");
+        }
+    })?;
+    // Ended by umount(8), say: whoever ends it by cowl has seen to the state already.
+    let left = state::read(store, id)?;
+    if left.is_some_and(|left| left.daemon == daemon && !left.replacing) {
+        state::remove(store, id)?;
+    }
+    log::info!("{} was unmounted", manifest.name);
+    Ok(())
+}
+
+/// Tells the command that waits, and lets go of its pipe.
+fn say_ready() -> Result<()> {
+    let lost =
+        |error: std::io::Error| Error::failed("cannot tell that the mount is there").because(error);
+    let mut out = std::io::stdout();
+    out.write_all(mount::READY.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(lost)?;
+    let null = std::fs::File::options()
+        .write(true)
+        .open("/dev/null")
+        .map_err(lost)?;
+    rustix::stdio::dup2_stdout(&null).map_err(|e| lost(e.into()))
+}

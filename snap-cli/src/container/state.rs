@@ -1,0 +1,172 @@
+//! What is known of a running mount: `run/<id>/state.json`, and the lock that its daemon holds for life.
+//!
+//! The daemon writes the state when the mount is there; whoever ends the mount in good order removes it.
+//! State without a daemon therefore means that the daemon died. Each daemon has a lock of its own, because
+//! one that was unmounted may still be busy with dropping its caches when the next one serves already.
+
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+use crate::host;
+use crate::store::lock::Lock;
+use crate::store::manifest::ContainerId;
+use crate::store::{Store, disk};
+
+/// A path in JSON: text where it is text, else its bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+enum JsonPath {
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+fn to_json<S: serde::Serializer>(path: &Path, out: S) -> Result<S::Ok, S::Error> {
+    match path.to_str() {
+        Some(text) => JsonPath::Text(text.to_owned()),
+        None => JsonPath::Bytes(path.as_os_str().as_bytes().to_vec()),
+    }
+    .serialize(out)
+}
+
+fn from_json<'de, D: serde::Deserializer<'de>>(input: D) -> Result<PathBuf, D::Error> {
+    Ok(match JsonPath::deserialize(input)? {
+        JsonPath::Text(text) => PathBuf::from(text),
+        JsonPath::Bytes(bytes) => PathBuf::from(std::ffi::OsString::from_vec(bytes)),
+    })
+}
+
+/// What the daemon tells of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunState {
+    /// Its process id.
+    pub pid: u32,
+    /// Where it mounted the container.
+    #[serde(serialize_with = "to_json", deserialize_with = "from_json")]
+    pub mountpoint: PathBuf,
+    /// Names the lock that it holds for life.
+    pub daemon: Uuid,
+    /// The boot in which it did.
+    pub boot: String,
+    /// Nobody asked for the mount but a command that ran in it.
+    pub transient: bool,
+    /// It is being taken down only to be mounted anew: the state outlives the daemon.
+    pub replacing: bool,
+}
+
+/// Whether a container is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mounted {
+    /// No.
+    No,
+    /// Yes, and its daemon lives.
+    Alive(RunState),
+    /// It was, and its daemon died.
+    Dead(RunState),
+}
+
+fn state_file(store: &Store, id: ContainerId) -> PathBuf {
+    store.run_dir(id).join("state.json")
+}
+
+/// The lock that a daemon holds for life.
+pub fn daemon_lock(store: &Store, id: ContainerId, daemon: Uuid) -> PathBuf {
+    store.run_dir(id).join(format!("{daemon}.lock"))
+}
+
+/// The lock that every `exec` shares while its command runs.
+pub fn exec_lock(store: &Store, id: ContainerId) -> PathBuf {
+    store.run_dir(id).join("exec.lock")
+}
+
+/// Looks whether the container is mounted. State of an earlier boot is removed.
+pub fn look(store: &Store, id: ContainerId) -> Result<Mounted> {
+    let Some(state) = read(store, id)? else {
+        return Ok(Mounted::No);
+    };
+    if state.boot != host::boot_id()? {
+        remove(store, id)?;
+        return Ok(Mounted::No);
+    }
+    let path = daemon_lock(store, id, state.daemon);
+    if !Lock::is_held(&path)? {
+        disk::remove_if_there(&path)?;
+        return Ok(Mounted::Dead(state));
+    }
+    Ok(Mounted::Alive(state))
+}
+
+/// Reads the state; what can't be read was left by a crash and says nothing.
+pub fn read(store: &Store, id: ContainerId) -> Result<Option<RunState>> {
+    let path = state_file(store, id);
+    match std::fs::read(&path) {
+        Ok(bytes) => match serde_json::from_slice(&bytes) {
+            Ok(state) => Ok(Some(state)),
+            Err(error) => {
+                log::warn!("{}: {error}; removed", path.display());
+                disk::remove_if_there(&path)?;
+                Ok(None)
+            }
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::at("read", &path, error)),
+    }
+}
+
+/// Writes the state. It need not outlive a power cut, so nothing is synced.
+pub fn write(store: &Store, id: ContainerId, state: &RunState) -> Result<()> {
+    let path = state_file(store, id);
+    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    let bytes = serde_json::to_vec(state).map_err(|e| Error::at("write", &path, e))?;
+    std::fs::write(&temporary, bytes)
+        .and_then(|()| std::fs::rename(&temporary, &path))
+        .map_err(|error| Error::at("write", &path, error))
+}
+
+/// Forgets the state.
+pub fn remove(store: &Store, id: ContainerId) -> Result<()> {
+    disk::remove_if_there(&state_file(store, id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tests::session;
+
+    fn state(mountpoint: PathBuf, boot: String) -> RunState {
+        RunState {
+            pid: 1,
+            mountpoint,
+            daemon: Uuid::new_v4(),
+            boot,
+            transient: false,
+            replacing: false,
+        }
+    }
+
+    #[test]
+    fn what_state_and_lock_mean() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
+        let id = ContainerId::fresh();
+        disk::ensure_dir(&store.run_dir(id)).unwrap();
+        assert_eq!(look(&store, id).unwrap(), Mounted::No);
+
+        let odd = PathBuf::from(std::ffi::OsString::from_vec(b"/a\xff\nb".to_vec()));
+        let now = state(odd, host::boot_id().unwrap());
+        write(&store, id, &now).unwrap();
+        assert_eq!(look(&store, id).unwrap(), Mounted::Dead(now.clone()));
+
+        let mode = crate::store::lock::Mode::Exclusive;
+        let lock = Lock::try_take(&daemon_lock(&store, id, now.daemon), mode, "serve").unwrap();
+        assert_eq!(look(&store, id).unwrap(), Mounted::Alive(now));
+        drop(lock);
+
+        write(&store, id, &state("/x".into(), "another boot".to_owned())).unwrap();
+        assert_eq!(look(&store, id).unwrap(), Mounted::No);
+        assert!(read(&store, id).unwrap().is_none());
+    }
+}

@@ -1,0 +1,257 @@
+//! Tests of diff, digest and measure, on what kernel overlayfs wrote and on plain trees.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use super::stack_tests::{Stack, kernel_shows, view};
+use super::testing::{self, is_root, one_of_everything};
+use super::{Change, Progress, diff, digest_dir, measure};
+
+/// A diff, applied in thought to the paths of the first state, gives those of the second; and what
+/// it does not name is equal in both.
+pub(super) fn every_diff_is_right(stack: &Stack) {
+    let count = stack.layers.len();
+    for (a, b) in (1..=count).flat_map(|a| (1..=count).map(move |b| (a, b))) {
+        let (one, two) = (stack.down(..a), stack.down(..b));
+        let changes = diff(&view(&one), &view(&two)).unwrap();
+        let old = kernel_shows(stack, &one, &format!("d{a}{b}-a"));
+        let new = kernel_shows(stack, &two, &format!("d{a}{b}-b"));
+        check_diff(&changes, &old, &new);
+    }
+}
+
+fn check_diff(changes: &[Change], old: &BTreeMap<String, String>, new: &BTreeMap<String, String>) {
+    let text = |path: &[u8]| path.escape_ascii().to_string();
+    // Where a path of the new state was in the old one, as the renames say.
+    let origin = |path: &str| -> String {
+        let renames = changes
+            .iter()
+            .filter_map(|c| Some((text(&c.path), text(c.from.as_ref()?))));
+        let best = renames
+            .filter(|(to, _)| path == to || path.starts_with(&format!("{to}/")))
+            .max_by_key(|(to, _)| to.len());
+        best.map_or(path.to_owned(), |(to, from)| {
+            format!("{from}{}", &path[to.len()..])
+        })
+    };
+    let with = |letters: &str| -> std::collections::BTreeSet<String> {
+        changes
+            .iter()
+            .filter(|c| letters.contains(c.status.letter()))
+            .map(|c| text(&c.path))
+            .collect()
+    };
+    let (added, changed) = (with("A"), with("MTR"));
+    let mut left: std::collections::BTreeSet<&String> = old.keys().collect();
+    for (path, line) in new {
+        if added.contains(path) {
+            continue;
+        }
+        let from = origin(path);
+        let Some(before) = old.get(&from) else {
+            panic!("{path} is neither new nor was it {from}: {changes:?}");
+        };
+        left.remove(&from);
+        let folder = line.starts_with('4') && before.starts_with('4');
+        let same = |line: &str| {
+            let line = line.split(" same as ").next().unwrap().to_owned();
+            let mut words: Vec<&str> = line.split(' ').collect();
+            if folder {
+                words.remove(2);
+            }
+            words.join(" ")
+        };
+        if !changed.contains(path) && !path.is_empty() {
+            assert_eq!(same(line), same(before), "{path} (was {from}): {changes:?}");
+        }
+    }
+    let gone: std::collections::BTreeSet<String> = left.into_iter().cloned().collect();
+    assert_eq!(gone, with("D"), "{:#?}\n{old:#?}\n{new:#?}", lines(changes));
+}
+
+fn lines(changes: &[Change]) -> Vec<String> {
+    changes
+        .iter()
+        .map(|change| {
+            let from = change
+                .from
+                .as_ref()
+                .map(|from| format!(" <- {}", from.escape_ascii()));
+            format!(
+                "{} {}{}",
+                change.status,
+                change.path.escape_ascii(),
+                from.unwrap_or_default()
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn a_diff_says_what_happened() {
+    if !is_root("a_diff_says_what_happened") {
+        return;
+    }
+    let mut stack = Stack::new();
+    let base = stack.layer();
+    for file in [
+        "keep/a",
+        "tree/x/1",
+        "tree/x/2",
+        "tree/y",
+        "ren/old/1",
+        "ren/old/2",
+        "f",
+        "typ",
+        "same",
+        "touch",
+        "con",
+    ] {
+        let path = base.join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, file).unwrap();
+    }
+    fs::write(base.join("up"), b"copied up only").unwrap();
+    stack.write(|at| {
+        fs::write(at.join("new"), b"new").unwrap();
+        fs::create_dir_all(at.join("newdir/in")).unwrap();
+        fs::remove_dir_all(at.join("tree")).unwrap();
+        fs::rename(at.join("ren/old"), at.join("ren/new")).unwrap();
+        fs::write(at.join("ren/new/1"), b"changed").unwrap();
+        fs::remove_file(at.join("ren/new/2")).unwrap();
+        fs::rename(at.join("f"), at.join("g")).unwrap();
+        fs::remove_file(at.join("typ")).unwrap();
+        fs::create_dir(at.join("typ")).unwrap();
+        fs::write(at.join("typ/in"), b"x").unwrap();
+        testing::set_times(&at.join("touch"), 5, 6);
+        let before = fs::metadata(at.join("con")).unwrap().modified().unwrap();
+        fs::write(at.join("con"), b"CON").unwrap();
+        fs::File::options()
+            .write(true)
+            .open(at.join("con"))
+            .unwrap()
+            .set_modified(before)
+            .unwrap();
+        // Copied up, and nothing else.
+        drop(
+            fs::File::options()
+                .append(true)
+                .open(at.join("up"))
+                .unwrap(),
+        );
+        testing::chmod(&at.join("keep"), 0o700);
+    });
+    let (a, b) = (view(&stack.down(..1)), view(&stack.down(..)));
+    let got = lines(&diff(&a, &b).unwrap());
+    // The kernel leaves no mark by which a renamed file with copied content could be recognised: its
+    // metadata-only copy can.
+    assert_eq!(
+        got,
+        [
+            "M con",
+            "D f",
+            "A g",
+            "M keep",
+            "A new",
+            "A newdir",
+            "A newdir/in",
+            "R ren/new <- ren/old",
+            "M ren/new/1",
+            "D ren/old/2",
+            "M touch",
+            "D tree",
+            "D tree/x",
+            "D tree/x/1",
+            "D tree/x/2",
+            "D tree/y",
+            "T typ",
+            "A typ/in",
+        ]
+        .map(|line| if line == "A g" { "R g <- f" } else { line })
+        .into_iter()
+        .filter(|line| *line != "D f")
+        .collect::<Vec<_>>()
+    );
+    assert_eq!(diff(&a, &a).unwrap(), []);
+    assert_eq!(diff(&b, &b).unwrap(), []);
+}
+
+#[test]
+fn digests_see_every_difference_and_no_other() {
+    if !is_root("digests_see_every_difference_and_no_other") {
+        return;
+    }
+    let tree = tempfile::tempdir().unwrap();
+    one_of_everything(tree.path());
+    let root = tree.path();
+    let now = || digest_dir(root, &mut |_| {}).unwrap();
+    let first = now();
+    assert_eq!(now(), first);
+    assert_eq!(first.to_string().len(), 64);
+    // Reading, and another name in between, change nothing that counts.
+    fs::read(root.join("dir/big")).unwrap();
+    let keep_times = |path: &str, change: &dyn Fn(&Path)| {
+        let path = root.join(path);
+        let before = fs::symlink_metadata(&path).unwrap().modified().unwrap();
+        change(&path);
+        fs::File::open(&path).unwrap().set_modified(before).unwrap();
+    };
+    assert_eq!(now(), first);
+    let mut seen = vec![first];
+    let mut differs = |what: &str| {
+        let digest = now();
+        assert!(!seen.contains(&digest), "{what} was not seen");
+        seen.push(digest);
+    };
+    keep_times("empty", &|path| fs::write(path, b"1").unwrap());
+    differs("content");
+    keep_times("empty", &|path| testing::chmod(path, 0o1755));
+    differs("a mode");
+    keep_times("empty", &|path| testing::chown(path, 12, 35));
+    differs("a group");
+    keep_times("empty", &|path| testing::set(path, "user.a", b""));
+    differs("an attribute");
+    testing::set_times(&root.join("empty"), 5, 6);
+    differs("a time");
+    testing::set_times(&root.join("empty"), 5, 7);
+    differs("a nanosecond");
+    keep_times("dir", &|path| {
+        fs::rename(path.join("hard"), path.join("hard2")).unwrap()
+    });
+    differs("a name");
+    keep_times("dir", &|path| {
+        let from = path.join("hard2");
+        let time = fs::metadata(&from).unwrap().modified().unwrap();
+        fs::copy(&from, path.join("copy")).unwrap();
+        fs::rename(path.join("copy"), &from).unwrap();
+        testing::chmod(&from, 0o400);
+        for (name, value) in [
+            ("user.text", &b"value"[..]),
+            ("user.eq=uals%3D", b"a\n9 b=c\n\0\xff"),
+            ("user.none", b""),
+        ] {
+            testing::set(&from, name, value);
+        }
+        fs::File::open(&from).unwrap().set_modified(time).unwrap();
+    });
+    differs("a hard link that became a copy");
+}
+
+#[test]
+fn a_layer_is_measured_once_an_inode() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a"), vec![1; 100_000]).unwrap();
+    let one = measure(dir.path()).unwrap();
+    fs::hard_link(dir.path().join("a"), dir.path().join("b")).unwrap();
+    let two = measure(dir.path()).unwrap();
+    assert_eq!(
+        two,
+        Progress {
+            entries: one.entries + 1,
+            bytes: one.bytes
+        }
+    );
+    assert_eq!(one.entries, 1);
+    assert!(one.bytes >= 100_000 && one.bytes < 120_000, "{}", one.bytes);
+}

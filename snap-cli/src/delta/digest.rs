@@ -1,0 +1,119 @@
+//! One number for a whole tree: equal exactly when two trees can't be told apart by what this counts.
+//!
+//! Counted are paths, types, modes, owners, modification times to the nanosecond, link targets, device
+//! numbers, contents, extended attributes, and which names are one file. Not counted are inode
+//! numbers, last-read and change times, sizes of folders, and where holes lie.
+
+use std::fmt;
+use std::path::Path;
+
+use cowl_fs::sys::stat::FileKind;
+use cowl_fs::view::View;
+use sha2::{Digest as _, Sha256};
+
+use super::content::Blocks;
+use super::error::{Context as _, OnProgress, Progress, Result};
+use super::walk::{self, Item, Links};
+
+/// A SHA-256 over a tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TreeDigest(pub [u8; 32]);
+
+impl fmt::Display for TreeDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// The digest of a state.
+pub fn digest(view: &View, progress: OnProgress<'_>) -> Result<TreeDigest> {
+    let mut hasher = Hasher::new(progress);
+    walk::state(view, &mut |item| hasher.add(&item))?;
+    Ok(hasher.finish())
+}
+
+/// The digest of a plain folder, a mount point for one: the same function over what is there.
+pub fn digest_dir(root: &Path, progress: OnProgress<'_>) -> Result<TreeDigest> {
+    let mut hasher = Hasher::new(progress);
+    walk::plain(root, &mut |item| hasher.add(&item))?;
+    Ok(hasher.finish())
+}
+
+struct Hasher<'a> {
+    sha: Sha256,
+    links: Links<u64>,
+    done: Progress,
+    progress: OnProgress<'a>,
+}
+
+impl<'a> Hasher<'a> {
+    fn new(progress: OnProgress<'a>) -> Self {
+        Self {
+            sha: Sha256::new_with_prefix(b"cowl tree 1"),
+            links: Links::default(),
+            done: Progress::default(),
+            progress,
+        }
+    }
+
+    fn number(&mut self, number: u64) {
+        self.sha.update(number.to_le_bytes());
+    }
+
+    /// Adds bytes with their length, so that no two sequences of fields look the same.
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.number(bytes.len() as u64);
+        self.sha.update(bytes);
+    }
+
+    fn add(&mut self, item: &Item) -> Result<()> {
+        let own = self.done.entries;
+        self.done.entries += 1;
+        self.bytes(&item.path);
+        if let Some(&first) = self.links.first(&item.stat, || own) {
+            self.bytes(b"link");
+            self.number(first);
+            return Ok(());
+        }
+        let stat = &item.stat;
+        self.number(stat.mode.into());
+        self.number(stat.uid.into());
+        self.number(stat.gid.into());
+        self.number(stat.mtime.secs.cast_unsigned());
+        self.number(stat.mtime.nanos.into());
+        let xattrs = item.xattrs()?;
+        self.number(xattrs.len() as u64);
+        for (name, value) in &xattrs {
+            self.bytes(name);
+            self.bytes(value);
+        }
+        match item.kind() {
+            FileKind::Regular => self.content(item)?,
+            FileKind::Symlink => self.bytes(&item.target()?),
+            FileKind::CharDevice | FileKind::BlockDevice => self.number(stat.rdev),
+            FileKind::Directory | FileKind::Fifo | FileKind::Socket => {}
+        }
+        (self.progress)(self.done);
+        Ok(())
+    }
+
+    fn content(&mut self, item: &Item) -> Result<()> {
+        let size = item.stat.size;
+        self.number(size);
+        if size > 0 {
+            let mut blocks = Blocks::new(item.open()?, size);
+            while let Some((at, block)) = blocks.next().context("can't read", &item.path)? {
+                self.sha.update(at.to_le_bytes());
+                self.sha.update(block);
+            }
+        }
+        self.number(u64::MAX);
+        self.done.bytes += size;
+        Ok(())
+    }
+
+    fn finish(self) -> TreeDigest {
+        (self.progress)(self.done);
+        TreeDigest(self.sha.finalize().into())
+    }
+}

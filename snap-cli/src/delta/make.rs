@@ -1,0 +1,191 @@
+//! Giving a new object its owner, mode, times and extended attributes, exactly.
+//!
+//! A failure is always an error: a tree that lacks an attribute is not the tree that was asked for.
+//! Must not know where the attributes come from (an archive, a folder, a stack of layers).
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use cowl_fs::sys::attr::{self, SetTime};
+use cowl_fs::sys::stat::{FileKind, Stat};
+use cowl_fs::sys::{dir, node, xattr};
+use rustix::fs::OFlags;
+
+use super::error::{Context as _, ErrorKind, Result, TreeError};
+
+/// The name of the attribute that holds a folder's default ACL.
+pub(crate) const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
+/// The name of the attribute that holds an access ACL.
+pub(crate) const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
+
+/// Extended attributes: name and value.
+pub(crate) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// What an object is given besides its content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Attrs {
+    /// Permission bits with setuid, setgid and sticky.
+    pub(crate) perm: u32,
+    /// Owner.
+    pub(crate) uid: u32,
+    /// Group.
+    pub(crate) gid: u32,
+    /// Last read.
+    pub(crate) atime: SetTime,
+    /// Last change of the content.
+    pub(crate) mtime: SetTime,
+    /// All extended attributes, ACLs and capabilities among them.
+    pub(crate) xattrs: Xattrs,
+}
+
+impl Attrs {
+    /// The attributes of an object that exists.
+    pub(crate) fn of(stat: &Stat, xattrs: Xattrs) -> Self {
+        Self {
+            perm: stat.perm(),
+            uid: stat.uid,
+            gid: stat.gid,
+            atime: SetTime::At(stat.atime),
+            mtime: SetTime::At(stat.mtime),
+            xattrs,
+        }
+    }
+}
+
+/// Gives the object behind `fd` (O_PATH will do) its attributes. The order matters: a change of
+/// owner takes setuid bits and capabilities away, an ACL sets the group bits that the mode must
+/// have in the end, user attributes need a writable file, and everything changes the times.
+pub(crate) fn apply(fd: BorrowedFd<'_>, kind: FileKind, attrs: &Attrs, path: &[u8]) -> Result<()> {
+    attr::chown(fd, Some(attrs.uid), Some(attrs.gid)).context("can't set the owner", path)?;
+    for (name, value) in &attrs.xattrs {
+        xattr::set(fd, name, value).map_err(|error| {
+            let what = format!("can't set the attribute {}", name.escape_ascii());
+            match Err::<(), _>(error).context(&what, path) {
+                Err(error) => error,
+                Ok(()) => TreeError::new(ErrorKind::Io, what),
+            }
+        })?;
+    }
+    if kind != FileKind::Symlink {
+        attr::chmod(fd, attrs.perm).context("can't set the mode", path)?;
+    }
+    attr::utimens(fd, attrs.atime, attrs.mtime).context("can't set the times", path)
+}
+
+/// Makes an object that has no content of its own (anything but a regular file with data and a
+/// folder) and gives it its attributes.
+pub(crate) fn special(
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    kind: FileKind,
+    rdev: u64,
+    attrs: &Attrs,
+    path: &[u8],
+) -> Result<()> {
+    node::mknod(parent, name, kind, 0o600, rdev).context("can't make", path)?;
+    apply_at(parent, name, kind, attrs, path)
+}
+
+/// Makes a symbolic link and gives it its attributes.
+pub(crate) fn symlink(
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    target: &[u8],
+    attrs: &Attrs,
+    path: &[u8],
+) -> Result<()> {
+    node::symlink(parent, name, target).context("can't make the symbolic link", path)?;
+    apply_at(parent, name, FileKind::Symlink, attrs, path)
+}
+
+fn apply_at(
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    kind: FileKind,
+    attrs: &Attrs,
+    path: &[u8],
+) -> Result<()> {
+    let fd = dir::open_path(parent, name).context("can't open what was just made", path)?;
+    apply(fd.as_fd(), kind, attrs, path)
+}
+
+/// Makes a new regular file, open for reading and writing; nobody else may read it yet.
+pub(crate) fn file(parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<OwnedFd> {
+    node::create(parent, name, 0o600, OFlags::RDWR).context("can't make the file", path)
+}
+
+/// Makes a folder that only its maker may enter, and opens it.
+pub(crate) fn folder(parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<OwnedFd> {
+    node::mkdir(parent, name, 0o700).context("can't make the folder", path)?;
+    dir::open_dir(parent, name).context("can't open the folder", path)
+}
+
+/// Makes the root of a new tree ready: it must be empty, and a default ACL that it may have from
+/// the folder above must not reach what is made in it.
+pub(crate) fn ready_root(root: BorrowedFd<'_>) -> Result<()> {
+    if !dir::entries(root)
+        .context("can't read the target folder", b"")?
+        .is_empty()
+    {
+        return Err(TreeError::new(
+            ErrorKind::Refused,
+            "the target folder is not empty",
+        ));
+    }
+    if xattr::get(root, ACL_DEFAULT)
+        .context("can't read the target folder", b"")?
+        .is_some()
+    {
+        xattr::remove(root, ACL_DEFAULT).context("can't prepare the target folder", b"")?;
+    }
+    Ok(())
+}
+
+/// Whether an attribute of this name is overlayfs's own, so that a tree that carries it would be
+/// read as a layer with marks.
+pub(crate) fn is_overlay_xattr(name: &[u8]) -> bool {
+    name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
+}
+
+/// Refuses what would be taken for a mark of the overlay if it came into a layer.
+pub(crate) fn refuse_marks(whiteout: bool, xattrs: &Xattrs, path: &[u8]) -> Result<()> {
+    if whiteout {
+        return Err(TreeError::new(
+            ErrorKind::Refused,
+            "a character device 0:0 would be taken for a deletion mark of the overlay",
+        )
+        .at(path));
+    }
+    match xattrs.iter().find(|(name, _)| is_overlay_xattr(name)) {
+        None => Ok(()),
+        Some((name, _)) => Err(TreeError::new(
+            ErrorKind::Refused,
+            format!(
+                "the attribute {} would be taken for a mark of the overlay",
+                name.escape_ascii()
+            ),
+        )
+        .at(path)),
+    }
+}
+
+/// `parent/name`, without a leading slash for what lies in the root.
+pub(crate) fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
+    let mut path = Vec::with_capacity(parent.len() + 1 + name.len());
+    path.extend_from_slice(parent);
+    if !parent.is_empty() {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
+    path
+}
+
+/// The folder part and the last name of a relative path.
+pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|&byte| byte == b'/') {
+        Some(at) => (
+            path.get(..at).unwrap_or_default(),
+            path.get(at + 1..).unwrap_or_default(),
+        ),
+        None => (b"", path),
+    }
+}

@@ -1,0 +1,27 @@
+//! Trees as values: making, walking, comparing, merging and measuring them.
+//!
+//! Works on states (stacks of layers seen through `cowl_fs::view`) and on plain folders. Never
+//! prints and never writes to a layer that it reads.
+
+pub(crate) mod content;
+pub mod diff;
+pub mod digest;
+pub mod error;
+pub mod flatten;
+pub(crate) mod make;
+pub mod measure;
+pub(crate) mod places;
+pub(crate) mod walk;
+
+pub use diff::{Change, Status, diff};
+pub use digest::{TreeDigest, digest, digest_dir};
+pub use error::{ErrorKind, OnProgress, Progress, TreeError};
+pub use flatten::flatten;
+pub use measure::measure;
+
+#[cfg(test)]
+mod compare_tests;
+#[cfg(test)]
+mod stack_tests;
+#[cfg(test)]
+pub(crate) mod testing;

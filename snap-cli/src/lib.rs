@@ -1,0 +1,25 @@
+//! cowl: snapshots for containers that are stacks of layers on cowlfs.
+//!
+//! One idea carries it: only the topmost layer of a stack is ever written, and every change of a stack is
+//! one atomic rename of one small file. So a snapshot costs a few folders, a restore moves no data, and
+//! what was there before is not touched until nothing names it.
+//!
+//! The rooms; imports run from the top down only:
+//!
+//! - [`cli`]: verbs, output, exit codes. A few lines each over the library.
+//! - [`container`], [`snapshot`]: what can be done.
+//! - [`archive`], [`delta`]: trees in, out, compared and merged.
+//! - [`host`]: the machine outside: mounts, processes.
+//! - [`store`]: where things lie, what the files say, locks, cleaning up.
+//! - [`error`]: kinds and exit codes.
+
+pub mod archive;
+pub mod cli;
+pub mod container;
+pub mod delta;
+pub mod error;
+pub mod host;
+pub mod snapshot;
+pub mod store;
+
+pub use error::{Error, Kind, Result};

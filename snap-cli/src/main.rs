@@ -1,0 +1,5 @@
+//! cowl: snapshots for containers.
+
+fn main() -> std::process::ExitCode {
+    cowl::cli::main()
+}

@@ -1,0 +1,197 @@
+//! Merging adjacent deltas of a container into one layer.
+//!
+//! The head and the base stay as they are; so do the other containers that use the merged layers. The
+//! container's own snapshots that hold the whole run get the merged layer in its place, so that the run
+//! goes once nothing names a part of it.
+
+use cowl_fs::view::View;
+
+use super::Container;
+use super::restore::again;
+use crate::container::Swap;
+use crate::container::state::Mounted;
+use crate::delta::error::OnProgress;
+use crate::error::{Error, Result};
+use crate::host::users;
+use crate::store::layers::Making;
+use crate::store::manifest::{LayerId, LayerKind, LayerManifest, SnapshotManifest};
+use crate::store::name::{Range, SnapshotName};
+use crate::store::{Store, disk};
+
+/// What a flatten did, or would do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flattened {
+    /// How many layers are merged; less than two: nothing is done.
+    pub merged: usize,
+    /// How many layers the container has afterwards.
+    pub depth: usize,
+}
+
+/// The layers of a range, topmost first: a run of the container's stack below the head.
+fn run(container: &Container<'_>, range: &Range) -> Result<Vec<LayerId>> {
+    let manifest = container.manifest();
+    let below = manifest.below_head();
+    let place = |name: &SnapshotName| -> Result<usize> {
+        let (_, snapshot) = container.snapshot(name)?;
+        let from = below.len().checked_sub(snapshot.stack.len());
+        from.filter(|from| below.get(*from..) == Some(snapshot.stack.as_slice()))
+            .ok_or_else(|| {
+                Error::failed(format!(
+                    "{name} does not lie below what {} is now",
+                    container.name()
+                ))
+                .hint("a range names snapshots that the container was made from, oldest first")
+            })
+    };
+    let first = range.to.as_ref().map_or(Ok(0), &place)?;
+    let end = match &range.from {
+        Some(name) => place(name)?,
+        None => base_at(container)?,
+    };
+    below
+        .get(first..end)
+        .map(<[LayerId]>::to_vec)
+        .ok_or_else(|| {
+            Error::usage("the range is the wrong way round")
+                .hint("A..B: A is the older snapshot, B the newer")
+        })
+}
+
+/// Where in the stack below the head the base lies.
+fn base_at(container: &Container<'_>) -> Result<usize> {
+    let below = container.manifest().below_head();
+    for (at, id) in below.iter().enumerate() {
+        let path = container.store().layer_file(*id);
+        if disk::read::<LayerManifest>(&path)?.body.kind == LayerKind::Base {
+            return Ok(at);
+        }
+    }
+    Ok(below.len())
+}
+
+/// What [`flatten`] would do.
+pub fn plan(container: &Container<'_>, range: &Range) -> Result<Flattened> {
+    let run = run(container, range)?;
+    let depth = container.manifest().stack.len();
+    Ok(Flattened {
+        merged: run.len(),
+        depth: depth + 1 - run.len().max(1),
+    })
+}
+
+/// Merges the layers of a range. A mounted container is mounted anew at the same place.
+pub fn flatten(
+    container: &mut Container<'_>,
+    range: &Range,
+    progress: OnProgress<'_>,
+) -> Result<Flattened> {
+    let planned = plan(container, range)?;
+    // Somebody inside would refuse the commit: better said before the work than after it.
+    if let Mounted::Alive(state) = container.mounted()? {
+        let users = container.users(&state, users::device_at(&state.mountpoint)?)?;
+        if !users.is_empty() {
+            return Err(container.in_use(&users));
+        }
+    }
+    if planned.merged < 2 {
+        return Ok(planned);
+    }
+    let run = run(container, range)?;
+    let store = container.store();
+    let stack = container.manifest().stack.clone();
+    let start = stack
+        .iter()
+        .position(|id| Some(id) == run.first())
+        .unwrap_or(0);
+    let below = stack.get(start + run.len()..).unwrap_or_default().to_vec();
+
+    let mut making = Making::begin(store)?;
+    let merged = making.layer(LayerKind::Flattened, &below, &run)?;
+    merge(store, &run, &below, merged, progress)?;
+
+    let was = container.unmount(true)?;
+    let mut next = container.manifest().clone();
+    next.stack = replaced(&next.stack, &run, merged).unwrap_or(next.stack);
+    next.origin = replaced(&next.origin, &run, merged).unwrap_or(next.origin);
+    making.frees_something();
+    let done = container
+        .commit(next, Some(making), |_| Ok(Swap::Done))
+        .and_then(|()| rewrite_snapshots(container, &run, merged));
+    let mounted = again(container, was.as_ref());
+    done?;
+    mounted.map_err(|error| {
+        let what = format!(
+            "the layers of {} are merged, but it could not be mounted again",
+            container.name()
+        );
+        Error::failed(what)
+            .because(error.to_string())
+            .hint(format!("cowl mount {}", container.name()))
+    })?;
+    Ok(planned)
+}
+
+/// Fills the layer `merged` with what the layers of the run show together.
+fn merge(
+    store: &Store,
+    run: &[LayerId],
+    below: &[LayerId],
+    merged: LayerId,
+    progress: OnProgress<'_>,
+) -> Result<()> {
+    let layers = store.open_layers(run)?;
+    let view = if below.is_empty() {
+        View::new(layers)
+    } else {
+        View::part(layers)
+    };
+    let tree = store.layer_tree(merged);
+    crate::delta::flatten(&view, &tree, progress)?;
+    disk::sync_all(&tree)
+}
+
+/// `stack` with `merged` in the place of `run`; `None` when it does not hold the whole run.
+fn replaced(stack: &[LayerId], run: &[LayerId], merged: LayerId) -> Option<Vec<LayerId>> {
+    let at = stack.windows(run.len()).position(|part| part == run)?;
+    let mut new = stack.get(..at)?.to_vec();
+    new.push(merged);
+    new.extend_from_slice(stack.get(at + run.len()..)?);
+    Some(new)
+}
+
+/// Both stacks show the same, so each file may be rewritten on its own, and a crash between two of them
+/// changes nothing.
+fn rewrite_snapshots(container: &Container<'_>, run: &[LayerId], merged: LayerId) -> Result<()> {
+    let store = container.store();
+    // Only for its note: a command that is killed in here may leave a temporary file, or the old layers.
+    let mut making = Making::begin(store)?;
+    making.frees_something();
+    for snapshot in &container.manifest().snapshots {
+        let path = store.snapshot_file(container.id(), snapshot.id);
+        let record = disk::read::<SnapshotManifest>(&path)?;
+        if let Some(stack) = replaced(&record.body.stack, run, merged) {
+            let body = SnapshotManifest {
+                stack,
+                ..record.body.clone()
+            };
+            disk::replace(&path, &record.next(body))?;
+        }
+    }
+    making.done()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_replaced_only_whole() {
+        let [a, b, c, d, new] = std::array::from_fn(|_| LayerId::fresh());
+        let stack = [a, b, c, d];
+        assert_eq!(replaced(&stack, &[b, c], new), Some(vec![a, new, d]));
+        assert_eq!(replaced(&stack, &[a, b, c, d], new), Some(vec![new]));
+        assert_eq!(replaced(&[c, d], &[b, c], new), None);
+        assert_eq!(replaced(&stack, &[c, b], new), None);
+        assert_eq!(replaced(&[], &[b, c], new), None);
+    }
+}

@@ -1,0 +1,166 @@
+//! Snapshots as library calls: taking them, going back to them, comparing and merging states.
+//!
+//! A snapshot freezes the head: what the head's layer holds is named by the snapshot from then on, and a
+//! new, empty layer becomes the head. Nothing is copied.
+
+pub mod flatten;
+pub mod list;
+pub mod restore;
+pub mod take;
+
+use cowl_fs::control::ControlError;
+
+use crate::container::state::{self, Mounted};
+use crate::container::{Container, Swap, daemon, find_snapshot};
+use crate::error::{Error, Result};
+use crate::host::users::{self, Hold, User};
+use crate::store::Store;
+use crate::store::layers::Making;
+use crate::store::manifest::{ContainerId, ContainerManifest, LayerId, SnapshotManifest};
+use crate::store::name::Address;
+
+/// A state that an address names.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// The container's id.
+    pub container: ContainerId,
+    /// The container's manifest.
+    pub manifest: ContainerManifest,
+    /// The snapshot; `None` for what the container is now.
+    pub snapshot: Option<SnapshotManifest>,
+    /// The layers, topmost first.
+    pub stack: Vec<LayerId>,
+}
+
+/// Finds the state that an address names, without changing or locking anything.
+pub fn resolve(store: &Store, address: &Address) -> Result<State> {
+    let (container, record) = store.find(&address.container)?;
+    let manifest = record.body;
+    let snapshot = match &address.snapshot {
+        Some(name) => Some(find_snapshot(store, container, &manifest, name)?.1),
+        None => None,
+    };
+    let stack = snapshot.as_ref().map_or(&manifest.stack, |s| &s.stack);
+    Ok(State {
+        container,
+        stack: stack.clone(),
+        manifest,
+        snapshot,
+    })
+}
+
+impl State {
+    /// What the state was made from: the snapshot taken or restored before it, else what its container
+    /// began with.
+    pub fn parent_stack(&self, store: &Store) -> Result<Vec<LayerId>> {
+        let parent = match &self.snapshot {
+            Some(snapshot) => snapshot.parent,
+            None => self.manifest.parent,
+        };
+        let known = |id| self.manifest.snapshots.iter().any(|s| s.id == id);
+        match parent.filter(|id| known(*id)) {
+            Some(parent) => Ok(store.snapshot(self.container, parent)?.stack),
+            None => Ok(self.manifest.origin.clone()),
+        }
+    }
+
+    /// Has what programs wrote through the mount and the kernel still keeps written to the layers.
+    /// Nothing for a snapshot, and for what is not mounted.
+    pub fn flush(&self, store: &Store) -> Result<()> {
+        if self.snapshot.is_some() {
+            return Ok(());
+        }
+        if let Mounted::Alive(state) = state::look(store, self.container)? {
+            let at = |error: std::io::Error| Error::at("flush", &state.mountpoint, error);
+            let root = std::fs::File::open(&state.mountpoint).map_err(at)?;
+            rustix::fs::syncfs(root).map_err(|error| at(error.into()))?;
+        }
+        Ok(())
+    }
+}
+
+/// The head as a state that will not change: `below` are its layers.
+#[derive(Debug)]
+pub struct Frozen {
+    /// The layers of the state, topmost first, all frozen once the manifest is committed.
+    pub state: Vec<LayerId>,
+    /// The head that comes after; the same as before when nothing had been written to it.
+    pub head: LayerId,
+    /// The stack that comes after.
+    pub stack: Vec<LayerId>,
+}
+
+impl Container<'_> {
+    /// Prepares freezing the head. A head that nothing was written to is shared, not stacked.
+    pub fn plan_freeze(&self, making: &mut Making<'_>) -> Result<Frozen> {
+        let manifest = self.manifest();
+        let below = manifest.below_head();
+        if let Some(top) = below.first()
+            && self.store().is_untouched(manifest.head, *top)?
+        {
+            return Ok(Frozen {
+                state: below.to_vec(),
+                head: manifest.head,
+                stack: manifest.stack.clone(),
+            });
+        }
+        let state = manifest.stack.clone();
+        let head = making.head(&state, &self.store().layer_tree(manifest.head))?;
+        let mut stack = vec![head];
+        stack.extend_from_slice(&state);
+        Ok(Frozen { state, head, stack })
+    }
+
+    /// Commits a manifest whose head may be a new layer over the present one; a running daemon is told to
+    /// go on in that layer before the change is in force.
+    pub fn commit_freeze(
+        &mut self,
+        next: ContainerManifest,
+        making: Option<Making<'_>>,
+    ) -> Result<()> {
+        let head = next.head;
+        let pushes = head != self.manifest().head;
+        self.commit(next, making, |container| {
+            let Mounted::Alive(run) = container.mounted()? else {
+                return Ok(Swap::Done);
+            };
+            if !pushes {
+                return Ok(Swap::Done);
+            }
+            // Were it lost in a power cut after the swap, nothing would name what the daemon writes to.
+            container.sync_pending()?;
+            let store = container.store();
+            let (tree, work) = (store.layer_tree(head), store.layer_work(head));
+            let mut client = daemon::connect(store, container.id())?;
+            match client.push_layer(&tree, &work) {
+                Ok(()) => Ok(Swap::Done),
+                Err(ControlError::Busy { writers }) => {
+                    let dev = users::device_at(&run.mountpoint)?;
+                    let mut users = container.users(&run, dev)?;
+                    users.retain(writes);
+                    Ok(Swap::Refused(if users.is_empty() {
+                        Error::busy(format!(
+                            "{} is being written to: {writers} files are open for writing",
+                            container.name()
+                        ))
+                        .hint(format!("try again: {}", store.session().who))
+                    } else {
+                        container.in_use(&users)
+                    }))
+                }
+                // It answered, so it did nothing.
+                Err(error @ (ControlError::Failed(_) | ControlError::InUse { .. })) => {
+                    Ok(Swap::Refused(daemon::told(&error)))
+                }
+                Err(error @ ControlError::Io(_)) => Err(daemon::told(&error)),
+            }
+        })
+    }
+}
+
+/// Whether a process may be writing: it has a file open for writing, or mapped.
+fn writes(user: &User) -> bool {
+    user.holds
+        .iter()
+        .any(|hold| matches!(hold, Hold::Open(true) | Hold::Map))
+}

@@ -1,0 +1,164 @@
+//! Going back to a snapshot, under the same name or a new one, and cloning.
+
+use serde_json::Map;
+
+use super::take::{drop_if_unnamed, write_file};
+use super::{Container, State, resolve};
+use crate::container::create::over_layers;
+use crate::container::{Swap, state::RunState};
+use crate::error::{Error, Result};
+use crate::store::Store;
+use crate::store::layers::Making;
+use crate::store::manifest::{SnapshotKind, SnapshotRef};
+use crate::store::name::{Address, ContainerName, SnapshotName};
+
+/// What a restore did, or would do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// The automatic snapshot that keeps what was there; `None` when nothing had been written since.
+    pub kept_as: Option<SnapshotName>,
+    /// The container was mounted, and is mounted again.
+    pub mounted_again: bool,
+}
+
+/// Makes the container what it was at a snapshot. What it is now stays as an automatic snapshot.
+pub fn restore(container: &mut Container<'_>, name: &SnapshotName) -> Result<Restored> {
+    // Everything that can be refused is, before the mount is taken down.
+    let (_, snapshot) = container.snapshot(name)?;
+    container.store().open_layers(&snapshot.stack)?;
+    let was = container.unmount(true)?;
+    let done = swap(container, name);
+    let mounted = again(container, was.as_ref());
+    // What became of the container comes first, what became of its mount second.
+    let kept_as = done?;
+    mounted.map_err(|error| {
+        let kept = kept_as
+            .as_ref()
+            .map(|auto| format!("; what it was stays as {auto}"));
+        let what = format!(
+            "{} is restored{}, but it could not be mounted again",
+            container.name(),
+            kept.unwrap_or_default()
+        );
+        Error::failed(what)
+            .because(error.to_string())
+            .hint(format!("cowl mount {}", container.name()))
+    })?;
+    Ok(Restored {
+        kept_as,
+        mounted_again: was.is_some(),
+    })
+}
+
+/// What [`restore`] would do.
+pub fn plan(container: &Container<'_>, name: &SnapshotName) -> Result<Option<SnapshotName>> {
+    container.snapshot(name)?;
+    let manifest = container.manifest();
+    Ok(holds_something(container)?.then(|| SnapshotName::automatic(manifest.next_auto)))
+}
+
+/// Mounts anew what was mounted, after success and failure alike.
+pub(super) fn again(container: &Container<'_>, was: Option<&RunState>) -> Result<()> {
+    was.map_or(Ok(()), |was| container.mount_again(was))
+}
+
+/// Whether something was written since the head began.
+fn holds_something(container: &Container<'_>) -> Result<bool> {
+    let manifest = container.manifest();
+    match manifest.below_head().first() {
+        Some(top) => Ok(!container.store().is_untouched(manifest.head, *top)?),
+        None => Ok(true),
+    }
+}
+
+fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<SnapshotName>> {
+    let store = container.store();
+    let (target, snapshot) = container.snapshot(name)?;
+    let mut making = Making::begin(store)?;
+    let mut next = container.manifest().clone();
+    let mut kept = None;
+    if holds_something(container)? {
+        let auto = SnapshotName::automatic(next.next_auto);
+        let comment = format!("before restore of {name}");
+        let stack = &container.manifest().stack;
+        let id = write_file(
+            container,
+            &mut making,
+            &auto,
+            SnapshotKind::Auto,
+            stack,
+            &comment,
+        )?;
+        next.next_auto = next.next_auto.saturating_add(1);
+        next.snapshots.push(SnapshotRef {
+            id,
+            name: auto.clone(),
+            extra: Map::new(),
+        });
+        kept = Some((id, auto));
+    }
+    let below = &snapshot.stack;
+    let same = kept.is_none() && container.manifest().below_head() == below;
+    if !same {
+        let like = below.first().unwrap_or(&next.head);
+        next.head = making.head(below, &store.layer_tree(*like))?;
+        next.stack = vec![next.head];
+        next.stack.extend_from_slice(below);
+    }
+    next.parent = Some(target.id);
+    if kept.is_none() && !same {
+        // The head that was there, which holds nothing.
+        making.frees_something();
+    }
+    let done = container.commit(next, Some(making), |_| Ok(Swap::Done));
+    if let Some((id, _)) = &kept {
+        drop_if_unnamed(container, *id)?;
+    }
+    done?;
+    Ok(kept.map(|(_, name)| name))
+}
+
+/// Makes the container `new` over the layers of a state. What the source is now is frozen first.
+pub fn clone(store: &Store, source: &Address, new: &ContainerName) -> Result<()> {
+    // Whatever is wrong with the source is told before anything about the new name.
+    resolve(store, source)?;
+    let claim = store.claim(new)?;
+    let made = clone_claimed(store, source, new);
+    claim.remove()?;
+    made
+}
+
+fn clone_claimed(store: &Store, source: &Address, new: &ContainerName) -> Result<()> {
+    let state = match source.snapshot {
+        Some(_) => {
+            let making = Making::begin(store)?;
+            // Found anew: from here on nothing that it names is collected.
+            let State {
+                stack, manifest, ..
+            } = resolve(store, source)?;
+            store.open_layers(&stack)?;
+            over_layers(store, making, new, &stack, manifest.settings)?;
+            return Ok(());
+        }
+        None => {
+            let mut container = Container::open(store, &source.container)?;
+            let mut making = Making::begin(store)?;
+            let frozen = container.plan_freeze(&mut making)?;
+            let next = crate::store::manifest::ContainerManifest {
+                head: frozen.head,
+                stack: frozen.stack,
+                ..container.manifest().clone()
+            };
+            if next.head == container.manifest().head {
+                making.done()?;
+            } else {
+                container.commit_freeze(next, Some(making))?;
+            }
+            (frozen.state, container)
+        }
+    };
+    let (stack, container) = state;
+    let settings = container.manifest().settings.clone();
+    over_layers(store, Making::begin(store)?, new, &stack, settings)?;
+    Ok(())
+}

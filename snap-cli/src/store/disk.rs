@@ -1,0 +1,254 @@
+//! Reading and writing the store's files so that a crash leaves the old or the new one, whole.
+//!
+//! It knows files and folders, not what a container is.
+
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
+
+use super::record::{Body, Record, RecordError};
+use crate::error::{Error, Kind, Result};
+
+/// What ends the names of files that are being written.
+pub const TEMPORARY: &str = ".tmp";
+
+/// Reads a record; `None` when there is no such file.
+pub fn read_opt<T: Body>(path: &Path) -> Result<Option<Record<T>>> {
+    let mut bytes = Vec::new();
+    match File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)) {
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::at("read", path, error)),
+    }
+    Record::decode(&bytes)
+        .map(Some)
+        .map_err(|error| refused::<T>(path, error))
+}
+
+/// Reads a record that must be there.
+pub fn read<T: Body>(path: &Path) -> Result<Record<T>> {
+    read_opt(path)?.ok_or_else(|| missing::<T>(path))
+}
+
+fn missing<T: Body>(path: &Path) -> Error {
+    Error::damaged(format!(
+        "the {} file {} is missing",
+        T::WHAT,
+        path.display()
+    ))
+    .hint("bring it back from a backup; nothing was changed")
+}
+
+fn refused<T: Body>(path: &Path, error: RecordError) -> Error {
+    let newer = matches!(error, RecordError::Newer { .. });
+    let what = format!("cannot use the {} file {}", T::WHAT, path.display());
+    if newer {
+        Error::new(Kind::Failed, what)
+            .because(error)
+            .hint("a newer cowl made it: install that version; nothing was changed")
+    } else {
+        Error::damaged(what)
+            .because(error)
+            .hint("bring the file back from a backup; nothing was changed")
+    }
+}
+
+/// A complaint about a record whose fields are well-formed but can't be true.
+pub fn impossible<T: Body>(path: &Path, why: String) -> Error {
+    refused::<T>(path, RecordError::Shape(why))
+}
+
+fn bytes_of<T: Body>(path: &Path, record: &Record<T>) -> Result<Vec<u8>> {
+    record
+        .encode()
+        .map_err(|error| Error::at("write", path, error))
+}
+
+/// Replaces the file at `path`: temporary file, fsync, rename, fsync of the folder.
+pub fn replace<T: Body>(path: &Path, record: &Record<T>) -> Result<()> {
+    replace_bytes(path, &bytes_of(path, record)?)
+}
+
+/// The same for plain bytes.
+pub fn replace_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = beside(path, &format!("{}{TEMPORARY}", std::process::id()))?;
+    let written = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&temporary)
+        .and_then(|mut file| {
+            file.write_all(bytes)?;
+            file.sync_all()
+        });
+    if let Err(error) = written.and_then(|()| std::fs::rename(&temporary, path)) {
+        remove_if_there(&temporary)?;
+        return Err(Error::at("write", path, error));
+    }
+    sync_parent(path)
+}
+
+/// Writes a file that must not be there yet. It is on the disk only after [`sync_file`], and its name only
+/// after [`sync_dir`]: who makes several syncs them together, which costs no more than one.
+pub fn write_new<T: Body>(path: &Path, record: &Record<T>) -> Result<()> {
+    let bytes = bytes_of(path, record)?;
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(&bytes))
+        .map_err(|error| Error::at("write", path, error))
+}
+
+/// Puts a file on the disk.
+pub fn sync_file(path: &Path) -> Result<()> {
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(|error| Error::at("sync", path, error))
+}
+
+/// Puts everything of the file system that holds `path` on the disk.
+pub fn sync_all(path: &Path) -> Result<()> {
+    File::open(path)
+        .and_then(|file| Ok(rustix::fs::syncfs(file)?))
+        .map_err(|error| Error::at("sync", path, error))
+}
+
+/// Puts a folder's entries on the disk.
+pub fn sync_dir(path: &Path) -> Result<()> {
+    sync_file(path)
+}
+
+/// Puts the entries of the folder that holds `path` on the disk.
+pub fn sync_parent(path: &Path) -> Result<()> {
+    path.parent().map_or(Ok(()), sync_dir)
+}
+
+/// Moves a file or folder within the store and puts that on the disk.
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    std::fs::rename(from, to).map_err(|error| {
+        Error::failed(format!(
+            "cannot move {} to {}",
+            from.display(),
+            to.display()
+        ))
+        .because(error)
+    })?;
+    sync_parent(to)?;
+    if from.parent() != to.parent() {
+        sync_parent(from)?;
+    }
+    Ok(())
+}
+
+/// Makes a folder unless it is there.
+pub fn ensure_dir(path: &Path) -> Result<()> {
+    match std::fs::create_dir(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(Error::at("make the folder", path, error)),
+    }
+}
+
+/// Removes a file unless it is gone.
+pub fn remove_if_there(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::at("remove", path, error)),
+    }
+}
+
+/// Whether anything is at `path`; any error but "nothing there" goes up.
+pub fn is_there(path: &Path) -> Result<bool> {
+    match std::fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::at("look at", path, error)),
+    }
+}
+
+/// The names in a folder that are valid UTF-8 (all names that we make are); nothing when it is absent.
+pub fn names(path: &Path) -> Result<Vec<String>> {
+    let at = |error| Error::at("list", path, error);
+    let entries = match std::fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(at(error)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        if let Ok(name) = entry.map_err(at)?.file_name().into_string() {
+            found.push(name);
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+fn beside(path: &Path, ending: &str) -> Result<PathBuf> {
+    let Some(name) = path.file_name() else {
+        return Err(Error::failed(format!("{} names no file", path.display())));
+    };
+    let mut name = name.to_owned();
+    name.push(".");
+    name.push(ending);
+    Ok(path.with_file_name(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::manifest::{LayerKind, LayerManifest};
+    use super::*;
+
+    fn layer() -> Record<LayerManifest> {
+        Record::first(LayerManifest {
+            kind: LayerKind::Delta,
+            over: Vec::new(),
+            stands_for: Vec::new(),
+            created: String::new(),
+            measured: None,
+            extra: serde_json::Map::new(),
+        })
+    }
+
+    #[test]
+    fn damage_is_told_with_the_file_and_code_5() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("layer.json");
+        assert!(read_opt::<LayerManifest>(&path).unwrap().is_none());
+        assert_eq!(
+            read::<LayerManifest>(&path).unwrap_err().kind,
+            Kind::Damaged
+        );
+        replace(&path, &layer()).unwrap();
+        assert_eq!(read::<LayerManifest>(&path).unwrap(), layer());
+        let text = std::fs::read_to_string(&path)
+            .unwrap()
+            .replace("delta", "base");
+        std::fs::write(&path, text).unwrap();
+        let error = read::<LayerManifest>(&path).unwrap_err();
+        assert_eq!(error.kind, Kind::Damaged);
+        assert!(error.what.contains("layer.json"), "{error}");
+    }
+
+    #[test]
+    fn a_newer_file_is_no_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("layer.json");
+        std::fs::write(&path, b"{\"format\": 2, \"checksum\": \"crc:1\"}").unwrap();
+        let error = read::<LayerManifest>(&path).unwrap_err();
+        assert_eq!(error.kind, Kind::Failed);
+        assert!(error.to_string().contains("format 2"), "{error}");
+    }
+
+    #[test]
+    fn replacing_leaves_no_temporary_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("layer.json");
+        replace(&path, &layer()).unwrap();
+        replace(&path, &layer().next(layer().body)).unwrap();
+        assert_eq!(names(dir.path()).unwrap(), ["layer.json"]);
+        assert!(write_new(&path, &layer()).is_err());
+    }
+}

@@ -1,0 +1,364 @@
+//! Making layers, and telling whether anything was written to one.
+//!
+//! Everything that a command makes before its commit is made through [`Making`]: it keeps collection
+//! away, and leaves a note in `locks` by which the next command finds what a killed one left behind.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cowl_fs::format::XattrSpace;
+use cowl_fs::layer::Layer;
+use cowl_fs::sys;
+use cowl_fs::sys::attr::SetTime;
+use cowl_fs::view::View;
+use serde_json::Map;
+
+use super::lock::Lock;
+use super::manifest::{ContainerId, LayerId, LayerKind, LayerManifest, Measured};
+use super::record::Record;
+use super::{Store, disk};
+use crate::error::{Error, Result};
+
+/// What ends up in `locks` while something is being made.
+pub(super) const NOTE: &str = "making-";
+
+/// Things on their way into the store. Dropped before [`Making::done`], it removes them again.
+#[derive(Debug)]
+pub struct Making<'s> {
+    store: &'s Store,
+    _shared: Lock,
+    note: Option<Lock>,
+    sweeps: bool,
+    unsynced: Vec<PathBuf>,
+    layers: Vec<LayerId>,
+    containers: Vec<ContainerId>,
+}
+
+impl<'s> Making<'s> {
+    /// Begins.
+    pub fn begin(store: &'s Store) -> Result<Self> {
+        let shared = store.share()?;
+        let path = store.lock_file(&format!("{NOTE}{}", LayerId::fresh()));
+        Ok(Self {
+            store,
+            _shared: shared,
+            note: Some(Lock::take_unsigned(&path, store.session().patience)?),
+            sweeps: false,
+            unsynced: Vec::new(),
+            layers: Vec::new(),
+            containers: Vec::new(),
+        })
+    }
+
+    /// Makes an empty layer whose root has the attributes of the root of `like`.
+    pub fn head(&mut self, over: &[LayerId], like: &Path) -> Result<LayerId> {
+        let id = self.layer(LayerKind::Delta, over, &[])?;
+        copy_root(like, &self.store.layer_tree(id), self.store.space())?;
+        Ok(id)
+    }
+
+    /// Makes an empty layer for the caller to fill, and to put on the disk what it filled in.
+    pub fn layer(
+        &mut self,
+        kind: LayerKind,
+        over: &[LayerId],
+        stands_for: &[LayerId],
+    ) -> Result<LayerId> {
+        let id = LayerId::fresh();
+        self.layers.push(id);
+        let store = self.store;
+        private_dir(&store.layer_dir(id))?;
+        private_dir(&store.layer_tree(id))?;
+        private_dir(&store.layer_work(id))?;
+        let manifest = LayerManifest {
+            kind,
+            over: over.to_vec(),
+            stands_for: stands_for.to_vec(),
+            created: super::now(),
+            measured: None,
+            extra: Map::new(),
+        };
+        disk::write_new(&store.layer_file(id), &Record::first(manifest))?;
+        self.will_sync(store.layer_file(id));
+        self.will_sync(store.layer_tree(id));
+        self.will_sync(store.layer_dir(id));
+        self.will_sync(store.root().join("layers"));
+        Ok(id)
+    }
+
+    /// Has [`Making::sync`] put this file or folder on the disk too.
+    pub fn will_sync(&mut self, path: PathBuf) {
+        self.unsynced.push(path);
+    }
+
+    /// Puts everything that was made on the disk, in the order in which it was made. The journal of a file
+    /// system takes all of it in one go.
+    pub fn sync(&mut self) -> Result<()> {
+        for path in std::mem::take(&mut self.unsynced) {
+            disk::sync_file(&path)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the folder of a new container, not counting until its manifest is there.
+    pub fn container(&mut self) -> Result<ContainerId> {
+        let id = ContainerId::fresh();
+        self.containers.push(id);
+        private_dir(&self.store.container_dir(id))?;
+        private_dir(&self.store.snapshots_dir(id))?;
+        self.will_sync(self.store.root().join("containers"));
+        Ok(id)
+    }
+
+    /// The change takes the last name from something: [`Making::done`] is to clean that up.
+    pub fn frees_something(&mut self) {
+        self.sweeps = true;
+    }
+
+    /// All that was made is named by a manifest now: it stays.
+    pub fn done(mut self) -> Result<()> {
+        self.layers.clear();
+        self.containers.clear();
+        let Some(note) = self.note.take() else {
+            return Ok(());
+        };
+        if !self.sweeps {
+            return note.remove();
+        }
+        // The note stays until the sweep is through, for the case that we are killed in it.
+        drop(note);
+        let store = self.store;
+        drop(self);
+        store.sweep().map(drop)
+    }
+
+    /// It may be that a manifest names what was made: the next command's collection finds out.
+    pub fn leave(mut self) {
+        self.layers.clear();
+        self.containers.clear();
+        self.note = None;
+    }
+}
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        let layers = self.layers.iter().map(|id| self.store.layer_dir(*id));
+        let containers = self
+            .containers
+            .iter()
+            .map(|id| self.store.container_dir(*id));
+        let mut clean = true;
+        for path in layers.chain(containers) {
+            if let Err(error) = remove_tree(&path) {
+                log::warn!("{error}; the next command will clean up");
+                clean = false;
+            }
+        }
+        // The note stays when something is left for the next command to find.
+        if let Some(note) = self.note.take()
+            && clean
+            && let Err(error) = note.remove()
+        {
+            log::warn!("{error}");
+        }
+    }
+}
+
+fn private_dir(path: &Path) -> Result<()> {
+    std::fs::DirBuilder::new()
+        .mode(0o700)
+        .create(path)
+        .map_err(|error| Error::at("make the folder", path, error))
+}
+
+/// Removes a tree, of whatever depth; nothing when it is gone.
+pub fn remove_tree(path: &Path) -> Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Error::failed(format!("{} names no folder", path.display())));
+    };
+    let removed = sys::dir::open_root(parent)
+        .and_then(|dir| sys::node::remove_tree(dir.as_fd(), name.as_bytes()));
+    match removed {
+        Err(error) if !error.is_absent() => Err(Error::at("remove", path, error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn open(tree: &Path) -> Result<OwnedFd> {
+    sys::dir::open_root(tree).map_err(|error| {
+        let error = Error::at("open the layer", tree, error);
+        Error {
+            kind: crate::error::Kind::Damaged,
+            ..error
+        }
+    })
+}
+
+/// A root's extended attributes, without marks: those speak of one layer's place in one stack.
+fn plain_xattrs(fd: &OwnedFd, space: XattrSpace) -> cowl_fs::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let mut all = sys::xattr::all(fd.as_fd())?;
+    all.retain(|(name, _)| space.to_mount(name).is_some());
+    all.sort_unstable();
+    Ok(all)
+}
+
+/// Gives the root of `to` the attributes of the root of `from`: a stack's topmost root is what shows.
+fn copy_root(from: &Path, to: &Path, space: XattrSpace) -> Result<()> {
+    let (source, target) = (open(from)?, open(to)?);
+    let copy = || -> cowl_fs::Result<()> {
+        let stat = sys::stat::stat_fd(&source)?;
+        let target = target.as_fd();
+        sys::attr::chown(target, Some(stat.uid), Some(stat.gid))?;
+        sys::attr::chmod(target, stat.perm())?;
+        for (name, value) in plain_xattrs(&source, space)? {
+            sys::xattr::set(target, &name, &value)?;
+        }
+        let (atime, mtime) = (SetTime::At(stat.atime), SetTime::At(stat.mtime));
+        sys::attr::utimens(target, atime, mtime)
+    };
+    copy().map_err(|error| Error::at("set the attributes of", to, error))
+}
+
+impl Store {
+    /// Whether nothing was ever written to the head `top` that lies over `below`: it has no entry, and
+    /// its root looks as the one below. Such a head adds nothing to a snapshot.
+    pub fn is_untouched(&self, top: LayerId, below: LayerId) -> Result<bool> {
+        let (top, below) = (self.layer_tree(top), self.layer_tree(below));
+        let (a, b) = (open(&top)?, open(&below)?);
+        let same = || -> cowl_fs::Result<bool> {
+            if !sys::dir::entries(a.as_fd())?.is_empty() {
+                return Ok(false);
+            }
+            let (x, y) = (sys::stat::stat_fd(&a)?, sys::stat::stat_fd(&b)?);
+            let looks = (x.mode, x.uid, x.gid, x.mtime) == (y.mode, y.uid, y.gid, y.mtime);
+            Ok(looks && plain_xattrs(&a, self.space())? == plain_xattrs(&b, self.space())?)
+        };
+        same().map_err(|error| Error::at("look at the layer", &top, error))
+    }
+
+    /// Opens layers, topmost first.
+    pub fn open_layers(&self, stack: &[LayerId]) -> Result<Vec<Arc<Layer>>> {
+        stack
+            .iter()
+            .map(|id| {
+                let tree = self.layer_tree(*id);
+                if !disk::is_there(&tree)? {
+                    return Err(
+                        Error::damaged(format!("the layer {} is missing", tree.display()))
+                            .hint("bring it back from a backup; nothing was changed"),
+                    );
+                }
+                Ok(Layer::open(&tree, self.space())?)
+            })
+            .collect()
+    }
+
+    /// What a stack shows.
+    pub fn view(&self, stack: &[LayerId]) -> Result<View> {
+        Ok(View::new(self.open_layers(stack)?))
+    }
+
+    /// What a frozen layer takes; counted the first time that somebody asks. Hold a shared lock of the
+    /// store.
+    pub fn measured(&self, id: LayerId) -> Result<(LayerKind, Measured)> {
+        let path = self.layer_file(id);
+        let record = disk::read::<LayerManifest>(&path)?;
+        let kind = record.body.kind;
+        if let Some(measured) = record.body.measured {
+            return Ok((kind, measured));
+        }
+        let measured = self.measure(id)?;
+        let body = LayerManifest {
+            measured: Some(measured),
+            ..record.body.clone()
+        };
+        // Kept so that it need not be measured again; on a full disk it will be.
+        if let Err(error) = disk::replace(&path, &record.next(body)) {
+            log::debug!("cannot keep the size of a layer: {error}");
+        }
+        Ok((kind, measured))
+    }
+
+    /// What a layer takes just now.
+    pub fn measure(&self, id: LayerId) -> Result<Measured> {
+        let tree = self.layer_tree(id);
+        let size = crate::delta::measure(&tree)?;
+        Ok(Measured {
+            bytes: size.bytes,
+            files: size.entries,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    use super::super::tests::session;
+    use super::*;
+
+    fn store(dir: &Path) -> Store {
+        Store::open_or_make(&dir.join("store"), session()).unwrap()
+    }
+
+    #[test]
+    fn a_new_head_looks_as_what_it_lies_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        let mut making = Making::begin(&store).unwrap();
+        let base = making.layer(LayerKind::Base, &[], &[]).unwrap();
+        let tree = store.layer_tree(base);
+        std::fs::create_dir(tree.join("etc")).unwrap();
+        std::fs::set_permissions(&tree, std::fs::Permissions::from_mode(0o1751)).unwrap();
+        let fd = open(&tree).unwrap();
+        sys::xattr::set(fd.as_fd(), b"user.colour", b"blue").unwrap();
+        let mark = store.space().opaque().as_bytes();
+        sys::xattr::set(fd.as_fd(), mark, b"y").unwrap();
+        let head = making.head(&[base], &tree).unwrap();
+        making.done().unwrap();
+
+        let (a, b) = (
+            tree.metadata().unwrap(),
+            store.layer_tree(head).metadata().unwrap(),
+        );
+        assert_eq!(a.mode(), b.mode());
+        assert_eq!((a.mtime(), a.mtime_nsec()), (b.mtime(), b.mtime_nsec()));
+        let fd = open(&store.layer_tree(head)).unwrap();
+        assert_eq!(
+            sys::xattr::get(fd.as_fd(), b"user.colour").unwrap(),
+            Some(b"blue".to_vec())
+        );
+        assert_eq!(sys::xattr::get(fd.as_fd(), mark).unwrap(), None);
+        assert!(store.is_untouched(head, base).unwrap());
+
+        let old = b.modified().unwrap();
+        let file = store.layer_tree(head).join("x");
+        std::fs::write(&file, b"").unwrap();
+        assert!(!store.is_untouched(head, base).unwrap());
+        std::fs::remove_file(&file).unwrap();
+        // Gone again, but the root's mtime tells.
+        assert!(!store.is_untouched(head, base).unwrap());
+        std::fs::File::open(store.layer_tree(head))
+            .unwrap()
+            .set_modified(old)
+            .unwrap();
+        assert!(store.is_untouched(head, base).unwrap());
+    }
+
+    #[test]
+    fn what_is_not_done_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        let mut making = Making::begin(&store).unwrap();
+        let base = making.layer(LayerKind::Base, &[], &[]).unwrap();
+        let container = making.container().unwrap();
+        drop(making);
+        assert!(!store.layer_dir(base).try_exists().unwrap());
+        assert!(!store.container_dir(container).try_exists().unwrap());
+        let locks = disk::names(&store.root().join("locks")).unwrap();
+        assert_eq!(locks, ["store.lock"]);
+    }
+}

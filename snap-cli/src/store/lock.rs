@@ -1,0 +1,225 @@
+//! Locks between commands: flock on files in the store's `locks` folder. The kernel lets go of them when
+//! their holder ends, however it ends, so no lock is ever stale.
+//!
+//! A lock file says who holds it, for the message that the one who waited in vain prints.
+
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+
+/// How a lock is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// By one alone.
+    Exclusive,
+    /// By any number, while nobody holds it alone.
+    Shared,
+}
+
+/// A held lock; dropping it lets go.
+#[derive(Debug)]
+pub struct Lock {
+    path: PathBuf,
+    // Held for its flock.
+    file: File,
+}
+
+const POLL: Duration = Duration::from_millis(10);
+
+impl Lock {
+    /// Takes the lock at `path`, waiting for `patience`. `who` goes into the file, for others to read.
+    pub fn take(path: &Path, mode: Mode, who: &str, patience: Duration) -> Result<Self> {
+        wait(path, patience, || Self::try_take(path, mode, who))
+    }
+
+    /// Takes a lock alone that nobody ever waits for: it need not say who holds it.
+    pub fn take_unsigned(path: &Path, patience: Duration) -> Result<Self> {
+        wait(path, patience, || {
+            Self::open_and_lock(path, Mode::Exclusive)
+        })
+    }
+
+    /// Takes the lock if nobody is in the way.
+    pub fn try_take(path: &Path, mode: Mode, who: &str) -> Result<Option<Self>> {
+        let Some(mut lock) = Self::open_and_lock(path, mode)? else {
+            return Ok(None);
+        };
+        if mode == Mode::Exclusive {
+            let line = format!("{} {who}\n", std::process::id());
+            let written = lock
+                .file
+                .set_len(0)
+                .and_then(|()| lock.file.rewind())
+                .and_then(|()| lock.file.write_all(line.as_bytes()));
+            // Who holds the lock is told to others as a courtesy; on a full disk, where something must
+            // still be removed to free space, it is held all the same.
+            if let Err(error) = written {
+                log::debug!("cannot note who holds {}: {error}", path.display());
+            }
+        }
+        Ok(Some(lock))
+    }
+
+    fn open_and_lock(path: &Path, mode: Mode) -> Result<Option<Self>> {
+        let at = |error: std::io::Error| Error::at("lock", path, error);
+        let how = match mode {
+            Mode::Exclusive => FlockOperation::NonBlockingLockExclusive,
+            Mode::Shared => FlockOperation::NonBlockingLockShared,
+        };
+        loop {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(path)
+                .map_err(at)?;
+            match rustix::fs::flock(&file, how) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => return Ok(None),
+                Err(error) => return Err(at(error.into())),
+            }
+            // The file may have been removed between opening and locking it.
+            if is_still_at(&file, path).map_err(at)? {
+                return Ok(Some(Self {
+                    path: path.to_path_buf(),
+                    file,
+                }));
+            }
+        }
+    }
+
+    /// Whether somebody holds the lock at `path` alone.
+    pub fn is_held(path: &Path) -> Result<bool> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(Error::at("look at the lock", path, error)),
+        };
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(false),
+            Err(Errno::WOULDBLOCK) => Ok(true),
+            Err(error) => Err(Error::at("look at the lock", path, error)),
+        }
+    }
+
+    /// Lets go and removes the file. Only for locks held alone.
+    pub fn remove(self) -> Result<()> {
+        // While we hold it: whoever waits for this file sees that it is gone, and opens a new one.
+        let removed = std::fs::remove_file(&self.path);
+        drop(self.file);
+        removed.map_err(|error| Error::at("remove", &self.path, error))
+    }
+}
+
+fn wait(
+    path: &Path,
+    patience: Duration,
+    mut tried: impl FnMut() -> Result<Option<Lock>>,
+) -> Result<Lock> {
+    let until = Instant::now() + patience;
+    loop {
+        if let Some(lock) = tried()? {
+            return Ok(lock);
+        }
+        if Instant::now() >= until {
+            return Err(held_by_another(path, patience));
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+fn is_still_at(file: &File, path: &Path) -> std::io::Result<bool> {
+    let held = file.metadata()?;
+    match std::fs::symlink_metadata(path) {
+        Ok(there) => Ok(there.dev() == held.dev() && there.ino() == held.ino()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn held_by_another(path: &Path, waited: Duration) -> Error {
+    let mut text = String::new();
+    let read = File::open(path).and_then(|mut file| file.read_to_string(&mut text));
+    let holder = match (read, text.trim().split_once(' ')) {
+        (Ok(_), Some((pid, who))) => format!("pid {pid} ({who})"),
+        _ => "another command".to_owned(),
+    };
+    Error::busy(format!(
+        "waited {} s for {holder}, which is still at work",
+        waited.as_secs()
+    ))
+    .hint("try again when it has ended, or wait longer with --wait SECONDS")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    #[test]
+    fn the_holder_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        let held = Lock::take(&path, Mode::Exclusive, "cowl snapshot web", Duration::ZERO).unwrap();
+        assert!(Lock::is_held(&path).unwrap());
+        let error = Lock::take(&path, Mode::Exclusive, "y", Duration::from_millis(30)).unwrap_err();
+        assert_eq!(error.kind, Kind::Busy);
+        assert!(error.what.contains("cowl snapshot web"), "{error}");
+        assert!(
+            error.what.contains(&std::process::id().to_string()),
+            "{error}"
+        );
+        held.remove().unwrap();
+        assert!(!Lock::is_held(&path).unwrap());
+        assert!(!path.try_exists().unwrap());
+    }
+
+    #[test]
+    fn shared_ones_keep_an_exclusive_one_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        let one = Lock::try_take(&path, Mode::Shared, "a").unwrap();
+        let two = Lock::try_take(&path, Mode::Shared, "b").unwrap();
+        assert!(one.is_some() && two.is_some());
+        assert!(
+            Lock::try_take(&path, Mode::Exclusive, "c")
+                .unwrap()
+                .is_none()
+        );
+        drop((one, two));
+        assert!(
+            Lock::try_take(&path, Mode::Exclusive, "c")
+                .unwrap()
+                .is_some()
+        );
+    }
+
+    #[test]
+    fn one_at_a_time_even_when_the_file_goes_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        let inside = std::sync::atomic::AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..20 {
+                        let lock = Lock::take(&path, Mode::Exclusive, "t", Duration::from_secs(20));
+                        let lock = lock.unwrap();
+                        let before = inside.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                        assert_eq!(before, 0);
+                        inside.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                        lock.remove().unwrap();
+                    }
+                });
+            }
+        });
+    }
+}

@@ -1,0 +1,320 @@
+//! What the store's files say: the store, containers, snapshots, layers. Only types; reading and writing
+//! them is [`super::disk`]'s.
+//!
+//! Fields that this version does not know are kept wherever a newer one may add some.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use super::name::{ContainerName, SnapshotName};
+use super::record::Body;
+
+macro_rules! id_type {
+    ($(#[$doc:meta])* $type:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $type(Uuid);
+
+        impl $type {
+            /// A new one, never given before.
+            pub fn fresh() -> Self {
+                Self(Uuid::new_v4())
+            }
+
+            /// The id that a folder's or file's name spells; `None` when it spells none.
+            pub fn parse(name: &str) -> Option<Self> {
+                let id = Uuid::try_parse(name).ok()?;
+                // One spelling only: the one that we write.
+                (id.hyphenated().to_string() == name).then_some(Self(id))
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.hyphenated().fmt(f)
+            }
+        }
+    };
+}
+
+id_type!(
+    /// A layer.
+    LayerId
+);
+id_type!(
+    /// A container, whatever its name.
+    ContainerId
+);
+id_type!(
+    /// A snapshot, whatever its name.
+    SnapshotId
+);
+
+/// `store.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreManifest {
+    /// The store's own id.
+    pub uuid: Uuid,
+    /// Where the marks of its layers lie: "trusted" or "user".
+    pub marks: Marks,
+    /// What this version does not know.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+impl Body for StoreManifest {
+    const WHAT: &'static str = "store";
+}
+
+/// Which extended attributes carry the marks of a store's layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Marks {
+    /// `trusted.overlay.*`
+    Trusted,
+    /// `user.overlay.*`
+    User,
+}
+
+/// `container.json`: the one file whose rename commits a change of a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerManifest {
+    /// Its name, unique in the store.
+    pub name: ContainerName,
+    /// The layer that is written: the first of `stack`.
+    pub head: LayerId,
+    /// All layers, topmost first.
+    pub stack: Vec<LayerId>,
+    /// The layers that it began with, without a head.
+    pub origin: Vec<LayerId>,
+    /// The snapshot that the head was last taken from or restored to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<SnapshotId>,
+    /// The snapshots that count, oldest first. A snapshot file that is not named here does not.
+    pub snapshots: Vec<SnapshotRef>,
+    /// The number of the next `snap<N>`.
+    pub next_snap: u64,
+    /// The number of the next `auto<N>`.
+    pub next_auto: u64,
+    /// When it was made (RFC 3339, UTC).
+    pub created: String,
+    /// Options that people set.
+    #[serde(default)]
+    pub settings: Map<String, Value>,
+    /// What this version does not know.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+impl Body for ContainerManifest {
+    const WHAT: &'static str = "container";
+}
+
+impl ContainerManifest {
+    /// What lies below the head.
+    pub fn below_head(&self) -> &[LayerId] {
+        self.stack.split_first().map_or(&[], |(_, below)| below)
+    }
+
+    /// The snapshot of this name.
+    pub fn snapshot(&self, name: &SnapshotName) -> Option<&SnapshotRef> {
+        self.snapshots.iter().find(|known| known.name == *name)
+    }
+
+    /// What must hold besides the fields' types; the text says what does not.
+    pub fn check(&self) -> Result<(), String> {
+        if self.stack.first() != Some(&self.head) {
+            return Err("its head is not the first layer of its stack".to_owned());
+        }
+        no_layer_twice(&self.stack)
+    }
+}
+
+fn no_layer_twice(stack: &[LayerId]) -> Result<(), String> {
+    let mut sorted = stack.to_vec();
+    sorted.sort_unstable();
+    match sorted.windows(2).find(|pair| pair.first() == pair.last()) {
+        Some(_) => Err("its stack names a layer twice".to_owned()),
+        None => Ok(()),
+    }
+}
+
+/// A snapshot as its container names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotRef {
+    /// Its id, which names its file.
+    pub id: SnapshotId,
+    /// Its name, unique in the container.
+    pub name: SnapshotName,
+    /// What this version does not know.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+/// `snapshots/<uuid>.json`: one state of a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotManifest {
+    /// Its name.
+    pub name: SnapshotName,
+    /// Who made it.
+    pub kind: SnapshotKind,
+    /// The layers of the state, topmost first; all of them frozen.
+    pub stack: Vec<LayerId>,
+    /// The snapshot that the state was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<SnapshotId>,
+    /// When it was taken (RFC 3339, UTC).
+    pub created: String,
+    /// What somebody said about it.
+    #[serde(default)]
+    pub comment: String,
+    /// The container's settings at that time.
+    #[serde(default)]
+    pub settings: Map<String, Value>,
+    /// What this version does not know.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+impl Body for SnapshotManifest {
+    const WHAT: &'static str = "snapshot";
+}
+
+impl SnapshotManifest {
+    /// What must hold besides the fields' types; the text says what does not.
+    pub fn check(&self) -> Result<(), String> {
+        if self.stack.is_empty() {
+            return Err("its stack is empty".to_owned());
+        }
+        no_layer_twice(&self.stack)
+    }
+}
+
+/// Who made a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SnapshotKind {
+    /// Somebody who asked for it.
+    Manual,
+    /// A command that would have thrown something away.
+    Auto,
+}
+
+impl SnapshotKind {
+    /// The word that lists print.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Manual => "manual",
+            Self::Auto => "auto",
+        }
+    }
+}
+
+/// `layers/<uuid>/layer.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerManifest {
+    /// How it came to be.
+    pub kind: LayerKind,
+    /// What it was made over, topmost first: its redirects name what lies there.
+    pub over: Vec<LayerId>,
+    /// The layers that it stands for (flattened ones).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stands_for: Vec<LayerId>,
+    /// When it was made (RFC 3339, UTC).
+    pub created: String,
+    /// Counted once, after it was frozen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured: Option<Measured>,
+    /// What this version does not know.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+impl Body for LayerManifest {
+    const WHAT: &'static str = "layer";
+}
+
+/// How a layer came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LayerKind {
+    /// An imported root file system.
+    Base,
+    /// What was written over other layers.
+    Delta,
+    /// Several deltas made one.
+    Flattened,
+}
+
+/// What a frozen layer takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Bytes on the disk, each inode once.
+    pub bytes: u64,
+    /// Names in it.
+    pub files: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::Record;
+    use super::*;
+
+    fn container() -> ContainerManifest {
+        let (head, base) = (LayerId::fresh(), LayerId::fresh());
+        ContainerManifest {
+            name: ContainerName::parse("web").unwrap(),
+            head,
+            stack: vec![head, base],
+            origin: vec![base],
+            parent: None,
+            snapshots: Vec::new(),
+            next_snap: 0,
+            next_auto: 0,
+            created: "2026-11-23T16:00:00Z".to_owned(),
+            settings: Map::new(),
+            extra: Map::new(),
+        }
+    }
+
+    #[test]
+    fn a_container_comes_back() {
+        let record = Record::first(container());
+        record.body.check().unwrap();
+        let bytes = record.encode().unwrap();
+        assert_eq!(Record::<ContainerManifest>::decode(&bytes).unwrap(), record);
+    }
+
+    #[test]
+    fn stacks_that_can_not_be() {
+        let mut other_head = container();
+        other_head.head = LayerId::fresh();
+        assert!(other_head.check().is_err());
+        let mut twice = container();
+        twice.stack.push(twice.head);
+        assert!(twice.check().is_err());
+        let mut none = container();
+        none.stack.clear();
+        assert!(none.check().is_err());
+    }
+
+    #[test]
+    fn a_bad_name_in_a_manifest_is_refused() {
+        let mut value = serde_json::to_value(container()).unwrap();
+        value["name"] = "../x".into();
+        assert!(serde_json::from_value::<ContainerManifest>(value).is_err());
+    }
+
+    #[test]
+    fn ids_have_one_spelling() {
+        let id = LayerId::fresh().to_string();
+        assert!(LayerId::parse(&id).is_some());
+        assert!(LayerId::parse(&id.to_uppercase()).is_none() || id == id.to_uppercase());
+        assert!(LayerId::parse(&id.replace('-', "")).is_none());
+        assert!(LayerId::parse("x").is_none());
+    }
+}

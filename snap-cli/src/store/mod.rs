@@ -1,0 +1,434 @@
+//! The store: where things lie, what the files say, who may change them when, and what nobody needs any
+//! more. It knows nothing of mounts or of what a snapshot is good for.
+//!
+//! ```text
+//! STORE/store.json                       format and id
+//!       layers/<id>/tree, work           one tree; `work` only serves while it is a head
+//!                  /layer.json           what it was made over, its size once frozen
+//!       containers/<id>/container.json   THE commit point of every change of a container
+//!                      /container.json.next   a change under way (see `crate::container`)
+//!                      /snapshots/<id>.json
+//!       mnt/<id>                         mount points
+//!       run/<id>                         socket, log and state of a running mount
+//!       locks/                           one file a lock
+//!       trash/                           on its way out
+//! ```
+
+pub mod collect;
+pub mod disk;
+pub mod layers;
+pub mod lock;
+pub mod manifest;
+pub mod name;
+pub mod record;
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use cowl_fs::format::XattrSpace;
+use serde_json::Map;
+use uuid::Uuid;
+
+use crate::error::{Error, Kind, Result};
+use lock::{Lock, Mode};
+use manifest::{
+    ContainerId, ContainerManifest, LayerId, Marks, SnapshotId, SnapshotManifest, StoreManifest,
+};
+use name::ContainerName;
+use record::Record;
+
+/// Who works on the store, and how long it waits for others.
+#[derive(Clone, Debug)]
+pub struct Session {
+    /// The command, for the messages of those who wait for it: "cowl snapshot web".
+    pub who: String,
+    /// How long to wait for a lock.
+    pub patience: Duration,
+}
+
+/// An open store.
+#[derive(Debug)]
+pub struct Store {
+    root: PathBuf,
+    manifest: StoreManifest,
+    session: Session,
+}
+
+/// A container's id with what its manifest says, or why that can't be read.
+pub type Listed = (ContainerId, Result<Record<ContainerManifest>>);
+
+/// What ends the names of lock files.
+pub const LOCK: &str = ".lock";
+
+/// Folders of a store and their modes. Root file systems hold set-user-id programs: nobody else may
+/// reach them by way of the layers.
+const FOLDERS: [(&str, u32); 6] = [
+    ("layers", 0o700),
+    ("containers", 0o700),
+    ("mnt", 0o711),
+    ("run", 0o700),
+    ("locks", 0o700),
+    ("trash", 0o700),
+];
+
+impl Store {
+    /// Where the store lies: what was asked for, else /var/lib/cowl for root, else
+    /// $XDG_DATA_HOME/cowl.
+    pub fn locate(asked: Option<PathBuf>) -> Result<PathBuf> {
+        if let Some(path) = asked {
+            if path.as_os_str().is_empty() {
+                return Err(Error::usage("the store's path is empty")
+                    .hint("give --store (or COWL_STORE) the path of a folder"));
+            }
+            return std::path::absolute(&path).map_err(|e| Error::at("use", &path, e));
+        }
+        if rustix::process::geteuid().is_root() {
+            return Ok(PathBuf::from("/var/lib/cowl"));
+        }
+        let absolute = |name: &str| {
+            std::env::var_os(name)
+                .map(PathBuf::from)
+                .filter(|path| path.is_absolute())
+        };
+        absolute("XDG_DATA_HOME")
+            .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
+            .map(|data| data.join("cowl"))
+            .ok_or_else(|| {
+                Error::usage("neither XDG_DATA_HOME nor HOME is set")
+                    .hint("say where the store is with --store or COWL_STORE")
+            })
+    }
+
+    /// Opens the store at `root`.
+    pub fn open(root: &Path, session: Session) -> Result<Self> {
+        let file = root.join("store.json");
+        let Some(record) = disk::read_opt::<StoreManifest>(&file)? else {
+            return Err(
+                Error::not_found(format!("there is no store at {}", root.display()))
+                    .hint("`cowl create` makes one; name another with --store or COWL_STORE"),
+            );
+        };
+        Ok(Self {
+            root: root.to_path_buf(),
+            manifest: record.body,
+            session,
+        })
+    }
+
+    /// Opens the store at `root`; makes it where there is nothing.
+    pub fn open_or_make(root: &Path, session: Session) -> Result<Self> {
+        match Self::open(root, session.clone()) {
+            Err(error) if error.kind == Kind::NotFound => Self::make(root, session),
+            other => other,
+        }
+    }
+
+    fn make(root: &Path, session: Session) -> Result<Self> {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(root)
+            .map_err(|error| {
+                Error::at("make the store", root, error)
+                    .hint("name a place that you may write with --store or COWL_STORE")
+            })?;
+        let lock = Lock::take(
+            &root.join(".making"),
+            Mode::Exclusive,
+            &session.who,
+            session.patience,
+        )?;
+        let made = Self::fill(root, session);
+        lock.remove()?;
+        made
+    }
+
+    fn fill(root: &Path, session: Session) -> Result<Self> {
+        match Self::open(root, session.clone()) {
+            Err(error) if error.kind == Kind::NotFound => {}
+            // Somebody was quicker.
+            other => return other,
+        }
+        // What an interrupted making may have left; anything else is not ours to use.
+        let ours = |name: &str| {
+            name == ".making"
+                || name.starts_with("store.json.")
+                || FOLDERS.iter().any(|(folder, _)| name == *folder)
+        };
+        if let Some(name) = disk::names(root)?.iter().find(|name| !ours(name)) {
+            return Err(Error::usage(format!(
+                "{} is no store, and not empty: it holds {}",
+                root.display(),
+                name.escape_default()
+            ))
+            .hint("name an empty folder, or a new one, with --store or COWL_STORE"));
+        }
+        for (folder, mode) in FOLDERS {
+            let path = root.join(folder);
+            match std::fs::DirBuilder::new().mode(mode).create(&path) {
+                Ok(()) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(Error::at("make the folder", &path, error)),
+            }
+        }
+        let manifest = StoreManifest {
+            uuid: Uuid::new_v4(),
+            marks: match XattrSpace::detect() {
+                XattrSpace::Trusted => Marks::Trusted,
+                XattrSpace::User => Marks::User,
+            },
+            extra: Map::new(),
+        };
+        disk::replace(&root.join("store.json"), &Record::first(manifest.clone()))?;
+        disk::sync_parent(root)?;
+        Ok(Self {
+            root: root.to_path_buf(),
+            manifest,
+            session,
+        })
+    }
+
+    /// The store's folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Who works on it.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Where the marks of its layers lie.
+    pub fn space(&self) -> XattrSpace {
+        match self.manifest.marks {
+            Marks::Trusted => XattrSpace::Trusted,
+            Marks::User => XattrSpace::User,
+        }
+    }
+
+    /// A layer's folder.
+    pub fn layer_dir(&self, id: LayerId) -> PathBuf {
+        self.root.join("layers").join(id.to_string())
+    }
+
+    /// A layer's tree.
+    pub fn layer_tree(&self, id: LayerId) -> PathBuf {
+        self.layer_dir(id).join("tree")
+    }
+
+    /// A head's work folder.
+    pub fn layer_work(&self, id: LayerId) -> PathBuf {
+        self.layer_dir(id).join("work")
+    }
+
+    /// A layer's manifest.
+    pub fn layer_file(&self, id: LayerId) -> PathBuf {
+        self.layer_dir(id).join("layer.json")
+    }
+
+    /// A container's folder.
+    pub fn container_dir(&self, id: ContainerId) -> PathBuf {
+        self.root.join("containers").join(id.to_string())
+    }
+
+    /// A container's manifest.
+    pub fn container_file(&self, id: ContainerId) -> PathBuf {
+        self.container_dir(id).join("container.json")
+    }
+
+    /// The folder of a container's snapshot files.
+    pub fn snapshots_dir(&self, id: ContainerId) -> PathBuf {
+        self.container_dir(id).join("snapshots")
+    }
+
+    /// A snapshot's file.
+    pub fn snapshot_file(&self, id: ContainerId, snapshot: SnapshotId) -> PathBuf {
+        self.snapshots_dir(id).join(format!("{snapshot}.json"))
+    }
+
+    /// Where a container is mounted when nobody says otherwise.
+    pub fn mount_dir(&self, id: ContainerId) -> PathBuf {
+        self.root.join("mnt").join(id.to_string())
+    }
+
+    /// Where a running mount keeps its socket, log and state.
+    pub fn run_dir(&self, id: ContainerId) -> PathBuf {
+        self.root.join("run").join(id.to_string())
+    }
+
+    /// The file of the lock `name`.
+    pub fn lock_file(&self, name: &str) -> PathBuf {
+        self.root.join("locks").join(format!("{name}{LOCK}"))
+    }
+
+    fn lock(&self, name: &str, mode: Mode) -> Result<Lock> {
+        let session = &self.session;
+        Lock::take(&self.lock_file(name), mode, &session.who, session.patience)
+    }
+
+    /// Alone with one container.
+    pub fn lock_container(&self, id: ContainerId) -> Result<Lock> {
+        self.lock(&format!("container-{id}"), Mode::Exclusive)
+    }
+
+    /// The right to give `name` to a new container, which nobody has or claims. Hold it until the
+    /// container's manifest is there; then remove it.
+    pub fn claim(&self, name: &ContainerName) -> Result<Lock> {
+        let lock = self.lock(&format!("name-{name}"), Mode::Exclusive)?;
+        for (_, record) in self.containers()? {
+            // An unreadable manifest may have this name: no claim while one is there.
+            if record?.body.name == *name {
+                lock.remove()?;
+                return Err(
+                    Error::failed(format!("a container named {name} exists already")).hint(
+                        format!(
+                            "choose another name, or remove that one with `cowl destroy {name}`"
+                        ),
+                    ),
+                );
+            }
+        }
+        Ok(lock)
+    }
+
+    /// Keeps collection away: what is made, or read, now stays until this is dropped.
+    pub fn share(&self) -> Result<Lock> {
+        self.lock("store", Mode::Shared)
+    }
+
+    /// All containers, by name. One whose manifest can't be read hides none of the others.
+    pub fn containers(&self) -> Result<Vec<Listed>> {
+        let mut found = Vec::new();
+        for name in disk::names(&self.root.join("containers"))? {
+            let Some(id) = ContainerId::parse(&name) else {
+                continue;
+            };
+            match self.container(id) {
+                // Half-made: it does not count.
+                Ok(None) => {}
+                Ok(Some(record)) => found.push((id, Ok(record))),
+                Err(error) => found.push((id, Err(error))),
+            }
+        }
+        let key = |entry: &Listed| entry.1.as_ref().ok().map(|r| r.body.name.clone());
+        found.sort_by_key(key);
+        Ok(found)
+    }
+
+    /// One container's manifest; `None` where there is none.
+    pub fn container(&self, id: ContainerId) -> Result<Option<Record<ContainerManifest>>> {
+        self.container_at(&self.container_file(id))
+    }
+
+    /// A container's manifest at a path.
+    pub fn container_at(&self, path: &Path) -> Result<Option<Record<ContainerManifest>>> {
+        let Some(record) = disk::read_opt::<ContainerManifest>(path)? else {
+            return Ok(None);
+        };
+        match record.body.check() {
+            Ok(()) => Ok(Some(record)),
+            Err(why) => Err(disk::impossible::<ContainerManifest>(path, why)),
+        }
+    }
+
+    /// The container of this name.
+    pub fn find(&self, name: &ContainerName) -> Result<(ContainerId, Record<ContainerManifest>)> {
+        let mut known = Vec::new();
+        let mut unreadable = None;
+        for (id, record) in self.containers()? {
+            match record {
+                Ok(record) if record.body.name == *name => return Ok((id, record)),
+                Ok(record) => known.push(record.body.name),
+                Err(error) => unreadable = Some(error),
+            }
+        }
+        if let Some(error) = unreadable {
+            return Err(error);
+        }
+        let known = known.iter().map(ContainerName::as_str);
+        let hint = match name::nearest(name.as_str(), known) {
+            Some(near) => format!("did you mean {near}?"),
+            None => "`cowl list` shows all containers".to_owned(),
+        };
+        Err(Error::not_found(format!("there is no container named {name}")).hint(hint))
+    }
+
+    /// A snapshot's manifest.
+    pub fn snapshot(&self, id: ContainerId, snapshot: SnapshotId) -> Result<SnapshotManifest> {
+        let path = self.snapshot_file(id, snapshot);
+        let body = disk::read::<SnapshotManifest>(&path)?.body;
+        match body.check() {
+            Ok(()) => Ok(body),
+            Err(why) => Err(disk::impossible::<SnapshotManifest>(&path, why)),
+        }
+    }
+}
+
+/// The moment, as manifests tell it.
+pub fn now() -> String {
+    let now = jiff::Timestamp::now();
+    match now.round(jiff::Unit::Millisecond) {
+        Ok(rounded) => rounded.to_string(),
+        Err(_) => now.to_string(),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn session() -> Session {
+        Session {
+            who: "cowl test".to_owned(),
+            patience: Duration::from_millis(50),
+        }
+    }
+
+    #[test]
+    fn a_store_is_made_once_and_only_in_an_empty_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("a/b");
+        assert_eq!(
+            Store::open(&root, session()).unwrap_err().kind,
+            Kind::NotFound
+        );
+        let one = Store::open_or_make(&root, session()).unwrap();
+        let two = Store::open_or_make(&root, session()).unwrap();
+        assert_eq!(one.manifest, two.manifest);
+
+        let home = dir.path().join("home");
+        std::fs::create_dir(&home).unwrap();
+        std::fs::write(home.join("thesis.txt"), b"x").unwrap();
+        let error = Store::open_or_make(&home, session()).unwrap_err();
+        assert_eq!(error.kind, Kind::Usage);
+        assert_eq!(disk::names(&home).unwrap(), ["thesis.txt"]);
+    }
+
+    #[test]
+    fn a_store_of_a_newer_version_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("store.json"), b"{\"format\": 9}").unwrap();
+        for tried in [
+            Store::open(dir.path(), session()),
+            Store::open_or_make(dir.path(), session()),
+        ] {
+            let error = tried.unwrap_err();
+            assert_eq!(error.kind, Kind::Failed);
+            assert!(error.to_string().contains("format 9"), "{error}");
+            assert!(error.hint.unwrap().contains("newer cowl"));
+        }
+        assert_eq!(disk::names(dir.path()).unwrap(), ["store.json"]);
+    }
+
+    #[test]
+    fn a_name_is_claimed_by_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
+        let name = ContainerName::parse("web").unwrap();
+        let claim = store.claim(&name).unwrap();
+        assert_eq!(store.claim(&name).unwrap_err().kind, Kind::Busy);
+        claim.remove().unwrap();
+        store.claim(&name).unwrap().remove().unwrap();
+    }
+}

@@ -1,0 +1,299 @@
+//! Names that people give: containers, snapshots, `NAME@SNAP` addresses and `A..B` ranges. Pure.
+//!
+//! It knows the grammar and nothing about what exists.
+
+use std::ffi::OsStr;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// The longest name, in bytes.
+pub const MAX_NAME: usize = 64;
+
+/// Checks `[A-Za-z0-9][A-Za-z0-9._-]*`, at most 64 bytes, without `..`.
+fn check(what: &str, raw: &OsStr) -> Result<String> {
+    let shown = raw.as_encoded_bytes().escape_ascii();
+    let refuse = |why: &str| {
+        Err(
+            Error::usage(format!("\"{shown}\" can't be a {what} name: {why}")).hint(
+                "a name is letters, digits, '.', '_' and '-', begins with a letter or a digit, \
+                 and has at most 64 bytes",
+            ),
+        )
+    };
+    let Some(name) = raw.to_str() else {
+        return refuse("it is not valid UTF-8");
+    };
+    let Some(first) = name.bytes().next() else {
+        return refuse("it is empty");
+    };
+    if name.len() > MAX_NAME {
+        return refuse(&format!("it has {} bytes", name.len()));
+    }
+    if name.contains("..") {
+        return refuse("it contains '..'");
+    }
+    if !first.is_ascii_alphanumeric() {
+        return refuse("it does not begin with a letter or a digit");
+    }
+    let allowed = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    match name.chars().find(|c| !allowed(c)) {
+        Some(bad) => refuse(&format!("'{}' is not allowed", bad.escape_default())),
+        None => Ok(name.to_owned()),
+    }
+}
+
+macro_rules! name_type {
+    ($(#[$doc:meta])* $type:ident, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $type(String);
+
+        impl $type {
+            /// Checks and takes a name.
+            pub fn parse(raw: impl AsRef<OsStr>) -> Result<Self> {
+                check($what, raw.as_ref()).map(Self)
+            }
+
+            /// The name.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $type {
+            type Error = Error;
+            fn try_from(raw: String) -> Result<Self> {
+                Self::parse(&raw)
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(name: $type) -> String {
+                name.0
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+    };
+}
+
+name_type!(
+    /// A container's name.
+    ContainerName,
+    "container"
+);
+name_type!(
+    /// A snapshot's name.
+    SnapshotName,
+    "snapshot"
+);
+
+impl SnapshotName {
+    /// The name that the counter gives: `snap0`, `snap1`, ...
+    pub fn counted(number: u64) -> Self {
+        Self(format!("snap{number}"))
+    }
+
+    /// The name of an automatic snapshot: `auto0`, `auto1`, ...
+    pub fn automatic(number: u64) -> Self {
+        Self(format!("auto{number}"))
+    }
+
+    /// Whether people may not choose it: the counters give such names, and never one twice.
+    pub fn is_reserved(&self) -> bool {
+        ["snap", "auto"].iter().any(|prefix| {
+            self.0
+                .strip_prefix(prefix)
+                .is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()))
+        })
+    }
+}
+
+/// `NAME` (what the container is now) or `NAME@SNAP` (what it was then).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The container.
+    pub container: ContainerName,
+    /// The snapshot; `None` is the head.
+    pub snapshot: Option<SnapshotName>,
+}
+
+impl Address {
+    /// Reads an address.
+    pub fn parse(raw: impl AsRef<OsStr>) -> Result<Self> {
+        let raw = raw.as_ref();
+        let Some(text) = raw.to_str() else {
+            // Tells what is wrong with it.
+            return ContainerName::parse(raw).map(|container| Self {
+                container,
+                snapshot: None,
+            });
+        };
+        let (container, snapshot) = match text.split_once('@') {
+            Some((container, snapshot)) => (container, Some(SnapshotName::parse(snapshot)?)),
+            None => (text, None),
+        };
+        Ok(Self {
+            container: ContainerName::parse(container)?,
+            snapshot,
+        })
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.snapshot {
+            Some(snapshot) => write!(f, "{}@{snapshot}", self.container),
+            None => self.container.fmt(f),
+        }
+    }
+}
+
+/// `A..B`: what was written after A was taken, up to B. Either side may be left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Range {
+    /// After this one; `None`: after the base.
+    pub from: Option<SnapshotName>,
+    /// Up to and with this one; `None`: up to the newest frozen layer.
+    pub to: Option<SnapshotName>,
+}
+
+impl Range {
+    /// Reads a range.
+    pub fn parse(raw: impl AsRef<OsStr>) -> Result<Self> {
+        let raw = raw.as_ref();
+        let Some((from, to)) = raw.to_str().and_then(|text| text.split_once("..")) else {
+            let shown = raw.as_encoded_bytes().escape_ascii();
+            return Err(Error::usage(format!("\"{shown}\" is not a range")).hint(
+                "a range is A..B with two snapshots of the container; either may be left out",
+            ));
+        };
+        let side = |text: &str| match text {
+            "" => Ok(None),
+            name => SnapshotName::parse(name).map(Some),
+        };
+        Ok(Self {
+            from: side(from)?,
+            to: side(to)?,
+        })
+    }
+}
+
+/// The one of `known` that somebody who typed `typed` may have meant.
+pub fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .into_iter()
+        .map(|name| (strsim::damerau_levenshtein(typed, name), name))
+        .filter(|(distance, name)| *distance <= 1 + name.len().min(typed.len()) / 4)
+        .min()
+        .map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::*;
+    use crate::error::Kind;
+
+    #[test]
+    fn names() {
+        let long = "x".repeat(64);
+        let longer = "x".repeat(65);
+        let good: [&[u8]; 7] = [
+            b"a",
+            b"0",
+            b"web",
+            b"a.b_c-d",
+            b"A1",
+            b"x.",
+            long.as_bytes(),
+        ];
+        for raw in good {
+            assert!(
+                ContainerName::parse(OsStr::from_bytes(raw)).is_ok(),
+                "{raw:?}"
+            );
+        }
+        let bad: [&[u8]; 16] = [
+            b"",
+            b".",
+            b"..",
+            b"a..b",
+            b"a/b",
+            b"/a",
+            b"-a",
+            b".a",
+            b"_a",
+            b"a b",
+            b"a\nb",
+            b"a\n",
+            b"\xff",
+            b"a\xc3\xa9",
+            b"a@b",
+            longer.as_bytes(),
+        ];
+        for raw in bad {
+            let error = ContainerName::parse(OsStr::from_bytes(raw)).unwrap_err();
+            assert_eq!(error.kind, Kind::Usage, "{raw:?}");
+            assert!(!error.what.contains('\n'), "{raw:?}");
+        }
+    }
+
+    #[test]
+    fn reserved_names() {
+        for (name, reserved) in [
+            ("snap0", true),
+            ("snap17", true),
+            ("auto3", true),
+            ("snap", false),
+            ("snapx", false),
+            ("snap1a", false),
+            ("mysnap1", false),
+        ] {
+            let name = SnapshotName::parse(name).unwrap();
+            assert_eq!(name.is_reserved(), reserved, "{name}");
+        }
+        assert_eq!(SnapshotName::counted(7).as_str(), "snap7");
+    }
+
+    #[test]
+    fn addresses() {
+        let both = Address::parse("web@snap0").unwrap();
+        assert_eq!(both.to_string(), "web@snap0");
+        assert_eq!(Address::parse("web").unwrap().snapshot, None);
+        for bad in ["web@", "@snap0", "@", "", "web@a@b", "web@a/b", "we\nb@x"] {
+            assert!(Address::parse(bad).is_err(), "{bad:?}");
+        }
+        assert!(Address::parse(OsStr::from_bytes(b"web@\xff")).is_err());
+    }
+
+    #[test]
+    fn ranges() {
+        let range = Range::parse("a..b").unwrap();
+        assert_eq!(range.from.unwrap().as_str(), "a");
+        assert_eq!(range.to.unwrap().as_str(), "b");
+        assert_eq!(Range::parse("..").unwrap(), Range::default());
+        assert_eq!(Range::parse("..b").unwrap().from, None);
+        assert_eq!(Range::parse("a..").unwrap().to, None);
+        for bad in ["a", "a.b", "", "a..b..c", "a../b"] {
+            assert!(Range::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn nearest_name() {
+        assert_eq!(nearest("wbe", ["db", "web"]), Some("web"));
+        assert_eq!(nearest("snap1", ["snap0", "other"]), Some("snap0"));
+        assert_eq!(nearest("zebra", ["web", "db"]), None);
+        assert_eq!(nearest("x", []), None);
+    }
+}
