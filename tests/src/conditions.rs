@@ -1,0 +1,72 @@
+//! What a test needs of the machine. A test that can't run says so on standard error and in the
+//! file that `COWL_SKIP_LOG` names; `cargo xtask test` counts the lines and fails when there are
+//! more than the machine excuses, so that nothing is ever skipped in silence.
+
+use std::io::Write;
+
+/// Something a test can't do without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// Effective user 0 with the power to mount.
+    Root,
+    /// A usable `/dev/fuse`.
+    Fuse,
+    /// The kernel's own overlayfs.
+    KernelOverlay,
+    /// `mmdebstrap` and a Debian mirror, or a root filesystem made earlier.
+    Debian,
+    /// A program of the system.
+    Program(&'static str),
+}
+
+impl Need {
+    /// Why this machine can't, if it can't.
+    fn missing(self) -> Option<String> {
+        match self {
+            Need::Root => (!rustix::process::geteuid().is_root()).then(|| "not root".to_owned()),
+            Need::Fuse => std::fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open("/dev/fuse")
+                .err()
+                .map(|error| format!("cannot open /dev/fuse: {error}")),
+            Need::KernelOverlay => match std::fs::read_to_string("/proc/filesystems") {
+                Ok(text) if text.lines().any(|line| line.ends_with("\toverlay")) => None,
+                Ok(_) => Some("the kernel has no overlayfs".to_owned()),
+                Err(error) => Some(format!("cannot read /proc/filesystems: {error}")),
+            },
+            Need::Debian => crate::rootfs::debian_tar()
+                .err()
+                .map(|error| format!("no Debian root filesystem: {error}")),
+            Need::Program(name) => crate::programs::in_path(name)
+                .is_none()
+                .then(|| format!("no program {name}; `cargo xtask setup` installs it")),
+        }
+    }
+}
+
+/// True when all of `needs` are met; else notes that `test` was skipped, and why.
+#[must_use]
+pub fn can(test: &str, needs: &[Need]) -> bool {
+    match needs.iter().find_map(|need| need.missing()) {
+        None => true,
+        Some(reason) => {
+            skipped(test, &reason);
+            false
+        }
+    }
+}
+
+/// Notes that `test` was skipped.
+pub fn skipped(test: &str, reason: &str) {
+    let line = format!("SKIP {test}: {}", reason.replace('\n', " "));
+    eprintln!("{line}");
+    if let Some(log) = std::env::var_os("COWL_SKIP_LOG") {
+        let mut file = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .unwrap_or_else(|error| panic!("cannot open {}: {error}", log.display()));
+        writeln!(file, "{line}").expect("writing the skip log");
+    }
+}

@@ -1,0 +1,160 @@
+//! The snapshot manager as a user calls it, on a store of its own.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::command::{Output, run_command};
+use crate::scratch::Scratch;
+
+/// A store for one test, and whatever else the test puts beside it.
+#[derive(Debug)]
+pub struct Store {
+    scratch: Scratch,
+    path: PathBuf,
+}
+
+impl Store {
+    /// A store that does not exist yet: the first command makes it.
+    #[must_use]
+    pub fn new(test: &str) -> Store {
+        let scratch = Scratch::new(test);
+        let path = scratch.join("store");
+        Store { scratch, path }
+    }
+
+    /// Where the store is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The folder that the store is in, for a test's other files.
+    #[must_use]
+    pub fn scratch(&self) -> &Scratch {
+        &self.scratch
+    }
+
+    /// Runs `cowl --store STORE ARGS`.
+    #[track_caller]
+    pub fn cowl<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Output {
+        self.cowl_with(args, b"")
+    }
+
+    /// The same with something on standard input.
+    #[track_caller]
+    pub fn cowl_with<S: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+        input: &[u8],
+    ) -> Output {
+        run_command(self.command(args), input)
+    }
+
+    /// The command line, to be changed before it runs.
+    #[must_use]
+    pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(crate::programs::cowl());
+        command.arg("--store").arg(&self.path).args(args);
+        command
+    }
+
+    /// Makes a container from a folder or a tar.
+    #[track_caller]
+    pub fn create(&self, name: &str, from: &Path) {
+        let args: [&OsStr; 4] = [
+            "create".as_ref(),
+            name.as_ref(),
+            "--from".as_ref(),
+            from.as_ref(),
+        ];
+        self.cowl(args).ok();
+    }
+
+    /// Mounts a container (or finds it mounted) and gives the place.
+    #[track_caller]
+    #[must_use]
+    pub fn mount(&self, name: &str) -> PathBuf {
+        let place = PathBuf::from(self.cowl(["mount", name]).ok().out());
+        assert!(
+            crate::mount::at(&place).is_some(),
+            "{} is no mount point",
+            place.display()
+        );
+        place
+    }
+
+    /// Runs a shell line in a container; it must succeed.
+    #[track_caller]
+    pub fn exec(&self, name: &str, line: &str) -> Output {
+        let mut command = self.command(["exec", name, "--", "sh", "-euc", line]);
+        command
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .env("LC_ALL", "C.UTF-8");
+        run_command(command, b"").ok()
+    }
+
+    /// Restores, so that it can't be mistyped.
+    #[track_caller]
+    pub fn restore(&self, name: &str, snapshot: &str) -> Output {
+        self.cowl(["restore", name, snapshot]).ok()
+    }
+
+    /// The process id of the daemon that serves a container.
+    #[track_caller]
+    #[must_use]
+    pub fn pid(&self, name: &str) -> u32 {
+        let status = self.cowl(["status", name, "--json"]).ok();
+        let json = status.json();
+        find(&json, "pid")
+            .and_then(Value::as_u64)
+            .and_then(|pid| u32::try_from(pid).ok())
+            .unwrap_or_else(|| panic!("no pid: {}", status.report()))
+    }
+
+    /// The names of a container's snapshots, oldest first, by `list --json`.
+    #[track_caller]
+    #[must_use]
+    pub fn snapshots(&self, name: &str) -> Vec<String> {
+        let output = self.cowl(["list", name, "--json"]).ok();
+        let mut json = output.json();
+        let list = match find(&json, "snapshots") {
+            Some(list) => list.clone(),
+            None => json.take(),
+        };
+        let Value::Array(list) = list else {
+            panic!("no list: {}", output.report())
+        };
+        list.iter()
+            .map(|snapshot| {
+                snapshot["name"]
+                    .as_str()
+                    .expect("a snapshot's name")
+                    .to_owned()
+            })
+            .collect()
+    }
+
+    /// Bytes on disk below the store, mounts left out; each inode counts once.
+    #[must_use]
+    pub fn disk_usage(&self) -> u64 {
+        let args = [OsString::from("-skx"), self.path.clone().into_os_string()];
+        let said = crate::command::run("du", args).ok().out();
+        let kilobytes: Option<u64> = said.split_whitespace().next().and_then(|n| n.parse().ok());
+        1024 * kilobytes.unwrap_or_else(|| panic!("du said {said:?}"))
+    }
+}
+
+/// The first value with this key, at any depth.
+#[must_use]
+pub fn find<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
+    match value {
+        Value::Object(map) => map
+            .get(key)
+            .or_else(|| map.values().find_map(|inner| find(inner, key))),
+        Value::Array(list) => list.iter().find_map(|inner| find(inner, key)),
+        _ => None,
+    }
+}

@@ -1,0 +1,23 @@
+//! What the end-to-end tests share: finding the programs, a real root filesystem, mounts that
+//! clean up after themselves, reading and comparing whole trees, random operations.
+//!
+//! This package must not know how cowl works inside: it depends on none of its crates, and checks
+//! only what a user could see. That keeps a wrong idea from being right on both sides.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "everything here runs in tests, where a panic with its place is the report"
+)]
+
+pub mod command;
+pub mod conditions;
+pub mod cowl;
+pub mod layers;
+pub mod mount;
+pub mod programs;
+pub mod random;
+pub mod rootfs;
+pub mod scratch;
+pub mod tree;

@@ -1,0 +1,446 @@
+//! Which operations come: a small generator with a seed, biased towards names that exist, towards
+//! few names (so that operations meet), and towards what overlays get wrong.
+
+use rustix::fs::{FallocateFlags, OFlags, RenameFlags};
+
+use super::operation::{Op, RelPath, SLOTS};
+
+/// A splitmix64 generator: the same seed gives the same operations everywhere.
+#[derive(Debug, Clone)]
+pub struct Rng(u64);
+
+impl Rng {
+    /// Starts at `seed`.
+    #[must_use]
+    pub fn new(seed: u64) -> Rng {
+        // Mixed first: neighbouring starts would give the same numbers, a few places on.
+        Rng(mixed(seed ^ 0x1234_5678_9abc_def0))
+    }
+
+    /// The next number.
+    pub fn number(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mixed(self.0)
+    }
+
+    /// A number below `limit`.
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.number() % limit
+    }
+
+    /// True in `percent` of a hundred cases.
+    pub fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+
+    /// One of `items`.
+    pub fn pick<T: Clone>(&mut self, items: &[T]) -> T {
+        let index = usize::try_from(self.below(items.len() as u64)).unwrap_or_default();
+        items[index].clone()
+    }
+}
+
+fn mixed(mut number: u64) -> u64 {
+    number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
+}
+
+const NAMES: [&[u8]; 12] = [
+    b"a",
+    b"b",
+    b"c",
+    b"d",
+    b"e",
+    b"f",
+    b"dir",
+    b"file",
+    b"link",
+    b"x y:,\\z",
+    b"\xff\xfe\n",
+    b"g",
+];
+const MODES: [u32; 10] = [
+    0o644, 0o600, 0o755, 0o700, 0o777, 0o000, 0o4755, 0o2755, 0o2775, 0o1777,
+];
+const XATTRS: [&str; 5] = [
+    "user.one",
+    "user.two",
+    "trusted.three",
+    "security.capability",
+    "user.long-name.with.dots",
+];
+
+/// Makes operations for one run.
+#[derive(Debug)]
+pub struct Generator {
+    rng: Rng,
+}
+
+impl Generator {
+    /// Starts at `seed`.
+    #[must_use]
+    pub fn new(seed: u64) -> Generator {
+        Generator {
+            rng: Rng::new(seed),
+        }
+    }
+
+    /// For decisions that are not operations.
+    pub fn rng(&mut self) -> &mut Rng {
+        &mut self.rng
+    }
+
+    /// The next operation, for a tree in which `known` paths exist.
+    pub fn next(&mut self, known: &[RelPath]) -> Op {
+        match self.rng.below(100) {
+            0..24 => self.descriptor(known),
+            24..58 => self.name(known),
+            58..80 => self.attribute(known),
+            _ if self.rng.chance(2) => Op::DropCaches,
+            _ => self.look(known),
+        }
+    }
+
+    /// A path that exists, mostly.
+    fn old(&mut self, known: &[RelPath]) -> RelPath {
+        if !known.is_empty() && self.rng.chance(88) {
+            return self.rng.pick(known);
+        }
+        self.new_path(known)
+    }
+
+    /// A name in a folder that exists, mostly; the name itself may exist or not.
+    fn new_path(&mut self, known: &[RelPath]) -> RelPath {
+        let name = match self.rng.below(40) {
+            0 => vec![b'n'; 255],
+            1 => vec![b'n'; 256],
+            _ => self.rng.pick(&NAMES).to_vec(),
+        };
+        if known.is_empty() || self.rng.chance(25) {
+            return name;
+        }
+        let mut path = self.rng.pick(known);
+        if self.rng.chance(40) {
+            // Beside it, rather than in it.
+            match path.iter().rposition(|byte| *byte == b'/') {
+                Some(end) => path.truncate(end),
+                None => return name,
+            }
+        }
+        path.push(b'/');
+        path.extend_from_slice(&name);
+        path
+    }
+
+    fn slot(&mut self) -> usize {
+        usize::try_from(self.rng.below(SLOTS as u64)).unwrap_or_default()
+    }
+
+    fn offset(&mut self) -> u64 {
+        match self.rng.below(4) {
+            0 => 0,
+            1 => self.rng.below(100),
+            2 => self.rng.below(20_000),
+            _ => self.rng.below(40) * 4096,
+        }
+    }
+
+    fn data(&mut self) -> (u64, usize) {
+        let len = match self.rng.below(6) {
+            0 => 0,
+            1..4 => self.rng.below(100),
+            4 => self.rng.below(5000),
+            _ => self.rng.below(140_000),
+        };
+        (self.rng.number(), usize::try_from(len).unwrap_or_default())
+    }
+
+    fn mode(&mut self) -> u32 {
+        if self.rng.chance(60) {
+            0o644
+        } else {
+            self.rng.pick(&MODES)
+        }
+    }
+
+    /// Long ago, so that the exact value can be compared.
+    fn seconds(&mut self) -> i64 {
+        i64::try_from(self.rng.below(1_600_000_000)).unwrap_or_default()
+    }
+
+    fn flags(&mut self) -> OFlags {
+        let mut flags =
+            self.rng
+                .pick(&[OFlags::RDONLY, OFlags::RDWR, OFlags::WRONLY, OFlags::RDWR]);
+        if flags != OFlags::RDONLY && self.rng.chance(20) {
+            flags |= OFlags::TRUNC;
+        }
+        if self.rng.chance(20) {
+            flags |= OFlags::APPEND;
+        }
+        if self.rng.chance(10) {
+            flags |= OFlags::NOFOLLOW;
+        }
+        flags
+    }
+
+    fn descriptor(&mut self, known: &[RelPath]) -> Op {
+        let slot = self.slot();
+        match self.rng.below(28) {
+            0..7 => {
+                let path = self.old(known);
+                let mut flags = self.flags();
+                if self.rng.chance(15) {
+                    flags = OFlags::RDONLY | OFlags::DIRECTORY;
+                }
+                Op::Hold { slot, path, flags }
+            }
+            7..9 => Op::Close { slot },
+            9..12 => Op::FdRead {
+                slot,
+                offset: self.offset(),
+                len: 8192,
+            },
+            12..15 => Op::FdWrite {
+                slot,
+                offset: self.offset(),
+                data: self.data(),
+            },
+            15 => Op::FdAppend {
+                slot,
+                data: self.data(),
+            },
+            16 => Op::FdTruncate {
+                slot,
+                len: self.offset(),
+            },
+            17..19 => Op::FdStat { slot },
+            19 => Op::FdChmod {
+                slot,
+                mode: self.mode(),
+            },
+            20 => {
+                let (name, value) = self.xattr();
+                Op::FdSetxattr { slot, name, value }
+            }
+            21 => Op::FdXattrs { slot },
+            22..24 => {
+                let mode = self.rng.pick(&[
+                    FallocateFlags::empty(),
+                    FallocateFlags::KEEP_SIZE,
+                    FallocateFlags::KEEP_SIZE.union(FallocateFlags::PUNCH_HOLE),
+                    FallocateFlags::ZERO_RANGE,
+                ]);
+                Op::FdAllocate {
+                    slot,
+                    mode,
+                    offset: self.offset(),
+                    len: self.offset(),
+                }
+            }
+            24 => Op::FdSync { slot },
+            25 => Op::FdList { slot },
+            26 => Op::FdUtimens {
+                slot,
+                seconds: self.seconds(),
+            },
+            _ => Op::FdCopy {
+                from: slot,
+                to: self.slot(),
+                from_offset: self.offset(),
+                to_offset: self.offset(),
+                len: 10_000,
+            },
+        }
+    }
+
+    fn name(&mut self, known: &[RelPath]) -> Op {
+        match self.rng.below(34) {
+            0..6 => {
+                let mut flags = OFlags::CREATE | self.flags();
+                if self.rng.chance(40) {
+                    flags |= OFlags::EXCL;
+                }
+                let path = self.new_path(known);
+                Op::Create {
+                    path,
+                    flags,
+                    mode: self.mode(),
+                    data: self.data(),
+                }
+            }
+            6..10 => {
+                let mode = if self.rng.chance(70) {
+                    0o755
+                } else {
+                    self.mode()
+                };
+                Op::Mkdir {
+                    path: self.new_path(known),
+                    mode,
+                }
+            }
+            10..13 => Op::Rmdir {
+                path: self.old(known),
+            },
+            13..17 => Op::Unlink {
+                path: self.old(known),
+            },
+            17..26 => {
+                let flags = self.rng.pick(&[
+                    RenameFlags::empty(),
+                    RenameFlags::empty(),
+                    RenameFlags::NOREPLACE,
+                    RenameFlags::EXCHANGE,
+                ]);
+                let from = self.old(known);
+                let to = if self.rng.chance(45) {
+                    self.old(known)
+                } else {
+                    self.new_path(known)
+                };
+                Op::Rename { from, to, flags }
+            }
+            26..30 => Op::Link {
+                from: self.old(known),
+                to: self.new_path(known),
+            },
+            30..32 => {
+                let target = match self.rng.below(5) {
+                    0 => vec![b't'; 300],
+                    1 => b"nowhere".to_vec(),
+                    2 => self.old(known),
+                    _ => self.rng.pick(&NAMES).to_vec(),
+                };
+                Op::Symlink {
+                    target,
+                    path: self.new_path(known),
+                }
+            }
+            32 => Op::Mkfifo {
+                path: self.new_path(known),
+                mode: self.mode(),
+            },
+            _ => {
+                let minor = if self.rng.chance(50) { 3 } else { 5 };
+                Op::Mknod {
+                    path: self.new_path(known),
+                    mode: self.mode(),
+                    minor,
+                }
+            }
+        }
+    }
+
+    fn attribute(&mut self, known: &[RelPath]) -> Op {
+        let path = self.old(known);
+        match self.rng.below(20) {
+            0..5 => Op::Chmod {
+                path,
+                mode: self.mode(),
+            },
+            5..9 => {
+                let id = |rng: &mut Rng| {
+                    let id = rng.pick(&[0, 1000, 1001, 4_000_000]);
+                    rng.chance(70).then_some(id)
+                };
+                let (uid, gid) = (id(&mut self.rng), id(&mut self.rng));
+                Op::Chown {
+                    path,
+                    uid,
+                    gid,
+                    follow: self.rng.chance(50),
+                }
+            }
+            9..12 => Op::Utimens {
+                path,
+                seconds: self.seconds(),
+                follow: self.rng.chance(50),
+            },
+            12..15 => {
+                let (name, value) = self.xattr();
+                let flags = u32::try_from([0, 0, 1, 2][self.slot() % 4]).unwrap_or_default();
+                Op::Setxattr {
+                    path,
+                    name,
+                    value,
+                    flags,
+                }
+            }
+            15..17 => Op::Removexattr {
+                path,
+                name: self.rng.pick(&XATTRS),
+            },
+            _ => Op::Truncate {
+                path,
+                len: self.offset(),
+            },
+        }
+    }
+
+    fn look(&mut self, known: &[RelPath]) -> Op {
+        let path = self.old(known);
+        match self.rng.below(20) {
+            0..5 => Op::Read { path },
+            5..7 => Op::Readlink { path },
+            7..11 => Op::Stat {
+                path,
+                follow: self.rng.chance(30),
+            },
+            11..13 => Op::Access {
+                path,
+                mode: u32::try_from(self.rng.below(8)).unwrap_or_default(),
+            },
+            13..17 => Op::List { path },
+            17 => Op::Getxattr {
+                path,
+                name: self.rng.pick(&XATTRS),
+            },
+            _ => Op::Xattrs { path },
+        }
+    }
+
+    fn xattr(&mut self) -> (&'static str, Vec<u8>) {
+        match self.rng.below(12) {
+            0..2 => ("security.capability", capability()),
+            2..4 => ("system.posix_acl_access", acl(self.rng.below(8))),
+            4 => ("system.posix_acl_default", acl(self.rng.below(8))),
+            5 => ("user.long-name.with.dots", vec![b'v'; 1500]),
+            6..8 => (
+                "trusted.three",
+                self.rng.below(1000).to_string().into_bytes(),
+            ),
+            8 => ("user.two", Vec::new()),
+            _ => ("user.one", self.rng.below(1000).to_string().into_bytes()),
+        }
+    }
+}
+
+/// `cap_net_bind_service=p` as the kernel stores it (revision 2).
+fn capability() -> Vec<u8> {
+    [0x0200_0000u32, 1 << 10, 0, 0, 0]
+        .iter()
+        .flat_map(|word| word.to_le_bytes())
+        .collect()
+}
+
+/// An ACL with an entry for user 1000, as the kernel stores it.
+fn acl(permissions: u64) -> Vec<u8> {
+    let named = u16::try_from(permissions).unwrap_or_default();
+    let none = u32::MAX;
+    let entries: [(u16, u16, u32); 5] = [
+        (0x01, 7, none),
+        (0x02, named, 1000),
+        (0x04, 5, none),
+        (0x10, 7, none),
+        (0x20, 1, none),
+    ];
+    let mut bytes = 2u32.to_le_bytes().to_vec();
+    for (tag, permission, id) in entries {
+        bytes.extend(tag.to_le_bytes());
+        bytes.extend(permission.to_le_bytes());
+        bytes.extend(id.to_le_bytes());
+    }
+    bytes
+}

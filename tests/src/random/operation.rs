@@ -1,0 +1,175 @@
+//! What can be done to a tree, as plain values.
+
+use rustix::fs::{FallocateFlags, OFlags, RenameFlags};
+
+/// A path relative to the tree's root.
+pub type RelPath = Vec<u8>;
+
+/// One operation. Descriptors are named by slot; `Hold` puts one there.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(
+    missing_docs,
+    reason = "each is the system call of its name, each field its argument"
+)]
+pub enum Op {
+    Create {
+        path: RelPath,
+        flags: OFlags,
+        mode: u32,
+        data: (u64, usize),
+    },
+    Hold {
+        slot: usize,
+        path: RelPath,
+        flags: OFlags,
+    },
+    Close {
+        slot: usize,
+    },
+    FdRead {
+        slot: usize,
+        offset: u64,
+        len: usize,
+    },
+    FdWrite {
+        slot: usize,
+        offset: u64,
+        data: (u64, usize),
+    },
+    FdAppend {
+        slot: usize,
+        data: (u64, usize),
+    },
+    FdTruncate {
+        slot: usize,
+        len: u64,
+    },
+    FdStat {
+        slot: usize,
+    },
+    FdChmod {
+        slot: usize,
+        mode: u32,
+    },
+    FdSetxattr {
+        slot: usize,
+        name: &'static str,
+        value: Vec<u8>,
+    },
+    FdXattrs {
+        slot: usize,
+    },
+    FdAllocate {
+        slot: usize,
+        mode: FallocateFlags,
+        offset: u64,
+        len: u64,
+    },
+    FdSync {
+        slot: usize,
+    },
+    FdList {
+        slot: usize,
+    },
+    FdUtimens {
+        slot: usize,
+        seconds: i64,
+    },
+    FdCopy {
+        from: usize,
+        to: usize,
+        from_offset: u64,
+        to_offset: u64,
+        len: usize,
+    },
+    Mkdir {
+        path: RelPath,
+        mode: u32,
+    },
+    Rmdir {
+        path: RelPath,
+    },
+    Unlink {
+        path: RelPath,
+    },
+    Rename {
+        from: RelPath,
+        to: RelPath,
+        flags: RenameFlags,
+    },
+    Link {
+        from: RelPath,
+        to: RelPath,
+    },
+    Symlink {
+        target: Vec<u8>,
+        path: RelPath,
+    },
+    Mkfifo {
+        path: RelPath,
+        mode: u32,
+    },
+    Mknod {
+        path: RelPath,
+        mode: u32,
+        minor: u32,
+    },
+    Chmod {
+        path: RelPath,
+        mode: u32,
+    },
+    Chown {
+        path: RelPath,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        follow: bool,
+    },
+    Utimens {
+        path: RelPath,
+        seconds: i64,
+        follow: bool,
+    },
+    Setxattr {
+        path: RelPath,
+        name: &'static str,
+        value: Vec<u8>,
+        flags: u32,
+    },
+    Getxattr {
+        path: RelPath,
+        name: &'static str,
+    },
+    Removexattr {
+        path: RelPath,
+        name: &'static str,
+    },
+    Xattrs {
+        path: RelPath,
+    },
+    Truncate {
+        path: RelPath,
+        len: u64,
+    },
+    Read {
+        path: RelPath,
+    },
+    Readlink {
+        path: RelPath,
+    },
+    Stat {
+        path: RelPath,
+        follow: bool,
+    },
+    Access {
+        path: RelPath,
+        mode: u32,
+    },
+    List {
+        path: RelPath,
+    },
+    /// Makes the kernel forget what it cached, on the whole machine.
+    DropCaches,
+}
+
+/// How many descriptors are held at most.
+pub const SLOTS: usize = 6;

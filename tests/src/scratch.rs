@@ -1,0 +1,61 @@
+//! A folder for one test, on a real disk filesystem (`/tmp` may be a tmpfs), removed at its end
+//! together with whatever is still mounted in it.
+
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+
+/// A temporary folder.
+#[derive(Debug)]
+pub struct Scratch {
+    dir: Option<tempfile::TempDir>,
+    path: PathBuf,
+}
+
+impl Scratch {
+    /// Makes one below `COWL_TEST_DIR`, `/var/tmp` when that is not set.
+    #[must_use]
+    pub fn new(test: &str) -> Scratch {
+        let parent = std::env::var_os("COWL_TEST_DIR").unwrap_or_else(|| "/var/tmp".into());
+        let dir = tempfile::Builder::new()
+            .prefix(&format!("cowl-{test}-"))
+            .tempdir_in(&parent)
+            .unwrap_or_else(|error| panic!("no folder in {}: {error}", parent.display()));
+        let path = dir.path().canonicalize().expect("the folder's real path");
+        Scratch {
+            dir: Some(dir),
+            path,
+        }
+    }
+
+    /// Makes and returns a folder in it.
+    #[must_use]
+    pub fn make(&self, name: &str) -> PathBuf {
+        let path = self.path.join(name);
+        std::fs::create_dir_all(&path)
+            .unwrap_or_else(|error| panic!("cannot make {}: {error}", path.display()));
+        path
+    }
+}
+
+impl Deref for Scratch {
+    type Target = Path;
+    fn deref(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        for mount in crate::mount::below(&self.path).into_iter().rev() {
+            if let Err(error) = crate::mount::detach(&mount) {
+                eprintln!("cannot unmount {}: {error}", mount.display());
+            }
+        }
+        let Some(dir) = self.dir.take() else { return };
+        if std::env::var_os("COWL_KEEP").is_some() {
+            eprintln!("kept {}", dir.keep().display());
+        } else if let Err(error) = dir.close() {
+            eprintln!("cannot remove {}: {error}", self.path.display());
+        }
+    }
+}
