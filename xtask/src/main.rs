@@ -1,0 +1,53 @@
+//! The project's own commands. `cargo xtask setup` makes a machine ready, `cargo xtask demo` shows
+//! the whole of what cowl does on a real Debian, `cargo xtask test` is what a change must pass.
+//!
+//! This program may know how the repository is laid out; it must not link the crates it tests.
+
+mod checks;
+mod conformance;
+mod demo;
+mod run;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "The project's own commands")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Install what building, testing and the demo need (Debian packages; /dev/fuse)
+    Setup,
+    /// Set up, build, and run cowl's whole job on a real Debian root filesystem, ending with a proof
+    Demo(demo::Options),
+    /// Set up and run everything that a change must pass
+    Test(test::Options),
+    /// Check the rules of the source tree: imports between rooms, unsafe, file sizes
+    Check,
+    /// Run pjdfstest and fsx on a cowlfs mount and compare with the filesystem below it
+    Conformance,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Setup => setup::run(),
+        Command::Demo(options) => demo::run(&options),
+        Command::Test(options) => test::run(&options),
+        Command::Check => checks::run(),
+        Command::Conformance => setup::run().and_then(|()| conformance::run()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            run::note(&format!("FAILED: {failure}"));
+            ExitCode::FAILURE
+        }
+    }
+}

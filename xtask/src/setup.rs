@@ -1,0 +1,159 @@
+//! Making a fresh Debian machine ready: packages, `/dev/fuse`, the kernel's overlayfs, rustfmt and
+//! clippy. Quick when everything is there.
+
+use std::path::Path;
+
+use crate::run::{Result, Run, failure, note, title};
+
+/// What the build, the tests and the demo need of Debian.
+const PACKAGES: [&str; 24] = [
+    "acl",
+    "attr",
+    "busybox-static",
+    "debian-archive-keyring",
+    "debootstrap",
+    "e2fsprogs",
+    "fuse-overlayfs",
+    "fuse3",
+    "gcc",
+    "git",
+    "kmod",
+    "libc6-dev",
+    "libcap2-bin",
+    "mmdebstrap",
+    "mount",
+    "procps",
+    "python3",
+    "rsync",
+    "strace",
+    "tar",
+    "util-linux",
+    "xfsprogs",
+    "xz-utils",
+    "zstd",
+];
+
+/// Installs what is missing.
+pub(crate) fn run() -> Result<()> {
+    title("setup");
+    packages()?;
+    fuse()?;
+    overlay()?;
+    components()?;
+    note("everything is there");
+    Ok(())
+}
+
+fn packages() -> Result<()> {
+    let missing = missing()?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    if cowl_tests::programs::in_path("apt-get").is_none() {
+        return failure(format!(
+            "this machine has no apt-get; install the counterparts of these Debian packages: {list}"
+        ));
+    }
+    if !rustix::process::geteuid().is_root() {
+        return failure(format!(
+            "packages are missing and only root can install them; type:\n  \
+             sudo apt-get update && sudo apt-get install -y --no-install-recommends {list}"
+        ));
+    }
+    let apt = || Run::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive");
+    // One source that can't be reached must not keep the others from being used.
+    if let Err(problem) = apt().args(["update", "-qq"]).run() {
+        note(&format!(
+            "going on with the package lists that are there: {problem}"
+        ));
+    }
+    apt()
+        .args(["install", "-y", "-qq", "--no-install-recommends"])
+        .args(&missing)
+        .run()
+}
+
+/// Packages that are not installed; all of them where there is no dpkg to ask.
+fn missing() -> Result<Vec<&'static str>> {
+    if cowl_tests::programs::in_path("dpkg-query").is_none() {
+        return Ok(PACKAGES.to_vec());
+    }
+    // It fails when it does not know one of them, and still tells the rest.
+    let (_, text) = Run::new("dpkg-query")
+        .args(["-W", "-f", "${Package} ${db:Status-Status}\\n"])
+        .args(PACKAGES)
+        .unseen()
+        .code_and_text()?;
+    let installed = |name: &str| {
+        text.lines().any(|line| {
+            line.strip_prefix(name)
+                .and_then(|rest| rest.strip_prefix(' '))
+                == Some("installed")
+        })
+    };
+    Ok(PACKAGES
+        .into_iter()
+        .filter(|name| !installed(name))
+        .collect())
+}
+
+fn fuse() -> Result<()> {
+    let device = Path::new("/dev/fuse");
+    let open = || {
+        std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(device)
+    };
+    let Err(first) = open() else { return Ok(()) };
+    if !rustix::process::geteuid().is_root() {
+        return failure(format!(
+            "cannot open /dev/fuse ({first}); as root: modprobe fuse, and chmod 0666 /dev/fuse"
+        ));
+    }
+    // Either may be refused in a container, where the other is enough.
+    for attempt in [Run::new("modprobe").arg("fuse"), node()] {
+        if open().is_ok() {
+            break;
+        }
+        if let Err(problem) = attempt.run() {
+            note(&problem.to_string());
+        }
+    }
+    match open() {
+        Ok(_) => Ok(()),
+        Err(error) => failure(format!(
+            "cannot open /dev/fuse: {error}; in a container, start it with --device /dev/fuse"
+        )),
+    }
+}
+
+fn node() -> Run {
+    Run::new("mknod").args(["-m", "0666", "/dev/fuse", "c", "10", "229"])
+}
+
+fn overlay() -> Result<()> {
+    let known = |text: &str| text.lines().any(|line| line.ends_with("\toverlay"));
+    if known(&std::fs::read_to_string("/proc/filesystems")?) {
+        return Ok(());
+    }
+    if let Err(problem) = Run::new("modprobe").arg("overlay").run() {
+        note(&format!(
+            "no kernel overlayfs, its tests will be skipped: {problem}"
+        ));
+    }
+    Ok(())
+}
+
+/// rustfmt and clippy, which a minimal toolchain lacks.
+fn components() -> Result<()> {
+    for (program, component) in [("cargo-fmt", "rustfmt"), ("cargo-clippy", "clippy")] {
+        if cowl_tests::programs::in_path(program).is_none() {
+            Run::new("rustup")
+                .args(["component", "add", component])
+                .run()?;
+        }
+    }
+    Ok(())
+}

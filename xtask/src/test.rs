@@ -1,0 +1,72 @@
+//! Everything that a change must pass, in the order in which it fails soonest, and the count of
+//! what was skipped: a test that could not run is a failure unless the machine excuses it.
+
+use std::time::Instant;
+
+use crate::run::{Result, Run, failure, note, target, title};
+
+/// How `cargo xtask test` is called.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// How many tests may be skipped: none, on a Debian machine with root, apt and /dev/fuse
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    allow_skips: usize,
+    /// Leave pjdfstest and fsx out
+    #[arg(long)]
+    no_conformance: bool,
+}
+
+/// Runs it all.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let start = Instant::now();
+    crate::setup::run()?;
+
+    title("formatting, lints, rules of the source tree");
+    crate::checks::run()?;
+    Run::cargo()?.args(["fmt", "--all", "--check"]).run()?;
+    Run::cargo()?
+        .args([
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--",
+            "-D",
+            "warnings",
+        ])
+        .run()?;
+
+    title("tests");
+    let skips = target()?.join("skipped-tests.log");
+    std::fs::write(&skips, "")?;
+    // The end-to-end tests run the programs themselves, which `cargo test` alone does not build.
+    Run::cargo()?
+        .args(["build", "--workspace", "--bins", "--locked"])
+        .run()?;
+    let tests = Run::cargo()?
+        .args(["test", "--workspace", "--locked", "--no-fail-fast"])
+        .env("COWL_SKIP_LOG", &skips)
+        .run();
+    let skipped = std::fs::read_to_string(&skips)?;
+    let count = skipped.lines().count();
+    note(&format!(
+        "\n{count} tests skipped, {} allowed",
+        options.allow_skips
+    ));
+    if count > 0 {
+        note(skipped.trim_end());
+    }
+    tests?;
+
+    if !options.no_conformance {
+        crate::conformance::run()?;
+    }
+    if count != options.allow_skips {
+        return failure(format!(
+            "{count} tests were skipped where {} are expected: see the SKIP lines above",
+            options.allow_skips
+        ));
+    }
+    note(&format!("\nall passed in {:.0?}", start.elapsed()));
+    Ok(())
+}
