@@ -70,6 +70,7 @@ fn copy_up(c: &mut Criterion) {
                     let how = OpenHow {
                         write: true,
                         truncate: false,
+                        exec: false,
                     };
                     let handle = op.open(ROOT, &file, how).unwrap();
                     stage.overlay.close(&handle);
@@ -119,7 +120,7 @@ fn whole_trees(c: &mut Criterion) {
                     let op = stage.overlay.begin();
                     let root = stage.overlay.root();
                     let (from, to) = (name("tree"), name("moved"));
-                    op.rename(root, &from, root, &to, RenameFlags::default())
+                    op.rename(ROOT, root, &from, root, &to, RenameFlags::default())
                         .unwrap();
                     drop(op);
                     stage

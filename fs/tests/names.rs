@@ -333,6 +333,7 @@ fn flags_of_rename() {
     let both = RenameFlags {
         no_replace: true,
         exchange: true,
+        whiteout: false,
     };
     assert_eq!(fs.rename_with("d", "m", both), Err(Errno::INVAL));
 }

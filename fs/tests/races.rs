@@ -132,6 +132,7 @@ fn an_open_for_reading_beside_the_first_for_writing_sees_what_is_written() {
             let how = OpenHow {
                 write: true,
                 truncate: false,
+                exec: false,
             };
             let handle = op.open(ROOT, &inode, how).unwrap();
             op.write(&handle, 0, b"new", false).unwrap();
@@ -173,6 +174,7 @@ fn a_copy_up_holds_nobody_up() {
     let how = OpenHow {
         write: true,
         truncate: false,
+        exec: false,
     };
     let turns = std::sync::atomic::AtomicUsize::new(0);
     let copied = std::sync::atomic::AtomicBool::new(false);

@@ -6,6 +6,7 @@
 pub mod number;
 pub mod redirect;
 pub mod xattr_names;
+pub mod zero_device;
 
 pub use number::NumberMark;
 pub use redirect::Redirect;

@@ -42,6 +42,14 @@ names! {
     whiteout = "whiteout";
     /// The number that this object shows (cowl's own, see [`crate::format::NumberMark`]).
     ino = "cowl.ino";
+    /// A character device 0:0 that a user made (cowl's own, see [`crate::format::zero_device`]).
+    node = "cowl.node";
+    /// A folder that holds such devices (cowl's own).
+    nodes = "cowl.nodes";
+    /// The mark `whiteout` of an overlay above this one.
+    escaped_whiteout = "overlay.whiteout";
+    /// The mark `opaque` of an overlay above this one.
+    escaped_opaque = "overlay.opaque";
     /// The beginning of an escaped mark: one that belongs to an overlay above this one.
     escaped = "overlay.";
 }

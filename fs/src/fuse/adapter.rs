@@ -14,12 +14,14 @@ use fuser::{
     ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::convert::{attr, caller, device_from_protocol, errno, how, kind, name_of, set_time};
+use super::convert::{
+    attr, caller, device_from_protocol, errno, how, kind, name_of, rename_flags, set_time,
+};
 use super::handles::Handles;
 use super::reply::{self, empty, with_attr, xattr};
 use crate::error::{Errno, Error, Result};
 use crate::inode::Inode;
-use crate::overlay::{self, Attr, DirHandle, FileHandle, Op, Overlay, SetAttr};
+use crate::overlay::{Attr, DirHandle, FileHandle, Op, Overlay, SetAttr};
 
 const GENERATION: Generation = Generation(0);
 /// The largest read and write: one request of 256 pages.
@@ -258,7 +260,7 @@ impl Filesystem for Adapter {
 
     fn rename(
         &self,
-        _: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -267,16 +269,10 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let done = self.run("rename", parent, Some(name), |op| {
-            let known = RenameFlags::RENAME_NOREPLACE | RenameFlags::RENAME_EXCHANGE;
-            if !known.contains(flags) {
-                return Err(Error::Errno(Errno::INVAL));
-            }
-            let flags = overlay::RenameFlags {
-                no_replace: flags.contains(RenameFlags::RENAME_NOREPLACE),
-                exchange: flags.contains(RenameFlags::RENAME_EXCHANGE),
-            };
             let (from, to) = (op.inode(parent.0)?, op.inode(new_parent.0)?);
-            op.rename(&from, &name_of(name)?, &to, &name_of(new_name)?, flags)
+            let (name, new_name) = (name_of(name)?, name_of(new_name)?);
+            let flags = rename_flags(flags)?;
+            op.rename(caller(req, 0), &from, &name, &to, &new_name, flags)
         });
         empty(done, reply);
     }

@@ -6,11 +6,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{FileAttr, FileType, INodeNo, OpenAccMode, OpenFlags, Request, TimeOrNow};
 
-use crate::error::Result;
+use crate::error::{Errno, Error, Result};
 use crate::name::Name;
-use crate::overlay::{Attr, Caller, OpenHow};
+use crate::overlay::{Attr, Caller, OpenHow, RenameFlags};
 use crate::sys::attr::SetTime;
 use crate::sys::stat::{FileKind, Time};
+
+/// How the kernel marks an open for execve(2) (include/linux/fs.h: `__FMODE_EXEC`, which
+/// fuse_send_open passes on with the other flags).
+const FMODE_EXEC: i32 = 0x20;
 
 pub(super) fn errno(error: crate::Error) -> fuser::Errno {
     fuser::Errno::from_i32(error.errno().raw_os_error())
@@ -113,10 +117,25 @@ pub(super) fn name_of(name: &OsStr) -> Result<Name> {
     Name::new(name.as_bytes())
 }
 
+/// renameat2(2)'s flags; EINVAL for one that nobody knows.
+pub(super) fn rename_flags(flags: fuser::RenameFlags) -> Result<RenameFlags> {
+    use fuser::RenameFlags as Wire;
+    let known = Wire::RENAME_NOREPLACE | Wire::RENAME_EXCHANGE | Wire::RENAME_WHITEOUT;
+    if !known.contains(flags) {
+        return Err(Error::Errno(Errno::INVAL));
+    }
+    Ok(RenameFlags {
+        no_replace: flags.contains(Wire::RENAME_NOREPLACE),
+        exchange: flags.contains(Wire::RENAME_EXCHANGE),
+        whiteout: flags.contains(Wire::RENAME_WHITEOUT),
+    })
+}
+
 pub(super) fn how(flags: OpenFlags) -> (OpenHow, bool) {
     let how = OpenHow {
         write: flags.acc_mode() != OpenAccMode::O_RDONLY,
         truncate: flags.0 & libc::O_TRUNC != 0,
+        exec: flags.0 & FMODE_EXEC != 0,
     };
     (how, flags.0 & libc::O_DIRECT != 0)
 }

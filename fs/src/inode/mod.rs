@@ -55,6 +55,8 @@ pub struct Inode {
     /// Files: counts how often the content moved, so that open descriptors follow it.
     data_turn: AtomicU32,
     writers: AtomicU32,
+    /// How many opens for execve(2) there are; the kernel keeps one for as long as the program runs.
+    runs: AtomicU32,
     /// A change time that was moved by a copy-up, which is no change to anybody, and the one to show for
     /// it.
     held_ctime: Mutex<Option<(Time, Time)>>,
@@ -110,6 +112,7 @@ impl Inode {
             turn: AtomicU64::new(0),
             data_turn: AtomicU32::new(0),
             writers: AtomicU32::new(0),
+            runs: AtomicU32::new(0),
             held_ctime: Mutex::new(None),
         })
     }
@@ -222,15 +225,26 @@ impl Inode {
         self.writers.load(Ordering::Acquire) > 0
     }
 
-    pub(crate) fn opened(&self, writing: bool) {
+    /// Whether a program is running from it.
+    pub(crate) fn is_run(&self) -> bool {
+        self.runs.load(Ordering::Acquire) > 0
+    }
+
+    pub(crate) fn opened(&self, writing: bool, running: bool) {
         if writing {
             self.writers.fetch_add(1, Ordering::AcqRel);
         }
+        if running {
+            self.runs.fetch_add(1, Ordering::AcqRel);
+        }
     }
 
-    pub(crate) fn closed(&self, writing: bool) {
+    pub(crate) fn closed(&self, writing: bool, running: bool) {
         if writing {
             self.writers.fetch_sub(1, Ordering::AcqRel);
+        }
+        if running {
+            self.runs.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }

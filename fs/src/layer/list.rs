@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use super::LayerDir;
+use super::{LayerDir, zero_device};
 use crate::error::Result;
 use crate::format::{NumberMark, OPAQUE_XATTR_WHITEOUTS};
 use crate::name::Name;
@@ -29,13 +29,17 @@ pub fn list(dir: &LayerDir, marks: bool) -> Result<Vec<LayerEntry>> {
     let fd = dir.fd()?;
     let fd = (*fd).as_fd();
     let space = dir.layer().space();
+    let marks_here = sys::xattr::list(fd)?;
+    let has = |mark: &str| marks_here.iter().any(|name| **name == *mark.as_bytes());
     let marked_files = marks
+        && has(space.opaque())
         && sys::xattr::get(fd, space.opaque().as_bytes())?
             .is_some_and(|value| value == OPAQUE_XATTR_WHITEOUTS);
+    let devices = has(space.nodes());
     let raw = sys::dir::entries(fd)?;
     let mut found = Vec::with_capacity(raw.len());
     for entry in raw {
-        let kind = match entry.kind {
+        let mut kind = match entry.kind {
             Some(kind) => kind,
             None => sys::stat::stat_at(fd, &entry.name)?.kind(),
         };
@@ -46,6 +50,13 @@ pub fn list(dir: &LayerDir, marks: bool) -> Result<Vec<LayerEntry>> {
             }
             _ => false,
         };
+        if devices
+            && kind == FileKind::Regular
+            && !whiteout
+            && zero_device::is_at(fd, &entry.name, space)?
+        {
+            kind = FileKind::CharDevice;
+        }
         let number = if marks && !whiteout {
             match sys::xattr::get_at(fd, &entry.name, space.ino().as_bytes())? {
                 Some(raw) => NumberMark::parse(&raw)?,

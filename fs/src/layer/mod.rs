@@ -8,6 +8,7 @@ pub(crate) mod lock;
 mod probe;
 mod upper;
 mod work;
+pub mod zero_device;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use super::LayerDir;
+use super::{LayerDir, zero_device};
 use crate::error::Result;
 use crate::format::{NumberMark, OPAQUE, Redirect, XattrSpace};
 use crate::sys;
@@ -42,8 +42,8 @@ pub struct Probe {
     pub number: Option<NumberMark>,
 }
 
-/// Asks the layer's folder `dir` for `name`. `None`: absent. Marks are read where `marks` says so (in
-/// the bottom layer of a stack they mean nothing).
+/// Asks the layer's folder `dir` for `name`. `None`: absent. Marks are read where `marks` says so: in
+/// the bottom layer of a stack they mean nothing, but for the one that says what a file is.
 pub fn probe(dir: &LayerDir, name: &[u8], marks: bool) -> Result<Option<Probe>> {
     let fd = dir.fd()?;
     let stat = match sys::stat::stat_at((*fd).as_fd(), name) {
@@ -56,12 +56,20 @@ pub fn probe(dir: &LayerDir, name: &[u8], marks: bool) -> Result<Option<Probe>> 
         stat,
         number: None,
     };
+    let empty = zero_device::may_be(stat.kind(), stat.size);
     if stat.is_whiteout_device() {
         found.seen = Seen::Whiteout;
-    } else if marks {
+    } else if marks || empty {
+        let space = dir.layer().space();
         let names = sys::xattr::list_at((*fd).as_fd(), name)?;
-        let get = |mark: &str| sys::xattr::get_at((*fd).as_fd(), name, mark.as_bytes());
-        read_marks(dir.layer().space(), &names, get, &mut found)?;
+        let has = |mark: &str| names.iter().any(|name| **name == *mark.as_bytes());
+        if empty && has(space.node()) && zero_device::is_at((*fd).as_fd(), name, space)? {
+            found.stat = zero_device::shown(stat);
+        }
+        if marks {
+            let get = |mark: &str| sys::xattr::get_at((*fd).as_fd(), name, mark.as_bytes());
+            read_marks(space, &names, get, &mut found)?;
+        }
     }
     Ok(Some(found))
 }

@@ -10,6 +10,7 @@ use super::stage::CopyUp;
 use super::{Caller, Op};
 use crate::error::{Errno, Error, Result};
 use crate::inode::{FileState, Inode};
+use crate::layer::zero_device;
 use crate::sys;
 use crate::sys::attr::SetTime;
 use crate::sys::stat::{FileKind, Stat};
@@ -98,6 +99,9 @@ impl Op<'_> {
             };
             if file.anchor.is_none() && stat.ino != file.identity.ino {
                 continue;
+            }
+            if stat.kind() != inode.kind() {
+                stat = zero_device::shown(stat);
             }
             if let Some(data) = &file.data {
                 stat.blocks = data.stat()?.blocks;

@@ -234,6 +234,7 @@ impl Op<'_> {
         }
         let parent = self.parent_up(alias)?;
         self.keeping_times(&alias.parent, &parent, |fd| {
+            self.ready_for(inode, fd)?;
             made.staged.commit(fd, &alias.name, RenameHow::NoReplace)
         })?;
         let loc = Loc {

@@ -13,6 +13,7 @@ use super::{Caller, Op};
 use crate::error::{Errno, Error, Result};
 use crate::format::Redirect;
 use crate::inode::{Alias, DirState, Inode};
+use crate::layer::zero_device::{self, is_zero_device};
 use crate::layer::{LayerDir, Seen, probe};
 use crate::name::Name;
 use crate::sys;
@@ -35,8 +36,7 @@ impl Op<'_> {
         })
     }
 
-    /// Makes an empty file, a fifo, a socket or a device. A 0:0 character device is refused as kernel
-    /// overlayfs does: on disk it is a whiteout.
+    /// Makes an empty file, a fifo, a socket or a device.
     pub fn mknod(
         &self,
         caller: Caller,
@@ -46,8 +46,8 @@ impl Op<'_> {
         rdev: u64,
     ) -> Result<Arc<Inode>> {
         let kind = FileKind::from_mode(mode);
-        if kind == FileKind::CharDevice && rdev == 0 {
-            return Err(Error::Errno(Errno::PERM));
+        if is_zero_device(kind, rdev) {
+            return self.make_zero_device(caller, parent, name, mode & 0o7777);
         }
         self.make(caller, parent, name, false, |dir, name| {
             sys::node::mknod(dir, name, kind, mode & 0o7777, rdev)
@@ -103,6 +103,7 @@ impl Op<'_> {
         let dir = live(parent)?;
         let fd = up.fd()?;
         let fd = (*fd).as_fd();
+        self.ready_for(inode, fd)?;
         let (from_dir, from_name) = match &file.anchor {
             Some(_) => return Err(Error::NOT_FOUND),
             None => (file.loc.dir.fd()?, file.loc.name.clone()),
@@ -200,19 +201,29 @@ impl Op<'_> {
             Err(error) => return Err(error),
         }
         parent.changed();
-        self.take_new(parent, &up, name)
+        self.take_new(parent, &up, name, false)
     }
 
     /// A name that only a lower layer has is taken, though the upper's folder would let it be made.
-    fn must_be_free(&self, dir: &DirState, up: &LayerDir, name: &Name) -> Result<()> {
+    pub(super) fn must_be_free(&self, dir: &DirState, up: &LayerDir, name: &Name) -> Result<()> {
         if dir.locs.len() > 1 && self.upper_has(up, name)? == UpperHas::Nothing {
             self.must_be_free_below(dir, name)?;
         }
         Ok(())
     }
 
-    fn take_new(&self, parent: &Arc<Inode>, up: &Arc<LayerDir>, name: &Name) -> Result<Arc<Inode>> {
-        let stat = sys::stat::stat_at((*up.fd()?).as_fd(), name)?;
+    /// Takes in what was just made. `zero_device`: it shows as a device 0:0.
+    pub(super) fn take_new(
+        &self,
+        parent: &Arc<Inode>,
+        up: &Arc<LayerDir>,
+        name: &Name,
+        zero_device: bool,
+    ) -> Result<Arc<Inode>> {
+        let mut stat = sys::stat::stat_at((*up.fd()?).as_fd(), name)?;
+        if zero_device {
+            stat = zero_device::shown(stat);
+        }
         let ino = self.view().number(up.layer(), &stat, None);
         if stat.kind() == FileKind::Directory {
             let node = DirNode {

@@ -22,6 +22,8 @@ pub struct OpenHow {
     pub write: bool,
     /// Cut to nothing.
     pub truncate: bool,
+    /// To run it: the kernel lets nobody write to it while this is open.
+    pub exec: bool,
 }
 
 /// An open file. A descriptor that was opened before the file was copied up follows it.
@@ -53,7 +55,7 @@ impl Overlay {
             &self.readers
         };
         counter.fetch_sub(1, Ordering::AcqRel);
-        handle.inode.closed(handle.how.write);
+        handle.inode.closed(handle.how.write, handle.how.exec);
     }
 }
 
@@ -73,6 +75,11 @@ impl Op<'_> {
                 Errno::NXIO
             };
             return Err(Error::Errno(errno));
+        }
+        if how.truncate && !how.write && inode.is_run() {
+            // For an open that writes the kernel has checked this itself; one that only cuts it
+            // checks after the open, and with FUSE_ATOMIC_O_TRUNC the open has cut the file by then.
+            return Err(Error::Errno(Errno::TXTBSY));
         }
         if how.write || how.truncate {
             let copy = if how.truncate {
@@ -110,7 +117,7 @@ impl Op<'_> {
             &self.overlay.readers
         };
         counter.fetch_add(1, Ordering::AcqRel);
-        inode.opened(how.write);
+        inode.opened(how.write, how.exec);
         Arc::new(FileHandle {
             inode: inode.clone(),
             how,

@@ -160,6 +160,7 @@ impl Op<'_> {
         }
         let upper = self.upper()?;
         self.keeping_times(&alias.parent, parent, |fd| {
+            self.ready_for(inode, fd)?;
             sys::node::link(upper.work.fd(), entry.inode_name(), fd, &alias.name)
         })?;
         let loc = Loc {

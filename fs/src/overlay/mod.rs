@@ -18,6 +18,7 @@ mod rename;
 mod stage;
 mod times;
 mod xattr;
+mod zero_device;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;

@@ -12,7 +12,7 @@ use crate::layer::{LayerDir, Upper};
 use crate::setup::{SetupError, SetupKind};
 use crate::sys;
 use crate::sys::attr::SetTime;
-use crate::view::{View, Xattrs};
+use crate::view::{View, Xattrs, without_marks};
 
 /// How long requests may go on before a push is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -136,9 +136,7 @@ fn copy_root(from: &LayerDir, to: &LayerDir) -> Result<()> {
     let stat = sys::stat::stat_fd(source)?;
     let users = |dir: &LayerDir, fd| -> Result<Xattrs> {
         let space = dir.layer().space();
-        let mut all = sys::xattr::all(fd)?;
-        all.retain(|(name, _)| space.to_mount(name).is_some());
-        Ok(all)
+        Ok(without_marks(space, sys::xattr::all(fd)?))
     };
     sys::attr::chown(target, Some(stat.uid), Some(stat.gid))?;
     let wanted = users(from, source)?;

@@ -3,11 +3,11 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use super::Op;
 use super::create::{live, lock_both};
 use super::plan::{self, NameState, UpperHas};
 use super::remove::forget_name;
 use super::stage::CopyUp;
+use super::{Caller, Op};
 use crate::error::{Errno, Error, Result};
 use crate::format::Redirect;
 use crate::inode::{Alias, DirState, Identity, Inode};
@@ -24,6 +24,8 @@ pub struct RenameFlags {
     pub no_replace: bool,
     /// Swap the two.
     pub exchange: bool,
+    /// Leave a character device 0:0 at the old name.
+    pub whiteout: bool,
 }
 
 /// One side of a rename, with its folder's lock held.
@@ -40,6 +42,7 @@ impl Op<'_> {
     /// from below gets a redirect mark and moves alone.
     pub fn rename(
         &self,
+        caller: Caller,
         parent: &Arc<Inode>,
         name: &Name,
         new_parent: &Arc<Inode>,
@@ -69,12 +72,21 @@ impl Op<'_> {
         let _names = lock_both(parent, new_parent);
         let from = self.side(parent, name)?;
         let to = self.side(new_parent, new_name)?;
+        self.ready_for(&inode, (*to.up.fd()?).as_fd())?;
         if flags.exchange {
             let target = target.ok_or(Error::NOT_FOUND)?;
-            self.exchange(&from, &to, &inode, &target)
-        } else {
-            self.replace(&from, &to, &inode, target.as_ref())
+            self.ready_for(&target, (*from.up.fd()?).as_fd())?;
+            return self.exchange(&from, &to, &inode, &target);
         }
+        if !flags.whiteout {
+            return self.replace(&from, &to, &inode, target.as_ref());
+        }
+        // Made before anything moves, because it may fail. Between the two steps the old name is
+        // absent: a power cut there leaves a file that was moved and a name that is not hidden, and
+        // no order of the steps leaves less.
+        let device = self.stage_zero_device(caller, &from.up, 0)?;
+        self.replace(&from, &to, &inode, target.as_ref())?;
+        self.commit_zero_device(device, &from.up, name)
     }
 
     fn check(
@@ -84,7 +96,7 @@ impl Op<'_> {
         new_parent: &Arc<Inode>,
         flags: RenameFlags,
     ) -> Result<()> {
-        if flags.exchange && flags.no_replace {
+        if flags.exchange && (flags.no_replace || flags.whiteout) {
             return Err(Error::Errno(Errno::INVAL));
         }
         if inode.is_dir() && is_below(new_parent, inode)? {

@@ -8,7 +8,7 @@ use super::{Caller, Op};
 use crate::error::{Errno, Error, Result};
 use crate::format::{NumberMark, OPAQUE, OPAQUE_XATTR_WHITEOUTS};
 use crate::inode::FileState;
-use crate::layer::{Layer, LayerDir, Staged};
+use crate::layer::{Layer, LayerDir, Staged, zero_device};
 use crate::sys;
 use crate::sys::attr::SetTime;
 use crate::sys::stat::{FileKind, Stat};
@@ -74,6 +74,13 @@ impl Op<'_> {
                 };
                 sys::node::symlink(dir, name, &to)?;
                 sys::dir::open_path(dir, name)
+            }
+            _ if stat.kind() != kind => {
+                // A device 0:0 as it lies on disk.
+                sys::node::mknod(dir, name, FileKind::Regular, 0o600, 0)?;
+                let new = sys::dir::open_path(dir, name)?;
+                zero_device::mark(new.as_fd(), upper.layer.space())?;
+                Ok(new)
             }
             _ => {
                 sys::node::mknod(dir, name, kind, 0o600, stat.rdev)?;
@@ -189,7 +196,12 @@ impl Op<'_> {
             layer: layer.id(),
             ino: stat.ino,
         };
+        let marks = |name: &str| sys::xattr::get(source, name.as_bytes());
+        let ours = layer.space().not_a_users(marks)?;
         for (name, value) in sys::xattr::all(source)? {
+            if ours.is_some_and(|ours| name == ours.as_bytes()) {
+                continue;
+            }
             if name == layer.space().ino().as_bytes() {
                 // Already borrowed: it stays with its first owner, as long as that one is there.
                 if let Some(mark) = NumberMark::parse(&value)?

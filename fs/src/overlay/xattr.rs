@@ -1,13 +1,14 @@
 //! Extended attributes: everything a user sets, nothing of the overlay's own.
 
 use std::borrow::Cow;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use super::{Caller, Op};
 use crate::error::{Errno, Error, Result};
 use crate::idmap::IdMap;
 use crate::inode::Inode;
+use crate::layer::zero_device;
 use crate::sys;
 
 const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
@@ -23,8 +24,11 @@ impl Op<'_> {
         self.refuse_acl(name)?;
         let space = self.space();
         let target = self.target(inode)?;
-        let value = sys::xattr::get(target.as_fd(), &space.to_disk(name))?
-            .ok_or(Error::Errno(Errno::NODATA))?;
+        let disk = space.to_disk(name);
+        if self.is_ours(target.as_fd(), &disk)? {
+            return Err(Error::Errno(Errno::NODATA));
+        }
+        let value = sys::xattr::get(target.as_fd(), &disk)?.ok_or(Error::Errno(Errno::NODATA))?;
         let ids = &self.overlay.behaviour;
         if is_acl(name) && !(ids.uids.is_identity() && ids.gids.is_identity()) {
             return map_acl(
@@ -44,6 +48,9 @@ impl Op<'_> {
         let target = self.target(inode)?;
         let mut names = Vec::new();
         for name in sys::xattr::list(target.as_fd())? {
+            if self.is_ours(target.as_fd(), &name)? {
+                continue;
+            }
             if self.overlay.behaviour.no_acl && is_acl(&name) {
                 continue;
             }
@@ -73,6 +80,9 @@ impl Op<'_> {
         let disk = self.space().to_disk(name);
         let target = self.target(inode)?;
         inode.changed();
+        if disk == self.space().escaped_opaque().as_bytes() && inode.is_dir() {
+            zero_device::opaque_is_a_users(target.as_fd(), self.space())?;
+        }
         if !is_acl(name) {
             return sys::xattr::set_with(target.as_fd(), &disk, value, flags);
         }
@@ -94,12 +104,27 @@ impl Op<'_> {
         self.upper()?;
         // Nothing is copied up for what is not there.
         let disk = self.space().to_disk(name);
-        if sys::xattr::get(self.target(inode)?.as_fd(), &disk)?.is_none() && !is_acl(name) {
+        let before = self.target(inode)?;
+        let there = sys::xattr::get(before.as_fd(), &disk)?.is_some()
+            && !self.is_ours(before.as_fd(), &disk)?;
+        if !there && !is_acl(name) {
             return Err(Error::Errno(Errno::NODATA));
         }
         self.any_up(inode)?;
         inode.changed();
         sys::xattr::remove(self.target(inode)?.as_fd(), &disk)
+    }
+
+    /// Whether an attribute on disk has a user's name and yet no user set it: an escaped mark that goes
+    /// with a device 0:0.
+    fn is_ours(&self, fd: BorrowedFd<'_>, disk: &[u8]) -> Result<bool> {
+        let space = self.space();
+        let escaped = [space.escaped_whiteout(), space.escaped_opaque()];
+        if !escaped.iter().any(|mark| disk == mark.as_bytes()) {
+            return Ok(false);
+        }
+        let ours = space.not_a_users(|mark| sys::xattr::get(fd, mark.as_bytes()))?;
+        Ok(ours.is_some_and(|ours| disk == ours.as_bytes()))
     }
 
     fn refuse_acl(&self, name: &[u8]) -> Result<()> {

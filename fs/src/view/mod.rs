@@ -7,6 +7,7 @@ mod listing;
 mod lookup;
 pub mod resolve;
 
+use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -229,9 +230,22 @@ impl FileNode {
     }
 }
 
+/// Drops overlay's marks. What stays has the names that it has on disk.
+pub fn without_marks(space: XattrSpace, mut on_disk: Xattrs) -> Xattrs {
+    let value = |mark: &str| {
+        let found = on_disk.iter().find(|(name, _)| name == mark.as_bytes());
+        Ok::<_, Infallible>(found.map(|(_, value)| value.clone()))
+    };
+    let Ok(ours) = space.not_a_users(value);
+    on_disk.retain(|(name, _)| {
+        space.to_mount(name).is_some() && ours.is_none_or(|ours| name != ours.as_bytes())
+    });
+    on_disk
+}
+
 /// Drops overlay's marks and puts escaped names back to what a user set.
 pub fn user_xattrs(space: XattrSpace, on_disk: Xattrs) -> Xattrs {
-    on_disk
+    without_marks(space, on_disk)
         .into_iter()
         .filter_map(|(name, value)| Some((space.to_mount(&name)?.into_owned(), value)))
         .collect()

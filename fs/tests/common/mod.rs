@@ -43,14 +43,17 @@ pub const THEN: Time = Time {
 pub const READ: OpenHow = OpenHow {
     write: false,
     truncate: false,
+    exec: false,
 };
 pub const WRITE: OpenHow = OpenHow {
     write: true,
     truncate: false,
+    exec: false,
 };
 pub const CUT: OpenHow = OpenHow {
     write: true,
     truncate: true,
+    exec: false,
 };
 
 pub fn caller() -> Caller {
@@ -103,6 +106,13 @@ impl Lab {
         };
         lab.add_lower(build);
         lab.make_upper(0);
+        lab
+    }
+
+    /// Over layers that are there, topmost first.
+    pub fn over(layers: Vec<PathBuf>) -> Self {
+        let lab = Self::new(|_| {});
+        *lab.lowers.borrow_mut() = layers;
         lab
     }
 

@@ -164,6 +164,14 @@ impl Fs {
         made.map(drop).map_err(|error| error.errno())
     }
 
+    pub fn zero_device(&self, path: &str, perm: u32) -> R<()> {
+        let (parent, name) = self.split(path)?;
+        let mode = FileKind::CharDevice.mode_bits() | perm;
+        let op = self.overlay.begin();
+        let made = op.mknod(caller(), &parent, &name, mode, 0);
+        made.map(drop).map_err(|error| error.errno())
+    }
+
     pub fn link(&self, old: &str, new: &str) -> R<()> {
         let inode = self.find(old)?;
         let (parent, name) = self.split(new)?;
@@ -199,7 +207,7 @@ impl Fs {
         let (parent, name) = self.split(old)?;
         let (new_parent, new_name) = self.split(new)?;
         let op = self.overlay.begin();
-        let done = op.rename(&parent, &name, &new_parent, &new_name, flags);
+        let done = op.rename(caller(), &parent, &name, &new_parent, &new_name, flags);
         done.map_err(|error| error.errno())
     }
 

@@ -68,7 +68,7 @@ fn gnu_tar_unpacks_the_same_tree_and_so_do_we() {
             "not the same bytes again"
         );
         for unpack in [gnu_unpack, |data: &[u8], into: &Path| {
-            import::tar(data, into, &mut |_| {}).unwrap();
+            import::tar(data, into, XattrSpace::detect(), &mut |_| {}).unwrap();
         }] {
             let target = tempfile::tempdir().unwrap();
             unpack(&archive, target.path());
@@ -90,7 +90,7 @@ fn a_file_larger_than_the_old_format_can_say() {
     let archive = pack(&view(&[source.path()]), Compression::None);
     let want = digest_dir(source.path(), &mut |_| {}).unwrap();
     for unpack in [gnu_unpack, |data: &[u8], into: &Path| {
-        import::tar(data, into, &mut |_| {}).unwrap();
+        import::tar(data, into, XattrSpace::detect(), &mut |_| {}).unwrap();
     }] {
         let target = tempfile::tempdir().unwrap();
         unpack(&archive, target.path());

@@ -11,8 +11,9 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use cowl_fs::error::Errno;
+use cowl_fs::format::XattrSpace;
 use cowl_fs::sys::stat::FileKind;
-use cowl_fs::sys::{attr, copy, dir, node};
+use cowl_fs::sys::{attr, copy, dir};
 
 use super::compress;
 use super::member::{Member, What};
@@ -32,7 +33,12 @@ pub struct Imported {
 }
 
 /// Fills `target` from `source`: a folder is copied, anything else is read as a tar archive.
-pub fn path(source: &Path, target: &Path, progress: OnProgress<'_>) -> Result<Imported> {
+pub fn path(
+    source: &Path,
+    target: &Path,
+    space: XattrSpace,
+    progress: OnProgress<'_>,
+) -> Result<Imported> {
     let name = source.as_os_str().as_bytes();
     let file = File::open(source).context("can't open the source", name)?;
     let kind = file
@@ -40,13 +46,18 @@ pub fn path(source: &Path, target: &Path, progress: OnProgress<'_>) -> Result<Im
         .context("can't read the source", name)?
         .file_type();
     if kind.is_dir() {
-        return super::tree::import(source, target, progress);
+        return super::tree::import(source, target, space, progress);
     }
-    tar(file, target, progress)
+    tar(file, target, space, progress)
 }
 
 /// Fills `target` from a tar stream, plain or compressed with gzip, zstd or xz.
-pub fn tar(input: impl Read, target: &Path, progress: OnProgress<'_>) -> Result<Imported> {
+pub fn tar(
+    input: impl Read,
+    target: &Path,
+    space: XattrSpace,
+    progress: OnProgress<'_>,
+) -> Result<Imported> {
     let root = dir::open_root(target).context(
         "can't open the target folder",
         target.as_os_str().as_bytes(),
@@ -56,6 +67,7 @@ pub fn tar(input: impl Read, target: &Path, progress: OnProgress<'_>) -> Result<
     let mut unpack = Unpack {
         places: Places::new(root),
         folders: BTreeMap::new(),
+        space,
         progress,
         out: Imported::default(),
         buffer: vec![0; 256 << 10],
@@ -72,16 +84,17 @@ struct Unpack<'a> {
     places: Places,
     /// Attributes of folders: set last, because what is made inside changes them.
     folders: BTreeMap<Vec<u8>, Attrs>,
+    space: XattrSpace,
     progress: OnProgress<'a>,
     out: Imported,
     buffer: Vec<u8>,
 }
 
 impl Unpack<'_> {
-    fn entry<R: Read>(&mut self, member: Member, members: &mut Members<R>) -> Result<()> {
+    fn entry<R: Read>(&mut self, mut member: Member, members: &mut Members<R>) -> Result<()> {
         let path = place::clean(&member.path)?;
-        let whiteout = member.what == What::CharDevice(0);
-        make::refuse_marks(whiteout, &member.attrs.xattrs, &member.path)?;
+        let xattrs = std::mem::take(&mut member.attrs.xattrs);
+        member.attrs.xattrs = make::escaped(self.space, xattrs);
         self.out.done.entries += 1;
         if self.out.done.entries.is_multiple_of(64) {
             (self.progress)(self.out.done);
@@ -109,7 +122,9 @@ impl Unpack<'_> {
             self.folders.insert(path, member.attrs);
             return Ok(());
         }
-        let device = |kind, rdev| make::special(parent, name, kind, rdev, &member.attrs, &path);
+        let device = |kind, rdev| {
+            make::special(parent, name, (kind, rdev), &member.attrs, self.space, &path)
+        };
         match &member.what {
             What::Symlink(target) if target.is_empty() || target.contains(&0) => {
                 let what = "the archive has a symbolic link that points nowhere";
@@ -203,7 +218,7 @@ impl Unpack<'_> {
         let (parent, name) = make::split(path);
         let place = self.places.folder(parent, true)?;
         place::make_room(place.fd(), name, false, path)?;
-        node::link_fd(source.as_fd(), place.fd(), name).context("can't make the hard link", path)
+        make::link(source.as_fd(), place.fd(), name, self.space, path)
     }
 
     /// Folders get their attributes, the deepest first: one that its owner may not enter must not be

@@ -5,7 +5,10 @@ use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 
+use cowl_fs::format::XattrSpace;
+use cowl_fs::layer::Layer;
 use cowl_fs::sys::stat::FileKind;
+use cowl_fs::view::{Found, View, user_xattrs};
 use tar::{EntryType, Header};
 
 use super::import::{self, Imported};
@@ -15,12 +18,12 @@ use crate::delta::testing::{self, assert_same, describe, is_root, one_of_everyth
 
 fn import_tar(data: &[u8]) -> (tempfile::TempDir, Result<Imported>) {
     let target = tempfile::tempdir().unwrap();
-    let got = import::tar(data, target.path(), &mut |_| {});
+    let got = import::tar(data, target.path(), XattrSpace::detect(), &mut |_| {});
     (target, got)
 }
 
 fn import_dir(source: &Path, target: &Path) -> Result<Imported> {
-    import::path(source, target, &mut |_| {})
+    import::path(source, target, XattrSpace::detect(), &mut |_| {})
 }
 
 fn gnu_tar(source: &Path, options: &[&str]) -> Vec<u8> {
@@ -246,34 +249,50 @@ fn archives_that_point_outside_are_refused_and_name_the_entry() {
 }
 
 #[test]
-fn marks_of_an_overlay_are_refused() {
-    let device = Tar::default()
-        .entry(EntryType::Char, b"gone", b"", b"")
-        .refused();
-    assert_eq!(device.kind(), ErrorKind::Refused);
-    assert!(device.to_string().contains("gone"));
-    for name in [
-        &b"trusted.overlay.opaque"[..],
-        b"user.overlay.redirect",
-        b"user.overlay.overlay.x",
-    ] {
-        let key = [b"SCHILY.xattr.", name].concat();
-        let error = Tar::default().pax(&[(&key, b"y")]).file(b"f").refused();
-        assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+fn what_would_be_a_mark_is_stored_so_that_it_is_none() {
+    let root = is_root("what_would_be_a_mark_is_stored_so_that_it_is_none (trusted attributes)");
+    let space = XattrSpace::detect();
+    let name = |mark: &str| [space.prefix(), mark].concat();
+    let names = [name("opaque"), name("redirect"), name("overlay.x")];
+    let show = |target: &Path| {
+        let view = View::new(vec![Layer::open(target, space).unwrap()]);
+        let root = view.root().unwrap();
+        let shown = view.list(&root).unwrap().into_iter().map(|entry| {
+            let Found::File(file) = view.lookup(&root, &entry.name).unwrap() else {
+                panic!("{} is no file", entry.name);
+            };
+            assert_eq!(file.stat.kind(), entry.kind, "{}", entry.name);
+            let xattrs = user_xattrs(space, file.loc.xattrs().unwrap());
+            let plain = entry.kind == FileKind::CharDevice && file.stat.rdev == 0;
+            (entry.name.to_string(), plain, xattrs)
+        });
+        shown.collect::<Vec<_>>()
+    };
+    let mut tar = Tar::default().entry(EntryType::Char, b"a-device", b"", b"");
+    for name in &names {
+        let key = [b"SCHILY.xattr.", name.as_bytes()].concat();
+        tar = tar.pax(&[(&key, b"y")]).file(name.as_bytes());
     }
-    if !is_root("marks_of_an_overlay_are_refused (folders)") {
+    let (target, got) = import_tar(&tar.end());
+    got.unwrap();
+    let mut expected = vec![("a-device".to_owned(), true, Vec::new())];
+    for name in &names {
+        let value = vec![(name.as_bytes().to_vec(), b"y".to_vec())];
+        expected.push((name.clone(), false, value));
+    }
+    expected.sort();
+    assert_eq!(show(target.path()), expected);
+    if !root {
         return;
     }
-    for make in [
-        |path: &Path| testing::mknod(&path.join("wh"), FileKind::CharDevice, 0, 0),
-        |path: &Path| testing::set(path, "trusted.overlay.opaque", b"y"),
-        |path: &Path| testing::set(path, "user.overlay.x", b"y"),
-    ] {
-        let (source, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        make(source.path());
-        let error = import_dir(source.path(), target.path()).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+    let (source, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    testing::mknod(&source.path().join("a-device"), FileKind::CharDevice, 0, 0);
+    for name in &names {
+        fs::write(source.path().join(name), b"").unwrap();
+        testing::set(&source.path().join(name), name, b"y");
     }
+    import_dir(source.path(), target.path()).unwrap();
+    assert_eq!(show(target.path()), expected);
 }
 
 #[test]
@@ -387,7 +406,7 @@ fn a_target_in_use_and_a_source_around_the_target_are_refused() {
     );
     fs::write(target.join("x"), b"").unwrap();
     let archive = Tar::default().file(b"f").end();
-    let error = import::tar(&archive[..], &target, &mut |_| {}).unwrap_err();
+    let error = import::tar(&archive[..], &target, XattrSpace::detect(), &mut |_| {}).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused);
     let missing = import_dir(&dir.path().join("missing"), &target).unwrap_err();
     assert_eq!(missing.kind(), ErrorKind::NotFound);
@@ -472,7 +491,8 @@ fn damaged_archives_never_panic_nor_write_elsewhere() {
         }
         let target = around.path().join("target");
         fs::create_dir(&target).unwrap();
-        refused += usize::from(import::tar(&bad[..], &target, &mut |_| {}).is_err());
+        refused +=
+            usize::from(import::tar(&bad[..], &target, XattrSpace::detect(), &mut |_| {}).is_err());
         assert_eq!(
             fs::read_dir(around.path()).unwrap().count(),
             1,

@@ -8,8 +8,9 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use cowl_fs::error::Errno;
+use cowl_fs::format::XattrSpace;
 use cowl_fs::sys::stat::{FileKind, Stat};
-use cowl_fs::sys::{copy, dir, node, stat, xattr};
+use cowl_fs::sys::{copy, dir, stat, xattr};
 use rustix::fs::OFlags;
 
 use super::import::Imported;
@@ -40,12 +41,18 @@ struct Copy<'a> {
     /// Where the first name of each hard-linked file went.
     linked: HashMap<u64, (Vec<u8>, u64)>,
     places: Places,
+    space: XattrSpace,
     progress: OnProgress<'a>,
     out: Imported,
 }
 
 /// Copies everything in `source` into the empty folder `target`.
-pub(super) fn import(source: &Path, target: &Path, progress: OnProgress<'_>) -> Result<Imported> {
+pub(super) fn import(
+    source: &Path,
+    target: &Path,
+    space: XattrSpace,
+    progress: OnProgress<'_>,
+) -> Result<Imported> {
     let name = source.as_os_str().as_bytes();
     let from = dir::open_root(source).context("can't open the source folder", name)?;
     let to = dir::open_root(target).context(
@@ -63,6 +70,7 @@ pub(super) fn import(source: &Path, target: &Path, progress: OnProgress<'_>) -> 
         dev: from_stat.dev,
         linked: HashMap::new(),
         places: Places::new(places),
+        space,
         progress,
         out: Imported::default(),
     };
@@ -158,7 +166,7 @@ impl Copy<'_> {
         let Some((source, target)) = self.here() else {
             return Err(TreeError::new(ErrorKind::Io, "a folder was closed too early").at(path));
         };
-        let bytes = copy_one(source, target, &name, &found, &stat, &path)?;
+        let bytes = copy_one(source, target, &name, &found, &stat, self.space, &path)?;
         self.out.done.bytes += bytes;
         if bytes > 0 {
             (self.progress)(self.out.done);
@@ -195,7 +203,7 @@ impl Copy<'_> {
         let Some((_, target)) = self.here() else {
             return Ok(false);
         };
-        node::link_fd(copy.as_fd(), target, name).context("can't make the hard link", path)?;
+        make::link(copy.as_fd(), target, name, self.space, path)?;
         Ok(true)
     }
 
@@ -209,7 +217,7 @@ impl Copy<'_> {
         path: &[u8],
     ) -> Result<()> {
         let xattrs = xattr::all(source.as_fd()).context("can't read the attributes", path)?;
-        make::refuse_marks(false, &xattrs, path)?;
+        let xattrs = make::escaped(self.space, xattrs);
         let mut todo = Vec::new();
         if stat.dev == self.dev {
             let entries = dir::entries(source.as_fd()).context("can't read the folder", path)?;
@@ -278,11 +286,11 @@ fn copy_one(
     name: &[u8],
     found: &OwnedFd,
     stat: &Stat,
+    space: XattrSpace,
     path: &[u8],
 ) -> Result<u64> {
     let xattrs = xattr::all(found.as_fd()).context("can't read the attributes", path)?;
-    make::refuse_marks(stat.is_whiteout_device(), &xattrs, path)?;
-    let attrs = Attrs::of(stat, xattrs);
+    let attrs = Attrs::of(stat, make::escaped(space, xattrs));
     let kind = stat.kind();
     match kind {
         FileKind::Regular => {
@@ -298,7 +306,7 @@ fn copy_one(
             make::symlink(target, name, &link, &attrs, path)?;
         }
         FileKind::CharDevice | FileKind::BlockDevice | FileKind::Fifo | FileKind::Socket => {
-            make::special(target, name, kind, stat.rdev, &attrs, path)?;
+            make::special(target, name, (kind, stat.rdev), &attrs, space, path)?;
         }
         FileKind::Directory => {}
     }

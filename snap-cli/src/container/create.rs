@@ -46,8 +46,8 @@ fn import_into(
     let base = making.layer(LayerKind::Base, &[], &[])?;
     let tree = store.layer_tree(base);
     let imported = match source {
-        Source::Path(path) => import::path(path, &tree, progress),
-        Source::Stdin => import::tar(std::io::stdin().lock(), &tree, progress),
+        Source::Path(path) => import::path(path, &tree, store.space(), progress),
+        Source::Stdin => import::tar(std::io::stdin().lock(), &tree, store.space(), progress),
     }?;
     // A container must not be there before its data is: this is the one command that copies data.
     disk::sync_all(&tree)?;

@@ -18,7 +18,7 @@ use std::path::Path;
 use cowl_fs::format::{OPAQUE, Redirect, XattrSpace};
 use cowl_fs::sys::stat::FileKind;
 use cowl_fs::sys::{attr, copy, dir, node};
-use cowl_fs::view::{DirNode, FileNode, Found, View};
+use cowl_fs::view::{DirNode, FileNode, Found, View, without_marks};
 
 use super::error::{Context as _, ErrorKind, OnProgress, Progress, Result, TreeError};
 use super::make::{self, Attrs, Xattrs, join};
@@ -155,16 +155,11 @@ impl Flatten<'_> {
 
     /// Attributes of an object that come with it: all but the marks that place and content decide.
     fn kept(&self, on_disk: Xattrs) -> Xattrs {
-        let prefix = self.space.prefix().as_bytes();
-        let space = self.space;
-        on_disk
-            .into_iter()
-            .filter(|(name, _)| match name.strip_prefix(prefix) {
-                None => true,
-                // What a user set through an overlay is stored with an escaped name.
-                Some(mark) => mark.starts_with(b"overlay.") || name == space.ino().as_bytes(),
-            })
-            .collect()
+        let mark = self.space.ino().as_bytes();
+        let number = on_disk.iter().find(|(name, _)| name == mark).cloned();
+        let mut kept = without_marks(self.space, on_disk);
+        kept.extend(number);
+        kept
     }
 
     fn whiteout(&mut self, parent: &[u8], name: &[u8], path: &[u8]) -> Result<()> {
@@ -205,7 +200,10 @@ impl Flatten<'_> {
                     .context("can't read the symbolic link", path)?;
                 return make::symlink(place.fd(), name, &link, &attrs, path);
             }
-            _ => return make::special(place.fd(), name, kind, file.stat.rdev, &attrs, path),
+            _ => {
+                let what = (kind, file.stat.rdev);
+                return make::special(place.fd(), name, what, &attrs, self.space, path);
+            }
         }
         let to = make::file(place.fd(), name, path)?;
         let size = file.stat.size;
@@ -237,7 +235,7 @@ impl Flatten<'_> {
             dir::open_path(place.fd(), first_name).context("can't open", first)?
         };
         let place = self.places.folder(parent, false)?;
-        node::link_fd(fd.as_fd(), place.fd(), name).context("can't make the hard link", path)
+        make::link(fd.as_fd(), place.fd(), name, self.space, path)
     }
 
     fn finish_folders(&mut self) -> Result<()> {

@@ -5,6 +5,8 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
+use cowl_fs::format::XattrSpace;
+use cowl_fs::layer::zero_device;
 use cowl_fs::sys::attr::{self, SetTime};
 use cowl_fs::sys::stat::{FileKind, Stat};
 use cowl_fs::sys::{dir, node, xattr};
@@ -72,16 +74,24 @@ pub(crate) fn apply(fd: BorrowedFd<'_>, kind: FileKind, attrs: &Attrs, path: &[u
 }
 
 /// Makes an object that has no content of its own (anything but a regular file with data and a
-/// folder) and gives it its attributes.
+/// folder) in a layer, and gives it its attributes.
 pub(crate) fn special(
     parent: BorrowedFd<'_>,
     name: &[u8],
-    kind: FileKind,
-    rdev: u64,
+    (kind, rdev): (FileKind, u64),
     attrs: &Attrs,
+    space: XattrSpace,
     path: &[u8],
 ) -> Result<()> {
-    node::mknod(parent, name, kind, 0o600, rdev).context("can't make", path)?;
+    let what = "can't make";
+    if zero_device::is_zero_device(kind, rdev) {
+        zero_device::mark_folder(parent, space).context(what, path)?;
+        node::mknod(parent, name, FileKind::Regular, 0o600, 0).context(what, path)?;
+        let fd = dir::open_path(parent, name).context(what, path)?;
+        zero_device::mark(fd.as_fd(), space).context(what, path)?;
+    } else {
+        node::mknod(parent, name, kind, 0o600, rdev).context(what, path)?;
+    }
     apply_at(parent, name, kind, attrs, path)
 }
 
@@ -140,32 +150,29 @@ pub(crate) fn ready_root(root: BorrowedFd<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Whether an attribute of this name is overlayfs's own, so that a tree that carries it would be
-/// read as a layer with marks.
-pub(crate) fn is_overlay_xattr(name: &[u8]) -> bool {
-    name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
+/// An object's attributes as a layer keeps them: what would be taken for a mark of the overlay there is
+/// stored under its escaped name, as a mount stores it.
+pub(crate) fn escaped(space: XattrSpace, xattrs: Xattrs) -> Xattrs {
+    xattrs
+        .into_iter()
+        .map(|(name, value)| (space.to_disk(&name).into_owned(), value))
+        .collect()
 }
 
-/// Refuses what would be taken for a mark of the overlay if it came into a layer.
-pub(crate) fn refuse_marks(whiteout: bool, xattrs: &Xattrs, path: &[u8]) -> Result<()> {
-    if whiteout {
-        return Err(TreeError::new(
-            ErrorKind::Refused,
-            "a character device 0:0 would be taken for a deletion mark of the overlay",
-        )
-        .at(path));
+/// Gives the object behind `fd`, which lies in a layer, one more name there.
+pub(crate) fn link(
+    fd: BorrowedFd<'_>,
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    space: XattrSpace,
+    path: &[u8],
+) -> Result<()> {
+    let what = "can't make the hard link";
+    let device = xattr::get(fd, space.node().as_bytes()).context(what, path)?;
+    if device.is_some() {
+        zero_device::mark_folder(parent, space).context(what, path)?;
     }
-    match xattrs.iter().find(|(name, _)| is_overlay_xattr(name)) {
-        None => Ok(()),
-        Some((name, _)) => Err(TreeError::new(
-            ErrorKind::Refused,
-            format!(
-                "the attribute {} would be taken for a mark of the overlay",
-                name.escape_ascii()
-            ),
-        )
-        .at(path)),
-    }
+    node::link_fd(fd, parent, name).context(what, path)
 }
 
 /// `parent/name`, without a leading slash for what lies in the root.

@@ -12,7 +12,7 @@ use cowl_fs::format::XattrSpace;
 use cowl_fs::layer::Layer;
 use cowl_fs::sys;
 use cowl_fs::sys::attr::SetTime;
-use cowl_fs::view::View;
+use cowl_fs::view::{View, without_marks};
 use serde_json::Map;
 
 use super::lock::Lock;
@@ -199,10 +199,9 @@ fn open(tree: &Path) -> Result<OwnedFd> {
 
 /// A root's extended attributes, without marks: those speak of one layer's place in one stack.
 fn plain_xattrs(fd: &OwnedFd, space: XattrSpace) -> cowl_fs::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    let mut all = sys::xattr::all(fd.as_fd())?;
-    all.retain(|(name, _)| space.to_mount(name).is_some());
-    all.sort_unstable();
-    Ok(all)
+    let mut plain = without_marks(space, sys::xattr::all(fd.as_fd())?);
+    plain.sort_unstable();
+    Ok(plain)
 }
 
 /// Gives the root of `to` the attributes of the root of `from`: a stack's topmost root is what shows.
