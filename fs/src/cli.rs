@@ -18,9 +18,9 @@ use crate::idmap::IdMap;
 #[derive(Debug, Parser)]
 #[command(name = "cowlfs", version)]
 pub struct Args {
-    /// Options, separated by commas: lowerdir=TOP:NEXT:..., upperdir=DIR, workdir=DIR (without the
-    /// last two the mount is read-only), ro, nosuid, nodev, noexec, noatime, volatile, metacopy=on|off,
-    /// userxattr, uidmapping=DISK:SHOWN:COUNT, gidmapping=..., squash_to_root, squash_to_uid=N,
+    /// Options, separated by commas: lowerdir=TOP:NEXT:...[::DATA-ONLY]..., upperdir=DIR, workdir=DIR
+    /// (without the last two the mount is read-only), ro, nosuid, nodev, noexec, noatime, volatile, metacopy=on|off,
+    /// userxattr, fuse_overlayfs (its .wh. names and attributes are marks too), uidmapping=DISK:SHOWN:COUNT, gidmapping=..., squash_to_root, squash_to_uid=N,
     /// squash_to_gid=N, static_nlink, noacl, timeout=SECONDS, threaded=0|1, fsname=NAME, subtype=NAME.
     /// In paths, a backslash stands before a colon or comma that belongs to the name
     #[arg(short = 'o', value_name = "OPTIONS")]
@@ -69,7 +69,7 @@ impl Args {
 
 struct Build {
     config: Config,
-    lower: Option<Vec<PathBuf>>,
+    lower: Option<Lowers>,
     upper: Option<PathBuf>,
     work: Option<PathBuf>,
     squash_uid: Option<u32>,
@@ -122,11 +122,7 @@ impl Build {
         };
         match key {
             "lowerdir" => {
-                let parts = split(value, b':', true);
-                let paths: Result<Vec<_>, _> = parts.iter().map(|part| path(part)).collect();
-                self.lower = Some(paths.map_err(|error| {
-                    format!("{error} (data-only layers, written with '::', are not supported)")
-                })?);
+                self.lower = Some(lowers(&split(value, b':', true), path)?);
             }
             "upperdir" => self.upper = Some(path(value)?),
             "workdir" => self.work = Some(path(value)?),
@@ -198,6 +194,7 @@ impl Build {
             "static_nlink" => self.config.behaviour.static_nlink = true,
             "noacl" => self.config.behaviour.no_acl = true,
             "squash_to_root" => (self.squash_uid, self.squash_gid) = (Some(0), Some(0)),
+            "fuse_overlayfs" => self.config.foreign = true,
             "userxattr" => self.config.space = Some(XattrSpace::User),
             // Always so.
             "default_permissions" | "allow_other" => {}
@@ -220,7 +217,7 @@ impl Build {
         };
         self.config.behaviour.uids = map("uidmapping", &self.uids, self.squash_uid)?;
         self.config.behaviour.gids = map("gidmapping", &self.gids, self.squash_gid)?;
-        self.config.lowers = self
+        (self.config.lowers, self.config.data_only) = self
             .lower
             .ok_or("option lowerdir is missing: name the layers, topmost first")?;
         self.config.upper = match (self.upper, self.work) {
@@ -236,6 +233,34 @@ impl Build {
         self.config.mount.read_only = self.read_only || self.config.upper.is_none();
         Ok(self.config)
     }
+}
+
+/// Layers that show, and data-only ones.
+type Lowers = (Vec<PathBuf>, Vec<PathBuf>);
+
+/// `A:B::C::D`: two layers that show, and two below them that only hold data, as the kernel writes it.
+fn lowers(
+    parts: &[Vec<u8>],
+    path: impl Fn(&[u8]) -> Result<PathBuf, String>,
+) -> Result<Lowers, String> {
+    let (mut shown, mut data) = (Vec::new(), Vec::new());
+    let mut parts = parts.iter();
+    while let Some(part) = parts.next() {
+        if !part.is_empty() || shown.is_empty() {
+            if !data.is_empty() {
+                return Err(format!(
+                    "option lowerdir: after '::' come data-only layers, each with '::' before it, \
+                     and '{}' has not",
+                    part.escape_ascii()
+                ));
+            }
+            shown.push(path(part)?);
+            continue;
+        }
+        // Nothing between two colons.
+        data.push(path(parts.next().map_or(&[][..], Vec::as_slice))?);
+    }
+    Ok((shown, data))
 }
 
 fn unknown(key: &str) -> String {
@@ -309,6 +334,14 @@ mod tests {
     }
 
     #[test]
+    fn data_only_layers() {
+        let config = parse(&["-o", r"lowerdir=A:B::C\:x::D,fuse_overlayfs", "M"]).unwrap();
+        assert_eq!(config.lowers, [PathBuf::from("A"), PathBuf::from("B")]);
+        assert_eq!(config.data_only, [PathBuf::from("C:x"), PathBuf::from("D")]);
+        assert!(config.foreign);
+    }
+
+    #[test]
     fn escapes_in_paths() {
         let config = parse(&["-o", r"lowerdir=a\:b:c\\d,upperdir=x\,y,workdir=z\:", "M"]).unwrap();
         assert_eq!(config.lowers, [PathBuf::from("a:b"), PathBuf::from(r"c\d")]);
@@ -344,7 +377,11 @@ mod tests {
             ("lowerdir=A,bogus", "bogus"),
             ("lowerdir=A,bogus=1", "bogus"),
             ("lowerdir=A,plugins=x", "plugins"),
-            ("lowerdir=A::B", "data-only"),
+            ("lowerdir=A::B:C", "data-only"),
+            ("lowerdir=::B", "empty path"),
+            ("lowerdir=A::", "empty path"),
+            ("lowerdir=A:", "empty path"),
+            ("lowerdir=A:::B", "empty path"),
             ("lowerdir=", "empty path"),
             ("lowerdir=A,timeout=x", "timeout"),
             ("lowerdir=A,timeout=-1", "timeout"),

@@ -16,6 +16,8 @@ pub const KEEP: Duration = Duration::from_secs(365 * 24 * 3600);
 pub struct Config {
     /// Layers that are only read, topmost first.
     pub lowers: Vec<PathBuf>,
+    /// Layers below those that show nothing but hold the content of metacopies, topmost first.
+    pub data_only: Vec<PathBuf>,
     /// The layer that is written, and its work folder. Without it the mount is read-only.
     pub upper: Option<(PathBuf, PathBuf)>,
     /// Where it shows.
@@ -26,6 +28,8 @@ pub struct Config {
     pub behaviour: Behaviour,
     /// Where the marks lie; `None`: what this process can write.
     pub space: Option<XattrSpace>,
+    /// Marks of fuse-overlayfs and of tar layers are read as well.
+    pub foreign: bool,
     /// Threads that serve requests; `None`: as many as CPUs, at least two.
     pub threads: Option<usize>,
     /// How long the kernel may keep names and attributes.
@@ -44,6 +48,7 @@ impl Config {
         let read_only = upper.is_none();
         Self {
             lowers,
+            data_only: Vec::new(),
             upper,
             mountpoint,
             mount: MountOptions {
@@ -58,6 +63,7 @@ impl Config {
                 ..Behaviour::default()
             },
             space: None,
+            foreign: false,
             threads: None,
             keep: KEEP,
             control: None,

@@ -25,10 +25,20 @@ pub fn serve(mut config: Config, ready: impl FnOnce()) -> Result<(), SetupError>
     let space = config.space.unwrap_or_else(XattrSpace::detect);
     let mut locks = Vec::new();
     let mut lowers = Vec::new();
-    for path in &config.lowers {
-        let layer = Layer::open(path, space)?;
-        locks.push(lock::for_reading(&layer)?);
-        lowers.push(layer);
+    let open = |path: &Path| match config.foreign {
+        true => Layer::open_foreign(path, space),
+        false => Layer::open(path, space),
+    };
+    let mut data = Vec::new();
+    for (paths, layers) in [
+        (&config.lowers, &mut lowers),
+        (&config.data_only, &mut data),
+    ] {
+        for path in paths {
+            let layer = open(path)?;
+            locks.push(lock::for_reading(&layer)?);
+            layers.push(layer);
+        }
     }
     if lowers.is_empty() && config.upper.is_none() {
         return Err(SetupError::new(
@@ -40,11 +50,12 @@ pub fn serve(mut config: Config, ready: impl FnOnce()) -> Result<(), SetupError>
     let device = fuse::open_device().map_err(|error| explain(error, &config.mountpoint))?;
     // Last, because it makes things in the work folder: a refused mount leaves nothing there.
     let upper = match &config.upper {
-        Some((upper, work)) => Some(Upper::open(upper, work, space)?),
+        Some((upper, work)) => Some(Upper::of(open(upper)?, work)?),
         None => None,
     };
     let overlay = Overlay::new(upper, lowers, config.behaviour.clone())
-        .map_err(|error| SetupError::at("cannot read the layers for", &config.mountpoint, error))?;
+        .map_err(|error| SetupError::at("cannot read the layers for", &config.mountpoint, error))?
+        .over_data(data);
     let overlay = Arc::new(overlay);
     let signals = block_signals();
     let threads = config.threads.unwrap_or_else(|| {
@@ -121,7 +132,7 @@ fn check_layers_apart(config: &Config) -> Result<(), SetupError> {
     let Some((upper, work)) = &config.upper else {
         return Ok(());
     };
-    for lower in &config.lowers {
+    for lower in config.lowers.iter().chain(&config.data_only) {
         for written in [upper, work] {
             let (Ok(one), Ok(two)) = (lower.canonicalize(), written.canonicalize()) else {
                 // Whatever is wrong with them is told when they are opened.

@@ -3,6 +3,7 @@
 //! The source of every rule is the kernel's Documentation/filesystems/overlayfs.rst; docs/format.md
 //! has the table of what each reader understands.
 
+pub mod foreign;
 pub mod number;
 pub mod redirect;
 pub mod xattr_names;

@@ -2,8 +2,9 @@
 
 use std::os::fd::AsFd;
 
-use super::{LayerDir, zero_device};
+use super::{LayerDir, foreign, zero_device};
 use crate::error::Result;
+use crate::format::foreign::is_mark;
 use crate::format::{NumberMark, OPAQUE_XATTR_WHITEOUTS};
 use crate::name::Name;
 use crate::sys;
@@ -36,9 +37,26 @@ pub fn list(dir: &LayerDir, marks: bool) -> Result<Vec<LayerEntry>> {
         && sys::xattr::get(fd, space.opaque().as_bytes())?
             .is_some_and(|value| value == OPAQUE_XATTR_WHITEOUTS);
     let devices = has(space.nodes());
-    let raw = sys::dir::entries(fd)?;
-    let mut found = Vec::with_capacity(raw.len());
+    let mut raw = sys::dir::entries(fd)?;
+    let hidden = if dir.layer().is_foreign() {
+        foreign::take_marks(&mut raw)
+    } else {
+        Vec::new()
+    };
+    let mut found = Vec::with_capacity(raw.len() + hidden.len());
+    for name in hidden {
+        found.push(LayerEntry {
+            name: Name::new(&name)?,
+            kind: FileKind::CharDevice,
+            ino: 0,
+            whiteout: true,
+            number: None,
+        });
+    }
     for entry in raw {
+        if is_mark(&entry.name) {
+            dir.layer().note_likely_mark(&entry.name);
+        }
         let mut kind = match entry.kind {
             Some(kind) => kind,
             None => sys::stat::stat_at(fd, &entry.name)?.kind(),

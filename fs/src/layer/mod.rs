@@ -2,6 +2,7 @@
 
 mod descriptors;
 mod dir;
+mod foreign;
 pub(crate) mod journal;
 mod list;
 pub(crate) mod lock;
@@ -13,6 +14,7 @@ pub mod zero_device;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use dir::LayerDir;
 pub use list::{LayerEntry, list};
@@ -25,7 +27,7 @@ use crate::setup::SetupError;
 use crate::sys;
 
 /// One tree: a folder somewhere, opened once. Only the topmost of a stack is ever written.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Layer {
     path: PathBuf,
     root: Arc<OwnedFd>,
@@ -34,6 +36,9 @@ pub struct Layer {
     dev: u64,
     ino: u64,
     space: XattrSpace,
+    foreign: bool,
+    /// It was said that names in it look like marks.
+    warned: Arc<AtomicBool>,
 }
 
 impl Layer {
@@ -60,7 +65,16 @@ impl Layer {
             dev: stat.dev,
             ino: stat.ino,
             space,
+            foreign: false,
+            warned: Arc::default(),
         }))
+    }
+
+    /// The same, with the marks of fuse-overlayfs and of tar layers read as well.
+    pub fn open_foreign(path: &Path, space: XattrSpace) -> Result<Arc<Self>, SetupError> {
+        let mut layer = Arc::unwrap_or_clone(Self::open(path, space)?);
+        layer.foreign = true;
+        Ok(Arc::new(layer))
     }
 
     /// A number that stays the layer's own as long as its root folder lives, whatever its path, and
@@ -82,6 +96,23 @@ impl Layer {
     /// Where its marks lie.
     pub fn space(&self) -> XattrSpace {
         self.space
+    }
+
+    /// Whether marks of fuse-overlayfs and of tar layers count.
+    pub fn is_foreign(&self) -> bool {
+        self.foreign
+    }
+
+    /// Told when a name is met that another program would take for a mark; says so once.
+    fn note_likely_mark(&self, name: &[u8]) {
+        if !self.warned.swap(true, Ordering::Relaxed) {
+            log::warn!(
+                "the layer {} has the name {}: if fuse-overlayfs or a container image made it, it hides \
+                 something, and the mount wants the option fuse_overlayfs",
+                self.path.display(),
+                name.escape_ascii()
+            );
+        }
     }
 
     /// The root folder's O_PATH descriptor.

@@ -2,8 +2,9 @@
 
 use std::os::fd::AsFd;
 
-use super::{LayerDir, zero_device};
+use super::{LayerDir, foreign, zero_device};
 use crate::error::Result;
+use crate::format::foreign::is_mark;
 use crate::format::{NumberMark, OPAQUE, Redirect, XattrSpace};
 use crate::sys;
 use crate::sys::stat::{FileKind, Stat};
@@ -45,9 +46,20 @@ pub struct Probe {
 /// Asks the layer's folder `dir` for `name`. `None`: absent. Marks are read where `marks` says so: in
 /// the bottom layer of a stack they mean nothing, but for the one that says what a file is.
 pub fn probe(dir: &LayerDir, name: &[u8], marks: bool) -> Result<Option<Probe>> {
+    if dir.layer().is_foreign() && is_mark(name) {
+        return Ok(None);
+    }
     let fd = dir.fd()?;
     let stat = match sys::stat::stat_at((*fd).as_fd(), name) {
         Ok(stat) => stat,
+        Err(error) if error.is_absent() && dir.layer().is_foreign() => {
+            let hidden = foreign::whiteout_of((*fd).as_fd(), name)?;
+            return Ok(hidden.map(|stat| Probe {
+                seen: Seen::Whiteout,
+                stat,
+                number: None,
+            }));
+        }
         Err(error) if error.is_absent() => return Ok(None),
         Err(error) => return Err(error),
     };
@@ -70,6 +82,12 @@ pub fn probe(dir: &LayerDir, name: &[u8], marks: bool) -> Result<Option<Probe>> 
             let get = |mark: &str| sys::xattr::get_at((*fd).as_fd(), name, mark.as_bytes());
             read_marks(space, &names, get, &mut found)?;
         }
+    }
+    if let Seen::Dir { opaque, .. } = &mut found.seen
+        && marks
+        && dir.layer().is_foreign()
+    {
+        *opaque = *opaque || foreign::is_opaque((*fd).as_fd(), name)?;
     }
     Ok(Some(found))
 }

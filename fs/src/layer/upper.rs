@@ -36,7 +36,12 @@ impl Upper {
     /// Opens, checks, locks and cleans. The two folders must lie on one file system, because what is
     /// made in the work folder gets its place by a rename.
     pub fn open(upper: &Path, work: &Path, space: XattrSpace) -> Result<Arc<Self>, SetupError> {
-        let layer = Layer::open(upper, space)?;
+        Self::of(Layer::open(upper, space)?, work)
+    }
+
+    /// The same for a layer that is open already.
+    pub fn of(layer: Arc<Layer>, work: &Path) -> Result<Arc<Self>, SetupError> {
+        let upper = layer.path();
         let at = |error| SetupError::at("cannot use the work folder", work, error);
         let outer = sys::dir::open_root(work).map_err(at)?;
         check_separate(upper, work, &layer, &outer)?;

@@ -12,6 +12,7 @@ use super::stage::CopyUp;
 use super::{Caller, Op};
 use crate::error::{Errno, Error, Result};
 use crate::format::Redirect;
+use crate::format::foreign::is_mark;
 use crate::inode::{Alias, DirState, Inode};
 use crate::layer::zero_device::{self, is_zero_device};
 use crate::layer::{LayerDir, Seen, probe};
@@ -103,6 +104,7 @@ impl Op<'_> {
         let dir = live(parent)?;
         let fd = up.fd()?;
         let fd = (*fd).as_fd();
+        refuse_mark(&up, name)?;
         self.ready_for(inode, fd)?;
         let (from_dir, from_name) = match &file.anchor {
             Some(_) => return Err(Error::NOT_FOUND),
@@ -153,6 +155,9 @@ impl Op<'_> {
 
     /// What the upper has under a name.
     pub(super) fn upper_has(&self, up: &LayerDir, name: &Name) -> Result<UpperHas> {
+        if up.layer().is_foreign() {
+            self.upper()?.settle(up, name)?;
+        }
         Ok(match probe(up, name, true)? {
             None => UpperHas::Nothing,
             Some(found) if found.seen == Seen::Whiteout => UpperHas::Whiteout,
@@ -183,6 +188,7 @@ impl Op<'_> {
         let dir = live(parent)?;
         let fd = up.fd()?;
         let fd = (*fd).as_fd();
+        refuse_mark(&up, name)?;
         self.must_be_free(&dir, &up, name)?;
         match self.as_creator(caller, || how(fd, name)) {
             Ok(()) => {}
@@ -252,6 +258,14 @@ impl Op<'_> {
         self.take_file(parent, name, node, true)
             .ok_or(Error::Errno(Errno::STALE))
     }
+}
+
+/// EINVAL for a name that would be a mark in a layer where names are marks.
+pub(super) fn refuse_mark(up: &LayerDir, name: &Name) -> Result<()> {
+    if up.layer().is_foreign() && is_mark(name) {
+        return Err(Error::Errno(Errno::INVAL));
+    }
+    Ok(())
 }
 
 /// A folder that was not removed.

@@ -144,6 +144,14 @@ impl Overlay {
         })
     }
 
+    /// The same over data-only layers, topmost first.
+    #[must_use]
+    pub fn over_data(mut self, data: Vec<Arc<Layer>>) -> Self {
+        let stack = self.stack.get_mut();
+        stack.view = stack.view.clone().over_data(data);
+        self
+    }
+
     /// Keeps locks on layers until the mount ends.
     pub fn keep_locks(&self, locks: Vec<OwnedFd>) {
         self.locks.lock().extend(locks);

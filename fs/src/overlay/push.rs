@@ -78,7 +78,7 @@ impl Overlay {
             .shown_ctime(sys::stat::stat_fd(&*old_root.fd()?)?.ctime);
         let mut layers = vec![upper.layer.clone()];
         layers.extend(stack.view.layers().iter().cloned());
-        let view = View::new(layers);
+        let view = View::new(layers).over_data(stack.view.data_only().to_vec());
         let root = view.root()?;
         let lock = stack.upper.as_ref().map(|old| old.freeze()).transpose()?;
 

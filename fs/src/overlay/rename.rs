@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use super::create::{live, lock_both};
+use super::create::{live, lock_both, refuse_mark};
 use super::plan::{self, NameState, UpperHas};
 use super::remove::forget_name;
 use super::stage::CopyUp;
@@ -72,6 +72,7 @@ impl Op<'_> {
         let _names = lock_both(parent, new_parent);
         let from = self.side(parent, name)?;
         let to = self.side(new_parent, new_name)?;
+        refuse_mark(&to.up, new_name)?;
         self.ready_for(&inode, (*to.up.fd()?).as_fd())?;
         if flags.exchange {
             let target = target.ok_or(Error::NOT_FOUND)?;

@@ -6,6 +6,7 @@ use rustix::fs::OFlags;
 
 use super::{Caller, Op};
 use crate::error::{Errno, Error, Result};
+use crate::format::foreign::is_attribute;
 use crate::format::{NumberMark, OPAQUE, OPAQUE_XATTR_WHITEOUTS};
 use crate::inode::FileState;
 use crate::layer::{Layer, LayerDir, Staged, zero_device};
@@ -209,6 +210,9 @@ impl Op<'_> {
                 {
                     lent = mark;
                 }
+                continue;
+            }
+            if layer.is_foreign() && is_attribute(&name) {
                 continue;
             }
             // The other marks are about the source's own layer; escaped ones are a user's.

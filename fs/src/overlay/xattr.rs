@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::{Caller, Op};
 use crate::error::{Errno, Error, Result};
+use crate::format::foreign::is_attribute;
 use crate::idmap::IdMap;
 use crate::inode::Inode;
 use crate::layer::zero_device;
@@ -79,6 +80,9 @@ impl Op<'_> {
         self.any_up(inode)?;
         let disk = self.space().to_disk(name);
         let target = self.target(inode)?;
+        if is_attribute(name) && self.reads_foreign() {
+            return Err(Error::Errno(Errno::PERM));
+        }
         inode.changed();
         if disk == self.space().escaped_opaque().as_bytes() && inode.is_dir() {
             zero_device::opaque_is_a_users(target.as_fd(), self.space())?;
@@ -118,6 +122,9 @@ impl Op<'_> {
     /// Whether an attribute on disk has a user's name and yet no user set it: an escaped mark that goes
     /// with a device 0:0.
     fn is_ours(&self, fd: BorrowedFd<'_>, disk: &[u8]) -> Result<bool> {
+        if is_attribute(disk) && self.reads_foreign() {
+            return Ok(true);
+        }
         let space = self.space();
         let escaped = [space.escaped_whiteout(), space.escaped_opaque()];
         if !escaped.iter().any(|mark| disk == mark.as_bytes()) {
@@ -125,6 +132,11 @@ impl Op<'_> {
         }
         let ours = space.not_a_users(|mark| sys::xattr::get(fd, mark.as_bytes()))?;
         Ok(ours.is_some_and(|ours| disk == ours.as_bytes()))
+    }
+
+    fn reads_foreign(&self) -> bool {
+        let mut layers = self.view().layers().iter();
+        layers.any(|layer| layer.is_foreign())
     }
 
     fn refuse_acl(&self, name: &[u8]) -> Result<()> {

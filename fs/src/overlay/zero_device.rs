@@ -5,7 +5,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use super::create::live;
+use super::create::{live, refuse_mark};
 use super::plan::UpperHas;
 use super::{Caller, Op};
 use crate::error::{Errno, Error, Result};
@@ -29,6 +29,7 @@ impl Op<'_> {
         let (_, up) = self.dir_up(parent)?;
         let _names = parent.names.lock();
         let dir = live(parent)?;
+        refuse_mark(&up, name)?;
         self.must_be_free(&dir, &up, name)?;
         let staged = self.stage_zero_device(caller, &up, mode)?;
         self.commit_zero_device(staged, &up, name)?;

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::format::Redirect;
 use crate::layer::{Layer, LayerDir, Probe, Seen, probe};
 use crate::name::Name;
+use crate::sys::stat::FileKind;
 
 /// What one layer had: the folder and name where it lies, and what it is.
 struct Hit {
@@ -57,6 +58,16 @@ impl View {
                     layer_at += 1;
                     let hit = self.walk(layer, &path, &mut fold)?;
                     got.take(&mut fold, hit);
+                }
+            }
+        }
+        if let Some(Target::Path(path)) = fold.target().cloned()
+            && fold.kind() == Kind::Metacopy
+        {
+            for layer in &self.data {
+                if let Some(hit) = find_data(layer, &path)? {
+                    got.take(&mut fold, Some(hit));
+                    break;
                 }
             }
         }
@@ -204,6 +215,30 @@ impl Hit {
             name: self.name.clone(),
         }
     }
+}
+
+/// The regular file `path` of a data-only layer. No marks count there, and no links are followed.
+fn find_data(layer: &Arc<Layer>, path: &[u8]) -> Result<Option<Hit>> {
+    let mut dir = layer.root_dir();
+    let mut parts = path.split(|&byte| byte == b'/').peekable();
+    while let Some(part) = parts.next() {
+        let name = Name::new(part)?;
+        let Some(found) = probe(&dir, &name, false)? else {
+            return Ok(None);
+        };
+        match (parts.peek().is_some(), found.stat.kind()) {
+            (true, FileKind::Directory) => dir = LayerDir::child(&dir, name, found.stat.ino),
+            (false, FileKind::Regular) => {
+                return Ok(Some(Hit {
+                    dir,
+                    name,
+                    probe: found,
+                }));
+            }
+            _ => return Ok(None),
+        }
+    }
+    Ok(None)
 }
 
 /// `path`, of `total` components counted at the start, after the one at `depth` from the front turned

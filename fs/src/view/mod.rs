@@ -24,6 +24,8 @@ pub struct View {
     layers: Vec<Arc<Layer>>,
     base_dev: u64,
     part: bool,
+    /// Layers that show nothing themselves and hold the content of metacopies.
+    data: Vec<Arc<Layer>>,
 }
 
 /// One name of a folder.
@@ -115,7 +117,21 @@ impl View {
             layers,
             base_dev,
             part,
+            data: Vec::new(),
         }
+    }
+
+    /// The same over data-only layers, topmost first: nothing in them shows, but a metacopy with a path
+    /// for a redirect finds its content there when no other layer has it.
+    #[must_use]
+    pub fn over_data(mut self, data: Vec<Arc<Layer>>) -> Self {
+        self.data = data;
+        self
+    }
+
+    /// The data-only layers, topmost first.
+    pub fn data_only(&self) -> &[Arc<Layer>] {
+        &self.data
     }
 
     /// The layers, topmost first.

@@ -175,6 +175,21 @@ impl Lab {
         Fs::new(Overlay::new(upper, self.open_lowers(), self.behaviour.clone()).unwrap())
     }
 
+    /// A new "mount" that reads the marks of fuse-overlayfs.
+    pub fn open_foreign(&self) -> Fs {
+        let open = |path: &Path| Layer::open_foreign(path, self.space).unwrap();
+        let upper = Upper::of(open(&self.upper()), &self.work()).unwrap();
+        let lowers = self.lowers.borrow().iter().map(|path| open(path)).collect();
+        Fs::new(Overlay::new(Some(upper), lowers, self.behaviour.clone()).unwrap())
+    }
+
+    /// A new "mount" over data-only layers, topmost first.
+    pub fn open_over_data(&self, data: &[&Path]) -> Fs {
+        let fs = self.open();
+        let open = |path: &&Path| Layer::open(path, self.space).unwrap();
+        Fs::new(fs.overlay.over_data(data.iter().map(open).collect()))
+    }
+
     /// All layers, the upper among them, for reading only.
     pub fn open_read_only(&self) -> Fs {
         let mut layers = vec![Layer::open(&self.upper(), self.space).unwrap()];
