@@ -8,7 +8,7 @@
 
 mod common;
 
-use common::{Fs, Lab, plant};
+use common::{Fs, Lab, WRITE, plant};
 
 const NAMES: [&str; 3] = ["a", "d/b", "e/f/c"];
 
@@ -168,4 +168,64 @@ fn hidden_names_are_not_linked() {
     one_file(&fs, &["e/f/c"], b"content of a", 0o600);
     one_file(&fs, &["d/b"], b"another", 0o644);
     assert_eq!(lab.marks(), ["e dir", "e/f dir", "e/f/c file metacopy"]);
+}
+
+#[test]
+fn a_file_whose_known_names_go_keeps_the_others() {
+    let lab = Lab::new(|_| {});
+    let upper = lab.upper();
+    std::fs::write(upper.join("a"), b"text").unwrap();
+    for name in ["b", "c", "d"] {
+        std::fs::hard_link(upper.join("a"), upper.join(name)).unwrap();
+    }
+    let fs = lab.open();
+    // Nobody has looked at the other names yet.
+    let inode = fs.find("a").unwrap();
+    let handle = fs.open("a", WRITE).unwrap();
+    fs.unlink("a").unwrap();
+    assert_eq!(fs.attr_of(&inode).unwrap().stat.nlink, 3);
+    fs.write_handle(&handle, 0, b"more").unwrap();
+    assert_eq!(fs.attr("b").unwrap().stat.nlink, 3);
+    assert_eq!(fs.attr("b").unwrap().ino, inode.ino());
+    fs.link("b", "e").unwrap();
+    fs.rename("b", "f").unwrap();
+    assert_eq!(fs.read("c").unwrap(), b"more");
+    assert_eq!(fs.attr_of(&inode).unwrap().stat.nlink, 4);
+    fs.overlay.close(&handle);
+    lab.push(&fs).unwrap();
+    // Copied up with all of them, though one was never looked at.
+    fs.append("c", b"!").unwrap();
+    for name in ["c", "d", "e", "f"] {
+        assert_eq!(fs.read(name).unwrap(), b"more!", "{name}");
+    }
+    let handle = fs.open("c", WRITE).unwrap();
+    for (name, left) in [("c", 3), ("d", 2), ("e", 1), ("f", 0)] {
+        fs.unlink(name).unwrap();
+        assert_eq!(fs.attr_of(&inode).unwrap().stat.nlink, left, "{name}");
+    }
+    assert_eq!(fs.read_handle(&handle).unwrap(), b"more!");
+    fs.overlay.close(&handle);
+}
+
+#[test]
+fn a_file_with_ten_thousand_names_stays_one() {
+    const NAMES: usize = 10_000;
+    let lab = Lab::new(|top| {
+        plant(top, &["d/0", "e/"]);
+        for number in 1..NAMES {
+            let folder = if number % 2 == 0 { "d" } else { "e" };
+            let name = top.join(folder).join(number.to_string());
+            std::fs::hard_link(top.join("d/0"), name).unwrap();
+        }
+    });
+    let fs = lab.open();
+    fs.overwrite("e/1", b"new").unwrap();
+    for number in (0..NAMES).step_by(997) {
+        let folder = if number % 2 == 0 { "d" } else { "e" };
+        let path = format!("{folder}/{number}");
+        assert_eq!(fs.read(&path).unwrap(), b"new", "{path}");
+        assert_eq!(fs.attr(&path).unwrap().stat.nlink, NAMES as u64);
+    }
+    fs.unlink("d/0").unwrap();
+    assert_eq!(fs.attr("e/9999").unwrap().stat.nlink, NAMES as u64 - 1);
 }

@@ -22,6 +22,10 @@ use crate::view::Loc;
 
 pub use table::InodeTable;
 
+/// How many names of one file are remembered. All that need all of them ask the layers; this state is
+/// copied for every operation.
+const KNOWN_NAMES: usize = 8;
+
 /// Which object on disk this is: device and inode number of the place that gives its attributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Identity {
@@ -90,10 +94,11 @@ pub(crate) struct FileState {
     pub data: Option<Loc>,
     /// The redirect mark at `loc`.
     pub redirect: Option<Redirect>,
-    /// The names that are known; the object may have more.
+    /// Names that are known, at most [`KNOWN_NAMES`]; the object may have more.
     pub aliases: SmallVec<[Alias; 1]>,
-    /// Its last known name was removed: `anchor` (upper) or `loc` (lower) still leads to it.
+    /// Its last name was removed: `anchor` (upper) or `loc` (lower) still leads to it.
     pub orphan: bool,
+    /// Leads to it since the last name that was known went.
     pub anchor: Option<Arc<OwnedFd>>,
     /// How many names of a lower file with several links show, once they were counted. It holds as long
     /// as the file is not in the upper: any change of its names brings it there.
@@ -179,10 +184,25 @@ impl Inode {
                 let known =
                     |a: &Alias| a.name == alias.name && Arc::ptr_eq(&a.parent, &alias.parent);
                 if !file.aliases.iter().any(known) {
+                    if file.aliases.len() >= KNOWN_NAMES {
+                        file.aliases.remove(0);
+                    }
                     file.aliases.push(alias);
                 }
             }
         }
+    }
+
+    /// Told where a file was found: one that only its anchor led to has a place again.
+    pub(crate) fn found_again(&self, loc: Loc) -> Result<()> {
+        let lost = match &*self.state.read() {
+            State::File(file) => file.anchor.is_some() && !file.orphan,
+            State::Dir(_) => false,
+        };
+        if lost {
+            self.change_file(|file| file.loc = loc)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn turn(&self) -> u64 {

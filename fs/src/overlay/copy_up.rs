@@ -264,6 +264,10 @@ impl Op<'_> {
             file.loc = loc;
             file.data = metacopy.then(|| before.data_loc().clone());
             file.redirect = redirect;
+            if !file.orphan {
+                // It led to the original.
+                file.anchor = None;
+            }
             // Counted for the place below; here the names will change.
             file.visible = None;
             std::mem::replace(&mut file.identity, new)

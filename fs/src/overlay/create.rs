@@ -106,22 +106,19 @@ impl Op<'_> {
         let fd = (*fd).as_fd();
         refuse_mark(&up, name)?;
         self.ready_for(inode, fd)?;
-        let (from_dir, from_name) = match &file.anchor {
-            Some(_) => return Err(Error::NOT_FOUND),
-            None => (file.loc.dir.fd()?, file.loc.name.clone()),
+        let link_to = |dir: BorrowedFd<'_>, name: &[u8]| match &file.anchor {
+            // Of its names none is known. Where it has none the kernel says ENOENT, as for any file.
+            Some(anchor) => sys::node::link_fd(anchor.as_fd(), dir, name),
+            None => sys::node::link((*file.loc.dir.fd()?).as_fd(), &file.loc.name, dir, name),
         };
-        let from = (*from_dir).as_fd();
         match self.upper_has(&up, name)? {
             UpperHas::Object => return Err(Error::Errno(Errno::EXIST)),
             UpperHas::Nothing => {
                 self.must_be_free_below(&dir, name)?;
-                sys::node::link(from, &from_name, fd, name)?;
+                link_to(fd, name)?;
             }
             UpperHas::Whiteout => {
-                let (staged, ()) = self
-                    .upper()?
-                    .work
-                    .stage(|work, tmp| sys::node::link(from, &from_name, work, tmp))?;
+                let (staged, ()) = self.upper()?.work.stage(|work, tmp| link_to(work, tmp))?;
                 staged.commit(fd, name, RenameHow::Replace)?;
             }
         }

@@ -4,7 +4,7 @@
 //! Which names there are is found by one scan of the layer that holds the file, on the first need;
 //! where they show is found by looking, because folders above them may have been moved.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -55,7 +55,10 @@ impl LinkIndex {
 impl Op<'_> {
     /// Every name under which a file that is not in the upper shows.
     pub(super) fn visible_names(&self, inode: &Arc<Inode>, file: &FileState) -> Result<Vec<Alias>> {
-        let stat = file.loc.stat()?;
+        let stat = match &file.anchor {
+            Some(anchor) => sys::stat::stat_fd(&**anchor)?,
+            None => file.loc.stat()?,
+        };
         let known = file.aliases.to_vec();
         if stat.nlink <= known.len() as u64 {
             return Ok(known);
@@ -63,6 +66,10 @@ impl Op<'_> {
         let layer = file.loc.dir.layer().clone();
         let scan = self.scan_of(&layer)?;
         self.find_moved()?;
+        let mut seen: HashSet<_> = known
+            .iter()
+            .map(|alias| (alias.parent.ino(), alias.name.clone()))
+            .collect();
         let mut names = known;
         for path in scan.links.get(&stat.ino).into_iter().flatten() {
             let (folder, last) = match path.iter().rposition(|&byte| byte == b'/') {
@@ -74,10 +81,7 @@ impl Op<'_> {
                 let shows = self
                     .lookup(&parent, &last)?
                     .is_some_and(|found| Arc::ptr_eq(&found, inode));
-                let new = !names
-                    .iter()
-                    .any(|a| a.name == last && Arc::ptr_eq(&a.parent, &parent));
-                if shows && new {
+                if shows && seen.insert((parent.ino(), last.clone())) {
                     names.push(Alias {
                         parent,
                         name: last.clone(),

@@ -57,7 +57,15 @@ impl Op<'_> {
         let taken = match self.view().lookup(&node_of(&dir), name)? {
             Found::Absent | Found::Whiteout => return Ok(Looked::Sure(None)),
             Found::Dir(node) => self.take_dir(parent, name, node, sure),
-            Found::File(node) => self.take_file(parent, name, node, sure),
+            Found::File(node) => {
+                let loc = node.loc.clone();
+                let inode = self.take_file(parent, name, node, sure);
+                if let Some(inode) = &inode {
+                    // The first name that is known of a file whose known names all went.
+                    inode.found_again(loc)?;
+                }
+                inode
+            }
         };
         Ok(taken.map_or(Looked::Unsure, |inode| Looked::Sure(Some(inode))))
     }

@@ -159,19 +159,27 @@ impl Op<'_> {
     }
 }
 
-/// Drops a name that is gone; a file without any is an orphan, to which `keeper` leads.
+/// Drops a name that is gone. `keeper` leads to a file of which no other name is known; one that has
+/// none is an orphan.
 pub(super) fn forget_name(
     inode: &Arc<Inode>,
     parent: &Arc<Inode>,
     name: &Name,
     keeper: Option<Arc<OwnedFd>>,
 ) -> Result<()> {
+    let anchor = match keeper {
+        Some(keeper) => Some(keeper),
+        None => inode.file()?.anchor,
+    };
+    // Not all names of a file need be known: the disk tells whether there is one left.
+    let left = match &anchor {
+        Some(anchor) => Some(sys::stat::stat_fd(&**anchor)?.nlink),
+        None => None,
+    };
     inode.change_file(|file| {
-        if keeper.is_some() {
-            file.anchor = keeper;
-        }
+        file.anchor = anchor;
         file.aliases
             .retain(|a| !(a.name == *name && Arc::ptr_eq(&a.parent, parent)));
-        file.orphan = file.aliases.is_empty();
+        file.orphan = left.map_or(file.aliases.is_empty(), |left| left == 0);
     })
 }
