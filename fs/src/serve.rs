@@ -53,9 +53,15 @@ pub fn serve(mut config: Config, ready: impl FnOnce()) -> Result<(), SetupError>
         Some((upper, work)) => Some(Upper::of(open(upper)?, work)?),
         None => None,
     };
-    let overlay = Overlay::new(upper, lowers, config.behaviour.clone())
-        .map_err(|error| SetupError::at("cannot read the layers for", &config.mountpoint, error))?
-        .over_data(data);
+    let told = |error| SetupError::at("cannot read the layers for", &config.mountpoint, error);
+    let make = || {
+        let made = Overlay::new(upper.clone(), lowers.clone(), config.behaviour.clone());
+        made.map(|overlay| overlay.over_data(data.clone()))
+    };
+    let mut overlay = make().map_err(told)?;
+    if overlay.take_over_index().map_err(told)? {
+        overlay = make().map_err(told)?;
+    }
     let overlay = Arc::new(overlay);
     let signals = block_signals();
     let threads = config.threads.unwrap_or_else(|| {

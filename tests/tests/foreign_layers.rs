@@ -136,3 +136,61 @@ fn what_fuse_overlayfs_wrote_without_privilege_is_read() {
         mount.unmount();
     }
 }
+
+#[test]
+fn hard_links_that_only_the_kernels_index_knows_stay_one_file() {
+    let test = "hard_links_that_only_the_kernels_index_knows_stay_one_file";
+    if !can(test, &NEEDS) {
+        return;
+    }
+    let scratch = Scratch::new("kernel-index");
+    sh_in(
+        &scratch,
+        "mkdir -p l/d l/d2 u w m; echo one > l/a; for n in b c d/e d2/f d2/g; do ln l/a l/$n; done
+         echo x > l/x; ln l/x l/d/y; ln l/x l/d2/z; ln -s to l/s; ln l/s l/t
+         mount -t overlay overlay -o lowerdir=l,upperdir=u,workdir=w,index=on,redirect_dir=on,metacopy=on m
+         echo two >> m/a; rm m/c; mv m/d m/dd; rm -r m/d2; ln m/b m/new
+         chmod 600 m/x; rm m/x; chown -h 5:5 m/s",
+    )
+    .ok();
+    let path = |name: &str| scratch.join(name);
+    let theirs = shows(&path("m"));
+    plain_unmount(&path("m")).unwrap();
+    let stack = Stack {
+        lowers: vec![path("l")],
+        upper: Some((path("u"), path("w"))),
+    };
+    // The second time there is nothing left to take over.
+    for turn in ["first", "second"] {
+        let mount = Overlay::cowlfs(&stack, &path("m"), "");
+        tree::assert_same(turn, &shows(mount.path()), &theirs, Compare::READER);
+        mount.unmount();
+    }
+    assert_eq!(
+        sh_in(&scratch, "ls w/index | grep -c ^00fb || true")
+            .ok()
+            .stdout,
+        b"0\n"
+    );
+    let mount = Overlay::cowlfs(&stack, &path("m"), "");
+    sh_in(
+        mount.path(),
+        "echo three >> dd/e; test \"$(tail -n1 new)\" = three",
+    )
+    .ok();
+    let ours = shows(mount.path());
+    mount.unmount();
+    // And the kernel goes on, with its index and without.
+    for index in ["on", "off"] {
+        let options = format!("index={index},redirect_dir=on,metacopy=on");
+        let layers = "lowerdir=l,upperdir=u,workdir=w";
+        sh_in(
+            &scratch,
+            &format!("mount -t overlay overlay -o {layers},{options} m"),
+        )
+        .ok();
+        let theirs = shows(&path("m"));
+        plain_unmount(&path("m")).unwrap();
+        tree::assert_same(&options, &theirs, &ours, Compare::READER);
+    }
+}

@@ -5,6 +5,7 @@
 
 pub mod foreign;
 pub mod number;
+pub mod origin;
 pub mod redirect;
 pub mod xattr_names;
 pub mod zero_device;

@@ -89,6 +89,12 @@ impl Upper {
         Ok(shared)
     }
 
+    /// The folder that the user named as work folder.
+    pub(crate) fn outer_work(&self) -> BorrowedFd<'_> {
+        let [_, outer] = &self.locks;
+        outer.as_fd()
+    }
+
     /// The form in which this upper hides names.
     pub fn whiteout_form(&self) -> WhiteoutForm {
         self.form

@@ -24,9 +24,9 @@ use crate::view::resolve::join;
 
 /// What a scan of one layer found.
 #[derive(Debug, Default)]
-struct Scan {
+pub(super) struct Scan {
     /// Inode number to paths, for files with more than one link.
-    links: HashMap<u64, Vec<Vec<u8>>>,
+    pub(super) links: HashMap<u64, Vec<Vec<u8>>>,
     /// Folders with a redirect mark.
     redirects: Vec<Vec<u8>>,
 }
@@ -65,31 +65,43 @@ impl Op<'_> {
         }
         let layer = file.loc.dir.layer().clone();
         let scan = self.scan_of(&layer)?;
-        self.find_moved()?;
         let mut seen: HashSet<_> = known
             .iter()
             .map(|alias| (alias.parent.ino(), alias.name.clone()))
             .collect();
         let mut names = known;
         for path in scan.links.get(&stat.ino).into_iter().flatten() {
-            let (folder, last) = match path.iter().rposition(|&byte| byte == b'/') {
-                Some(at) => path.split_at(at),
-                None => (&b""[..], path.as_slice()),
-            };
-            let last = Name::new(last.strip_prefix(b"/").unwrap_or(last))?;
-            for parent in self.shown_at(&layer, folder)? {
+            self.each_shown(&layer, path, |parent, last| {
                 let shows = self
                     .lookup(&parent, &last)?
                     .is_some_and(|found| Arc::ptr_eq(&found, inode));
                 if shows && seen.insert((parent.ino(), last.clone())) {
-                    names.push(Alias {
-                        parent,
-                        name: last.clone(),
-                    });
+                    names.push(Alias { parent, name: last });
                 }
-            }
+                Ok(())
+            })?;
         }
         Ok(names)
+    }
+
+    /// Calls `visit` with every folder of the overlay and the name in it under which the object at `path`
+    /// of `layer` shows, unless something else is there.
+    pub(super) fn each_shown(
+        &self,
+        layer: &Arc<Layer>,
+        path: &[u8],
+        mut visit: impl FnMut(Arc<Inode>, Name) -> Result<()>,
+    ) -> Result<()> {
+        let (folder, last) = match path.iter().rposition(|&byte| byte == b'/') {
+            Some(at) => path.split_at(at),
+            None => (&b""[..], path),
+        };
+        let last = Name::new(last.strip_prefix(b"/").unwrap_or(last))?;
+        self.find_moved()?;
+        for parent in self.shown_at(layer, folder)? {
+            visit(parent, last.clone())?;
+        }
+        Ok(())
     }
 
     /// Puts a copied-up file in place under all its names. Only this process sees the steps; a crash
@@ -239,7 +251,7 @@ impl Op<'_> {
         Ok(())
     }
 
-    fn scan_of(&self, layer: &Arc<Layer>) -> Result<Arc<Scan>> {
+    pub(super) fn scan_of(&self, layer: &Arc<Layer>) -> Result<Arc<Scan>> {
         if let Some(scan) = self.overlay.links.layers.lock().get(&layer.id()) {
             return Ok(scan.clone());
         }

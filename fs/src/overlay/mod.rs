@@ -9,6 +9,7 @@ mod copy_up;
 mod create;
 mod files;
 mod hardlinks;
+mod index;
 mod lookup;
 pub mod plan;
 mod push;

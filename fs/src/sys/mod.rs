@@ -8,6 +8,7 @@ pub mod copy;
 pub mod creds;
 pub mod dir;
 pub mod fault;
+pub mod handle;
 pub mod mount;
 pub mod node;
 pub mod process;

@@ -1,0 +1,75 @@
+//! The kernel's file handles, as its `origin` marks hold them and its index names its entries: by them a
+//! copied-up object says which lower inode it came from. Only read here.
+
+/// A file handle: the file system's own kind of handle and its bytes, as name_to_handle_at(2) tells them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct FileHandleId {
+    /// `handle_type`.
+    pub kind: i32,
+    /// `f_handle`.
+    pub bytes: Vec<u8>,
+}
+
+/// Version and magic byte (the kernel's struct ovl_fb).
+const HEAD: [u8; 2] = [0x00, 0xfb];
+/// Head, length, flags, type, and the file system's UUID.
+const BEFORE_HANDLE: usize = 21;
+/// The flag that the handle belongs to a file of the upper.
+const IN_UPPER: u8 = 1 << 2;
+
+impl FileHandleId {
+    /// The handle that an entry of the index is named by, in hexadecimal digits: that of the lower inode
+    /// that it was copied up from. `None` for any other name.
+    pub fn of_index_entry(name: &[u8]) -> Option<Self> {
+        let (digits, rest) = name.as_chunks::<2>();
+        if !rest.is_empty() {
+            return None;
+        }
+        let byte = |digits: &[u8; 2]| {
+            let text = std::str::from_utf8(digits).ok()?;
+            u8::from_str_radix(text, 16).ok()
+        };
+        let raw = digits.iter().map(byte).collect::<Option<Vec<u8>>>()?;
+        let (head, bytes) = raw.split_at_checked(BEFORE_HANDLE)?;
+        let [version, magic, length, flags, kind, ..] = *head else {
+            return None;
+        };
+        let whole = [version, magic] == HEAD && usize::from(length) == raw.len();
+        if !whole || flags & IN_UPPER != 0 || bytes.is_empty() {
+            return None;
+        }
+        Some(Self {
+            kind: kind.into(),
+            bytes: bytes.to_vec(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_that_the_kernel_made() {
+        let name = b"00fb1d00010000000000000000000000000000000054e09a007a0f20ed";
+        let handle = FileHandleId::of_index_entry(name).unwrap();
+        assert_eq!(handle.kind, 1);
+        assert_eq!(handle.bytes, b"\x54\xe0\x9a\x00\x7a\x0f\x20\xed");
+    }
+
+    #[test]
+    fn other_names_are_none() {
+        for name in [
+            &b""[..],
+            b"#3313",
+            b"00fb",
+            b"00fb1d0001000000000000000000000000000000005",
+            b"00fb1d04010000000000000000000000000000000054e09a007a0f20ed",
+            b"00fc1d00010000000000000000000000000000000054e09a007a0f20ed",
+            b"00fb1e00010000000000000000000000000000000054e09a007a0f20ed",
+            b"00fb1500010000000000000000000000000000000000",
+        ] {
+            assert_eq!(FileHandleId::of_index_entry(name), None, "{name:?}");
+        }
+    }
+}
