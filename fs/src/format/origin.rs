@@ -1,15 +1,6 @@
 //! The kernel's file handles, as its `origin` marks hold them and its index names its entries: by them a
 //! copied-up object says which lower inode it came from. Only read here.
 
-/// A file handle: the file system's own kind of handle and its bytes, as name_to_handle_at(2) tells them.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct FileHandleId {
-    /// `handle_type`.
-    pub kind: i32,
-    /// `f_handle`.
-    pub bytes: Vec<u8>,
-}
-
 /// Version and magic byte (the kernel's struct ovl_fb).
 const HEAD: [u8; 2] = [0x00, 0xfb];
 /// Head, length, flags, type, and the file system's UUID.
@@ -17,32 +8,28 @@ const BEFORE_HANDLE: usize = 21;
 /// The flag that the handle belongs to a file of the upper.
 const IN_UPPER: u8 = 1 << 2;
 
-impl FileHandleId {
-    /// The handle that an entry of the index is named by, in hexadecimal digits: that of the lower inode
-    /// that it was copied up from. `None` for any other name.
-    pub fn of_index_entry(name: &[u8]) -> Option<Self> {
-        let (digits, rest) = name.as_chunks::<2>();
-        if !rest.is_empty() {
-            return None;
-        }
-        let byte = |digits: &[u8; 2]| {
-            let text = std::str::from_utf8(digits).ok()?;
-            u8::from_str_radix(text, 16).ok()
-        };
-        let raw = digits.iter().map(byte).collect::<Option<Vec<u8>>>()?;
-        let (head, bytes) = raw.split_at_checked(BEFORE_HANDLE)?;
-        let [version, magic, length, flags, kind, ..] = *head else {
-            return None;
-        };
-        let whole = [version, magic] == HEAD && usize::from(length) == raw.len();
-        if !whole || flags & IN_UPPER != 0 || bytes.is_empty() {
-            return None;
-        }
-        Some(Self {
-            kind: kind.into(),
-            bytes: bytes.to_vec(),
-        })
+/// The handle that an entry of the index is named by, in hexadecimal digits: that of the lower inode that
+/// it was copied up from. Its kind and its bytes, as name_to_handle_at(2) tells them; `None` for any
+/// other name.
+pub fn handle_of_entry(name: &[u8]) -> Option<(i32, Vec<u8>)> {
+    let (digits, rest) = name.as_chunks::<2>();
+    if !rest.is_empty() {
+        return None;
     }
+    let byte = |digits: &[u8; 2]| {
+        let text = std::str::from_utf8(digits).ok()?;
+        u8::from_str_radix(text, 16).ok()
+    };
+    let raw = digits.iter().map(byte).collect::<Option<Vec<u8>>>()?;
+    let (head, bytes) = raw.split_at_checked(BEFORE_HANDLE)?;
+    let [version, magic, length, flags, kind, ..] = *head else {
+        return None;
+    };
+    let whole = [version, magic] == HEAD && usize::from(length) == raw.len();
+    if !whole || flags & IN_UPPER != 0 || bytes.is_empty() {
+        return None;
+    }
+    Some((kind.into(), bytes.to_vec()))
 }
 
 #[cfg(test)]
@@ -52,9 +39,9 @@ mod tests {
     #[test]
     fn an_entry_that_the_kernel_made() {
         let name = b"00fb1d00010000000000000000000000000000000054e09a007a0f20ed";
-        let handle = FileHandleId::of_index_entry(name).unwrap();
-        assert_eq!(handle.kind, 1);
-        assert_eq!(handle.bytes, b"\x54\xe0\x9a\x00\x7a\x0f\x20\xed");
+        let (kind, bytes) = handle_of_entry(name).unwrap();
+        assert_eq!(kind, 1);
+        assert_eq!(bytes, b"\x54\xe0\x9a\x00\x7a\x0f\x20\xed");
     }
 
     #[test]
@@ -69,7 +56,7 @@ mod tests {
             b"00fb1e00010000000000000000000000000000000054e09a007a0f20ed",
             b"00fb1500010000000000000000000000000000000000",
         ] {
-            assert_eq!(FileHandleId::of_index_entry(name), None, "{name:?}");
+            assert_eq!(handle_of_entry(name), None, "{name:?}");
         }
     }
 }

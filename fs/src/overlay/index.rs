@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::{Op, Overlay};
 use crate::error::Result;
-use crate::format::origin::FileHandleId;
+use crate::format::origin::handle_of_entry;
 use crate::inode::Alias;
 use crate::layer::{Layer, LayerDir, Upper};
 use crate::name::Name;
@@ -32,7 +32,7 @@ impl Overlay {
         for entry in sys::dir::entries(index.as_fd())? {
             // Folders and whiteouts are there for exports over NFS and say nothing that is needed.
             let stat = sys::stat::stat_at(index.as_fd(), &entry.name)?;
-            if let Some(handle) = FileHandleId::of_index_entry(&entry.name)
+            if let Some(handle) = handle_of_entry(&entry.name)
                 && stat.kind() != FileKind::Directory
                 && !stat.is_whiteout_device()
             {
@@ -57,7 +57,7 @@ impl Overlay {
 
 impl Op<'_> {
     /// Lower files with several names, by their handles.
-    fn lower_handles(&self) -> Result<HashMap<FileHandleId, (Arc<Layer>, Stat)>> {
+    fn lower_handles(&self) -> Result<HashMap<(i32, Vec<u8>), (Arc<Layer>, Stat)>> {
         let mut found = HashMap::new();
         for layer in self.view().layers() {
             if self.is_upper(layer) {

@@ -4,7 +4,6 @@
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::error::{Errno, Result};
-use crate::format::origin::FileHandleId;
 
 /// The most bytes that a handle has (MAX_HANDLE_SZ of the kernel).
 const MOST: usize = 128;
@@ -17,8 +16,8 @@ struct Raw {
     handle: [u8; MOST],
 }
 
-/// The handle of an open object (an O_PATH descriptor will do); `None` where the file system has none.
-pub fn of(fd: BorrowedFd<'_>) -> Result<Option<FileHandleId>> {
+/// The handle of an open object (an O_PATH descriptor will do), its kind and its bytes; `None` where the file system has none.
+pub fn of(fd: BorrowedFd<'_>) -> Result<Option<(i32, Vec<u8>)>> {
     let mut raw = Raw {
         bytes: MOST as u32,
         kind: 0,
@@ -40,10 +39,7 @@ pub fn of(fd: BorrowedFd<'_>) -> Result<Option<FileHandleId>> {
     };
     if done == 0 {
         let bytes = raw.handle.get(..raw.bytes as usize).unwrap_or_default();
-        return Ok(Some(FileHandleId {
-            kind: raw.kind,
-            bytes: bytes.to_vec(),
-        }));
+        return Ok(Some((raw.kind, bytes.to_vec())));
     }
     match nix::errno::Errno::last().into() {
         crate::Error::Errno(Errno::OPNOTSUPP | Errno::NOSYS | Errno::OVERFLOW) => Ok(None),
