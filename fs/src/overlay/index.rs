@@ -55,9 +55,11 @@ impl Overlay {
     }
 }
 
+/// Lower files with several names: their layer and what lies there, by their handles.
+type ByHandle = HashMap<(i32, Vec<u8>), (Arc<Layer>, Stat)>;
+
 impl Op<'_> {
-    /// Lower files with several names, by their handles.
-    fn lower_handles(&self) -> Result<HashMap<(i32, Vec<u8>), (Arc<Layer>, Stat)>> {
+    fn lower_handles(&self) -> Result<ByHandle> {
         let mut found = HashMap::new();
         for layer in self.view().layers() {
             if self.is_upper(layer) {
