@@ -122,12 +122,31 @@ impl Upper {
             }
         })?;
         if self.form == WhiteoutForm::MarkedFile {
-            let mark = self.layer.space().opaque().as_bytes();
-            if sys::xattr::get(dir, mark)?.is_none() {
-                sys::xattr::set(dir, mark, OPAQUE_XATTR_WHITEOUTS)?;
-            }
+            self.mark_folder(dir)?;
         }
         Ok(staged)
+    }
+
+    /// To be called before the whiteout `name` in `from` is moved to the folder `dir`: a listing of that
+    /// must know that it may be a marked file.
+    pub fn ready_for_whiteout(
+        &self,
+        dir: BorrowedFd<'_>,
+        from: BorrowedFd<'_>,
+        name: &[u8],
+    ) -> Result<()> {
+        if sys::stat::stat_at(from, name)?.is_whiteout_device() {
+            return Ok(());
+        }
+        self.mark_folder(dir)
+    }
+
+    fn mark_folder(&self, dir: BorrowedFd<'_>) -> Result<()> {
+        let mark = self.layer.space().opaque().as_bytes();
+        if sys::xattr::get(dir, mark)?.is_none() {
+            sys::xattr::set(dir, mark, OPAQUE_XATTR_WHITEOUTS)?;
+        }
+        Ok(())
     }
 }
 

@@ -11,7 +11,7 @@ use super::{Caller, Op};
 use crate::error::{Errno, Error, Result};
 use crate::format::Redirect;
 use crate::inode::{Alias, DirState, Identity, Inode};
-use crate::layer::LayerDir;
+use crate::layer::{LayerDir, WhiteoutForm};
 use crate::name::Name;
 use crate::sys;
 use crate::sys::node::RenameHow;
@@ -182,11 +182,22 @@ impl Op<'_> {
             self.set_opaque((*inode.dir()?.top()?.fd()?).as_fd())?;
         }
         let gone = self.prepare_target(to, target)?;
-        match sys::node::rename(from_fd, from.name, to_fd, to.name, plan.how) {
-            Err(Error::Errno(Errno::INVAL | Errno::NOSYS)) if plan.how == RenameHow::Whiteout => {
-                self.leave_whiteout_by_exchange(from, to)?;
+        let upper = self.upper()?;
+        if plan.how == RenameHow::Exchange && !plan.drop_whiteout {
+            // The whiteout of the new name comes to lie in the old name's folder.
+            upper.ready_for_whiteout(from_fd, to_fd, to.name)?;
+        }
+        if plan.how == RenameHow::Whiteout && upper.whiteout_form() == WhiteoutForm::MarkedFile {
+            self.leave_whiteout_by_exchange(from, to)?;
+        } else {
+            match sys::node::rename(from_fd, from.name, to_fd, to.name, plan.how) {
+                Err(Error::Errno(Errno::INVAL | Errno::NOSYS))
+                    if plan.how == RenameHow::Whiteout =>
+                {
+                    self.leave_whiteout_by_exchange(from, to)?;
+                }
+                other => other?,
             }
-            other => other?,
         }
         if plan.drop_whiteout
             && let Err(error) = sys::node::unlink(from_fd, from.name)

@@ -14,6 +14,7 @@ mod armed {
         static LEFT: Cell<Option<u64>> = const { Cell::new(None) };
         static SEEN: Cell<u64> = const { Cell::new(0) };
         static ONCE: Cell<bool> = const { Cell::new(false) };
+        static NO_DEVICES: Cell<bool> = const { Cell::new(false) };
     }
 
     /// Lets `good` changing calls of this thread pass; every later one fails with EIO.
@@ -32,6 +33,18 @@ mod armed {
     pub fn disarm() -> u64 {
         LEFT.set(None);
         SEEN.replace(0)
+    }
+
+    /// Whether this thread's file systems refuse to make devices, as some do.
+    pub fn refuse_devices(refuse: bool) {
+        NO_DEVICES.set(refuse);
+    }
+
+    pub(crate) fn device() -> Result<(), Errno> {
+        if NO_DEVICES.get() {
+            return Err(Errno::PERM);
+        }
+        Ok(())
     }
 
     pub(crate) fn hit() -> Result<(), Errno> {
@@ -53,7 +66,7 @@ mod armed {
 }
 
 #[cfg(any(test, feature = "fault-injection"))]
-pub use armed::{arm, arm_once, disarm};
+pub use armed::{arm, arm_once, disarm, refuse_devices};
 
 /// Asked before every changing system call.
 #[cfg(any(test, feature = "fault-injection"))]
@@ -65,5 +78,18 @@ pub(crate) fn hit() -> Result<(), Errno> {
 #[cfg(not(any(test, feature = "fault-injection")))]
 #[inline(always)]
 pub(crate) fn hit() -> Result<(), Errno> {
+    Ok(())
+}
+
+/// Asked before a device is made.
+#[cfg(any(test, feature = "fault-injection"))]
+pub(crate) fn device() -> Result<(), Errno> {
+    armed::device()
+}
+
+/// Asked before a device is made.
+#[cfg(not(any(test, feature = "fault-injection")))]
+#[inline(always)]
+pub(crate) fn device() -> Result<(), Errno> {
     Ok(())
 }

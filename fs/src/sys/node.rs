@@ -17,6 +17,9 @@ pub fn mkdir(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> Result<()> {
 /// Makes an empty regular file, a fifo, a socket or a device; the thread's umask applies.
 pub fn mknod(dir: BorrowedFd<'_>, name: &[u8], kind: FileKind, mode: u32, rdev: u64) -> Result<()> {
     fault::hit()?;
+    if matches!(kind, FileKind::CharDevice | FileKind::BlockDevice) {
+        fault::device()?;
+    }
     let kind = FileType::from_raw_mode(kind.mode_bits());
     Ok(rustix::fs::mknodat(
         dir,
@@ -104,6 +107,9 @@ pub fn rename(
     how: RenameHow,
 ) -> Result<()> {
     fault::hit()?;
+    if how == RenameHow::Whiteout {
+        fault::device()?;
+    }
     let flags = match how {
         RenameHow::Replace => RenameFlags::empty(),
         RenameHow::NoReplace => RenameFlags::NOREPLACE,
