@@ -17,6 +17,8 @@ pub enum Need {
     Debian,
     /// A program of the system.
     Program(&'static str),
+    /// A filesystem that the kernel knows.
+    Filesystem(&'static str),
 }
 
 impl Need {
@@ -30,11 +32,8 @@ impl Need {
                 .open("/dev/fuse")
                 .err()
                 .map(|error| format!("cannot open /dev/fuse: {error}")),
-            Need::KernelOverlay => match std::fs::read_to_string("/proc/filesystems") {
-                Ok(text) if text.lines().any(|line| line.ends_with("\toverlay")) => None,
-                Ok(_) => Some("the kernel has no overlayfs".to_owned()),
-                Err(error) => Some(format!("cannot read /proc/filesystems: {error}")),
-            },
+            Need::KernelOverlay => lacks_filesystem("overlay"),
+            Need::Filesystem(name) => lacks_filesystem(name),
             Need::Debian => crate::rootfs::debian_tar()
                 .err()
                 .map(|error| format!("no Debian root filesystem: {error}")),
@@ -43,6 +42,28 @@ impl Need {
                 .then(|| format!("no program {name}; `cargo xtask setup` installs it")),
         }
     }
+}
+
+/// Why the kernel can't mount a filesystem of this type. Its module is loaded when there is one.
+fn lacks_filesystem(name: &str) -> Option<String> {
+    let known = || {
+        std::fs::read_to_string("/proc/filesystems").map(|text| {
+            text.lines()
+                .any(|line| line.split_whitespace().next_back() == Some(name))
+        })
+    };
+    match known() {
+        Ok(true) => return None,
+        Err(error) => return Some(format!("cannot read /proc/filesystems: {error}")),
+        Ok(false) => {}
+    }
+    if crate::programs::in_path("modprobe").is_some() {
+        let said = crate::command::run("modprobe", [name]);
+        if said.code == 0 && known().unwrap_or(false) {
+            return None;
+        }
+    }
+    Some(format!("the kernel has no {name}"))
 }
 
 /// True when all of `needs` are met; else notes that `test` was skipped, and why.

@@ -14,6 +14,7 @@
 pub mod command;
 pub mod conditions;
 pub mod cowl;
+pub mod images;
 pub mod layers;
 pub mod mount;
 pub mod programs;
@@ -21,3 +22,4 @@ pub mod random;
 pub mod rootfs;
 pub mod scratch;
 pub mod tree;
+pub mod workload;

@@ -1,6 +1,6 @@
 //! A real Debian root filesystem, made once by mmdebstrap and kept as a tar in cargo's target
-//! folder. Packages for a later `dpkg -i` lie in its `/root/debs`, so that nothing needs a
-//! network once it is made.
+//! folder. Packages for a later `dpkg -i` lie in its `/root/debs` and `/root/large`, so that
+//! nothing needs a network once it is made.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Error, Result};
@@ -18,8 +18,16 @@ pub const DEBS: [&str; 6] = [
     "libmagic-mgc",
     "tzdata",
 ];
+/// A package of some thousand files with what it needs, waiting in `/root/large`.
+pub const LARGE: [&str; 5] = [
+    "perl",
+    "perl-modules-5.36",
+    "libperl5.36",
+    "libgdbm6",
+    "libgdbm-compat4",
+];
 /// Changes when what the tar must hold does.
-const EDITION: u32 = 1;
+const EDITION: u32 = 2;
 
 /// What a root filesystem was made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,16 +95,19 @@ fn make_once(tar: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
 }
 
 fn mmdebstrap(tar: &Path) -> Result<()> {
-    let fetch = format!(
-        "mkdir -p \"$1/root/debs\" && cd \"$1/root/debs\" && \
-         APT_CONFIG=\"$MMDEBSTRAP_APT_CONFIG\" apt-get -o APT::Sandbox::User=root download {}",
-        DEBS.join(" ")
-    );
+    let fetch = |folder: &str, packages: &[&str]| {
+        format!(
+            "--customize-hook=mkdir -p \"$1/root/{folder}\" && cd \"$1/root/{folder}\" && \
+             APT_CONFIG=\"$MMDEBSTRAP_APT_CONFIG\" apt-get -o APT::Sandbox::User=root download {}",
+            packages.join(" ")
+        )
+    };
     let run = |mirror: Option<String>| {
         let mut command = Command::new("mmdebstrap");
         command.args([
             "--variant=minbase",
-            &format!("--customize-hook={fetch}"),
+            &fetch("debs", &DEBS),
+            &fetch("large", &LARGE),
             SUITE,
         ]);
         command.arg(tar).args(mirror);
@@ -136,14 +147,16 @@ fn debootstrap(tar: &Path) -> Result<()> {
     let mut command = Command::new("debootstrap");
     command.args(["--variant=minbase", SUITE]).arg(dir.path());
     quietly(command)?;
-    let debs = dir.path().join("root/debs");
-    std::fs::create_dir_all(&debs)?;
-    let mut command = Command::new("apt-get");
-    command
-        .args(["-o", "APT::Sandbox::User=root", "download"])
-        .args(DEBS)
-        .current_dir(&debs);
-    quietly(command)?;
+    for (folder, packages) in [("root/debs", &DEBS[..]), ("root/large", &LARGE)] {
+        let folder = dir.path().join(folder);
+        std::fs::create_dir_all(&folder)?;
+        let mut command = Command::new("apt-get");
+        command
+            .args(["-o", "APT::Sandbox::User=root", "download"])
+            .args(packages)
+            .current_dir(&folder);
+        quietly(command)?;
+    }
     pack(dir.path(), tar)
 }
 
