@@ -18,13 +18,15 @@ pub const DEBS: [&str; 6] = [
     "libmagic-mgc",
     "tzdata",
 ];
-/// A package of some thousand files with what it needs, waiting in `/root/large`.
-pub const LARGE: [&str; 5] = [
-    "perl",
-    "perl-modules-5.36",
-    "libperl5.36",
-    "libgdbm6",
-    "libgdbm-compat4",
+/// Packages of some thousand files and of large programs, waiting in `/root/large`.
+pub const LARGE: [&str; 7] = [
+    "cpp-12",
+    "libisl23",
+    "libmpc3",
+    "libmpfr6",
+    "linux-libc-dev",
+    "manpages",
+    "manpages-dev",
 ];
 /// Changes when what the tar must hold does.
 const EDITION: u32 = 2;

@@ -312,7 +312,8 @@ fn lower_on_a_cowl_mount() {
         upper: Some(written),
     };
     let inner = Overlay::cowlfs(&inner, &scratch.make("inner"), "dev,suid");
-    let work = "cd known; echo inner >> append; mv dir/one dir/first; ln hard dir/hard5; chmod 640 cut";
+    let work =
+        "cd known; echo inner >> append; mv dir/one dir/first; ln hard dir/hard5; chmod 640 cut";
     sh_in(inner.path(), work).ok();
     sh_in(&plain, work).ok();
     let stack = Stack {
@@ -332,7 +333,11 @@ fn lowers_on_two_cowl_mounts_of_one_layer() {
     }
     let scratch = Scratch::new("two-cowl");
     let base = scratch.make("layer");
-    sh_in(&base, "mkdir d; echo one > d/name; ln d/name d/alias; echo two > other").ok();
+    sh_in(
+        &base,
+        "mkdir d; echo one > d/name; ln d/name d/alias; echo two > other",
+    )
+    .ok();
     let inner = |name: &str, script: &str| {
         let upper = scratch.make(&format!("{name}-upper"));
         let stack = Stack {
@@ -383,7 +388,11 @@ fn lowers_on_two_cowl_mounts_of_one_layer() {
     for name in ["other", "d/name", "d/alias", "another", "d/renamed", "d"] {
         use std::os::unix::fs::MetadataExt;
         let found = tested.join(name).symlink_metadata().unwrap().ino();
-        assert_eq!(found, after[name.as_bytes()].ino, "{name} after a new mount");
+        assert_eq!(
+            found,
+            after[name.as_bytes()].ino,
+            "{name} after a new mount"
+        );
     }
     let again = tree::read(&tested).unwrap();
     tree::assert_same("after a new mount", &after, &again, Compare::IDENTICAL);
