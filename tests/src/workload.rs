@@ -37,13 +37,12 @@ pub fn plant(layer: &Path, plain: &Path) {
 }
 
 const KNOWN: &str = "
-    mkdir known; cd known
+    mkdir known; chown 0:0 known; chmod 00755 known; cd known
     mkdir -p dir/sub/deep gone/below replaced keep into
     for f in append mode owner attribute times cut both gonefile becomes hard dir/one dir/sub/two \
              dir/sub/deep/three gone/four gone/below/five replaced/six keep/seven; do echo $f > $f; done
     ln hard hard2; ln hard dir/hard3; ln -s dir/one link; mkfifo fifo; mknod null c 1 3
     truncate -s 1M sparse; echo end >> sparse; seq 30000 > big
-    chown -hR 0:0 .; find . -type d -exec chmod 00755 {} +
     find . -exec touch -h -d '2012-03-04 05:06:07' {} +";
 
 /// What leaves every mark, and meets every way of bringing something up.

@@ -57,24 +57,17 @@ pub(super) fn set_time(time: Option<TimeOrNow>) -> SetTime {
     }
 }
 
+/// A time as a request brings it. The crate reads seconds before 1970 with their nanoseconds on the wrong
+/// side: -3 s and 0.5 s more arrive as 3.5 s before. No value has two meanings, so it can be undone.
 fn from_system_time(time: SystemTime) -> Time {
-    match time.duration_since(UNIX_EPOCH) {
-        Ok(after) => Time {
-            secs: after.as_secs().cast_signed(),
-            nanos: after.subsec_nanos(),
-        },
-        Err(before) => {
-            let before = before.duration();
-            let (secs, nanos) = (before.as_secs().cast_signed(), before.subsec_nanos());
-            if nanos == 0 {
-                Time { secs: -secs, nanos }
-            } else {
-                Time {
-                    secs: -secs - 1,
-                    nanos: 1_000_000_000 - nanos,
-                }
-            }
-        }
+    let (duration, before) = match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => (after, false),
+        Err(before) => (before.duration(), true),
+    };
+    let secs = duration.as_secs().cast_signed();
+    Time {
+        secs: if before { secs.wrapping_neg() } else { secs },
+        nanos: duration.subsec_nanos(),
     }
 }
 
@@ -148,7 +141,19 @@ mod tests {
     fn times_before_1970_keep_their_nanoseconds() {
         for (secs, nanos) in [(0, 0), (1, 5), (-1, 0), (-1, 999_999_999), (-1_000_000, 1)] {
             let time = Time { secs, nanos };
-            assert_eq!(from_system_time(system_time(time)), time);
+            let shown = match system_time(time).duration_since(UNIX_EPOCH) {
+                Ok(after) => i128::try_from(after.as_nanos()).unwrap(),
+                Err(before) => -i128::try_from(before.duration().as_nanos()).unwrap(),
+            };
+            assert_eq!(shown, i128::from(secs) * 1_000_000_000 + i128::from(nanos));
+            // As the crate makes it of a request.
+            let duration = Duration::new(secs.unsigned_abs(), nanos);
+            let asked = if secs < 0 {
+                UNIX_EPOCH - duration
+            } else {
+                UNIX_EPOCH + duration
+            };
+            assert_eq!(from_system_time(asked), time);
         }
     }
 
