@@ -50,7 +50,7 @@ pub fn serve(mut config: Config, ready: impl FnOnce()) -> Result<(), SetupError>
     let device = fuse::open_device().map_err(|error| explain(error, &config.mountpoint))?;
     // Last, because it makes things in the work folder: a refused mount leaves nothing there.
     let upper = match &config.upper {
-        Some((upper, work)) => Some(Upper::of(open(upper)?, work)?),
+        Some((upper, work)) => Some(Upper::of(config.mount.through(), open(upper)?, work)?),
         None => None,
     };
     let told = |error| SetupError::at("cannot read the layers for", &config.mountpoint, error);

@@ -18,6 +18,8 @@ pub struct Mounted {
     pub place: PathBuf,
     /// The filesystem's type, e.g. `fuse.cowlfs`.
     pub kind: String,
+    /// What is mounted, as the filesystem names it.
+    pub source: String,
     /// Options of this mount and of the filesystem, joined by commas.
     pub options: String,
 }
@@ -42,6 +44,7 @@ fn parse(line: &[u8]) -> Option<Mounted> {
     Some(Mounted {
         place: PathBuf::from(OsString::from_vec(unescape(first.get(4)?))),
         kind: second.first()?.escape_ascii().to_string(),
+        source: second.get(1)?.escape_ascii().to_string(),
         options,
     })
 }
@@ -307,6 +310,7 @@ mod tests {
         let mounted = parse(line).unwrap();
         assert_eq!(mounted.place, Path::new("/mnt/a b-c"));
         assert_eq!(mounted.kind, "fuse.cowlfs");
+        assert_eq!(mounted.source, "cowl");
         assert_eq!(mounted.options, "rw,noatime,rw,x=1");
         assert_eq!(parse(b""), None);
     }

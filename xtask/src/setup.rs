@@ -6,13 +6,15 @@ use std::path::Path;
 use crate::run::{Result, Run, failure, note, title};
 
 /// What the build, the tests and the demo need of Debian.
-const PACKAGES: [&str; 24] = [
+const PACKAGES: [&str; 29] = [
     "acl",
     "attr",
+    "btrfs-progs",
     "busybox-static",
     "debian-archive-keyring",
     "debootstrap",
     "e2fsprogs",
+    "erofs-utils",
     "fuse-overlayfs",
     "fuse3",
     "gcc",
@@ -20,11 +22,14 @@ const PACKAGES: [&str; 24] = [
     "kmod",
     "libc6-dev",
     "libcap2-bin",
+    "make",
     "mmdebstrap",
     "mount",
     "procps",
     "python3",
     "rsync",
+    "sqlite3",
+    "squashfs-tools",
     "strace",
     "tar",
     "util-linux",

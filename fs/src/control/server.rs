@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use super::{Answer, Ask, Place, Status, detach, short_path};
 use crate::config::Config;
 use crate::format::XattrSpace;
-use crate::layer::Upper;
+use crate::layer::{Layer, Upper};
 use crate::overlay::{Overlay, PushError};
 use crate::sys;
 
@@ -137,7 +137,9 @@ fn status(overlay: &Overlay, config: &Config) -> Status {
 fn push(overlay: &Overlay, config: &Config, upper: &Path, work: &Path) -> Answer {
     let failed = |why: String| Answer::Failed { why };
     let space = config.space.unwrap_or_else(XattrSpace::detect);
-    let new = match Upper::open(upper, work, space) {
+    let opened =
+        Layer::open(upper, space).and_then(|layer| Upper::of(config.mount.through(), layer, work));
+    let new = match opened {
         Ok(new) => new,
         Err(error) => return failed(error.to_string()),
     };
@@ -153,7 +155,6 @@ fn push(overlay: &Overlay, config: &Config, upper: &Path, work: &Path) -> Answer
 mod tests {
     use super::*;
 
-    use crate::layer::Layer;
     use crate::overlay::Behaviour;
 
     /// The next command has decided by then that the killed one changed nothing.

@@ -6,12 +6,14 @@ mod foreign;
 pub(crate) mod journal;
 mod list;
 pub(crate) mod lock;
+mod private;
 mod probe;
 mod upper;
 mod work;
 pub mod zero_device;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -45,12 +47,16 @@ impl Layer {
     /// Opens the tree at `path`, whose marks lie in `space`.
     pub fn open(path: &Path, space: XattrSpace) -> Result<Arc<Self>, SetupError> {
         let at = |error| SetupError::at("cannot use the layer", path, error);
-        let root = sys::dir::open_root(path).map_err(at)?;
+        let root = private::for_reading(path).map_err(at)?;
         let stat = sys::stat::stat_fd(&root).map_err(at)?;
         let born = sys::stat::birth_time(&root)
             .map_err(at)?
             .unwrap_or_default();
-        let file_system = sys::stat::statvfs(&root).map_err(at)?.f_fsid;
+        let file_system = match sys::stat::statvfs(&root).map_err(at)?.f_fsid {
+            // FUSE has no id to tell, and numbers of two such file systems must not meet.
+            0 => place_id(path),
+            id => id,
+        };
         let id = mix(&[
             file_system,
             stat.ino,
@@ -75,6 +81,13 @@ impl Layer {
         let mut layer = Arc::unwrap_or_clone(Self::open(path, space)?);
         layer.foreign = true;
         Ok(Arc::new(layer))
+    }
+
+    /// The same layer by another descriptor of its root folder.
+    fn opened_as(self: Arc<Self>, root: OwnedFd) -> Arc<Self> {
+        let mut layer = Arc::unwrap_or_clone(self);
+        layer.root = Arc::new(root);
+        Arc::new(layer)
     }
 
     /// A number that stays the layer's own as long as its root folder lives, whatever its path, and
@@ -135,6 +148,14 @@ impl Layer {
             (mix(&[self.file_system, ino]) >> 2) | (1 << 62)
         }
     }
+}
+
+/// What stands for a file system's id where there is none: the layer's place.
+fn place_id(path: &Path) -> u64 {
+    let place = path.canonicalize();
+    let place = place.as_deref().unwrap_or(path).as_os_str().as_bytes();
+    let words: Vec<u64> = place.iter().map(|byte| u64::from(*byte)).collect();
+    mix(&words)
 }
 
 /// FNV-1a over 64-bit words, finished so that all bits count. Part of the format: the ids in number

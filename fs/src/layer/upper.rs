@@ -4,12 +4,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Layer, WorkDir, lock};
+use super::{Layer, WorkDir, lock, private};
 use crate::error::{Errno, Error, Result};
 use crate::format::{OPAQUE_XATTR_WHITEOUTS, XattrSpace};
 use crate::setup::{SetupError, SetupKind, shown};
 use crate::sys;
 use crate::sys::node::RenameHow;
+use crate::sys::private::Through;
 use crate::sys::stat::FileKind;
 
 /// How a name is hidden on this file system.
@@ -36,14 +37,19 @@ impl Upper {
     /// Opens, checks, locks and cleans. The two folders must lie on one file system, because what is
     /// made in the work folder gets its place by a rename.
     pub fn open(upper: &Path, work: &Path, space: XattrSpace) -> Result<Arc<Self>, SetupError> {
-        Self::of(Layer::open(upper, space)?, work)
+        Self::of(Through::Writing, Layer::open(upper, space)?, work)
     }
 
-    /// The same for a layer that is open already.
-    pub fn of(layer: Arc<Layer>, work: &Path) -> Result<Arc<Self>, SetupError> {
-        let upper = layer.path();
+    /// The same for a layer that is open already, with a word on access times.
+    pub fn of(through: Through, layer: Arc<Layer>, work: &Path) -> Result<Arc<Self>, SetupError> {
+        let path = layer.path().to_path_buf();
+        let upper = path.as_path();
         let at = |error| SetupError::at("cannot use the work folder", work, error);
         let outer = sys::dir::open_root(work).map_err(at)?;
+        let root = sys::dir::open_root(upper)
+            .map_err(|error| SetupError::at("cannot use the layer", upper, error))?;
+        let [root, outer] = private::for_writing([root, outer], [upper, work], through);
+        let layer = layer.opened_as(root);
         check_separate(upper, work, &layer, &outer)?;
         let locks = [
             lock::for_writing("upper layer", upper, layer.root_fd())?,

@@ -10,6 +10,7 @@ use rustix::mount::{
 };
 
 use crate::error::Result;
+use crate::sys::private::Through;
 
 /// Flags and strings of a mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,6 +31,18 @@ pub struct MountOptions {
     pub noatime: bool,
     /// Users other than the mounting one may enter.
     pub allow_other: bool,
+}
+
+impl MountOptions {
+    /// How the layer that is written is to be used: the daemon's reads are the users', and where theirs
+    /// move no access time its own must not either.
+    pub fn through(&self) -> Through {
+        if self.noatime || self.read_only {
+            Through::WritingNoAtime
+        } else {
+            Through::Writing
+        }
+    }
 }
 
 /// The /dev/fuse descriptor of a file system that is mounted nowhere yet.

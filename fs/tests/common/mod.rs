@@ -27,6 +27,7 @@ pub use cowl_fs::overlay::OpenHow;
 use cowl_fs::overlay::{Behaviour, Caller, Overlay, PushError};
 use cowl_fs::sys;
 use cowl_fs::sys::attr::SetTime;
+use cowl_fs::sys::private::Through;
 use cowl_fs::sys::stat::{FileKind, Stat, Time};
 
 #[allow(unused_imports, reason = "every test file uses a part")]
@@ -178,7 +179,7 @@ impl Lab {
     /// A new "mount" that reads the marks of fuse-overlayfs.
     pub fn open_foreign(&self) -> Fs {
         let open = |path: &Path| Layer::open_foreign(path, self.space).unwrap();
-        let upper = Upper::of(open(&self.upper()), &self.work()).unwrap();
+        let upper = Upper::of(Through::Writing, open(&self.upper()), &self.work()).unwrap();
         let lowers = self.lowers.borrow().iter().map(|path| open(path)).collect();
         Fs::new(Overlay::new(Some(upper), lowers, self.behaviour.clone()).unwrap())
     }
