@@ -506,3 +506,56 @@ fn the_kernels_overlayfs_with_its_lower_on_a_cowl_mount() {
     theirs.unmount();
     ours.unmount();
 }
+
+/// Its upper wants whiteouts, attributes of its own, RENAME_WHITEOUT and RENAME_EXCHANGE of the mount.
+#[test]
+fn the_kernels_overlayfs_with_its_upper_on_a_cowl_mount() {
+    let test = "the_kernels_overlayfs_with_its_upper_on_a_cowl_mount";
+    if !ready(test, &[vec![Need::KernelOverlay]]) {
+        return;
+    }
+    let scratch = Scratch::new("kernel-upper");
+    let (lowers, plain) = generated(&scratch, 18);
+    let outer = Stack {
+        lowers: vec![scratch.make("bottom")],
+        upper: Some((scratch.make("outer-upper"), scratch.make("outer-work"))),
+    };
+    let place = scratch.make("outer");
+    let ours = Overlay::cowlfs(&outer, &place, "dev,suid");
+    let stack = Stack {
+        upper: Some(upper_on(&place, &lowers[0])),
+        lowers,
+    };
+    // It counts hard links by what lies in each layer, and breaks them.
+    let compare = |when: &str, place: &Path| {
+        let found = tree::read(place).unwrap();
+        let expected = tree::read(&plain).unwrap();
+        let compare = Compare {
+            nlink: false,
+            groups: false,
+            ..Compare::HISTORY
+        };
+        tree::assert_same(when, &found, &expected, compare);
+    };
+    let theirs = Overlay::kernel(&stack, &scratch.make("theirs"));
+    compare("before any change", theirs.path());
+    let work = "cd known; echo x >> append; mv dir moved; rm gonefile; rm -r replaced; mkdir replaced
+        rm -r gone; mv moved/sub into/sub; rm becomes; mkdir becomes; ln mode mode2; mv big kept
+        chmod 600 mode; chown 1000:1001 owner; setfattr -n user.a -v b attribute; mv keep kept-folder
+        mkdir -p new/deep; echo y > new/deep/file; mv new newer; rm -r newer; mkfifo fifo2; rm null";
+    sh_in(theirs.path(), work).ok();
+    sh_in(&plain, work).ok();
+    compare("after changes", theirs.path());
+    theirs.unmount();
+    ours.unmount();
+
+    // What it left there is what it finds again, and what cowlfs shows of the same layers.
+    let ours = Overlay::cowlfs(&outer, &place, "dev,suid");
+    let theirs = Overlay::kernel(&stack, &scratch.make("theirs"));
+    compare("after new mounts", theirs.path());
+    theirs.unmount();
+    let again = Overlay::cowlfs(&stack, &scratch.make("again"), "dev,suid");
+    compare("the same layers through cowlfs", again.path());
+    again.unmount();
+    ours.unmount();
+}
