@@ -21,7 +21,8 @@ pub struct Args {
     /// Options, separated by commas: lowerdir=TOP:NEXT:...[::DATA-ONLY]..., upperdir=DIR, workdir=DIR
     /// (without the last two the mount is read-only), ro, nosuid, nodev, noexec, noatime, volatile, metacopy=on|off,
     /// userxattr, fuse_overlayfs (its .wh. names and attributes are marks too), uidmapping=DISK:SHOWN:COUNT, gidmapping=..., squash_to_root, squash_to_uid=N,
-    /// squash_to_gid=N, static_nlink, noacl, timeout=SECONDS, threaded=0|1, fsname=NAME, subtype=NAME.
+    /// squash_to_gid=N, static_nlink, noacl, timeout=SECONDS, threaded=0|1, fsname=NAME, subtype=NAME;
+    /// remount, to change ro, nosuid, nodev, noexec, noatime of a mount that is there.
     /// In paths, a backslash stands before a colon or comma that belongs to the name
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<OsString>,
@@ -45,6 +46,8 @@ pub struct Invocation {
     pub foreground: bool,
     /// Log everything.
     pub debug: bool,
+    /// No new mount: the flags of the one that is there are to change.
+    pub remount: bool,
 }
 
 impl Args {
@@ -60,6 +63,7 @@ impl Args {
             }
         }
         Ok(Invocation {
+            remount: build.remount,
             config: build.finish()?,
             foreground: self.foreground || self.debug,
             debug: self.debug,
@@ -77,6 +81,7 @@ struct Build {
     uids: String,
     gids: String,
     read_only: bool,
+    remount: bool,
 }
 
 impl Build {
@@ -91,6 +96,7 @@ impl Build {
             uids: String::new(),
             gids: String::new(),
             read_only: false,
+            remount: false,
         }
     }
 
@@ -169,6 +175,10 @@ impl Build {
                 ));
             }
             "index" if value == "off" => {}
+            // The kernel's own words for any FUSE mount, which mount(8) hands back on a remount.
+            "user_id" | "group_id" => {
+                number()?;
+            }
             "plugins" => {
                 return Err("option plugins: cowlfs has none; copy the layers to a folder".into());
             }
@@ -180,6 +190,7 @@ impl Build {
     fn take_flag(&mut self, key: &str) -> Result<(), String> {
         let mount = &mut self.config.mount;
         match key {
+            "remount" => self.remount = true,
             "ro" => self.read_only = true,
             "rw" => self.read_only = false,
             "suid" => mount.nosuid = false,
@@ -207,6 +218,10 @@ impl Build {
     }
 
     fn finish(mut self) -> Result<Config, String> {
+        if self.remount {
+            self.config.mount.read_only = self.read_only;
+            return Ok(self.config);
+        }
         let map = |key: &str, text: &str, squash| -> Result<IdMap, String> {
             let ranges = if text.is_empty() {
                 Vec::new()
@@ -366,6 +381,22 @@ mod tests {
         assert_eq!(config.space, Some(XattrSpace::User));
         assert_eq!(config.keep, Duration::from_millis(500));
         assert_eq!(config.threads, Some(1));
+    }
+
+    /// As mount.fuse(8) calls it for `mount -o remount,ro M`.
+    #[test]
+    fn a_remount_needs_no_layers() {
+        let args = [
+            "cowlfs",
+            "cowlfs",
+            "M",
+            "-o",
+            "ro,noatime,remount,user_id=0,group_id=0,default_permissions,allow_other,dev,suid",
+        ];
+        let asked = Args::try_parse_from(args).unwrap().into_invocation();
+        let asked = asked.unwrap();
+        assert!(asked.remount && asked.config.mount.read_only && asked.config.mount.noatime);
+        assert!(!asked.config.mount.nodev && !asked.config.mount.nosuid);
     }
 
     #[test]

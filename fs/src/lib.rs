@@ -31,4 +31,4 @@ pub mod view;
 
 pub use error::{Error, Result};
 pub use name::Name;
-pub use serve::serve;
+pub use serve::{remount, serve};

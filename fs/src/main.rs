@@ -24,8 +24,12 @@ fn run(args: Args) -> Result<(), (String, u8)> {
         config,
         foreground,
         debug,
+        remount,
     } = args.into_invocation().map_err(|text| (text, 2))?;
     cowl_fs::logging::start(debug);
+    if remount {
+        return cowl_fs::remount(&config).map_err(|error| told(&error));
+    }
     if foreground {
         return cowl_fs::serve(config, || {}).map_err(|error| told(&error));
     }

@@ -113,6 +113,23 @@ pub fn serve(mut config: Config, ready: impl FnOnce()) -> Result<(), SetupError>
     }
 }
 
+/// Changes the flags of a mount that is there.
+pub fn remount(config: &Config) -> Result<(), SetupError> {
+    let place = check_mountpoint(&config.mountpoint)?;
+    sys::mount::remount(&place, &config.mount).map_err(|error| {
+        let refused = SetupError::at("the kernel refuses to remount", &place, error);
+        match error.errno() {
+            Errno::INVAL => refused
+                .kind(SetupKind::Usage)
+                .hint("nothing is mounted there"),
+            Errno::BUSY => refused
+                .kind(SetupKind::Busy)
+                .hint("a file is open for writing there"),
+            _ => refused,
+        }
+    })
+}
+
 /// The mount point's absolute path: the daemon leaves the folder that it was started in.
 fn check_mountpoint(path: &Path) -> Result<PathBuf, SetupError> {
     let told = |error: crate::Error| {

@@ -92,6 +92,20 @@ pub fn plain_unmount(place: &Path) -> std::io::Result<()> {
     Ok(unmount(place, UnmountFlags::NOFOLLOW)?)
 }
 
+/// Unmounts what nobody uses. A program that another thread is about to run holds what this process has
+/// open, close-on-exec or not, until it runs; so it may take a moment.
+#[track_caller]
+pub fn unmount_free(place: &Path) {
+    wait_until(
+        &format!("{} is free", place.display()),
+        || match plain_unmount(place) {
+            Ok(()) => true,
+            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => false,
+            Err(error) => panic!("cannot unmount {}: {error}", place.display()),
+        },
+    );
+}
+
 /// Unmounts; when something is still open there, takes it out of sight (`umount -l`).
 pub fn detach(place: &Path) -> std::io::Result<()> {
     match unmount(place, UnmountFlags::NOFOLLOW) {
@@ -245,8 +259,7 @@ impl Overlay {
     /// Unmounts as a user would, and waits for the daemon, which must end well.
     #[track_caller]
     pub fn unmount(mut self) {
-        plain_unmount(&self.place)
-            .unwrap_or_else(|error| panic!("cannot unmount {}: {error}", self.place.display()));
+        unmount_free(&self.place);
         if let Some(mut daemon) = self.daemon.take() {
             let mut status = None;
             wait_until("the daemon's end", || {

@@ -205,6 +205,44 @@ fn remount(place: &Path, options: &str) {
     assert_eq!(remounted(place, options), 0, "{options}");
 }
 
+/// mount(8) has a helper program do it, which calls the file system's own program.
+#[test]
+fn mount_fuse_can_remount() {
+    let test = "mount_fuse_can_remount";
+    if !ready(test, &[Need::Program("mount.fuse")]) {
+        return;
+    }
+    let scratch = Scratch::new("remount");
+    let stack = Stack {
+        lowers: vec![scratch.make("lower")],
+        upper: Some(upper_of(&scratch)),
+    };
+    let mounted = Overlay::cowlfs(&stack, &scratch.make("tested"), "nosuid");
+    let place = mounted.path().to_str().unwrap().to_owned();
+    let program = cowl_tests::programs::cowlfs();
+    let ask = |options: &str| {
+        let all = format!("{options},remount,user_id=0,group_id=0,default_permissions,allow_other");
+        let source = format!("{}#cowlfs", program.display());
+        run("mount.fuse", [&source, &place, "-o", &all])
+    };
+    let writer = std::fs::File::create(mounted.path().join("file")).unwrap();
+    ask("ro").fails(4, &["open for writing"]);
+    drop(writer);
+    let flags = || mount::at(mounted.path()).unwrap().options;
+    ask("ro,nosuid,nodev,noatime").ok();
+    assert!(
+        flags().starts_with("ro,nosuid,nodev,noatime"),
+        "{}",
+        flags()
+    );
+    assert!(std::fs::write(mounted.path().join("file"), "x").is_err());
+    ask("rw").ok();
+    assert!(flags().starts_with("rw,noatime"), "{}", flags());
+    std::fs::write(mounted.path().join("file"), "x").unwrap();
+    mounted.unmount();
+    ask("ro").fails(2, &["nothing is mounted"]);
+}
+
 /// A shell line as user 1000.
 fn as_user(dir: &Path, line: &str) -> cowl_tests::command::Output {
     let mut command = Command::new("setpriv");

@@ -12,7 +12,7 @@
 
 use std::path::{Path, PathBuf};
 
-use cowl_tests::command::sh_in;
+use cowl_tests::command::{run_command, sh, sh_in};
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::images::{self, Kind, Packed};
 use cowl_tests::layers;
@@ -71,13 +71,8 @@ fn exercise(scratch: &Scratch, what: &str, stack: Stack, plain: PathBuf, seed: u
     workload::exercise(scratch, &case);
 }
 
-/// Nothing of the mount may be left that keeps its base.
-fn unmount_at_once(base: &Path) {
-    mount::plain_unmount(base)
-        .unwrap_or_else(|error| panic!("umount {} right after: {error}", base.display()));
-}
-
-/// Nobody waits for the daemon here, which may still be on its way out.
+/// Nobody waits for the daemon here, which may still be on its way out. This process itself opens
+/// nothing below the base: what other tests fork would hold it open for a moment.
 #[test]
 fn a_base_can_be_unmounted_right_after_the_mount() {
     let test = "a_base_can_be_unmounted_right_after_the_mount";
@@ -87,15 +82,15 @@ fn a_base_can_be_unmounted_right_after_the_mount() {
     let scratch = Scratch::new("right-after");
     for round in 0..20 {
         let base = Kind::Tmpfs.mount(&scratch, "base");
-        let lower = base.join("lower");
-        std::fs::create_dir_all(lower.join("dir")).unwrap();
-        std::fs::write(lower.join("dir/file"), "text").unwrap();
+        let make = "mkdir -p lower/dir upper work; echo text > lower/dir/file";
+        sh(&format!("cd '{}'; {make}", base.display())).ok();
         let stack = Stack {
-            upper: Some(upper_on(&base, &lower)),
-            lowers: vec![lower],
+            lowers: vec![base.join("lower")],
+            upper: Some((base.join("upper"), base.join("work"))),
         };
         let mounted = Overlay::cowlfs(&stack, &scratch.make("tested"), "");
-        sh_in(mounted.path(), "cd dir; echo x >> file; cat file; ls -R").ok();
+        let work = "cd dir; echo x >> file; cat file; ls -R";
+        sh(&format!("cd '{}'; {work}", mounted.path().display())).ok();
         mount::plain_unmount(mounted.path()).unwrap();
         let done = mount::plain_unmount(&base);
         assert!(done.is_ok(), "round {round}: {done:?}");
@@ -116,7 +111,7 @@ fn upper_is(kind: Kind, test: &str, seed: u64) {
         upper: Some(upper),
     };
     exercise(&scratch, test, stack, plain, seed);
-    unmount_at_once(&base);
+    mount::unmount_free(&base);
 }
 
 fn lowers_are(kind: Kind, test: &str, seed: u64) {
@@ -136,7 +131,7 @@ fn lowers_are(kind: Kind, test: &str, seed: u64) {
         upper: Some(upper),
     };
     exercise(&scratch, test, stack, plain, seed);
-    unmount_at_once(&base);
+    mount::unmount_free(&base);
 }
 
 fn lowers_are_packed(kind: Packed, test: &str, seed: u64) {
@@ -160,7 +155,7 @@ fn lowers_are_packed(kind: Packed, test: &str, seed: u64) {
     };
     exercise(&scratch, test, stack, plain, seed);
     for place in &places {
-        unmount_at_once(place);
+        mount::unmount_free(place);
     }
 }
 
@@ -236,7 +231,29 @@ fn lower_without_extended_attributes() {
         upper: Some(upper),
     };
     exercise(&scratch, test, stack, plain, 10);
-    unmount_at_once(&base);
+    mount::unmount_free(&base);
+}
+
+/// A layer there could hide nothing and move no folder: better no mount than a wrong one.
+#[test]
+fn upper_without_extended_attributes_is_refused() {
+    let test = "upper_without_extended_attributes_is_refused";
+    if !ready(test, &[Kind::Ramfs.needs()]) {
+        return;
+    }
+    let scratch = Scratch::new("no-xattrs-upper");
+    let base = Kind::Ramfs.mount(&scratch, "base");
+    let lower = scratch.make("lower");
+    let stack = Stack {
+        upper: Some(upper_on(&base, &lower)),
+        lowers: vec![lower],
+    };
+    let tested = scratch.make("tested");
+    let mut command = std::process::Command::new(cowl_tests::programs::cowlfs());
+    command.arg("-o").arg(stack.options("")).arg(&tested);
+    run_command(command, b"").fails(1, &["extended attributes", "base/upper"]);
+    assert!(mount::at(&tested).is_none());
+    mount::unmount_free(&base);
 }
 
 #[test]
@@ -259,7 +276,7 @@ fn lower_is_a_read_only_mount() {
     };
     exercise(&scratch, test, stack, plain, 11);
     for place in &bound {
-        unmount_at_once(place);
+        mount::unmount_free(place);
     }
 }
 
@@ -291,7 +308,7 @@ fn layers_on_four_filesystems() {
     };
     exercise(&scratch, test, stack, plain, 12);
     for base in &bases {
-        unmount_at_once(base);
+        mount::unmount_free(base);
     }
 }
 
@@ -462,7 +479,7 @@ fn lower_on_the_kernels_overlayfs() {
         upper: Some(upper),
     };
     exercise(&scratch, test, stack, plain, 16);
-    unmount_at_once(kernel.path());
+    mount::unmount_free(kernel.path());
 }
 
 #[test]

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags,
 };
 
 use crate::error::Result;
@@ -136,6 +137,22 @@ pub fn attach(mount: impl AsFd, at: &Path) -> Result<()> {
 /// Ends a mount; EBUSY when something in it is in use.
 pub fn unmount(at: &Path) -> Result<()> {
     Ok(rustix::mount::unmount(at, UnmountFlags::NOFOLLOW)?)
+}
+
+/// Changes the flags of the mount at `at`, those of its file system too: EBUSY when it is to become
+/// read-only and a file is open for writing.
+pub fn remount(at: &Path, options: &MountOptions) -> Result<()> {
+    let mut flags = MountFlags::empty();
+    for (wanted, flag) in [
+        (options.read_only, MountFlags::RDONLY),
+        (options.nosuid, MountFlags::NOSUID),
+        (options.nodev, MountFlags::NODEV),
+        (options.noexec, MountFlags::NOEXEC),
+        (options.noatime, MountFlags::NOATIME),
+    ] {
+        flags.set(flag, wanted);
+    }
+    Ok(rustix::mount::mount_remount(at, flags, "")?)
 }
 
 /// Takes a mount out of the tree at once; it ends when its last user is gone.
