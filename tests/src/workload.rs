@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use crate::command::sh_in;
+use crate::conditions::{Need, can};
 use crate::mount::{Overlay, Stack};
 use crate::random::{Generator, Op, Outcome, Side};
 use crate::scratch::Scratch;
@@ -15,19 +16,19 @@ use crate::tree::{self, Compare, Tree};
 
 /// A stack, and the plain folder that it must look like.
 #[derive(Debug)]
-pub struct Case<'a> {
+struct Case<'a> {
     /// For messages.
-    pub what: &'a str,
+    what: &'a str,
     /// The layers.
-    pub stack: Stack,
+    stack: Stack,
     /// The plain folder; on the upper's kind of filesystem, whose limits hold for both.
-    pub plain: PathBuf,
+    plain: PathBuf,
     /// Which random operations come.
-    pub seed: u64,
+    seed: u64,
     /// How many of them.
-    pub steps: u64,
+    steps: u64,
     /// Options of the mount beyond the layers.
-    pub options: &'a str,
+    options: &'a str,
 }
 
 /// Puts a folder `known` into `layer` and the same into `plain`: what [`CHANGES`] works on.
@@ -68,10 +69,60 @@ const ATTRIBUTES: &str = "
     setfattr -h -n trusted.e -v f link; setfattr -n trusted.overlay.opaque -v y kept
     setfattr -n user.g -v h moved; setfattr -x user.a attribute; setcap cap_net_raw=p owner";
 
+fn other() -> u64 {
+    std::env::var("COWL_OTHER").map_or(0, |text| text.parse().unwrap())
+}
+
+/// Three generated layers, topmost first, and the plain folder that they must look like.
+#[track_caller]
+#[must_use]
+pub fn generated(scratch: &Scratch, seed: u64) -> (Vec<PathBuf>, PathBuf) {
+    let seed = seed + other();
+    let (lowers, plain) =
+        crate::layers::make_three(&scratch.make("generated"), seed, false).unwrap();
+    plant(lowers.last().unwrap(), &plain);
+    crate::layers::copy_root(&lowers[0], &plain).unwrap();
+    (lowers, plain)
+}
+
+/// `upper` and `work` in `base`; the upper's root has the attributes of the topmost layer's.
+#[track_caller]
+#[must_use]
+pub fn upper_on(base: &Path, top: &Path) -> (PathBuf, PathBuf) {
+    let (upper, work) = (base.join("upper"), base.join("work"));
+    std::fs::create_dir(&upper).unwrap();
+    std::fs::create_dir(&work).unwrap();
+    crate::layers::copy_root(top, &upper).unwrap();
+    (upper, work)
+}
+
+/// The same work on `stack` and on `plain`, seen to be the same after each part.
+#[track_caller]
+pub fn exercise(scratch: &Scratch, what: &str, stack: Stack, plain: PathBuf, seed: u64) {
+    let case = Case {
+        what,
+        stack,
+        plain,
+        seed: seed + other(),
+        steps: 150,
+        options: "dev,suid",
+    };
+    exercise_case(scratch, &case);
+}
+
+/// Whether the machine can mount layers, with what is needed `more`.
+#[must_use]
+pub fn ready(test: &str, more: &[Vec<Need>]) -> bool {
+    let needs = [&[Need::Root, Need::Fuse][..], &more.concat()].concat();
+    // Modes of what is made are compared.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    can(test, &needs)
+}
+
 /// Mounts, works, compares, mounts anew, compares; leaves nothing mounted. The base can be unmounted
 /// as soon as this returns.
 #[track_caller]
-pub fn exercise(scratch: &Scratch, case: &Case<'_>) {
+fn exercise_case(scratch: &Scratch, case: &Case<'_>) {
     let tested = scratch.make("tested");
     let mount = || Overlay::cowlfs(&case.stack, &tested, case.options);
     let mounted = mount();

@@ -196,7 +196,7 @@ impl Op<'_> {
             Some(handle) => self.content(handle)?,
             None => Arc::new(self.open_content(inode, OFlags::RDWR)?),
         };
-        cut(caller, &fd, size)
+        self.cut(caller, &fd, size)
     }
 
     /// Drops setuid, setgid and capabilities. The empty request comes for a change of the content, for
@@ -234,12 +234,16 @@ impl Op<'_> {
             None => Ok(Arc::new(file.loc.open_path()?)),
         }
     }
-}
 
-/// Sets a file's size; setuid and setgid go as they do for the caller on a plain folder.
-pub(super) fn cut(caller: Caller, fd: &OwnedFd, size: u64) -> Result<()> {
-    if caller.uid == 0 {
-        return sys::attr::truncate(fd, size);
+    /// Sets a file's size; setuid and setgid go as they do for the caller on a plain folder. With the
+    /// caller's ids as well as without the right to keep the bits: a layer on another FUSE mount is told
+    /// who asks, but the crate does not pass the kernel's request to drop them on.
+    pub(super) fn cut(&self, caller: Caller, fd: &OwnedFd, size: u64) -> Result<()> {
+        if caller.uid == 0 {
+            return sys::attr::truncate(fd, size);
+        }
+        self.as_caller(caller, || {
+            sys::creds::dropping_setid(|| sys::attr::truncate(fd, size))
+        })
     }
-    sys::creds::dropping_setid(|| sys::attr::truncate(fd, size))
 }

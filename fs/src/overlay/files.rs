@@ -7,7 +7,6 @@ use std::sync::atomic::Ordering;
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
-use super::attr::cut;
 use super::stage::CopyUp;
 use super::{Caller, Op, Overlay};
 use crate::error::{Errno, Error, Result};
@@ -99,7 +98,7 @@ impl Op<'_> {
         let fd = self.open_content(inode, access)?;
         if how.truncate {
             inode.changed();
-            cut(caller, &fd, 0)?;
+            self.cut(caller, &fd, 0)?;
         }
         Ok(self.handle(inode, fd, how, turn))
     }
