@@ -234,6 +234,11 @@ impl Inode {
         *self.held_ctime.lock() = Some((real, shown));
     }
 
+    /// Whether another change time than the layer's is shown.
+    pub(crate) fn holds_ctime(&self) -> bool {
+        self.held_ctime.lock().is_some()
+    }
+
     /// Told of every real change: the layer's change time counts again. (A clock that stands still
     /// between a copy-up and the change could not tell the two apart.)
     pub(crate) fn changed(&self) {

@@ -7,11 +7,15 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
+use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::{Identity, Inode};
+use crate::sys::stat::Time;
 
 const SHARDS: usize = 16;
+/// How many change times are kept at most.
+const CHANGE_TIMES: usize = 1 << 16;
 /// The range of numbers given out here: no file system below uses the top bit.
 const SUBSTITUTE: u64 = 1 << 63;
 
@@ -30,6 +34,9 @@ pub struct InodeTable {
     /// Objects whose own number was taken, and the number they have instead.
     substitutes: Mutex<HashMap<Identity, u64>>,
     next_substitute: AtomicU64,
+    /// What [`Inode::hold_ctime`] was told, for when the kernel forgets an inode and asks again. One that
+    /// is out of date does no harm: it names the time on the disk that it stands for.
+    ctimes: Mutex<LruCache<u64, (Time, Time)>>,
 }
 
 impl Default for InodeTable {
@@ -38,6 +45,7 @@ impl Default for InodeTable {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             substitutes: Mutex::default(),
             next_substitute: AtomicU64::new(SUBSTITUTE | 1),
+            ctimes: Mutex::new(LruCache::unbounded()),
         }
     }
 }
@@ -88,6 +96,9 @@ impl InodeTable {
             Some(_) => None,
             None => {
                 let inode = make(ino);
+                if let Some((real, shown)) = self.ctimes.lock().get(&ino) {
+                    inode.hold_ctime(*real, *shown);
+                }
                 shard.insert(ino, Entry::new(&inode));
                 Some((inode, true))
             }
@@ -118,6 +129,18 @@ impl InodeTable {
             let mut known = self.substitutes.lock();
             known.remove(&from);
             known.insert(to, ino);
+        }
+    }
+
+    /// Has `shown` shown where the layer says `real`, also after the inode was forgotten.
+    pub(crate) fn hold_ctime(&self, inode: &Inode, real: Time, shown: Time) {
+        inode.hold_ctime(real, shown);
+        if inode.ino() & SUBSTITUTE == 0 {
+            let mut kept = self.ctimes.lock();
+            kept.put(inode.ino(), (real, shown));
+            if kept.len() > CHANGE_TIMES {
+                kept.pop_lru();
+            }
         }
     }
 
@@ -169,6 +192,9 @@ impl InodeTable {
             let Some(mut inode) = Arc::into_inner(inode) else {
                 return;
             };
+            if !inode.holds_ctime() {
+                self.ctimes.lock().pop(&inode.ino());
+            }
             let mut parents = inode.take_parents().into_iter();
             next = parents.next();
             for parent in parents {

@@ -24,7 +24,7 @@ impl Op<'_> {
         let shown = inode.shown_ctime(ctime()?);
         let done = change()?;
         match ctime() {
-            Ok(real) => inode.hold_ctime(real, shown),
+            Ok(real) => self.overlay.inodes.hold_ctime(inode, real, shown),
             // The change is made: an error here would tell that it is not.
             Err(error) => log::warn!("the change time of {} moves: {error}", inode.ino()),
         }
