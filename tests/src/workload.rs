@@ -230,12 +230,14 @@ fn random(case: &Case<'_>, tested: &Path) {
     }
 }
 
-/// rename(2) over a folder with something in it may say either; XFS says EEXIST.
+/// What file systems say differently: rename(2) over a folder with something in it may give either
+/// error (XFS gives EEXIST); tmpfs knows no end of a folder to seek to.
 fn alike(op: &Op, outcome: Outcome) -> Outcome {
-    match outcome {
-        Outcome::Failed(Errno::EXIST) if matches!(op, Op::Rename { flags, .. } if flags.is_empty()) => {
+    match (op, outcome) {
+        (Op::Rename { flags, .. }, Outcome::Failed(Errno::EXIST)) if flags.is_empty() => {
             Outcome::Failed(Errno::NOTEMPTY)
         }
-        other => other,
+        (Op::FdAppend { .. }, Outcome::Failed(Errno::INVAL)) => Outcome::Failed(Errno::BADF),
+        (_, other) => other,
     }
 }

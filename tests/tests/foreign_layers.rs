@@ -3,12 +3,22 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cowl_tests::command::{sh, sh_in};
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::mount::{Overlay, Stack, plain_unmount};
 use cowl_tests::scratch::Scratch;
 use cowl_tests::tree::{self, Compare};
+
+/// Held by a test that makes a mount namespace, and by one that cares when a mount of the kernel's ends:
+/// the namespace has a copy of every mount that there is, and keeps it alive.
+static NAMESPACES: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    // That another test failed is no reason for this one to.
+    NAMESPACES.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 const NEEDS: [Need; 3] = [Need::Root, Need::Fuse, Need::KernelOverlay];
 
@@ -110,6 +120,7 @@ fn what_fuse_overlayfs_wrote_without_privilege_is_read() {
     if !can(test, &[Need::Root, Need::Fuse, program]) {
         return;
     }
+    let _alone = alone();
     let scratch = Scratch::new("fuse-overlayfs");
     sh_in(
         &scratch,
@@ -143,6 +154,7 @@ fn hard_links_that_only_the_kernels_index_knows_stay_one_file() {
     if !can(test, &NEEDS) {
         return;
     }
+    let _alone = alone();
     let scratch = Scratch::new("kernel-index");
     sh_in(
         &scratch,
