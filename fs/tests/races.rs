@@ -16,6 +16,7 @@ use cowl_fs::layer::{Layer, Upper};
 use cowl_fs::overlay::{Behaviour, Caller, OpenHow, Overlay, SetAttr};
 
 const ROOT: Caller = Caller {
+    pid: 0,
     uid: 0,
     gid: 0,
     umask: 0o022,

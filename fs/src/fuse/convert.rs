@@ -25,6 +25,7 @@ pub(super) fn caller(request: &Request, umask: u32) -> Caller {
         uid: request.uid(),
         gid: request.gid(),
         umask,
+        pid: request.pid(),
     }
 }
 

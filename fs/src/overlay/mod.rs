@@ -52,6 +52,8 @@ pub struct Caller {
     pub gid: u32,
     /// Bits that new objects lose.
     pub umask: u32,
+    /// The thread that asks, for what the protocol does not tell of it; 0 where it can't be seen.
+    pub pid: u32,
 }
 
 /// Choices that hold for a whole mount.

@@ -9,6 +9,8 @@ use nix::unistd::{ForkResult, fork};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::process::{Resource, Rlimit};
 
+use crate::error::{Errno, Result};
+
 /// The child's end of the pipe on which it tells its parent how the start went.
 #[derive(Debug)]
 pub struct ReadyPipe(File);
@@ -79,6 +81,34 @@ pub fn raise_open_files() -> u64 {
     }
 }
 
+/// The supplementary groups of a thread; none of one that is gone or can't be seen from here. They can't
+/// change under a request, because the thread that made it waits for the answer.
+pub fn groups(pid: u32) -> Result<Vec<u32>> {
+    if pid == 0 {
+        return Ok(Vec::new());
+    }
+    let status = match std::fs::read(format!("/proc/{pid}/status")) {
+        Ok(status) => status,
+        Err(error) => {
+            return match Errno::from_io_error(&error).unwrap_or(Errno::IO) {
+                Errno::NOENT | Errno::SRCH => Ok(Vec::new()),
+                errno => Err(errno.into()),
+            };
+        }
+    };
+    Ok(parse_groups(&status))
+}
+
+/// Reads the line `Groups:` of proc(5)'s status. The name of the program stands above it, with line ends
+/// escaped, so nobody can put in a line of his own.
+fn parse_groups(status: &[u8]) -> Vec<u32> {
+    let mut lines = status.split(|&byte| byte == b'\n');
+    let groups = lines.find_map(|line| line.strip_prefix(b"Groups:"));
+    let number = |word: &[u8]| std::str::from_utf8(word).ok()?.parse().ok();
+    let words = groups.unwrap_or_default().split(u8::is_ascii_whitespace);
+    words.filter_map(number).collect()
+}
+
 /// Whether this process has CAP_SYS_ADMIN in the initial user namespace.
 pub fn is_initial_admin() -> bool {
     use rustix::thread::{CapabilitySet, capabilities};
@@ -87,4 +117,19 @@ pub fn is_initial_admin() -> bool {
     let initial = std::fs::read_to_string("/proc/self/uid_map")
         .is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]));
     admin && initial
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_read() {
+        let status =
+            b"Name:\tGroups:\\n\nUid:\t1\t1\t1\t1\nGroups:\t4 24 4294967294 \nNStgid:\t1\n";
+        assert_eq!(parse_groups(status), [4, 24, 4_294_967_294]);
+        assert!(parse_groups(b"Groups:\t \n").is_empty());
+        assert!(parse_groups(b"Uid:\t1\n").is_empty());
+        assert!(groups(u32::MAX).unwrap().is_empty());
+    }
 }

@@ -58,6 +58,7 @@ pub const CUT: OpenHow = OpenHow {
 
 pub fn caller() -> Caller {
     Caller {
+        pid: std::process::id(),
         uid: rustix::process::geteuid().as_raw(),
         gid: rustix::process::getegid().as_raw(),
         umask: 0o022,
