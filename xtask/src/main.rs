@@ -6,6 +6,7 @@
 mod checks;
 mod conformance;
 mod demo;
+mod fsx;
 mod run;
 mod setup;
 mod test;
