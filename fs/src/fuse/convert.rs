@@ -4,11 +4,11 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fuser::{FileAttr, FileType, INodeNo, OpenAccMode, OpenFlags, Request, TimeOrNow};
+use fuser::{FileAttr, FileType, INodeNo, OpenAccMode, OpenFlags, Request, TimeOrNow, WriteFlags};
 
 use crate::error::{Errno, Error, Result};
 use crate::name::Name;
-use crate::overlay::{Attr, Caller, OpenHow, RenameFlags};
+use crate::overlay::{Attr, Caller, OpenHow, RenameFlags, Writer};
 use crate::sys::attr::SetTime;
 use crate::sys::stat::{FileKind, Time};
 
@@ -54,28 +54,21 @@ pub(super) fn set_time(time: Option<TimeOrNow>) -> SetTime {
     match time {
         None => SetTime::Keep,
         Some(TimeOrNow::Now) => SetTime::Now,
-        Some(TimeOrNow::SpecificTime(time)) => SetTime::At(from_system_time(time)),
+        Some(TimeOrNow::SpecificTime(time)) => SetTime::At(from_request(time)),
     }
 }
 
-fn from_system_time(time: SystemTime) -> Time {
-    match time.duration_since(UNIX_EPOCH) {
-        Ok(after) => Time {
-            secs: after.as_secs().cast_signed(),
-            nanos: after.subsec_nanos(),
-        },
-        Err(before) => {
-            let before = before.duration();
-            let (secs, nanos) = (before.as_secs().cast_signed(), before.subsec_nanos());
-            if nanos == 0 {
-                Time { secs: -secs, nanos }
-            } else {
-                Time {
-                    secs: -secs - 1,
-                    nanos: 1_000_000_000 - nanos,
-                }
-            }
-        }
+/// The time that a request carries. Its nanoseconds count forwards, before 1970 too; this version of the
+/// protocol library subtracts them there, which is undone here.
+fn from_request(time: SystemTime) -> Time {
+    let (before, distance) = match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => (false, after),
+        Err(before) => (true, before.duration()),
+    };
+    let secs = distance.as_secs().cast_signed();
+    Time {
+        secs: if before { -secs } else { secs },
+        nanos: distance.subsec_nanos(),
     }
 }
 
@@ -132,11 +125,23 @@ pub(super) fn rename_flags(flags: fuser::RenameFlags) -> Result<RenameFlags> {
     })
 }
 
+/// Who is behind a write.
+pub(super) fn writer(request: &Request, flags: WriteFlags) -> Writer {
+    if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+        Writer::Mapping
+    } else if flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
+        Writer::Unprivileged(caller(request, 0))
+    } else {
+        Writer::Privileged
+    }
+}
+
 pub(super) fn how(flags: OpenFlags) -> (OpenHow, bool) {
     let how = OpenHow {
         write: flags.acc_mode() != OpenAccMode::O_RDONLY,
         truncate: flags.0 & libc::O_TRUNC != 0,
         exec: flags.0 & FMODE_EXEC != 0,
+        keep_atime: flags.0 & libc::O_NOATIME != 0,
     };
     (how, flags.0 & libc::O_DIRECT != 0)
 }
@@ -149,7 +154,16 @@ mod tests {
     fn times_before_1970_keep_their_nanoseconds() {
         for (secs, nanos) in [(0, 0), (1, 5), (-1, 0), (-1, 999_999_999), (-1_000_000, 1)] {
             let time = Time { secs, nanos };
-            assert_eq!(from_system_time(system_time(time)), time);
+            let whole = Duration::from_secs(secs.unsigned_abs());
+            let part = Duration::from_nanos(nanos.into());
+            // What the library makes of a request's time, and what it expects of a reply's.
+            let (library, real) = if secs < 0 {
+                (UNIX_EPOCH - whole - part, UNIX_EPOCH - whole + part)
+            } else {
+                (UNIX_EPOCH + whole + part, UNIX_EPOCH + whole + part)
+            };
+            assert_eq!(from_request(library), time);
+            assert_eq!(system_time(time), real);
         }
     }
 

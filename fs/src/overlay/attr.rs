@@ -150,6 +150,8 @@ impl Op<'_> {
         let fd = target.as_fd();
         if *set == SetAttr::default() {
             self.drop_privileges(caller, inode, &target)?;
+            // A chown that names neither owner nor group moves the change time all the same.
+            sys::attr::chown(fd, None, None)?;
         }
         if set.uid.is_some() || set.gid.is_some() {
             let ids = &self.overlay.behaviour;
@@ -196,7 +198,7 @@ impl Op<'_> {
             Some(handle) => self.content(handle)?,
             None => Arc::new(self.open_content(inode, OFlags::RDWR)?),
         };
-        cut(caller, &fd, size)
+        self.cut(caller, &fd, size)
     }
 
     /// Drops setuid, setgid and capabilities. The empty request comes for a change of the content, for
@@ -208,8 +210,11 @@ impl Op<'_> {
         if stat.kind() == FileKind::Directory {
             return Ok(());
         }
-        let group_exec = stat.mode & 0o010 != 0;
-        let drop = 0o4000 | if group_exec { 0o2000 } else { 0 };
+        // The kernel's setattr_should_drop_sgid.
+        let setgid = stat.perm() & 0o2000 != 0
+            && (stat.perm() & 0o010 != 0
+                || (caller.uid != 0 && !self.is_member(caller, stat.gid)?));
+        let drop = 0o4000 | if setgid { 0o2000 } else { 0 };
         if stat.perm() & drop != 0 {
             let who = self.on_disk(caller)?;
             if caller.uid != 0 && who.uid != stat.uid && !inode.is_written() {
@@ -223,6 +228,30 @@ impl Op<'_> {
         }
     }
 
+    /// Sets a file's size; setuid and setgid go as they do for the caller on a plain folder.
+    pub(super) fn cut(&self, caller: Caller, fd: &OwnedFd, size: u64) -> Result<()> {
+        if caller.uid == 0 {
+            return sys::attr::truncate(fd, size);
+        }
+        self.unprivileged(caller, fd, || sys::attr::truncate(fd, size))
+    }
+
+    /// Changes a file's content for a caller without CAP_FSETID.
+    pub(super) fn unprivileged<T>(
+        &self,
+        caller: Caller,
+        fd: &OwnedFd,
+        change: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let stat = sys::stat::stat_fd(fd)?;
+        if stat.perm() & 0o6000 == 0 {
+            return change();
+        }
+        // Without the right to execute, setgid is an old mark for locking, which a member may keep.
+        let keeps = stat.perm() & 0o2010 == 0o2000 && self.is_member(caller, stat.gid)?;
+        sys::creds::dropping_setid(keeps.then_some(stat.gid), change)
+    }
+
     /// An O_PATH descriptor of an object, whatever it is.
     pub(super) fn target(&self, inode: &Inode) -> Result<Arc<OwnedFd>> {
         if inode.is_dir() {
@@ -234,12 +263,4 @@ impl Op<'_> {
             None => Ok(Arc::new(file.loc.open_path()?)),
         }
     }
-}
-
-/// Sets a file's size; setuid and setgid go as they do for the caller on a plain folder.
-pub(super) fn cut(caller: Caller, fd: &OwnedFd, size: u64) -> Result<()> {
-    if caller.uid == 0 {
-        return sys::attr::truncate(fd, size);
-    }
-    sys::creds::dropping_setid(|| sys::attr::truncate(fd, size))
 }

@@ -38,7 +38,7 @@ use crate::sys::stat::FileKind;
 use crate::view::View;
 
 pub use attr::{Attr, SetAttr};
-pub use files::{FileHandle, OpenHow};
+pub use files::{FileHandle, OpenHow, Writer};
 pub use push::PushError;
 pub use readdir::{DirEntry, DirHandle};
 pub use rename::RenameFlags;
@@ -242,12 +242,7 @@ impl Op<'_> {
         self.overlay.behaviour.volatile
     }
 
-    /// Runs `make` with the caller's ids, as they lie on disk.
-    fn as_caller<T>(&self, caller: Caller, make: impl FnMut() -> Result<T>) -> Result<T> {
-        sys::creds::as_caller(self.on_disk(caller)?, make)
-    }
-
-    /// The same for making something new.
+    /// Runs `make` with the caller's ids, as they lie on disk, to make something new.
     fn as_creator<T>(&self, caller: Caller, make: impl FnMut() -> Result<T>) -> Result<T> {
         sys::creds::as_creator(self.on_disk(caller)?, make)
     }
@@ -261,6 +256,19 @@ impl Op<'_> {
             gid: ids.gids.to_disk(caller.gid).ok_or(overflow)?,
             umask: caller.umask,
         })
+    }
+
+    /// Whether the caller belongs to a group of the disk: by its own or a supplementary one (the kernel's
+    /// in_group_p). The protocol brings the first alone.
+    fn is_member(&self, caller: Caller, gid: u32) -> Result<bool> {
+        let ids = &self.overlay.behaviour.gids;
+        if ids.to_disk(caller.gid) == Some(gid) {
+            return Ok(true);
+        }
+        let groups = sys::process::groups(caller.pid)?;
+        Ok(groups
+            .into_iter()
+            .any(|group| ids.to_disk(group) == Some(gid)))
     }
 
     /// statvfs of the file system that is written, else of the topmost layer's.

@@ -1,7 +1,7 @@
 //! Extended attributes: everything a user sets, nothing of the overlay's own.
 
 use std::borrow::Cow;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use super::{Caller, Op};
@@ -96,29 +96,15 @@ impl Op<'_> {
         } else {
             Cow::Owned(map_acl(value, IdMap::to_disk, &ids.uids, &ids.gids)?)
         };
-        // As the caller: the file system drops setgid for one outside the file's group.
-        let caller = self.in_the_files_group(caller, &target)?;
-        self.as_caller(caller, || {
-            sys::xattr::set_with(target.as_fd(), &disk, &value, flags)
-        })
-    }
-
-    /// The caller with the object's group as its own, when it belongs to that group by a supplementary
-    /// one: the kernel asks for the one or the other (`in_group_p`), and the protocol tells the first
-    /// alone. Only a setgid bit is at stake, so nothing is read where there is none.
-    fn in_the_files_group(&self, caller: Caller, target: &OwnedFd) -> Result<Caller> {
-        let stat = sys::stat::stat_fd(target)?;
-        let ids = &self.overlay.behaviour.gids;
-        if stat.perm() & 0o2000 == 0 || ids.to_disk(caller.gid) == Some(stat.gid) {
-            return Ok(caller);
+        // As the caller: the file system drops setgid for one outside the file's group. It asks for the
+        // caller's group or a supplementary one; here the one that counts takes the first's place.
+        let stat = sys::stat::stat_fd(&*target)?;
+        let mut who = self.on_disk(caller)?;
+        if stat.perm() & 0o2000 != 0 && self.is_member(caller, stat.gid)? {
+            who.gid = stat.gid;
         }
-        let groups = sys::process::groups(caller.pid)?;
-        let own = groups
-            .into_iter()
-            .find(|&gid| ids.to_disk(gid) == Some(stat.gid));
-        Ok(Caller {
-            gid: own.unwrap_or(caller.gid),
-            ..caller
+        sys::creds::as_caller(who, || {
+            sys::xattr::set_with(target.as_fd(), &disk, &value, flags)
         })
     }
 

@@ -41,16 +41,19 @@ pub const THEN: Time = Time {
 };
 
 pub const READ: OpenHow = OpenHow {
+    keep_atime: false,
     write: false,
     truncate: false,
     exec: false,
 };
 pub const WRITE: OpenHow = OpenHow {
+    keep_atime: false,
     write: true,
     truncate: false,
     exec: false,
 };
 pub const CUT: OpenHow = OpenHow {
+    keep_atime: false,
     write: true,
     truncate: true,
     exec: false,
