@@ -29,7 +29,7 @@ impl Op<'_> {
         if self.is_ours(target.as_fd(), &disk)? {
             return Err(Error::Errno(Errno::NODATA));
         }
-        let value = sys::xattr::get(target.as_fd(), &disk)?.ok_or(Error::Errno(Errno::NODATA))?;
+        let value = sys::xattr::value(target.as_fd(), &disk)?;
         let ids = &self.overlay.behaviour;
         if is_acl(name) && !(ids.uids.is_identity() && ids.gids.is_identity()) {
             return map_acl(
@@ -115,10 +115,11 @@ impl Op<'_> {
         // Nothing is copied up for what is not there.
         let disk = self.space().to_disk(name);
         let before = self.target(inode)?;
-        let there = sys::xattr::get(before.as_fd(), &disk)?.is_some()
-            && !self.is_ours(before.as_fd(), &disk)?;
-        if !there && !is_acl(name) {
+        if self.is_ours(before.as_fd(), &disk)? {
             return Err(Error::Errno(Errno::NODATA));
+        }
+        if !is_acl(name) {
+            sys::xattr::value(before.as_fd(), &disk)?;
         }
         self.any_up(inode)?;
         inode.changed();
