@@ -148,7 +148,7 @@ src, dst = os.open("data", os.O_RDONLY), os.open("copy", os.O_RDWR | os.O_CREAT,
 left, copied = 12 << 20, 0
 while left: n = os.copy_file_range(src, dst, left); assert n > 0; left -= n; copied += n
 print(copied, os.lseek(src, 0, os.SEEK_CUR), os.lseek(dst, 0, os.SEEK_CUR), of(dst))
-assert read("copy") == read("data")[:12 << 20]
+assert read("copy") == os.pread(src, 12 << 20, 0)
 print(err(os.copy_file_range, src, src, 10, 0, 5), err(os.copy_file_range, src, ro, 10), os.copy_file_range(src, dst, 10, 400 << 20, 0))
 print(err(os.copy_file_range, dst, dst, 10, 0, 5), os.copy_file_range(dst, dst, 4096, 0, 8192))
 "#,
