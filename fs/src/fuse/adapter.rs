@@ -522,13 +522,12 @@ impl Filesystem for Adapter {
         _: INodeNo,
         _: Fh,
         _: IoctlFlags,
-        _: u32,
+        command: u32,
         _: &[u8],
         _: u32,
-        reply: ReplyIoctl,
+        out: ReplyIoctl,
     ) {
-        // What a plain file says to a terminal's ioctl.
-        reply.error(fuser::Errno::ENOTTY);
+        out.error(reply::no_ioctl(command));
     }
 
     fn fallocate(
