@@ -55,6 +55,8 @@ impl Beside {
         if content == Content::Lower {
             python(&scratch.join("lower"), build).ok();
         }
+        // The mount's own folder is the upper's.
+        open_as(&plain, &scratch.join("upper"));
         let mount = Overlay::cowlfs(&stack, &scratch.make("mount"), "suid,dev");
         if content == Content::Upper {
             python(mount.path(), build).ok();
@@ -125,6 +127,12 @@ pub fn python(dir: &Path, script: &str) -> Output {
         .current_dir(dir)
         .env("PYTHONDONTWRITEBYTECODE", "1");
     run_command(command, format!("{PRELUDE}\n{script}\n").as_bytes())
+}
+
+fn open_as(from: &Path, path: &Path) {
+    let copied =
+        std::fs::metadata(from).and_then(|meta| std::fs::set_permissions(path, meta.permissions()));
+    copied.unwrap_or_else(|error| panic!("cannot open {}: {error}", path.display()));
 }
 
 fn open_to_all(path: &Path) {
