@@ -3,7 +3,6 @@
 
 use cowl_tests::beside::{Beside, Content, NEEDS, beside, beside_lower};
 use cowl_tests::conditions::can;
-use cowl_tests::mount::Overlay;
 
 const STAMPS: &str = r#"
 G = 1_000_000_000
@@ -44,20 +43,7 @@ for i in range(len(STAMPS)):
 show()"
         ));
         let before = beside.same(&format!("{STAMPS}show()"));
-        let Beside {
-            mount,
-            stack,
-            plain,
-            scratch,
-        } = beside;
-        let place = mount.path().to_owned();
-        mount.unmount();
-        let again = Beside {
-            mount: Overlay::cowlfs(&stack, &place, ""),
-            stack,
-            plain,
-            scratch,
-        };
+        let again = beside.remounted();
         assert_eq!(again.same(&format!("{STAMPS}show()")), before);
     }
 }

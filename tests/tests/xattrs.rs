@@ -105,15 +105,9 @@ print(sorted(os.listdir("moved")), sorted(os.listdir(".")))
         "print('trusted.overlay.overlay.opaque' in os.listxattr('moved'), 'trusted.overlay.opaque' in os.listxattr('moved'))",
     );
     assert_eq!(stored.ok().out(), "True False");
-    let Beside { mount, stack, .. } = &beside;
-    let before = python(mount.path(), "print(sorted(os.listxattr('moved')))").ok();
-    let place = mount.path().to_owned();
-    let stack = stack.clone();
-    let Beside { mount, scratch, .. } = beside;
-    mount.unmount();
-    let again = cowl_tests::mount::Overlay::cowlfs(&stack, &place, "");
-    let after = python(&place, "print(sorted(os.listxattr('moved')))").ok();
-    assert_eq!(before.out(), after.out());
-    again.unmount();
-    drop(scratch);
+    let list = "print([(p, sorted(os.listxattr(p))) for p in ('moved', 'moved/f', 'other', 'file')])";
+    let before = beside.same(list);
+    let again = beside.remounted();
+    assert_eq!(again.same(list), before);
+    again.mount.unmount();
 }

@@ -69,6 +69,18 @@ impl Beside {
         }
     }
 
+    /// Unmounts and mounts anew: what is seen then comes from the layers alone.
+    #[track_caller]
+    #[must_use]
+    pub fn remounted(self) -> Beside {
+        let place = self.mount.path().to_owned();
+        self.mount.unmount();
+        Beside {
+            mount: Overlay::cowlfs(&self.stack, &place, "suid,dev"),
+            ..self
+        }
+    }
+
     /// Runs a script in both; it must succeed and say the same. Returns what it said.
     #[track_caller]
     pub fn same(&self, script: &str) -> String {
