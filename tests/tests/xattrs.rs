@@ -105,7 +105,8 @@ print(sorted(os.listdir("moved")), sorted(os.listdir(".")))
         "print('trusted.overlay.overlay.opaque' in os.listxattr('moved'), 'trusted.overlay.opaque' in os.listxattr('moved'))",
     );
     assert_eq!(stored.ok().out(), "True False");
-    let list = "print([(p, sorted(os.listxattr(p))) for p in ('moved', 'moved/f', 'other', 'file')])";
+    let list =
+        "print([(p, sorted(os.listxattr(p))) for p in ('moved', 'moved/f', 'other', 'file')])";
     let before = beside.same(list);
     let again = beside.remounted();
     assert_eq!(again.same(list), before);

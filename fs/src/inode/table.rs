@@ -4,7 +4,7 @@
 //! from a range of its own for as long as it is known.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -12,6 +12,8 @@ use parking_lot::Mutex;
 use super::{Identity, Inode};
 
 const SHARDS: usize = 16;
+/// So many objects are worth giving memory back for: some megabytes.
+const MANY: usize = 16 * 1024;
 /// The range of numbers given out here: no file system below uses the top bit.
 const SUBSTITUTE: u64 = 1 << 63;
 
@@ -30,6 +32,9 @@ pub struct InodeTable {
     /// Objects whose own number was taken, and the number they have instead.
     substitutes: Mutex<HashMap<Identity, u64>>,
     next_substitute: AtomicU64,
+    /// How many are known, and how many were dropped since room was last made.
+    known: AtomicUsize,
+    dropped: AtomicUsize,
 }
 
 impl Default for InodeTable {
@@ -38,6 +43,8 @@ impl Default for InodeTable {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             substitutes: Mutex::default(),
             next_substitute: AtomicU64::new(SUBSTITUTE | 1),
+            known: AtomicUsize::new(0),
+            dropped: AtomicUsize::new(0),
         }
     }
 }
@@ -88,7 +95,7 @@ impl InodeTable {
             Some(_) => None,
             None => {
                 let inode = make(ino);
-                shard.insert(ino, Entry::new(&inode));
+                self.insert(&mut shard, &inode);
                 Some((inode, true))
             }
         }
@@ -108,8 +115,14 @@ impl InodeTable {
             return (inode, false);
         }
         let inode = make(ino);
-        shard.insert(ino, Entry::new(&inode));
+        self.insert(&mut shard, &inode);
         (inode, true)
+    }
+
+    fn insert(&self, shard: &mut HashMap<u64, Entry>, inode: &Arc<Inode>) {
+        if shard.insert(inode.ino(), Entry::new(inode)).is_none() {
+            self.known.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Told when an object's copy-up gave it another place on disk: a substitute number stays its own.
@@ -126,7 +139,10 @@ impl InodeTable {
         let mut shard = self.shard(inode.ino()).lock();
         let entry = shard
             .entry(inode.ino())
-            .or_insert_with(|| Entry::new(inode));
+            .or_insert_with(|| {
+                self.known.fetch_add(1, Ordering::Relaxed);
+                Entry::new(inode)
+            });
         entry.lookups += 1;
         entry.held = Some(inode.clone());
     }
@@ -161,7 +177,10 @@ impl InodeTable {
             if !unknown || Arc::strong_count(&inode) > 1 {
                 return;
             }
-            shard.remove(&inode.ino());
+            if shard.remove(&inode.ino()).is_some() {
+                self.known.fetch_sub(1, Ordering::Relaxed);
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+            }
             drop(shard);
             if inode.ino() & SUBSTITUTE != 0 {
                 self.substitutes.lock().remove(&inode.identity());
@@ -175,6 +194,24 @@ impl InodeTable {
                 self.prune(parent);
             }
         }
+    }
+
+    /// Whether as many were dropped as are left, and they are many: then the tables take no more room than
+    /// they need from here on, and the allocator has much to give back. Asked so, it costs each object a
+    /// small constant.
+    pub(crate) fn made_room(&self) -> bool {
+        let dropped = self.dropped.load(Ordering::Relaxed);
+        if dropped < MANY || dropped < self.known.load(Ordering::Relaxed) {
+            return false;
+        }
+        // One of those that see it at once is enough.
+        if self.dropped.swap(0, Ordering::Relaxed) < MANY {
+            return false;
+        }
+        for shard in &self.shards {
+            shard.lock().shrink_to_fit();
+        }
+        true
     }
 
     /// How many inodes are known.

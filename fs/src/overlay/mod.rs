@@ -173,6 +173,14 @@ impl Overlay {
         &self.root
     }
 
+    /// The kernel forgot `count` of its lookups of an inode.
+    pub fn forget(&self, ino: u64, count: u64) {
+        self.inodes.forget(ino, count);
+        if self.inodes.made_room() {
+            sys::process::give_memory_back();
+        }
+    }
+
     /// The inodes that are known.
     pub fn inodes(&self) -> &InodeTable {
         &self.inodes
