@@ -38,20 +38,35 @@ os.fchmod(fd, 0o700); print(of(fd))
     );
 }
 
+/// The closed list of docs/semantics.md: each is refused with a plain error, and nothing is changed by it.
 #[test]
-fn unnamed_temporary_files_are_refused_as_documented() {
-    if !can("tmpfile", &NEEDS) {
+fn what_the_protocol_does_not_carry_is_refused() {
+    if !can("protocol", &NEEDS) {
         return;
     }
-    let beside = Beside::new("tmpfile", Content::Lower, "os.mkdir('dir')");
-    let said = python(
+    let build = "os.mkdir('dir'); write('file', b'x' * 16384); write('other')";
+    let beside = Beside::new("protocol", Content::Lower, build);
+    python(
         beside.mount.path(),
-        "print(err(os.open, 'dir', os.O_TMPFILE | os.O_RDWR), os.listdir('dir'))
+        r#"
+assert err(os.open, "dir", os.O_TMPFILE | os.O_RDWR) == "ENOTSUP" and os.listdir("dir") == []
+# What falls back when it is refused works.
 import tempfile
-with tempfile.TemporaryFile(dir='dir') as file: file.write(b'x'); file.seek(0); print(file.read())
-print(os.listdir('dir'))",
-    );
-    assert_eq!(said.ok().out(), "ENOTSUP []\nb'x'\n[]");
+with tempfile.TemporaryFile(dir="dir") as file: file.write(b"x"); file.seek(0); assert file.read() == b"x"
+assert os.listdir("dir") == []
+fd, other = os.open("file", os.O_RDWR), os.open("other", os.O_RDONLY)
+for mode in (COLLAPSE, INSERT): assert err(fallocate, fd, mode, 0, 4096) == "ENOTSUP"
+FICLONE, FICLONERANGE, FIEMAP = 0x40049409, 0x4020940D, 0xC020660B
+assert err(fcntl.ioctl, fd, FICLONE, other) == "ENOTSUP", err(fcntl.ioctl, fd, FICLONE, other)
+assert err(fcntl.ioctl, fd, FIEMAP, bytes(32)) in ("ENOTSUP", "ENOTTY")
+assert os.pread(fd, 20000, 0) == b"x" * 16384
+# Birth time: statx does not claim to know it.
+buffer = ctypes.create_string_buffer(256)
+assert libc.statx(AT_FDCWD, b"file", 0, 0xFFF, buffer) == 0
+mask = struct.unpack_from("I", buffer)[0]; assert mask & 0x7FF == 0x7FF and not mask & 0x800, hex(mask)
+"#,
+    )
+    .ok();
     beside.mount.unmount();
 }
 
@@ -203,6 +218,12 @@ ofd = lambda fd, kind: err(fcntl.fcntl, fd, OFD_SETLK, struct.pack("hhqqi4x", ki
 one, two = os.open("file", os.O_RDWR), os.open("alias", os.O_RDWR)
 print(isinstance(ofd(one, fcntl.F_WRLCK), bytes), ofd(two, fcntl.F_WRLCK)); os.close(one); print(isinstance(ofd(two, fcntl.F_WRLCK), bytes))
 fcntl.flock(flocked, fcntl.LOCK_UN); fcntl.lockf(reader, fcntl.LOCK_UN); others()
+# Leases: granted while nobody else is in the way, and broken by who is.
+lease = lambda fd, kind: err(fcntl.fcntl, fd, fcntl.F_SETLEASE, kind)
+write("leased"); a = os.open("leased", os.O_RDONLY); print(lease(a, fcntl.F_RDLCK), lease(a, fcntl.F_UNLCK))
+b = os.open("leased", os.O_RDWR); print(lease(a, fcntl.F_RDLCK), lease(b, fcntl.F_WRLCK)); os.close(b)
+broken = []; signal.signal(signal.SIGIO, lambda *_: broken.append(1)); print(lease(a, fcntl.F_RDLCK))
+print(err(os.open, "leased", os.O_WRONLY | os.O_NONBLOCK), broken, lease(a, fcntl.F_UNLCK))
 "#,
     );
 }

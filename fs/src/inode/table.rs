@@ -137,12 +137,10 @@ impl InodeTable {
     /// The kernel was told of this inode once more.
     pub fn remember(&self, inode: &Arc<Inode>) {
         let mut shard = self.shard(inode.ino()).lock();
-        let entry = shard
-            .entry(inode.ino())
-            .or_insert_with(|| {
-                self.known.fetch_add(1, Ordering::Relaxed);
-                Entry::new(inode)
-            });
+        let entry = shard.entry(inode.ino()).or_insert_with(|| {
+            self.known.fetch_add(1, Ordering::Relaxed);
+            Entry::new(inode)
+        });
         entry.lookups += 1;
         entry.held = Some(inode.clone());
     }
