@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 use super::{Identity, Inode};
 
 const SHARDS: usize = 16;
-/// So many objects are worth giving memory back for: some megabytes.
-const MANY: usize = 16 * 1024;
+/// So many objects are worth giving memory back for: a megabyte or two.
+const MANY: usize = 4096;
 /// The range of numbers given out here: no file system below uses the top bit.
 const SUBSTITUTE: u64 = 1 << 63;
 
