@@ -133,13 +133,13 @@ fn a_listing_beside_creations_and_removals_tells_what_stays_once() {
     beside(
         "listing-beside",
         "os.mkdir('d')
-for i in range(3000): write(f'd/stays{i:05d}')
-for i in range(1000): write(f'd/goes{i:05d}')",
+for i in range(1200): write(f'd/stays{i:05d}')
+for i in range(300): write(f'd/goes{i:05d}')",
         &format!(
             "{LISTING}{}",
             r#"
 def busy(which):
-    for i in range(which, 1000, 2):
+    for i in range(which, 300, 2):
         os.unlink(f"d/goes{i:05d}"); write(f"d/comes{i:05d}"); os.rename(f"d/comes{i:05d}", f"d/came{i:05d}")
         if i % 5 == 0: os.unlink(f"d/came{i:05d}")
     os._exit(0)
@@ -148,7 +148,7 @@ for which in (0, 1):
     pid = os.fork()
     if pid == 0: busy(which)
     pids.append(pid)
-stays = {f"stays{i:05d}" for i in range(3000)}
+stays = {f"stays{i:05d}" for i in range(1200)}
 rounds, left = 0, len(pids)
 while left or rounds < 3:
     while left and os.waitpid(-1, os.WNOHANG)[0]: left -= 1
