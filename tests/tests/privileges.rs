@@ -51,7 +51,8 @@ CHANGES = {
 fn setuid_and_setgid_go_as_on_a_plain_folder() {
     let modes = r#"
 MODES = (0o6777, 0o6767, 0o4766, 0o2767)
-WHO = {"root": (0, 0), "owner": (1000, 1000), "other": (1001, 1001)}
+# CAP_FSETID is 4: one of the last two has it and is nobody special, the other is user 0 and has it not.
+WHO = {"root": (0, 0, None), "owner": (1000, 1000, None), "other": (1001, 1001, None), "keeper": (1002, 1002, (4,)), "bare": (0, 0, (0, 1, 2, 3))}
 def files():
     for who in WHO:
         for mode in MODES:
@@ -71,11 +72,12 @@ for who, mode, change, path in files():
             "{CHANGES}{modes}{}",
             r#"
 def run(who):
+    print(who)
     for one, mode, change, path in files():
         if one != who: continue
         result = err(CHANGES[change], path)
         print(change, who, f"{mode:o}", result if isinstance(result, str) else "", of(path))
-for who, (uid, gid) in WHO.items(): child(lambda: run(who), uid=uid, gid=gid)
+for who, (uid, gid, hold) in WHO.items(): child(lambda: run(who), uid=uid, gid=gid, hold=hold)
 left = lambda change, who: os.stat(f"d/{who}-6777-{change}").st_mode & 0o6000
 assert left("write", "other") == 0 and left("write", "root") == 0o6000 and left("utime", "owner") == 0o6000
 assert left("punch", "other") == 0 and left("chown-same", "owner") == 0 and left("truncate", "other") == 0

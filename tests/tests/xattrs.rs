@@ -70,7 +70,9 @@ def run():
         for name in ("user.u", "trusted.t", "security.s", "system.posix_acl_access", "user.new"):
             print(path, name, err(os.getxattr, path, name), err(os.setxattr, path, name, b"w"), err(os.removexattr, path, name))
     print(sorted(os.listxattr("link", follow_symlinks=False)), err(os.getxattr, "link", "trusted.l", follow_symlinks=False))
-child(run, uid=1000, gid=1000); child(run, uid=1001, gid=1000); run()
+child(run, uid=1000, gid=1000); child(run, uid=1001, gid=1000)
+# What shows goes by CAP_SYS_ADMIN (21), not by the user.
+child(run, uid=1002, gid=1000, hold=(21,)); child(run, hold=(0, 1, 2, 3)); run()
 "#,
     );
 }

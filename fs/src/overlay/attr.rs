@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::OFlags;
+use rustix::thread::CapabilitySet;
 
 use super::files::FileHandle;
 use super::stage::CopyUp;
@@ -158,7 +159,8 @@ impl Op<'_> {
             let overflow = Error::Errno(Errno::OVERFLOW);
             let uid = set.uid.map(|id| ids.uids.to_disk(id).ok_or(overflow));
             let gid = set.gid.map(|id| ids.gids.to_disk(id).ok_or(overflow));
-            sys::attr::chown(fd, uid.transpose()?, gid.transpose()?)?;
+            let (uid, gid) = (uid.transpose()?, gid.transpose()?);
+            self.for_caller(caller, &target, || sys::attr::chown(fd, uid, gid))?;
         }
         if let Some(mode) = set.mode {
             if inode.kind() == FileKind::Symlink {
@@ -213,7 +215,8 @@ impl Op<'_> {
         // The kernel's setattr_should_drop_sgid.
         let setgid = stat.perm() & 0o2000 != 0
             && (stat.perm() & 0o010 != 0
-                || (caller.uid != 0 && !self.is_member(caller, stat.gid)?));
+                || (!self.is_capable(caller, CapabilitySet::FSETID)?
+                    && !self.is_member(caller, stat.gid)?));
         let drop = 0o4000 | if setgid { 0o2000 } else { 0 };
         if stat.perm() & drop != 0 {
             let who = self.on_disk(caller)?;
@@ -230,10 +233,22 @@ impl Op<'_> {
 
     /// Sets a file's size; setuid and setgid go as they do for the caller on a plain folder.
     pub(super) fn cut(&self, caller: Caller, fd: &OwnedFd, size: u64) -> Result<()> {
-        if caller.uid == 0 {
-            return sys::attr::truncate(fd, size);
+        self.for_caller(caller, fd, || sys::attr::truncate(fd, size))
+    }
+
+    /// Makes a change at which setuid and setgid may go, as the layer's file system makes it for the
+    /// caller.
+    fn for_caller<T>(
+        &self,
+        caller: Caller,
+        fd: &OwnedFd,
+        change: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let stat = sys::stat::stat_fd(fd)?;
+        if stat.perm() & 0o6000 == 0 || self.is_capable(caller, CapabilitySet::FSETID)? {
+            return change();
         }
-        self.unprivileged(caller, fd, || sys::attr::truncate(fd, size))
+        self.unprivileged(caller, fd, change)
     }
 
     /// Changes a file's content for a caller without CAP_FSETID.
@@ -249,7 +264,8 @@ impl Op<'_> {
         }
         // Without the right to execute, setgid is an old mark for locking, which a member may keep.
         let keeps = stat.perm() & 0o2010 == 0o2000 && self.is_member(caller, stat.gid)?;
-        sys::creds::dropping_setid(keeps.then_some(stat.gid), change)
+        let own = self.on_disk(caller)?.gid;
+        sys::creds::dropping_setid(if keeps { stat.gid } else { own }, change)
     }
 
     /// An O_PATH descriptor of an object, whatever it is.

@@ -4,6 +4,8 @@ use std::borrow::Cow;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
+use rustix::thread::CapabilitySet;
+
 use super::{Caller, Op};
 use crate::error::{Errno, Error, Result};
 use crate::format::foreign::is_attribute;
@@ -43,11 +45,13 @@ impl Op<'_> {
     }
 
     /// All names, each ended by a NUL, as listxattr(2) returns them. As on a plain folder, trusted.*
-    /// shows to root alone; the protocol brings the caller's id but not its capabilities.
+    /// shows to those alone who have CAP_SYS_ADMIN.
     pub fn list_xattr(&self, caller: Caller, inode: &Arc<Inode>) -> Result<Vec<u8>> {
         let space = self.space();
         let target = self.target(inode)?;
         let mut names = Vec::new();
+        // Asked only when there is something to show or not.
+        let mut admin = None;
         for name in sys::xattr::list(target.as_fd())? {
             if self.is_ours(target.as_fd(), &name)? {
                 continue;
@@ -55,10 +59,17 @@ impl Op<'_> {
             if self.overlay.behaviour.no_acl && is_acl(&name) {
                 continue;
             }
-            if caller.uid != 0 && name.starts_with(b"trusted.") {
-                continue;
-            }
             if let Some(shown) = space.to_mount(&name) {
+                if shown.starts_with(b"trusted.") {
+                    let asked = match admin {
+                        Some(known) => known,
+                        None => self.is_capable(caller, CapabilitySet::SYS_ADMIN)?,
+                    };
+                    admin = Some(asked);
+                    if !asked {
+                        continue;
+                    }
+                }
                 names.extend_from_slice(&shown);
                 names.push(0);
             }

@@ -48,9 +48,17 @@ def of(what):
     return f"{s.st_mode:o} {s.st_uid}:{s.st_gid} links {links} size {size}"
 
 
-def child(run, uid=0, gid=0, groups=(), umask=0o022, keep=()):
-    """Runs `run` in a process of its own, as somebody else; its failure is ours. `keep`: numbers of
-    capabilities that user 0 keeps, when it is not to have all."""
+def hold_only(numbers):
+    """Gives all capabilities up but those with these numbers."""
+    bits = sum(1 << n for n in numbers)
+    low, high = bits & 0xFFFFFFFF, bits >> 32
+    header = struct.pack("<Ii", 0x20080522, 0)
+    check(libc.capset(header, struct.pack("<6I", low, low, 0, high, high, 0)))
+
+
+def child(run, uid=0, gid=0, groups=(), umask=0o022, hold=None):
+    """Runs `run` in a process of its own, as somebody else; its failure is ours. `hold`: numbers of the
+    capabilities that it has, when they are not to follow from the user."""
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
@@ -59,7 +67,11 @@ def child(run, uid=0, gid=0, groups=(), umask=0o022, keep=()):
             os.umask(umask)
             os.setgroups(list(groups))
             os.setresgid(gid, gid, gid)
+            if hold is not None:
+                check(libc.prctl(8, 1, 0, 0, 0))  # PR_SET_KEEPCAPS
             os.setresuid(uid, uid, uid)
+            if hold is not None:
+                hold_only(hold)
             run()
             code = 0
         except BaseException:
