@@ -7,6 +7,7 @@ mod checks;
 mod conformance;
 mod demo;
 mod fsx;
+mod promises;
 mod run;
 mod setup;
 mod test;
