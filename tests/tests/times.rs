@@ -49,6 +49,20 @@ show()"
 }
 
 #[test]
+fn the_first_and_the_last_time_there_are_harm_nobody() {
+    beside(
+        "times-ends",
+        "for name in 'abcdefgh': write(name)",
+        r#"
+ends = [-2**63, -2**63 + 1, 2**63 - 1, -2**62]
+for name, (seconds, part) in zip("abcdefgh", [(s, p) for s in ends for p in (0, 999_999_999)]):
+    print(name, err(lambda: os.utime(name, ns=(seconds * 10**9 + part, seconds * 10**9 + part))))
+    seen = os.stat(name); print(seen.st_atime_ns, seen.st_mtime_ns)
+"#,
+    );
+}
+
+#[test]
 fn what_moves_which_time() {
     beside(
         "times-moved",
