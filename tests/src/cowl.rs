@@ -25,6 +25,14 @@ impl Store {
         Store { scratch, path }
     }
 
+    /// The same on a file system that `make` mounts at a name in the test's folder.
+    #[must_use]
+    pub fn on(test: &str, make: impl FnOnce(&Scratch, &str) -> PathBuf) -> Store {
+        let scratch = Scratch::new(test);
+        let path = make(&scratch, "own").join("store");
+        Store { scratch, path }
+    }
+
     /// Where the store is.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -85,6 +85,31 @@ impl Kind {
     }
 }
 
+/// An ext4 of its own with room for `files` small files, mounted at `name` in `scratch`: what it writes for
+/// itself is the same in every run, wherever the machine's own file systems have room left.
+#[track_caller]
+#[must_use]
+pub fn ext4_for(files: u32, scratch: &Scratch, name: &str) -> PathBuf {
+    let place = scratch.make(name);
+    let image = scratch.join(format!("{name}.image"));
+    let file = std::fs::File::create(&image).expect("an image file");
+    file.set_len(u64::from(files) * (16 << 10))
+        .expect("the size of an image file");
+    let inodes = (files * 2).to_string();
+    run(
+        "mkfs.ext4",
+        [
+            "-qF".as_ref(),
+            "-N".as_ref(),
+            inodes.as_ref(),
+            image.as_os_str(),
+        ],
+    )
+    .ok();
+    mount_loop("ext4", "loop", &image, &place);
+    place
+}
+
 impl Packed {
     /// What the machine must have for it.
     #[must_use]
