@@ -364,12 +364,20 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        // Of pages that the kernel writes back by itself it expects all or an error; a short answer to
+        // a write(2) is passed on to the program, which must know what was written.
+        let all = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let done = self.run("write", ino, None, |op| {
-            op.write(&*self.files.get(fh.0)?, offset, data, kill)
+            let handle = self.files.get(fh.0)?;
+            let mut done = op.write(&handle, offset, data, kill)?;
+            while let Some(rest) = data.get(done..).filter(|rest| all && !rest.is_empty()) {
+                done += op.write(&handle, offset + done as u64, rest, kill)?;
+            }
+            Ok(done)
         });
         match done {
             // A request carries at most MAX_WRITE bytes.
-            Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(MAX_WRITE)),
+            Ok(done) => reply.written(u32::try_from(done).unwrap_or(MAX_WRITE)),
             Err(error) => reply.error(errno(error)),
         }
     }

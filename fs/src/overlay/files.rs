@@ -180,9 +180,9 @@ impl Op<'_> {
         Ok(done)
     }
 
-    /// Writes all of `data`. `kill`: the kernel says that the writer has no right to keep setuid and
-    /// setgid.
-    pub fn write(&self, handle: &FileHandle, at: u64, data: &[u8], kill: bool) -> Result<()> {
+    /// Writes `data`, on a full disk as much of it as there is room for, and returns how much that was.
+    /// `kill`: the kernel says that the writer has no right to keep setuid and setgid.
+    pub fn write(&self, handle: &FileHandle, at: u64, data: &[u8], kill: bool) -> Result<usize> {
         if !handle.how.write {
             return Err(Error::Errno(Errno::BADF));
         }
@@ -190,9 +190,9 @@ impl Op<'_> {
         let fd = self.content(handle)?;
         handle.inode.changed();
         if kill {
-            sys::creds::dropping_setid(|| sys::copy::write_all(&*fd, data, at))
+            sys::creds::dropping_setid(|| sys::copy::write_some(&*fd, data, at))
         } else {
-            sys::copy::write_all(&*fd, data, at)
+            sys::copy::write_some(&*fd, data, at)
         }
     }
 
@@ -208,10 +208,10 @@ impl Op<'_> {
         }
         let fd = match &file.data {
             // Its content lies below, untouched; what may have changed is its attributes.
-            Some(_) => Arc::new(match &file.anchor {
-                Some(anchor) => sys::dir::reopen((**anchor).as_fd(), OFlags::RDONLY)?,
-                None => file.loc.open_read()?,
-            }),
+            Some(_) => Arc::new(sys::dir::reopen(
+                (*self.target(&handle.inode)?).as_fd(),
+                OFlags::RDONLY,
+            )?),
             None => self.content(handle)?,
         };
         if data_only {

@@ -72,7 +72,9 @@ impl Fs {
 
     pub fn write_handle(&self, handle: &FileHandle, at: u64, data: &[u8]) -> R<()> {
         let written = self.overlay.begin().write(handle, at, data, false);
-        written.map_err(|error| error.errno())
+        let written = written.map_err(|error| error.errno())?;
+        assert_eq!(written, data.len());
+        Ok(())
     }
 
     pub fn read(&self, path: &str) -> R<Vec<u8>> {
