@@ -99,6 +99,7 @@ impl InodeTable {
                 if let Some((real, shown)) = self.ctimes.lock().get(&ino) {
                     inode.hold_ctime(*real, *shown);
                 }
+                make_room(&mut shard);
                 shard.insert(ino, Entry::new(&inode));
                 Some((inode, true))
             }
@@ -212,6 +213,17 @@ impl InodeTable {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// Before a map grows, what is left of objects that nobody knows any more goes: one that was forgotten
+/// while an operation or an open file still held it was not pruned then.
+fn make_room(shard: &mut HashMap<u64, Entry>) {
+    if shard.len() < shard.capacity() {
+        return;
+    }
+    shard.retain(|_, entry| entry.inode.strong_count() > 0);
+    // Not again before as many have come as there are.
+    shard.reserve(shard.len());
 }
 
 impl Entry {
