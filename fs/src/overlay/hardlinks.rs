@@ -50,6 +50,11 @@ impl LinkIndex {
             moved.push(inode.clone());
         }
     }
+
+    /// Told when a folder is removed: nothing shows in it any more, and it need not be kept.
+    pub(super) fn note_removed(&self, inode: &Arc<Inode>) {
+        self.moved.lock().retain(|known| !Arc::ptr_eq(known, inode));
+    }
 }
 
 impl Op<'_> {
