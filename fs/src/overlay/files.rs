@@ -143,8 +143,16 @@ impl Op<'_> {
                         return Ok(fd);
                     }
                 }
-                Err(error) if error.is_absent() => last = error,
-                Err(error) => return Err(error),
+                Err(error) => {
+                    // What could not be opened may be what took the name: a whiteout says ENXIO.
+                    let now = inode.file()?;
+                    let same = now.loc.same_place(&file.loc)
+                        && now.anchor.is_some() == file.anchor.is_some();
+                    if same && !error.is_absent() {
+                        return Err(error);
+                    }
+                    last = error;
+                }
             }
         }
         Err(last)
