@@ -325,3 +325,58 @@ fn a_file_that_is_filled_beside_a_rename_is_the_right_one() {
         assert_eq!((&*read("f"), &*read("g")), ("new file", "old"), "{number}");
     }
 }
+
+/// A name of a file is looked up while it is removed (a link count does that to find the others). When
+/// the layer is frozen later and the file changes, the name stays whose it is by then.
+#[test]
+fn a_name_that_was_removed_beside_a_lookup_does_not_come_back() {
+    let place = tempfile::tempdir().unwrap();
+    let lower = place.path().join("lower");
+    fs::create_dir(&lower).unwrap();
+    let count = 600;
+    for number in 0..count {
+        fs::write(lower.join(format!("a{number}")), "old").unwrap();
+        let (one, two) = (format!("a{number}"), format!("b{number}"));
+        fs::hard_link(lower.join(one), lower.join(two)).unwrap();
+    }
+    let overlay = overlay(place.path());
+    let root = overlay.root().clone();
+    let text = |first: &str, number: usize| name(&format!("{first}{number}"));
+    let known: Vec<_> = (0..count)
+        .map(|number| {
+            let op = overlay.begin();
+            op.lookup(&root, &text("a", number)).unwrap().unwrap()
+        })
+        .collect();
+    both(
+        count,
+        |number| overlay.begin().unlink(&root, &text("b", number)).unwrap(),
+        |number| {
+            let name = text("b", number);
+            while overlay.begin().lookup(&root, &name).unwrap().is_some() {}
+        },
+    );
+    for number in 0..count {
+        let op = overlay.begin();
+        let name = text("b", number);
+        op.mknod(ROOT, &root, &name, 0o100_644, 0).unwrap();
+    }
+    for folder in ["upper2", "work2"] {
+        fs::create_dir(place.path().join(folder)).unwrap();
+    }
+    let (new, work) = (place.path().join("upper2"), place.path().join("work2"));
+    let upper = Upper::open(&new, &work, XattrSpace::detect()).unwrap();
+    overlay.push_layer(upper).unwrap();
+    for (number, inode) in known.iter().enumerate() {
+        let op = overlay.begin();
+        let set = SetAttr {
+            mode: Some(0o600),
+            ..SetAttr::default()
+        };
+        op.set_attr(ROOT, inode, &set, None).unwrap();
+        assert!(
+            !new.join(format!("b{number}")).exists(),
+            "b{number} came back as a name of a{number}"
+        );
+    }
+}
