@@ -13,7 +13,7 @@ use std::thread;
 use cowl_fs::Name;
 use cowl_fs::format::XattrSpace;
 use cowl_fs::layer::{Layer, Upper};
-use cowl_fs::overlay::{Behaviour, Caller, OpenHow, Overlay, RenameFlags, SetAttr};
+use cowl_fs::overlay::{Behaviour, Caller, OpenHow, Overlay, RenameFlags, SetAttr, WriteHow};
 
 const ROOT: Caller = Caller {
     uid: 0,
@@ -135,7 +135,7 @@ fn an_open_for_reading_beside_the_first_for_writing_sees_what_is_written() {
                 exec: false,
             };
             let handle = op.open(ROOT, &inode, how).unwrap();
-            op.write(&handle, 0, b"new", false).unwrap();
+            op.write(&handle, 0, b"new", WriteHow::default()).unwrap();
             overlay.close(&handle);
             done.wait();
         },
@@ -189,7 +189,7 @@ fn a_copy_up_holds_nobody_up() {
             assert!(op.lookup(&root, &name("small")).unwrap().is_some());
             op.attr(&big).unwrap();
             let handle = op.open(ROOT, &small, how).unwrap();
-            op.write(&handle, 0, b"t", false).unwrap();
+            op.write(&handle, 0, b"t", WriteHow::default()).unwrap();
             overlay.close(&handle);
             turns.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         }
@@ -288,7 +288,8 @@ fn a_file_that_is_filled_beside_a_rename_is_the_right_one() {
                 ..OpenHow::default()
             };
             let handle = op.open(ROOT, &new, how).unwrap();
-            op.write(&handle, 0, b"new file", false).unwrap();
+            op.write(&handle, 0, b"new file", WriteHow::default())
+                .unwrap();
             overlay.close(&handle);
             inode
         })

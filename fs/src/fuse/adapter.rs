@@ -21,7 +21,7 @@ use super::handles::Handles;
 use super::reply::{self, empty, with_attr, xattr};
 use crate::error::{Errno, Error, Result};
 use crate::inode::Inode;
-use crate::overlay::{Attr, DirHandle, FileHandle, Op, Overlay, SetAttr};
+use crate::overlay::{Attr, DirHandle, FileHandle, Op, Overlay, SetAttr, WriteHow};
 
 const GENERATION: Generation = Generation(0);
 /// The largest read and write: one request of 256 pages.
@@ -364,16 +364,10 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        // Of pages that the kernel writes back by itself it expects all or an error; a short answer to
-        // a write(2) is passed on to the program, which must know what was written.
-        let all = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let whole = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let done = self.run("write", ino, None, |op| {
             let handle = self.files.get(fh.0)?;
-            let mut done = op.write(&handle, offset, data, kill)?;
-            while let Some(rest) = data.get(done..).filter(|rest| all && !rest.is_empty()) {
-                done += op.write(&handle, offset + done as u64, rest, kill)?;
-            }
-            Ok(done)
+            op.write(&handle, offset, data, WriteHow { kill, whole })
         });
         match done {
             // A request carries at most MAX_WRITE bytes.

@@ -25,6 +25,16 @@ pub struct OpenHow {
     pub exec: bool,
 }
 
+/// How data is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteHow {
+    /// The kernel says that the writer has no right to keep setuid and setgid.
+    pub kill: bool,
+    /// All or an error: of pages that the kernel writes back by itself it heeds no shorter answer. The
+    /// program behind a write(2) is told how much was written.
+    pub whole: bool,
+}
+
 /// An open file. A descriptor that was opened before the file was copied up follows it.
 #[derive(Debug)]
 pub struct FileHandle {
@@ -189,18 +199,24 @@ impl Op<'_> {
     }
 
     /// Writes `data`, on a full disk as much of it as there is room for, and returns how much that was.
-    /// `kill`: the kernel says that the writer has no right to keep setuid and setgid.
-    pub fn write(&self, handle: &FileHandle, at: u64, data: &[u8], kill: bool) -> Result<usize> {
+    pub fn write(&self, handle: &FileHandle, at: u64, data: &[u8], how: WriteHow) -> Result<usize> {
         if !handle.how.write {
             return Err(Error::Errno(Errno::BADF));
         }
         self.upper()?;
         let fd = self.content(handle)?;
         handle.inode.changed();
-        if kill {
-            sys::creds::dropping_setid(|| sys::copy::write_some(&*fd, data, at))
+        let write = || {
+            if how.whole {
+                sys::copy::write_all(&*fd, data, at).map(|()| data.len())
+            } else {
+                sys::copy::write_some(&*fd, data, at)
+            }
+        };
+        if how.kill {
+            sys::creds::dropping_setid(write)
         } else {
-            sys::copy::write_some(&*fd, data, at)
+            write()
         }
     }
 

@@ -38,7 +38,7 @@ use crate::sys::stat::FileKind;
 use crate::view::View;
 
 pub use attr::{Attr, SetAttr};
-pub use files::{FileHandle, OpenHow};
+pub use files::{FileHandle, OpenHow, WriteHow};
 pub use push::PushError;
 pub use readdir::{DirEntry, DirHandle};
 pub use rename::RenameFlags;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cowl_fs::inode::Inode;
 use cowl_fs::name::Name;
-use cowl_fs::overlay::{Attr, DirEntry, FileHandle, Overlay, RenameFlags, SetAttr};
+use cowl_fs::overlay::{Attr, DirEntry, FileHandle, Overlay, RenameFlags, SetAttr, WriteHow};
 use cowl_fs::sys::stat::{FileKind, Stat, Time};
 
 use super::{CUT, OpenHow, R, READ, WRITE, caller};
@@ -71,7 +71,10 @@ impl Fs {
     }
 
     pub fn write_handle(&self, handle: &FileHandle, at: u64, data: &[u8]) -> R<()> {
-        let written = self.overlay.begin().write(handle, at, data, false);
+        let written = self
+            .overlay
+            .begin()
+            .write(handle, at, data, WriteHow::default());
         let written = written.map_err(|error| error.errno())?;
         assert_eq!(written, data.len());
         Ok(())
