@@ -68,6 +68,7 @@ fn copy_up(c: &mut Criterion) {
                     let op = stage.overlay.begin();
                     let file = op.find(b"file").unwrap();
                     let how = OpenHow {
+                        keep_atime: false,
                         write: true,
                         truncate: false,
                         exec: false,

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 /// Everybody's caller.
 pub const ROOT: Caller = Caller {
+    pid: 0,
     uid: 0,
     gid: 0,
     umask: 0o022,

@@ -276,6 +276,7 @@ fn ids_are_mapped_both_ways() {
     )
     .unwrap();
     let who = Caller {
+        pid: 0,
         uid: 8,
         gid: 9,
         ..caller()

@@ -13,9 +13,10 @@ use std::thread;
 use cowl_fs::Name;
 use cowl_fs::format::XattrSpace;
 use cowl_fs::layer::{Layer, Upper};
-use cowl_fs::overlay::{Behaviour, Caller, OpenHow, Overlay, RenameFlags, SetAttr, WriteHow};
+use cowl_fs::overlay::{Behaviour, Caller, OpenHow, Overlay, RenameFlags, SetAttr, Writer};
 
 const ROOT: Caller = Caller {
+    pid: 0,
     uid: 0,
     gid: 0,
     umask: 0o022,
@@ -130,12 +131,13 @@ fn an_open_for_reading_beside_the_first_for_writing_sees_what_is_written() {
             let inode = find(number);
             let op = overlay.begin();
             let how = OpenHow {
+                keep_atime: false,
                 write: true,
                 truncate: false,
                 exec: false,
             };
             let handle = op.open(ROOT, &inode, how).unwrap();
-            op.write(&handle, 0, b"new", WriteHow::default()).unwrap();
+            op.write(&handle, 0, b"new", Writer::Privileged).unwrap();
             overlay.close(&handle);
             done.wait();
         },
@@ -172,6 +174,7 @@ fn a_copy_up_holds_nobody_up() {
     let find = |text| overlay.begin().lookup(&root, &name(text)).unwrap().unwrap();
     let (big, small) = (find("big"), find("small"));
     let how = OpenHow {
+        keep_atime: false,
         write: true,
         truncate: false,
         exec: false,
@@ -189,7 +192,7 @@ fn a_copy_up_holds_nobody_up() {
             assert!(op.lookup(&root, &name("small")).unwrap().is_some());
             op.attr(&big).unwrap();
             let handle = op.open(ROOT, &small, how).unwrap();
-            op.write(&handle, 0, b"t", WriteHow::default()).unwrap();
+            op.write(&handle, 0, b"t", Writer::Privileged).unwrap();
             overlay.close(&handle);
             turns.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         }
@@ -288,7 +291,7 @@ fn a_file_that_is_filled_beside_a_rename_is_the_right_one() {
                 ..OpenHow::default()
             };
             let handle = op.open(ROOT, &new, how).unwrap();
-            op.write(&handle, 0, b"new file", WriteHow::default())
+            op.write(&handle, 0, b"new file", Writer::Privileged)
                 .unwrap();
             overlay.close(&handle);
             inode

@@ -11,6 +11,7 @@
     reason = "everything here runs in tests, where a panic with its place is the report"
 )]
 
+pub mod beside;
 pub mod command;
 pub mod conditions;
 pub mod cowl;

@@ -129,6 +129,7 @@ pub(crate) fn run() -> Result<()> {
         problems.extend(confined(&path, &code));
         problems.extend(imports(&path, &code));
     }
+    problems.extend(crate::promises::check(&root)?);
     if problems.is_empty() {
         note(&format!("{} source files keep the rules", files.len()));
         return Ok(());

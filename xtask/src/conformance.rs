@@ -12,10 +12,6 @@ use crate::run::{Result, Run, failure, note, root, target, title};
 
 const PJDFSTEST: &str = "0.2.2";
 const FSX: &str = "0.3.2";
-/// Operations for fsx: a few seconds.
-const FSX_OPERATIONS: &str = "4000";
-/// Fixed, so that a failure can be repeated.
-const FSX_SEEDS: [&str; 3] = ["1", "2", "3"];
 
 /// Which tests there are and what became of each.
 type Results = BTreeMap<String, Verdict>;
@@ -68,9 +64,7 @@ pub(crate) fn run() -> Result<()> {
     let mount = Overlay::cowlfs_at(&program, &stack, &place("mount")?, "dev,suid");
     let ours = pjdfstest(&tools, &config, mount.path())?;
     let verdict = judge(&plain, &ours)?;
-    for seed in FSX_SEEDS {
-        fsx(&tools, scratch.path(), mount.path(), seed)?;
-    }
+    crate::fsx::run(&tools.join("bin/fsx"), scratch.path(), mount.path())?;
     mount.unmount();
     if verdict.is_empty() {
         return Ok(());
@@ -223,23 +217,6 @@ fn judge(plain: &Results, ours: &Results) -> Result<Vec<String>> {
         ));
     }
     Ok(problems)
-}
-
-fn fsx(tools: &Path, scratch: &Path, place: &Path, seed: &str) -> Result<()> {
-    let config = scratch.join("fsx.toml");
-    std::fs::write(
-        &config,
-        "[weights]\nclose_open = 1\nread = 10\nwrite = 10\nmapread = 10\nmapwrite = 10\n\
-         invalidate = 1\ntruncate = 10\nfsync = 0.2\nfdatasync = 0.2\nposix_fallocate = 5\n\
-         punch_hole = 5\nsendfile = 5\nposix_fadvise = 1\ncopy_file_range = 5\n",
-    )?;
-    Run::new(tools.join("bin/fsx"))
-        .args(["-q", "-q", "-N", FSX_OPERATIONS, "-S", seed, "-P"])
-        .arg(scratch)
-        .arg("-f")
-        .arg(&config)
-        .arg(place.join(format!("fsx-{seed}")))
-        .run()
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@
 mod checks;
 mod conformance;
 mod demo;
+mod fsx;
+mod promises;
 mod run;
 mod setup;
 mod test;

@@ -15,13 +15,13 @@ use fuser::{
 };
 
 use super::convert::{
-    attr, caller, device_from_protocol, errno, how, kind, name_of, rename_flags, set_time,
+    attr, caller, device_from_protocol, errno, how, kind, name_of, rename_flags, set_time, writer,
 };
 use super::handles::Handles;
 use super::reply::{self, empty, with_attr, xattr};
 use crate::error::{Errno, Error, Result};
 use crate::inode::Inode;
-use crate::overlay::{Attr, DirHandle, FileHandle, Op, Overlay, SetAttr, WriteHow};
+use crate::overlay::{Attr, DirHandle, FileHandle, Op, Overlay, SetAttr};
 
 const GENERATION: Generation = Generation(0);
 /// The largest read and write: one request of 256 pages.
@@ -130,7 +130,7 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
-        self.overlay.inodes().forget(ino.0, count);
+        self.overlay.forget(ino.0, count);
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<Fh>, reply: ReplyAttr) {
@@ -353,7 +353,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: Fh,
         offset: u64,
@@ -363,11 +363,9 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let whole = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let by = writer(req, write_flags);
         let done = self.run("write", ino, None, |op| {
-            let handle = self.files.get(fh.0)?;
-            op.write(&handle, offset, data, WriteHow { kill, whole })
+            op.write(&*self.files.get(fh.0)?, offset, data, by)
         });
         match done {
             // A request carries at most MAX_WRITE bytes.
@@ -524,13 +522,12 @@ impl Filesystem for Adapter {
         _: INodeNo,
         _: Fh,
         _: IoctlFlags,
-        _: u32,
+        command: u32,
         _: &[u8],
         _: u32,
-        reply: ReplyIoctl,
+        out: ReplyIoctl,
     ) {
-        // What a plain file says to a terminal's ioctl.
-        reply.error(fuser::Errno::ENOTTY);
+        out.error(reply::no_ioctl(command));
     }
 
     fn fallocate(

@@ -4,11 +4,11 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fuser::{FileAttr, FileType, INodeNo, OpenAccMode, OpenFlags, Request, TimeOrNow};
+use fuser::{FileAttr, FileType, INodeNo, OpenAccMode, OpenFlags, Request, TimeOrNow, WriteFlags};
 
 use crate::error::{Errno, Error, Result};
 use crate::name::Name;
-use crate::overlay::{Attr, Caller, OpenHow, RenameFlags};
+use crate::overlay::{Attr, Caller, OpenHow, RenameFlags, Writer};
 use crate::sys::attr::SetTime;
 use crate::sys::stat::{FileKind, Time};
 
@@ -25,6 +25,7 @@ pub(super) fn caller(request: &Request, umask: u32) -> Caller {
         uid: request.uid(),
         gid: request.gid(),
         umask,
+        pid: request.pid(),
     }
 }
 
@@ -124,11 +125,23 @@ pub(super) fn rename_flags(flags: fuser::RenameFlags) -> Result<RenameFlags> {
     })
 }
 
+/// Who is behind a write.
+pub(super) fn writer(request: &Request, flags: WriteFlags) -> Writer {
+    if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+        Writer::Mapping
+    } else if flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
+        Writer::Unprivileged(caller(request, 0))
+    } else {
+        Writer::Privileged
+    }
+}
+
 pub(super) fn how(flags: OpenFlags) -> (OpenHow, bool) {
     let how = OpenHow {
         write: flags.acc_mode() != OpenAccMode::O_RDONLY,
         truncate: flags.0 & libc::O_TRUNC != 0,
         exec: flags.0 & FMODE_EXEC != 0,
+        keep_atime: flags.0 & libc::O_NOATIME != 0,
     };
     (how, flags.0 & libc::O_DIRECT != 0)
 }

@@ -4,7 +4,7 @@
 //! from a range of its own for as long as it is known.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use lru::LruCache;
@@ -16,6 +16,8 @@ use crate::sys::stat::Time;
 const SHARDS: usize = 16;
 /// How many change times are kept at most.
 const CHANGE_TIMES: usize = 1 << 16;
+/// So many objects are worth giving memory back for: a megabyte or two.
+const MANY: usize = 4096;
 /// The range of numbers given out here: no file system below uses the top bit.
 const SUBSTITUTE: u64 = 1 << 63;
 
@@ -37,6 +39,9 @@ pub struct InodeTable {
     /// What [`Inode::hold_ctime`] was told, for when the kernel forgets an inode and asks again. One that
     /// is out of date does no harm: it names the time on the disk that it stands for.
     ctimes: Mutex<LruCache<u64, (Time, Time)>>,
+    /// How many are known, and how many were dropped since room was last made.
+    known: AtomicUsize,
+    dropped: AtomicUsize,
 }
 
 impl Default for InodeTable {
@@ -46,6 +51,8 @@ impl Default for InodeTable {
             substitutes: Mutex::default(),
             next_substitute: AtomicU64::new(SUBSTITUTE | 1),
             ctimes: Mutex::new(LruCache::unbounded()),
+            known: AtomicUsize::new(0),
+            dropped: AtomicUsize::new(0),
         }
     }
 }
@@ -99,8 +106,7 @@ impl InodeTable {
                 if let Some((real, shown)) = self.ctimes.lock().get(&ino) {
                     inode.hold_ctime(*real, *shown);
                 }
-                make_room(&mut shard);
-                shard.insert(ino, Entry::new(&inode));
+                self.insert(&mut shard, &inode);
                 Some((inode, true))
             }
         }
@@ -120,8 +126,24 @@ impl InodeTable {
             return (inode, false);
         }
         let inode = make(ino);
-        shard.insert(ino, Entry::new(&inode));
+        self.insert(&mut shard, &inode);
         (inode, true)
+    }
+
+    /// Before a map grows, what is left of objects that nobody knows any more goes: one that was forgotten
+    /// while an operation or an open file still held it was not pruned then.
+    fn insert(&self, shard: &mut HashMap<u64, Entry>, inode: &Arc<Inode>) {
+        if shard.len() >= shard.capacity() {
+            let before = shard.len();
+            shard.retain(|_, entry| entry.inode.strong_count() > 0);
+            self.known
+                .fetch_sub(before - shard.len(), Ordering::Relaxed);
+            // Not again before as many have come as there are.
+            shard.reserve(shard.len() + 1);
+        }
+        if shard.insert(inode.ino(), Entry::new(inode)).is_none() {
+            self.known.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Told when an object's copy-up gave it another place on disk: a substitute number stays its own.
@@ -148,9 +170,10 @@ impl InodeTable {
     /// The kernel was told of this inode once more.
     pub fn remember(&self, inode: &Arc<Inode>) {
         let mut shard = self.shard(inode.ino()).lock();
-        let entry = shard
-            .entry(inode.ino())
-            .or_insert_with(|| Entry::new(inode));
+        let entry = shard.entry(inode.ino()).or_insert_with(|| {
+            self.known.fetch_add(1, Ordering::Relaxed);
+            Entry::new(inode)
+        });
         entry.lookups += 1;
         entry.held = Some(inode.clone());
     }
@@ -185,7 +208,10 @@ impl InodeTable {
             if !unknown || Arc::strong_count(&inode) > 1 {
                 return;
             }
-            shard.remove(&inode.ino());
+            if shard.remove(&inode.ino()).is_some() {
+                self.known.fetch_sub(1, Ordering::Relaxed);
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+            }
             drop(shard);
             if inode.ino() & SUBSTITUTE != 0 {
                 self.substitutes.lock().remove(&inode.identity());
@@ -204,6 +230,24 @@ impl InodeTable {
         }
     }
 
+    /// Whether as many were dropped as are left, and they are many: then the tables take no more room than
+    /// they need from here on, and the allocator has much to give back. Asked so, it costs each object a
+    /// small constant.
+    pub(crate) fn made_room(&self) -> bool {
+        let dropped = self.dropped.load(Ordering::Relaxed);
+        if dropped < MANY || dropped < self.known.load(Ordering::Relaxed) {
+            return false;
+        }
+        // One of those that see it at once is enough.
+        if self.dropped.swap(0, Ordering::Relaxed) < MANY {
+            return false;
+        }
+        for shard in &self.shards {
+            shard.lock().shrink_to_fit();
+        }
+        true
+    }
+
     /// How many inodes are known.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().len()).sum()
@@ -213,17 +257,6 @@ impl InodeTable {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-}
-
-/// Before a map grows, what is left of objects that nobody knows any more goes: one that was forgotten
-/// while an operation or an open file still held it was not pruned then.
-fn make_room(shard: &mut HashMap<u64, Entry>) {
-    if shard.len() < shard.capacity() {
-        return;
-    }
-    shard.retain(|_, entry| entry.inode.strong_count() > 0);
-    // Not again before as many have come as there are.
-    shard.reserve(shard.len());
 }
 
 impl Entry {

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::OFlags;
+use rustix::thread::CapabilitySet;
 
 use super::files::FileHandle;
 use super::stage::CopyUp;
@@ -150,13 +151,16 @@ impl Op<'_> {
         let fd = target.as_fd();
         if *set == SetAttr::default() {
             self.drop_privileges(caller, inode, &target)?;
+            // A chown that names neither owner nor group moves the change time all the same.
+            sys::attr::chown(fd, None, None)?;
         }
         if set.uid.is_some() || set.gid.is_some() {
             let ids = &self.overlay.behaviour;
             let overflow = Error::Errno(Errno::OVERFLOW);
             let uid = set.uid.map(|id| ids.uids.to_disk(id).ok_or(overflow));
             let gid = set.gid.map(|id| ids.gids.to_disk(id).ok_or(overflow));
-            sys::attr::chown(fd, uid.transpose()?, gid.transpose()?)?;
+            let (uid, gid) = (uid.transpose()?, gid.transpose()?);
+            self.for_caller(caller, &target, || sys::attr::chown(fd, uid, gid))?;
         }
         if let Some(mode) = set.mode {
             if inode.kind() == FileKind::Symlink {
@@ -208,8 +212,12 @@ impl Op<'_> {
         if stat.kind() == FileKind::Directory {
             return Ok(());
         }
-        let group_exec = stat.mode & 0o010 != 0;
-        let drop = 0o4000 | if group_exec { 0o2000 } else { 0 };
+        // The kernel's setattr_should_drop_sgid.
+        let setgid = stat.perm() & 0o2000 != 0
+            && (stat.perm() & 0o010 != 0
+                || (!self.is_capable(caller, CapabilitySet::FSETID)?
+                    && !self.is_member(caller, stat.gid)?));
+        let drop = 0o4000 | if setgid { 0o2000 } else { 0 };
         if stat.perm() & drop != 0 {
             let who = self.on_disk(caller)?;
             if caller.uid != 0 && who.uid != stat.uid && !inode.is_written() {
@@ -221,6 +229,51 @@ impl Op<'_> {
             Err(error) if !matches!(error.errno(), Errno::NODATA | Errno::OPNOTSUPP) => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// Sets a file's size; setuid and setgid go as they do for the caller on a plain folder. With the
+    /// caller's ids as well as without the right to keep the bits: a layer on another FUSE mount is told
+    /// who asks, but the crate does not pass the kernel's request to drop them on.
+    pub(super) fn cut(&self, caller: Caller, fd: &OwnedFd, size: u64) -> Result<()> {
+        let stat = sys::stat::stat_fd(fd)?;
+        if stat.perm() & 0o6000 == 0 || self.is_capable(caller, CapabilitySet::FSETID)? {
+            return sys::attr::truncate(fd, size);
+        }
+        sys::creds::as_caller(self.on_disk(caller)?, || {
+            self.unprivileged(caller, fd, || sys::attr::truncate(fd, size))
+        })
+    }
+
+    /// Makes a change at which setuid and setgid may go, as the layer's file system makes it for the
+    /// caller.
+    fn for_caller<T>(
+        &self,
+        caller: Caller,
+        fd: &OwnedFd,
+        change: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let stat = sys::stat::stat_fd(fd)?;
+        if stat.perm() & 0o6000 == 0 || self.is_capable(caller, CapabilitySet::FSETID)? {
+            return change();
+        }
+        self.unprivileged(caller, fd, change)
+    }
+
+    /// Changes a file's content for a caller without CAP_FSETID.
+    pub(super) fn unprivileged<T>(
+        &self,
+        caller: Caller,
+        fd: &OwnedFd,
+        change: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let stat = sys::stat::stat_fd(fd)?;
+        if stat.perm() & 0o6000 == 0 {
+            return change();
+        }
+        // Without the right to execute, setgid is an old mark for locking, which a member may keep.
+        let keeps = stat.perm() & 0o2010 == 0o2000 && self.is_member(caller, stat.gid)?;
+        let own = self.on_disk(caller)?.gid;
+        sys::creds::dropping_setid(if keeps { stat.gid } else { own }, change)
     }
 
     /// An O_PATH descriptor of an object, whatever it is.
@@ -246,17 +299,5 @@ impl Op<'_> {
             }
         }
         Err(last)
-    }
-
-    /// Sets a file's size; setuid and setgid go as they do for the caller on a plain folder. With the
-    /// caller's ids as well as without the right to keep the bits: a layer on another FUSE mount is told
-    /// who asks, but the crate does not pass the kernel's request to drop them on.
-    pub(super) fn cut(&self, caller: Caller, fd: &OwnedFd, size: u64) -> Result<()> {
-        if caller.uid == 0 {
-            return sys::attr::truncate(fd, size);
-        }
-        self.as_caller(caller, || {
-            sys::creds::dropping_setid(|| sys::attr::truncate(fd, size))
-        })
     }
 }

@@ -21,7 +21,7 @@ use crate::sys::stat::FileKind;
 use crate::view::Loc;
 
 /// Where file capabilities are kept.
-const CAPABILITY: &[u8] = b"security.capability";
+pub(super) const CAPABILITY: &[u8] = b"security.capability";
 
 impl Op<'_> {
     /// Brings a folder up and returns its state, with its place in the upper.

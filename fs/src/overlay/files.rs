@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
+use super::copy_up::CAPABILITY;
 use super::stage::CopyUp;
 use super::{Caller, Op, Overlay};
 use crate::error::{Errno, Error, Result};
@@ -23,16 +24,35 @@ pub struct OpenHow {
     pub truncate: bool,
     /// To run it: the kernel lets nobody write to it while this is open.
     pub exec: bool,
+    /// Reading moves no access time.
+    pub keep_atime: bool,
 }
 
-/// How data is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct WriteHow {
-    /// The kernel says that the writer has no right to keep setuid and setgid.
-    pub kill: bool,
-    /// All or an error: of pages that the kernel writes back by itself it heeds no shorter answer. The
-    /// program behind a write(2) is told how much was written.
-    pub whole: bool,
+impl OpenHow {
+    fn flags(self) -> OFlags {
+        let access = if self.write || self.truncate {
+            OFlags::RDWR
+        } else {
+            OFlags::RDONLY
+        };
+        access
+            | if self.keep_atime {
+                OFlags::NOATIME
+            } else {
+                OFlags::empty()
+            }
+    }
+}
+
+/// Who is behind a write, which decides what it takes from the file beside its content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writer {
+    /// A system call of one who may keep setuid and setgid; capabilities go.
+    Privileged,
+    /// A system call of anybody else: setuid, setgid and capabilities go.
+    Unprivileged(Caller),
+    /// The kernel, with what was stored through a mapping: on a plain folder nothing goes.
+    Mapping,
 }
 
 /// An open file. A descriptor that was opened before the file was copied up follows it.
@@ -98,14 +118,9 @@ impl Op<'_> {
             };
             self.file_up(inode, copy)?;
         }
-        let access = if how.write || how.truncate {
-            OFlags::RDWR
-        } else {
-            OFlags::RDONLY
-        };
         // Before the content is opened: when it moves meanwhile, the handle opens it anew.
         let turn = inode.data_turn();
-        let fd = self.open_content(inode, access)?;
+        let fd = self.open_content(inode, how.flags())?;
         if how.truncate {
             inode.changed();
             self.cut(caller, &fd, 0)?;
@@ -136,6 +151,17 @@ impl Op<'_> {
 
     /// Opens a file's content where it lies now.
     pub(super) fn open_content(&self, inode: &Inode, access: OFlags) -> Result<OwnedFd> {
+        match self.open_content_with(inode, access) {
+            // Only a file's owner may ask for it, as the caller did of the mount; below, the owner can
+            // be out of this process's reach (a user namespace).
+            Err(error) if error.errno() == Errno::PERM && access.contains(OFlags::NOATIME) => {
+                self.open_content_with(inode, access - OFlags::NOATIME)
+            }
+            done => done,
+        }
+    }
+
+    fn open_content_with(&self, inode: &Inode, access: OFlags) -> Result<OwnedFd> {
         let mut last = Error::Errno(Errno::STALE);
         // A rename beside this may move the name between reading it and opening it.
         for _ in 0..8 {
@@ -173,12 +199,8 @@ impl Op<'_> {
         let mut open = handle.open.lock();
         let turn = handle.inode.data_turn();
         if open.1 != turn {
-            let access = if handle.how.write {
-                OFlags::RDWR
-            } else {
-                OFlags::RDONLY
-            };
-            *open = (Arc::new(self.open_content(&handle.inode, access)?), turn);
+            let fd = self.open_content(&handle.inode, handle.how.flags())?;
+            *open = (Arc::new(fd), turn);
         }
         Ok(open.0.clone())
     }
@@ -199,24 +221,26 @@ impl Op<'_> {
     }
 
     /// Writes `data`, on a full disk as much of it as there is room for, and returns how much that was.
-    pub fn write(&self, handle: &FileHandle, at: u64, data: &[u8], how: WriteHow) -> Result<usize> {
+    pub fn write(&self, handle: &FileHandle, at: u64, data: &[u8], by: Writer) -> Result<usize> {
         if !handle.how.write {
             return Err(Error::Errno(Errno::BADF));
         }
         self.upper()?;
         let fd = self.content(handle)?;
         handle.inode.changed();
-        let write = || {
-            if how.whole {
-                sys::copy::write_all(&*fd, data, at).map(|()| data.len())
-            } else {
-                sys::copy::write_some(&*fd, data, at)
+        let write = || sys::copy::write_some(&*fd, data, at);
+        match by {
+            Writer::Privileged => write(),
+            Writer::Unprivileged(caller) => self.unprivileged(caller, &fd, write),
+            Writer::Mapping => {
+                let kept = sys::xattr::get(fd.as_fd(), CAPABILITY)?;
+                // The kernel heeds no answer that is shorter, and what does not fit would be lost.
+                sys::copy::write_all(&*fd, data, at)?;
+                if let Some(value) = kept {
+                    sys::xattr::set(fd.as_fd(), CAPABILITY, &value)?;
+                }
+                Ok(data.len())
             }
-        };
-        if how.kill {
-            sys::creds::dropping_setid(write)
-        } else {
-            write()
         }
     }
 

@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use rustix::thread::CapabilitySet;
 
 use crate::error::{Errno, Error, Result};
 use crate::idmap::IdMap;
@@ -38,7 +39,7 @@ use crate::sys::stat::FileKind;
 use crate::view::View;
 
 pub use attr::{Attr, SetAttr};
-pub use files::{FileHandle, OpenHow, WriteHow};
+pub use files::{FileHandle, OpenHow, Writer};
 pub use push::PushError;
 pub use readdir::{DirEntry, DirHandle};
 pub use rename::RenameFlags;
@@ -52,6 +53,8 @@ pub struct Caller {
     pub gid: u32,
     /// Bits that new objects lose.
     pub umask: u32,
+    /// The thread that asks, for what the protocol does not tell of it; 0 where it can't be seen.
+    pub pid: u32,
 }
 
 /// Choices that hold for a whole mount.
@@ -171,6 +174,14 @@ impl Overlay {
         &self.root
     }
 
+    /// The kernel forgot `count` of its lookups of an inode.
+    pub fn forget(&self, ino: u64, count: u64) {
+        self.inodes.forget(ino, count);
+        if self.inodes.made_room() {
+            sys::process::give_memory_back();
+        }
+    }
+
     /// The inodes that are known.
     pub fn inodes(&self) -> &InodeTable {
         &self.inodes
@@ -240,12 +251,7 @@ impl Op<'_> {
         self.overlay.behaviour.volatile
     }
 
-    /// Runs `make` with the caller's ids, as they lie on disk.
-    fn as_caller<T>(&self, caller: Caller, make: impl FnMut() -> Result<T>) -> Result<T> {
-        sys::creds::as_caller(self.on_disk(caller)?, make)
-    }
-
-    /// The same for making something new.
+    /// Runs `make` with the caller's ids, as they lie on disk, to make something new.
     fn as_creator<T>(&self, caller: Caller, make: impl FnMut() -> Result<T>) -> Result<T> {
         sys::creds::as_creator(self.on_disk(caller)?, make)
     }
@@ -259,6 +265,26 @@ impl Op<'_> {
             gid: ids.gids.to_disk(caller.gid).ok_or(overflow)?,
             umask: caller.umask,
         })
+    }
+
+    /// Whether the caller belongs to a group of the disk: by its own or a supplementary one (the kernel's
+    /// in_group_p). The protocol brings the first alone.
+    fn is_member(&self, caller: Caller, gid: u32) -> Result<bool> {
+        let ids = &self.overlay.behaviour.gids;
+        if ids.to_disk(caller.gid) == Some(gid) {
+            return Ok(true);
+        }
+        let groups = sys::process::groups(caller.pid)?;
+        Ok(groups
+            .into_iter()
+            .any(|group| ids.to_disk(group) == Some(gid)))
+    }
+
+    /// Whether the caller has a capability, which the protocol does not tell. User 0 has it where that
+    /// can't be seen.
+    fn is_capable(&self, caller: Caller, which: CapabilitySet) -> Result<bool> {
+        let told = sys::process::has_capability(caller.pid, which)?;
+        Ok(told.unwrap_or(caller.uid == 0))
     }
 
     /// statvfs of the file system that is written, else of the topmost layer's.

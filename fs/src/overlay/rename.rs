@@ -63,9 +63,10 @@ impl Op<'_> {
             live(parent)?;
             self.dir_up(parent)?;
         }
-        self.bring_for_move(&inode)?;
+        let stays = Arc::ptr_eq(parent, new_parent);
+        self.bring_for_move(&inode, stays)?;
         match &target {
-            Some(target) if flags.exchange => self.bring_for_move(target)?,
+            Some(target) if flags.exchange => self.bring_for_move(target, stays)?,
             Some(target) if !target.is_dir() => self.gather_links(target)?,
             _ => {}
         }
@@ -127,8 +128,9 @@ impl Op<'_> {
         }
     }
 
-    /// Brings an object up and marks on it where the layers below have it.
-    fn bring_for_move(&self, inode: &Arc<Inode>) -> Result<()> {
+    /// Brings an object up and marks on it where the layers below have it. `stays`: it is renamed within
+    /// its folder.
+    fn bring_for_move(&self, inode: &Arc<Inode>, stays: bool) -> Result<()> {
         if !inode.is_dir() {
             self.file_up(inode, CopyUp::Metadata)?;
             return self.anchor_redirect(inode);
@@ -137,11 +139,21 @@ impl Op<'_> {
         if dir.locs.len() < 2 || matches!(dir.redirect, Some(Redirect::Path(_))) {
             return Ok(());
         }
-        let redirect = Redirect::Path(self.path_below(inode)?.into());
+        let mut redirect = Redirect::Path(self.path_below(inode)?.into());
         let mark = self.upper()?.layer.space().redirect().as_bytes();
-        match sys::xattr::set((*up.fd()?).as_fd(), mark, &redirect.to_value()) {
+        let set = |value: &Redirect| sys::xattr::set((*up.fd()?).as_fd(), mark, &value.to_value());
+        match set(&redirect) {
             Ok(()) => {}
-            // Only a path of thousands of bytes does not fit; programs copy when they see this.
+            // A path of thousands of bytes does not fit. Within the folder its old name says as much;
+            // elsewhere there is no way, and programs copy when they see this.
+            Err(Error::Errno(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE)) if stays => {
+                redirect = match (dir.redirect, dir.alias) {
+                    (Some(sibling @ Redirect::Sibling(_)), _) => sibling,
+                    (_, Some(alias)) => Redirect::Sibling(alias.name),
+                    (_, None) => return Err(Error::NOT_FOUND),
+                };
+                set(&redirect)?;
+            }
             Err(Error::Errno(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE)) => {
                 return Err(Error::Errno(Errno::XDEV));
             }

@@ -4,6 +4,8 @@ use std::borrow::Cow;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
+use rustix::thread::CapabilitySet;
+
 use super::{Caller, Op};
 use crate::error::{Errno, Error, Result};
 use crate::format::foreign::is_attribute;
@@ -34,7 +36,7 @@ impl Op<'_> {
         if self.is_ours(target.as_fd(), &disk)? {
             return Err(Error::Errno(Errno::NODATA));
         }
-        let value = sys::xattr::get(target.as_fd(), &disk)?.ok_or(Error::Errno(Errno::NODATA))?;
+        let value = sys::xattr::value(target.as_fd(), &disk)?;
         let ids = &self.overlay.behaviour;
         if is_acl(name) && !(ids.uids.is_identity() && ids.gids.is_identity()) {
             return map_acl(
@@ -48,11 +50,13 @@ impl Op<'_> {
     }
 
     /// All names, each ended by a NUL, as listxattr(2) returns them. As on a plain folder, trusted.*
-    /// shows to root alone; the protocol brings the caller's id but not its capabilities.
+    /// shows to those alone who have CAP_SYS_ADMIN.
     pub fn list_xattr(&self, caller: Caller, inode: &Arc<Inode>) -> Result<Vec<u8>> {
         let space = self.space();
         let target = self.target(inode)?;
         let mut names = Vec::new();
+        // Asked only when there is something to show or not.
+        let mut admin = None;
         for name in sys::xattr::list(target.as_fd())? {
             if self.is_ours(target.as_fd(), &name)? {
                 continue;
@@ -60,10 +64,17 @@ impl Op<'_> {
             if self.overlay.behaviour.no_acl && is_acl(&name) {
                 continue;
             }
-            if caller.uid != 0 && name.starts_with(b"trusted.") {
-                continue;
-            }
             if let Some(shown) = space.to_mount(&name) {
+                if shown.starts_with(b"trusted.") {
+                    let asked = match admin {
+                        Some(known) => known,
+                        None => self.is_capable(caller, CapabilitySet::SYS_ADMIN)?,
+                    };
+                    admin = Some(asked);
+                    if !asked {
+                        continue;
+                    }
+                }
                 names.extend_from_slice(&shown);
                 names.push(0);
             }
@@ -109,8 +120,14 @@ impl Op<'_> {
         } else {
             Cow::Owned(map_acl(value, IdMap::to_disk, &ids.uids, &ids.gids)?)
         };
-        // As the caller: the file system drops setgid for one outside the file's group.
-        self.as_caller(caller, || {
+        // As the caller: the file system drops setgid for one outside the file's group. It asks for the
+        // caller's group or a supplementary one; here the one that counts takes the first's place.
+        let stat = sys::stat::stat_fd(&*target)?;
+        let mut who = self.on_disk(caller)?;
+        if stat.perm() & 0o2000 != 0 && self.is_member(caller, stat.gid)? {
+            who.gid = stat.gid;
+        }
+        sys::creds::as_caller(who, || {
             sys::xattr::set_with(target.as_fd(), &disk, &value, flags)
         })
     }
@@ -122,10 +139,11 @@ impl Op<'_> {
         // Nothing is copied up for what is not there.
         let disk = self.space().to_disk(name);
         let before = self.target(inode)?;
-        let there = sys::xattr::get(before.as_fd(), &disk)?.is_some()
-            && !self.is_ours(before.as_fd(), &disk)?;
-        if !there && !is_acl(name) {
+        if self.is_ours(before.as_fd(), &disk)? {
             return Err(Error::Errno(Errno::NODATA));
+        }
+        if !is_acl(name) {
+            sys::xattr::value(before.as_fd(), &disk)?;
         }
         self.any_up(inode)?;
         inode.changed();

@@ -83,8 +83,16 @@ pub fn as_caller<T>(who: Identity, mut make: impl FnMut() -> Result<T>) -> Resul
 }
 
 /// Runs `act` without CAP_FSETID, so that the layer drops setuid and setgid as it does for a caller
-/// without that right.
-pub fn dropping_setid<T>(act: impl FnOnce() -> Result<T>) -> Result<T> {
+/// without that right; as a member of `group`, which keeps the setgid bit of a file that belongs to it
+/// and that the group may not execute.
+pub fn dropping_setid<T>(group: u32, act: impl FnOnce() -> Result<T>) -> Result<T> {
+    struct Back(Gid);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            setfsgid(self.0);
+        }
+    }
+    let _back = Back(setfsgid(Gid::from_raw(group)));
     let before = capabilities(None)?;
     let mut less = before;
     less.effective -= CapabilitySet::FSETID;

@@ -8,6 +8,9 @@ use std::os::fd::OwnedFd;
 use nix::unistd::{ForkResult, fork};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::process::{Resource, Rlimit};
+use rustix::thread::{CapabilitySet, capabilities};
+
+use crate::error::{Errno, Result};
 
 /// The child's end of the pipe on which it tells its parent how the start went.
 #[derive(Debug)]
@@ -79,12 +82,105 @@ pub fn raise_open_files() -> u64 {
     }
 }
 
+/// Gives memory that was freed back to the machine: the C library's allocator keeps it otherwise, and a
+/// walk over a large tree would cost its memory for as long as the mount lives.
+pub fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes a number and touches nothing but the allocator's own free lists, under its own locks.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// The supplementary groups of a thread; none of one that is gone or can't be seen from here. They can't
+/// change under a request, because the thread that made it waits for the answer.
+pub fn groups(pid: u32) -> Result<Vec<u32>> {
+    Ok(status(pid)?.map_or_else(Vec::new, |status| parse_groups(&status)))
+}
+
+/// Whether a thread in our own user namespace has a capability; `None` of one that is elsewhere, gone or
+/// out of sight.
+pub fn has_capability(pid: u32, which: CapabilitySet) -> Result<Option<bool>> {
+    let Some(status) = status(pid)? else {
+        return Ok(None);
+    };
+    let space = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/user"));
+    match (space("self"), space(&pid.to_string())) {
+        (Ok(ours), Ok(theirs)) if ours == theirs => {}
+        // Where its namespace can't be read it is not ours to ask.
+        _ => return Ok(None),
+    }
+    let held = parse_line(&status, b"CapEff:").and_then(|text| u64::from_str_radix(text, 16).ok());
+    Ok(held.map(|bits| CapabilitySet::from_bits_retain(bits).contains(which)))
+}
+
+/// What proc(5)'s status tells of a thread; `None` of one that is gone or can't be seen from here.
+fn status(pid: u32) -> Result<Option<Vec<u8>>> {
+    if pid == 0 {
+        return Ok(None);
+    }
+    match std::fs::read(format!("/proc/{pid}/status")) {
+        Ok(status) => Ok(Some(status)),
+        Err(error) => match Errno::from_io_error(&error).unwrap_or(Errno::IO) {
+            Errno::NOENT | Errno::SRCH => Ok(None),
+            errno => Err(errno.into()),
+        },
+    }
+}
+
+/// What stands behind `label` at the beginning of a line. The name of the program stands above the rest,
+/// with line ends escaped, so nobody can put in a line of his own.
+fn parse_line<'a>(status: &'a [u8], label: &[u8]) -> Option<&'a str> {
+    let mut lines = status.split(|&byte| byte == b'\n');
+    let rest = lines.find_map(|line| line.strip_prefix(label))?;
+    Some(std::str::from_utf8(rest).ok()?.trim())
+}
+
+fn parse_groups(status: &[u8]) -> Vec<u32> {
+    let words = parse_line(status, b"Groups:")
+        .unwrap_or_default()
+        .split_whitespace();
+    words.filter_map(|word| word.parse().ok()).collect()
+}
+
 /// Whether this process has CAP_SYS_ADMIN in the initial user namespace.
 pub fn is_initial_admin() -> bool {
-    use rustix::thread::{CapabilitySet, capabilities};
     let admin =
         capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN));
     let initial = std::fs::read_to_string("/proc/self/uid_map")
         .is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]));
     admin && initial
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_read() {
+        let status =
+            b"Name:\tGroups:\\n\nUid:\t1\t1\t1\t1\nGroups:\t4 24 4294967294 \nNStgid:\t1\n";
+        assert_eq!(parse_groups(status), [4, 24, 4_294_967_294]);
+        assert!(parse_groups(b"Groups:\t \n").is_empty());
+        assert!(parse_groups(b"Uid:\t1\n").is_empty());
+        assert!(groups(u32::MAX).unwrap().is_empty());
+    }
+
+    #[test]
+    fn capabilities_are_read() {
+        let own = capabilities(None).unwrap().effective;
+        let pid = std::process::id();
+        for which in [CapabilitySet::FSETID, CapabilitySet::SYS_ADMIN] {
+            assert_eq!(
+                has_capability(pid, which).unwrap(),
+                Some(own.contains(which))
+            );
+        }
+        assert_eq!(
+            has_capability(u32::MAX, CapabilitySet::FSETID).unwrap(),
+            None
+        );
+        let status = b"Name:\tx\nCapEff:\t000001ffffffffff\nCapBnd:\t0\n";
+        assert_eq!(parse_line(status, b"CapEff:"), Some("000001ffffffffff"));
+    }
 }

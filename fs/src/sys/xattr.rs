@@ -9,10 +9,13 @@ use crate::sys::{fault, proc_path, proc_path_at};
 
 /// The value of `name`, or `None` where there is none or the file system keeps none.
 pub fn get(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Vec<u8>>> {
+    absent_as_none(value(fd, name))
+}
+
+/// The value of `name`; ENODATA where there is none, EOPNOTSUPP where the file system keeps none.
+pub fn value(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>> {
     let path = proc_path(fd);
-    absent_as_none(sized(|buffer| {
-        rustix::fs::getxattr(path.as_slice(), name, buffer)
-    }))
+    sized(|buffer| rustix::fs::getxattr(path.as_slice(), name, buffer))
 }
 
 /// The same for the object `entry` in `dir`, following no link.

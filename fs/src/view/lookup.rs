@@ -38,11 +38,12 @@ impl View {
         let mut locs = dir.locs.iter().skip(skip);
         // From a redirect with a path on, all layers below count, also those where `dir` is not.
         let mut layer_at = 0;
+        let mut last = None;
         while let Some(target) = fold.target().cloned() {
             match target {
                 Target::InParent(name) => {
                     let Some(loc) = locs.next() else { break };
-                    layer_at = self.position(loc.layer())? + 1;
+                    last = Some(loc);
                     let hit = probe(loc, &name, self.marks(loc.layer()))?;
                     let hit = hit.map(|probe| Hit {
                         dir: loc.clone(),
@@ -52,6 +53,10 @@ impl View {
                     got.take(&mut fold, hit);
                 }
                 Target::Path(path) => {
+                    // Searched for only here: with many layers it would be most of a lookup's cost.
+                    if let Some(loc) = last.take() {
+                        layer_at = self.position(loc.layer())? + 1;
+                    }
                     let Some(layer) = self.layers.get(layer_at) else {
                         break;
                     };

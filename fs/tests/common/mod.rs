@@ -42,16 +42,19 @@ pub const THEN: Time = Time {
 };
 
 pub const READ: OpenHow = OpenHow {
+    keep_atime: false,
     write: false,
     truncate: false,
     exec: false,
 };
 pub const WRITE: OpenHow = OpenHow {
+    keep_atime: false,
     write: true,
     truncate: false,
     exec: false,
 };
 pub const CUT: OpenHow = OpenHow {
+    keep_atime: false,
     write: true,
     truncate: true,
     exec: false,
@@ -59,6 +62,7 @@ pub const CUT: OpenHow = OpenHow {
 
 pub fn caller() -> Caller {
     Caller {
+        pid: std::process::id(),
         uid: rustix::process::geteuid().as_raw(),
         gid: rustix::process::getegid().as_raw(),
         umask: 0o022,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cowl_fs::inode::Inode;
 use cowl_fs::name::Name;
-use cowl_fs::overlay::{Attr, DirEntry, FileHandle, Overlay, RenameFlags, SetAttr, WriteHow};
+use cowl_fs::overlay::{Attr, DirEntry, FileHandle, Overlay, RenameFlags, SetAttr, Writer};
 use cowl_fs::sys::stat::{FileKind, Stat, Time};
 
 use super::{CUT, OpenHow, R, READ, WRITE, caller};
@@ -74,7 +74,7 @@ impl Fs {
         let written = self
             .overlay
             .begin()
-            .write(handle, at, data, WriteHow::default());
+            .write(handle, at, data, Writer::Privileged);
         let written = written.map_err(|error| error.errno())?;
         assert_eq!(written, data.len());
         Ok(())
