@@ -522,12 +522,14 @@ impl Filesystem for Adapter {
         _: INodeNo,
         _: Fh,
         _: IoctlFlags,
-        command: u32,
+        _: u32,
         _: &[u8],
         _: u32,
         out: ReplyIoctl,
     ) {
-        out.error(reply::no_ioctl(command));
+        // What a plain file says to a terminal's ioctl. For chattr's as well: an overlayfs of the kernel
+        // above us takes no other answer for "keeps no flags" and would copy nothing up.
+        out.error(fuser::Errno::ENOTTY);
     }
 
     fn fallocate(

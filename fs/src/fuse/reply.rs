@@ -60,17 +60,6 @@ pub(super) fn statfs(done: Result<StatVfs>, reply: ReplyStatfs) {
     }
 }
 
-/// Why there is no such ioctl. A copy-up could not carry the flags that chattr(1) sets, so they are
-/// refused as a file system without any does; to everything else the answer is a plain file's.
-pub(super) fn no_ioctl(command: u32) -> fuser::Errno {
-    // FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR: kind and number, whatever
-    // size and direction (linux/fs.h); the kernel brings the last two with the first two.
-    match command & 0xffff {
-        0x6601 | 0x6602 | 0x581f | 0x5820 => fuser::Errno::EOPNOTSUPP,
-        _ => fuser::Errno::ENOTTY,
-    }
-}
-
 /// Number 0 says "absent, and you may remember that".
 pub(super) fn absent() -> FileAttr {
     attr(&Attr {

@@ -151,10 +151,12 @@ impl Container<'_> {
         }
     }
 
-    /// Has the daemon unmount. A user that is gone when we look for it (somebody made a mount namespace
-    /// just then, say) was none: then it is tried again.
+    /// Has the daemon unmount. A user that is gone a moment later was none (somebody made a mount namespace
+    /// just then, or a child of somebody's that holds his files until it has become another program): it is
+    /// tried again.
     fn detach(&self, state: &RunState, dev: Option<Device>) -> Result<()> {
         const TRIES: u32 = 10;
+        const SURE_AFTER: u32 = 4;
         let mut client = daemon::connect(self.store, self.id)?;
         for left in (0..TRIES).rev() {
             let pids = match client.detach() {
@@ -165,9 +167,9 @@ impl Container<'_> {
                 Err(error) => return Err(daemon::told(&error)),
             };
             match self.who_is_in_the_way(state, dev, &pids)? {
-                Some(error) => return Err(error),
+                Some(error) if TRIES - left >= SURE_AFTER => return Err(error),
                 None if left == 0 => break,
-                None => std::thread::sleep(Duration::from_millis(20)),
+                _ => std::thread::sleep(Duration::from_millis(20)),
             }
         }
         Err(Error::busy(format!("{} is in use", self.name()))
