@@ -134,3 +134,25 @@ fn they_are_ordinary_names_else() {
         );
     }
 }
+
+/// `.wh.NAME` beside NAME says that a folder NAME is opaque: another folder that gets its name is not.
+#[test]
+fn a_folder_that_is_moved_over_a_marked_one_shows_what_it_showed() {
+    for &space in spaces() {
+        let lab = Lab::new(|top| plant(top, &["from/a", "to/b", "plain/c"])).in_space(space);
+        plant(&lab.upper(), &["to/", ".wh.to", "plain/", ".wh.plain"]);
+        let mut fs = lab.open_foreign();
+        assert_eq!(fs.names("to").unwrap(), [""; 0]);
+        fs.rename("from", "to").unwrap();
+        fs.rename("plain", "moved").unwrap();
+        for again in [false, true] {
+            if again {
+                drop(fs);
+                fs = lab.open_foreign();
+            }
+            assert_eq!(fs.names("").unwrap(), ["moved", "to"]);
+            assert_eq!(fs.names("to").unwrap(), ["a"]);
+            assert_eq!(fs.names("moved").unwrap(), [""; 0]);
+        }
+    }
+}

@@ -229,3 +229,32 @@ fn a_file_with_ten_thousand_names_stays_one() {
     fs.unlink("d/0").unwrap();
     assert_eq!(fs.attr("e/9999").unwrap().stat.nlink, NAMES as u64 - 1);
 }
+
+/// Names beyond those that are remembered: the last remembered one went, and then the layer was frozen.
+#[test]
+fn names_that_are_left_over_a_snapshot_are_counted() {
+    let names: Vec<String> = (0..12).map(|number| format!("n{number:02}")).collect();
+    let lab = Lab::new(|_| {});
+    let fs = lab.open();
+    fs.create(&names[0], b"content").unwrap();
+    let number = fs.number(&names[0]);
+    for pair in names.windows(2) {
+        fs.link(&pair[0], &pair[1]).unwrap();
+    }
+    // The eight that are remembered, so that none is.
+    for name in &names[4..] {
+        fs.unlink(name).unwrap();
+    }
+    lab.push(&fs).unwrap();
+    for left in (1..4).rev() {
+        fs.unlink(&names[left]).unwrap();
+        for name in &names[..left] {
+            let attr = fs.attr(name).unwrap();
+            assert_eq!((attr.ino, attr.stat.nlink), (number, left as u64), "{name}");
+        }
+    }
+    let inode = fs.find(&names[0]).unwrap();
+    fs.unlink(&names[0]).unwrap();
+    assert_eq!(fs.attr_of(&inode).unwrap().stat.nlink, 0);
+    assert_eq!(fs.names("").unwrap(), [""; 0]);
+}

@@ -13,7 +13,7 @@ use std::thread;
 use cowl_fs::Name;
 use cowl_fs::format::XattrSpace;
 use cowl_fs::layer::{Layer, Upper};
-use cowl_fs::overlay::{Behaviour, Caller, OpenHow, Overlay, SetAttr, Writer};
+use cowl_fs::overlay::{Behaviour, Caller, OpenHow, Overlay, RenameFlags, SetAttr, Writer};
 
 const ROOT: Caller = Caller {
     pid: 0,
@@ -201,4 +201,186 @@ fn a_copy_up_holds_nobody_up() {
         turns.into_inner() > 1,
         "the copy of 256 MiB let nobody pass"
     );
+}
+
+/// One name is moved to and fro while another file takes it in turn: what is asked of the object meanwhile
+/// is never answered for the other one, nor with "no such name".
+#[test]
+fn attributes_beside_a_rename_are_the_objects_own() {
+    let place = tempfile::tempdir().unwrap();
+    fs::create_dir(place.path().join("lower")).unwrap();
+    let overlay = overlay(place.path());
+    let root = overlay.root().clone();
+    let make = |text: &str| {
+        let op = overlay.begin();
+        let link = name(&format!("{text}-link"));
+        let link = op.symlink(ROOT, &root, &link, text.as_bytes()).unwrap();
+        let file = op.mknod(ROOT, &root, &name(text), 0o100_644, 0).unwrap();
+        op.set_xattr(ROOT, &file, b"user.own", text.as_bytes(), 0)
+            .unwrap();
+        (file, link)
+    };
+    let (one, two) = (make("one"), make("two"));
+    let done = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..500 {
+                for (from, to) in [
+                    ("one", "free"),
+                    ("two", "one"),
+                    ("one", "two"),
+                    ("free", "one"),
+                ] {
+                    for end in ["", "-link"] {
+                        let (from, to) = (format!("{from}{end}"), format!("{to}{end}"));
+                        overlay
+                            .begin()
+                            .rename(
+                                ROOT,
+                                &root,
+                                &name(&from),
+                                &root,
+                                &name(&to),
+                                RenameFlags::default(),
+                            )
+                            .unwrap();
+                    }
+                }
+            }
+            done.store(true, std::sync::atomic::Ordering::SeqCst);
+        });
+        while !done.load(std::sync::atomic::Ordering::SeqCst) {
+            let op = overlay.begin();
+            for ((file, link), text) in [(&one, &b"one"[..]), (&two, b"two")] {
+                assert_eq!(op.get_xattr(file, b"user.own").unwrap(), text);
+                assert!(!op.list_xattr(ROOT, file).unwrap().is_empty());
+                assert_eq!(op.read_link(link).unwrap(), text);
+            }
+        }
+    });
+}
+
+/// A file whose content is still below is opened for writing while it is moved away and another one
+/// gets its name: the content goes where it belongs.
+#[test]
+fn a_file_that_is_filled_beside_a_rename_is_the_right_one() {
+    let place = tempfile::tempdir().unwrap();
+    let lower = place.path().join("lower");
+    fs::create_dir(&lower).unwrap();
+    let count = 1000;
+    for number in 0..count {
+        fs::write(lower.join(format!("f{number}")), "old").unwrap();
+    }
+    let overlay = overlay(place.path());
+    let root = overlay.root().clone();
+    let text = |first: &str, number: usize| name(&format!("{first}{number}"));
+    let known: Vec<_> = (0..count)
+        .map(|number| {
+            let op = overlay.begin();
+            let inode = op.lookup(&root, &text("f", number)).unwrap().unwrap();
+            let set = SetAttr {
+                mode: Some(0o600),
+                ..SetAttr::default()
+            };
+            op.set_attr(ROOT, &inode, &set, None).unwrap();
+            let new = op
+                .mknod(ROOT, &root, &text("n", number), 0o100_644, 0)
+                .unwrap();
+            let how = OpenHow {
+                write: true,
+                ..OpenHow::default()
+            };
+            let handle = op.open(ROOT, &new, how).unwrap();
+            op.write(&handle, 0, b"new file", Writer::Privileged)
+                .unwrap();
+            overlay.close(&handle);
+            inode
+        })
+        .collect();
+    let failed = std::sync::Mutex::new(Vec::new());
+    both(
+        count,
+        |number| {
+            for (from, to) in [("f", "g"), ("n", "f")] {
+                let (from, to) = (text(from, number), text(to, number));
+                let op = overlay.begin();
+                op.rename(ROOT, &root, &from, &root, &to, RenameFlags::default())
+                    .unwrap();
+            }
+        },
+        |number| {
+            let op = overlay.begin();
+            let how = OpenHow {
+                write: true,
+                ..OpenHow::default()
+            };
+            // No panic here: the other thread would wait for ever.
+            match op.open(ROOT, &known[number], how) {
+                Ok(handle) => overlay.close(&handle),
+                Err(error) => failed.lock().unwrap().push((number, error)),
+            }
+        },
+    );
+    assert_eq!(failed.into_inner().unwrap(), []);
+    for number in 0..count {
+        let read = |first: &str| {
+            fs::read_to_string(place.path().join(format!("upper/{first}{number}"))).unwrap()
+        };
+        assert_eq!((&*read("f"), &*read("g")), ("new file", "old"), "{number}");
+    }
+}
+
+/// A name of a file is looked up while it is removed (a link count does that to find the others). When
+/// the layer is frozen later and the file changes, the name stays whose it is by then.
+#[test]
+fn a_name_that_was_removed_beside_a_lookup_does_not_come_back() {
+    let place = tempfile::tempdir().unwrap();
+    let lower = place.path().join("lower");
+    fs::create_dir(&lower).unwrap();
+    let count = 600;
+    for number in 0..count {
+        fs::write(lower.join(format!("a{number}")), "old").unwrap();
+        let (one, two) = (format!("a{number}"), format!("b{number}"));
+        fs::hard_link(lower.join(one), lower.join(two)).unwrap();
+    }
+    let overlay = overlay(place.path());
+    let root = overlay.root().clone();
+    let text = |first: &str, number: usize| name(&format!("{first}{number}"));
+    let known: Vec<_> = (0..count)
+        .map(|number| {
+            let op = overlay.begin();
+            op.lookup(&root, &text("a", number)).unwrap().unwrap()
+        })
+        .collect();
+    both(
+        count,
+        |number| overlay.begin().unlink(&root, &text("b", number)).unwrap(),
+        |number| {
+            let name = text("b", number);
+            while overlay.begin().lookup(&root, &name).unwrap().is_some() {}
+        },
+    );
+    for number in 0..count {
+        let op = overlay.begin();
+        let name = text("b", number);
+        op.mknod(ROOT, &root, &name, 0o100_644, 0).unwrap();
+    }
+    for folder in ["upper2", "work2"] {
+        fs::create_dir(place.path().join(folder)).unwrap();
+    }
+    let (new, work) = (place.path().join("upper2"), place.path().join("work2"));
+    let upper = Upper::open(&new, &work, XattrSpace::detect()).unwrap();
+    overlay.push_layer(upper).unwrap();
+    for (number, inode) in known.iter().enumerate() {
+        let op = overlay.begin();
+        let set = SetAttr {
+            mode: Some(0o600),
+            ..SetAttr::default()
+        };
+        op.set_attr(ROOT, inode, &set, None).unwrap();
+        assert!(
+            !new.join(format!("b{number}")).try_exists().unwrap(),
+            "b{number} came back as a name of a{number}"
+        );
+    }
 }

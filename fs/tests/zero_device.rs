@@ -241,3 +241,61 @@ fn a_mark_of_another_version_is_a_file() {
         assert_eq!(stat(&lab.open(), "n").kind(), FileKind::Regular);
     }
 }
+
+/// The folder's mark that is there for kernel overlayfs alone is in nobody's way.
+#[test]
+fn a_user_sets_the_mark_that_was_hidden_as_if_it_were_not_there() {
+    const CREATE: u32 = 1;
+    const REPLACE: u32 = 2;
+    for &space in spaces() {
+        let lab = lab(space);
+        let fs = lab.open();
+        fs.zero_device("d/dev", 0o600).unwrap();
+        let mark = space.opaque();
+        let set = |value: &[u8], flags: u32| {
+            let inode = fs.find("d").unwrap();
+            let op = fs.overlay.begin();
+            let done = op.set_xattr(common::caller(), &inode, mark.as_bytes(), value, flags);
+            done.map_err(|error| error.errno())
+        };
+        assert_eq!(set(b"y", REPLACE), Err(Errno::NODATA));
+        assert_eq!(fs.get_xattr("d", mark), Err(Errno::NODATA));
+        assert_eq!(set(b"y", CREATE), Ok(()));
+        assert_eq!(fs.get_xattr("d", mark).unwrap(), b"y");
+        assert_eq!(set(b"n", CREATE), Err(Errno::EXIST));
+        assert_eq!(set(b"x", REPLACE), Ok(()));
+        assert_eq!(fs.get_xattr("d", mark).unwrap(), b"x");
+    }
+}
+
+/// All that can fail but the last step is done before the file moves: who is told of an error finds what
+/// was there.
+#[test]
+fn a_move_that_cannot_leave_its_device_is_not_made() {
+    let try_with = |good: u64| {
+        let lab = lab(XattrSpace::detect());
+        let fs = lab.open();
+        fs.chmod("d/x", 0o600).unwrap();
+        cowl_fs::sys::fault::arm_once(good);
+        let done = fs.rename_with("d/x", "d/moved", WHITEOUT);
+        cowl_fs::sys::fault::disarm();
+        (done, fs.names("d").unwrap())
+    };
+    let (mut moved, mut passed) = (Vec::new(), 0);
+    for good in 0.. {
+        // A fault of what only clears up is no error, so one that passes is not yet the end.
+        if passed > 8 {
+            break;
+        }
+        match try_with(good) {
+            (Ok(()), names) => {
+                assert_eq!(names, ["moved", "x", "y"]);
+                passed += 1;
+            }
+            (Err(_), names) if names == ["x", "y"] => {}
+            (Err(_), names) => moved.push((good, names)),
+        }
+    }
+    // The device can get its name only when that is free.
+    assert!(moved.len() <= 1, "{moved:?}");
+}

@@ -53,6 +53,21 @@ impl Disk {
     }
 }
 
+/// A program that is told less than what was written writes the rest again, and a log has it twice.
+fn what_does_not_fit_is_told(mount: &Path) {
+    let mut log = std::fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(mount.join("log"))
+        .unwrap();
+    let (block, mut told) = (vec![b'l'; 300_000], 0);
+    while let Ok(done) = log.write(&block) {
+        told += done as u64;
+    }
+    assert_eq!(log.metadata().unwrap().len(), told);
+    std::fs::remove_file(mount.join("log")).unwrap();
+}
+
 #[test]
 fn a_full_disk_costs_nothing_and_space_can_be_freed() {
     let needs = [Need::Root, Need::Fuse, Need::Program("mkfs.ext4")];
@@ -70,6 +85,8 @@ fn a_full_disk_costs_nothing_and_space_can_be_freed() {
     let mount = PathBuf::from(told.out().trim_end());
     disk.cowl(&["snapshot", "web"]).ok();
     std::fs::write(mount.join("file"), "two\n").unwrap();
+    let room = disk.place.join("room");
+    std::fs::write(&room, vec![b'r'; 777_777]).unwrap();
     let before = disk.list();
     disk.fill();
 
@@ -84,6 +101,8 @@ fn a_full_disk_costs_nothing_and_space_can_be_freed() {
         assert_eq!(after, before);
     }
     assert_eq!(std::fs::read(mount.join("file")).unwrap(), b"two\n");
+    std::fs::remove_file(room).unwrap();
+    what_does_not_fit_is_told(&mount);
     disk.cowl(&["destroy", "other", "--yes"]).ok();
 
     std::fs::remove_file(disk.place.join("fill")).unwrap();

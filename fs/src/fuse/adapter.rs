@@ -369,7 +369,7 @@ impl Filesystem for Adapter {
         });
         match done {
             // A request carries at most MAX_WRITE bytes.
-            Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(MAX_WRITE)),
+            Ok(done) => reply.written(u32::try_from(done).unwrap_or(MAX_WRITE)),
             Err(error) => reply.error(errno(error)),
         }
     }

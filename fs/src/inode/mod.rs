@@ -2,7 +2,8 @@
 //! known, who has it open. No system calls.
 //!
 //! Locks, in the order in which they may be taken: an inode's `copying` (long), a folder's `names`
-//! (one change of names), any inode's `state` (never over a system call that can take long).
+//! (one change of names), any inode's `state`, two of them by their numbers (over no system call but the
+//! one that changes the object's own name).
 
 mod table;
 
@@ -169,6 +170,26 @@ impl Inode {
         }
     }
 
+    /// Changes the state of one object, or of two, together with a name on the disk: who asks meanwhile
+    /// waits, and never sees the one without the other.
+    pub(crate) fn change_name<T>(
+        &self,
+        other: Option<&Self>,
+        change: impl FnOnce(&mut State, Option<&mut State>) -> Result<T>,
+    ) -> Result<T> {
+        match other {
+            None => change(&mut self.state.write(), None),
+            Some(other) if self.ino < other.ino => {
+                let mut own = self.state.write();
+                change(&mut own, Some(&mut other.state.write()))
+            }
+            Some(other) => {
+                let mut others = other.state.write();
+                change(&mut self.state.write(), Some(&mut others))
+            }
+        }
+    }
+
     pub(crate) fn identity(&self) -> Identity {
         match &*self.state.read() {
             State::Dir(dir) => dir.identity,
@@ -292,6 +313,16 @@ impl Drop for Inode {
             if let Some(mut parent) = Arc::into_inner(parent) {
                 open.append(&mut parent.take_parents());
             }
+        }
+    }
+}
+
+impl State {
+    /// A folder lost its name.
+    pub(crate) fn removed(&mut self) {
+        if let Self::Dir(dir) = self {
+            dir.removed = true;
+            dir.alias = None;
         }
     }
 }

@@ -130,7 +130,17 @@ impl InodeTable {
         (inode, true)
     }
 
+    /// Before a map grows, what is left of objects that nobody knows any more goes: one that was forgotten
+    /// while an operation or an open file still held it was not pruned then.
     fn insert(&self, shard: &mut HashMap<u64, Entry>, inode: &Arc<Inode>) {
+        if shard.len() >= shard.capacity() {
+            let before = shard.len();
+            shard.retain(|_, entry| entry.inode.strong_count() > 0);
+            self.known
+                .fetch_sub(before - shard.len(), Ordering::Relaxed);
+            // Not again before as many have come as there are.
+            shard.reserve(shard.len() + 1);
+        }
         if shard.insert(inode.ino(), Entry::new(inode)).is_none() {
             self.known.fetch_add(1, Ordering::Relaxed);
         }

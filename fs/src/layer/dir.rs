@@ -5,7 +5,7 @@ use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockWriteGuard};
 
 use super::{Layer, descriptors};
 use crate::error::{Errno, Error, Result};
@@ -140,17 +140,38 @@ impl LayerDir {
         self.key == other.key || (self.layer.id() == other.layer.id() && self.ino == other.ino)
     }
 
-    /// Told after the folder was moved on disk.
-    pub fn moved(&self, parent: &Arc<Self>, name: Name) {
-        *self.place.write() = Place::Child {
-            parent: parent.clone(),
-            name,
-        };
+    /// To be held while the folder is moved or removed on disk: who asks for its way meanwhile waits.
+    pub fn moving(&self) -> Moving<'_> {
+        Moving(self.place.write())
     }
 
     /// Told when the folder is removed while it is still known; `fd` keeps it.
     pub fn gone(&self, fd: Arc<OwnedFd>) {
         *self.place.write() = Place::Gone(fd);
+    }
+}
+
+/// A folder whose place is just changing.
+pub struct Moving<'a>(RwLockWriteGuard<'a, Place>);
+
+impl Moving<'_> {
+    /// It was moved.
+    pub fn to(mut self, parent: &Arc<LayerDir>, name: Name) {
+        *self.0 = Place::Child {
+            parent: parent.clone(),
+            name,
+        };
+    }
+
+    /// It was removed; `fd` keeps it.
+    pub fn gone(mut self, fd: Arc<OwnedFd>) {
+        *self.0 = Place::Gone(fd);
+    }
+}
+
+impl fmt::Debug for Moving<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Moving")
     }
 }
 

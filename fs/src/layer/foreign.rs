@@ -6,10 +6,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use super::{LayerDir, Upper};
 use crate::error::Result;
+use crate::format::OPAQUE;
 use crate::format::foreign::{OPAQUE_ATTRIBUTE, OPAQUE_NAME, hidden_name, is_mark, whiteout_name};
 use crate::sys;
 use crate::sys::dir::RawEntry;
-use crate::sys::stat::Stat;
+use crate::sys::stat::{FileKind, Stat};
 
 /// The name beside `name` that hides it in the layers below, if the layer's folder `dir` has it.
 pub(super) fn whiteout_of(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Stat>> {
@@ -49,11 +50,20 @@ impl Upper {
         };
         let fd = dir.fd()?;
         let fd = (*fd).as_fd();
-        if there(fd, name)?.is_some() || there(fd, &mark)?.is_none() {
+        if there(fd, &mark)?.is_none() {
             return Ok(());
         }
-        self.whiteout_new(fd, name)?;
-        sys::node::unlink(fd, &mark)
+        match there(fd, name)? {
+            None => self.whiteout_new(fd, name)?,
+            // The mark says that this folder is opaque, and would say it of the next one with its name.
+            Some(stat) if stat.kind() == FileKind::Directory => {
+                let folder = sys::dir::open_path(fd, name)?;
+                let opaque = self.layer.space().opaque().as_bytes();
+                sys::xattr::set(folder.as_fd(), opaque, OPAQUE)?;
+            }
+            Some(_) => {}
+        }
+        sys::node::remove_tree(fd, &mark)
     }
 }
 

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-pub use dir::LayerDir;
+pub use dir::{LayerDir, Moving};
 pub use list::{LayerEntry, list};
 pub use probe::{Probe, Seen, probe};
 pub use upper::{Upper, WhiteoutForm};

@@ -122,7 +122,7 @@ impl Op<'_> {
     /// The number of names under which a file with several links shows. A layer above its own may hide
     /// some of them, which the count on disk does not know.
     fn visible_links(&self, inode: &Arc<Inode>, file: &FileState, on_disk: u64) -> Result<u64> {
-        if self.in_upper(file) || file.anchor.is_some() {
+        if self.in_upper(file) {
             return Ok(on_disk);
         }
         if let Some(visible) = file.visible {
@@ -281,10 +281,23 @@ impl Op<'_> {
         if inode.is_dir() {
             return inode.dir()?.top()?.fd();
         }
-        let file = inode.file()?;
-        match file.anchor {
-            Some(anchor) => Ok(anchor),
-            None => Ok(Arc::new(file.loc.open_path()?)),
+        // Neither reading attributes nor an open keeps the kernel from moving the name meanwhile: what
+        // lies there by now may be nothing, or another file.
+        let mut last = Error::Errno(Errno::STALE);
+        for _ in 0..8 {
+            let file = inode.file()?;
+            if let Some(anchor) = file.anchor {
+                return Ok(anchor);
+            }
+            match file.loc.open_path() {
+                Ok(fd) if sys::stat::stat_fd(&fd)?.ino == file.identity.ino => {
+                    return Ok(Arc::new(fd));
+                }
+                Ok(_) => {}
+                Err(error) if error.is_absent() => last = error,
+                Err(error) => return Err(error),
+            }
         }
+        Err(last)
     }
 }

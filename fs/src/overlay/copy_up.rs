@@ -6,6 +6,8 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
+use rustix::fs::OFlags;
+
 use super::Op;
 use super::stage::{CopyUp, StagedFile};
 use crate::error::{Errno, Error, Result};
@@ -167,10 +169,8 @@ impl Op<'_> {
     /// about to be cut to nothing, because a metacopy of no size would be a torn one, and without its
     /// mark one of holes.
     fn fill(&self, inode: &Arc<Inode>, file: &FileState) -> Result<()> {
-        let target = match &file.anchor {
-            Some(anchor) => sys::dir::reopen((**anchor).as_fd(), rustix::fs::OFlags::RDWR)?,
-            None => file.loc.open(rustix::fs::OFlags::RDWR)?,
-        };
+        // Not by the name that `file` has: it may be another file's by now, and that would be lost.
+        let target = sys::dir::reopen((*self.target(inode)?).as_fd(), OFlags::RDWR)?;
         let before = sys::stat::stat_fd(&target)?;
         // Writing takes a file's capabilities away; only a user's writing may.
         let capability = sys::xattr::get(target.as_fd(), CAPABILITY)?;

@@ -146,7 +146,7 @@ impl Op<'_> {
         let path = join(&self.path_below(&alias.parent)?, &last);
         let redirect = Redirect::Path(path.into());
         let mark = self.upper()?.layer.space().redirect().as_bytes();
-        match sys::xattr::set(file.loc.open_path()?.as_fd(), mark, &redirect.to_value()) {
+        match sys::xattr::set((*self.target(inode)?).as_fd(), mark, &redirect.to_value()) {
             Ok(()) => inode.change_file(|file| file.redirect = Some(redirect)),
             // A path of thousands of bytes does not fit: then the content comes up and needs no mark.
             Err(Error::Errno(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE)) => {

@@ -179,8 +179,16 @@ impl Op<'_> {
                         return Ok(fd);
                     }
                 }
-                Err(error) if error.is_absent() => last = error,
-                Err(error) => return Err(error),
+                Err(error) => {
+                    // What could not be opened may be what took the name: a whiteout says ENXIO.
+                    let now = inode.file()?;
+                    let same = now.loc.same_place(&file.loc)
+                        && now.anchor.is_some() == file.anchor.is_some();
+                    if same && !error.is_absent() {
+                        return Err(error);
+                    }
+                    last = error;
+                }
             }
         }
         Err(last)
@@ -212,25 +220,26 @@ impl Op<'_> {
         Ok(done)
     }
 
-    /// Writes all of `data`.
-    pub fn write(&self, handle: &FileHandle, at: u64, data: &[u8], by: Writer) -> Result<()> {
+    /// Writes `data`, on a full disk as much of it as there is room for, and returns how much that was.
+    pub fn write(&self, handle: &FileHandle, at: u64, data: &[u8], by: Writer) -> Result<usize> {
         if !handle.how.write {
             return Err(Error::Errno(Errno::BADF));
         }
         self.upper()?;
         let fd = self.content(handle)?;
         handle.inode.changed();
-        let write = || sys::copy::write_all(&*fd, data, at);
+        let write = || sys::copy::write_some(&*fd, data, at);
         match by {
             Writer::Privileged => write(),
             Writer::Unprivileged(caller) => self.unprivileged(caller, &fd, write),
             Writer::Mapping => {
                 let kept = sys::xattr::get(fd.as_fd(), CAPABILITY)?;
-                write()?;
-                match kept {
-                    Some(value) => sys::xattr::set(fd.as_fd(), CAPABILITY, &value),
-                    None => Ok(()),
+                // The kernel heeds no answer that is shorter, and what does not fit would be lost.
+                sys::copy::write_all(&*fd, data, at)?;
+                if let Some(value) = kept {
+                    sys::xattr::set(fd.as_fd(), CAPABILITY, &value)?;
                 }
+                Ok(data.len())
             }
         }
     }
@@ -247,10 +256,10 @@ impl Op<'_> {
         }
         let fd = match &file.data {
             // Its content lies below, untouched; what may have changed is its attributes.
-            Some(_) => Arc::new(match &file.anchor {
-                Some(anchor) => sys::dir::reopen((**anchor).as_fd(), OFlags::RDONLY)?,
-                None => file.loc.open_read()?,
-            }),
+            Some(_) => Arc::new(sys::dir::reopen(
+                (*self.target(&handle.inode)?).as_fd(),
+                OFlags::RDONLY,
+            )?),
             None => self.content(handle)?,
         };
         if data_only {

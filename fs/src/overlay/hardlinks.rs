@@ -50,6 +50,11 @@ impl LinkIndex {
             moved.push(inode.clone());
         }
     }
+
+    /// Told when a folder is removed: nothing shows in it any more, and it need not be kept.
+    pub(super) fn note_removed(&self, inode: &Arc<Inode>) {
+        self.moved.lock().retain(|known| !Arc::ptr_eq(known, inode));
+    }
 }
 
 impl Op<'_> {
@@ -59,7 +64,17 @@ impl Op<'_> {
             Some(anchor) => sys::stat::stat_fd(&**anchor)?,
             None => file.loc.stat()?,
         };
-        let known = file.aliases.to_vec();
+        if stat.nlink == 1 && file.aliases.len() == 1 {
+            return Ok(file.aliases.to_vec());
+        }
+        // A lookup beside a removal may have noted a name that is gone, or another file's by now.
+        let mut known = Vec::new();
+        for alias in file.aliases.clone() {
+            let found = self.lookup(&alias.parent, &alias.name)?;
+            if found.is_some_and(|found| Arc::ptr_eq(&found, inode)) {
+                known.push(alias);
+            }
+        }
         if stat.nlink <= known.len() as u64 {
             return Ok(known);
         }
@@ -170,8 +185,8 @@ impl Op<'_> {
         entry: &journal::Entry,
         linked: &mut Vec<(Loc, Arc<Inode>)>,
     ) -> Result<()> {
-        let there = |a: &Alias| a.name == alias.name && Arc::ptr_eq(&a.parent, &alias.parent);
-        if !inode.file()?.aliases.iter().any(there) && !self.shows(alias, inode)? {
+        // Only the layers know: since the names were gathered this one may have become another file's.
+        if !self.shows(alias, inode)? {
             return Ok(());
         }
         let upper = self.upper()?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::Op;
-use crate::error::Result;
+use crate::error::{Errno, Error, Result};
 use crate::inode::Inode;
 use crate::sys::stat::FileKind;
 use crate::view::Listed;
@@ -86,10 +86,9 @@ impl Op<'_> {
 
     /// The target of a symbolic link.
     pub fn read_link(&self, inode: &Inode) -> Result<Vec<u8>> {
-        let file = inode.file()?;
-        match &file.anchor {
-            Some(anchor) => crate::sys::dir::readlink_fd(anchor),
-            None => file.loc.readlink(),
+        if inode.kind() != FileKind::Symlink {
+            return Err(Error::Errno(Errno::INVAL));
         }
+        crate::sys::dir::readlink_fd(&*self.target(inode)?)
     }
 }

@@ -8,7 +8,7 @@ use super::create::{live, lock_both};
 use super::plan::{self, NameState, RemovePlan};
 use super::stage::CopyUp;
 use crate::error::{Errno, Error, Result};
-use crate::inode::{DirState, Inode};
+use crate::inode::{DirState, Inode, State};
 use crate::layer::LayerDir;
 use crate::name::Name;
 use crate::sys;
@@ -29,10 +29,13 @@ impl Op<'_> {
         let dir = live(parent)?;
         let state = self.name_state(&dir, &up, name)?;
         let keeper = self.keeper(&inode, parent, name)?;
-        self.remove_name(&up, name, state)?;
+        inode.change_name(None, |file, _| {
+            self.remove_name(&up, name, state)?;
+            forget_name(file, parent, name, keeper)
+        })?;
         inode.changed();
         parent.changed();
-        forget_name(&inode, parent, name, keeper)
+        Ok(())
     }
 
     /// Removes an empty folder.
@@ -48,23 +51,22 @@ impl Op<'_> {
             return Err(Error::Errno(Errno::NOTEMPTY));
         }
         let state = self.name_state(&dir, &up, name)?;
-        let kept: Vec<_> = gone
-            .locs
-            .iter()
-            .map(|loc| (loc.clone(), loc.fd()))
-            .collect();
-        self.remove_name(&up, name, state)?;
+        let kept = match self.upper_dir(&gone) {
+            Some(up) => Some((up, up.fd()?)),
+            None => None,
+        };
+        inode.change_name(None, |dir, _| {
+            let moving = kept.map(|(up, fd)| (up.moving(), fd));
+            self.remove_name(&up, name, state)?;
+            if let Some((moving, fd)) = moving {
+                moving.gone(fd);
+            }
+            dir.removed();
+            Ok(())
+        })?;
         inode.changed();
         parent.changed();
-        inode.change_dir(|dir| {
-            dir.removed = true;
-            dir.alias = None;
-        })?;
-        for (loc, fd) in kept {
-            if self.is_upper(loc.layer()) {
-                loc.gone(fd?);
-            }
-        }
+        self.overlay.links.note_removed(&inode);
         Ok(())
     }
 
@@ -72,7 +74,11 @@ impl Op<'_> {
     /// that the link count is right from here on and the rest stays one file.
     pub(super) fn gather_links(&self, inode: &Arc<Inode>) -> Result<()> {
         let file = inode.file()?;
-        if !self.in_upper(&file) && file.anchor.is_none() && file.loc.stat()?.nlink > 1 {
+        if self.in_upper(&file) || file.orphan {
+            return Ok(());
+        }
+        // Since a snapshot it may be a file of a lower that only its anchor leads to.
+        if sys::stat::stat_fd(&*self.target(inode)?)?.nlink > 1 {
             self.file_up(inode, CopyUp::Metadata)?;
         }
         Ok(())
@@ -162,24 +168,24 @@ impl Op<'_> {
 /// Drops a name that is gone. `keeper` leads to a file of which no other name is known; one that has
 /// none is an orphan.
 pub(super) fn forget_name(
-    inode: &Arc<Inode>,
+    state: &mut State,
     parent: &Arc<Inode>,
     name: &Name,
     keeper: Option<Arc<OwnedFd>>,
 ) -> Result<()> {
-    let anchor = match keeper {
-        Some(keeper) => Some(keeper),
-        None => inode.file()?.anchor,
+    let State::File(file) = state else {
+        return Err(Error::Errno(Errno::ISDIR));
     };
+    file.aliases
+        .retain(|a| !(a.name == *name && Arc::ptr_eq(&a.parent, parent)));
+    if keeper.is_some() {
+        file.anchor = keeper;
+    }
     // Not all names of a file need be known: the disk tells whether there is one left.
-    let left = match &anchor {
+    let left = match &file.anchor {
         Some(anchor) => Some(sys::stat::stat_fd(&**anchor)?.nlink),
         None => None,
     };
-    inode.change_file(|file| {
-        file.anchor = anchor;
-        file.aliases
-            .retain(|a| !(a.name == *name && Arc::ptr_eq(&a.parent, parent)));
-        file.orphan = left.map_or(file.aliases.is_empty(), |left| left == 0);
-    })
+    file.orphan = left.map_or(file.aliases.is_empty(), |left| left == 0);
+    Ok(())
 }

@@ -10,8 +10,8 @@ use super::stage::CopyUp;
 use super::{Caller, Op};
 use crate::error::{Errno, Error, Result};
 use crate::format::Redirect;
-use crate::inode::{Alias, DirState, Identity, Inode};
-use crate::layer::{LayerDir, WhiteoutForm};
+use crate::inode::{Alias, DirState, Identity, Inode, State};
+use crate::layer::{LayerDir, Moving, WhiteoutForm, zero_device};
 use crate::name::Name;
 use crate::sys;
 use crate::sys::node::RenameHow;
@@ -83,10 +83,11 @@ impl Op<'_> {
         if !flags.whiteout {
             return self.replace(&from, &to, &inode, target.as_ref());
         }
-        // Made before anything moves, because it may fail. Between the two steps the old name is
-        // absent: a power cut there leaves a file that was moved and a name that is not hidden, and
-        // no order of the steps leaves less.
+        // Made before anything moves, because it may fail, and so may the folder's mark. Between the
+        // two steps the old name is absent: a power cut there leaves a file that was moved and a name
+        // that is not hidden, and no order of the steps leaves less.
         let device = self.stage_zero_device(caller, &from.up, 0)?;
+        zero_device::mark_folder((*from.up.fd()?).as_fd(), self.upper()?.layer.space())?;
         self.replace(&from, &to, &inode, target.as_ref())?;
         self.commit_zero_device(device, &from.up, name)
     }
@@ -194,31 +195,69 @@ impl Op<'_> {
             self.set_opaque((*inode.dir()?.top()?.fd()?).as_fd())?;
         }
         let gone = self.prepare_target(to, target)?;
+        let moved_dir = self.place_of(inode)?;
+        let target_dir = match target {
+            Some(target) => self.place_of(target)?,
+            None => None,
+        };
         let upper = self.upper()?;
         if plan.how == RenameHow::Exchange && !plan.drop_whiteout {
             // The whiteout of the new name comes to lie in the old name's folder.
             upper.ready_for_whiteout(from_fd, to_fd, to.name)?;
         }
-        if plan.how == RenameHow::Whiteout && upper.whiteout_form() == WhiteoutForm::MarkedFile {
-            self.leave_whiteout_by_exchange(from, to)?;
-        } else {
-            match sys::node::rename(from_fd, from.name, to_fd, to.name, plan.how) {
-                Err(Error::Errno(Errno::INVAL | Errno::NOSYS))
-                    if plan.how == RenameHow::Whiteout =>
-                {
-                    self.leave_whiteout_by_exchange(from, to)?;
+        let two_steps =
+            plan.how == RenameHow::Whiteout && upper.whiteout_form() == WhiteoutForm::MarkedFile;
+        let call = || -> Result<()> {
+            if two_steps {
+                self.leave_whiteout_by_exchange(from, to)?;
+            } else {
+                match sys::node::rename(from_fd, from.name, to_fd, to.name, plan.how) {
+                    Err(Error::Errno(Errno::INVAL | Errno::NOSYS))
+                        if plan.how == RenameHow::Whiteout =>
+                    {
+                        self.leave_whiteout_by_exchange(from, to)?;
+                    }
+                    other => other?,
                 }
-                other => other?,
             }
+            if plan.drop_whiteout
+                && let Err(error) = sys::node::unlink(from_fd, from.name)
+            {
+                // The move is made, and the whiteout hides nothing.
+                log::warn!("cannot remove the whiteout {}: {error}", from.name);
+            }
+            Ok(())
+        };
+        inode.change_name(target.map(|target| &**target), |state, others| {
+            let moving = moved_dir.as_ref().map(|dir| dir.moving());
+            let going = target_dir.as_ref().map(|dir| dir.moving());
+            call()?;
+            if let (Some(going), Some(fd)) = (going, &gone) {
+                going.gone(fd.clone());
+            }
+            match others {
+                Some(state @ State::Dir(_)) => state.removed(),
+                Some(state) => forget_name(state, to.parent, to.name, gone)?,
+                None => {}
+            }
+            note_moved(state, moving, from, to);
+            Ok(())
+        })?;
+        for changed in [inode, from.parent, to.parent].into_iter().chain(target) {
+            changed.changed();
         }
-        if plan.drop_whiteout
-            && let Err(error) = sys::node::unlink(from_fd, from.name)
-        {
-            // The move is made, and the whiteout hides nothing.
-            log::warn!("cannot remove the whiteout {}: {error}", from.name);
+        if let Some(target) = target {
+            self.overlay.links.note_removed(target);
         }
-        self.note_target_gone(to, target, gone)?;
-        self.note_moved(inode, from, to)
+        Ok(())
+    }
+
+    /// A folder's own place in the upper.
+    fn place_of(&self, inode: &Inode) -> Result<Option<Arc<LayerDir>>> {
+        if !inode.is_dir() {
+            return Ok(None);
+        }
+        Ok(self.upper_dir(&inode.dir()?).cloned())
     }
 
     /// RENAME_WHITEOUT on a file system without it: the whiteout is put at the new name first, where
@@ -276,54 +315,6 @@ impl Op<'_> {
         Ok(Some(Arc::new(kept)))
     }
 
-    fn note_target_gone(
-        &self,
-        to: &Side<'_>,
-        target: Option<&Arc<Inode>>,
-        kept: Option<Arc<std::os::fd::OwnedFd>>,
-    ) -> Result<()> {
-        let Some(target) = target else { return Ok(()) };
-        target.changed();
-        if !target.is_dir() {
-            return forget_name(target, to.parent, to.name, kept);
-        }
-        if let Some(fd) = kept
-            && let Some(up) = self.upper_dir(&target.dir()?)
-        {
-            up.gone(fd);
-        }
-        target.change_dir(|dir| {
-            dir.removed = true;
-            dir.alias = None;
-        })
-    }
-
-    /// Tells the inode its new name, and where in the upper it lies now.
-    fn note_moved(&self, inode: &Arc<Inode>, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
-        for changed in [inode, from.parent, to.parent] {
-            changed.changed();
-        }
-        let alias = Alias {
-            parent: to.parent.clone(),
-            name: to.name.clone(),
-        };
-        if inode.is_dir() {
-            if let Some(up) = self.upper_dir(&inode.dir()?) {
-                up.moved(&to.up, to.name.clone());
-            }
-            return inode.change_dir(|dir| dir.alias = Some(alias));
-        }
-        inode.change_file(|file| {
-            file.aliases
-                .retain(|a| !(a.name == *from.name && Arc::ptr_eq(&a.parent, from.parent)));
-            file.aliases.push(alias);
-            file.loc = Loc {
-                dir: to.up.clone(),
-                name: to.name.clone(),
-            };
-        })
-    }
-
     fn exchange(
         &self,
         from: &Side<'_>,
@@ -338,15 +329,50 @@ impl Op<'_> {
             }
         }
         let (from_fd, to_fd) = (from.up.fd()?, to.up.fd()?);
-        sys::node::rename(
-            (*from_fd).as_fd(),
-            from.name,
-            (*to_fd).as_fd(),
-            to.name,
-            RenameHow::Exchange,
-        )?;
-        self.note_moved(inode, from, to)?;
-        self.note_moved(target, to, from)
+        let places = (self.place_of(inode)?, self.place_of(target)?);
+        inode.change_name(Some(target), |state, others| {
+            let one = places.0.as_ref().map(|dir| dir.moving());
+            let two = places.1.as_ref().map(|dir| dir.moving());
+            sys::node::rename(
+                (*from_fd).as_fd(),
+                from.name,
+                (*to_fd).as_fd(),
+                to.name,
+                RenameHow::Exchange,
+            )?;
+            note_moved(state, one, from, to);
+            if let Some(state) = others {
+                note_moved(state, two, to, from);
+            }
+            Ok(())
+        })?;
+        for changed in [inode, target, from.parent, to.parent] {
+            changed.changed();
+        }
+        Ok(())
+    }
+}
+
+/// Tells an object its new name, and where in the upper it lies now.
+fn note_moved(state: &mut State, place: Option<Moving<'_>>, from: &Side<'_>, to: &Side<'_>) {
+    let alias = Alias {
+        parent: to.parent.clone(),
+        name: to.name.clone(),
+    };
+    if let Some(place) = place {
+        place.to(&to.up, to.name.clone());
+    }
+    match state {
+        State::Dir(dir) => dir.alias = Some(alias),
+        State::File(file) => {
+            file.aliases
+                .retain(|a| !(a.name == *from.name && Arc::ptr_eq(&a.parent, from.parent)));
+            file.aliases.push(alias);
+            file.loc = Loc {
+                dir: to.up.clone(),
+                name: to.name.clone(),
+            };
+        }
     }
 }
 

@@ -17,6 +17,11 @@ use crate::sys;
 const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 
+/// setxattr(2): only where there is none.
+const XATTR_CREATE: u32 = 1;
+/// setxattr(2): only where there is one.
+const XATTR_REPLACE: u32 = 2;
+
 fn is_acl(name: &[u8]) -> bool {
     name == ACCESS_ACL || name == DEFAULT_ACL
 }
@@ -95,6 +100,14 @@ impl Op<'_> {
             return Err(Error::Errno(Errno::PERM));
         }
         inode.changed();
+        let mut flags = flags;
+        if self.is_ours(target.as_fd(), &disk)? {
+            // What does not show is not there to a user.
+            if flags & XATTR_REPLACE != 0 {
+                return Err(Error::Errno(Errno::NODATA));
+            }
+            flags &= !XATTR_CREATE;
+        }
         if disk == self.space().escaped_opaque().as_bytes() && inode.is_dir() {
             zero_device::opaque_is_a_users(target.as_fd(), self.space())?;
         }

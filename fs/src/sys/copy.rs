@@ -93,11 +93,15 @@ fn read_write(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, start: u64, end: u64) ->
 pub fn write_all(dst: impl AsFd, data: &[u8], at: u64) -> Result<()> {
     let mut done = 0;
     while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
-        let n = rustix::io::retry_on_intr(|| rustix::io::pwrite(&dst, rest, at + done as u64))?;
-        if n == 0 {
-            return Err(Error::Errno(Errno::IO));
-        }
-        done += n;
+        done += write_some(&dst, rest, at + done as u64)?;
     }
     Ok(())
+}
+
+/// Writes what there is room for of `data` at `at`, at least one byte, and says how much that was.
+pub fn write_some(dst: impl AsFd, data: &[u8], at: u64) -> Result<usize> {
+    match rustix::io::retry_on_intr(|| rustix::io::pwrite(&dst, data, at))? {
+        0 if !data.is_empty() => Err(Error::Errno(Errno::IO)),
+        done => Ok(done),
+    }
 }

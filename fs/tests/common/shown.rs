@@ -75,7 +75,9 @@ impl Fs {
             .overlay
             .begin()
             .write(handle, at, data, Writer::Privileged);
-        written.map_err(|error| error.errno())
+        let written = written.map_err(|error| error.errno())?;
+        assert_eq!(written, data.len());
+        Ok(())
     }
 
     pub fn read(&self, path: &str) -> R<Vec<u8>> {
