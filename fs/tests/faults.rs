@@ -11,7 +11,8 @@ mod common;
 
 use std::path::Path;
 
-use common::{Fs, Lab, R, THEN, Tree, plant, set_xattr};
+use common::{Fs, Lab, R, READ, THEN, Tree, plant, set_xattr};
+use cowl_fs::error::Errno;
 use cowl_fs::layer::Upper;
 use cowl_fs::sys::fault::{arm, arm_once, disarm};
 
@@ -432,4 +433,26 @@ fn before_or_after_at_every_call() {
         }
     }
     assert!(failed.is_empty(), "{failed:#?}");
+}
+
+#[test]
+fn what_was_written_before_a_snapshot_can_be_synced_after_it() {
+    let lab = Lab::new(|top| plant(top, &["d/old"]));
+    let fs = lab.open();
+    fs.create("d/new", b"text").unwrap();
+    lab.push(&fs).unwrap();
+    let (file, dir) = (fs.open("d/new", READ).unwrap(), fs.find("d").unwrap());
+    let op = fs.overlay.begin();
+    op.fsync(&file, false).unwrap();
+    op.fsync_dir(&dir).unwrap();
+    // An error of the disk is told, so the disk was asked.
+    arm(0);
+    let told = [op.fsync(&file, true), op.fsync_dir(&dir)];
+    disarm();
+    assert_eq!(
+        told.map(|done| done.map_err(|e| e.errno())),
+        [Err(Errno::IO); 2]
+    );
+    drop(op);
+    fs.overlay.close(&file);
 }

@@ -244,16 +244,13 @@ impl Op<'_> {
         }
     }
 
-    /// Writes a file to the disk.
+    /// Writes a file to the disk. A lower one too: it may have been written in this mount or an earlier one,
+    /// before a snapshot was taken.
     pub fn fsync(&self, handle: &FileHandle, data_only: bool) -> Result<()> {
         if self.volatile() {
             return Ok(());
         }
         let file = handle.inode.file()?;
-        if !self.in_upper(&file) && file.anchor.is_none() {
-            // Nothing of it was changed.
-            return Ok(());
-        }
         let fd = match &file.data {
             // Its content lies below, untouched; what may have changed is its attributes.
             Some(_) => Arc::new(sys::dir::reopen(
@@ -262,21 +259,26 @@ impl Op<'_> {
             )?),
             None => self.content(handle)?,
         };
-        if data_only {
-            rustix::fs::fdatasync(&fd)?;
-        } else {
-            rustix::fs::fsync(&fd)?;
+        match sys::copy::sync(&*fd, data_only) {
+            // A file system that is never written knows no fsync.
+            Err(error) if error.errno() == Errno::INVAL && !self.in_upper(&file) => Ok(()),
+            other => other,
         }
-        Ok(())
     }
 
     /// Writes a folder's names to the disk.
     pub fn fsync_dir(&self, inode: &Inode) -> Result<()> {
         let dir = inode.dir()?;
-        match self.upper_dir(&dir) {
-            Some(up) if !self.volatile() && !dir.removed => sys::dir::sync_dir((*up.fd()?).as_fd()),
-            _ => Ok(()),
+        if self.volatile() || dir.removed {
+            return Ok(());
         }
+        for loc in dir.locs.iter() {
+            match sys::dir::sync_dir((*loc.fd()?).as_fd()) {
+                Err(error) if error.errno() == Errno::INVAL && !self.is_upper(loc.layer()) => {}
+                other => other?,
+            }
+        }
+        Ok(())
     }
 
     /// fallocate(2), with the flags as the system call takes them.

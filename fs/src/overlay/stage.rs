@@ -180,7 +180,7 @@ impl Op<'_> {
 
     /// Writes a file's content to the disk.
     pub(super) fn sync_file(&self, fd: &OwnedFd) -> Result<()> {
-        Ok(rustix::fs::fsync(fd)?)
+        sys::copy::sync(fd, false)
     }
 
     /// Owner, attributes, mode and times, in an order in which the copy is never open to more than

@@ -105,3 +105,14 @@ pub fn write_some(dst: impl AsFd, data: &[u8], at: u64) -> Result<usize> {
         done => Ok(done),
     }
 }
+
+/// Writes a file to the disk; of its attributes only what its content needs, when `data_only`.
+pub fn sync(fd: impl AsFd, data_only: bool) -> Result<()> {
+    fault::hit()?;
+    let done = if data_only {
+        rustix::fs::fdatasync(fd)
+    } else {
+        rustix::fs::fsync(fd)
+    };
+    Ok(done?)
+}
