@@ -13,7 +13,7 @@ pub(crate) fn check(root: &Path) -> Result<Vec<String>> {
         count += 1;
         let path = home(file);
         let text = std::fs::read_to_string(root.join(&path)).unwrap_or_default();
-        if !text.contains(&format!("fn {test}()")) {
+        if !text.contains(&format!("fn {test}(")) {
             problems.push(format!(
                 "docs/semantics.md: there is no test {test} in {}",
                 path.display()
