@@ -41,6 +41,8 @@ pub struct Entry {
     pub ino: u64,
     /// Inode number as the folder's listing tells it.
     pub listed_ino: u64,
+    /// When it was made, where the filesystem tells; never compared.
+    pub born: (i64, u32),
     /// Target, for symbolic links.
     pub target: Option<Vec<u8>>,
     /// SHA-256 of the content, for files.
@@ -127,6 +129,7 @@ fn entry(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Entry> {
         ),
         ino: stat.st_ino,
         listed_ino: 0,
+        born: born(dir, name)?,
         target: match kind {
             FileType::Symlink => Some(readlinkat(dir, name, Vec::new())?.into_bytes()),
             _ => None,
@@ -137,6 +140,12 @@ fn entry(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Entry> {
         },
         xattrs: xattrs(dir, name)?,
     })
+}
+
+fn born(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(i64, u32)> {
+    let (flags, mask) = (AtFlags::SYMLINK_NOFOLLOW, rustix::fs::StatxFlags::BTIME);
+    let time = rustix::fs::statx(dir, name, flags, mask)?.stx_btime;
+    Ok((time.tv_sec, time.tv_nsec))
 }
 
 fn hash(dir: BorrowedFd<'_>, name: &[u8]) -> Result<[u8; 32]> {
@@ -282,6 +291,7 @@ pub fn differences(a: &Tree, b: &Tree, compare: Compare) -> Vec<String> {
 fn normal(entry: &Entry, compare: Compare) -> Entry {
     let mut entry = entry.clone();
     entry.listed_ino = 0;
+    entry.born = (0, 0);
     if !compare.nlink {
         entry.nlink = 0;
     }

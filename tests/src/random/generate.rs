@@ -3,50 +3,13 @@
 
 use rustix::fs::{FallocateFlags, OFlags, RenameFlags};
 
-use super::operation::{Op, RelPath, SLOTS};
+use super::Rng;
+use super::operation::{MAPS, Op, RelPath, SLOTS, Who};
 
-/// A splitmix64 generator: the same seed gives the same operations everywhere.
-#[derive(Debug, Clone)]
-pub struct Rng(u64);
-
-impl Rng {
-    /// Starts at `seed`.
-    #[must_use]
-    pub fn new(seed: u64) -> Rng {
-        // Mixed first: neighbouring starts would give the same numbers, a few places on.
-        Rng(mixed(seed ^ 0x1234_5678_9abc_def0))
-    }
-
-    /// The next number.
-    pub fn number(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        mixed(self.0)
-    }
-
-    /// A number below `limit`.
-    pub fn below(&mut self, limit: u64) -> u64 {
-        self.number() % limit
-    }
-
-    /// True in `percent` of a hundred cases.
-    pub fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-
-    /// One of `items`.
-    pub fn pick<T: Clone>(&mut self, items: &[T]) -> T {
-        let index = usize::try_from(self.below(items.len() as u64)).unwrap_or_default();
-        items[index].clone()
-    }
-}
-
-fn mixed(mut number: u64) -> u64 {
-    number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    number ^ (number >> 31)
-}
-
-const NAMES: [&[u8]; 12] = [
+const NAMES: [&[u8]; 15] = [
+    &[b'o'; 255],
+    b"alias0",
+    b"\x01\x80 %s",
     b"a",
     b"b",
     b"c",
@@ -63,7 +26,9 @@ const NAMES: [&[u8]; 12] = [
 const MODES: [u32; 10] = [
     0o644, 0o600, 0o755, 0o700, 0o777, 0o000, 0o4755, 0o2755, 0o2775, 0o1777,
 ];
-const XATTRS: [&str; 5] = [
+const XATTRS: [&str; 7] = [
+    "trusted.overlay.opaque",
+    "system.posix_acl_access",
     "user.one",
     "user.two",
     "trusted.three",
@@ -95,10 +60,66 @@ impl Generator {
     pub fn next(&mut self, known: &[RelPath]) -> Op {
         match self.rng.below(100) {
             0..24 => self.descriptor(known),
-            24..58 => self.name(known),
-            58..80 => self.attribute(known),
+            24..31 => self.mapping(),
+            31..62 => self.name(known),
+            62..82 => self.attribute(known),
+            82..85 => {
+                // Only names: descriptors are of no interest to a listing.
+                let inner = Box::new(self.name(known));
+                let path = match &*inner {
+                    Op::Unlink { path } | Op::Rename { from: path, .. } => parent(path),
+                    _ => self.old(known),
+                };
+                Op::ListWhile { path, inner }
+            }
             _ if self.rng.chance(2) => Op::DropCaches,
             _ => self.look(known),
+        }
+    }
+
+    /// Who does it: mostly root.
+    pub fn who(&mut self, others: u64) -> Who {
+        let umask = self.rng.pick(&[0o022, 0o022, 0o022, 0, 0o077, 0o027]);
+        let id = if self.rng.chance(others) {
+            self.rng.pick(&[1000, 1000, 1001])
+        } else {
+            0
+        };
+        let groups: &[u32] = if id != 0 && self.rng.chance(30) {
+            &[1001, 4_000_000]
+        } else {
+            &[]
+        };
+        Who { id, groups, umask }
+    }
+
+    fn map(&mut self) -> usize {
+        usize::try_from(self.rng.below(MAPS as u64)).unwrap_or_default()
+    }
+
+    fn mapping(&mut self) -> Op {
+        let map = self.map();
+        match self.rng.below(14) {
+            0..4 => Op::Map {
+                slot: self.slot(),
+                map,
+                write: self.rng.chance(60),
+            },
+            4 => Op::Unmap { map },
+            5..9 => Op::MapRead {
+                map,
+                offset: self.offset(),
+                len: 4096,
+            },
+            9..13 => {
+                let (seed, len) = self.data();
+                Op::MapWrite {
+                    map,
+                    offset: self.offset(),
+                    data: (seed, len.min(4096)),
+                }
+            }
+            _ => Op::MapSync { map },
         }
     }
 
@@ -187,7 +208,30 @@ impl Generator {
 
     fn descriptor(&mut self, known: &[RelPath]) -> Op {
         let slot = self.slot();
-        match self.rng.below(28) {
+        match self.rng.below(34) {
+            28 => Op::FdSeek {
+                slot,
+                offset: self.offset(),
+                hole: self.rng.chance(50),
+            },
+            29 => Op::FdChown {
+                slot,
+                uid: Some(self.rng.pick(&[0, 1000])),
+                gid: self.rng.chance(50).then_some(1001),
+            },
+            30 => Op::FdRemovexattr {
+                slot,
+                name: self.rng.pick(&XATTRS),
+            },
+            31..33 => Op::FdReopen {
+                slot,
+                to: self.slot(),
+                flags: self.flags() - OFlags::NOFOLLOW,
+            },
+            33 => Op::FdLink {
+                slot,
+                path: self.new_path(known),
+            },
             0..7 => {
                 let path = self.old(known);
                 let mut flags = self.flags();
@@ -231,6 +275,7 @@ impl Generator {
                     FallocateFlags::KEEP_SIZE,
                     FallocateFlags::KEEP_SIZE.union(FallocateFlags::PUNCH_HOLE),
                     FallocateFlags::ZERO_RANGE,
+                    FallocateFlags::ZERO_RANGE.union(FallocateFlags::KEEP_SIZE),
                 ]);
                 Op::FdAllocate {
                     slot,
@@ -355,7 +400,7 @@ impl Generator {
             }
             9..12 => Op::Utimens {
                 path,
-                seconds: self.seconds(),
+                seconds: self.rng.chance(80).then(|| self.seconds()),
                 follow: self.rng.chance(50),
             },
             12..15 => {
@@ -371,6 +416,10 @@ impl Generator {
             15..17 => Op::Removexattr {
                 path,
                 name: self.rng.pick(&XATTRS),
+            },
+            17 => Op::Cut {
+                path,
+                len: self.offset(),
             },
             _ => Op::Truncate {
                 path,
@@ -407,6 +456,8 @@ impl Generator {
             2..4 => ("system.posix_acl_access", acl(self.rng.below(8))),
             4 => ("system.posix_acl_default", acl(self.rng.below(8))),
             5 => ("user.long-name.with.dots", vec![b'v'; 1500]),
+            // As an overlay on top of this one would set it: a name like any other.
+            9 => ("trusted.overlay.opaque", b"y".to_vec()),
             6..8 => (
                 "trusted.three",
                 self.rng.below(1000).to_string().into_bytes(),
@@ -414,6 +465,14 @@ impl Generator {
             8 => ("user.two", Vec::new()),
             _ => ("user.one", self.rng.below(1000).to_string().into_bytes()),
         }
+    }
+}
+
+fn parent(path: &[u8]) -> RelPath {
+    let end = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+    match path.get(..end) {
+        Some(b"") | None => b".".to_vec(),
+        Some(parent) => parent.to_vec(),
     }
 }
 
@@ -426,7 +485,8 @@ fn capability() -> Vec<u8> {
 }
 
 /// An ACL with an entry for user 1000, as the kernel stores it.
-fn acl(permissions: u64) -> Vec<u8> {
+#[must_use]
+pub fn acl(permissions: u64) -> Vec<u8> {
     let named = u16::try_from(permissions).unwrap_or_default();
     let none = u32::MAX;
     let entries: [(u16, u16, u32); 5] = [

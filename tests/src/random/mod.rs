@@ -1,9 +1,13 @@
 //! Random file operations, the same on two trees, compared one by one.
 
 mod generate;
+mod looking;
+mod mapping;
 mod operation;
 mod perform;
+mod rng;
 
-pub use generate::{Generator, Rng};
-pub use operation::{Op, RelPath, SLOTS};
-pub use perform::{Outcome, Side};
+pub use generate::{Generator, acl};
+pub use operation::{MAPS, Op, RelPath, SLOTS, Who};
+pub use perform::{Held, Outcome, Side};
+pub use rng::Rng;
