@@ -3,14 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::Result;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat,
-    linkat, lsetxattr, mknodat, utimensat,
+    AtFlags, CWD, FileType, Gid, Mode, SeekFrom, Timespec, Timestamps, Uid, XattrFlags, chmodat,
+    chownat, linkat, lsetxattr, mknodat, utimensat,
 };
 
 use super::{MARKS, METACOPY, OPAQUE, REDIRECT};
@@ -88,7 +89,7 @@ impl Merge<'_> {
         }
         if mark(upper, METACOPY)?.is_some() {
             let content = lower.ok_or_else(|| std::io::Error::other("no content below"))?;
-            std::fs::copy(content, target)?;
+            copy_content(&content, target)?;
             return copy_attributes(upper, &meta, target);
         }
         self.file(upper, &meta, target)
@@ -126,11 +127,31 @@ fn mark(path: &Path, name: &str) -> Result<Option<Vec<u8>>> {
     }
 }
 
+/// With its holes, which std::fs::copy fills.
+fn copy_content(source: &Path, target: &Path) -> Result<()> {
+    use std::os::unix::fs::FileExt;
+    let (from, to) = (File::open(source)?, File::create(target)?);
+    let size = from.metadata()?.len();
+    to.set_len(size)?;
+    let mut end = 0;
+    loop {
+        let start = match rustix::fs::seek(&from, SeekFrom::Data(end)) {
+            Ok(start) => start,
+            Err(rustix::io::Errno::NXIO) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        end = rustix::fs::seek(&from, SeekFrom::Hole(start))?;
+        let mut data = vec![0; usize::try_from(end - start).map_err(std::io::Error::other)?];
+        from.read_exact_at(&mut data, start)?;
+        to.write_all_at(&data, start)?;
+    }
+}
+
 fn copy_file(source: &Path, meta: &std::fs::Metadata, target: &Path) -> Result<()> {
     let kind = FileType::from_raw_mode(meta.mode());
     match kind {
         FileType::Symlink => std::os::unix::fs::symlink(std::fs::read_link(source)?, target),
-        FileType::RegularFile => std::fs::copy(source, target).map(drop),
+        FileType::RegularFile => copy_content(source, target),
         _ => Ok(mknodat(
             CWD,
             target,
