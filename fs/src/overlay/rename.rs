@@ -311,7 +311,7 @@ impl Op<'_> {
             dir.redirect = None;
             std::mem::replace(&mut dir.identity, new)
         })?;
-        self.overlay.inodes.moved(target.ino(), old, new);
+        self.overlay.inodes.moved(target.ino(), old, new, true);
         Ok(Some(Arc::new(kept)))
     }
 
