@@ -16,6 +16,7 @@ pub mod command;
 pub mod conditions;
 pub mod cowl;
 pub mod images;
+pub mod disk;
 pub mod identity;
 pub mod layers;
 pub mod layout;

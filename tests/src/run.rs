@@ -66,6 +66,8 @@ pub struct Course {
     pub count: u64,
     /// Out of a hundred operations, how many are another user's than root.
     pub others: u64,
+    /// With devices 0:0, as an overlay on top would make them.
+    pub whiteouts: bool,
 }
 
 impl Course {
@@ -92,7 +94,7 @@ impl Course {
         if let Some(event) = self.event(index) {
             return event;
         }
-        match generator.rng().below(600) {
+        match generator.rng().below(300) {
             0 => return Step::MountAnew,
             1 => return Step::Snapshot { live: true },
             2 => return Step::Compare,
@@ -114,6 +116,9 @@ pub fn run(
 ) -> Result<Tree, String> {
     let count = replay.map_or(course.count, |steps| steps.len() as u64);
     let mut generator = Generator::new(course.seed);
+    if course.whiteouts {
+        generator = generator.with_whiteouts();
+    }
     let mut sides = [Side::new(&pair.tested), Side::new(&pair.plain)];
     let mut known = Vec::new();
     let mut seen = numbers.then(Numbers::default);

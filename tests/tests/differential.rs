@@ -14,24 +14,26 @@ use std::sync::Mutex;
 
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
+use cowl_tests::disk::Disk;
 use cowl_tests::layers::{self, Links, Wish};
 use cowl_tests::mount::{Overlay, Stack};
 use cowl_tests::pair::{Pair, Under, same};
 use cowl_tests::programs;
 use cowl_tests::random::{Generator, Side};
 use cowl_tests::run::{Course, Failure, Step, caught, number, run, show, shrink};
+use cowl_tests::scratch::Scratch;
 use cowl_tests::tree::{self, Compare};
 
 const NEEDS: [Need; 3] = [Need::Root, Need::Fuse, Need::KernelOverlay];
 
 /// A kind of run: by seed, with the steps that are given, or with random ones.
-type OneSeed = fn(u64, Option<&[Step]>, &mut Vec<Step>) -> Result<(), String>;
+type OneSeed = fn(&Disk, u64, Option<&[Step]>, &mut Vec<Step>) -> Result<(), String>;
 
 #[test]
 fn a_mounted_stack_cannot_be_told_from_a_plain_folder() {
     let test = "a_mounted_stack_cannot_be_told_from_a_plain_folder";
     if can(test, &NEEDS) {
-        every_seed(150, against_plain);
+        every_seed(test, 150, against_plain);
     }
 }
 
@@ -39,11 +41,12 @@ fn a_mounted_stack_cannot_be_told_from_a_plain_folder() {
 fn what_the_kernel_wrote_is_shown_and_written_on() {
     let test = "what_the_kernel_wrote_is_shown_and_written_on";
     if can(test, &NEEDS) {
-        every_seed(50, after_kernel);
+        every_seed(test, 50, after_kernel);
     }
 }
 
-fn every_seed(default: u64, one_seed: OneSeed) {
+fn every_seed(test: &str, default: u64, one_seed: OneSeed) {
+    let disk = Disk::new(test);
     let seeds: Vec<u64> = match std::env::var("COWL_SEED") {
         Ok(seed) => vec![seed.parse().unwrap()],
         Err(_) => {
@@ -62,8 +65,8 @@ fn every_seed(default: u64, one_seed: OneSeed) {
                     let Some(seed) = open.lock().unwrap().pop() else {
                         break;
                     };
-                    if let Err(failure) = caught(|steps| one_seed(seed, None, steps)) {
-                        report(seed, failure, one_seed);
+                    if let Err(failure) = caught(|steps| one_seed(&disk, seed, None, steps)) {
+                        report(&disk, seed, failure, one_seed);
                         failed.lock().unwrap().push(seed);
                     }
                 }
@@ -81,10 +84,10 @@ fn every_seed(default: u64, one_seed: OneSeed) {
 }
 
 /// Prints the last steps, or the fewest that fail.
-fn report(seed: u64, failure: Failure, one_seed: OneSeed) {
+fn report(disk: &Disk, seed: u64, failure: Failure, one_seed: OneSeed) {
     let mut text = format!("\nseed {seed}: {}\n", failure.what);
     let steps = if std::env::var_os("COWL_SHRINK").is_some() {
-        let again = |fewer: &[Step]| caught(|steps| one_seed(seed, Some(fewer), steps));
+        let again = |fewer: &[Step]| caught(|steps| one_seed(disk, seed, Some(fewer), steps));
         let (steps, what) = shrink(failure.steps, again);
         text.push_str(&format!("{} steps are enough: {what}\n", steps.len()));
         steps
@@ -103,6 +106,7 @@ fn course(seed: u64, count: u64) -> Course {
         seed,
         count: number("COWL_STEPS", count),
         others: if seed % 6 == 5 { 60 } else { 12 },
+        whiteouts: false,
     }
 }
 
@@ -114,29 +118,59 @@ fn links(seed: u64) -> Links {
     }
 }
 
-fn against_plain(seed: u64, replay: Option<&[Step]>, steps: &mut Vec<Step>) -> Result<(), String> {
+fn store(disk: &Disk, name: &str) -> Store {
+    // A folder of one's own choice, to look at or for another filesystem.
+    match std::env::var_os("COWL_TEST_DIR") {
+        Some(_) => Store::new(name),
+        None => Store::on(Scratch::new_in(&disk.path(), name)),
+    }
+}
+
+fn against_plain(
+    disk: &Disk,
+    seed: u64,
+    replay: Option<&[Step]>,
+    steps: &mut Vec<Step>,
+) -> Result<(), String> {
     let under = match std::env::var("COWL_UNDER_TEST").as_deref() {
         Ok("plain") => Under::Plain,
         Ok("kernel") => Under::Kernel,
         _ => match seed % 12 {
             0 => Under::Cowlfs("dev,suid,metacopy=off"),
             4 => Under::Cowlfs("dev,suid,volatile"),
-            8 => Under::Cowlfs("dev,suid"),
+            // The kernel keeps nothing and asks for everything.
+            7 => Under::Cowlfs("dev,suid,timeout=0"),
+            8 | 9 => Under::Cowlfs("dev,suid"),
             _ => Under::Container,
         },
     };
-    let store = Store::new("differential");
+    let store = store(disk, "differential");
     let wish = Wish {
         seed,
         stray: seed % 4 == 1 && under != Under::Kernel,
         links: links(seed),
         by_kernel: seed.is_multiple_of(2),
     };
-    let (lowers, plain) = layers::make_three(store.scratch(), wish).unwrap();
+    let (mut lowers, plain) = layers::make_three(store.scratch(), wish).unwrap();
+    // Of a stack on two filesystems the lowest layer, or two, lie in memory.
+    let elsewhere = Scratch::new_in(disk.beside(), "lowers");
+    if under == Under::Cowlfs("dev,suid") {
+        let from = if seed.is_multiple_of(3) { 1 } else { 2 };
+        for (index, lower) in lowers.iter_mut().enumerate().skip(from) {
+            let place = elsewhere.make(&format!("lower{index}"));
+            layers::copy_tree(lower, &place);
+            *lower = place;
+        }
+    }
     let mut pair = Pair::new(store, under, lowers, plain, seed % 5 != 0);
     pair.mount();
     let ours = under.is_ours() && programs::overlay_is_ours();
-    let last = run(course(seed, 400), &mut pair, replay, steps, ours)?;
+    let course = Course {
+        // The kernel shows what stands for such a device as what it is on the disk.
+        whiteouts: wish.stray && ours,
+        ..course(seed, 400)
+    };
+    let last = run(course, &mut pair, replay, steps, ours)?;
     pair.unmount();
     pair.mount();
     let (again, _) = pair.compare("after a new mount", &pair.tested, Compare::HISTORY)?;
@@ -168,8 +202,13 @@ fn kernel_reads(pair: &Pair) -> Result<(), String> {
     read.map(drop)
 }
 
-fn after_kernel(seed: u64, replay: Option<&[Step]>, steps: &mut Vec<Step>) -> Result<(), String> {
-    let store = Store::new("differential-kernel");
+fn after_kernel(
+    disk: &Disk,
+    seed: u64,
+    replay: Option<&[Step]>,
+    steps: &mut Vec<Step>,
+) -> Result<(), String> {
+    let store = store(disk, "differential-kernel");
     let scratch = store.scratch();
     // With an index the kernel keeps the names of a lower file together by what lies in its work folder,
     // which is no part of the layer.

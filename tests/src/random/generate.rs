@@ -40,6 +40,7 @@ const XATTRS: [&str; 7] = [
 #[derive(Debug)]
 pub struct Generator {
     rng: Rng,
+    whiteouts: bool,
 }
 
 impl Generator {
@@ -48,7 +49,15 @@ impl Generator {
     pub fn new(seed: u64) -> Generator {
         Generator {
             rng: Rng::new(seed),
+            whiteouts: false,
         }
+    }
+
+    /// With what an overlay on top of the tree would do: devices 0:0, and renames that leave one.
+    #[must_use]
+    pub fn with_whiteouts(mut self) -> Generator {
+        self.whiteouts = true;
+        self
     }
 
     /// For decisions that are not operations.
@@ -72,7 +81,7 @@ impl Generator {
                 };
                 Op::ListWhile { path, inner }
             }
-            _ if self.rng.chance(2) => Op::DropCaches,
+            _ if self.rng.chance(4) => Op::DropCaches,
             _ => self.look(known),
         }
     }
@@ -301,7 +310,7 @@ impl Generator {
     }
 
     fn name(&mut self, known: &[RelPath]) -> Op {
-        match self.rng.below(34) {
+        match self.rng.below(if self.whiteouts { 36 } else { 34 }) {
             0..6 => {
                 let mut flags = OFlags::CREATE | self.flags();
                 if self.rng.chance(40) {
@@ -333,12 +342,15 @@ impl Generator {
                 path: self.old(known),
             },
             17..26 => {
-                let flags = self.rng.pick(&[
+                let mut flags = self.rng.pick(&[
                     RenameFlags::empty(),
                     RenameFlags::empty(),
                     RenameFlags::NOREPLACE,
                     RenameFlags::EXCHANGE,
                 ]);
+                if self.whiteouts && self.rng.chance(30) {
+                    flags |= RenameFlags::WHITEOUT;
+                }
                 let from = self.old(known);
                 let to = if self.rng.chance(45) {
                     self.old(known)
@@ -368,11 +380,15 @@ impl Generator {
                 mode: self.mode(),
             },
             _ => {
-                let minor = if self.rng.chance(50) { 3 } else { 5 };
+                let device = match self.rng.below(3) {
+                    0 if self.whiteouts => (0, 0),
+                    0 | 1 => (1, 3),
+                    _ => (1, 5),
+                };
                 Op::Mknod {
                     path: self.new_path(known),
                     mode: self.mode(),
-                    minor,
+                    device,
                 }
             }
         }

@@ -170,7 +170,7 @@ pub enum Op {
     Mknod {
         path: RelPath,
         mode: u32,
-        minor: u32,
+        device: (u32, u32),
     },
     Chmod {
         path: RelPath,

@@ -356,8 +356,8 @@ impl Side {
                 let mode = Mode::from_raw_mode(*mode);
                 rustix::fs::mknodat(root, path, FileType::Fifo, mode, 0)
             }
-            Op::Mknod { path, mode, minor } => {
-                let device = rustix::fs::makedev(1, *minor);
+            Op::Mknod { path, mode, device } => {
+                let device = rustix::fs::makedev(device.0, device.1);
                 let mode = Mode::from_raw_mode(*mode);
                 rustix::fs::mknodat(root, path, FileType::CharacterDevice, mode, device)
             }
