@@ -81,7 +81,7 @@ impl Generator {
                 };
                 Op::ListWhile { path, inner }
             }
-            _ if self.rng.chance(4) => Op::DropCaches,
+            _ if self.rng.chance(2) => Op::DropCaches,
             _ => self.look(known),
         }
     }
