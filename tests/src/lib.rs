@@ -21,6 +21,7 @@ pub mod identity;
 pub mod layers;
 pub mod layout;
 pub mod mount;
+pub mod noise;
 pub mod pair;
 pub mod programs;
 pub mod random;

@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::identity::Numbers;
+use crate::noise::Noise;
 use crate::pair::Pair;
 use crate::random::{Generator, Op, Side, Who};
 use crate::tree::{self, Compare, Tree};
@@ -68,6 +69,8 @@ pub struct Course {
     pub others: u64,
     /// With devices 0:0, as an overlay on top would make them.
     pub whiteouts: bool,
+    /// With somebody who looks at everything meanwhile.
+    pub noise: bool,
 }
 
 impl Course {
@@ -123,6 +126,8 @@ pub fn run(
     let mut known = Vec::new();
     let mut seen = numbers.then(Numbers::default);
     check(pair, &sides, &mut seen, "before any operation")?;
+    let begin = |pair: &Pair, index| course.noise.then(|| Noise::begin(&pair.tested, index));
+    let mut noise = begin(pair, course.seed);
     for index in 0..count {
         let step = match replay.and_then(|steps| steps.get(usize::try_from(index).ok()?)) {
             Some(step) => step.clone(),
@@ -151,11 +156,20 @@ pub fn run(
             }
             continue;
         }
+        if let Some(noise) = noise.take() {
+            noise
+                .end()
+                .map_err(|error| format!("before {when}: {error}"))?;
+        }
         if !matches!(step, Step::Compare) {
             check(pair, &sides, &mut seen, &format!("before {when}"))?;
         }
         sides = event(&step, pair, sides, &mut seen);
         check(pair, &sides, &mut seen, &when)?;
+        noise = begin(pair, index);
+    }
+    if let Some(noise) = noise.take() {
+        noise.end()?;
     }
     check(pair, &sides, &mut seen, "after the operations")
 }
