@@ -80,6 +80,13 @@ impl Side {
         } else {
             who
         };
+        if let Op::Utimens { .. } | Op::FdUtimens { .. } = op {
+            // FUSE hears of what is written through a mapping when the page goes out, and takes that for
+            // the moment of the change: it must not come after this (docs/semantics.md).
+            for map in self.maps.iter().flatten() {
+                map.sync().expect("writing a mapping to the disk");
+            }
+        }
         become_user(who);
         let outcome = self.attempt(op);
         become_user(Who::ROOT);
