@@ -222,6 +222,7 @@ fn check(
     numbers: &mut Option<Numbers>,
     when: &str,
 ) -> Result<Tree, String> {
+    sides.iter().for_each(Side::sync_mappings);
     let (mounted, plain) = pair.compare(when, &pair.tested, Compare::HISTORY)?;
     if let Some(numbers) = numbers {
         let wrong = tree::wrong_listed_numbers(&mounted);

@@ -80,17 +80,23 @@ impl Side {
         } else {
             who
         };
-        if let Op::Utimens { .. } | Op::FdUtimens { .. } = op {
-            // FUSE hears of what is written through a mapping when the page goes out, and takes that for
-            // the moment of the change: it must not come after this (docs/semantics.md).
-            for map in self.maps.iter().flatten() {
-                map.sync().expect("writing a mapping to the disk");
-            }
+        // Times are set or shown.
+        if let Op::Utimens { .. } | Op::FdUtimens { .. } | Op::Stat { .. } | Op::FdStat { .. } = op
+        {
+            self.sync_mappings();
         }
         become_user(who);
         let outcome = self.attempt(op);
         become_user(Who::ROOT);
         outcome.unwrap_or_else(Outcome::Failed)
+    }
+
+    /// FUSE hears of what is written through a mapping when the page goes out, and takes that for the
+    /// moment of the change (docs/semantics.md): where times matter, all pages go out first.
+    pub fn sync_mappings(&self) {
+        for map in self.maps.iter().flatten() {
+            map.sync().expect("writing a mapping to the disk");
+        }
     }
 
     /// Closes everything through which something could be written.
