@@ -6,7 +6,7 @@ use crate::identity::Numbers;
 use crate::noise::Noise;
 use crate::pair::Pair;
 use crate::random::{Generator, Op, Side, Who};
-use crate::tree::{self, Compare, Tree};
+use crate::tree::{self, Compare, Paths, Tree};
 
 /// One step of a run.
 #[derive(Debug, Clone)]
@@ -93,7 +93,7 @@ impl Course {
         }
     }
 
-    fn step(self, index: u64, generator: &mut Generator, known: &[Vec<u8>]) -> Step {
+    fn step(self, index: u64, generator: &mut Generator, known: &Paths) -> Step {
         if let Some(event) = self.event(index) {
             return event;
         }
@@ -123,7 +123,7 @@ pub fn run(
         generator = generator.with_whiteouts();
     }
     let mut sides = [Side::new(&pair.tested), Side::new(&pair.plain)];
-    let mut known = Vec::new();
+    let mut known = Paths::default();
     let mut seen = numbers.then(Numbers::default);
     check(pair, &sides, &mut seen, "before any operation")?;
     let begin = |pair: &Pair, index| course.noise.then(|| Noise::begin(&pair.tested, index));
@@ -132,7 +132,7 @@ pub fn run(
         let step = match replay.and_then(|steps| steps.get(usize::try_from(index).ok()?)) {
             Some(step) => step.clone(),
             None => {
-                if index.is_multiple_of(8) {
+                if index.is_multiple_of(4) {
                     known = tree::paths(&pair.plain).expect("the plain folder");
                 }
                 course.step(index, &mut generator, &known)

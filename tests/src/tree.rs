@@ -189,23 +189,35 @@ pub fn xattrs(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Xattrs> {
     Ok(all)
 }
 
-/// The paths below `root`, its own empty one left out; cheaper than reading everything.
-pub fn paths(root: &Path) -> Result<Vec<Vec<u8>>> {
-    let mut all = Vec::new();
-    let mut folders = vec![root.to_owned()];
-    while let Some(folder) = folders.pop() {
+/// The paths in a tree, its root's own empty one left out.
+#[derive(Debug, Clone, Default)]
+pub struct Paths {
+    /// All of them.
+    pub all: Vec<Vec<u8>>,
+    /// Those that are folders.
+    pub folders: Vec<Vec<u8>>,
+}
+
+/// The paths below `root`; cheaper than reading everything.
+pub fn paths(root: &Path) -> Result<Paths> {
+    let mut paths = Paths::default();
+    let mut open = vec![root.to_owned()];
+    while let Some(folder) = open.pop() {
         for entry in std::fs::read_dir(&folder)? {
             let entry = entry?;
             let path = entry.path();
             let below = path.strip_prefix(root).map_err(std::io::Error::other)?;
-            all.push(below.as_os_str().as_bytes().to_vec());
+            let below = below.as_os_str().as_bytes().to_vec();
+            paths.all.push(below.clone());
             if entry.file_type()?.is_dir() {
-                folders.push(path);
+                paths.folders.push(below);
+                open.push(path);
             }
         }
     }
-    all.sort();
-    Ok(all)
+    paths.all.sort();
+    paths.folders.sort();
+    Ok(paths)
 }
 
 /// What a comparison leaves out, and what it checks beyond.

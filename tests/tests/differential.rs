@@ -239,9 +239,9 @@ fn after_kernel(
     let kernel = Overlay::kernel_with(&stack, &place, options);
     let mut generator = Generator::new(seed ^ 0x6b65_726e);
     let mut side = Side::new(kernel.path());
-    let mut known = Vec::new();
+    let mut known = tree::Paths::default();
     for step in 0..250 {
-        if step % 8 == 0 {
+        if step % 4 == 0 {
             known = tree::paths(kernel.path()).unwrap();
         }
         let who = generator.who(10);

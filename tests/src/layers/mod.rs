@@ -107,9 +107,9 @@ fn write_through_kernel(
     let kernel = Overlay::kernel(&stack, &scratch.make("kernel-writes"));
     let mut generator = Generator::new(seed);
     let mut side = Side::new(kernel.path());
-    let mut known = Vec::new();
+    let mut known = tree::Paths::default();
     for step in 0..120 {
-        if step % 8 == 0 {
+        if step % 4 == 0 {
             known = tree::paths(kernel.path())?;
         }
         let who = generator.who(5);

@@ -1,10 +1,13 @@
 //! Which operations come: a small generator with a seed, biased towards names that exist, towards
 //! few names (so that operations meet), and towards what overlays get wrong.
 
+use std::collections::VecDeque;
+
 use rustix::fs::{FallocateFlags, OFlags, RenameFlags};
 
 use super::Rng;
 use super::operation::{MAPS, Op, RelPath, SLOTS, Who};
+use crate::tree::Paths;
 
 const NAMES: [&[u8]; 15] = [
     &[b'o'; 255],
@@ -23,6 +26,8 @@ const NAMES: [&[u8]; 15] = [
     b"\xff\xfe\n",
     b"g",
 ];
+/// How many names that went are remembered.
+const GONE: usize = 12;
 const MODES: [u32; 10] = [
     0o644, 0o600, 0o755, 0o700, 0o777, 0o000, 0o4755, 0o2755, 0o2775, 0o1777,
 ];
@@ -41,6 +46,10 @@ const XATTRS: [&str; 7] = [
 pub struct Generator {
     rng: Rng,
     whiteouts: bool,
+    /// Names that something had not long ago: what comes there next meets what the layers keep of it.
+    gone: Vec<RelPath>,
+    /// What is left of a story.
+    next: VecDeque<Op>,
 }
 
 impl Generator {
@@ -50,6 +59,8 @@ impl Generator {
         Generator {
             rng: Rng::new(seed),
             whiteouts: false,
+            gone: Vec::new(),
+            next: VecDeque::new(),
         }
     }
 
@@ -66,7 +77,15 @@ impl Generator {
     }
 
     /// The next operation, for a tree in which `known` paths exist.
-    pub fn next(&mut self, known: &[RelPath]) -> Op {
+    pub fn next(&mut self, known: &Paths) -> Op {
+        if self.next.is_empty() && self.rng.chance(8) {
+            self.next = self.story(known).into();
+        }
+        if self.rng.chance(75)
+            && let Some(op) = self.next.pop_front()
+        {
+            return op;
+        }
         match self.rng.below(100) {
             0..24 => self.descriptor(known),
             24..31 => self.mapping(),
@@ -77,7 +96,7 @@ impl Generator {
                 let inner = Box::new(self.name(known));
                 let path = match &*inner {
                     Op::Unlink { path } | Op::Rename { from: path, .. } => parent(path),
-                    _ => self.old(known),
+                    _ => self.folder(known),
                 };
                 Op::ListWhile { path, inner }
             }
@@ -102,7 +121,7 @@ impl Generator {
         Who { id, groups, umask }
     }
 
-    fn map(&mut self) -> usize {
+    pub(super) fn map(&mut self) -> usize {
         usize::try_from(self.rng.below(MAPS as u64)).unwrap_or_default()
     }
 
@@ -133,37 +152,59 @@ impl Generator {
     }
 
     /// A path that exists, mostly.
-    fn old(&mut self, known: &[RelPath]) -> RelPath {
-        if !known.is_empty() && self.rng.chance(88) {
-            return self.rng.pick(known);
+    pub(super) fn old(&mut self, known: &Paths) -> RelPath {
+        if !known.all.is_empty() && self.rng.chance(88) {
+            return self.rng.pick(&known.all);
         }
         self.new_path(known)
     }
 
+    /// A folder that exists, mostly.
+    pub(super) fn folder(&mut self, known: &Paths) -> RelPath {
+        if !known.folders.is_empty() && self.rng.chance(88) {
+            return self.rng.pick(&known.folders);
+        }
+        self.old(known)
+    }
+
+    /// A path that exists and is to go from there; a folder in so many of a hundred cases.
+    fn leaving(&mut self, known: &Paths, folders: u64) -> RelPath {
+        let path = if self.rng.chance(folders) {
+            self.folder(known)
+        } else {
+            self.old(known)
+        };
+        if self.gone.len() == GONE {
+            self.gone.remove(0);
+        }
+        self.gone.push(path.clone());
+        path
+    }
+
     /// A name in a folder that exists, mostly; the name itself may exist or not.
-    fn new_path(&mut self, known: &[RelPath]) -> RelPath {
-        let name = match self.rng.below(40) {
+    pub(super) fn new_path(&mut self, known: &Paths) -> RelPath {
+        if !self.gone.is_empty() && self.rng.chance(35) {
+            return self.rng.pick(&self.gone);
+        }
+        let name = match self.rng.below(60) {
             0 => vec![b'n'; 255],
             1 => vec![b'n'; 256],
             _ => self.rng.pick(&NAMES).to_vec(),
         };
-        if known.is_empty() || self.rng.chance(25) {
+        if known.folders.is_empty() || self.rng.chance(15) {
             return name;
         }
-        let mut path = self.rng.pick(known);
-        if self.rng.chance(40) {
-            // Beside it, rather than in it.
-            match path.iter().rposition(|byte| *byte == b'/') {
-                Some(end) => path.truncate(end),
-                None => return name,
-            }
-        }
+        let mut path = if self.rng.chance(92) {
+            self.rng.pick(&known.folders)
+        } else {
+            self.rng.pick(&known.all)
+        };
         path.push(b'/');
         path.extend_from_slice(&name);
         path
     }
 
-    fn slot(&mut self) -> usize {
+    pub(super) fn slot(&mut self) -> usize {
         usize::try_from(self.rng.below(SLOTS as u64)).unwrap_or_default()
     }
 
@@ -215,9 +256,17 @@ impl Generator {
         flags
     }
 
-    fn descriptor(&mut self, known: &[RelPath]) -> Op {
+    fn descriptor(&mut self, known: &Paths) -> Op {
         let slot = self.slot();
-        match self.rng.below(34) {
+        match self.rng.below(36) {
+            27 | 34 => Op::FdDropPages { slot },
+            35 => Op::FdCopy {
+                from: slot,
+                to: self.slot(),
+                from_offset: self.offset(),
+                to_offset: self.offset(),
+                len: 10_000,
+            },
             28 => Op::FdSeek {
                 slot,
                 offset: self.offset(),
@@ -299,17 +348,11 @@ impl Generator {
                 slot,
                 seconds: self.seconds(),
             },
-            _ => Op::FdCopy {
-                from: slot,
-                to: self.slot(),
-                from_offset: self.offset(),
-                to_offset: self.offset(),
-                len: 10_000,
-            },
+            _ => Op::Close { slot },
         }
     }
 
-    fn name(&mut self, known: &[RelPath]) -> Op {
+    fn name(&mut self, known: &Paths) -> Op {
         match self.rng.below(if self.whiteouts { 36 } else { 34 }) {
             0..6 => {
                 let mut flags = OFlags::CREATE | self.flags();
@@ -335,11 +378,14 @@ impl Generator {
                     mode,
                 }
             }
-            10..13 => Op::Rmdir {
-                path: self.old(known),
+            10..12 => Op::Rmdir {
+                path: self.leaving(known, 85),
+            },
+            12 => Op::RemoveTree {
+                path: self.leaving(known, 85),
             },
             13..17 => Op::Unlink {
-                path: self.old(known),
+                path: self.leaving(known, 0),
             },
             17..26 => {
                 let mut flags = self.rng.pick(&[
@@ -351,7 +397,7 @@ impl Generator {
                 if self.whiteouts && self.rng.chance(30) {
                     flags |= RenameFlags::WHITEOUT;
                 }
-                let from = self.old(known);
+                let from = self.leaving(known, 45);
                 let to = if self.rng.chance(45) {
                     self.old(known)
                 } else {
@@ -394,7 +440,7 @@ impl Generator {
         }
     }
 
-    fn attribute(&mut self, known: &[RelPath]) -> Op {
+    fn attribute(&mut self, known: &Paths) -> Op {
         let path = self.old(known);
         match self.rng.below(20) {
             0..5 => Op::Chmod {
@@ -444,7 +490,7 @@ impl Generator {
         }
     }
 
-    fn look(&mut self, known: &[RelPath]) -> Op {
+    fn look(&mut self, known: &Paths) -> Op {
         let path = self.old(known);
         match self.rng.below(20) {
             0..5 => Op::Read { path },
@@ -457,7 +503,9 @@ impl Generator {
                 path,
                 mode: u32::try_from(self.rng.below(8)).unwrap_or_default(),
             },
-            13..17 => Op::List { path },
+            13..17 => Op::List {
+                path: self.folder(known),
+            },
             17 => Op::Getxattr {
                 path,
                 name: self.rng.pick(&XATTRS),

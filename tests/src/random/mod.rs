@@ -6,6 +6,7 @@ mod mapping;
 mod operation;
 mod perform;
 mod rng;
+mod story;
 
 pub use generate::{Generator, acl};
 pub use operation::{MAPS, Op, RelPath, SLOTS, Who};

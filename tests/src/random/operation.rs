@@ -82,6 +82,10 @@ pub enum Op {
         to_offset: u64,
         len: usize,
     },
+    /// The kernel's cached pages of the file go, as far as they are clean.
+    FdDropPages {
+        slot: usize,
+    },
     FdSeek {
         slot: usize,
         offset: u64,
@@ -145,6 +149,10 @@ pub enum Op {
         mode: u32,
     },
     Rmdir {
+        path: RelPath,
+    },
+    /// As `rm -r` does.
+    RemoveTree {
         path: RelPath,
     },
     Unlink {
@@ -225,7 +233,7 @@ pub enum Op {
     List {
         path: RelPath,
     },
-    /// Makes the kernel forget what it cached, on the whole machine.
+    /// Makes the kernel forget names and inodes that nobody uses, on the whole machine.
     DropCaches,
 }
 

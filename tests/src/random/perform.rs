@@ -2,13 +2,13 @@
 //! by: results and error numbers, without what must differ (inode numbers, times of now, sizes and
 //! link counts of folders).
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, SeekFrom, Timespec, Timestamps, UTIME_NOW, Uid,
-    XattrFlags,
+    Advice, AtFlags, CWD, FileType, Gid, Mode, OFlags, SeekFrom, Timespec, Timestamps, UTIME_NOW,
+    Uid, XattrFlags,
 };
 use rustix::io::{Errno, Result};
 
@@ -267,6 +267,11 @@ impl Side {
                 self.fd(*slot)
                     .and_then(|fd| rustix::fs::futimens(fd, &times(Some(*seconds)))),
             ),
+            Op::FdDropPages { slot } => done(self.fd(*slot).and_then(|fd| {
+                // Dirty pages would stay.
+                rustix::fs::fdatasync(fd)?;
+                rustix::fs::fadvise(fd, 0, None, Advice::DontNeed)
+            })),
             Op::FdSeek { slot, offset, hole } => self
                 .fd(*slot)
                 .and_then(|fd| {
@@ -359,6 +364,7 @@ impl Side {
             }
             Op::Mkdir { path, mode } => rustix::fs::mkdirat(root, path, Mode::from_raw_mode(*mode)),
             Op::Rmdir { path } => rustix::fs::unlinkat(root, path, AtFlags::REMOVEDIR),
+            Op::RemoveTree { path } => remove_tree(root.as_fd(), path),
             Op::Unlink { path } => rustix::fs::unlinkat(root, path, AtFlags::empty()),
             Op::Rename { from, to, flags } => {
                 rustix::fs::renameat_with(root, from, root, to, *flags)
@@ -428,6 +434,27 @@ impl Side {
     }
 }
 
+/// Removes what there is, as far as it goes: the first error ends it, in an order that is the same
+/// everywhere.
+fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        // POSIX allows EPERM for a folder.
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        other => return other,
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | NO_TERMINAL;
+    let folder = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    let Outcome::Names(names) = list(&folder)? else {
+        return Err(Errno::NOTDIR);
+    };
+    for (name, _) in names {
+        if name != b"." && name != b".." {
+            remove_tree(folder.as_fd(), &name)?;
+        }
+    }
+    rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)
+}
+
 /// Changes this thread's effective user, groups and umask; real and saved ids stay root's.
 fn become_user(who: Who) {
     use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
@@ -446,7 +473,7 @@ fn become_user(who: Who) {
     result.unwrap_or_else(|error| panic!("cannot become user {}: {error}", who.id));
 }
 
-fn held(fd: impl std::os::fd::AsFd) -> Held {
+fn held(fd: impl AsFd) -> Held {
     use rustix::fs::{StatxFlags, statx};
     let flags = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
     let found = statx(fd, "", AtFlags::EMPTY_PATH, flags).expect("statx of a descriptor");
