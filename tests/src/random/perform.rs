@@ -7,8 +7,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{
-    Advice, AtFlags, CWD, FileType, Gid, Mode, OFlags, SeekFrom, Timespec, Timestamps, UTIME_NOW,
-    Uid, XattrFlags,
+    Advice, AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, SeekFrom, Timespec, Timestamps,
+    UTIME_NOW, Uid, XattrFlags,
 };
 use rustix::io::{Errno, Result};
 
@@ -367,7 +367,12 @@ impl Side {
             Op::RemoveTree { path } => remove_tree(root.as_fd(), path),
             Op::Unlink { path } => rustix::fs::unlinkat(root, path, AtFlags::empty()),
             Op::Rename { from, to, flags } => {
-                rustix::fs::renameat_with(root, from, root, to, *flags)
+                let mut flags = *flags;
+                // ext4 moves the folder's times when such a rename fails for what is at the new name.
+                if rustix::fs::statat(root, to, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+                    flags -= RenameFlags::WHITEOUT;
+                }
+                rustix::fs::renameat_with(root, from, root, to, flags)
             }
             Op::Link { from, to } => rustix::fs::linkat(root, from, root, to, AtFlags::empty()),
             Op::Symlink { target, path } => rustix::fs::symlinkat(target, root, path),
