@@ -34,3 +34,26 @@ fn what_can_carry_no_mark_keeps_its_number_while_mounted() {
     assert_eq!(after(), before);
     fs.tree();
 }
+
+/// And the number does not pass to what comes to lie in its place on the disk.
+#[test]
+fn a_number_that_could_not_be_marked_goes_with_its_object() {
+    let lab = Lab::new(|_| {}).in_space(XattrSpace::User);
+    let fs = lab.open();
+    let names: Vec<String> = (0..20).map(|at| format!("fifo{at}")).collect();
+    names.iter().for_each(|name| fs.mkfifo(name).unwrap());
+    lab.push(&fs).unwrap();
+    for name in &names {
+        fs.chmod(name, 0o600).unwrap();
+        let number = fs.number(name);
+        fs.unlink(name).unwrap();
+        // Nobody has it any more, so that its place on the disk is free.
+        fs.overlay.inodes().forget(number, u64::MAX);
+    }
+    // The file system gives freed inodes to the next who asks.
+    for at in 0..40 {
+        fs.create(&format!("file{at}"), b"x").unwrap();
+    }
+    // A listing and a look at a name say the same number.
+    fs.tree();
+}

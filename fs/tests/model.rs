@@ -14,6 +14,7 @@ mod model_tree;
 use std::sync::Arc;
 
 use common::{Fs, Lab, OpenHow, READ, Tree, WRITE};
+use cowl_fs::error::Errno;
 use cowl_fs::format::XattrSpace;
 use cowl_fs::overlay::{Behaviour, FileHandle, PushError};
 use cowl_fs::sys::stat::FileKind;
@@ -22,27 +23,40 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::Config;
 
-const SLOTS: usize = 3;
+const SLOTS: usize = 2;
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 const MODES: [u32; 4] = [0o644, 0o600, 0o755, 0o4755];
 
+/// A place in the tree, found when its turn comes: so that a shorter history still makes sense.
+#[derive(Clone, Copy, Debug)]
+enum Spot {
+    /// Something that is there.
+    There(u16),
+    /// A name in a folder that is there.
+    In(u16, usize),
+    /// A name that something had before.
+    Gone(u16),
+}
+
 #[derive(Clone, Debug)]
 enum Act {
-    Create(String, u8),
-    Mkdir(String),
-    Symlink(String),
-    Mkfifo(String),
-    Unlink(String),
-    Rmdir(String),
-    Rename(String, String, Rename),
-    Link(String, String),
-    Append(String, u8),
-    Overwrite(String, u8),
-    Truncate(String, u64),
-    Chmod(String, u32),
-    SetXattr(String, u8),
-    RemoveXattr(String),
-    Open(usize, String, bool),
+    Create(Spot, u8),
+    Mkdir(Spot),
+    Symlink(Spot),
+    Mkfifo(Spot),
+    Unlink(Spot),
+    Rmdir(Spot),
+    /// With all that is in it.
+    RemoveTree(Spot),
+    Rename(Spot, Spot, Rename),
+    Link(Spot, Spot),
+    Append(Spot, u8),
+    Overwrite(Spot, u8),
+    Truncate(Spot, u64),
+    Chmod(Spot, u32),
+    SetXattr(Spot, u8),
+    RemoveXattr(Spot),
+    Open(usize, Spot, bool),
     ReadOpen(usize),
     WriteOpen(usize, u64, u8),
     StatOpen(usize),
@@ -56,11 +70,32 @@ enum Act {
     Compare,
 }
 
-fn path() -> impl Strategy<Value = String> {
-    vec(0..NAMES.len(), 1..4).prop_map(|parts| {
-        let names: Vec<&str> = parts.into_iter().map(|part| NAMES[part]).collect();
-        names.join("/")
-    })
+fn there() -> impl Strategy<Value = Spot> {
+    prop_oneof![
+        12 => any::<u16>().prop_map(Spot::There),
+        1 => new(),
+    ]
+}
+
+fn new() -> impl Strategy<Value = Spot> {
+    prop_oneof![
+        3 => (any::<u16>(), 0..NAMES.len()).prop_map(|(folder, name)| Spot::In(folder, name)),
+        2 => any::<u16>().prop_map(Spot::Gone),
+    ]
+}
+
+fn to() -> impl Strategy<Value = Spot> {
+    prop_oneof![3 => new(), 1 => there()]
+}
+
+fn made() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        4 => (new(), any::<u8>()).prop_map(|(p, b)| Act::Create(p, b)),
+        4 => new().prop_map(Act::Mkdir),
+        1 => new().prop_map(Act::Symlink),
+        1 => new().prop_map(Act::Mkfifo),
+        2 => (there(), new()).prop_map(|(a, b)| Act::Link(a, b)),
+    ]
 }
 
 fn act() -> impl Strategy<Value = Act> {
@@ -71,27 +106,24 @@ fn act() -> impl Strategy<Value = Act> {
         1 => Just(Rename::Exchange),
     ];
     prop_oneof![
-        6 => (path(), any::<u8>()).prop_map(|(p, b)| Act::Create(p, b)),
-        6 => path().prop_map(Act::Mkdir),
-        1 => path().prop_map(Act::Symlink),
-        1 => path().prop_map(Act::Mkfifo),
-        4 => path().prop_map(Act::Unlink),
-        3 => path().prop_map(Act::Rmdir),
-        9 => (path(), path(), rename).prop_map(|(a, b, how)| Act::Rename(a, b, how)),
-        4 => (path(), path()).prop_map(|(a, b)| Act::Link(a, b)),
-        4 => (path(), any::<u8>()).prop_map(|(p, b)| Act::Append(p, b)),
-        2 => (path(), any::<u8>()).prop_map(|(p, b)| Act::Overwrite(p, b)),
-        2 => (path(), 0..9u64).prop_map(|(p, size)| Act::Truncate(p, size)),
-        4 => (path(), 0..MODES.len()).prop_map(|(p, m)| Act::Chmod(p, MODES[m])),
-        2 => (path(), any::<u8>()).prop_map(|(p, b)| Act::SetXattr(p, b)),
-        1 => path().prop_map(Act::RemoveXattr),
-        3 => (slot(), path(), any::<bool>()).prop_map(|(s, p, w)| Act::Open(s, p, w)),
-        2 => slot().prop_map(Act::ReadOpen),
+        12 => made(),
+        4 => there().prop_map(Act::Unlink),
+        2 => there().prop_map(Act::Rmdir),
+        2 => there().prop_map(Act::RemoveTree),
+        9 => (there(), to(), rename).prop_map(|(a, b, how)| Act::Rename(a, b, how)),
+        4 => (there(), any::<u8>()).prop_map(|(p, b)| Act::Append(p, b)),
+        2 => (there(), any::<u8>()).prop_map(|(p, b)| Act::Overwrite(p, b)),
+        2 => (there(), 0..9u64).prop_map(|(p, size)| Act::Truncate(p, size)),
+        4 => (there(), 0..MODES.len()).prop_map(|(p, m)| Act::Chmod(p, MODES[m])),
+        2 => (there(), any::<u8>()).prop_map(|(p, b)| Act::SetXattr(p, b)),
+        1 => there().prop_map(Act::RemoveXattr),
+        3 => (slot(), there(), any::<bool>()).prop_map(|(s, p, w)| Act::Open(s, p, w)),
+        3 => slot().prop_map(Act::ReadOpen),
         2 => (slot(), 0..9u64, any::<u8>()).prop_map(|(s, at, b)| Act::WriteOpen(s, at, b)),
         2 => slot().prop_map(Act::StatOpen),
         1 => slot().prop_map(Act::Close),
         2 => Just(Act::Mount),
-        3 => Just(Act::Push),
+        2 => Just(Act::Push),
         2 => Just(Act::Forget),
         1 => Just(Act::Compare),
     ]
@@ -105,6 +137,7 @@ struct Pair {
     fs: Option<Fs>,
     model: Model,
     open: [Option<Open>; SLOTS],
+    gone: Vec<String>,
 }
 
 impl Pair {
@@ -115,11 +148,48 @@ impl Pair {
             fs,
             model: Model::new(),
             open: Default::default(),
+            gone: Vec::new(),
         }
     }
 
     fn fs(&self) -> &Fs {
         self.fs.as_ref().unwrap()
+    }
+
+    fn path(&self, spot: Spot) -> String {
+        let pick =
+            |from: &[String], which: u16| from.get(usize::from(which) % from.len().max(1)).cloned();
+        let found = match spot {
+            Spot::There(which) => pick(&self.model.paths(), which),
+            Spot::Gone(which) => pick(&self.gone, which),
+            Spot::In(which, name) => {
+                let folders = self.model.folders();
+                pick(&folders, which).map(|folder| join(&folder, NAMES[name]))
+            }
+        };
+        found.unwrap_or_else(|| NAMES[0].to_owned())
+    }
+
+    fn leaves(&mut self, path: &str) {
+        self.gone.retain(|gone| gone != path);
+        self.gone.push(path.to_owned());
+        if self.gone.len() > 6 {
+            self.gone.remove(0);
+        }
+    }
+
+    /// As rm -r does.
+    fn remove_tree(&mut self, top: &str) {
+        for path in self.model.paths().into_iter().rev() {
+            if path != top && !self.model.is_inside(&path, top) {
+                continue;
+            }
+            let (got, want) = match self.model.unlink(&path) {
+                Err(Errno::ISDIR) => (self.fs().rmdir(&path), self.model.rmdir(&path)),
+                done => (self.fs().unlink(&path), done),
+            };
+            assert_eq!(got, want, "rm -r {top}: {path}");
+        }
     }
 
     fn close(&mut self, slot: usize) {
@@ -129,62 +199,90 @@ impl Pair {
     }
 
     fn act(&mut self, act: &Act) {
+        if let Act::RemoveTree(spot) = act {
+            let path = self.path(*spot);
+            self.leaves(&path);
+            return self.remove_tree(&path);
+        }
+        if let Act::Unlink(spot) | Act::Rmdir(spot) | Act::Rename(spot, _, _) = act {
+            let path = self.path(*spot);
+            self.leaves(&path);
+        }
+        let (place, other) = match act {
+            Act::Rename(from, to, _) | Act::Link(from, to) => (self.path(*from), self.path(*to)),
+            Act::Create(spot, _)
+            | Act::Mkdir(spot)
+            | Act::Symlink(spot)
+            | Act::Mkfifo(spot)
+            | Act::Unlink(spot)
+            | Act::Rmdir(spot)
+            | Act::Append(spot, _)
+            | Act::Overwrite(spot, _)
+            | Act::Truncate(spot, _)
+            | Act::Chmod(spot, _)
+            | Act::SetXattr(spot, _)
+            | Act::RemoveXattr(spot)
+            | Act::Open(_, spot, _) => (self.path(*spot), String::new()),
+            _ => Default::default(),
+        };
+        let (path, other) = (place.as_str(), other.as_str());
         let (fs, model) = (self.fs.as_ref().unwrap(), &mut self.model);
         let (got, want) = match act {
-            Act::Create(path, byte) => {
+            Act::Create(_, byte) => {
                 let data = vec![*byte; usize::from(*byte % 7)];
                 (
                     fs.create(path, &data),
                     model.make(path, Node::file(data.clone())),
                 )
             }
-            Act::Mkdir(path) => (fs.mkdir(path), model.make(path, Node::folder())),
-            Act::Symlink(path) => (
+            Act::Mkdir(_) => (fs.mkdir(path), model.make(path, Node::folder())),
+            Act::Symlink(_) => (
                 fs.symlink(path, "a/b"),
                 model.make(path, Node::other(FileKind::Symlink)),
             ),
-            Act::Mkfifo(path) => (
+            Act::Mkfifo(_) => (
                 fs.mkfifo(path),
                 model.make(path, Node::other(FileKind::Fifo)),
             ),
-            Act::Unlink(path) => (fs.unlink(path), model.unlink(path)),
-            Act::Rmdir(path) => (fs.rmdir(path), model.rmdir(path)),
-            Act::Rename(from, to, how) => {
-                if model.is_inside(from, to) {
+            Act::Unlink(_) => (fs.unlink(path), model.unlink(path)),
+            Act::Rmdir(_) => (fs.rmdir(path), model.rmdir(path)),
+            Act::Rename(_, _, how) => {
+                if model.is_inside(path, other) {
                     // The kernel refuses it before anybody else is asked.
                     return;
                 }
                 (
-                    fs.rename_with(from, to, how.flags()),
-                    model.rename(from, to, *how),
+                    fs.rename_with(path, other, how.flags()),
+                    model.rename(path, other, *how),
                 )
             }
-            Act::Link(old, new) => (fs.link(old, new), model.link(old, new)),
-            Act::Append(path, byte) => (fs.append(path, &[*byte]), model.append(path, *byte)),
-            Act::Overwrite(path, byte) => (
+            Act::Link(..) => (fs.link(path, other), model.link(path, other)),
+            Act::Append(_, byte) => (fs.append(path, &[*byte]), model.append(path, *byte)),
+            Act::Overwrite(_, byte) => (
                 fs.overwrite(path, &[*byte; 3]),
                 model.set_content(path, |content| *content = vec![*byte; 3]),
             ),
-            Act::Truncate(path, size) => (
+            Act::Truncate(_, size) => (
                 fs.truncate(path, *size),
                 model.truncate(path, usize::try_from(*size).unwrap()),
             ),
-            Act::Chmod(path, mode) => (fs.chmod(path, *mode), model.chmod(path, *mode)),
-            Act::SetXattr(path, byte) => (
+            Act::Chmod(_, mode) => (fs.chmod(path, *mode), model.chmod(path, *mode)),
+            Act::SetXattr(_, byte) => (
                 fs.set_xattr(path, "user.x", &[*byte]),
                 model.set_xattr(path, Some(*byte)),
             ),
-            Act::RemoveXattr(path) => {
-                (fs.remove_xattr(path, "user.x"), model.set_xattr(path, None))
+            Act::RemoveXattr(_) => (fs.remove_xattr(path, "user.x"), model.set_xattr(path, None)),
+            _ => {
+                let path = place.clone();
+                return self.act_open(act, &path);
             }
-            other => return self.act_open(other),
         };
-        assert_eq!(got, want, "{act:?}");
+        assert_eq!(got, want, "{act:?}: {path} {other}");
     }
 
-    fn act_open(&mut self, act: &Act) {
+    fn act_open(&mut self, act: &Act, path: &str) {
         match act {
-            Act::Open(slot, path, write) => {
+            Act::Open(slot, _, write) => {
                 self.close(*slot);
                 let how: OpenHow = if *write { WRITE } else { READ };
                 let (got, want) = (self.fs().open(path, how), self.model.open(path));
@@ -297,6 +395,13 @@ fn same(shown: &Tree, model: &Model) {
     assert_eq!(got, model.shown());
 }
 
+fn join(folder: &str, name: &str) -> String {
+    if folder.is_empty() {
+        return name.to_owned();
+    }
+    format!("{folder}/{name}")
+}
+
 fn run(lab: Lab, acts: &[Act]) {
     let mut pair = Pair::new(lab);
     for act in acts {
@@ -323,7 +428,7 @@ fn lab(metacopy: bool, space: XattrSpace) -> Lab {
 fn config() -> Config {
     let cases = std::env::var("PROPTEST_CASES").ok();
     Config {
-        cases: cases.map_or(150, |text| text.parse().unwrap()),
+        cases: cases.map_or(100, |text| text.parse().unwrap()),
         max_shrink_iters: 4000,
         failure_persistence: None,
         ..Config::default()
@@ -335,10 +440,12 @@ proptest! {
 
     #[test]
     fn an_overlay_is_a_tree(
-        acts in vec(act(), 1..120),
+        made in vec(made(), 6..24),
+        acts in vec(act(), 1..100),
         metacopy in any::<bool>(),
         space in 0..common::spaces().len(),
     ) {
+        let acts: Vec<Act> = made.into_iter().chain([Act::Push]).chain(acts).collect();
         run(lab(metacopy, common::spaces()[space]), &acts);
     }
 }

@@ -161,6 +161,11 @@ impl InodeTable {
         }
     }
 
+    /// Told when an object has no name any more: another one may come to lie in its place.
+    pub(crate) fn gone(&self, identity: Identity) {
+        self.substitutes.lock().remove(&identity);
+    }
+
     /// The number of an object whose place on disk says another one.
     pub(crate) fn substitute(&self, identity: Identity) -> Option<u64> {
         self.substitutes.lock().get(&identity).copied()

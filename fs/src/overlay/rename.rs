@@ -248,6 +248,7 @@ impl Op<'_> {
         }
         if let Some(target) = target {
             self.overlay.links.note_removed(target);
+            self.note_gone(target);
         }
         Ok(())
     }

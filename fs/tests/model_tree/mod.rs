@@ -272,6 +272,16 @@ impl Model {
         paths
     }
 
+    /// Every folder, the root too.
+    pub fn folders(&self) -> Vec<String> {
+        let is_dir = |path: &String| {
+            self.find(path)
+                .is_ok_and(|node| self.nodes[node].kind == FileKind::Directory)
+        };
+        let below = self.paths().into_iter().filter(is_dir);
+        std::iter::once(String::new()).chain(below).collect()
+    }
+
     pub fn links(&self, node: usize) -> usize {
         let paths = self.paths();
         paths
