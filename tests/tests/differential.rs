@@ -164,7 +164,7 @@ fn against_plain(
             *lower = place;
         }
     }
-    let mut pair = Pair::new(store, under, lowers, plain, seed % 5 != 0);
+    let mut pair = Pair::new(store, under, lowers, plain, !seed.is_multiple_of(5));
     pair.mount();
     let ours = under.is_ours() && programs::overlay_is_ours();
     let course = Course {

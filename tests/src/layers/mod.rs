@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 
 use crate::mount::{Overlay, Stack};
 use crate::random::{Generator, Rng, Side};
-use crate::scratch::Scratch;
 use crate::{command, tree};
 
 pub use merge::copy_root;
@@ -48,15 +47,15 @@ pub enum Links {
 }
 
 /// Three lower layers, topmost first, and the merged plain tree.
-pub fn make_three(scratch: &Scratch, wish: Wish) -> Result<(Vec<PathBuf>, PathBuf)> {
+pub fn make_three(dir: &Path, wish: Wish) -> Result<(Vec<PathBuf>, PathBuf)> {
     let mut rng = Rng::new(wish.seed ^ 0x6c61_7965_7273);
-    let mut plain = scratch.make("plain");
+    let mut plain = make(dir, "plain");
     let mut layers: Vec<PathBuf> = Vec::new();
     for index in 0..3 {
-        let layer = scratch.make(&format!("lower{index}"));
+        let layer = make(dir, &format!("lower{index}"));
         if wish.by_kernel && index > 0 {
             let seed = wish.seed * 8 + index;
-            write_through_kernel(scratch, &layers, &layer, seed)?;
+            write_through_kernel(dir, &layers, &layer, seed)?;
         } else {
             let style = fill::Style {
                 marks: index > 0,
@@ -65,7 +64,7 @@ pub fn make_three(scratch: &Scratch, wish: Wish) -> Result<(Vec<PathBuf>, PathBu
                 stray: wish.stray,
             };
             fill::fill(&layer, &plain, style, &mut rng)?;
-            let merged = scratch.make(&format!("plain{index}"));
+            let merged = make(dir, &format!("plain{index}"));
             merge::merge(&layer, &plain, &merged)?;
             std::fs::remove_dir_all(&plain)?;
             plain = merged;
@@ -74,12 +73,12 @@ pub fn make_three(scratch: &Scratch, wish: Wish) -> Result<(Vec<PathBuf>, PathBu
     }
     if wish.by_kernel {
         std::fs::remove_dir_all(&plain)?;
-        plain = scratch.make("plain-of-kernel");
+        plain = make(dir, "plain-of-kernel");
         let stack = Stack {
             lowers: layers.clone(),
             upper: None,
         };
-        let kernel = Overlay::kernel(&stack, &scratch.make("kernel-reads"));
+        let kernel = Overlay::kernel(&stack, &make(dir, "kernel-reads"));
         copy_tree(kernel.path(), &plain);
         kernel.unmount();
     }
@@ -87,24 +86,16 @@ pub fn make_three(scratch: &Scratch, wish: Wish) -> Result<(Vec<PathBuf>, PathBu
 }
 
 /// Fills `layer` by random operations on a mount over `below`.
-fn write_through_kernel(
-    scratch: &Scratch,
-    below: &[PathBuf],
-    layer: &Path,
-    seed: u64,
-) -> Result<()> {
+fn write_through_kernel(dir: &Path, below: &[PathBuf], layer: &Path, seed: u64) -> Result<()> {
     // The kernel takes the root's attributes from the upper.
     if let Some(top) = below.first() {
         copy_root(top, layer)?;
     }
     let stack = Stack {
         lowers: below.to_vec(),
-        upper: Some((
-            layer.to_owned(),
-            scratch.make(&format!("kernel-work{seed}")),
-        )),
+        upper: Some((layer.to_owned(), make(dir, &format!("kernel-work{seed}")))),
     };
-    let kernel = Overlay::kernel(&stack, &scratch.make("kernel-writes"));
+    let kernel = Overlay::kernel(&stack, &make(dir, "kernel-writes"));
     let mut generator = Generator::new(seed);
     let mut side = Side::new(kernel.path());
     let mut known = tree::Paths::default();
@@ -122,6 +113,13 @@ fn write_through_kernel(
     drop(side);
     kernel.unmount();
     Ok(())
+}
+
+fn make(dir: &Path, name: &str) -> PathBuf {
+    let path = dir.join(name);
+    std::fs::create_dir_all(&path)
+        .unwrap_or_else(|error| panic!("cannot make {}: {error}", path.display()));
+    path
 }
 
 /// A copy with everything that a tree has.

@@ -7,6 +7,7 @@ use rustix::fs::{FallocateFlags, OFlags, RenameFlags};
 
 use super::Rng;
 use super::operation::{MAPS, Op, RelPath, SLOTS, Who};
+use super::values::{acl, capability, is_portable};
 use crate::tree::Paths;
 
 const NAMES: [&[u8]; 15] = [
@@ -46,6 +47,7 @@ const XATTRS: [&str; 7] = [
 pub struct Generator {
     rng: Rng,
     whiteouts: bool,
+    portable: bool,
     /// Names that something had not long ago: what comes there next meets what the layers keep of it.
     gone: Vec<RelPath>,
     /// What is left of a story.
@@ -59,6 +61,7 @@ impl Generator {
         Generator {
             rng: Rng::new(seed),
             whiteouts: false,
+            portable: false,
             gone: Vec::new(),
             next: VecDeque::new(),
         }
@@ -71,6 +74,13 @@ impl Generator {
         self
     }
 
+    /// Without what file systems answer differently, or overlays on overlays.
+    #[must_use]
+    pub fn portable(mut self) -> Generator {
+        self.portable = true;
+        self
+    }
+
     /// For decisions that are not operations.
     pub fn rng(&mut self) -> &mut Rng {
         &mut self.rng
@@ -78,6 +88,15 @@ impl Generator {
 
     /// The next operation, for a tree in which `known` paths exist.
     pub fn next(&mut self, known: &Paths) -> Op {
+        loop {
+            let op = self.any(known);
+            if !self.portable || is_portable(&op) {
+                return op;
+            }
+        }
+    }
+
+    fn any(&mut self, known: &Paths) -> Op {
         if self.next.is_empty() && self.rng.chance(8) {
             self.next = self.story(known).into();
         }
@@ -538,33 +557,4 @@ fn parent(path: &[u8]) -> RelPath {
         Some(b"") | None => b".".to_vec(),
         Some(parent) => parent.to_vec(),
     }
-}
-
-/// `cap_net_bind_service=p` as the kernel stores it (revision 2).
-fn capability() -> Vec<u8> {
-    [0x0200_0000u32, 1 << 10, 0, 0, 0]
-        .iter()
-        .flat_map(|word| word.to_le_bytes())
-        .collect()
-}
-
-/// An ACL with an entry for user 1000, as the kernel stores it.
-#[must_use]
-pub fn acl(permissions: u64) -> Vec<u8> {
-    let named = u16::try_from(permissions).unwrap_or_default();
-    let none = u32::MAX;
-    let entries: [(u16, u16, u32); 5] = [
-        (0x01, 7, none),
-        (0x02, named, 1000),
-        (0x04, 5, none),
-        (0x10, 7, none),
-        (0x20, 1, none),
-    ];
-    let mut bytes = 2u32.to_le_bytes().to_vec();
-    for (tag, permission, id) in entries {
-        bytes.extend(tag.to_le_bytes());
-        bytes.extend(permission.to_le_bytes());
-        bytes.extend(id.to_le_bytes());
-    }
-    bytes
 }

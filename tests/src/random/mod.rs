@@ -7,8 +7,10 @@ mod operation;
 mod perform;
 mod rng;
 mod story;
+mod values;
 
-pub use generate::{Generator, acl};
+pub use generate::Generator;
 pub use operation::{MAPS, Op, RelPath, SLOTS, Who};
 pub use perform::{Held, Outcome, Side};
 pub use rng::Rng;
+pub use values::acl;

@@ -19,7 +19,7 @@ impl Generator {
             0 => self.another_folder_in_its_place(known),
             1 => self.what_is_open_sees_what_comes(known),
             2 => self.several_names(known),
-            3 => self.into_a_moved_folder(known),
+            3 => self.in_a_moved_folder(known),
             _ => self.two_folders_change_places(known),
         }
     }
@@ -150,7 +150,7 @@ impl Generator {
     }
 
     /// A folder gets another place, and what is in it changes there.
-    fn into_a_moved_folder(&mut self, known: &Paths) -> Vec<Op> {
+    fn in_a_moved_folder(&mut self, known: &Paths) -> Vec<Op> {
         let (from, to) = (self.folder(known), self.new_path(known));
         let inside: Vec<RelPath> = known
             .all
