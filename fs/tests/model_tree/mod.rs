@@ -158,7 +158,7 @@ impl Model {
         let node = self.child(old, name)?.ok_or(Errno::NOENT)?;
         let target = self.child(new, new_name)?;
         let is_dir = |node: usize| self.nodes[node].kind == FileKind::Directory;
-        if is_dir(node) && (to == from || self.is_inside(to, from)) && to != from {
+        if is_dir(node) && self.is_inside(to, from) {
             return Err(Errno::INVAL);
         }
         match (target, how) {
