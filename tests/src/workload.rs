@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use crate::command::sh_in;
 use crate::conditions::{Need, can};
-use crate::layers::{Links, Wish};
+use crate::layers::Wish;
 use crate::mount::{Overlay, Stack};
 use crate::random::{Generator, Op, Outcome, Side, Who};
 use crate::scratch::Scratch;
@@ -79,17 +79,8 @@ fn other() -> u64 {
 #[must_use]
 pub fn generated(scratch: &Scratch, seed: u64) -> (Vec<PathBuf>, PathBuf) {
     let seed = seed + other();
-    let wish = Wish {
-        seed,
-        stray: false,
-        links: if seed.is_multiple_of(3) {
-            Links::Everywhere
-        } else {
-            Links::OnTop
-        },
-        by_kernel: false,
-    };
-    let (lowers, plain) = crate::layers::make_three(&scratch.make("generated"), wish).unwrap();
+    let place = scratch.make("generated");
+    let (lowers, plain) = crate::layers::make_three(&place, Wish::of(seed)).unwrap();
     plant(lowers.last().unwrap(), &plain);
     crate::layers::copy_root(&lowers[0], &plain).unwrap();
     (lowers, plain)
@@ -230,10 +221,7 @@ fn random(case: &Case<'_>, tested: &Path) {
         } else {
             0
         };
-        let who = Who {
-            id: user,
-            ..Who::ROOT
-        };
+        let who = Who::user(user);
         let (got, expected) = (one.perform(&op, who), two.perform(&op, who));
         assert_eq!(
             alike(&op, got),

@@ -6,9 +6,9 @@
 mod checks;
 mod conformance;
 mod demo;
+mod differential;
 mod fsx;
 mod promises;
-mod differential;
 mod run;
 mod setup;
 mod test;

@@ -29,10 +29,27 @@ pub struct Wish {
     /// layers can't be compared with what it shows.
     pub stray: bool,
     /// Files with several names: in every layer, or in the topmost alone, so that none of those names
-    /// is hidden by another layer; or nowhere.
+    /// is hidden by another layer.
     pub links: Links,
     /// The upper two layers come from random operations on a mount of the kernel's overlayfs.
     pub by_kernel: bool,
+}
+
+impl Wish {
+    /// Layers made by hand, which the kernel shows too.
+    #[must_use]
+    pub fn of(seed: u64) -> Wish {
+        Wish {
+            seed,
+            stray: false,
+            links: if seed.is_multiple_of(3) {
+                Links::Everywhere
+            } else {
+                Links::OnTop
+            },
+            by_kernel: false,
+        }
+    }
 }
 
 /// Where files with several names may be.
@@ -42,8 +59,6 @@ pub enum Links {
     Everywhere,
     /// In the topmost layer.
     OnTop,
-    /// Nowhere.
-    Nowhere,
 }
 
 /// Three lower layers, topmost first, and the merged plain tree.

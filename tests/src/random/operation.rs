@@ -261,4 +261,10 @@ impl Who {
         groups: &[],
         umask: 0o022,
     };
+
+    /// A user in no other group than his own.
+    #[must_use]
+    pub fn user(id: u32) -> Who {
+        Who { id, ..Who::ROOT }
+    }
 }
