@@ -151,6 +151,7 @@ fn against_plain(
         seed,
         stray: seed % 4 == 1 && under != Under::Kernel,
         links: links(seed),
+        rich: true,
         by_kernel: seed.is_multiple_of(2),
     };
     let (mut lowers, plain) = layers::make_three(store.scratch(), wish).unwrap();
@@ -221,6 +222,7 @@ fn after_kernel(
         seed: seed + 5000,
         stray: false,
         links: links(seed),
+        rich: true,
         by_kernel: seed % 4 == 3,
     };
     let (lowers, _) = layers::make_three(scratch, wish).unwrap();

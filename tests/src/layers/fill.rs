@@ -24,8 +24,12 @@ pub(super) struct Style {
     pub links: bool,
     /// Whiteouts that hide nothing.
     pub stray: bool,
+    /// Everything that there is.
+    pub rich: bool,
 }
 
+/// How many of the names are plain ones.
+const PLAIN: usize = 10;
 const NAMES: [&[u8]; 13] = [
     b"a",
     b"b",
@@ -51,7 +55,7 @@ pub(super) fn fill(layer: &Path, below: &Path, style: Style, rng: &mut Rng) -> R
         files: Vec::new(),
     };
     filler.fill(layer, Some(below), 0)?;
-    finish(layer, rng)
+    finish(layer, style.rich, rng)
 }
 
 struct Filler<'a> {
@@ -66,7 +70,12 @@ struct Filler<'a> {
 impl Filler<'_> {
     /// Fills the folder `dir` of the layer; `below` is what it merges with.
     fn fill(&mut self, dir: &Path, below: Option<&Path>, depth: u32) -> Result<()> {
-        for name in NAMES {
+        let names = if self.style.rich {
+            &NAMES[..]
+        } else {
+            &NAMES[..PLAIN]
+        };
+        for name in names {
             let name = OsStr::from_bytes(name);
             let path = dir.join(name);
             if path.symlink_metadata().is_ok() {
@@ -76,7 +85,7 @@ impl Filler<'_> {
             let hides = under
                 .as_ref()
                 .is_some_and(|path| path.symlink_metadata().is_ok());
-            match self.rng.below(30) {
+            match self.rng.below(if self.style.rich { 30 } else { 24 }) {
                 0..5 if depth < 3 => self.folder(&path, under, depth)?,
                 5..9 => self.file(dir, &path)?,
                 14..18 if self.style.marks && (hides || self.style.stray) => whiteout(&path)?,
@@ -157,7 +166,7 @@ impl Filler<'_> {
 
     /// A file, sometimes with other names beside it or elsewhere.
     fn file(&mut self, dir: &Path, path: &Path) -> Result<()> {
-        if self.style.links && !self.files.is_empty() && self.rng.chance(15) {
+        if self.style.rich && self.style.links && !self.files.is_empty() && self.rng.chance(15) {
             let other = self.rng.pick(&self.files);
             return std::fs::hard_link(other, path);
         }
@@ -190,8 +199,10 @@ impl Filler<'_> {
             }
             12 => node(FileType::Fifo, 0o644, 0),
             13 => node(FileType::CharacterDevice, 0o666, makedev(1, 3)),
-            18 if self.rng.chance(50) => node(FileType::BlockDevice, 0o600, makedev(250, 7)),
-            19 if self.rng.chance(50) => node(FileType::Socket, 0o755, 0),
+            18 if self.style.rich && self.rng.chance(50) => {
+                node(FileType::BlockDevice, 0o600, makedev(250, 7))
+            }
+            19 if self.style.rich && self.rng.chance(50) => node(FileType::Socket, 0o755, 0),
             _ => Ok(()),
         }
     }
@@ -207,7 +218,7 @@ fn is_folder(path: &Path) -> bool {
 }
 
 /// Gives everything owners, modes, attributes and old times; folders after what is in them.
-fn finish(path: &Path, rng: &mut Rng) -> Result<()> {
+fn finish(path: &Path, rich: bool, rng: &mut Rng) -> Result<()> {
     let meta = path.symlink_metadata()?;
     if is_whiteout(&meta) {
         return Ok(());
@@ -216,7 +227,7 @@ fn finish(path: &Path, rng: &mut Rng) -> Result<()> {
         let mut below = list(path)?;
         below.sort();
         for path in below {
-            finish(&path, rng)?;
+            finish(&path, rich, rng)?;
         }
     }
     let id = rng.pick(&[0, 0, 0, 1000, 1001]);
@@ -239,7 +250,7 @@ fn finish(path: &Path, rng: &mut Rng) -> Result<()> {
     if rng.chance(25) && (meta.is_file() || meta.is_dir()) {
         lsetxattr(path, "user.one", b"1", XattrFlags::empty())?;
     }
-    if rng.chance(10) && !meta.is_symlink() {
+    if rich && rng.chance(10) && !meta.is_symlink() {
         let value = acl(rng.below(8));
         lsetxattr(path, "system.posix_acl_access", &value, XattrFlags::empty())?;
         if meta.is_dir() {

@@ -31,6 +31,8 @@ pub struct Wish {
     /// Files with several names: in every layer, or in the topmost alone, so that none of those names
     /// is hidden by another layer.
     pub links: Links,
+    /// With ACLs, sockets, odd names, moved objects and metacopies.
+    pub rich: bool,
     /// The upper two layers come from random operations on a mount of the kernel's overlayfs.
     pub by_kernel: bool,
 }
@@ -47,6 +49,7 @@ impl Wish {
             } else {
                 Links::OnTop
             },
+            rich: false,
             by_kernel: false,
         }
     }
@@ -77,6 +80,7 @@ pub fn make_three(dir: &Path, wish: Wish) -> Result<(Vec<PathBuf>, PathBuf)> {
                 links: wish.links == Links::Everywhere
                     || (wish.links == Links::OnTop && index == 2),
                 stray: wish.stray,
+                rich: wish.rich,
             };
             fill::fill(&layer, &plain, style, &mut rng)?;
             let merged = make(dir, &format!("plain{index}"));
