@@ -124,7 +124,7 @@ fn store(disk: &Disk, name: &str) -> Store {
     // A folder of one's own choice, to look at or for another filesystem.
     match std::env::var_os("COWL_TEST_DIR") {
         Some(_) => Store::new(name),
-        None => Store::on(Scratch::new_in(&disk.path(), name)),
+        None => Store::in_scratch(Scratch::new_in(&disk.path(), name)),
     }
 }
 
