@@ -20,7 +20,12 @@ impl Store {
     /// A store that does not exist yet: the first command makes it.
     #[must_use]
     pub fn new(test: &str) -> Store {
-        let scratch = Scratch::new(test);
+        Store::in_scratch(Scratch::new(test))
+    }
+
+    /// The same, in a folder that there is.
+    #[must_use]
+    pub fn in_scratch(scratch: Scratch) -> Store {
         let path = scratch.join("store");
         Store { scratch, path }
     }

@@ -226,7 +226,14 @@ impl Overlay {
     #[track_caller]
     #[must_use]
     pub fn kernel(stack: &Stack, place: &Path) -> Overlay {
-        let options = stack.options("redirect_dir=on,metacopy=on,index=off,xino=off");
+        Overlay::kernel_with(stack, place, "index=off,xino=off")
+    }
+
+    /// The same with more options.
+    #[track_caller]
+    #[must_use]
+    pub fn kernel_with(stack: &Stack, place: &Path, extra: &str) -> Overlay {
+        let options = stack.options(&format!("redirect_dir=on,metacopy=on,{extra}"));
         let args = [
             OsStr::new("-t"),
             "overlay".as_ref(),

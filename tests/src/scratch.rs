@@ -16,9 +16,15 @@ impl Scratch {
     #[must_use]
     pub fn new(test: &str) -> Scratch {
         let parent = std::env::var_os("COWL_TEST_DIR").unwrap_or_else(|| "/var/tmp".into());
+        Scratch::new_in(Path::new(&parent), test)
+    }
+
+    /// Makes one in `parent`.
+    #[must_use]
+    pub fn new_in(parent: &Path, test: &str) -> Scratch {
         let dir = tempfile::Builder::new()
             .prefix(&format!("cowl-{test}-"))
-            .tempdir_in(&parent)
+            .tempdir_in(parent)
             .unwrap_or_else(|error| panic!("no folder in {}: {error}", parent.display()));
         let path = dir.path().canonicalize().expect("the folder's real path");
         Scratch {

@@ -41,6 +41,8 @@ pub struct Entry {
     pub ino: u64,
     /// Inode number as the folder's listing tells it.
     pub listed_ino: u64,
+    /// When it was made, where the filesystem tells; never compared.
+    pub born: (i64, u32),
     /// Target, for symbolic links.
     pub target: Option<Vec<u8>>,
     /// SHA-256 of the content, for files.
@@ -127,6 +129,7 @@ fn entry(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Entry> {
         ),
         ino: stat.st_ino,
         listed_ino: 0,
+        born: born(dir, name)?,
         target: match kind {
             FileType::Symlink => Some(readlinkat(dir, name, Vec::new())?.into_bytes()),
             _ => None,
@@ -137,6 +140,12 @@ fn entry(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Entry> {
         },
         xattrs: xattrs(dir, name)?,
     })
+}
+
+fn born(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(i64, u32)> {
+    let (flags, mask) = (AtFlags::SYMLINK_NOFOLLOW, rustix::fs::StatxFlags::BTIME);
+    let time = rustix::fs::statx(dir, name, flags, mask)?.stx_btime;
+    Ok((time.tv_sec, time.tv_nsec))
 }
 
 fn hash(dir: BorrowedFd<'_>, name: &[u8]) -> Result<[u8; 32]> {
@@ -180,23 +189,35 @@ pub fn xattrs(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Xattrs> {
     Ok(all)
 }
 
-/// The paths below `root`, its own empty one left out; cheaper than reading everything.
-pub fn paths(root: &Path) -> Result<Vec<Vec<u8>>> {
-    let mut all = Vec::new();
-    let mut folders = vec![root.to_owned()];
-    while let Some(folder) = folders.pop() {
+/// The paths in a tree, its root's own empty one left out.
+#[derive(Debug, Clone, Default)]
+pub struct Paths {
+    /// All of them.
+    pub all: Vec<Vec<u8>>,
+    /// Those that are folders.
+    pub folders: Vec<Vec<u8>>,
+}
+
+/// The paths below `root`; cheaper than reading everything.
+pub fn paths(root: &Path) -> Result<Paths> {
+    let mut paths = Paths::default();
+    let mut open = vec![root.to_owned()];
+    while let Some(folder) = open.pop() {
         for entry in std::fs::read_dir(&folder)? {
             let entry = entry?;
             let path = entry.path();
             let below = path.strip_prefix(root).map_err(std::io::Error::other)?;
-            all.push(below.as_os_str().as_bytes().to_vec());
+            let below = below.as_os_str().as_bytes().to_vec();
+            paths.all.push(below.clone());
             if entry.file_type()?.is_dir() {
-                folders.push(path);
+                paths.folders.push(below);
+                open.push(path);
             }
         }
     }
-    all.sort();
-    Ok(all)
+    paths.all.sort();
+    paths.folders.sort();
+    Ok(paths)
 }
 
 /// What a comparison leaves out, and what it checks beyond.
@@ -282,6 +303,7 @@ pub fn differences(a: &Tree, b: &Tree, compare: Compare) -> Vec<String> {
 fn normal(entry: &Entry, compare: Compare) -> Entry {
     let mut entry = entry.clone();
     entry.listed_ino = 0;
+    entry.born = (0, 0);
     if !compare.nlink {
         entry.nlink = 0;
     }

@@ -9,8 +9,9 @@ use rustix::io::Errno;
 
 use crate::command::sh_in;
 use crate::conditions::{Need, can};
+use crate::layers::Wish;
 use crate::mount::{Overlay, Stack};
-use crate::random::{Generator, Op, Outcome, Side};
+use crate::random::{Generator, Op, Outcome, Side, Who};
 use crate::scratch::Scratch;
 use crate::tree::{self, Compare, Tree};
 
@@ -78,8 +79,8 @@ fn other() -> u64 {
 #[must_use]
 pub fn generated(scratch: &Scratch, seed: u64) -> (Vec<PathBuf>, PathBuf) {
     let seed = seed + other();
-    let (lowers, plain) =
-        crate::layers::make_three(&scratch.make("generated"), seed, false).unwrap();
+    let place = scratch.make("generated");
+    let (lowers, plain) = crate::layers::make_three(&place, Wish::of(seed)).unwrap();
     plant(lowers.last().unwrap(), &plain);
     crate::layers::copy_root(&lowers[0], &plain).unwrap();
     (lowers, plain)
@@ -205,9 +206,9 @@ fn touch_half(tree: &Tree, places: &[&Path]) {
 
 #[track_caller]
 fn random(case: &Case<'_>, tested: &Path) {
-    let mut generator = Generator::new(case.seed);
+    let mut generator = Generator::new(case.seed).portable();
     let (mut one, mut two) = (Side::new(tested), Side::new(&case.plain));
-    let mut known = Vec::new();
+    let mut known = tree::Paths::default();
     for step in 0..case.steps {
         if step.is_multiple_of(8) {
             known = tree::paths(&case.plain).expect("paths of the plain folder");
@@ -220,7 +221,8 @@ fn random(case: &Case<'_>, tested: &Path) {
         } else {
             0
         };
-        let (got, expected) = (one.perform(&op, user), two.perform(&op, user));
+        let who = Who::user(user);
+        let (got, expected) = (one.perform(&op, who), two.perform(&op, who));
         assert_eq!(
             alike(&op, got),
             alike(&op, expected),

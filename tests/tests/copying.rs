@@ -44,7 +44,7 @@ const EVERYTHING: &str = "
 impl Pair {
     fn new(test: &str, seed: u64) -> Pair {
         let scratch = Scratch::new(test);
-        let (lowers, plain) = layers::make_three(&scratch, seed, false).unwrap();
+        let (lowers, plain) = layers::make_three(&scratch, layers::Wish::of(seed)).unwrap();
         sh_in(lowers.last().unwrap(), EVERYTHING).ok();
         sh_in(&plain, EVERYTHING).ok();
         let (upper, work) = (scratch.make("upper"), scratch.make("work"));

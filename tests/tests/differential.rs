@@ -1,71 +1,80 @@
 //! Random operations on a mounted stack and on a plain folder with the same content must give the
-//! same results, error number by error number, and leave the same tree: at the end, after a new
-//! mount, and as the kernel's overlayfs reads the layers.
+//! same results, error number by error number, and leave the same tree, with the same numbers for
+//! the same objects: all through the run (new mounts, snapshots and a flatten are in the middle of it),
+//! at the end, after a new mount, in the snapshots, and as the kernel's overlayfs reads the layers. And
+//! what the kernel's overlayfs wrote in the same way cowlfs shows as the kernel does, and goes on from.
 //!
-//! `COWL_SEEDS=N` runs N seeds, `COWL_SEED=S` only the one, `COWL_STEPS=N` operations in each.
-//! `COWL_SHRINK=1` looks for the fewest operations that still fail. `COWL_UNDER_TEST=plain` (or
-//! `kernel`) puts a plain folder (the kernel's overlayfs) in cowlfs's place, to try the test itself.
+//! `COWL_SEEDS=N` runs N seeds from `COWL_FIRST`, `COWL_SEED=S` only the one, `COWL_STEPS=N` operations
+//! in each, `COWL_JOBS=N` so many at a time, `COWL_NOISE=1` all with somebody who looks at everything
+//! meanwhile. `COWL_SHRINK=1` looks for the fewest operations that still
+//! fail. `COWL_UNDER_TEST=plain` (or `kernel`) puts a plain folder (the kernel's overlayfs) in cowlfs's
+//! place, to try the test itself.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use cowl_tests::conditions::{Need, can};
+use cowl_tests::cowl::Store;
+use cowl_tests::disk::Disk;
+use cowl_tests::layers::{self, Links, Wish};
 use cowl_tests::mount::{Overlay, Stack};
-use cowl_tests::random::{Generator, Op, Side};
+use cowl_tests::pair::{Pair, Under, same};
+use cowl_tests::programs;
+use cowl_tests::random::{Generator, Side};
+use cowl_tests::run::{Course, Failure, Step, caught, number, run, show, shrink};
 use cowl_tests::scratch::Scratch;
-use cowl_tests::tree::{self, Compare, Tree};
-use cowl_tests::{command, layers, programs};
+use cowl_tests::tree::{self, Compare};
 
-/// What the first tree of the pair is.
-#[derive(Clone, Copy, PartialEq)]
-enum Under {
-    Overlay,
-    Kernel,
-    Plain,
-}
+const NEEDS: [Need; 3] = [Need::Root, Need::Fuse, Need::KernelOverlay];
 
-/// One step of a run.
-#[derive(Clone)]
-enum Step {
-    Do(Op, u32),
-    MountAnew,
-}
-
-/// Why a run failed, and what was done until then.
-struct Failure {
-    what: String,
-    steps: Vec<Step>,
-}
-
-fn number(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).map_or(default, |text| text.parse().unwrap())
-}
+/// A kind of run: by seed, with the steps that are given, or with random ones.
+type OneSeed = fn(&Disk, u64, Option<&[Step]>, &mut Vec<Step>) -> Result<(), String>;
 
 #[test]
 fn a_mounted_stack_cannot_be_told_from_a_plain_folder() {
     let test = "a_mounted_stack_cannot_be_told_from_a_plain_folder";
-    if !can(test, &[Need::Root, Need::Fuse, Need::KernelOverlay]) {
-        return;
+    if can(test, &NEEDS) {
+        every_seed(test, 150, against_plain);
     }
-    let under = match std::env::var("COWL_UNDER_TEST").as_deref() {
-        Ok("plain") => Under::Plain,
-        Ok("kernel") => Under::Kernel,
-        _ => Under::Overlay,
-    };
+}
+
+#[test]
+fn what_the_kernel_wrote_is_shown_and_written_on() {
+    let test = "what_the_kernel_wrote_is_shown_and_written_on";
+    if can(test, &NEEDS) {
+        every_seed(test, 50, after_kernel);
+    }
+}
+
+fn every_seed(test: &str, default: u64, one_seed: OneSeed) {
+    let disk = Disk::new(test);
     let seeds: Vec<u64> = match std::env::var("COWL_SEED") {
         Ok(seed) => vec![seed.parse().unwrap()],
-        Err(_) => (1..=number("COWL_SEEDS", 30)).collect(),
-    };
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    let mut failed = Vec::new();
-    for seed in &seeds {
-        if let Err(failure) = one_seed(*seed, under, None) {
-            eprintln!("\nseed {seed}: {}", failure.what);
-            report(*seed, under, failure.steps);
-            failed.push(*seed);
+        Err(_) => {
+            let first = number("COWL_FIRST", 1);
+            (first..first + number("COWL_SEEDS", default)).collect()
         }
-    }
+    };
+    let open = Mutex::new(seeds.iter().rev().copied().collect::<Vec<u64>>());
+    let failed = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..number("COWL_JOBS", 2) {
+            scope.spawn(|| {
+                // Each thread has a umask of its own.
+                nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).unwrap();
+                loop {
+                    let Some(seed) = open.lock().unwrap().pop() else {
+                        break;
+                    };
+                    if let Err(failure) = caught(|steps| one_seed(&disk, seed, None, steps)) {
+                        report(&disk, seed, failure, one_seed);
+                        failed.lock().unwrap().push(seed);
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap();
     assert!(
         failed.is_empty(),
         "{} of {} seeds failed: {failed:?}; COWL_SEED={} COWL_SHRINK=1 looks for the shortest way there",
@@ -76,149 +85,98 @@ fn a_mounted_stack_cannot_be_told_from_a_plain_folder() {
 }
 
 /// Prints the last steps, or the fewest that fail.
-fn report(seed: u64, under: Under, steps: Vec<Step>) {
+fn report(disk: &Disk, seed: u64, failure: Failure, one_seed: OneSeed) {
+    let mut text = format!("\nseed {seed}: {}\n", failure.what);
     let steps = if std::env::var_os("COWL_SHRINK").is_some() {
-        let (steps, what) = shrink(seed, under, steps);
-        eprintln!("{} steps are enough: {what}", steps.len());
+        let again = |fewer: &[Step]| caught(|steps| one_seed(disk, seed, Some(fewer), steps));
+        let (steps, what) = shrink(failure.steps, again);
+        text.push_str(&format!("{} steps are enough: {what}\n", steps.len()));
         steps
     } else {
-        steps.iter().rev().take(15).rev().cloned().collect()
+        let steps = failure.steps.iter();
+        steps.rev().take(6).rev().cloned().collect()
     };
     for step in steps {
-        eprintln!("  {}", show(&step));
+        text.push_str(&format!("  {}\n", show(&step)));
+    }
+    eprintln!("{text}");
+}
+
+fn course(seed: u64, count: u64) -> Course {
+    Course {
+        seed,
+        count: number("COWL_STEPS", count),
+        others: if seed % 6 == 5 { 60 } else { 12 },
+        whiteouts: false,
+        noise: seed % 16 == 3 || std::env::var_os("COWL_NOISE").is_some(),
     }
 }
 
-/// Leaves out ever smaller parts for as long as it still fails.
-fn shrink(seed: u64, under: Under, mut steps: Vec<Step>) -> (Vec<Step>, String) {
-    let mut what = "the same".to_owned();
-    let mut part = steps.len().div_ceil(2);
-    loop {
-        let mut start = 0;
-        while start < steps.len() {
-            let mut fewer = steps.clone();
-            fewer.drain(start..(start + part).min(steps.len()));
-            match one_seed(seed, under, Some(&fewer)) {
-                Err(failure) => {
-                    what = failure.what;
-                    steps = failure.steps;
-                }
-                Ok(()) => start += part,
-            }
-        }
-        if part == 1 {
-            return (steps, what);
-        }
-        part = part.div_ceil(2);
+fn links(seed: u64) -> Links {
+    if seed.is_multiple_of(3) {
+        Links::Everywhere
+    } else {
+        Links::OnTop
     }
 }
 
-/// A stack, mounted, and a plain folder that must stay the same.
-struct Pair {
-    mounted: Option<Overlay>,
-    tested: PathBuf,
-    plain: PathBuf,
-    stack: Stack,
-    under: Under,
-}
-
-impl Pair {
-    fn mount(&mut self) {
-        self.mounted = match self.under {
-            // Devices work on the plain folder, so they must on the mount.
-            Under::Overlay => Some(Overlay::cowlfs(&self.stack, &self.tested, "dev,suid")),
-            Under::Kernel => Some(Overlay::kernel(&self.stack, &self.tested)),
-            Under::Plain => None,
-        };
-    }
-
-    fn unmount(&mut self) {
-        if let Some(mounted) = self.mounted.take() {
-            mounted.unmount();
-        }
-    }
-
-    fn compare(&self, when: &str, place: &Path, compare: Compare) -> Result<Tree, String> {
-        let found = tree::read(place).map_err(|error| format!("{when}: reading: {error}"))?;
-        same(when, &found, &tree::read(&self.plain).unwrap(), compare)?;
-        Ok(found)
+fn store(disk: &Disk, name: &str) -> Store {
+    // A folder of one's own choice, to look at or for another filesystem.
+    match std::env::var_os("COWL_TEST_DIR") {
+        Some(_) => Store::new(name),
+        None => Store::in_scratch(Scratch::new_in(&disk.path(), name)),
     }
 }
 
-/// The first tree is the mounted one.
-fn same(when: &str, mounted: &Tree, plain: &Tree, compare: Compare) -> Result<(), String> {
-    let lines = tree::differences(mounted, plain, compare);
-    if lines.is_empty() {
-        return Ok(());
-    }
-    let first: String = lines
-        .iter()
-        .take(12)
-        .map(|line| format!("\n    {line}"))
-        .collect();
-    Err(format!(
-        "{when}, {} differences (mounted, then plain):{first}",
-        lines.len()
-    ))
-}
-
-/// One run: with the steps that are given, or with random ones.
-fn one_seed(seed: u64, under: Under, replay: Option<&[Step]>) -> Result<(), Failure> {
-    let mut steps = Vec::new();
-    // What panics (a daemon that ends, say) is a failure to be shrunk like any other.
-    let result = catch_unwind(AssertUnwindSafe(|| {
-        all_of_it(seed, under, replay, &mut steps)
-    }));
-    let what = match result {
-        Ok(Ok(())) => return Ok(()),
-        Ok(Err(what)) => what,
-        Err(_) => "panic, see above".to_owned(),
-    };
-    Err(Failure { what, steps })
-}
-
-fn all_of_it(
+fn against_plain(
+    disk: &Disk,
     seed: u64,
-    under: Under,
     replay: Option<&[Step]>,
     steps: &mut Vec<Step>,
 ) -> Result<(), String> {
-    let scratch = Scratch::new("differential");
-    // Whiteouts that hide nothing, which only the kernel shows.
-    let stray = seed.is_multiple_of(4) && under != Under::Kernel;
-    let (lowers, plain) = layers::make_three(&scratch, seed, stray).unwrap();
-    let (upper, work) = (scratch.make("upper"), scratch.make("work"));
-    // The topmost layer gives the root its attributes.
-    layers::copy_root(lowers.first().unwrap(), &upper).unwrap();
-    let stack = Stack {
-        lowers,
-        upper: Some((upper, work)),
+    let under = match std::env::var("COWL_UNDER_TEST").as_deref() {
+        Ok("plain") => Under::Plain,
+        Ok("kernel") => Under::Kernel,
+        _ => match seed % 12 {
+            0 => Under::Cowlfs("dev,suid,metacopy=off"),
+            4 => Under::Cowlfs("dev,suid,volatile"),
+            // The kernel keeps nothing and asks for everything.
+            7 => Under::Cowlfs("dev,suid,timeout=0"),
+            8 | 9 => Under::Cowlfs("dev,suid"),
+            _ => Under::Container,
+        },
     };
-    let tested = scratch.make("tested");
-    if under == Under::Plain {
-        command::run("cp", [Path::new("-aT"), &plain, &tested]).ok();
+    let store = store(disk, "differential");
+    let wish = Wish {
+        seed,
+        stray: seed % 4 == 1 && under != Under::Kernel,
+        links: links(seed),
+        rich: true,
+        by_kernel: seed.is_multiple_of(2),
+    };
+    let (mut lowers, plain) = layers::make_three(store.scratch(), wish).unwrap();
+    // Of a stack on two filesystems the lowest layer, or two, lie in memory.
+    let elsewhere = Scratch::new_in(disk.beside(), "lowers");
+    if under == Under::Cowlfs("dev,suid") {
+        let from = if seed.is_multiple_of(3) { 1 } else { 2 };
+        for (index, lower) in lowers.iter_mut().enumerate().skip(from) {
+            let place = elsewhere.make(&format!("lower{index}"));
+            layers::copy_tree(lower, &place);
+            *lower = place;
+        }
     }
-    let mut pair = Pair {
-        mounted: None,
-        tested,
-        plain,
-        stack,
-        under,
-    };
+    let mut pair = Pair::new(store, under, lowers, plain, !seed.is_multiple_of(5));
     pair.mount();
-    pair.compare("before any operation", &pair.tested, Compare::HISTORY)?;
-
-    run(seed, &mut pair, replay, steps)?;
-
-    let ours = under == Under::Overlay && programs::overlay_is_ours();
-    let last = pair.compare("after the operations", &pair.tested, Compare::HISTORY)?;
-    let wrong = tree::wrong_listed_numbers(&last);
-    if ours && !wrong.is_empty() {
-        return Err(format!("readdir and stat disagree on numbers: {wrong:?}"));
-    }
+    let ours = under.is_ours() && programs::overlay_is_ours();
+    let course = Course {
+        // The kernel shows what stands for such a device as what it is on the disk.
+        whiteouts: wish.stray && ours,
+        ..course(seed, 400)
+    };
+    let last = run(course, &mut pair, replay, steps, ours)?;
     pair.unmount();
     pair.mount();
-    let again = pair.compare("after a new mount", &pair.tested, Compare::HISTORY)?;
+    let (again, _) = pair.compare("after a new mount", &pair.tested, Compare::HISTORY)?;
     if ours {
         same(
             "numbers before (first) and after a new mount",
@@ -228,106 +186,96 @@ fn all_of_it(
         )?;
     }
     pair.unmount();
-    if under != Under::Plain && !stray {
-        let kernel = Overlay::kernel(&pair.stack.read_only(), &scratch.make("kernel"));
-        let compare = Compare {
-            nlink: false,
-            ..Compare::HISTORY
-        };
-        pair.compare("as the kernel reads the layers", kernel.path(), compare)?;
+    if under != Under::Plain && !wish.stray {
+        kernel_reads(&pair)?;
     }
-    Ok(())
+    pair.check_snapshots()
 }
 
-fn run(
+/// The kernel's overlayfs over all layers must show the plain folder too.
+fn kernel_reads(pair: &Pair) -> Result<(), String> {
+    // Of layers on two filesystems it would show numbers twice, with another device each.
+    let place = pair.scratch().make("kernel-reads-all");
+    let kernel = Overlay::kernel_with(&pair.read_only(), &place, "index=off,xino=on");
+    let compare = Compare {
+        // It counts names in the layer, not in the merge.
+        nlink: false,
+        ..Compare::HISTORY
+    };
+    let read = pair.compare("as the kernel reads the layers", kernel.path(), compare);
+    kernel.unmount();
+    read.map(drop)
+}
+
+fn after_kernel(
+    disk: &Disk,
     seed: u64,
-    pair: &mut Pair,
     replay: Option<&[Step]>,
     steps: &mut Vec<Step>,
 ) -> Result<(), String> {
-    let count = replay.map_or(number("COWL_STEPS", 400), |steps| steps.len() as u64);
-    let mut generator = Generator::new(seed);
-    let (mut tested, mut plain) = (Side::new(&pair.tested), Side::new(&pair.plain));
-    let mut known = Vec::new();
-    for index in 0..count {
-        let step = match replay.and_then(|steps| steps.get(usize::try_from(index).ok()?)) {
-            Some(step) => step.clone(),
-            None => {
-                if index.is_multiple_of(8) {
-                    known = tree::paths(&pair.plain).unwrap();
-                }
-                random_step(&mut generator, &known)
-            }
-        };
-        steps.push(step.clone());
-        if std::env::var_os("COWL_TRACE").is_some() {
-            eprintln!("{index}: {}", show(&step));
-        }
-        let Step::Do(op, user) = step else {
-            drop((tested, plain));
-            pair.unmount();
-            pair.mount();
-            (tested, plain) = (Side::new(&pair.tested), Side::new(&pair.plain));
-            continue;
-        };
-        let expected = plain.perform(&op, user);
-        let got = tested.perform(&op, user);
-        if got != expected {
-            return Err(format!(
-                "step {index}\n  plain folder: {}\n  mounted:      {}",
-                short(&format!("{expected:?}")),
-                short(&format!("{got:?}"))
-            ));
-        }
-    }
-    Ok(())
-}
-
-fn random_step(generator: &mut Generator, known: &[Vec<u8>]) -> Step {
-    if generator.rng().below(150) == 0 {
-        return Step::MountAnew;
-    }
-    let op = generator.next(known);
-    Step::Do(op, if generator.rng().chance(15) { 1000 } else { 0 })
-}
-
-/// A step with its paths as text.
-fn show(step: &Step) -> String {
-    let Step::Do(op, user) = step else {
-        return "mount anew".to_owned();
+    let store = store(disk, "differential-kernel");
+    let scratch = store.scratch();
+    // With an index the kernel keeps the names of a lower file together by what lies in its work folder,
+    // which a mount takes over. Without, it breaks them.
+    let index = seed.is_multiple_of(2);
+    let wish = Wish {
+        seed: seed + 5000,
+        stray: false,
+        links: links(seed),
+        rich: true,
+        by_kernel: seed % 4 == 3,
     };
-    let text = format!("as {user}: {op:?}");
-    // Paths are lists of bytes: show "[97, 47, 98]" as "a/b".
-    let mut out = String::new();
-    let mut rest = text.as_str();
-    while let Some((before, after)) = rest.split_once('[') {
-        out.push_str(before);
-        let Some((inside, tail)) = after.split_once(']') else {
-            break;
-        };
-        let bytes: Option<Vec<u8>> = inside
-            .split(", ")
-            .map(|digits| digits.parse().ok())
-            .collect();
-        match bytes {
-            Some(bytes) => out.push_str(&format!("\"{}\"", bytes.escape_ascii())),
-            None => out.push_str(&format!("[{inside}]")),
+    let (lowers, _) = layers::make_three(scratch, wish).unwrap();
+    let (upper, work) = (scratch.make("upper"), scratch.make("work"));
+    layers::copy_root(lowers.first().unwrap(), &upper).unwrap();
+    let stack = Stack {
+        lowers,
+        upper: Some((upper, work)),
+    };
+    let place = scratch.make("kernel");
+    let options = if index {
+        "index=on,xino=auto"
+    } else {
+        "index=off,xino=auto"
+    };
+    let kernel = Overlay::kernel_with(&stack, &place, options);
+    let mut generator = Generator::new(seed ^ 0x6b65_726e);
+    let mut side = Side::new(kernel.path());
+    let mut known = tree::Paths::default();
+    for step in 0..250 {
+        if step % 4 == 0 {
+            known = tree::paths(kernel.path()).unwrap();
         }
-        rest = tail;
+        let who = generator.who(10);
+        side.perform(&generator.next(&known), who);
     }
-    out.push_str(rest);
-    short(&out)
-}
+    drop(side);
+    kernel.unmount();
 
-fn short(text: &str) -> String {
-    match text.char_indices().nth(400) {
-        Some((end, _)) => {
-            format!(
-                "{}... ({} characters)",
-                text.get(..end).unwrap_or(text),
-                text.len()
-            )
-        }
-        None => text.to_owned(),
+    // Mounted anew: what was broken by a copy-up is broken now.
+    let kernel = Overlay::kernel_with(&stack, &place, options);
+    let theirs = tree::read(kernel.path()).unwrap();
+    let plain = scratch.make("plain-of-all");
+    layers::copy_tree(kernel.path(), &plain);
+    kernel.unmount();
+    if !index {
+        let ours = Overlay::cowlfs(&stack.read_only(), &scratch.make("read"), "dev,suid");
+        let read = tree::read(ours.path()).map_err(|error| format!("reading: {error}"))?;
+        ours.unmount();
+        same(
+            "the kernel's layers as cowlfs (first) reads them",
+            &read,
+            &theirs,
+            Compare::READER,
+        )?;
     }
+
+    let mut pair = Pair::over(store, stack, plain, "dev,suid");
+    pair.mount();
+    run(course(seed, 120), &mut pair, replay, steps, true)?;
+    pair.unmount();
+    pair.mount();
+    pair.compare("after a new mount", &pair.tested, Compare::HISTORY)?;
+    pair.unmount();
+    kernel_reads(&pair)
 }

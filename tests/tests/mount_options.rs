@@ -17,7 +17,7 @@ use cowl_tests::conditions::{Need, can};
 use cowl_tests::images::{self, Kind};
 use cowl_tests::layers;
 use cowl_tests::mount::{self, Overlay, Stack};
-use cowl_tests::random::{Generator, Op, Outcome, Side};
+use cowl_tests::random::{Generator, Op, Outcome, Side, Who};
 use cowl_tests::scratch::Scratch;
 use rustix::fs::{OFlags, RenameFlags};
 use rustix::io::Errno;
@@ -85,7 +85,7 @@ fn changes() -> Vec<Op> {
         Op::Mknod {
             path: path("known/made"),
             mode: 0o644,
-            minor: 3,
+            device: (1, 3),
         },
         Op::Chmod {
             path: file(),
@@ -99,7 +99,7 @@ fn changes() -> Vec<Op> {
         },
         Op::Utimens {
             path: file(),
-            seconds: 1,
+            seconds: Some(1),
             follow: true,
         },
         Op::Setxattr {
@@ -123,16 +123,19 @@ fn changes() -> Vec<Op> {
 fn refuses_like(place: &Path, plain: &Path, seed: u64) {
     let (mut ours, mut theirs) = (Side::new(place), Side::new(plain));
     for op in changes() {
-        let got = ours.perform(&op, 0);
+        let got = ours.perform(&op, Who::user(0));
         assert_eq!(got, Outcome::Failed(Errno::ROFS), "{op:?}");
-        assert_eq!(got, theirs.perform(&op, 0), "{op:?}");
+        assert_eq!(got, theirs.perform(&op, Who::user(0)), "{op:?}");
     }
     let known = cowl_tests::tree::paths(plain).unwrap();
-    let mut generator = Generator::new(seed);
+    let mut generator = Generator::new(seed).portable();
     for step in 0..400 {
         let op = generator.next(&known);
         let user = if generator.rng().chance(15) { 1000 } else { 0 };
-        let (got, expected) = (ours.perform(&op, user), theirs.perform(&op, user));
+        let (got, expected) = (
+            ours.perform(&op, Who::user(user)),
+            theirs.perform(&op, Who::user(user)),
+        );
         assert_eq!(got, expected, "mounted, then plain, {step}: {user}: {op:?}");
     }
 }
@@ -144,7 +147,7 @@ fn a_read_only_mount_refuses_every_change() {
         return;
     }
     let scratch = Scratch::new("read-only");
-    let (lowers, plain) = layers::make_three(&scratch, 31, false).unwrap();
+    let (lowers, plain) = layers::make_three(&scratch, layers::Wish::of(31)).unwrap();
     cowl_tests::workload::plant(lowers.last().unwrap(), &plain);
     for place in [lowers.last().unwrap(), &plain] {
         sh_in(place, "setfattr -n user.one -v 1 known/attribute").ok();

@@ -16,7 +16,7 @@ use cowl_tests::command::sh_in;
 use cowl_tests::conditions::Need;
 use cowl_tests::layers;
 use cowl_tests::mount::{self, Overlay, Stack};
-use cowl_tests::random::{Op, Side};
+use cowl_tests::random::{Op, Side, Who};
 use cowl_tests::scratch::Scratch;
 use cowl_tests::tree::{self, Compare};
 use cowl_tests::workload::{exercise, generated, ready, upper_on};
@@ -248,7 +248,11 @@ fn setuid_goes_through_two_mounts() {
         ),
         (hold("kept", OFlags::WRONLY | OFlags::TRUNC), 0),
     ] {
-        assert_eq!(one.perform(&op, user), two.perform(&op, user), "{op:?}");
+        assert_eq!(
+            one.perform(&op, Who::user(user)),
+            two.perform(&op, Who::user(user)),
+            "{op:?}"
+        );
     }
     drop((one, two));
     let modes = |place: &Path| names.map(|name| place.join(name).metadata().unwrap().mode());

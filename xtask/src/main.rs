@@ -6,6 +6,7 @@
 mod checks;
 mod conformance;
 mod demo;
+mod differential;
 mod fsx;
 mod promises;
 mod run;
@@ -33,6 +34,8 @@ enum Command {
     Test(test::Options),
     /// Check the rules of the source tree: imports between rooms, unsafe, file sizes
     Check,
+    /// Run random operations on a mount and on a plain folder, with as many seeds as one likes
+    Differential(differential::Options),
     /// Run pjdfstest and fsx on a cowlfs mount and compare with the filesystem below it
     Conformance,
 }
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Check => checks::run(),
+        Command::Differential(options) => differential::run(&options),
         Command::Conformance => setup::run().and_then(|()| conformance::run()),
     };
     match result {

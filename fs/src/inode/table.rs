@@ -33,7 +33,8 @@ struct Entry {
 #[derive(Debug)]
 pub struct InodeTable {
     shards: Vec<Mutex<HashMap<u64, Entry>>>,
-    /// Objects whose own number was taken, and the number they have instead.
+    /// Objects that show another number than their place on disk says, and which: those whose number was
+    /// taken, and those that could not be marked with the number that they had before their copy-up.
     substitutes: Mutex<HashMap<Identity, u64>>,
     next_substitute: AtomicU64,
     /// What [`Inode::hold_ctime`] was told, for when the kernel forgets an inode and asks again. One that
@@ -83,15 +84,7 @@ impl InodeTable {
         sure: bool,
         make: impl FnOnce(u64) -> Arc<Inode>,
     ) -> Option<(Arc<Inode>, bool)> {
-        let substitute = {
-            let known = self.substitutes.lock();
-            if known.is_empty() {
-                None
-            } else {
-                known.get(&identity).copied()
-            }
-        };
-        let ino = substitute.unwrap_or(number);
+        let ino = self.substitute(identity).unwrap_or(number);
         let mut shard = self.shard(ino).lock();
         let living = shard.get(&ino).and_then(|e| e.inode.upgrade());
         match living {
@@ -146,11 +139,12 @@ impl InodeTable {
         }
     }
 
-    /// Told when an object's copy-up gave it another place on disk: a substitute number stays its own.
-    pub(crate) fn moved(&self, ino: u64, from: Identity, to: Identity) {
-        if ino & SUBSTITUTE != 0 {
-            let mut known = self.substitutes.lock();
-            known.remove(&from);
+    /// Told when an object's copy-up gave it another place on disk. `marked`: the number that it shows is
+    /// to be found there. A substitute number is not, and stays its own.
+    pub(crate) fn moved(&self, ino: u64, from: Identity, to: Identity, marked: bool) {
+        let mut known = self.substitutes.lock();
+        let before = known.remove(&from);
+        if before.is_some() || !marked || ino & SUBSTITUTE != 0 {
             known.insert(to, ino);
         }
     }
@@ -165,6 +159,16 @@ impl InodeTable {
                 kept.pop_lru();
             }
         }
+    }
+
+    /// Told when an object has no name any more: another one may come to lie in its place.
+    pub(crate) fn gone(&self, identity: Identity) {
+        self.substitutes.lock().remove(&identity);
+    }
+
+    /// The number of an object whose place on disk says another one.
+    pub(crate) fn substitute(&self, identity: Identity) -> Option<u64> {
+        self.substitutes.lock().get(&identity).copied()
     }
 
     /// The kernel was told of this inode once more.

@@ -11,7 +11,7 @@ use rustix::fs::OFlags;
 use super::Op;
 use super::stage::{CopyUp, StagedFile};
 use crate::error::{Errno, Error, Result};
-use crate::format::Redirect;
+use crate::format::{Redirect, XattrSpace};
 use crate::inode::{Alias, DirState, FileState, Identity, Inode};
 use crate::layer::LayerDir;
 use crate::sys;
@@ -88,7 +88,7 @@ impl Op<'_> {
             };
             (std::mem::replace(&mut dir.identity, new), new)
         })?;
-        self.overlay.inodes.moved(inode.ino(), old.0, old.1);
+        self.overlay.inodes.moved(inode.ino(), old.0, old.1, true);
         alias.parent.next_turn();
         inode.next_turn();
         Ok(())
@@ -144,7 +144,7 @@ impl Op<'_> {
             dir.locs = Arc::from([up]);
             std::mem::replace(&mut dir.identity, new)
         })?;
-        self.overlay.inodes.moved(inode.ino(), old, new);
+        self.overlay.inodes.moved(inode.ino(), old, new, true);
         Ok(())
     }
 
@@ -272,7 +272,10 @@ impl Op<'_> {
             file.visible = None;
             std::mem::replace(&mut file.identity, new)
         })?;
-        self.overlay.inodes.moved(inode.ino(), old, new);
+        // user.* attributes, the number's mark among them, are for regular files and folders.
+        let marked =
+            self.upper()?.layer.space() == XattrSpace::Trusted || inode.kind() == FileKind::Regular;
+        self.overlay.inodes.moved(inode.ino(), old, new, marked);
         if !metacopy {
             inode.next_data_turn();
         }

@@ -94,7 +94,7 @@ impl Overlay {
             dir.identity = new;
         })?;
         self.root.hold_ctime(root.stat.ctime, shown);
-        self.inodes.moved(self.root.ino(), old, new);
+        self.inodes.moved(self.root.ino(), old, new, true);
         self.keep_locks(lock.into_iter().collect());
         *stack = Stack {
             view,

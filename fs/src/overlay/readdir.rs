@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use super::Op;
 use crate::error::{Errno, Error, Result};
-use crate::inode::Inode;
+use crate::inode::{Identity, Inode};
 use crate::sys::stat::FileKind;
 use crate::view::Listed;
 
@@ -78,10 +78,25 @@ impl Op<'_> {
              }| DirEntry {
                 name: name.as_bytes().into(),
                 kind,
-                ino,
+                ino: self.known_number(kind, ino),
             },
         ));
         Ok(entries.into())
+    }
+
+    /// What can't carry the mark of its number shows the one from before its copy-up, for as long as the
+    /// mount lives: its place in the upper, where the listing finds another, is its identity.
+    fn known_number(&self, kind: FileKind, listed: u64) -> u64 {
+        if matches!(kind, FileKind::Regular | FileKind::Directory) {
+            return listed;
+        }
+        let known = self.stack.upper.as_ref().and_then(|upper| {
+            let dev = upper.layer.dev();
+            self.overlay
+                .inodes
+                .substitute(Identity { dev, ino: listed })
+        });
+        known.unwrap_or(listed)
     }
 
     /// The target of a symbolic link.

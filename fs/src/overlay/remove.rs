@@ -35,7 +35,20 @@ impl Op<'_> {
         })?;
         inode.changed();
         parent.changed();
+        self.note_gone(&inode);
         Ok(())
+    }
+
+    /// An object that has no name any more leaves its place on the disk to others.
+    pub(super) fn note_gone(&self, inode: &Arc<Inode>) {
+        let gone = if inode.is_dir() {
+            inode.dir().is_ok_and(|dir| dir.removed)
+        } else {
+            inode.file().is_ok_and(|file| file.orphan)
+        };
+        if gone {
+            self.overlay.inodes.gone(inode.identity());
+        }
     }
 
     /// Removes an empty folder.
@@ -67,6 +80,7 @@ impl Op<'_> {
         inode.changed();
         parent.changed();
         self.overlay.links.note_removed(&inode);
+        self.note_gone(&inode);
         Ok(())
     }
 

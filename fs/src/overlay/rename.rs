@@ -248,6 +248,7 @@ impl Op<'_> {
         }
         if let Some(target) = target {
             self.overlay.links.note_removed(target);
+            self.note_gone(target);
         }
         Ok(())
     }
@@ -311,7 +312,7 @@ impl Op<'_> {
             dir.redirect = None;
             std::mem::replace(&mut dir.identity, new)
         })?;
-        self.overlay.inodes.moved(target.ino(), old, new);
+        self.overlay.inodes.moved(target.ino(), old, new, true);
         Ok(Some(Arc::new(kept)))
     }
 

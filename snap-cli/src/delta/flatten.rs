@@ -16,6 +16,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use cowl_fs::format::{OPAQUE, Redirect, XattrSpace};
+use cowl_fs::name::Name;
 use cowl_fs::sys::stat::FileKind;
 use cowl_fs::sys::{attr, copy, dir, node};
 use cowl_fs::view::{DirNode, FileNode, Found, View, without_marks};
@@ -28,8 +29,15 @@ use super::walk::{Links, open_content};
 /// Merges the view's layers into the empty folder `target`, the tree of a new layer.
 ///
 /// Whether layers lie below the range is the view's to know: `View::part` says there are, `View::new`
-/// that there are none. On an error the target is left half filled, for its maker to remove.
-pub fn flatten(view: &View, target: &Path, progress: OnProgress<'_>) -> Result<Progress> {
+/// that there are none. `beneath` is what those layers show, where that is known: then no whiteout
+/// is left that would hide nothing. (The kernel lists such a one in a folder that merges with nothing.)
+/// On an error the target is left half filled, for its maker to remove.
+pub fn flatten(
+    view: &View,
+    beneath: Option<&View>,
+    target: &Path,
+    progress: OnProgress<'_>,
+) -> Result<Progress> {
     let to = dir::open_root(target).context(
         "can't open the target folder",
         target.as_os_str().as_bytes(),
@@ -41,6 +49,7 @@ pub fn flatten(view: &View, target: &Path, progress: OnProgress<'_>) -> Result<P
         .ok_or_else(|| TreeError::new(ErrorKind::Damaged, "there are no layers to merge"))?;
     let mut flatten = Flatten {
         view,
+        beneath,
         space,
         places: Places::new(to),
         folders: BTreeMap::new(),
@@ -84,8 +93,47 @@ fn mark(above: Option<&[u8]>, name: &[u8], below: Option<&[u8]>) -> Mark {
     }
 }
 
+/// What lies below a folder of the range.
+enum Under<'a> {
+    /// That is not known: anything may.
+    Unknown,
+    /// Nothing, or no folder.
+    Nothing,
+    /// A folder.
+    Folder(&'a View, Box<DirNode>),
+}
+
+impl<'a> Under<'a> {
+    /// What the layers below the range have where they are asked for `dir`.
+    fn of(beneath: Option<&'a View>, dir: &DirNode) -> cowl_fs::Result<Self> {
+        let (Some(view), Some(path)) = (beneath, dir.below.as_deref()) else {
+            return Ok(Self::Unknown);
+        };
+        let mut dir = view.root()?;
+        for part in path.split(|&byte| byte == b'/').filter(|p| !p.is_empty()) {
+            match view.lookup(&dir, &Name::new(part)?)? {
+                Found::Dir(next) => dir = next,
+                Found::Absent | Found::Whiteout | Found::File(_) => return Ok(Self::Nothing),
+            }
+        }
+        Ok(Self::Folder(view, Box::new(dir)))
+    }
+
+    /// Whether something could show there under `name`.
+    fn hold(&self, name: &Name) -> cowl_fs::Result<bool> {
+        Ok(match self {
+            Self::Unknown => true,
+            Self::Nothing => false,
+            Self::Folder(view, dir) => {
+                matches!(view.lookup(dir, name)?, Found::Dir(_) | Found::File(_))
+            }
+        })
+    }
+}
+
 struct Flatten<'a> {
     view: &'a View,
+    beneath: Option<&'a View>,
     space: XattrSpace,
     places: Places,
     /// Attributes of folders: set last, because what is made inside changes them.
@@ -106,6 +154,7 @@ impl Flatten<'_> {
             .view
             .list_raw(from)
             .context("can't read the folder", path)?;
+        let (beneath, mut under) = (self.beneath, None);
         for entry in names {
             let inner = join(path, &entry.name);
             let found = self
@@ -115,7 +164,20 @@ impl Flatten<'_> {
             match found {
                 Found::Absent => continue,
                 Found::Whiteout if from.below.is_none() => continue,
-                Found::Whiteout => self.whiteout(path, &entry.name, &inner)?,
+                Found::Whiteout => {
+                    let known = match under.take() {
+                        Some(known) => known,
+                        None => Under::of(beneath, from).context("can't read below", path)?,
+                    };
+                    let known = under.insert(known);
+                    if !known
+                        .hold(&entry.name)
+                        .context("can't read below", &inner)?
+                    {
+                        continue;
+                    }
+                    self.whiteout(path, &entry.name, &inner)?;
+                }
                 Found::Dir(dir) => {
                     let place = self.places.folder(path, false)?;
                     make::folder(place.fd(), &entry.name, &inner)?;

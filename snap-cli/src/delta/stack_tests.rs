@@ -143,12 +143,13 @@ fn every_range_flattens(stack: &Stack, what: &str) {
             let name = format!("{what}-{low}-{high}");
             let target = stack.folder(&name);
             let range = open(&stack.down(low..high));
-            let part = if low > 0 {
-                View::part(range)
+            let (part, beneath) = if low > 0 {
+                (View::part(range), Some(view(&stack.down(..low))))
             } else {
-                View::new(range)
+                (View::new(range), None)
             };
-            flatten(&part, &target, &mut |_| {}).unwrap_or_else(|error| panic!("{name}: {error}"));
+            flatten(&part, beneath.as_ref(), &target, &mut |_| {})
+                .unwrap_or_else(|error| panic!("{name}: {error}"));
             let layers = [stack.down(high..), vec![target.clone()], stack.down(..low)].concat();
             let at = stack.folder(&format!("{name}-m"));
             let empty = stack.folder(&format!("{name}-e"));
@@ -354,12 +355,12 @@ fn every_range_flattens_for_us(stack: &Stack) {
         for high in low + 1..=count {
             let target = stack.folder(&format!("us-{low}-{high}"));
             let range = open(&stack.down(low..high));
-            let part = if low > 0 {
-                View::part(range)
+            let (part, beneath) = if low > 0 {
+                (View::part(range), Some(view(&stack.down(..low))))
             } else {
-                View::new(range)
+                (View::new(range), None)
             };
-            flatten(&part, &target, &mut |_| {}).unwrap();
+            flatten(&part, beneath.as_ref(), &target, &mut |_| {}).unwrap();
             let layers = [stack.down(high..), vec![target], stack.down(..low)].concat();
             assert_eq!(
                 digest(&view(&layers), &mut |_| {}).unwrap(),
@@ -394,7 +395,7 @@ fn marks_of_users_and_borrowed_numbers_are_carried_over() {
     let top = stack.layer();
     let target = stack.folder("flat");
     let part = View::part(vec![open(&top), open(&middle)]);
-    flatten(&part, &target, &mut |_| {}).unwrap();
+    flatten(&part, None, &target, &mut |_| {}).unwrap();
     let old = View::new(vec![open(&top), open(&middle), open(&base)]);
     let new = View::new(vec![open(&target), open(&base)]);
     assert_eq!(
@@ -414,4 +415,31 @@ fn marks_of_users_and_borrowed_numbers_are_carried_over() {
         assert!(lines[path].contains(want), "{path}: {}", lines[path]);
     }
     assert!(!lines["new/in"].contains("overlay"), "{}", lines["new/in"]);
+}
+
+#[test]
+fn a_whiteout_that_hides_nothing_below_the_range_goes() {
+    let mut stack = Stack::new();
+    let base = stack.layer();
+    fs::create_dir(base.join("both")).unwrap();
+    fs::write(base.join("both/below"), b"").unwrap();
+    let middle = stack.layer();
+    for folder in ["both", "only"] {
+        fs::create_dir(middle.join(folder)).unwrap();
+        fs::write(middle.join(folder).join("gone"), b"").unwrap();
+    }
+    let top = stack.layer();
+    for folder in ["both", "only"] {
+        fs::create_dir(top.join(folder)).unwrap();
+        testing::mknod(&top.join(folder).join("gone"), FileKind::CharDevice, 0, 0);
+    }
+    testing::mknod(&top.join("both/below"), FileKind::CharDevice, 0, 0);
+    let target = stack.folder("flat");
+    let part = View::part(open(&stack.down(1..)));
+    let beneath = view(&stack.down(..1));
+    flatten(&part, Some(&beneath), &target, &mut |_| {}).unwrap();
+    let lines = describe(&target);
+    assert!(lines["both/below"].contains(" dev 0"), "{lines:?}");
+    assert!(!lines.contains_key("both/gone"), "{lines:?}");
+    assert!(!lines.contains_key("only/gone"), "{lines:?}");
 }

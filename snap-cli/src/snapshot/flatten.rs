@@ -140,13 +140,14 @@ fn merge(
     progress: OnProgress<'_>,
 ) -> Result<()> {
     let layers = store.open_layers(run)?;
-    let view = if below.is_empty() {
-        View::new(layers)
+    let (view, beneath) = if below.is_empty() {
+        (View::new(layers), None)
     } else {
-        View::part(layers)
+        let beneath = View::new(store.open_layers(below)?);
+        (View::part(layers), Some(beneath))
     };
     let tree = store.layer_tree(merged);
-    crate::delta::flatten(&view, &tree, progress)?;
+    crate::delta::flatten(&view, beneath.as_ref(), &tree, progress)?;
     disk::sync_all(&tree)
 }
 

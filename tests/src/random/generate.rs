@@ -1,52 +1,19 @@
 //! Which operations come: a small generator with a seed, biased towards names that exist, towards
 //! few names (so that operations meet), and towards what overlays get wrong.
 
+use std::collections::VecDeque;
+
 use rustix::fs::{FallocateFlags, OFlags, RenameFlags};
 
-use super::operation::{Op, RelPath, SLOTS};
+use super::Rng;
+use super::operation::{MAPS, Op, RelPath, SLOTS, Who};
+use super::values::{acl, capability, is_portable};
+use crate::tree::Paths;
 
-/// A splitmix64 generator: the same seed gives the same operations everywhere.
-#[derive(Debug, Clone)]
-pub struct Rng(u64);
-
-impl Rng {
-    /// Starts at `seed`.
-    #[must_use]
-    pub fn new(seed: u64) -> Rng {
-        // Mixed first: neighbouring starts would give the same numbers, a few places on.
-        Rng(mixed(seed ^ 0x1234_5678_9abc_def0))
-    }
-
-    /// The next number.
-    pub fn number(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        mixed(self.0)
-    }
-
-    /// A number below `limit`.
-    pub fn below(&mut self, limit: u64) -> u64 {
-        self.number() % limit
-    }
-
-    /// True in `percent` of a hundred cases.
-    pub fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-
-    /// One of `items`.
-    pub fn pick<T: Clone>(&mut self, items: &[T]) -> T {
-        let index = usize::try_from(self.below(items.len() as u64)).unwrap_or_default();
-        items[index].clone()
-    }
-}
-
-fn mixed(mut number: u64) -> u64 {
-    number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    number ^ (number >> 31)
-}
-
-const NAMES: [&[u8]; 12] = [
+const NAMES: [&[u8]; 15] = [
+    &[b'o'; 255],
+    b"alias0",
+    b"\x01\x80 %s",
     b"a",
     b"b",
     b"c",
@@ -60,10 +27,14 @@ const NAMES: [&[u8]; 12] = [
     b"\xff\xfe\n",
     b"g",
 ];
+/// How many names that went are remembered.
+const GONE: usize = 12;
 const MODES: [u32; 10] = [
     0o644, 0o600, 0o755, 0o700, 0o777, 0o000, 0o4755, 0o2755, 0o2775, 0o1777,
 ];
-const XATTRS: [&str; 5] = [
+const XATTRS: [&str; 7] = [
+    "trusted.overlay.opaque",
+    "system.posix_acl_access",
     "user.one",
     "user.two",
     "trusted.three",
@@ -75,6 +46,12 @@ const XATTRS: [&str; 5] = [
 #[derive(Debug)]
 pub struct Generator {
     rng: Rng,
+    whiteouts: bool,
+    portable: bool,
+    /// Names that something had not long ago: what comes there next meets what the layers keep of it.
+    gone: Vec<RelPath>,
+    /// What is left of a story.
+    next: VecDeque<Op>,
 }
 
 impl Generator {
@@ -83,7 +60,25 @@ impl Generator {
     pub fn new(seed: u64) -> Generator {
         Generator {
             rng: Rng::new(seed),
+            whiteouts: false,
+            portable: false,
+            gone: Vec::new(),
+            next: VecDeque::new(),
         }
+    }
+
+    /// With what an overlay on top of the tree would do: devices 0:0, and renames that leave one.
+    #[must_use]
+    pub fn with_whiteouts(mut self) -> Generator {
+        self.whiteouts = true;
+        self
+    }
+
+    /// Without what file systems answer differently, or overlays on overlays.
+    #[must_use]
+    pub fn portable(mut self) -> Generator {
+        self.portable = true;
+        self
     }
 
     /// For decisions that are not operations.
@@ -92,48 +87,143 @@ impl Generator {
     }
 
     /// The next operation, for a tree in which `known` paths exist.
-    pub fn next(&mut self, known: &[RelPath]) -> Op {
+    pub fn next(&mut self, known: &Paths) -> Op {
+        loop {
+            let op = self.any(known);
+            if !self.portable || is_portable(&op) {
+                return op;
+            }
+        }
+    }
+
+    fn any(&mut self, known: &Paths) -> Op {
+        if self.next.is_empty() && self.rng.chance(8) {
+            self.next = self.story(known).into();
+        }
+        if self.rng.chance(75)
+            && let Some(op) = self.next.pop_front()
+        {
+            return op;
+        }
         match self.rng.below(100) {
             0..24 => self.descriptor(known),
-            24..58 => self.name(known),
-            58..80 => self.attribute(known),
+            24..31 => self.mapping(),
+            31..62 => self.name(known),
+            62..82 => self.attribute(known),
+            82..85 => {
+                // Only names: descriptors are of no interest to a listing.
+                let inner = Box::new(self.name(known));
+                let path = match &*inner {
+                    Op::Unlink { path } | Op::Rename { from: path, .. } => parent(path),
+                    _ => self.folder(known),
+                };
+                Op::ListWhile { path, inner }
+            }
             _ if self.rng.chance(2) => Op::DropCaches,
             _ => self.look(known),
         }
     }
 
+    /// Who does it: mostly root.
+    pub fn who(&mut self, others: u64) -> Who {
+        let umask = self.rng.pick(&[0o022, 0o022, 0o022, 0, 0o077, 0o027]);
+        let id = if self.rng.chance(others) {
+            self.rng.pick(&[1000, 1000, 1001])
+        } else {
+            0
+        };
+        let groups: &[u32] = if id != 0 && self.rng.chance(30) {
+            &[1001, 4_000_000]
+        } else {
+            &[]
+        };
+        Who { id, groups, umask }
+    }
+
+    pub(super) fn map(&mut self) -> usize {
+        usize::try_from(self.rng.below(MAPS as u64)).unwrap_or_default()
+    }
+
+    fn mapping(&mut self) -> Op {
+        let map = self.map();
+        match self.rng.below(14) {
+            0..4 => Op::Map {
+                slot: self.slot(),
+                map,
+                write: self.rng.chance(60),
+            },
+            4 => Op::Unmap { map },
+            5..9 => Op::MapRead {
+                map,
+                offset: self.offset(),
+                len: 4096,
+            },
+            9..13 => {
+                let (seed, len) = self.data();
+                Op::MapWrite {
+                    map,
+                    offset: self.offset(),
+                    data: (seed, len.min(4096)),
+                }
+            }
+            _ => Op::MapSync { map },
+        }
+    }
+
     /// A path that exists, mostly.
-    fn old(&mut self, known: &[RelPath]) -> RelPath {
-        if !known.is_empty() && self.rng.chance(88) {
-            return self.rng.pick(known);
+    pub(super) fn old(&mut self, known: &Paths) -> RelPath {
+        if !known.all.is_empty() && self.rng.chance(88) {
+            return self.rng.pick(&known.all);
         }
         self.new_path(known)
     }
 
+    /// A folder that exists, mostly.
+    pub(super) fn folder(&mut self, known: &Paths) -> RelPath {
+        if !known.folders.is_empty() && self.rng.chance(88) {
+            return self.rng.pick(&known.folders);
+        }
+        self.old(known)
+    }
+
+    /// A path that exists and is to go from there; a folder in so many of a hundred cases.
+    fn leaving(&mut self, known: &Paths, folders: u64) -> RelPath {
+        let path = if self.rng.chance(folders) {
+            self.folder(known)
+        } else {
+            self.old(known)
+        };
+        if self.gone.len() == GONE {
+            self.gone.remove(0);
+        }
+        self.gone.push(path.clone());
+        path
+    }
+
     /// A name in a folder that exists, mostly; the name itself may exist or not.
-    fn new_path(&mut self, known: &[RelPath]) -> RelPath {
-        let name = match self.rng.below(40) {
+    pub(super) fn new_path(&mut self, known: &Paths) -> RelPath {
+        if !self.gone.is_empty() && self.rng.chance(35) {
+            return self.rng.pick(&self.gone);
+        }
+        let name = match self.rng.below(60) {
             0 => vec![b'n'; 255],
             1 => vec![b'n'; 256],
             _ => self.rng.pick(&NAMES).to_vec(),
         };
-        if known.is_empty() || self.rng.chance(25) {
+        if known.folders.is_empty() || self.rng.chance(15) {
             return name;
         }
-        let mut path = self.rng.pick(known);
-        if self.rng.chance(40) {
-            // Beside it, rather than in it.
-            match path.iter().rposition(|byte| *byte == b'/') {
-                Some(end) => path.truncate(end),
-                None => return name,
-            }
-        }
+        let mut path = if self.rng.chance(92) {
+            self.rng.pick(&known.folders)
+        } else {
+            self.rng.pick(&known.all)
+        };
         path.push(b'/');
         path.extend_from_slice(&name);
         path
     }
 
-    fn slot(&mut self) -> usize {
+    pub(super) fn slot(&mut self) -> usize {
         usize::try_from(self.rng.below(SLOTS as u64)).unwrap_or_default()
     }
 
@@ -185,9 +275,40 @@ impl Generator {
         flags
     }
 
-    fn descriptor(&mut self, known: &[RelPath]) -> Op {
+    fn descriptor(&mut self, known: &Paths) -> Op {
         let slot = self.slot();
-        match self.rng.below(28) {
+        match self.rng.below(36) {
+            27 | 34 => Op::FdDropPages { slot },
+            35 => Op::FdCopy {
+                from: slot,
+                to: self.slot(),
+                from_offset: self.offset(),
+                to_offset: self.offset(),
+                len: 10_000,
+            },
+            28 => Op::FdSeek {
+                slot,
+                offset: self.offset(),
+                hole: self.rng.chance(50),
+            },
+            29 => Op::FdChown {
+                slot,
+                uid: Some(self.rng.pick(&[0, 1000])),
+                gid: self.rng.chance(50).then_some(1001),
+            },
+            30 => Op::FdRemovexattr {
+                slot,
+                name: self.rng.pick(&XATTRS),
+            },
+            31..33 => Op::FdReopen {
+                slot,
+                to: self.slot(),
+                flags: self.flags() - OFlags::NOFOLLOW,
+            },
+            33 => Op::FdLink {
+                slot,
+                path: self.new_path(known),
+            },
             0..7 => {
                 let path = self.old(known);
                 let mut flags = self.flags();
@@ -231,6 +352,7 @@ impl Generator {
                     FallocateFlags::KEEP_SIZE,
                     FallocateFlags::KEEP_SIZE.union(FallocateFlags::PUNCH_HOLE),
                     FallocateFlags::ZERO_RANGE,
+                    FallocateFlags::ZERO_RANGE.union(FallocateFlags::KEEP_SIZE),
                 ]);
                 Op::FdAllocate {
                     slot,
@@ -245,18 +367,12 @@ impl Generator {
                 slot,
                 seconds: self.seconds(),
             },
-            _ => Op::FdCopy {
-                from: slot,
-                to: self.slot(),
-                from_offset: self.offset(),
-                to_offset: self.offset(),
-                len: 10_000,
-            },
+            _ => Op::Close { slot },
         }
     }
 
-    fn name(&mut self, known: &[RelPath]) -> Op {
-        match self.rng.below(34) {
+    fn name(&mut self, known: &Paths) -> Op {
+        match self.rng.below(if self.whiteouts { 36 } else { 34 }) {
             0..6 => {
                 let mut flags = OFlags::CREATE | self.flags();
                 if self.rng.chance(40) {
@@ -281,20 +397,26 @@ impl Generator {
                     mode,
                 }
             }
-            10..13 => Op::Rmdir {
-                path: self.old(known),
+            10..12 => Op::Rmdir {
+                path: self.leaving(known, 85),
+            },
+            12 => Op::RemoveTree {
+                path: self.leaving(known, 85),
             },
             13..17 => Op::Unlink {
-                path: self.old(known),
+                path: self.leaving(known, 0),
             },
             17..26 => {
-                let flags = self.rng.pick(&[
+                let mut flags = self.rng.pick(&[
                     RenameFlags::empty(),
                     RenameFlags::empty(),
                     RenameFlags::NOREPLACE,
                     RenameFlags::EXCHANGE,
                 ]);
-                let from = self.old(known);
+                if self.whiteouts && self.rng.chance(30) {
+                    flags |= RenameFlags::WHITEOUT;
+                }
+                let from = self.leaving(known, 45);
                 let to = if self.rng.chance(45) {
                     self.old(known)
                 } else {
@@ -323,17 +445,21 @@ impl Generator {
                 mode: self.mode(),
             },
             _ => {
-                let minor = if self.rng.chance(50) { 3 } else { 5 };
+                let device = match self.rng.below(3) {
+                    0 if self.whiteouts => (0, 0),
+                    0 | 1 => (1, 3),
+                    _ => (1, 5),
+                };
                 Op::Mknod {
                     path: self.new_path(known),
                     mode: self.mode(),
-                    minor,
+                    device,
                 }
             }
         }
     }
 
-    fn attribute(&mut self, known: &[RelPath]) -> Op {
+    fn attribute(&mut self, known: &Paths) -> Op {
         let path = self.old(known);
         match self.rng.below(20) {
             0..5 => Op::Chmod {
@@ -355,7 +481,7 @@ impl Generator {
             }
             9..12 => Op::Utimens {
                 path,
-                seconds: self.seconds(),
+                seconds: self.rng.chance(80).then(|| self.seconds()),
                 follow: self.rng.chance(50),
             },
             12..15 => {
@@ -372,6 +498,10 @@ impl Generator {
                 path,
                 name: self.rng.pick(&XATTRS),
             },
+            17 => Op::Cut {
+                path,
+                len: self.offset(),
+            },
             _ => Op::Truncate {
                 path,
                 len: self.offset(),
@@ -379,7 +509,7 @@ impl Generator {
         }
     }
 
-    fn look(&mut self, known: &[RelPath]) -> Op {
+    fn look(&mut self, known: &Paths) -> Op {
         let path = self.old(known);
         match self.rng.below(20) {
             0..5 => Op::Read { path },
@@ -392,7 +522,9 @@ impl Generator {
                 path,
                 mode: u32::try_from(self.rng.below(8)).unwrap_or_default(),
             },
-            13..17 => Op::List { path },
+            13..17 => Op::List {
+                path: self.folder(known),
+            },
             17 => Op::Getxattr {
                 path,
                 name: self.rng.pick(&XATTRS),
@@ -407,6 +539,8 @@ impl Generator {
             2..4 => ("system.posix_acl_access", acl(self.rng.below(8))),
             4 => ("system.posix_acl_default", acl(self.rng.below(8))),
             5 => ("user.long-name.with.dots", vec![b'v'; 1500]),
+            // As an overlay on top of this one would set it: a name like any other.
+            9 => ("trusted.overlay.opaque", b"y".to_vec()),
             6..8 => (
                 "trusted.three",
                 self.rng.below(1000).to_string().into_bytes(),
@@ -417,30 +551,10 @@ impl Generator {
     }
 }
 
-/// `cap_net_bind_service=p` as the kernel stores it (revision 2).
-fn capability() -> Vec<u8> {
-    [0x0200_0000u32, 1 << 10, 0, 0, 0]
-        .iter()
-        .flat_map(|word| word.to_le_bytes())
-        .collect()
-}
-
-/// An ACL with an entry for user 1000, as the kernel stores it.
-fn acl(permissions: u64) -> Vec<u8> {
-    let named = u16::try_from(permissions).unwrap_or_default();
-    let none = u32::MAX;
-    let entries: [(u16, u16, u32); 5] = [
-        (0x01, 7, none),
-        (0x02, named, 1000),
-        (0x04, 5, none),
-        (0x10, 7, none),
-        (0x20, 1, none),
-    ];
-    let mut bytes = 2u32.to_le_bytes().to_vec();
-    for (tag, permission, id) in entries {
-        bytes.extend(tag.to_le_bytes());
-        bytes.extend(permission.to_le_bytes());
-        bytes.extend(id.to_le_bytes());
+fn parent(path: &[u8]) -> RelPath {
+    let end = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+    match path.get(..end) {
+        Some(b"") | None => b".".to_vec(),
+        Some(parent) => parent.to_vec(),
     }
-    bytes
 }

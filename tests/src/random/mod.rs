@@ -1,9 +1,16 @@
 //! Random file operations, the same on two trees, compared one by one.
 
 mod generate;
+mod looking;
+mod mapping;
 mod operation;
 mod perform;
+mod rng;
+mod story;
+mod values;
 
-pub use generate::{Generator, Rng};
-pub use operation::{Op, RelPath, SLOTS};
-pub use perform::{Outcome, Side};
+pub use generate::Generator;
+pub use operation::{MAPS, Op, RelPath, SLOTS, Who};
+pub use perform::{Held, Outcome, Side};
+pub use rng::Rng;
+pub use values::acl;

@@ -82,11 +82,77 @@ pub enum Op {
         to_offset: u64,
         len: usize,
     },
+    /// The kernel's cached pages of the file go, as far as they are clean.
+    FdDropPages {
+        slot: usize,
+    },
+    FdSeek {
+        slot: usize,
+        offset: u64,
+        hole: bool,
+    },
+    FdChown {
+        slot: usize,
+        uid: Option<u32>,
+        gid: Option<u32>,
+    },
+    FdRemovexattr {
+        slot: usize,
+        name: &'static str,
+    },
+    /// Opens what a descriptor holds once more, through /proc: works without a name too.
+    FdReopen {
+        slot: usize,
+        to: usize,
+        flags: OFlags,
+    },
+    /// Gives what a descriptor holds another name.
+    FdLink {
+        slot: usize,
+        path: RelPath,
+    },
+    /// Maps what a descriptor holds, shared. The mapping lives on when the descriptor is closed.
+    Map {
+        slot: usize,
+        map: usize,
+        write: bool,
+    },
+    Unmap {
+        map: usize,
+    },
+    MapRead {
+        map: usize,
+        offset: u64,
+        len: usize,
+    },
+    MapWrite {
+        map: usize,
+        offset: u64,
+        data: (u64, usize),
+    },
+    MapSync {
+        map: usize,
+    },
+    /// truncate(2): by its name, with no descriptor.
+    Cut {
+        path: RelPath,
+        len: u64,
+    },
+    /// Reads the first half of a folder, does something, reads the other half: what was there all
+    /// the time comes exactly once.
+    ListWhile {
+        path: RelPath,
+        inner: Box<Op>,
+    },
     Mkdir {
         path: RelPath,
         mode: u32,
     },
     Rmdir {
+        path: RelPath,
+    },
+    /// As `rm -r` does.
+    RemoveTree {
         path: RelPath,
     },
     Unlink {
@@ -112,7 +178,7 @@ pub enum Op {
     Mknod {
         path: RelPath,
         mode: u32,
-        minor: u32,
+        device: (u32, u32),
     },
     Chmod {
         path: RelPath,
@@ -126,7 +192,7 @@ pub enum Op {
     },
     Utimens {
         path: RelPath,
-        seconds: i64,
+        seconds: Option<i64>,
         follow: bool,
     },
     Setxattr {
@@ -167,9 +233,38 @@ pub enum Op {
     List {
         path: RelPath,
     },
-    /// Makes the kernel forget what it cached, on the whole machine.
+    /// Makes the kernel forget names and inodes that nobody uses, on the whole machine.
     DropCaches,
 }
 
 /// How many descriptors are held at most.
-pub const SLOTS: usize = 6;
+pub const SLOTS: usize = 8;
+/// How many mappings.
+pub const MAPS: usize = 4;
+
+/// Who does something, with which umask. The group has the user's number; anybody but user 0 has no
+/// privilege.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Who {
+    /// User and group.
+    pub id: u32,
+    /// Supplementary groups.
+    pub groups: &'static [u32],
+    /// The file mode creation mask.
+    pub umask: u32,
+}
+
+impl Who {
+    /// Root, as a shell has it.
+    pub const ROOT: Who = Who {
+        id: 0,
+        groups: &[],
+        umask: 0o022,
+    };
+
+    /// A user in no other group than his own.
+    #[must_use]
+    pub fn user(id: u32) -> Who {
+        Who { id, ..Who::ROOT }
+    }
+}

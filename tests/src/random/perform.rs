@@ -2,17 +2,19 @@
 //! by: results and error numbers, without what must differ (inode numbers, times of now, sizes and
 //! link counts of folders).
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{
-    Access, AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid,
-    XattrFlags,
+    Advice, AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, SeekFrom, Timespec, Timestamps,
+    UTIME_NOW, Uid, XattrFlags,
 };
 use rustix::io::{Errno, Result};
 
-use super::operation::{Op, SLOTS};
-use crate::tree::NOW;
+use super::looking::{attributes, list, xattrs};
+use super::mapping::Mapping;
+use super::operation::{MAPS, Op, SLOTS, Who};
 
 /// What came of an operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,19 +33,31 @@ pub enum Outcome {
     Attributes([i128; 8]),
     /// Extended attributes with their values, sorted.
     Xattrs(Vec<(Vec<u8>, Vec<u8>)>),
+    /// What no filesystem may do.
+    Wrong(Vec<String>),
+}
+
+/// What a descriptor or a mapping holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// Inode number.
+    pub ino: u64,
+    /// When it was made, where the filesystem tells.
+    pub born: (i64, u32),
 }
 
 /// One of the two trees, with the descriptors held in it.
 #[derive(Debug)]
 pub struct Side {
-    root: OwnedFd,
+    pub(super) root: OwnedFd,
     slots: [Option<OwnedFd>; SLOTS],
+    maps: [Option<Mapping>; MAPS],
 }
 
-const NO_TERMINAL: OFlags = OFlags::CLOEXEC
+pub(super) const NO_TERMINAL: OFlags = OFlags::CLOEXEC
     .union(OFlags::NOCTTY)
     .union(OFlags::NONBLOCK);
-const MOST: usize = 1 << 20;
+pub(super) const MOST: usize = 1 << 20;
 
 impl Side {
     /// The tree at `root`.
@@ -55,20 +69,76 @@ impl Side {
         Side {
             root,
             slots: Default::default(),
+            maps: Default::default(),
         }
     }
 
-    /// Does `op`, as user and group `id` (with no other group and no privilege) unless that is 0.
-    pub fn perform(&mut self, op: &Op, id: u32) -> Outcome {
-        let id = if *op == Op::DropCaches { 0 } else { id };
-        become_user(id);
+    /// Does `op` as `who`.
+    pub fn perform(&mut self, op: &Op, who: Who) -> Outcome {
+        let who = if *op == Op::DropCaches {
+            Who::ROOT
+        } else {
+            who
+        };
+        // Times are set or shown.
+        if let Op::Utimens { .. } | Op::FdUtimens { .. } | Op::Stat { .. } | Op::FdStat { .. } = op
+        {
+            self.sync_mappings();
+        }
+        become_user(who);
         let outcome = self.attempt(op);
-        become_user(0);
+        become_user(Who::ROOT);
         outcome.unwrap_or_else(Outcome::Failed)
     }
 
-    fn attempt(&mut self, op: &Op) -> Result<Outcome> {
-        match self.by_descriptor(op) {
+    /// FUSE hears of what is written through a mapping when the page goes out, and takes that for the
+    /// moment of the change (docs/semantics.md): where times matter, all pages go out first.
+    pub fn sync_mappings(&self) {
+        for map in self.maps.iter().flatten() {
+            map.sync().expect("writing a mapping to the disk");
+        }
+    }
+
+    /// Closes everything through which something could be written.
+    pub fn stop_writing(&mut self) {
+        for slot in &mut self.slots {
+            let writes = slot.as_ref().is_some_and(|fd| {
+                let flags = rustix::fs::fcntl_getfl(fd).expect("the flags of a descriptor");
+                flags & OFlags::RWMODE != OFlags::RDONLY
+            });
+            if writes {
+                *slot = None;
+            }
+        }
+        for map in &mut self.maps {
+            // A mapping holds a descriptor as it was opened.
+            let writes = map.as_ref().is_some_and(|map| {
+                let flags = rustix::fs::fcntl_getfl(map.file()).expect("the flags of a descriptor");
+                flags & OFlags::RWMODE != OFlags::RDONLY
+            });
+            if writes {
+                *map = None;
+            }
+        }
+    }
+
+    /// Everything that is held: slots, then mappings.
+    #[must_use]
+    pub fn held(&self) -> Vec<Option<Held>> {
+        let slots = self.slots.iter().map(|fd| fd.as_ref().map(held));
+        let maps = self
+            .maps
+            .iter()
+            .map(|map| map.as_ref().map(|m| held(m.file())));
+        slots.chain(maps).collect()
+    }
+
+    pub(super) fn attempt(&mut self, op: &Op) -> Result<Outcome> {
+        let outcome = match self.by_descriptor(op) {
+            Some(outcome) => return outcome,
+            None => self.by_mapping(op),
+        };
+        match outcome {
             Some(outcome) => outcome,
             None => match self.by_name(op) {
                 Some(outcome) => outcome,
@@ -77,12 +147,48 @@ impl Side {
         }
     }
 
-    fn fd(&self, slot: usize) -> Result<&OwnedFd> {
+    fn map(&self, map: usize) -> Result<&Mapping> {
+        self.maps[map].as_ref().ok_or(Errno::BADF)
+    }
+
+    fn by_mapping(&mut self, op: &Op) -> Option<Result<Outcome>> {
+        Some(match op {
+            Op::Map { slot, map, write } => {
+                self.maps[*map] = None;
+                self.fd(*slot)
+                    .and_then(|fd| Mapping::new(fd, *write))
+                    .map(|mapping| {
+                        self.maps[*map] = Some(mapping);
+                        Outcome::Done
+                    })
+            }
+            Op::Unmap { map } => {
+                self.maps[*map] = None;
+                Ok(Outcome::Done)
+            }
+            Op::MapRead { map, offset, len } => self
+                .map(*map)
+                .and_then(|map| map.read(*offset, *len))
+                .map(Outcome::Bytes),
+            Op::MapWrite { map, offset, data } => self
+                .map(*map)
+                .and_then(|map| map.write(*offset, &pattern(*data)))
+                .map(Outcome::Count),
+            Op::MapSync { map } => self
+                .map(*map)
+                .and_then(Mapping::sync)
+                .map(|()| Outcome::Done),
+            Op::ListWhile { path, inner } => self.list_while(path, inner),
+            _ => return None,
+        })
+    }
+
+    pub(super) fn fd(&self, slot: usize) -> Result<&OwnedFd> {
         self.slots[slot].as_ref().ok_or(Errno::BADF)
     }
 
     /// Follows a symbolic link or not, for calls that only take paths.
-    fn path(&self, path: &[u8]) -> Vec<u8> {
+    pub(super) fn path(&self, path: &[u8]) -> Vec<u8> {
         let mut full = format!("/proc/self/fd/{}/", self.root.as_raw_fd()).into_bytes();
         full.extend_from_slice(path);
         full
@@ -159,8 +265,50 @@ impl Side {
             Op::FdList { slot } => self.fd(*slot).and_then(list),
             Op::FdUtimens { slot, seconds } => done(
                 self.fd(*slot)
-                    .and_then(|fd| rustix::fs::futimens(fd, &times(*seconds))),
+                    .and_then(|fd| rustix::fs::futimens(fd, &times(Some(*seconds)))),
             ),
+            Op::FdDropPages { slot } => done(self.fd(*slot).and_then(|fd| {
+                // Dirty pages would stay.
+                rustix::fs::fdatasync(fd)?;
+                rustix::fs::fadvise(fd, 0, None, Advice::DontNeed)
+            })),
+            Op::FdSeek { slot, offset, hole } => self
+                .fd(*slot)
+                .and_then(|fd| {
+                    // What a folder's offsets mean is its filesystem's own business.
+                    let kind = FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode);
+                    if kind != FileType::RegularFile {
+                        return Err(Errno::INVAL);
+                    }
+                    let from = if *hole {
+                        SeekFrom::Hole(*offset)
+                    } else {
+                        SeekFrom::Data(*offset)
+                    };
+                    rustix::fs::seek(fd, from)
+                })
+                .map(|at| Outcome::Count(usize::try_from(at).unwrap_or_default())),
+            Op::FdChown { slot, uid, gid } => done(self.fd(*slot).and_then(|fd| {
+                rustix::fs::fchown(fd, uid.map(Uid::from_raw), gid.map(Gid::from_raw))
+            })),
+            Op::FdRemovexattr { slot, name } => done(
+                self.fd(*slot)
+                    .and_then(|fd| rustix::fs::fremovexattr(fd, *name)),
+            ),
+            Op::FdReopen { slot, to, flags } => {
+                let opened = self.fd(*slot).and_then(|fd| {
+                    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+                    rustix::fs::open(path, *flags | NO_TERMINAL, Mode::empty())
+                });
+                opened.map(|fd| {
+                    self.slots[*to] = Some(fd);
+                    Outcome::Done
+                })
+            }
+            Op::FdLink { slot, path } => done(self.fd(*slot).and_then(|fd| {
+                let from = format!("/proc/self/fd/{}", fd.as_raw_fd());
+                rustix::fs::linkat(CWD, from, &self.root, path, AtFlags::SYMLINK_FOLLOW)
+            })),
             Op::FdCopy {
                 from,
                 to,
@@ -216,9 +364,15 @@ impl Side {
             }
             Op::Mkdir { path, mode } => rustix::fs::mkdirat(root, path, Mode::from_raw_mode(*mode)),
             Op::Rmdir { path } => rustix::fs::unlinkat(root, path, AtFlags::REMOVEDIR),
+            Op::RemoveTree { path } => remove_tree(root.as_fd(), path),
             Op::Unlink { path } => rustix::fs::unlinkat(root, path, AtFlags::empty()),
             Op::Rename { from, to, flags } => {
-                rustix::fs::renameat_with(root, from, root, to, *flags)
+                let mut flags = *flags;
+                // ext4 moves the folder's times when such a rename fails for what is at the new name.
+                if rustix::fs::statat(root, to, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+                    flags -= RenameFlags::WHITEOUT;
+                }
+                rustix::fs::renameat_with(root, from, root, to, flags)
             }
             Op::Link { from, to } => rustix::fs::linkat(root, from, root, to, AtFlags::empty()),
             Op::Symlink { target, path } => rustix::fs::symlinkat(target, root, path),
@@ -226,8 +380,8 @@ impl Side {
                 let mode = Mode::from_raw_mode(*mode);
                 rustix::fs::mknodat(root, path, FileType::Fifo, mode, 0)
             }
-            Op::Mknod { path, mode, minor } => {
-                let device = rustix::fs::makedev(1, *minor);
+            Op::Mknod { path, mode, device } => {
+                let device = rustix::fs::makedev(device.0, device.1);
                 let mode = Mode::from_raw_mode(*mode);
                 rustix::fs::mknodat(root, path, FileType::CharacterDevice, mode, device)
             }
@@ -265,6 +419,13 @@ impl Side {
                 rustix::fs::openat(root, path, OFlags::WRONLY | NO_TERMINAL, Mode::empty())
                     .and_then(|fd| rustix::fs::ftruncate(fd, *len))
             }
+            Op::Cut { path, len } => {
+                let path = self.path(path);
+                let path = std::ffi::OsStr::from_bytes(&path);
+                let len = i64::try_from(*len).unwrap_or_default();
+                nix::unistd::truncate(path, len)
+                    .map_err(|errno| Errno::from_raw_os_error(errno as i32))
+            }
             Op::DropCaches => {
                 // A cache that stays makes the run less sharp, not wrong.
                 if let Err(error) = std::fs::write("/proc/sys/vm/drop_caches", "2") {
@@ -276,77 +437,58 @@ impl Side {
         };
         Some(done.map(|()| Outcome::Done))
     }
-
-    fn looking(&self, op: &Op) -> Result<Outcome> {
-        let root = &self.root;
-        match op {
-            Op::Read { path } => {
-                let fd =
-                    rustix::fs::openat(root, path, OFlags::RDONLY | NO_TERMINAL, Mode::empty())?;
-                // A terminal, /dev/full and the like never end.
-                let kind = FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode);
-                if matches!(kind, FileType::CharacterDevice | FileType::Fifo) {
-                    return Ok(Outcome::Done);
-                }
-                let mut bytes = vec![0; MOST];
-                let mut total = 0;
-                while total < MOST {
-                    match rustix::io::read(&fd, &mut bytes[total..])? {
-                        0 => break,
-                        read => total += read,
-                    }
-                }
-                bytes.truncate(total);
-                Ok(Outcome::Bytes(bytes))
-            }
-            Op::Readlink { path } => rustix::fs::readlinkat(root, path, Vec::new())
-                .map(|target| Outcome::Bytes(target.into_bytes())),
-            Op::Stat { path, follow } => {
-                rustix::fs::statat(root, path, at_flags(*follow)).map(attributes)
-            }
-            Op::Access { path, mode } => {
-                let access = Access::from_bits_retain(*mode);
-                rustix::fs::accessat(root, path, access, AtFlags::EACCESS).map(|()| Outcome::Done)
-            }
-            Op::List { path } => {
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | NO_TERMINAL;
-                list(&rustix::fs::openat(root, path, flags, Mode::empty())?)
-            }
-            Op::Getxattr { path, name } => {
-                let mut value = vec![0; 64 << 10];
-                let length = rustix::fs::lgetxattr(self.path(path), *name, &mut value[..])?;
-                value.truncate(length);
-                Ok(Outcome::Bytes(value))
-            }
-            Op::Xattrs { path } => {
-                let path = self.path(path);
-                xattrs(
-                    |buffer| rustix::fs::llistxattr(&path, buffer),
-                    |name, buffer| rustix::fs::lgetxattr(&path, name, buffer),
-                )
-            }
-            other => panic!("nobody performs {other:?}"),
-        }
-    }
 }
 
-/// Changes this thread's effective user and group; real and saved ones stay root's.
-fn become_user(id: u32) {
+/// Removes what there is, as far as it goes: the first error ends it, in an order that is the same
+/// everywhere.
+fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        // POSIX allows EPERM for a folder.
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        other => return other,
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | NO_TERMINAL;
+    let folder = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    let Outcome::Names(names) = list(&folder)? else {
+        return Err(Errno::NOTDIR);
+    };
+    for (name, _) in names {
+        if name != b"." && name != b".." {
+            remove_tree(folder.as_fd(), &name)?;
+        }
+    }
+    rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)
+}
+
+/// Changes this thread's effective user, groups and umask; real and saved ids stay root's.
+fn become_user(who: Who) {
     use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
-    let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
-    let result = if id == 0 {
+    let (uid, gid) = (Uid::from_raw(who.id), Gid::from_raw(who.id));
+    let groups: Vec<Gid> = who.groups.iter().map(|id| Gid::from_raw(*id)).collect();
+    rustix::process::umask(Mode::from_raw_mode(who.umask));
+    let result = if who.id == 0 {
         set_thread_res_uid(None, uid, None)
             .and_then(|()| set_thread_res_gid(None, gid, None))
-            .and_then(|()| set_thread_groups(&[]))
+            .and_then(|()| set_thread_groups(&groups))
     } else {
-        set_thread_groups(&[])
+        set_thread_groups(&groups)
             .and_then(|()| set_thread_res_gid(None, gid, None))
             .and_then(|()| set_thread_res_uid(None, uid, None))
     };
-    result.unwrap_or_else(|error| panic!("cannot become user {id}: {error}"));
+    result.unwrap_or_else(|error| panic!("cannot become user {}: {error}", who.id));
 }
 
-fn at_flags(follow: bool) -> AtFlags {
+fn held(fd: impl AsFd) -> Held {
+    use rustix::fs::{StatxFlags, statx};
+    let flags = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+    let found = statx(fd, "", AtFlags::EMPTY_PATH, flags).expect("statx of a descriptor");
+    Held {
+        ino: found.stx_ino,
+        born: (found.stx_btime.tv_sec, found.stx_btime.tv_nsec),
+    }
+}
+
+pub(super) fn at_flags(follow: bool) -> AtFlags {
     if follow {
         AtFlags::empty()
     } else {
@@ -354,10 +496,14 @@ fn at_flags(follow: bool) -> AtFlags {
     }
 }
 
-fn times(seconds: i64) -> Timestamps {
+/// A moment, or now.
+fn times(seconds: Option<i64>) -> Timestamps {
     let time = Timespec {
-        tv_sec: seconds,
-        tv_nsec: 123_456_789,
+        tv_sec: seconds.unwrap_or_default(),
+        tv_nsec: match seconds {
+            Some(_) => 123_456_789,
+            None => UTIME_NOW,
+        },
     };
     Timestamps {
         last_access: time,
@@ -377,63 +523,4 @@ fn pattern((seed, len): (u64, usize)) -> Vec<u8> {
     }
     bytes.truncate(len);
     bytes
-}
-
-fn attributes(stat: Stat) -> Outcome {
-    let kind = FileType::from_raw_mode(stat.st_mode);
-    let is_dir = kind == FileType::Directory;
-    let is_device = matches!(kind, FileType::CharacterDevice | FileType::BlockDevice);
-    // What passes through a fifo moves the times of the kernel's own inode; FUSE is not told.
-    let now = stat.st_mtime >= NOW || kind == FileType::Fifo;
-    Outcome::Attributes([
-        i128::from(stat.st_mode),
-        if is_dir { 0 } else { i128::from(stat.st_nlink) },
-        i128::from(stat.st_uid),
-        i128::from(stat.st_gid),
-        if is_dir { 0 } else { i128::from(stat.st_size) },
-        if is_device {
-            i128::from(stat.st_rdev)
-        } else {
-            0
-        },
-        if now { 0 } else { i128::from(stat.st_mtime) },
-        if now {
-            0
-        } else {
-            i128::from(stat.st_mtime_nsec)
-        },
-    ])
-}
-
-fn list(fd: &OwnedFd) -> Result<Outcome> {
-    let mut names = Vec::new();
-    for entry in Dir::read_from(fd)? {
-        let entry = entry?;
-        names.push((
-            entry.file_name().to_bytes().to_vec(),
-            format!("{:?}", entry.file_type()),
-        ));
-    }
-    names.sort();
-    Ok(Outcome::Names(names))
-}
-
-fn xattrs(
-    list: impl FnOnce(&mut [u8]) -> Result<usize>,
-    get: impl Fn(&[u8], &mut [u8]) -> Result<usize>,
-) -> Result<Outcome> {
-    let mut names = vec![0; 64 << 10];
-    let length = list(&mut names)?;
-    let mut all = Vec::new();
-    for name in names[..length]
-        .split(|byte| *byte == 0)
-        .filter(|name| !name.is_empty())
-    {
-        let mut value = vec![0; 64 << 10];
-        let length = get(name, &mut value)?;
-        value.truncate(length);
-        all.push((name.to_vec(), value));
-    }
-    all.sort();
-    Ok(Outcome::Xattrs(all))
 }

@@ -1,0 +1,307 @@
+//! A run of random steps on a pair, and the search for the fewest steps that still fail.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::identity::Numbers;
+use crate::noise::Noise;
+use crate::pair::Pair;
+use crate::random::{Generator, Op, Side, Who};
+use crate::tree::{self, Compare, Paths, Tree};
+
+/// One step of a run.
+#[derive(Debug, Clone)]
+pub enum Step {
+    /// An operation on both trees.
+    Do(Op, Who),
+    /// The mounted one is unmounted and mounted again.
+    MountAnew,
+    /// What was written becomes a lower layer; `live`: without unmounting.
+    Snapshot {
+        /// While it is mounted.
+        live: bool,
+    },
+    /// Adjacent layers are merged.
+    Flatten {
+        /// Which ones.
+        which: u64,
+        /// By the command that mounts anew itself.
+        mounted: bool,
+    },
+    /// Both trees are read and compared, with the numbers of all objects.
+    Compare,
+}
+
+/// Why a run failed, and what was done until then.
+#[derive(Debug)]
+pub struct Failure {
+    /// What was wrong.
+    pub what: String,
+    /// All steps, the failing one last.
+    pub steps: Vec<Step>,
+}
+
+/// A number from the environment.
+#[must_use]
+pub fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |text| text.parse().expect("a number"))
+}
+
+/// Runs `body`, which notes its steps, and turns a panic into a failure that can be shrunk like any
+/// other (a daemon that ends makes one, say).
+pub fn caught(body: impl FnOnce(&mut Vec<Step>) -> Result<(), String>) -> Result<(), Failure> {
+    let mut steps = Vec::new();
+    let what = match catch_unwind(AssertUnwindSafe(|| body(&mut steps))) {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(what)) => what,
+        Err(_) => "panic, see above".to_owned(),
+    };
+    Err(Failure { what, steps })
+}
+
+/// How random steps come.
+#[derive(Debug, Clone, Copy)]
+pub struct Course {
+    /// Which ones.
+    pub seed: u64,
+    /// How many.
+    pub count: u64,
+    /// Out of a hundred operations, how many are another user's than root.
+    pub others: u64,
+    /// With devices 0:0, as an overlay on top would make them.
+    pub whiteouts: bool,
+    /// With somebody who looks at everything meanwhile.
+    pub noise: bool,
+}
+
+impl Course {
+    /// What must happen at one moment of a run, besides random operations: two new mounts, a snapshot
+    /// while it is mounted, one while it is not, a flatten.
+    fn event(self, index: u64) -> Option<Step> {
+        let part = (self.count / 7).max(1);
+        if index == 0 || !index.is_multiple_of(part) {
+            return None;
+        }
+        match index / part {
+            1 | 4 => Some(Step::MountAnew),
+            2 | 6 => Some(Step::Snapshot { live: true }),
+            3 => Some(Step::Snapshot { live: false }),
+            5 => Some(Step::Flatten {
+                which: self.seed / 2,
+                mounted: self.seed.is_multiple_of(2),
+            }),
+            _ => None,
+        }
+    }
+
+    fn step(self, index: u64, generator: &mut Generator, known: &Paths) -> Step {
+        if let Some(event) = self.event(index) {
+            return event;
+        }
+        match generator.rng().below(300) {
+            0 => return Step::MountAnew,
+            1 => return Step::Snapshot { live: true },
+            2 => return Step::Compare,
+            _ => {}
+        }
+        let op = generator.next(known);
+        Step::Do(op, generator.who(self.others))
+    }
+}
+
+/// Runs steps on a mounted pair: those that are given, or random ones. Every step is noted in `steps`
+/// before it is made. Returns what the mount shows at the end.
+pub fn run(
+    course: Course,
+    pair: &mut Pair,
+    replay: Option<&[Step]>,
+    steps: &mut Vec<Step>,
+    numbers: bool,
+) -> Result<Tree, String> {
+    let count = replay.map_or(course.count, |steps| steps.len() as u64);
+    let mut generator = Generator::new(course.seed);
+    if course.whiteouts {
+        generator = generator.with_whiteouts();
+    }
+    let mut sides = [Side::new(&pair.tested), Side::new(&pair.plain)];
+    let mut known = Paths::default();
+    let mut seen = numbers.then(Numbers::default);
+    check(pair, &sides, &mut seen, "before any operation")?;
+    let begin = |pair: &Pair, index| course.noise.then(|| Noise::begin(&pair.tested, index));
+    let mut noise = begin(pair, course.seed);
+    for index in 0..count {
+        let step = match replay.and_then(|steps| steps.get(usize::try_from(index).ok()?)) {
+            Some(step) => step.clone(),
+            None => {
+                if index.is_multiple_of(4) {
+                    known = tree::paths(&pair.plain).expect("the plain folder");
+                }
+                course.step(index, &mut generator, &known)
+            }
+        };
+        steps.push(step.clone());
+        if std::env::var_os("COWL_TRACE").is_some() {
+            eprintln!("{index}: {}", show(&step));
+        }
+        let when = format!("step {index}, {}", show(&step));
+        if let Step::Do(op, who) = &step {
+            let [tested, plain] = &mut sides;
+            let expected = plain.perform(op, *who);
+            let got = tested.perform(op, *who);
+            if got != expected {
+                return Err(format!(
+                    "{when}\n  plain folder: {}\n  mounted:      {}",
+                    short(&format!("{expected:?}")),
+                    short(&format!("{got:?}"))
+                ));
+            }
+            continue;
+        }
+        if let Some(noise) = noise.take() {
+            noise
+                .end()
+                .map_err(|error| format!("before {when}: {error}"))?;
+        }
+        if !matches!(step, Step::Compare) {
+            check(pair, &sides, &mut seen, &format!("before {when}"))?;
+        }
+        sides = event(&step, pair, sides, &mut seen);
+        check(pair, &sides, &mut seen, &when)?;
+        noise = begin(pair, index);
+    }
+    if let Some(noise) = noise.take() {
+        noise.end()?;
+    }
+    check(pair, &sides, &mut seen, "after the operations")
+}
+
+/// Makes a step that is no operation. What can't be open meanwhile is closed on both sides.
+fn event(
+    step: &Step,
+    pair: &mut Pair,
+    mut sides: [Side; 2],
+    numbers: &mut Option<Numbers>,
+) -> [Side; 2] {
+    if let Step::Compare | Step::Do(..) = step {
+        return sides;
+    }
+    if let Step::Snapshot { live: true } = step
+        && pair.can_push()
+    {
+        // What is open for reading stays open.
+        for side in &mut sides {
+            side.stop_writing();
+        }
+        pair.snapshot(true);
+        return sides;
+    }
+    drop(sides);
+    match step {
+        Step::MountAnew => {
+            pair.unmount();
+            pair.mount();
+        }
+        Step::Snapshot { .. } => pair.snapshot(false),
+        Step::Flatten { which, mounted } => {
+            pair.flatten(*which, *mounted);
+            // The layers that lent numbers are gone.
+            if let Some(numbers) = numbers {
+                numbers.forget();
+            }
+        }
+        Step::Compare | Step::Do(..) => {}
+    }
+    if let Some(numbers) = numbers {
+        numbers.mounted_anew();
+    }
+    [Side::new(&pair.tested), Side::new(&pair.plain)]
+}
+
+fn check(
+    pair: &Pair,
+    sides: &[Side; 2],
+    numbers: &mut Option<Numbers>,
+    when: &str,
+) -> Result<Tree, String> {
+    sides.iter().for_each(Side::sync_mappings);
+    let (mounted, plain) = pair.compare(when, &pair.tested, Compare::HISTORY)?;
+    if let Some(numbers) = numbers {
+        let wrong = tree::wrong_listed_numbers(&mounted);
+        if !wrong.is_empty() {
+            return Err(format!("{when}: readdir and stat disagree: {wrong:?}"));
+        }
+        let [tested, plainly] = sides;
+        numbers
+            .check((&mounted, &plain), (&tested.held(), &plainly.held()))
+            .map_err(|error| format!("{when}: {error}"))?;
+    }
+    Ok(mounted)
+}
+
+/// Leaves out ever smaller parts for as long as it still fails.
+pub fn shrink(
+    mut steps: Vec<Step>,
+    run: impl Fn(&[Step]) -> Result<(), Failure>,
+) -> (Vec<Step>, String) {
+    let mut what = "the same".to_owned();
+    let mut part = steps.len().div_ceil(2).max(1);
+    loop {
+        let mut start = 0;
+        while start < steps.len() {
+            let mut fewer = steps.clone();
+            fewer.drain(start..(start + part).min(steps.len()));
+            match run(&fewer) {
+                Err(failure) => {
+                    what = failure.what;
+                    steps = failure.steps;
+                }
+                Ok(()) => start += part,
+            }
+        }
+        if part == 1 {
+            return (steps, what);
+        }
+        part = part.div_ceil(2);
+    }
+}
+
+/// A step with its paths as text.
+#[must_use]
+pub fn show(step: &Step) -> String {
+    let text = match step {
+        Step::Do(op, who) => format!("{op:?} by {who:?}"),
+        other => format!("{other:?}"),
+    };
+    // Paths are lists of bytes: show "[97, 47, 98]" as "a/b".
+    let mut out = String::new();
+    let mut rest = text.as_str();
+    while let Some((before, after)) = rest.split_once('[') {
+        out.push_str(before);
+        let Some((inside, tail)) = after.split_once(']') else {
+            break;
+        };
+        let bytes: Option<Vec<u8>> = inside
+            .split(", ")
+            .map(|digits| digits.parse().ok())
+            .collect();
+        match bytes {
+            Some(bytes) => out.push_str(&format!("\"{}\"", bytes.escape_ascii())),
+            None => out.push_str(&format!("[{inside}]")),
+        }
+        rest = tail;
+    }
+    out.push_str(rest);
+    short(&out)
+}
+
+fn short(text: &str) -> String {
+    match text.char_indices().nth(900) {
+        Some((end, _)) => {
+            format!(
+                "{}... ({} characters)",
+                text.get(..end).unwrap_or(text),
+                text.len()
+            )
+        }
+        None => text.to_owned(),
+    }
+}

@@ -1,0 +1,41 @@
+//! Random operations on a mount and on a plain folder, for as many seeds as one likes.
+
+use crate::run::{Result, Run};
+
+/// How `cargo xtask differential` is called.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// How many seeds, each of both tests
+    #[arg(value_name = "N", default_value_t = 1000)]
+    seeds: u64,
+    /// The first one; the tests of every change take those from 1 on
+    #[arg(long, value_name = "S", default_value_t = 1_000_000)]
+    first: u64,
+    /// How many at a time
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    jobs: u64,
+    /// How many operations in a seed
+    #[arg(long, value_name = "N", default_value_t = 400)]
+    steps: u64,
+    /// Look for the fewest operations that fail
+    #[arg(long)]
+    shrink: bool,
+}
+
+/// Runs them.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    Run::cargo()?
+        .args(["build", "--workspace", "--bins", "--locked"])
+        .run()?;
+    let mut tests = Run::cargo()?
+        .args(["test", "-p", "cowl-tests", "--locked"])
+        .args(["--test", "differential", "--", "--nocapture"])
+        .env("COWL_SEEDS", options.seeds.to_string())
+        .env("COWL_FIRST", options.first.to_string())
+        .env("COWL_JOBS", options.jobs.to_string())
+        .env("COWL_STEPS", options.steps.to_string());
+    if options.shrink {
+        tests = tests.env("COWL_SHRINK", "1");
+    }
+    tests.run()
+}
