@@ -25,7 +25,12 @@ use cowl_tests::run::{Course, Failure, Step, caught, number, run, show, shrink};
 use cowl_tests::scratch::Scratch;
 use cowl_tests::tree::{self, Compare};
 
-const NEEDS: [Need; 3] = [Need::Root, Need::Fuse, Need::KernelOverlay];
+const NEEDS: [Need; 4] = [
+    Need::Root,
+    Need::Fuse,
+    Need::KernelOverlay,
+    Need::Program("mkfs.ext4"),
+];
 
 /// A kind of run: by seed, with the steps that are given, or with random ones.
 type OneSeed = fn(&Disk, u64, Option<&[Step]>, &mut Vec<Step>) -> Result<(), String>;
