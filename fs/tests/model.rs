@@ -60,6 +60,10 @@ enum Act {
     ReadOpen(usize),
     WriteOpen(usize, u64, u8),
     StatOpen(usize),
+    /// What is open grows through one of its names.
+    AppendOpen(usize, u8),
+    /// A folder goes with all that is in it, and a new one is made elsewhere and moved there.
+    Replace(Spot, Spot),
     Close(usize),
     /// A new mount over the same layers.
     Mount,
@@ -121,6 +125,8 @@ fn act() -> impl Strategy<Value = Act> {
         3 => slot().prop_map(Act::ReadOpen),
         2 => (slot(), 0..9u64, any::<u8>()).prop_map(|(s, at, b)| Act::WriteOpen(s, at, b)),
         2 => slot().prop_map(Act::StatOpen),
+        3 => (slot(), any::<u8>()).prop_map(|(s, b)| Act::AppendOpen(s, b)),
+        2 => (there(), new()).prop_map(|(place, new)| Act::Replace(place, new)),
         1 => slot().prop_map(Act::Close),
         2 => Just(Act::Mount),
         2 => Just(Act::Push),
@@ -199,6 +205,22 @@ impl Pair {
     }
 
     fn act(&mut self, act: &Act) {
+        if let Act::Replace(place, new) = act {
+            let (place, new) = (self.path(*place), self.path(*new));
+            self.remove_tree(&place);
+            let made = (self.fs().mkdir(&new), self.model.make(&new, Node::folder()));
+            assert_eq!(made.0, made.1, "{act:?}: {new}");
+            if self.model.is_inside(&new, &place) {
+                return;
+            }
+            let how = Rename::Replace;
+            let moved = (
+                self.fs().rename_with(&new, &place, how.flags()),
+                self.model.rename(&new, &place, how),
+            );
+            assert_eq!(moved.0, moved.1, "{act:?}: {new} to {place}");
+            return;
+        }
         if let Act::RemoveTree(spot) = act {
             let path = self.path(*spot);
             self.leaves(&path);
@@ -312,6 +334,16 @@ impl Pair {
                         self.model.links(*node),
                     );
                     assert_eq!((stat.size as usize, stat.nlink as usize), want, "{act:?}");
+                }
+            }
+            Act::AppendOpen(slot, byte) => {
+                if let Some((handle, node, _)) = &self.open[*slot]
+                    && let Some(path) = self.model.path_of(*node)
+                {
+                    self.fs().append(&path, &[*byte]).unwrap();
+                    self.model.append(&path, *byte).unwrap();
+                    let got = self.fs().read_handle(handle).unwrap();
+                    assert_eq!(got, self.model.node(*node).content, "{act:?}: {path}");
                 }
             }
             Act::Close(slot) => self.close(*slot),

@@ -282,6 +282,12 @@ impl Model {
         std::iter::once(String::new()).chain(below).collect()
     }
 
+    /// One of the names of a file.
+    pub fn path_of(&self, node: usize) -> Option<String> {
+        let mut paths = self.paths().into_iter();
+        paths.find(|path| self.find(path) == Ok(node))
+    }
+
     pub fn links(&self, node: usize) -> usize {
         let paths = self.paths();
         paths
