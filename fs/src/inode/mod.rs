@@ -62,9 +62,17 @@ pub struct Inode {
     writers: AtomicU32,
     /// How many opens for execve(2) there are; the kernel keeps one for as long as the program runs.
     runs: AtomicU32,
-    /// A change time that was moved by a copy-up, which is no change to anybody, and the one to show for
-    /// it.
-    held_ctime: Mutex<Option<(Time, Time)>>,
+    /// Times that are shown instead of the layer's.
+    held: Mutex<Option<Held>>,
+}
+
+/// Times that are shown instead of the layer's, because a copy-up moved those, which is no change to anybody.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Held {
+    /// While it lasts.
+    Always { ctime: Time, mtime: Option<Time> },
+    /// For as long as the layer says `real`.
+    For { real: Time, shown: Time },
 }
 
 /// Where an object lies.
@@ -119,7 +127,7 @@ impl Inode {
             data_turn: AtomicU32::new(0),
             writers: AtomicU32::new(0),
             runs: AtomicU32::new(0),
-            held_ctime: Mutex::new(None),
+            held: Mutex::new(None),
         })
     }
 
@@ -244,26 +252,54 @@ impl Inode {
 
     /// The change time to show where the layer says `real`.
     pub(crate) fn shown_ctime(&self, real: Time) -> Time {
-        match *self.held_ctime.lock() {
-            Some((held, shown)) if held == real => shown,
+        match *self.held.lock() {
+            Some(Held::Always { ctime, .. }) => ctime,
+            Some(Held::For { real: held, shown }) if held == real => shown,
             _ => real,
         }
     }
 
+    /// The modification time to show where the layer says `real`.
+    pub(crate) fn shown_mtime(&self, real: Time) -> Time {
+        match *self.held.lock() {
+            Some(Held::Always {
+                mtime: Some(mtime), ..
+            }) => mtime,
+            _ => real,
+        }
+    }
+
+    /// From here on these times are shown, whatever the layer says. Returns what was held before.
+    pub(crate) fn hold_times(&self, ctime: Time, mtime: Option<Time>) -> Option<Held> {
+        let before = self.held.lock().replace(Held::Always { ctime, mtime });
+        // What ends with another copy-up is nothing to come back to.
+        before.filter(|held| !matches!(held, Held::Always { .. }))
+    }
+
+    /// The end of [`Self::hold_times`], unless a real change ended it before.
+    pub(crate) fn hold_instead(&self, held: Option<Held>) -> bool {
+        let mut now = self.held.lock();
+        let still = matches!(*now, Some(Held::Always { .. }));
+        if still {
+            *now = held;
+        }
+        still
+    }
+
     /// From here on `shown` is shown where the layer says `real`.
     pub(crate) fn hold_ctime(&self, real: Time, shown: Time) {
-        *self.held_ctime.lock() = Some((real, shown));
+        *self.held.lock() = Some(Held::For { real, shown });
     }
 
     /// Whether another change time than the layer's is shown.
     pub(crate) fn holds_ctime(&self) -> bool {
-        self.held_ctime.lock().is_some()
+        self.held.lock().is_some()
     }
 
     /// Told of every real change: the layer's change time counts again. (A clock that stands still
     /// between a copy-up and the change could not tell the two apart.)
     pub(crate) fn changed(&self) {
-        *self.held_ctime.lock() = None;
+        *self.held.lock() = None;
     }
 
     /// Whether somebody has it open for writing.

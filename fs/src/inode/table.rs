@@ -10,7 +10,7 @@ use std::sync::{Arc, Weak};
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use super::{Identity, Inode};
+use super::{Held, Identity, Inode};
 use crate::sys::stat::Time;
 
 const SHARDS: usize = 16;
@@ -149,10 +149,11 @@ impl InodeTable {
         }
     }
 
-    /// Has `shown` shown where the layer says `real`, also after the inode was forgotten.
+    /// The end of [`Inode::hold_times`]: has `shown` shown where the layer says `real`, also after the inode
+    /// was forgotten.
     pub(crate) fn hold_ctime(&self, inode: &Inode, real: Time, shown: Time) {
-        inode.hold_ctime(real, shown);
-        if inode.ino() & SUBSTITUTE == 0 {
+        let held = Held::For { real, shown };
+        if inode.hold_instead(Some(held)) && inode.ino() & SUBSTITUTE == 0 {
             let mut kept = self.ctimes.lock();
             kept.put(inode.ino(), (real, shown));
             if kept.len() > CHANGE_TIMES {

@@ -65,6 +65,7 @@ impl Op<'_> {
         };
         let ids = &self.overlay.behaviour;
         stat.ctime = inode.shown_ctime(stat.ctime);
+        stat.mtime = inode.shown_mtime(stat.mtime);
         stat.uid = ids.uids.to_mount(stat.uid);
         stat.gid = ids.gids.to_mount(stat.gid);
         Ok(Attr {
@@ -147,6 +148,8 @@ impl Op<'_> {
             self.set_size(caller, inode, size, handle)?;
         }
         self.any_up(inode)?;
+        // A copy-up in a folder puts the folder's times back, but not over what is set here.
+        let _names = inode.is_dir().then(|| inode.names.lock());
         let target = self.target(inode)?;
         let fd = target.as_fd();
         if *set == SetAttr::default() {

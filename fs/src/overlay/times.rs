@@ -12,6 +12,7 @@ use crate::inode::Inode;
 use crate::layer::LayerDir;
 use crate::sys;
 use crate::sys::attr::SetTime;
+use crate::sys::stat::Time;
 
 impl Op<'_> {
     /// Makes a change of an object that is none to its users.
@@ -20,18 +21,36 @@ impl Op<'_> {
         inode: &Arc<Inode>,
         change: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
+        self.keeping(inode, None, change)
+    }
+
+    /// The same, with a modification time that is put back before the change ends. Whoever asks meanwhile
+    /// is told what holds before and after.
+    fn keeping<T>(
+        &self,
+        inode: &Arc<Inode>,
+        mtime: Option<Time>,
+        change: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
         let ctime = || Ok::<_, crate::Error>(sys::stat::stat_fd(&*self.target(inode)?)?.ctime);
         let shown = inode.shown_ctime(ctime()?);
-        let done = change()?;
+        let before = inode.hold_times(shown, mtime);
+        let done = change().inspect_err(|_| {
+            inode.hold_instead(before);
+        })?;
         match ctime() {
             Ok(real) => self.overlay.inodes.hold_ctime(inode, real, shown),
             // The change is made: an error here would tell that it is not.
-            Err(error) => log::warn!("the change time of {} moves: {error}", inode.ino()),
+            Err(error) => {
+                inode.hold_instead(before);
+                log::warn!("the change time of {} moves: {error}", inode.ino());
+            }
         }
         Ok(done)
     }
 
-    /// Makes a change in a folder, whose place in the upper is `dir`, that is none to its users.
+    /// Makes a change in a folder, whose place in the upper is `dir`, that is none to its users. The
+    /// folder's `names` are held.
     pub(super) fn keeping_times<T>(
         &self,
         inode: &Arc<Inode>,
@@ -40,8 +59,8 @@ impl Op<'_> {
     ) -> Result<T> {
         let fd = dir.fd()?;
         let fd = (*fd).as_fd();
-        self.keeping_ctime(inode, || {
-            let before = sys::stat::stat_fd(fd)?;
+        let before = sys::stat::stat_fd(fd)?;
+        self.keeping(inode, Some(before.mtime), || {
             let done = change(fd)?;
             let back = sys::attr::utimens(fd, SetTime::At(before.atime), SetTime::At(before.mtime));
             // The change is made: an error here would tell that it is not.
