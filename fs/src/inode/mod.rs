@@ -64,6 +64,8 @@ pub struct Inode {
     runs: AtomicU32,
     /// Times that are shown instead of the layer's.
     held: Mutex<Option<Held>>,
+    /// Counts how often that changed, so that who read the layer's times before notices.
+    held_turn: AtomicU32,
 }
 
 /// Times that are shown instead of the layer's, because a copy-up moved those, which is no change to anybody.
@@ -128,6 +130,7 @@ impl Inode {
             writers: AtomicU32::new(0),
             runs: AtomicU32::new(0),
             held: Mutex::new(None),
+            held_turn: AtomicU32::new(0),
         })
     }
 
@@ -269,9 +272,16 @@ impl Inode {
         }
     }
 
+    /// Changes whenever other times are held than before.
+    pub(crate) fn held_turn(&self) -> u32 {
+        self.held_turn.load(Ordering::Acquire)
+    }
+
     /// From here on these times are shown, whatever the layer says. Returns what was held before.
     pub(crate) fn hold_times(&self, ctime: Time, mtime: Option<Time>) -> Option<Held> {
-        let before = self.held.lock().replace(Held::Always { ctime, mtime });
+        let mut now = self.held.lock();
+        self.held_turn.fetch_add(1, Ordering::AcqRel);
+        let before = now.replace(Held::Always { ctime, mtime });
         // What ends with another copy-up is nothing to come back to.
         before.filter(|held| !matches!(held, Held::Always { .. }))
     }
@@ -282,6 +292,7 @@ impl Inode {
         let still = matches!(*now, Some(Held::Always { .. }));
         if still {
             *now = held;
+            self.held_turn.fetch_add(1, Ordering::AcqRel);
         }
         still
     }

@@ -58,11 +58,20 @@ impl Default for SetAttr {
 impl Op<'_> {
     /// What stat shows.
     pub fn attr(&self, inode: &Arc<Inode>) -> Result<Attr> {
-        let mut stat = if inode.is_dir() {
-            self.dir_stat(inode)?
-        } else {
-            self.file_stat(inode)?
+        let read = || {
+            if inode.is_dir() {
+                self.dir_stat(inode)
+            } else {
+                self.file_stat(inode)
+            }
         };
+        let mut turn = inode.held_turn();
+        let mut stat = read()?;
+        // Times that were read in the middle of a copy-up are nobody's once it has ended.
+        while turn != inode.held_turn() {
+            turn = inode.held_turn();
+            stat = read()?;
+        }
         let ids = &self.overlay.behaviour;
         stat.ctime = inode.shown_ctime(stat.ctime);
         stat.mtime = inode.shown_mtime(stat.mtime);

@@ -165,13 +165,14 @@ impl Op<'_> {
             entry.remove(&upper.work)?;
             return Err(crate::Error::NOT_FOUND);
         };
-        self.switch(inode, file, loc, made.metacopy, &made.stat, redirect)?;
-        for alias in aliases {
-            alias.parent.next_turn();
-        }
+        // Before anybody sees the copy: its name in the journal is one that nobody may count.
         if let Err(error) = entry.remove(&upper.work) {
             // The copy-up is made: an error here would tell that it is not.
             log::warn!("cannot end a journal entry: {error}; the next mount will");
+        }
+        self.switch(inode, file, loc, made.metacopy, &made.stat, redirect)?;
+        for alias in aliases {
+            alias.parent.next_turn();
         }
         Ok(())
     }
