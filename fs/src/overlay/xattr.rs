@@ -36,7 +36,7 @@ impl Op<'_> {
         if self.is_ours(target.as_fd(), &disk)? {
             return Err(Error::Errno(Errno::NODATA));
         }
-        let value = sys::xattr::value(target.as_fd(), &disk)?;
+        let value = self.value(target.as_fd(), &disk)?;
         let ids = &self.overlay.behaviour;
         if is_acl(name) && !(ids.uids.is_identity() && ids.gids.is_identity()) {
             return map_acl(
@@ -143,11 +143,26 @@ impl Op<'_> {
             return Err(Error::Errno(Errno::NODATA));
         }
         if !is_acl(name) {
-            sys::xattr::value(before.as_fd(), &disk)?;
+            self.value(before.as_fd(), &disk)?;
         }
         self.any_up(inode)?;
         inode.changed();
         sys::xattr::remove(self.target(inode)?.as_fd(), &disk)
+    }
+
+    /// The value of an attribute on disk; ENODATA where there is none. A lower may lie on a file system that
+    /// keeps none of this kind, and that must not show where the topmost layer's would keep it.
+    fn value(&self, fd: BorrowedFd<'_>, disk: &[u8]) -> Result<Vec<u8>> {
+        let unsupported = Error::Errno(Errno::OPNOTSUPP);
+        match (sys::xattr::value(fd, disk), self.view().layers().first()) {
+            (Err(error), Some(top)) if error == unsupported => {
+                match sys::xattr::value(top.root_fd(), disk) {
+                    Err(error) if error == unsupported => Err(error),
+                    _ => Err(Error::Errno(Errno::NODATA)),
+                }
+            }
+            (found, _) => found,
+        }
     }
 
     /// Whether an attribute on disk has a user's name and yet no user set it: an escaped mark that goes
