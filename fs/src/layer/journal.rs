@@ -38,7 +38,7 @@ pub(crate) fn write(
         work.stage(|dir, name| sys::node::create(dir, name, 0o600, OFlags::WRONLY))?;
     sys::copy::write_all(&file, &paths.join(&0), 0)?;
     if sync {
-        rustix::fs::fsync(&file).map_err(Error::from)?;
+        sys::copy::sync(&file, false)?;
     }
     staged.commit(work.fd(), &entry.inode, RenameHow::NoReplace)?;
     // The list is what makes the entry count, so it comes last.

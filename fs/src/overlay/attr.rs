@@ -247,8 +247,7 @@ impl Op<'_> {
     /// caller's ids as well as without the right to keep the bits: a layer on another FUSE mount is told
     /// who asks, but the crate does not pass the kernel's request to drop them on.
     pub(super) fn cut(&self, caller: Caller, fd: &OwnedFd, size: u64) -> Result<()> {
-        let stat = sys::stat::stat_fd(fd)?;
-        if stat.perm() & 0o6000 == 0 || self.is_capable(caller, CapabilitySet::FSETID)? {
+        if self.takes_no_setid(caller, fd)? {
             return sys::attr::truncate(fd, size);
         }
         sys::creds::as_caller(self.on_disk(caller)?, || {
@@ -264,11 +263,16 @@ impl Op<'_> {
         fd: &OwnedFd,
         change: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
-        let stat = sys::stat::stat_fd(fd)?;
-        if stat.perm() & 0o6000 == 0 || self.is_capable(caller, CapabilitySet::FSETID)? {
+        if self.takes_no_setid(caller, fd)? {
             return change();
         }
         self.unprivileged(caller, fd, change)
+    }
+
+    /// Whether a change by this caller leaves setuid and setgid as they are.
+    fn takes_no_setid(&self, caller: Caller, fd: &OwnedFd) -> Result<bool> {
+        let perm = sys::stat::stat_fd(fd)?.perm();
+        Ok(perm & 0o6000 == 0 || self.is_capable(caller, CapabilitySet::FSETID)?)
     }
 
     /// Changes a file's content for a caller without CAP_FSETID.

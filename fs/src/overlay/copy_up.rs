@@ -185,7 +185,7 @@ impl Op<'_> {
             SetTime::At(before.mtime),
         )?;
         if !self.volatile() {
-            self.sync_file(&target)?;
+            sys::copy::sync(&target, false)?;
         }
         let space = self.upper()?.layer.space();
         // An attempt that failed between the two may have taken the first.

@@ -1,6 +1,6 @@
 //! Making, in the work folder, what a copy-up or a creation puts in place.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::OFlags;
 
@@ -102,7 +102,7 @@ impl Op<'_> {
         if copied && stat.size > 0 && !self.volatile() {
             // The kernel's own rule: the data is on disk before the name is, or a power cut could
             // leave an empty file over a good one. Where no data was copied there is none to lose.
-            self.sync_file(&target)?;
+            sys::copy::sync(&target, false)?;
         }
         let stat = sys::stat::stat_fd(&target)?;
         Ok(StagedFile {
@@ -176,11 +176,6 @@ impl Op<'_> {
             }
         }
         sys::xattr::set(dir, mark, OPAQUE)
-    }
-
-    /// Writes a file's content to the disk.
-    pub(super) fn sync_file(&self, fd: &OwnedFd) -> Result<()> {
-        sys::copy::sync(fd, false)
     }
 
     /// Owner, attributes, mode and times, in an order in which the copy is never open to more than
