@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use super::{Context, output};
+use super::{Context, Verb, output};
 use crate::container::create::{Source, create};
 use crate::error::Result;
 use crate::store::name::ContainerName;
@@ -21,8 +21,8 @@ pub(super) struct Args {
     from: OsString,
 }
 
-impl Args {
-    pub(super) fn run(&self, context: &Context) -> Result<()> {
+impl Verb for Args {
+    fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
         let store = context.store_or_new()?;
         if let Err(error) = store.collect() {
@@ -39,6 +39,6 @@ impl Args {
         for note in notes {
             output::note(&note);
         }
-        Ok(())
+        Ok(0)
     }
 }

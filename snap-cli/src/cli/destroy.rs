@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use super::{Context, confirm, output};
+use super::{Context, Verb, confirm, output};
 use crate::container::Container;
 use crate::error::Result;
 use crate::store::name::ContainerName;
@@ -22,10 +22,10 @@ pub(super) struct Args {
     dry_run: bool,
 }
 
-impl Args {
-    pub(super) fn run(&self, context: &Context) -> Result<()> {
+impl Verb for Args {
+    fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
-        let store = context.store()?;
+        let store = context.store_of(&name)?;
         let (_, record) = store.find(&name)?;
         let snapshots = match record.body.snapshots.len() {
             0 => String::new(),
@@ -34,13 +34,14 @@ impl Args {
         };
         if self.dry_run {
             output::note(&format!("would remove {name}{snapshots}"));
-            return Ok(());
+            return Ok(0);
         }
         if !self.yes {
             // Not locked meanwhile: nobody is to wait for an answer at a terminal.
             confirm(&format!("Remove {name}{snapshots}?"))?;
         }
         let (container, _) = Container::open_to_unmount(&store, &name)?;
-        container.destroy().map(drop)
+        container.destroy()?;
+        Ok(0)
     }
 }

@@ -4,11 +4,9 @@ use std::ffi::OsString;
 
 use serde_json::{Value, json};
 
-use super::{Context, output};
-use crate::container::Container;
+use super::{Context, Verb, output, read_state};
 use crate::delta::{Change, diff};
 use crate::error::Result;
-use crate::snapshot::resolve;
 use crate::store::name::Address;
 
 /// Show what differs between two states, path by path
@@ -26,37 +24,42 @@ pub(super) struct Args {
     to: Option<OsString>,
     /// Print JSON; a path that is not UTF-8 is an array of bytes
     #[arg(long)]
-    pub(super) json: bool,
+    json: bool,
 }
 
-impl Args {
-    pub(super) fn run(&self, context: &Context) -> Result<()> {
+impl Verb for Args {
+    fn run(&self, context: &Context) -> Result<u8> {
         let from = Address::parse(&self.from)?;
         let to = self.to.as_ref().map(Address::parse).transpose()?;
-        let store = context.store()?;
-        for address in std::iter::once(&from).chain(&to) {
-            // Puts in order what a killed command or a dead daemon left.
-            drop(Container::open(&store, &address.container)?);
-        }
-        let _reading = store.share()?;
-        let from = resolve(&store, &from)?;
-        from.flush(&store)?;
-        let (old, new) = match &to {
+        let (store, from, _reading) = read_state(context, &from)?;
+        let (old, new, _other) = match &to {
             Some(to) => {
-                let to = resolve(&store, to)?;
-                to.flush(&store)?;
-                (from.stack, to.stack)
+                let (other, to, reading) = read_state(context, to)?;
+                (
+                    store.view(&from.stack)?,
+                    other.view(&to.stack)?,
+                    Some(reading),
+                )
             }
-            None => (from.parent_stack(&store)?, from.stack),
+            None => {
+                let parent = from.parent_stack(&store)?;
+                (store.view(&parent)?, store.view(&from.stack)?, None)
+            }
         };
-        let changes = diff(&store.view(&old)?, &store.view(&new)?)?;
+        let changes = diff(&old, &new)?;
         if self.json {
             let list: Vec<Value> = changes.iter().map(as_json).collect();
-            return output::data(&json!({ "changes": list }));
+            output::data(&json!({ "changes": list }))?;
+            return Ok(0);
         }
         changes
             .iter()
-            .try_for_each(|change| output::line(text(change).as_bytes()))
+            .try_for_each(|change| output::line(text(change).as_bytes()))?;
+        Ok(0)
+    }
+
+    fn json(&self) -> bool {
+        self.json
     }
 }
 

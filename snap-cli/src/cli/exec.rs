@@ -3,9 +3,9 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use super::{Context, output};
+use super::{Context, Verb, output};
 use crate::container::{enter, exec};
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::store::name::ContainerName;
 
 /// Run a command in a container
@@ -23,10 +23,14 @@ pub(super) struct ExecArgs {
     command: Vec<OsString>,
 }
 
-impl ExecArgs {
-    pub(super) fn run(&self, context: &Context) -> Result<u8> {
+impl Verb for ExecArgs {
+    fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
-        exec::exec(&context.store()?, &name, &self.command)
+        exec::exec(&context.store_of(&name)?, &name, &self.command)
+    }
+
+    fn code(&self, _kind: Kind) -> u8 {
+        enter::FAILED
     }
 }
 
@@ -40,10 +44,10 @@ pub(super) struct EnterArgs {
     command: Vec<OsString>,
 }
 
-impl EnterArgs {
-    pub(super) fn run(&self) -> u8 {
+impl Verb for EnterArgs {
+    fn run(&self, _context: &Context) -> Result<u8> {
         let (code, error) = enter::enter(&self.place, &self.command);
         output::complain(&error, false);
-        code
+        Ok(code)
     }
 }

@@ -6,11 +6,9 @@ use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::{Context, output};
+use super::{Context, Verb, output, read_state};
 use crate::archive::{Compression, export};
-use crate::container::Container;
 use crate::error::{Error, Result};
-use crate::snapshot::resolve;
 use crate::store::name::Address;
 
 /// Write a state as a tar archive
@@ -29,20 +27,15 @@ pub(super) struct Args {
     file: OsString,
 }
 
-impl Args {
-    pub(super) fn run(&self, context: &Context) -> Result<()> {
+impl Verb for Args {
+    fn run(&self, context: &Context) -> Result<u8> {
         let source = Address::parse(&self.source)?;
         let target = (self.file != "-").then(|| Path::new(&self.file));
         let compression = match target {
             Some(path) => compression(path)?,
             None => Compression::None,
         };
-        let store = context.store()?;
-        // Puts in order what a killed command or a dead daemon left.
-        drop(Container::open(&store, &source.container)?);
-        let _reading = store.share()?;
-        let state = resolve(&store, &source)?;
-        state.flush(&store)?;
+        let (store, state, _reading) = read_state(context, &source)?;
         let view = store.view(&state.stack)?;
         let mut bar = output::Bar::new("exporting");
         let mut progress = |done| bar.tell(done);
@@ -59,7 +52,7 @@ impl Args {
         for (path, why) in &done.notes {
             output::note(&format!("{}: {why}", output::shown(path)));
         }
-        Ok(())
+        Ok(0)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use super::{Context, output};
+use super::{Context, Verb, output};
 use crate::container::Container;
 use crate::error::Result;
 use crate::snapshot::flatten::{flatten, plan};
@@ -26,14 +26,14 @@ pub(super) struct Args {
     dry_run: bool,
 }
 
-impl Args {
-    pub(super) fn run(&self, context: &Context) -> Result<()> {
+impl Verb for Args {
+    fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
         let range = match &self.range {
             Some(range) => Range::parse(range)?,
             None => Range::default(),
         };
-        let store = context.store()?;
+        let store = context.store_of(&name)?;
         let mut container = Container::open(&store, &name)?;
         let done = if self.dry_run {
             plan(&container, &range)?
@@ -50,6 +50,6 @@ impl Args {
                 done.merged, done.depth
             )
         });
-        Ok(())
+        Ok(0)
     }
 }

@@ -4,10 +4,10 @@ use std::ffi::OsString;
 
 use serde_json::{Value, json};
 
-use super::{Context, output};
+use super::{Context, Verb, output};
 use crate::container::Container;
 use crate::container::state::{Mounted, look};
-use crate::error::{Kind, Result};
+use crate::error::Result;
 use crate::snapshot::list::snapshots;
 use crate::store::Store;
 use crate::store::manifest::ContainerManifest;
@@ -22,33 +22,38 @@ pub(super) struct Args {
     name: Option<OsString>,
     /// Print JSON
     #[arg(long)]
-    pub(super) json: bool,
+    json: bool,
+}
+
+impl Verb for Args {
+    fn run(&self, context: &Context) -> Result<u8> {
+        match &self.name {
+            Some(name) => {
+                let name = ContainerName::parse(name)?;
+                self.one(&context.store_of(&name)?, &name)?;
+            }
+            None => self.all(&context.stores()?)?,
+        }
+        Ok(0)
+    }
+
+    fn json(&self) -> bool {
+        self.json
+    }
 }
 
 impl Args {
-    pub(super) fn run(&self, context: &Context) -> Result<()> {
-        match &self.name {
-            Some(name) => self.one(&context.store()?, &ContainerName::parse(name)?),
-            None => match context.store() {
-                Ok(store) => self.all(&store),
-                Err(error) if error.kind == Kind::NotFound => {
-                    output::note(&error.to_string());
-                    self.print_all(Vec::new())
-                }
-                Err(error) => Err(error),
-            },
-        }
-    }
-
-    fn all(&self, store: &Store) -> Result<()> {
+    fn all(&self, stores: &[Store]) -> Result<()> {
         let mut found = Vec::new();
         let mut broken = None;
-        for (id, record) in store.containers()? {
-            match record {
-                Ok(record) => found.push((record.body, look(store, id)?)),
-                Err(error) => {
-                    output::complain(&error, self.json);
-                    broken = Some(error);
+        for store in stores {
+            for (id, record) in store.containers()? {
+                match record {
+                    Ok(record) => found.push((record.body, look(store, id)?)),
+                    Err(error) => {
+                        output::complain(&error, self.json);
+                        broken = Some(error);
+                    }
                 }
             }
         }
@@ -86,19 +91,21 @@ impl Args {
             (container.id(), container.manifest().clone())
         };
         let _reading = store.share()?;
-        let entries = snapshots(store, id, &manifest)?;
+        let entries = snapshots(store, &manifest)?;
         if self.json {
             let list: Vec<Value> = entries
                 .iter()
                 .map(|entry| {
                     json!({
-                        "name": entry.name,
-                        "id": entry.id,
-                        "kind": entry.kind,
-                        "created": entry.created,
+                        "name": entry.snapshot.name,
+                        "id": entry.snapshot.id,
+                        "kind": entry.snapshot.kind,
+                        "created": entry.snapshot.created,
                         "size": entry.bytes,
-                        "comment": entry.comment,
+                        "comment": entry.snapshot.comment,
                         "parent": entry.parent,
+                        "tags": entry.snapshot.tags,
+                        "protected": entry.snapshot.protected,
                     })
                 })
                 .collect();
@@ -108,11 +115,11 @@ impl Args {
             .into_iter()
             .map(|entry| {
                 vec![
-                    entry.name,
-                    output::local_time(&entry.created),
+                    entry.snapshot.name.to_string(),
+                    output::local_time(&entry.snapshot.created),
                     output::size(entry.bytes),
                     entry.parent.unwrap_or_default(),
-                    output::shown(entry.comment.as_bytes()),
+                    output::shown(entry.snapshot.comment.as_bytes()),
                 ]
             })
             .collect();

@@ -15,6 +15,7 @@ mod serve;
 mod snapshot;
 mod status;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,8 +23,12 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
+use crate::container::Container;
 use crate::error::{Error, Kind, Result};
 use crate::host::users::quoted;
+use crate::snapshot::{State, resolve};
+use crate::store::lock::Lock;
+use crate::store::name::{Address, ContainerName};
 use crate::store::{Session, Store};
 
 /// Snapshots for containers: taken, restored under the same name and compared in milliseconds.
@@ -46,11 +51,44 @@ struct Cli {
     wait: u64,
 
     #[command(subcommand)]
-    verb: Verb,
+    verb: Verbs,
 }
 
-#[derive(Debug, Subcommand)]
-enum Verb {
+/// One verb of the command line.
+trait Verb {
+    /// Does it, and answers with the exit code.
+    fn run(&self, context: &Context) -> Result<u8>;
+
+    /// Whether errors are printed as JSON too.
+    fn json(&self) -> bool {
+        false
+    }
+
+    /// The exit code of a failure of cowl itself.
+    fn code(&self, kind: Kind) -> u8 {
+        kind.code()
+    }
+}
+
+/// The verbs: the name of each with its arguments; the help lists them in this order.
+macro_rules! verbs {
+    ($($(#[$attr:meta])* $name:ident($args:ty),)+) => {
+        #[derive(Debug, Subcommand)]
+        enum Verbs {
+            $($(#[$attr])* $name($args),)+
+        }
+
+        impl Verbs {
+            fn verb(&self) -> &dyn Verb {
+                match self {
+                    $(Self::$name(args) => args,)+
+                }
+            }
+        }
+    };
+}
+
+verbs! {
     Create(create::Args),
     Mount(mount::MountArgs),
     Umount(mount::UmountArgs),
@@ -78,61 +116,68 @@ struct Context {
 }
 
 impl Context {
-    /// The store, which must be there; what killed commands left behind is cleaned up.
-    fn store(&self) -> Result<Store> {
-        let store = Store::open(&self.root, self.session.clone())?;
+    /// The store that holds the container `name`; what killed commands left behind is cleaned up.
+    fn store_of(&self, name: &ContainerName) -> Result<Store> {
+        self.cleaned(Store::holding(&self.root, &self.session, name)?)
+    }
+
+    /// All stores of the family, the home first; none where nothing was ever made.
+    fn stores(&self) -> Result<Vec<Store>> {
+        let found = match Store::family(&self.root, &self.session) {
+            Err(error) if error.kind == Kind::NotFound => {
+                output::note(&error.to_string());
+                return Ok(Vec::new());
+            }
+            other => other?,
+        };
+        found.into_iter().map(|store| self.cleaned(store)).collect()
+    }
+
+    /// The home store, made if need be.
+    fn store_or_new(&self) -> Result<Store> {
+        self.cleaned(Store::open_or_make(&self.root, self.session.clone())?)
+    }
+
+    #[allow(
+        clippy::unused_self,
+        reason = "it is a rule of how every verb opens a store"
+    )]
+    fn cleaned(&self, store: Store) -> Result<Store> {
         // Not being allowed to clean up, or a damaged container, need not keep this command from its work.
         if let Err(error) = store.collect() {
             log::info!("cleaning up: {error}");
         }
         Ok(store)
     }
-
-    /// The store, made if need be.
-    fn store_or_new(&self) -> Result<Store> {
-        Store::open_or_make(&self.root, self.session.clone())
-    }
 }
 
-impl Verb {
-    /// Whether errors are printed as JSON too.
-    fn json(&self) -> bool {
-        match self {
-            Self::List(args) => args.json,
-            Self::Diff(args) => args.json,
-            Self::Status(args) => args.json,
-            _ => false,
-        }
-    }
+/// The state that an address names, ready to be read: what a killed command or a dead daemon left of its
+/// container is put in order, what programs wrote is in the layers, and nothing of it is collected while the
+/// lock is held.
+fn read_state(context: &Context, address: &Address) -> Result<(Store, State, Lock)> {
+    let store = context.store_of(&address.container)?;
+    drop(Container::open(&store, &address.container)?);
+    let reading = store.share()?;
+    let state = resolve(&store, address)?;
+    state.flush(&store)?;
+    Ok((store, state, reading))
+}
 
-    /// The exit code of a failure of cowl itself.
-    fn code(&self, kind: Kind) -> u8 {
-        match self {
-            Self::Exec(_) => crate::container::enter::FAILED,
-            _ => kind.code(),
+/// The tags that words of the command line spell: KEY=VALUE, or a key alone.
+fn tags(words: &[OsString]) -> Result<BTreeMap<String, String>> {
+    let pair = |word: &OsString| {
+        let text = word
+            .to_str()
+            .filter(|text| !text.chars().any(char::is_control))
+            .ok_or_else(|| Error::usage(format!("{word:?} can't be a tag: it is no plain text")))?;
+        let (key, value) = text.split_once('=').unwrap_or((text, ""));
+        match key {
+            "" => Err(Error::usage(format!("the tag \"{text}\" has no key"))
+                .hint("a tag is KEY=VALUE, or a key alone")),
+            key => Ok((key.to_owned(), value.to_owned())),
         }
-    }
-
-    fn run(&self, context: &Context) -> Result<u8> {
-        let done = |result: Result<()>| result.map(|()| 0);
-        match self {
-            Self::Create(args) => done(args.run(context)),
-            Self::Mount(args) => done(args.run(context)),
-            Self::Umount(args) => done(args.run(context)),
-            Self::Exec(args) => args.run(context),
-            Self::Snapshot(args) => done(args.run(context)),
-            Self::List(args) => done(args.run(context)),
-            Self::Diff(args) => done(args.run(context)),
-            Self::Restore(args) => done(args.run(context)),
-            Self::Clone(args) => done(args.run(context)),
-            Self::Flatten(args) => done(args.run(context)),
-            Self::Export(args) => done(args.run(context)),
-            Self::Status(args) => done(args.run(context)),
-            Self::Destroy(args) => done(args.run(context)),
-            Self::Serve(args) => args.run(context),
-            Self::Enter(args) => Ok(args.run()),
-        }
-    }
+    };
+    words.iter().map(pair).collect()
 }
 
 /// The command as somebody would type it again.
@@ -162,14 +207,14 @@ pub fn main() -> ExitCode {
                 patience: Duration::from_secs(cli.wait.min(24 * 3600)),
             },
         };
-        cli.verb.run(&context)
+        cli.verb.verb().run(&context)
     };
     match run() {
         Ok(code) => ExitCode::from(code),
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            output::complain(&error, cli.verb.json());
-            ExitCode::from(cli.verb.code(error.kind))
+            output::complain(&error, cli.verb.verb().json());
+            ExitCode::from(cli.verb.verb().code(error.kind))
         }
     }
 }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use super::{Context, output};
+use super::{Context, Verb, output};
 use crate::container::Container;
 use crate::error::{Error, Result};
 use crate::store::name::ContainerName;
@@ -22,13 +22,14 @@ pub(super) struct MountArgs {
     at: Option<PathBuf>,
 }
 
-impl MountArgs {
-    pub(super) fn run(&self, context: &Context) -> Result<()> {
+impl Verb for MountArgs {
+    fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
-        let store = context.store()?;
+        let store = context.store_of(&name)?;
         let container = Container::open(&store, &name)?;
         let place = container.mount(self.at.as_deref(), false)?;
-        output::line(place.as_os_str().as_bytes())
+        output::line(place.as_os_str().as_bytes())?;
+        Ok(0)
     }
 }
 
@@ -41,15 +42,15 @@ pub(super) struct UmountArgs {
     name: OsString,
 }
 
-impl UmountArgs {
-    pub(super) fn run(&self, context: &Context) -> Result<()> {
+impl Verb for UmountArgs {
+    fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
-        let store = context.store()?;
+        let store = context.store_of(&name)?;
         let (container, dead) = Container::open_to_unmount(&store, &name)?;
         if container.unmount(false)?.is_none() && !dead {
             return Err(Error::failed(format!("{name} is not mounted"))
                 .hint(format!("mount it with: cowl mount {name}")));
         }
-        Ok(())
+        Ok(0)
     }
 }

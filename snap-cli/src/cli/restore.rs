@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use super::{Context, output};
+use super::{Context, Verb, output};
 use crate::container::Container;
 use crate::error::{Error, Result};
 use crate::snapshot::restore::{clone, plan, restore};
@@ -28,8 +28,8 @@ pub(super) struct RestoreArgs {
     dry_run: bool,
 }
 
-impl RestoreArgs {
-    pub(super) fn run(&self, context: &Context) -> Result<()> {
+impl Verb for RestoreArgs {
+    fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
         let snapshot = SnapshotName::parse(&self.snapshot)?;
         if let Some(new) = &self.new {
@@ -37,9 +37,10 @@ impl RestoreArgs {
                 container: name,
                 snapshot: Some(snapshot),
             };
-            return make(context, &source, &ContainerName::parse(new)?, self.dry_run);
+            make(context, &source, &ContainerName::parse(new)?, self.dry_run)?;
+            return Ok(0);
         }
-        let store = context.store()?;
+        let store = context.store_of(&name)?;
         let mut container = Container::open(&store, &name)?;
         if self.dry_run {
             let kept = plan(&container, &snapshot)?;
@@ -48,14 +49,14 @@ impl RestoreArgs {
                 Some(auto) => format!("what it is now would stay as {auto}"),
                 None => "nothing was written since, so nothing need be kept".to_owned(),
             });
-            return Ok(());
+            return Ok(0);
         }
         if let Some(auto) = restore(&mut container, &snapshot)?.kept_as {
             output::note(&format!(
                 "what {name} was until now stays as {auto}: cowl restore {name} {auto} undoes this"
             ));
         }
-        Ok(())
+        Ok(0)
     }
 }
 
@@ -71,15 +72,16 @@ pub(super) struct CloneArgs {
     new: OsString,
 }
 
-impl CloneArgs {
-    pub(super) fn run(&self, context: &Context) -> Result<()> {
+impl Verb for CloneArgs {
+    fn run(&self, context: &Context) -> Result<u8> {
         let source = Address::parse(&self.source)?;
-        make(context, &source, &ContainerName::parse(&self.new)?, false)
+        make(context, &source, &ContainerName::parse(&self.new)?, false)?;
+        Ok(0)
     }
 }
 
 fn make(context: &Context, source: &Address, new: &ContainerName, dry_run: bool) -> Result<()> {
-    let store = context.store()?;
+    let store = context.store_of(&source.container)?;
     if dry_run {
         crate::snapshot::resolve(&store, source)?;
         store.claim(new)?.remove()?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::{Context, output};
+use super::{Context, Verb, output};
 use crate::container::serve::{detach_from_shell, serve};
 use crate::error::{Error, Result};
 use crate::store::Store;
@@ -24,8 +24,8 @@ pub(super) struct Args {
     transient: bool,
 }
 
-impl Args {
-    pub(super) fn run(&self, context: &Context) -> Result<u8> {
+impl Verb for Args {
+    fn run(&self, context: &Context) -> Result<u8> {
         output::log_everything();
         let Err(error) = self.serve(context) else {
             return Ok(0);
@@ -40,7 +40,9 @@ impl Args {
         output::line(said.to_string().as_bytes())?;
         Ok(error.kind.code())
     }
+}
 
+impl Args {
     fn serve(&self, context: &Context) -> Result<()> {
         detach_from_shell()?;
         let id = ContainerId::parse(&self.id)

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use super::{Context, output};
+use super::{Context, Verb, output, tags};
 use crate::container::Container;
 use crate::error::{Error, Result};
 use crate::snapshot::take::{Wish, take};
@@ -21,13 +21,22 @@ pub(super) struct Args {
     /// A name of your own [default: snap0, snap1, ...; no number is used twice]
     #[arg(long = "name", value_name = "SNAP")]
     snapshot: Option<OsString>,
+    /// Something to sort it by; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    tag: Vec<OsString>,
+    /// Have it kept until `cowl protect --off` says otherwise
+    #[arg(long)]
+    protect: bool,
+    /// A timer or a hook takes it: `cowl prune` may remove it
+    #[arg(long)]
+    scheduled: bool,
     /// Put everything on the disk first, so that the snapshot is whole even after a power cut
     #[arg(long)]
     sync: bool,
 }
 
-impl Args {
-    pub(super) fn run(&self, context: &Context) -> Result<()> {
+impl Verb for Args {
+    fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
         let comment = match &self.message {
             Some(text) => text
@@ -43,11 +52,15 @@ impl Args {
                 .map(SnapshotName::parse)
                 .transpose()?,
             comment,
+            tags: tags(&self.tag)?,
+            protected: self.protect,
+            scheduled: self.scheduled,
             sync: self.sync,
         };
-        let store = context.store()?;
+        let store = context.store_of(&name)?;
         let mut container = Container::open(&store, &name)?;
         let taken = take(&mut container, &wish)?;
-        output::line(taken.as_str().as_bytes())
+        output::line(taken.as_str().as_bytes())?;
+        Ok(0)
     }
 }

@@ -5,10 +5,10 @@ use std::os::unix::ffi::OsStrExt;
 
 use serde_json::{Value, json};
 
-use super::{Context, output};
+use super::{Context, Verb, output};
 use crate::container::state::Mounted;
 use crate::container::{Container, daemon};
-use crate::error::{Kind, Result};
+use crate::error::Result;
 use crate::host::users;
 use crate::store::name::ContainerName;
 
@@ -19,48 +19,42 @@ pub(super) struct Args {
     name: Option<OsString>,
     /// Print JSON
     #[arg(long)]
-    pub(super) json: bool,
+    json: bool,
 }
 
-impl Args {
-    pub(super) fn run(&self, context: &Context) -> Result<()> {
-        let names = match &self.name {
-            Some(name) => Some(vec![ContainerName::parse(name)?]),
-            None => None,
-        };
-        let store = match context.store() {
-            Err(error) if error.kind == Kind::NotFound && names.is_none() => {
-                output::note(&error.to_string());
-                return self.print(&[]);
-            }
-            other => other?,
-        };
+impl Verb for Args {
+    fn run(&self, context: &Context) -> Result<u8> {
+        let mut found = Vec::new();
         // A damaged container hides none of the others.
         let mut broken = None;
-        let names = match names {
-            Some(names) => names,
-            None => {
-                let mut readable = Vec::new();
+        if let Some(name) = &self.name {
+            let name = ContainerName::parse(name)?;
+            found.push(one(&Container::open(&context.store_of(&name)?, &name)?)?);
+        } else {
+            for store in context.stores()? {
                 for (_, record) in store.containers()? {
                     match record {
-                        Ok(record) => readable.push(record.body.name),
+                        Ok(record) => {
+                            found.push(one(&Container::open(&store, &record.body.name)?)?);
+                        }
                         Err(error) => {
                             output::complain(&error, self.json);
                             broken = Some(error);
                         }
                     }
                 }
-                readable
             }
-        };
-        let mut found = Vec::new();
-        for name in names {
-            found.push(one(&Container::open(&store, &name)?)?);
         }
         self.print(&found)?;
-        broken.map_or(Ok(()), Err)
+        broken.map_or(Ok(0), Err)
     }
 
+    fn json(&self) -> bool {
+        self.json
+    }
+}
+
+impl Args {
     fn print(&self, found: &[Value]) -> Result<()> {
         if self.json {
             return match (&self.name, found.first()) {

@@ -52,7 +52,7 @@ impl<'s> Container<'s> {
     }
 
     fn open_as_it_is(store: &'s Store, name: &ContainerName) -> Result<Self> {
-        let (id, _) = store.find(name)?;
+        let id = store.find_id(name)?;
         let lock = store.lock_container(id)?;
         // It may have changed, or gone, while we waited.
         match store.container(id)? {

@@ -113,6 +113,12 @@ pub fn flatten(
     let mut next = container.manifest().clone();
     next.stack = replaced(&next.stack, &run, merged).unwrap_or(next.stack);
     next.origin = replaced(&next.origin, &run, merged).unwrap_or(next.origin);
+    for snapshot in &mut next.snapshots {
+        // Whose state has the run's topmost layer on top has the whole run.
+        if run.first() == Some(&snapshot.layer) {
+            snapshot.layer = merged;
+        }
+    }
     making.frees_something();
     let done = container
         .commit(next, Some(making), |_| Ok(Swap::Done))

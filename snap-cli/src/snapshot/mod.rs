@@ -16,7 +16,9 @@ use crate::error::{Error, Result};
 use crate::host::users::{self, Hold, User};
 use crate::store::Store;
 use crate::store::layers::Making;
-use crate::store::manifest::{ContainerId, ContainerManifest, LayerId, SnapshotManifest};
+use crate::store::manifest::{
+    ContainerId, ContainerManifest, LayerId, SnapshotManifest, SnapshotRef,
+};
 use crate::store::name::Address;
 
 /// A state that an address names.
@@ -27,7 +29,7 @@ pub struct State {
     /// The container's manifest.
     pub manifest: ContainerManifest,
     /// The snapshot; `None` for what the container is now.
-    pub snapshot: Option<SnapshotManifest>,
+    pub snapshot: Option<(SnapshotRef, SnapshotManifest)>,
     /// The layers, topmost first.
     pub stack: Vec<LayerId>,
 }
@@ -37,10 +39,10 @@ pub fn resolve(store: &Store, address: &Address) -> Result<State> {
     let (container, record) = store.find(&address.container)?;
     let manifest = record.body;
     let snapshot = match &address.snapshot {
-        Some(name) => Some(find_snapshot(store, container, &manifest, name)?.1),
+        Some(name) => Some(find_snapshot(store, container, &manifest, name)?),
         None => None,
     };
-    let stack = snapshot.as_ref().map_or(&manifest.stack, |s| &s.stack);
+    let stack = snapshot.as_ref().map_or(&manifest.stack, |(_, s)| &s.stack);
     Ok(State {
         container,
         stack: stack.clone(),
@@ -54,7 +56,7 @@ impl State {
     /// began with.
     pub fn parent_stack(&self, store: &Store) -> Result<Vec<LayerId>> {
         let parent = match &self.snapshot {
-            Some(snapshot) => snapshot.parent,
+            Some((snapshot, _)) => snapshot.parent,
             None => self.manifest.parent,
         };
         let known = |id| self.manifest.snapshots.iter().any(|s| s.id == id);

@@ -1,7 +1,5 @@
 //! Going back to a snapshot, under the same name or a new one, and cloning.
 
-use serde_json::Map;
-
 use super::take::{drop_if_unnamed, write_file};
 use super::{Container, State, resolve};
 use crate::container::create::over_layers;
@@ -79,23 +77,14 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
     let mut kept = None;
     if holds_something(container)? {
         let auto = SnapshotName::automatic(next.next_auto);
-        let comment = format!("before restore of {name}");
         let stack = &container.manifest().stack;
-        let id = write_file(
-            container,
-            &mut making,
-            &auto,
-            SnapshotKind::Auto,
-            stack,
-            &comment,
-        )?;
+        let new = SnapshotRef {
+            comment: format!("before restore of {name}"),
+            ..write_file(container, &mut making, &auto, SnapshotKind::Auto, stack)?
+        };
         next.next_auto = next.next_auto.saturating_add(1);
-        next.snapshots.push(SnapshotRef {
-            id,
-            name: auto.clone(),
-            extra: Map::new(),
-        });
-        kept = Some((id, auto));
+        kept = Some((new.id, auto));
+        next.snapshots.push(new);
     }
     let below = &snapshot.stack;
     let same = kept.is_none() && container.manifest().below_head() == below;

@@ -1,5 +1,7 @@
 //! Taking a snapshot.
 
+use std::collections::BTreeMap;
+
 use serde_json::Map;
 
 use crate::container::Container;
@@ -17,6 +19,12 @@ pub struct Wish {
     pub name: Option<SnapshotName>,
     /// A remark.
     pub comment: String,
+    /// What it is sorted by.
+    pub tags: BTreeMap<String, String>,
+    /// It is not to be removed before somebody says otherwise.
+    pub protected: bool,
+    /// A timer or a hook makes it, and pruning may take it away again.
+    pub scheduled: bool,
     /// Have everything that was written put on the disk first, so that a power cut right afterwards
     /// leaves the snapshot whole.
     pub sync: bool,
@@ -42,28 +50,28 @@ pub fn take(container: &mut Container<'_>, wish: &Wish) -> Result<SnapshotName> 
     }
     let mut making = Making::begin(store)?;
     let frozen = container.plan_freeze(&mut making)?;
-    let id = write_file(
-        container,
-        &mut making,
-        &name,
-        SnapshotKind::Manual,
-        &frozen.state,
-        &wish.comment,
-    )?;
+    let kind = match wish.scheduled {
+        true => SnapshotKind::Scheduled,
+        false => SnapshotKind::Manual,
+    };
+    let new = SnapshotRef {
+        comment: wish.comment.clone(),
+        tags: wish.tags.clone(),
+        protected: wish.protected,
+        ..write_file(container, &mut making, &name, kind, &frozen.state)?
+    };
+    let id = new.id;
     next.head = frozen.head;
     next.stack = frozen.stack;
     next.parent = Some(id);
-    next.snapshots.push(SnapshotRef {
-        id,
-        name: name.clone(),
-        extra: Map::new(),
-    });
+    next.snapshots.push(new);
     let done = container.commit_freeze(next, Some(making));
     drop_if_unnamed(container, id)?;
     done.map(|()| name)
 }
 
-fn check_free(container: &Container<'_>, name: &SnapshotName) -> Result<()> {
+/// Whether people may give a snapshot of the container this name.
+pub(super) fn check_free(container: &Container<'_>, name: &SnapshotName) -> Result<()> {
     if name.is_reserved() {
         return Err(
             Error::usage(format!("{name} is a name that the counter gives")).hint(
@@ -82,31 +90,42 @@ fn check_free(container: &Container<'_>, name: &SnapshotName) -> Result<()> {
     Ok(())
 }
 
-/// Writes a snapshot's file. It does not count before the container's manifest names it.
+/// Writes a snapshot's file, and gives what is to name it: it does not count before the container's
+/// manifest does.
 pub(super) fn write_file(
     container: &Container<'_>,
     making: &mut Making<'_>,
     name: &SnapshotName,
     kind: SnapshotKind,
     stack: &[LayerId],
-    comment: &str,
-) -> Result<SnapshotId> {
+) -> Result<SnapshotRef> {
     let (store, id) = (container.store(), SnapshotId::fresh());
+    let manifest = container.manifest();
+    let Some(layer) = stack.first() else {
+        return Err(Error::damaged("a state without any layer"));
+    };
     let body = SnapshotManifest {
-        name: name.clone(),
-        kind,
         stack: stack.to_vec(),
-        parent: container.manifest().parent,
-        created: crate::store::now(),
-        comment: comment.to_owned(),
-        settings: container.manifest().settings.clone(),
+        settings: manifest.settings.clone(),
+        config: None,
         extra: Map::new(),
     };
     let path = store.snapshot_file(container.id(), id);
     disk::write_new(&path, &Record::first(body))?;
     making.will_sync(path);
     making.will_sync(store.snapshots_dir(container.id()));
-    Ok(id)
+    Ok(SnapshotRef {
+        id,
+        name: name.clone(),
+        kind,
+        created: crate::store::now(),
+        parent: manifest.parent,
+        layer: *layer,
+        comment: String::new(),
+        tags: BTreeMap::new(),
+        protected: false,
+        extra: Map::new(),
+    })
 }
 
 /// Removes the file of a snapshot that was not taken after all.

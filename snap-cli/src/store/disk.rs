@@ -6,6 +6,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
+use super::manifest::ContainerManifest;
+use super::name::ContainerName;
 use super::record::{Body, Record, RecordError};
 use crate::error::{Error, Kind, Result};
 
@@ -28,6 +30,25 @@ pub fn read_opt<T: Body>(path: &Path) -> Result<Option<Record<T>>> {
 /// Reads a record that must be there.
 pub fn read<T: Body>(path: &Path) -> Result<Record<T>> {
     read_opt(path)?.ok_or_else(|| missing::<T>(path))
+}
+
+/// Reads the name alone of the container whose manifest lies at `path`, unchecked: whoever goes on to use
+/// the container reads it whole. `None` when there is no such file.
+pub fn read_name(path: &Path) -> Result<Option<ContainerName>> {
+    #[derive(serde::Deserialize)]
+    struct NameOnly {
+        name: ContainerName,
+    }
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::at("read", path, error)),
+    };
+    match serde_json::from_slice::<NameOnly>(&bytes) {
+        Ok(found) => Ok(Some(found.name)),
+        // What is wrong with it is told as it is when it is read whole.
+        Err(_) => Ok(read_opt::<ContainerManifest>(path)?.map(|record| record.body.name)),
+    }
 }
 
 fn missing<T: Body>(path: &Path) -> Error {

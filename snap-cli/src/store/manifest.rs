@@ -3,6 +3,7 @@
 //!
 //! Fields that this version does not know are kept wherever a newer one may add some.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -143,38 +144,48 @@ fn no_layer_twice(stack: &[LayerId]) -> Result<(), String> {
     }
 }
 
-/// A snapshot as its container names it.
+/// A snapshot as its container names it: all that is listed, and all that may change. What the state is
+/// made of stands in the snapshot's own file, which never changes but by a flatten.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotRef {
     /// Its id, which names its file.
     pub id: SnapshotId,
     /// Its name, unique in the container.
     pub name: SnapshotName,
+    /// Who made it.
+    pub kind: SnapshotKind,
+    /// When it was taken (RFC 3339, UTC).
+    pub created: String,
+    /// The snapshot that the state was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<SnapshotId>,
+    /// The topmost layer of its state: what was written since its parent.
+    pub layer: LayerId,
+    /// What somebody said about it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub comment: String,
+    /// What somebody sorts it by.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
+    /// It is not to be removed before somebody says otherwise.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub protected: bool,
     /// What this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
-/// `snapshots/<uuid>.json`: one state of a container.
+/// `snapshots/<uuid>.json`: what one state of a container is made of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotManifest {
-    /// Its name.
-    pub name: SnapshotName,
-    /// Who made it.
-    pub kind: SnapshotKind,
     /// The layers of the state, topmost first; all of them frozen.
     pub stack: Vec<LayerId>,
-    /// The snapshot that the state was made from.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub parent: Option<SnapshotId>,
-    /// When it was taken (RFC 3339, UTC).
-    pub created: String,
-    /// What somebody said about it.
-    #[serde(default)]
-    pub comment: String,
     /// The container's settings at that time.
     #[serde(default)]
     pub settings: Map<String, Value>,
+    /// The text of the container's own configuration (LXC's) at that time, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<String>,
     /// What this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
@@ -200,6 +211,8 @@ impl SnapshotManifest {
 pub enum SnapshotKind {
     /// Somebody who asked for it.
     Manual,
+    /// A timer or a hook.
+    Scheduled,
     /// A command that would have thrown something away.
     Auto,
 }
@@ -209,6 +222,7 @@ impl SnapshotKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Manual => "manual",
+            Self::Scheduled => "scheduled",
             Self::Auto => "auto",
         }
     }

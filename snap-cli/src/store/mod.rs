@@ -12,10 +12,12 @@
 //!       run/<id>                         socket, log and state of a running mount
 //!       locks/                           one file a lock
 //!       trash/                           on its way out
+//!       stores.json                      the other stores of the family (see [`family`])
 //! ```
 
 pub mod collect;
 pub mod disk;
+pub mod family;
 pub mod layers;
 pub mod lock;
 pub mod manifest;
@@ -51,12 +53,17 @@ pub struct Session {
 #[derive(Debug)]
 pub struct Store {
     root: PathBuf,
+    /// The store that knows the whole family: where names are claimed.
+    home: PathBuf,
     manifest: StoreManifest,
     session: Session,
 }
 
 /// A container's id with what its manifest says, or why that can't be read.
 pub type Listed = (ContainerId, Result<Record<ContainerManifest>>);
+
+/// A container's id with its name alone, or why that can't be read.
+pub type Named = (ContainerId, Result<ContainerName>);
 
 /// What ends the names of lock files.
 pub const LOCK: &str = ".lock";
@@ -111,6 +118,7 @@ impl Store {
         };
         Ok(Self {
             root: root.to_path_buf(),
+            home: root.to_path_buf(),
             manifest: record.body,
             session,
         })
@@ -184,6 +192,7 @@ impl Store {
         disk::sync_parent(root)?;
         Ok(Self {
             root: root.to_path_buf(),
+            home: root.to_path_buf(),
             manifest,
             session,
         })
@@ -272,13 +281,15 @@ impl Store {
         self.lock(&format!("container-{id}"), Mode::Exclusive)
     }
 
-    /// The right to give `name` to a new container, which nobody has or claims. Hold it until the
-    /// container's manifest is there; then remove it.
+    /// The right to give `name` to a new container, which nobody in the family of stores has or claims.
+    /// Hold it until the container's manifest is there; then remove it.
     pub fn claim(&self, name: &ContainerName) -> Result<Lock> {
-        let lock = self.lock(&format!("name-{name}"), Mode::Exclusive)?;
-        for (_, record) in self.containers()? {
+        let session = &self.session;
+        let path = self.home.join("locks").join(format!("name-{name}{LOCK}"));
+        let lock = Lock::take(&path, Mode::Exclusive, &session.who, session.patience)?;
+        for (_, known) in self.names_of_family()? {
             // An unreadable manifest may have this name: no claim while one is there.
-            if record?.body.name == *name {
+            if known? == *name {
                 lock.remove()?;
                 return Err(
                     Error::failed(format!("a container named {name} exists already")).hint(
@@ -332,26 +343,35 @@ impl Store {
         }
     }
 
+    /// The names of all containers, in no order: far cheaper than [`Store::containers`].
+    pub fn names(&self) -> Result<Vec<Named>> {
+        names_below(&self.root)
+    }
+
     /// The container of this name.
     pub fn find(&self, name: &ContainerName) -> Result<(ContainerId, Record<ContainerManifest>)> {
+        let id = self.find_id(name)?;
+        match self.container(id)? {
+            Some(record) => Ok((id, record)),
+            None => Err(no_container(name, [])),
+        }
+    }
+
+    /// The id of the container of this name.
+    pub fn find_id(&self, name: &ContainerName) -> Result<ContainerId> {
         let mut known = Vec::new();
         let mut unreadable = None;
-        for (id, record) in self.containers()? {
-            match record {
-                Ok(record) if record.body.name == *name => return Ok((id, record)),
-                Ok(record) => known.push(record.body.name),
+        for (id, found) in self.names()? {
+            match found {
+                Ok(found) if found == *name => return Ok(id),
+                Ok(found) => known.push(found),
                 Err(error) => unreadable = Some(error),
             }
         }
-        if let Some(error) = unreadable {
-            return Err(error);
+        match unreadable {
+            Some(error) => Err(error),
+            None => Err(no_container(name, &known)),
         }
-        let known = known.iter().map(ContainerName::as_str);
-        let hint = match name::nearest(name.as_str(), known) {
-            Some(near) => format!("did you mean {near}?"),
-            None => "`cowl list` shows all containers".to_owned(),
-        };
-        Err(Error::not_found(format!("there is no container named {name}")).hint(hint))
     }
 
     /// A snapshot's manifest.
@@ -363,6 +383,37 @@ impl Store {
             Err(why) => Err(disk::impossible::<SnapshotManifest>(&path, why)),
         }
     }
+}
+
+/// The names of the containers of the store at `root`.
+fn names_below(root: &Path) -> Result<Vec<Named>> {
+    let containers = root.join("containers");
+    let mut found = Vec::new();
+    for name in disk::names(&containers)? {
+        let Some(id) = ContainerId::parse(&name) else {
+            continue;
+        };
+        match disk::read_name(&containers.join(name).join("container.json")) {
+            // Half-made: it does not count.
+            Ok(None) => {}
+            Ok(Some(name)) => found.push((id, Ok(name))),
+            Err(error) => found.push((id, Err(error))),
+        }
+    }
+    Ok(found)
+}
+
+/// The complaint about a name that no container has, with the one that may have been meant.
+pub fn no_container<'a>(
+    name: &ContainerName,
+    known: impl IntoIterator<Item = &'a ContainerName>,
+) -> Error {
+    let known = known.into_iter().map(ContainerName::as_str);
+    let hint = match name::nearest(name.as_str(), known) {
+        Some(near) => format!("did you mean {near}?"),
+        None => "`cowl list` shows all containers".to_owned(),
+    };
+    Error::not_found(format!("there is no container named {name}")).hint(hint)
 }
 
 /// The moment, as manifests tell it.

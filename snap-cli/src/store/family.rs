@@ -1,0 +1,191 @@
+//! The family of stores: one on each file system that holds containers, so that taking a container over
+//! is a rename. The first one (the home) keeps the list of the others in `stores.json`; names are unique
+//! in the whole family, and claimed at the home.
+//!
+//! It knows paths and names; what lies in a store is [`Store`]'s.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use super::lock::{Lock, Mode};
+use super::name::ContainerName;
+use super::record::{Body, Record};
+use super::{LOCK, Named, Session, Store, disk, names_below, no_container};
+use crate::error::{Error, Kind, Result};
+
+/// `stores.json`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreList {
+    /// The other stores.
+    pub stores: Vec<StoreEntry>,
+    /// What this version does not know.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+impl Body for StoreList {
+    const WHAT: &'static str = "list of stores";
+}
+
+/// One of the other stores.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreEntry {
+    /// Its own id, by which it is known again.
+    pub uuid: Uuid,
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+fn list_file(home: &Path) -> PathBuf {
+    home.join("stores.json")
+}
+
+fn entries(home: &Path) -> Result<Vec<StoreEntry>> {
+    let list = disk::read_opt::<StoreList>(&list_file(home))?;
+    Ok(list.map_or_else(Vec::new, |list| list.body.stores))
+}
+
+impl Store {
+    /// The store that keeps the family's list.
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
+    /// The store's own id.
+    pub fn uuid(&self) -> Uuid {
+        self.manifest.uuid
+    }
+
+    /// All stores of the family of the home store at `home`, that one first. One that can't be reached (its
+    /// disk is not mounted) is left out, with a warning.
+    pub fn family(home: &Path, session: &Session) -> Result<Vec<Self>> {
+        let mut stores = vec![Self::open(home, session.clone())?];
+        for entry in entries(home)? {
+            match Self::open(&entry.path, session.clone()) {
+                Ok(store) if store.uuid() == entry.uuid => stores.push(Self {
+                    home: home.to_path_buf(),
+                    ..store
+                }),
+                Ok(_) => log::warn!(
+                    "at {} is another store than the one that is expected there",
+                    entry.path.display()
+                ),
+                Err(error) if error.kind == Kind::NotFound => log::warn!(
+                    "the store {} can't be reached: is its disk mounted?",
+                    entry.path.display()
+                ),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(stores)
+    }
+
+    /// The store of the family that holds the container `name`.
+    pub fn holding(home: &Path, session: &Session, name: &ContainerName) -> Result<Self> {
+        let (mut holding, mut known, mut unreadable) = (Vec::new(), Vec::new(), None);
+        for store in Self::family(home, session)? {
+            let names = store.names()?;
+            for (_, found) in names {
+                match found {
+                    Ok(found) if found == *name => {
+                        holding.push(store);
+                        break;
+                    }
+                    Ok(found) => known.push(found),
+                    Err(error) => unreadable = Some(error),
+                }
+            }
+        }
+        match (holding.pop(), holding.first(), unreadable) {
+            (Some(store), None, _) => Ok(store),
+            (Some(one), Some(other), _) => Err(Error::failed(format!(
+                "two stores have a container named {name}: {} and {}",
+                other.root.display(),
+                one.root.display()
+            ))
+            .hint("name one of them with --store, and rename the container there")),
+            (None, _, Some(error)) => Err(error),
+            (None, _, None) => Err(no_container(name, &known)),
+        }
+    }
+
+    /// The family's store at `path`, made and put on the list if need be.
+    pub fn join(&self, path: &Path) -> Result<Self> {
+        let session = &self.session;
+        if path == self.home {
+            return Self::open(path, session.clone());
+        }
+        let made = Self::open_or_make(path, session.clone())?;
+        let lock = self.home.join("locks").join(format!("stores{LOCK}"));
+        let _alone = Lock::take(&lock, Mode::Exclusive, &session.who, session.patience)?;
+        let file = list_file(&self.home);
+        let old = disk::read_opt::<StoreList>(&file)?;
+        let mut list = old
+            .as_ref()
+            .map_or_else(StoreList::default, |old| old.body.clone());
+        let entry = StoreEntry {
+            uuid: made.uuid(),
+            path: path.to_path_buf(),
+        };
+        if !list.stores.contains(&entry) {
+            list.stores
+                .retain(|known| known.uuid != entry.uuid && known.path != entry.path);
+            list.stores.push(entry);
+            let next = match &old {
+                Some(old) => old.next(list),
+                None => Record::first(list),
+            };
+            disk::replace(&file, &next)?;
+        }
+        Ok(Self {
+            home: self.home.clone(),
+            ..made
+        })
+    }
+
+    /// The names of all containers of the family; stores that can't be reached are left out.
+    pub(super) fn names_of_family(&self) -> Result<Vec<Named>> {
+        let mut names = names_below(&self.home)?;
+        let others = entries(&self.home)?;
+        for other in &others {
+            names.extend(names_below(&other.path)?);
+        }
+        // A store that was opened by its own path, and is on no list of its own.
+        if self.root != self.home && others.iter().all(|other| other.path != self.root) {
+            names.extend(names_below(&self.root)?);
+        }
+        Ok(names)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::session;
+    use super::*;
+
+    #[test]
+    fn names_are_unique_in_the_family() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Store::open_or_make(&dir.path().join("home"), session()).unwrap();
+        let other = home.join(&dir.path().join("other")).unwrap();
+        assert_eq!(other.home(), home.root());
+        let again = home.join(&dir.path().join("other")).unwrap();
+        assert_eq!(again.uuid(), other.uuid());
+        assert_eq!(entries(home.root()).unwrap().len(), 1);
+
+        let name = ContainerName::parse("web").unwrap();
+        let claim = other.claim(&name).unwrap();
+        assert_eq!(home.claim(&name).unwrap_err().kind, Kind::Busy);
+        claim.remove().unwrap();
+        let error = Store::holding(home.root(), &session(), &name).unwrap_err();
+        assert_eq!(error.kind, Kind::NotFound);
+
+        // A disk that is not there takes nothing with it.
+        std::fs::rename(dir.path().join("other"), dir.path().join("gone")).unwrap();
+        assert_eq!(Store::family(home.root(), &session()).unwrap().len(), 1);
+        home.claim(&name).unwrap().remove().unwrap();
+    }
+}
