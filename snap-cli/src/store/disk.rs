@@ -47,8 +47,13 @@ pub fn read_name(path: &Path) -> Result<Option<ContainerName>> {
     match serde_json::from_slice::<NameOnly>(&bytes) {
         Ok(found) => Ok(Some(found.name)),
         // What is wrong with it is told as it is when it is read whole.
-        Err(_) => Ok(read_opt::<ContainerManifest>(path)?.map(|record| record.body.name)),
+        Err(_) => read_name_checked(path),
     }
+}
+
+/// The same from a manifest that is whole: a damaged one may have had any name.
+pub fn read_name_checked(path: &Path) -> Result<Option<ContainerName>> {
+    Ok(read_opt::<ContainerManifest>(path)?.map(|record| record.body.name))
 }
 
 fn missing<T: Body>(path: &Path) -> Error {

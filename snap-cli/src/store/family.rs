@@ -146,16 +146,18 @@ impl Store {
         })
     }
 
-    /// The names of all containers of the family; stores that can't be reached are left out.
+    /// The names of all containers of the family, from manifests that were read whole; stores that can't be
+    /// reached are left out.
     pub(super) fn names_of_family(&self) -> Result<Vec<Named>> {
-        let mut names = names_below(&self.home)?;
+        let checked = disk::read_name_checked;
+        let mut names = names_below(&self.home, checked)?;
         let others = entries(&self.home)?;
         for other in &others {
-            names.extend(names_below(&other.path)?);
+            names.extend(names_below(&other.path, checked)?);
         }
         // A store that was opened by its own path, and is on no list of its own.
         if self.root != self.home && others.iter().all(|other| other.path != self.root) {
-            names.extend(names_below(&self.root)?);
+            names.extend(names_below(&self.root, checked)?);
         }
         Ok(names)
     }

@@ -345,7 +345,7 @@ impl Store {
 
     /// The names of all containers, in no order: far cheaper than [`Store::containers`].
     pub fn names(&self) -> Result<Vec<Named>> {
-        names_below(&self.root)
+        names_below(&self.root, disk::read_name)
     }
 
     /// The container of this name.
@@ -385,15 +385,18 @@ impl Store {
     }
 }
 
+/// How a container's name is read from its manifest: [`disk::read_name`] or [`disk::read_name_checked`].
+type ReadName = fn(&Path) -> Result<Option<ContainerName>>;
+
 /// The names of the containers of the store at `root`.
-fn names_below(root: &Path) -> Result<Vec<Named>> {
+fn names_below(root: &Path, read: ReadName) -> Result<Vec<Named>> {
     let containers = root.join("containers");
     let mut found = Vec::new();
     for name in disk::names(&containers)? {
         let Some(id) = ContainerId::parse(&name) else {
             continue;
         };
-        match disk::read_name(&containers.join(name).join("container.json")) {
+        match read(&containers.join(name).join("container.json")) {
             // Half-made: it does not count.
             Ok(None) => {}
             Ok(Some(name)) => found.push((id, Ok(name))),
