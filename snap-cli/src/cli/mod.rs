@@ -8,12 +8,15 @@ mod exec;
 mod export;
 mod flatten;
 mod list;
+mod meta;
 mod mount;
 mod output;
 mod restore;
 mod serve;
+mod show;
 mod snapshot;
 mod status;
+mod text;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -95,6 +98,10 @@ verbs! {
     Exec(exec::ExecArgs),
     Snapshot(snapshot::Args),
     List(list::Args),
+    Show(show::Args),
+    Comment(meta::CommentArgs),
+    Tag(meta::TagArgs),
+    Protect(meta::ProtectArgs),
     Diff(diff::Args),
     Restore(restore::RestoreArgs),
     Clone(restore::CloneArgs),

@@ -125,7 +125,9 @@ pub(super) fn data(value: &Value) -> Result<()> {
 pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>, right: &[usize]) -> Result<()> {
     let mut table = Table::new();
     table.load_style(NOTHING);
-    table.set_header(header.to_vec());
+    if !header.is_empty() {
+        table.set_header(header.to_vec());
+    }
     table.add_rows(rows);
     for column in right {
         if let Some(column) = table.column_mut(*column) {

@@ -5,8 +5,11 @@
 
 pub mod flatten;
 pub mod list;
+pub mod meta;
 pub mod restore;
+pub mod select;
 pub mod take;
+pub mod tree;
 
 use cowl_fs::control::ControlError;
 
