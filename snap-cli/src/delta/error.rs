@@ -170,6 +170,8 @@ pub struct Progress {
     pub entries: u64,
     /// Bytes of file content done (holes count, so that it adds up to the sizes).
     pub bytes: u64,
+    /// About how many bytes there will be in all, where that is known.
+    pub total: Option<u64>,
 }
 
 /// Is told of progress, now and then and at the end.

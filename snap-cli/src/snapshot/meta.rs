@@ -17,11 +17,12 @@ fn change(
 ) -> Result<()> {
     let (known, _) = container.snapshot(name)?;
     let mut next = container.manifest().clone();
-    if let Some(snapshot) = next.snapshots.iter_mut().find(|s| s.id == known.id) {
+    for snapshot in next.snapshots.iter_mut().filter(|s| s.id == known.id) {
         how(snapshot);
         if *snapshot == known {
             return Ok(());
         }
+        break;
     }
     container.commit(next, None, |_| Ok(Swap::Done))
 }
