@@ -11,6 +11,7 @@ mod list;
 mod mount;
 mod output;
 mod restore;
+mod rm;
 mod serve;
 mod snapshot;
 mod status;
@@ -97,6 +98,7 @@ verbs! {
     List(list::Args),
     Diff(diff::Args),
     Restore(restore::RestoreArgs),
+    Rm(rm::Args),
     Clone(restore::CloneArgs),
     Flatten(flatten::Args),
     Export(export::Args),

@@ -5,6 +5,8 @@
 
 pub mod flatten;
 pub mod list;
+pub mod readers;
+pub mod remove;
 pub mod restore;
 pub mod take;
 
