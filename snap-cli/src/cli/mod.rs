@@ -14,6 +14,7 @@ mod mount;
 mod output;
 mod progress;
 mod restore;
+mod rm;
 mod serve;
 mod show;
 mod snapshot;
@@ -132,6 +133,7 @@ verbs! {
     Protect(meta::ProtectArgs),
     Diff(diff::Args),
     Restore(restore::RestoreArgs),
+    Rm(rm::Args),
     Clone(restore::CloneArgs),
     Flatten(flatten::Args),
     Export(export::Args),
