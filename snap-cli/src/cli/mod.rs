@@ -7,6 +7,7 @@ mod diff;
 mod exec;
 mod export;
 mod flatten;
+mod import;
 mod list;
 mod meta;
 mod mount;
@@ -107,6 +108,7 @@ verbs! {
     Clone(restore::CloneArgs),
     Flatten(flatten::Args),
     Export(export::Args),
+    Import(import::Args),
     Status(status::Args),
     Destroy(destroy::Args),
     #[command(hide = true)]

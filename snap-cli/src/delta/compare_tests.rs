@@ -249,7 +249,8 @@ fn a_layer_is_measured_once_an_inode() {
         two,
         Progress {
             entries: one.entries + 1,
-            bytes: one.bytes
+            bytes: one.bytes,
+            total: None
         }
     );
     assert_eq!(one.entries, 1);
