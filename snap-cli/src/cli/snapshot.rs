@@ -12,7 +12,8 @@ use crate::store::name::{ContainerName, SnapshotName};
 
 /// Take a snapshot of what a container is now, and print its name
 ///
-/// Copies nothing. Works on a mounted container while no file in it is open for writing.
+/// Copies nothing, and works while programs run in the container: a file that one of them is writing is in
+/// the snapshot as it is at that moment.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The container
