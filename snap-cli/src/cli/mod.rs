@@ -8,6 +8,7 @@ mod diff;
 mod exec;
 mod export;
 mod flatten;
+mod import;
 mod list;
 mod meta;
 mod mount;
@@ -137,6 +138,7 @@ verbs! {
     Clone(restore::CloneArgs),
     Flatten(flatten::Args),
     Export(export::Args),
+    Import(import::Args),
     Status(status::Args),
     Destroy(destroy::Args),
     Config(config::Args),

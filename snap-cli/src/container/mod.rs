@@ -14,6 +14,7 @@ pub mod exec;
 pub mod mount;
 pub mod serve;
 pub mod state;
+pub mod whole;
 
 use crate::error::{Error, Result};
 use crate::store::layers::Making;
