@@ -3,6 +3,7 @@
 //!
 //! This program may know how the repository is laid out; it must not link the crates it tests.
 
+mod bench;
 mod checks;
 mod conformance;
 mod demo;
@@ -36,6 +37,8 @@ enum Command {
     Check,
     /// Run random operations on a mount and on a plain folder, with as many seeds as one likes
     Differential(differential::Options),
+    /// Measure what snapshots cost, beside lxc-snapshot, copies, reflinks and btrfs
+    Bench(bench::Options),
     /// Run pjdfstest and fsx on a cowlfs mount and compare with the filesystem below it
     Conformance,
 }
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::Check => checks::run(),
         Command::Differential(options) => differential::run(&options),
+        Command::Bench(options) => bench::run(&options),
         Command::Conformance => setup::run().and_then(|()| conformance::run()),
     };
     match result {

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::run::{Result, Run, failure, note, title};
 
 /// What the build, the tests and the demo need of Debian.
-const PACKAGES: [&str; 29] = [
+const PACKAGES: [&str; 32] = [
     "acl",
     "attr",
     "btrfs-progs",
@@ -22,6 +22,8 @@ const PACKAGES: [&str; 29] = [
     "kmod",
     "libc6-dev",
     "libcap2-bin",
+    "lxc",
+    "lxc-templates",
     "make",
     "mmdebstrap",
     "mount",
@@ -32,6 +34,7 @@ const PACKAGES: [&str; 29] = [
     "squashfs-tools",
     "strace",
     "tar",
+    "uidmap",
     "util-linux",
     "xfsprogs",
     "xz-utils",
