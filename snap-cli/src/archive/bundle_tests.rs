@@ -227,7 +227,7 @@ fn a_byte_that_changed_is_noticed_wherever() {
         .map(|(_, path)| lines(path))
         .collect::<Vec<_>>();
     let mut noticed = 0;
-    for at in (0..data.len()).step_by(61) {
+    for at in (0..data.len()).step_by(127) {
         let mut data = data.clone();
         data[at] ^= 1 << (at % 8);
         let (new, got) = read(&data, XattrSpace::Trusted);
@@ -242,9 +242,9 @@ fn a_byte_that_changed_is_noticed_wherever() {
         }
     }
     assert!(
-        noticed > data.len() / 61 / 3,
+        noticed > data.len() / 127 / 3,
         "{noticed} of {}",
-        data.len() / 61
+        data.len() / 127
     );
 }
 
