@@ -6,6 +6,8 @@
 pub mod flatten;
 pub mod list;
 pub mod meta;
+pub mod readers;
+pub mod remove;
 pub mod restore;
 pub mod select;
 pub mod take;

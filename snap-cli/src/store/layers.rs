@@ -72,6 +72,8 @@ impl<'s> Making<'s> {
             stands_for: stands_for.to_vec(),
             created: super::now(),
             measured: None,
+            looks: None,
+            digest: None,
             extra: Map::new(),
         })
     }
@@ -267,22 +269,17 @@ impl Store {
     /// What a frozen layer takes; counted the first time that somebody asks. Hold a shared lock of the
     /// store.
     pub fn measured(&self, id: LayerId) -> Result<(LayerKind, Measured)> {
-        let path = self.layer_file(id);
-        let record = disk::read::<LayerManifest>(&path)?;
+        let record = disk::read::<LayerManifest>(&self.layer_file(id))?;
         let kind = record.body.kind;
-        if let Some(measured) = record.body.measured {
-            return Ok((kind, measured));
+        match record.body.measured {
+            // Older versions did not count inodes.
+            Some(measured) if measured.inodes > 0 => Ok((kind, measured)),
+            _ => {
+                let (measured, looks) = self.measure(id)?;
+                self.note_measured(id, &record, measured, looks);
+                Ok((kind, measured))
+            }
         }
-        let measured = self.measure(id)?;
-        let body = LayerManifest {
-            measured: Some(measured),
-            ..record.body.clone()
-        };
-        // Kept so that it need not be measured again; on a full disk it will be.
-        if let Err(error) = disk::replace(&path, &record.next(body)) {
-            log::debug!("cannot keep the size of a layer: {error}");
-        }
-        Ok((kind, measured))
     }
 
     /// About what the layers take on the disk together, a head on top not counted; `None` where one was
@@ -302,14 +299,33 @@ impl Store {
         Ok(Some(total))
     }
 
-    /// What a layer takes just now.
-    pub fn measure(&self, id: LayerId) -> Result<Measured> {
-        let tree = self.layer_tree(id);
-        let size = crate::delta::measure(&tree)?;
-        Ok(Measured {
+    /// Kept so that it need not be measured again; on a full disk it will be.
+    fn note_measured(
+        &self,
+        id: LayerId,
+        record: &Record<LayerManifest>,
+        measured: Measured,
+        looks: String,
+    ) {
+        let body = LayerManifest {
+            measured: Some(measured),
+            looks: Some(looks),
+            ..record.body.clone()
+        };
+        if let Err(error) = disk::replace(&self.layer_file(id), &record.next(body)) {
+            log::debug!("cannot keep the size of a layer: {error}");
+        }
+    }
+
+    /// What a layer takes just now, and what its tree looks like.
+    pub fn measure(&self, id: LayerId) -> Result<(Measured, String)> {
+        let size = crate::delta::measure(&self.layer_tree(id))?;
+        let measured = Measured {
             bytes: size.bytes,
             files: size.entries,
-        })
+            inodes: size.inodes,
+        };
+        Ok((measured, size.looks))
     }
 }
 
