@@ -35,7 +35,7 @@ use crate::config::{Asked, Config, When};
 use crate::container::Container;
 use crate::error::{Error, Kind, Result};
 use crate::host::users::quoted;
-use crate::snapshot::{State, resolve};
+use crate::snapshot::{State, depth, resolve};
 use crate::store::lock::Lock;
 use crate::store::name::{Address, ContainerName};
 use crate::store::{Session, Store};
@@ -189,6 +189,14 @@ impl Context {
             log::info!("cleaning up: {error}");
         }
         Ok(store)
+    }
+
+    /// Merges layers of a container that has too many of them and is not mounted.
+    fn keep_depth(&self, container: &mut Container<'_>) {
+        let mut bar = output::Bar::new("merging old layers");
+        depth::keep(container, self.config.depth_limit, &mut |done| {
+            bar.tell(done)
+        });
     }
 }
 

@@ -66,6 +66,7 @@ impl Verb for Args {
         let mut container = Container::open(&store, &name)?;
         let taken = take(&mut container, &wish)?;
         output::line(taken.as_str().as_bytes())?;
+        context.keep_depth(&mut container);
         Ok(0)
     }
 }

@@ -35,6 +35,9 @@ pub struct WholeManifest {
     pub states: BTreeMap<SnapshotId, SnapshotManifest>,
     /// The layers, in the order in which they come.
     pub layers: Vec<LayerEntry>,
+    /// About how many bytes they are, for a progress bar.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
     /// What this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
@@ -146,6 +149,7 @@ impl Outgoing {
             container: manifest,
             states,
             layers,
+            bytes: total,
             extra: Map::new(),
         };
         whole
@@ -248,6 +252,8 @@ fn import_claimed(
     };
     let mut making = Making::begin(store)?;
     let mut new = HashMap::new();
+    let total = manifest.bytes;
+    let mut progress = |done| progress(Progress { total, ..done });
     for LayerEntry { id, layer } in manifest.layers {
         let layer = LayerManifest {
             over: mapped(&layer.over, &new),
@@ -258,7 +264,7 @@ fn import_claimed(
         let made = making.layer_as(layer)?;
         new.insert(id, made);
         let tree = store.layer_tree(made);
-        archive.layer(&id.to_string(), &tree, (from, store.space()), progress)?;
+        archive.layer(&id.to_string(), &tree, (from, store.space()), &mut progress)?;
     }
     archive.finish()?;
     let old = manifest.container;
