@@ -7,6 +7,7 @@ mod diff;
 mod exec;
 mod export;
 mod flatten;
+mod gc;
 mod list;
 mod mount;
 mod output;
@@ -15,6 +16,7 @@ mod rm;
 mod serve;
 mod snapshot;
 mod status;
+mod undelete;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -104,6 +106,8 @@ verbs! {
     Export(export::Args),
     Status(status::Args),
     Destroy(destroy::Args),
+    Undelete(undelete::Args),
+    Gc(gc::Args),
     #[command(hide = true)]
     Serve(serve::Args),
     #[command(hide = true)]
@@ -163,6 +167,12 @@ fn read_state(context: &Context, address: &Address) -> Result<(Store, State, Loc
     let state = resolve(&store, address)?;
     state.flush(&store)?;
     Ok((store, state, reading))
+}
+
+/// A word of the command line that must be plain text.
+fn text<'w>(what: &str, word: &'w std::ffi::OsStr) -> Result<&'w str> {
+    word.to_str()
+        .ok_or_else(|| Error::usage(format!("{what}: {word:?} is not valid UTF-8")))
 }
 
 /// The tags that words of the command line spell: KEY=VALUE, or a key alone.
