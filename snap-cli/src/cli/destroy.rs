@@ -6,7 +6,6 @@ use jiff::Span;
 
 use super::{Context, Verb, confirm, output, text};
 use crate::container::Container;
-use crate::container::destroy::KEPT_DAYS;
 use crate::error::Result;
 use crate::store::name::ContainerName;
 use crate::store::span;
@@ -23,7 +22,8 @@ pub(super) struct Args {
     /// Remove it for good, and free its space at once
     #[arg(long, conflicts_with = "keep")]
     now: bool,
-    /// How long it can be brought back: 12h, 30d [default: 7d, or COWL_KEEP_DESTROYED]
+    /// How long it can be brought back: 12h, 30d [default: 7d, or trash_days of the
+    /// configuration file]
     #[arg(long, value_name = "SPAN")]
     keep: Option<OsString>,
     /// Its protected snapshots go as well
@@ -40,10 +40,9 @@ pub(super) struct Args {
 impl Verb for Args {
     fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
-        let asked = self.keep.clone();
-        let keep = match asked.or_else(|| std::env::var_os("COWL_KEEP_DESTROYED")) {
-            Some(word) => span::parse(text("--keep", &word)?)?,
-            None => Span::new().days(KEPT_DAYS),
+        let keep = match &self.keep {
+            Some(word) => span::parse(&text::plain(word)?)?,
+            None => Span::new().days(context.config.trash_days),
         };
         let store = context.store_of(&name)?;
         let (_, record) = store.find(&name)?;

@@ -1,16 +1,19 @@
 //! `cowl snapshot`
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
+use super::meta::remark;
 use super::{Context, Verb, output, tags};
 use crate::container::Container;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::snapshot::take::{Wish, take};
 use crate::store::name::{ContainerName, SnapshotName};
 
 /// Take a snapshot of what a container is now, and print its name
 ///
-/// Copies nothing. Works on a mounted container while no file in it is open for writing.
+/// Copies nothing, and works while programs run in the container: a file that one of them is writing is in
+/// the snapshot as it is at that moment.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The container
@@ -18,6 +21,14 @@ pub(super) struct Args {
     /// A remark, shown by `cowl list`
     #[arg(short, long, value_name = "TEXT")]
     message: Option<OsString>,
+    /// Take the remark from a file, or from standard input
+    #[arg(
+        short = 'c',
+        long = "comment-file",
+        value_name = "FILE|-",
+        conflicts_with = "message"
+    )]
+    comment_file: Option<PathBuf>,
     /// A name of your own [default: snap0, snap1, ...; no number is used twice]
     #[arg(long = "name", value_name = "SNAP")]
     snapshot: Option<OsString>,
@@ -38,13 +49,7 @@ pub(super) struct Args {
 impl Verb for Args {
     fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
-        let comment = match &self.message {
-            Some(text) => text
-                .to_str()
-                .ok_or_else(|| Error::usage("the message is not valid UTF-8"))?
-                .to_owned(),
-            None => String::new(),
-        };
+        let comment = remark(self.message.as_ref(), self.comment_file.as_deref())?;
         let wish = Wish {
             name: self
                 .snapshot

@@ -16,6 +16,7 @@ pub mod rename;
 pub mod serve;
 pub mod state;
 pub mod undelete;
+pub mod whole;
 
 use crate::error::{Error, Result};
 use crate::store::layers::Making;

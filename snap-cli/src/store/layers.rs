@@ -66,13 +66,7 @@ impl<'s> Making<'s> {
         over: &[LayerId],
         stands_for: &[LayerId],
     ) -> Result<LayerId> {
-        let id = LayerId::fresh();
-        self.layers.push(id);
-        let store = self.store;
-        private_dir(&store.layer_dir(id))?;
-        private_dir(&store.layer_tree(id))?;
-        private_dir(&store.layer_work(id))?;
-        let manifest = LayerManifest {
+        self.layer_as(LayerManifest {
             kind,
             over: over.to_vec(),
             stands_for: stands_for.to_vec(),
@@ -81,7 +75,17 @@ impl<'s> Making<'s> {
             looks: None,
             digest: None,
             extra: Map::new(),
-        };
+        })
+    }
+
+    /// The same for a layer of which everything is known already.
+    pub fn layer_as(&mut self, manifest: LayerManifest) -> Result<LayerId> {
+        let id = LayerId::fresh();
+        self.layers.push(id);
+        let store = self.store;
+        private_dir(&store.layer_dir(id))?;
+        private_dir(&store.layer_tree(id))?;
+        private_dir(&store.layer_work(id))?;
         disk::write_new(&store.layer_file(id), &Record::first(manifest))?;
         self.will_sync(store.layer_file(id));
         self.will_sync(store.layer_tree(id));
@@ -276,6 +280,23 @@ impl Store {
                 Ok((kind, measured))
             }
         }
+    }
+
+    /// About what the layers take on the disk together, a head on top not counted; `None` where one was
+    /// never measured.
+    pub fn known_size(&self, layers: &[LayerId]) -> Result<Option<u64>> {
+        let mut total = 0;
+        for (place, id) in layers.iter().enumerate() {
+            match disk::read::<LayerManifest>(&self.layer_file(*id))?
+                .body
+                .measured
+            {
+                Some(measured) => total += measured.bytes,
+                None if place == 0 && layers.len() > 1 => {}
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(total))
     }
 
     /// Kept so that it need not be measured again; on a full disk it will be.

@@ -1,0 +1,133 @@
+//! The list of one container's snapshots, and their tree.
+
+use std::collections::HashMap;
+
+use serde_json::{Value, json};
+
+use super::super::output;
+use super::Args;
+use super::columns::Template;
+use crate::container::Container;
+use crate::error::Result;
+use crate::snapshot::list::{Entry, snapshots};
+use crate::snapshot::select::{Filter, sort};
+use crate::snapshot::tree::tree;
+use crate::store::Store;
+use crate::store::manifest::ContainerManifest;
+use crate::store::name::ContainerName;
+
+const HEADS: [&str; 5] = ["NAME", "TIME", "SIZE", "AFTER", "COMMENT"];
+
+pub(super) fn print(
+    args: &Args,
+    store: &Store,
+    name: &ContainerName,
+    filter: &Filter,
+    template: Option<&Template>,
+) -> Result<()> {
+    let (id, manifest) = {
+        // Locked for a moment: what a killed command left is put in order first.
+        let container = Container::open(store, name)?;
+        (container.id(), container.manifest().clone())
+    };
+    let _reading = store.share()?;
+    let mut entries = snapshots(store, &manifest)?;
+    if args.tree {
+        return draw(args, &manifest, &entries, filter);
+    }
+    entries.retain(|entry| filter.takes(entry));
+    sort(&mut entries, args.order());
+    if args.reverse {
+        entries.reverse();
+    }
+    if let Some(template) = template {
+        return entries
+            .iter()
+            .try_for_each(|entry| output::line(template.fill(&as_json(entry))?.as_bytes()));
+    }
+    if args.json {
+        let list: Vec<Value> = entries.iter().map(as_json).collect();
+        return output::data(&json!({ "name": manifest.name, "id": id, "snapshots": list }));
+    }
+    let rows = entries.iter().map(|entry| row(entry, String::new()));
+    output::table(args.heads(&HEADS), rows.collect(), &[2])
+}
+
+/// The whole tree; what the filter does not let through shows its name alone.
+fn draw(
+    args: &Args,
+    manifest: &ContainerManifest,
+    entries: &[Entry],
+    filter: &Filter,
+) -> Result<()> {
+    let known: HashMap<_, _> = entries.iter().map(|e| (e.snapshot.id, e)).collect();
+    let list: Vec<_> = entries
+        .iter()
+        .map(|e| (e.snapshot.id, e.snapshot.parent))
+        .collect();
+    let rows = tree(&list, manifest.parent).into_iter().map(|line| {
+        match line.id.and_then(|id| known.get(&id)) {
+            Some(entry) => {
+                let mut cells = row(entry, line.prefix);
+                // The tree says it.
+                cells.remove(3);
+                if !filter.takes(entry) {
+                    cells.truncate(1);
+                    cells.resize(4, String::new());
+                }
+                cells
+            }
+            None => {
+                let mut cells = vec![format!("{}now", line.prefix)];
+                cells.resize(4, String::new());
+                cells
+            }
+        }
+    });
+    let [name, time, size, _, comment] = HEADS;
+    output::table(
+        args.heads(&[name, time, size, comment]),
+        rows.collect(),
+        &[2],
+    )
+}
+
+fn row(entry: &Entry, prefix: String) -> Vec<String> {
+    let snapshot = &entry.snapshot;
+    let mut comment = output::shown(snapshot.comment.as_bytes());
+    for (key, value) in &snapshot.tags {
+        let tag = if value.is_empty() {
+            format!("[{key}]")
+        } else {
+            format!("[{key}={value}]")
+        };
+        comment = format!("{comment} {tag}");
+    }
+    if snapshot.protected {
+        comment = format!("{comment} (protected)");
+    }
+    vec![
+        prefix + snapshot.name.as_str(),
+        output::local_time(&snapshot.created),
+        output::size(entry.bytes),
+        entry.parent.clone().unwrap_or_default(),
+        comment.trim_start().to_owned(),
+    ]
+}
+
+/// What is known of one snapshot.
+pub(super) fn as_json(entry: &Entry) -> Value {
+    let snapshot = &entry.snapshot;
+    json!({
+        "name": snapshot.name,
+        "id": snapshot.id,
+        "kind": snapshot.kind,
+        "created": snapshot.created,
+        "time": output::local_time(&snapshot.created),
+        "size": entry.bytes,
+        "comment": snapshot.comment,
+        "parent": entry.parent,
+        "tags": snapshot.tags,
+        "protected": snapshot.protected,
+    })
+}

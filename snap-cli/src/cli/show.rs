@@ -1,0 +1,128 @@
+//! `cowl show`
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+
+use serde_json::{Value, json};
+
+use super::{Context, Verb, output, read_state};
+use crate::container::state::{Mounted, look};
+use crate::error::Result;
+use crate::snapshot::State;
+use crate::store::Store;
+use crate::store::manifest::{SnapshotManifest, SnapshotRef};
+use crate::store::name::Address;
+
+/// Show everything that is known of a container or a snapshot
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The container, or the snapshot
+    #[arg(value_name = "NAME[@SNAP]")]
+    address: OsString,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Verb for Args {
+    fn run(&self, context: &Context) -> Result<u8> {
+        let address = Address::parse(&self.address)?;
+        let (store, state, _reading) = read_state(context, &address)?;
+        let shown = match &state.snapshot {
+            Some((known, snapshot)) => of_snapshot(&store, &state, known, snapshot)?,
+            None => of_container(&store, &state)?,
+        };
+        if self.json {
+            output::data(&shown)?;
+            return Ok(0);
+        }
+        let fields = shown.as_object().into_iter().flatten();
+        let rows = fields
+            .filter(|(_, value)| !value.is_null())
+            .map(|(key, value)| vec![key.replace('_', " "), text(key, value)]);
+        output::table(&[], rows.collect(), &[])?;
+        Ok(0)
+    }
+
+    fn json(&self) -> bool {
+        self.json
+    }
+}
+
+fn text(key: &str, value: &Value) -> String {
+    match (key, value) {
+        ("created", Value::String(time)) => output::local_time(time),
+        ("size", Value::Number(bytes)) => output::size(bytes.as_u64().unwrap_or_default()),
+        (_, Value::String(text)) => output::shown(text.as_bytes()),
+        (_, Value::Array(list)) => {
+            let list: Vec<_> = list.iter().map(|one| text("", one)).collect();
+            list.join(" ")
+        }
+        (_, Value::Object(map)) => {
+            let pairs: Vec<_> = map
+                .iter()
+                .map(|(key, value)| format!("{key}={}", text("", value)))
+                .collect();
+            pairs.join(" ")
+        }
+        (_, value) => value.to_string(),
+    }
+}
+
+fn of_container(store: &Store, state: &State) -> Result<Value> {
+    let manifest = &state.manifest;
+    let name_of = |id| {
+        manifest
+            .snapshots
+            .iter()
+            .find(|s| s.id == id)
+            .map(|s| &s.name)
+    };
+    let place = match look(store, state.container)? {
+        Mounted::Alive(run) => Some(output::json_path(run.mountpoint.as_os_str().as_bytes())),
+        Mounted::No | Mounted::Dead(_) => None,
+    };
+    Ok(json!({
+        "name": manifest.name,
+        "id": state.container,
+        "created": manifest.created,
+        "made_from": manifest.parent.and_then(name_of),
+        "snapshots": manifest.snapshots.len(),
+        "next_number": manifest.next_snap,
+        "mountpoint": place,
+        "settings": (!manifest.settings.is_empty()).then_some(&manifest.settings),
+        "layers": state.stack,
+        "head": store.layer_tree(manifest.head),
+        "store": store.root(),
+    }))
+}
+
+fn of_snapshot(
+    store: &Store,
+    state: &State,
+    known: &SnapshotRef,
+    snapshot: &SnapshotManifest,
+) -> Result<Value> {
+    let parent = known.parent.and_then(|id| {
+        let found = state.manifest.snapshots.iter().find(|s| s.id == id)?;
+        Some(&found.name)
+    });
+    let (_, measured) = store.measured(known.layer)?;
+    Ok(json!({
+        "name": known.name,
+        "container": state.manifest.name,
+        "id": known.id,
+        "kind": known.kind,
+        "created": known.created,
+        "parent": parent,
+        "comment": known.comment,
+        "tags": (!known.tags.is_empty()).then_some(&known.tags),
+        "protected": known.protected,
+        "size": measured.bytes,
+        "files": measured.files,
+        "layers": state.stack,
+        "settings": (!snapshot.settings.is_empty()).then_some(&snapshot.settings),
+        "config": snapshot.config,
+        "store": store.root(),
+    }))
+}
