@@ -8,6 +8,7 @@ mod diff;
 mod exec;
 mod export;
 mod flatten;
+mod gc;
 mod import;
 mod list;
 mod meta;
@@ -22,6 +23,7 @@ mod snapshot;
 mod status;
 mod table;
 mod text;
+mod undelete;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -141,6 +143,8 @@ verbs! {
     Import(import::Args),
     Status(status::Args),
     Destroy(destroy::Args),
+    Undelete(undelete::Args),
+    Gc(gc::Args),
     Config(config::Args),
     #[command(hide = true)]
     Serve(serve::Args),

@@ -130,6 +130,8 @@ impl Outgoing {
             // What it takes is another disk's to say.
             let layer = LayerManifest {
                 measured: None,
+                looks: None,
+                digest: None,
                 ..layer
             };
             layers.push(LayerEntry { id: *id, layer });
@@ -259,6 +261,8 @@ fn import_claimed(
             over: mapped(&layer.over, &new),
             stands_for: mapped(&layer.stands_for, &new),
             measured: None,
+            looks: None,
+            digest: None,
             ..layer
         };
         let made = making.layer_as(layer)?;
