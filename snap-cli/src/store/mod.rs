@@ -13,6 +13,7 @@
 //!       locks/                           one file a lock
 //!       deleted/<id>.<since>.<until>     destroyed containers that may still come back
 //!       trash/                           on its way out
+//!       reserve/                         space for the day when the disk is full
 //!       cache/<id>.json                  what could be found out again
 //!       stores.json                      the other stores of the family (see [`family`])
 //! ```
@@ -26,6 +27,7 @@ pub mod lock;
 pub mod manifest;
 pub mod name;
 pub mod record;
+pub mod reserve;
 pub mod span;
 pub mod usage;
 
