@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::run::{Result, Run, failure, note, title};
 
 /// What the build, the tests and the demo need of Debian.
-const PACKAGES: [&str; 29] = [
+const PACKAGES: [&str; 31] = [
     "acl",
     "attr",
     "btrfs-progs",
@@ -15,6 +15,7 @@ const PACKAGES: [&str; 29] = [
     "debootstrap",
     "e2fsprogs",
     "erofs-utils",
+    "fish",
     "fuse-overlayfs",
     "fuse3",
     "gcc",
@@ -35,6 +36,7 @@ const PACKAGES: [&str; 29] = [
     "util-linux",
     "xfsprogs",
     "xz-utils",
+    "zsh",
     "zstd",
 ];
 

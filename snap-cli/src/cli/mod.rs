@@ -1,6 +1,7 @@
 //! The command line: one file a verb, each a few lines over the library; output as tables or JSON;
 //! errors and exit codes. The doc comments of the argument types are the help.
 
+mod complete;
 mod config;
 mod create;
 mod destroy;
@@ -138,6 +139,7 @@ verbs! {
     Status(status::Args),
     Destroy(destroy::Args),
     Config(config::Args),
+    Completions(complete::Args),
     #[command(hide = true)]
     Serve(serve::Args),
     #[command(hide = true)]
@@ -228,6 +230,7 @@ fn typed(args: &[OsString]) -> String {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    complete::answer();
     let args: Vec<OsString> = std::env::args_os().collect();
     output::start_log();
     let cli = match Cli::try_parse_from(&args) {
