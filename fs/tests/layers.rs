@@ -14,7 +14,7 @@ use common::{Fs, Lab, R, READ, WRITE, caller, disk, is_root, plant};
 use cowl_fs::error::Errno;
 use cowl_fs::format::XattrSpace;
 use cowl_fs::idmap::{IdMap, OVERFLOW, Range};
-use cowl_fs::overlay::{Behaviour, Caller, PushError, SetAttr};
+use cowl_fs::overlay::{Behaviour, Caller, SetAttr};
 
 /// Numbers that look random and are the same in every run.
 struct Dice(u64);
@@ -119,22 +119,57 @@ fn a_frozen_layer_is_never_written() {
 }
 
 #[test]
-fn a_push_is_refused_while_a_file_is_written() {
-    let lab = Lab::new(|top| plant(top, &["f"]));
+fn what_is_being_written_goes_on_in_the_new_layer() {
+    let lab = Lab::new(|top| plant(top, &["f", "g", "h"]));
     let fs = lab.open();
     let reader = fs.open("f", READ).unwrap();
     let writer = fs.open("f", WRITE).unwrap();
-    let before = fs.tree();
-    assert!(matches!(lab.push(&fs), Err(PushError::Writers(1))));
-    // Refused is as if it had not been asked for.
+    let other = fs.open("f", WRITE).unwrap();
     fs.write_handle(&writer, 0, b"C").unwrap();
-    assert_ne!(fs.tree(), before);
-    fs.overlay.close(&writer);
+    // One with two names, one without any, and one that only its attributes bring up first.
+    fs.link("g", "alias").unwrap();
+    let linked = fs.open("alias", WRITE).unwrap();
+    let nameless = fs.open("h", WRITE).unwrap();
+    fs.unlink("h").unwrap();
+    fs.create("new", b"new").unwrap();
+    let touched = fs.open("new", WRITE).unwrap();
+    let numbers: Vec<_> = ["f", "g", "new"].map(|path| fs.number(path)).into();
+
+    let before = fs.tree();
     let old = lab.push(&fs).unwrap();
     let digest = disk(&old);
-    fs.append("f", b"+").unwrap();
-    assert_eq!(fs.read_handle(&reader).unwrap(), b"Content of f+");
-    assert_eq!(disk(&old), digest);
+    assert!(fs.tree() == before, "a push shows nothing");
+    assert_eq!(lab.marks(), [""; 0], "a push copies nothing");
+
+    for (handle, at, data) in [
+        (&writer, 1, b"O"),
+        (&other, 2, b"N"),
+        (&linked, 0, b"G"),
+        (&nameless, 0, b"H"),
+    ] {
+        fs.write_handle(handle, at, data).unwrap();
+    }
+    fs.chmod("new", 0o600).unwrap();
+    fs.write_handle(&touched, 0, b"N").unwrap();
+    assert_eq!(fs.read_handle(&reader).unwrap(), b"CONtent of f");
+    assert_eq!(fs.read("f").unwrap(), b"CONtent of f");
+    assert_eq!(fs.read("g").unwrap(), b"Gontent of g");
+    assert_eq!(fs.read_handle(&nameless).unwrap(), b"Hontent of h");
+    assert_eq!(fs.read("new").unwrap(), b"New");
+    let now: Vec<_> = ["f", "g", "new"].map(|path| fs.number(path)).into();
+    assert_eq!(now, numbers);
+    assert_eq!(fs.number("alias"), fs.number("g"));
+    assert_eq!(disk(&old), digest, "the frozen layer was written");
+
+    // And once more.
+    let second = lab.push(&fs).unwrap();
+    let second_digest = disk(&second);
+    fs.write_handle(&writer, 0, b"c").unwrap();
+    assert_eq!(fs.read("f").unwrap(), b"cONtent of f");
+    assert_eq!((disk(&old), disk(&second)), (digest, second_digest));
+    for handle in [&reader, &writer, &other, &linked, &nameless, &touched] {
+        fs.overlay.close(handle);
+    }
 }
 
 #[test]

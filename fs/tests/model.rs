@@ -11,14 +11,16 @@
 mod common;
 mod model_tree;
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use common::{Fs, Lab, OpenHow, READ, Tree, WRITE};
+use common::{Fs, Lab, OpenHow, READ, WRITE, disk};
 use cowl_fs::error::Errno;
 use cowl_fs::format::XattrSpace;
-use cowl_fs::overlay::{Behaviour, FileHandle, PushError};
+use cowl_fs::overlay::{Behaviour, FileHandle};
 use cowl_fs::sys::stat::FileKind;
-use model_tree::{Model, Node, Rename};
+use model_tree::{Model, Node, Rename, same};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::Config;
@@ -144,6 +146,8 @@ struct Pair {
     model: Model,
     open: [Option<Open>; SLOTS],
     gone: Vec<String>,
+    /// What was pushed down, as it was then.
+    frozen: Vec<(PathBuf, BTreeMap<String, String>)>,
 }
 
 impl Pair {
@@ -155,6 +159,14 @@ impl Pair {
             model: Model::new(),
             open: Default::default(),
             gone: Vec::new(),
+            frozen: Vec::new(),
+        }
+    }
+
+    /// No layer that was pushed down is ever written again.
+    fn check_frozen(&self) {
+        for (path, digest) in &self.frozen {
+            assert!(disk(path) == *digest, "{} was written", path.display());
         }
     }
 
@@ -353,12 +365,10 @@ impl Pair {
                 self.compare();
             }
             Act::Push => {
-                let writers = self.open.iter().flatten().filter(|(_, _, write)| *write);
-                match (writers.count(), self.lab.push(self.fs())) {
-                    (0, Ok(_)) => {}
-                    (count, Err(PushError::Writers(said))) if count as u32 == said => {}
-                    (count, other) => panic!("{count} writers, {other:?}"),
-                }
+                let old = self.lab.push(self.fs()).unwrap();
+                self.check_frozen();
+                let digest = disk(&old);
+                self.frozen.push((old, digest));
                 self.compare();
             }
             Act::Forget => self.forget(),
@@ -403,30 +413,6 @@ impl Pair {
     }
 }
 
-fn same(shown: &Tree, model: &Model) {
-    let got: Vec<_> = shown
-        .iter()
-        .map(|(path, shown)| {
-            let content = match shown.kind {
-                FileKind::Regular => shown.content.clone(),
-                _ => Vec::new(),
-            };
-            let perm = match shown.kind {
-                FileKind::Symlink => 0,
-                _ => shown.perm,
-            };
-            let xattr = shown.xattrs.iter().find(|(name, _)| name == b"user.x");
-            let names = match shown.kind {
-                FileKind::Directory => vec![path.clone()],
-                _ => shown.names.clone(),
-            };
-            let xattr = xattr.map(|(_, value)| value[0]);
-            (path.clone(), shown.kind, perm, content, xattr, names)
-        })
-        .collect();
-    assert_eq!(got, model.shown());
-}
-
 fn join(folder: &str, name: &str) -> String {
     if folder.is_empty() {
         return name.to_owned();
@@ -443,6 +429,7 @@ fn run(lab: Lab, acts: &[Act]) {
     (0..SLOTS).for_each(|slot| pair.close(slot));
     pair.mount();
     pair.compare();
+    pair.check_frozen();
     drop(pair.fs.take());
     same(&pair.lab.open_read_only().tree(), &pair.model);
 }

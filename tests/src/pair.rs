@@ -156,7 +156,7 @@ impl Pair {
     }
 
     /// Makes the layer that was written so far one that is only read, while it is mounted where that
-    /// can be done (`true`). Nothing in it may be open for writing.
+    /// can be done (`true`).
     pub fn snapshot(&mut self, live: bool) {
         let live = live && self.under == Under::Container;
         if !live {

@@ -178,7 +178,7 @@ pub fn run(
 fn event(
     step: &Step,
     pair: &mut Pair,
-    mut sides: [Side; 2],
+    sides: [Side; 2],
     numbers: &mut Option<Numbers>,
 ) -> [Side; 2] {
     if let Step::Compare | Step::Do(..) = step {
@@ -187,9 +187,9 @@ fn event(
     if let Step::Snapshot { live: true } = step
         && pair.can_push()
     {
-        // What is open for reading stays open.
-        for side in &mut sides {
-            side.stop_writing();
+        // Everything stays open and mapped.
+        for side in &sides {
+            side.sync_mappings();
         }
         pair.snapshot(true);
         return sides;

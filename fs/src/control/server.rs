@@ -145,7 +145,6 @@ fn push(overlay: &Overlay, config: &Config, upper: &Path, work: &Path) -> Answer
     };
     match overlay.push_layer(new) {
         Ok(()) => Answer::Done,
-        Err(PushError::Writers(writers)) => Answer::Busy { writers },
         Err(PushError::TooBusy) => failed("requests went on for ten seconds; try again".into()),
         Err(PushError::Setup(error)) => failed(error.to_string()),
     }

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
@@ -61,6 +61,8 @@ pub struct FileHandle {
     inode: Arc<Inode>,
     how: OpenHow,
     open: Mutex<(Arc<OwnedFd>, u32)>,
+    /// For how many pushed layers it is known that its content lies in the upper.
+    pushes: AtomicU32,
 }
 
 impl FileHandle {
@@ -146,6 +148,7 @@ impl Op<'_> {
             inode: inode.clone(),
             how,
             open: Mutex::new((Arc::new(fd), turn)),
+            pushes: AtomicU32::new(self.overlay.pushes.load(Ordering::Acquire)),
         })
     }
 
@@ -205,6 +208,18 @@ impl Op<'_> {
         Ok(open.0.clone())
     }
 
+    /// The same for a change of the content. A descriptor that was opened for writing before a snapshot was
+    /// taken leads to a layer that is frozen now: its file is brought up first, as for an open.
+    pub(super) fn content_to_write(&self, handle: &FileHandle) -> Result<Arc<OwnedFd>> {
+        // It changes under the stack's lock alone, which this operation shares.
+        let pushes = self.overlay.pushes.load(Ordering::Acquire);
+        if handle.pushes.load(Ordering::Acquire) != pushes {
+            self.file_up(&handle.inode, CopyUp::Data)?;
+            handle.pushes.store(pushes, Ordering::Release);
+        }
+        self.content(handle)
+    }
+
     /// Reads into `buffer`; fewer bytes than asked for only at the end of the file.
     pub fn read(&self, handle: &FileHandle, at: u64, buffer: &mut [u8]) -> Result<usize> {
         let fd = self.content(handle)?;
@@ -226,7 +241,7 @@ impl Op<'_> {
             return Err(Error::Errno(Errno::BADF));
         }
         self.upper()?;
-        let fd = self.content(handle)?;
+        let fd = self.content_to_write(handle)?;
         handle.inode.changed();
         let write = || sys::copy::write_some(&*fd, data, at);
         match by {
@@ -287,7 +302,7 @@ impl Op<'_> {
             return Err(Error::Errno(Errno::BADF));
         }
         self.upper()?;
-        let fd = self.content(handle)?;
+        let fd = self.content_to_write(handle)?;
         handle.inode.changed();
         let mode = FallocateFlags::from_bits_retain(mode);
         Ok(rustix::fs::fallocate(&fd, mode, at, len)?)
@@ -313,7 +328,9 @@ impl Op<'_> {
         len: usize,
     ) -> Result<usize> {
         self.upper()?;
-        let (source, target) = (self.content(from.0)?, self.content(to.0)?);
+        // The target first: the source may be the same file.
+        let target = self.content_to_write(to.0)?;
+        let source = self.content(from.0)?;
         to.0.inode.changed();
         let (mut at, mut to_at) = (from.1, to.1);
         let copied = rustix::io::retry_on_intr(|| {

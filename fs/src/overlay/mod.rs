@@ -91,6 +91,8 @@ pub struct Overlay {
     links: hardlinks::LinkIndex,
     writers: AtomicU32,
     readers: AtomicU32,
+    /// How many layers were pushed; changed with the stack.
+    pushes: AtomicU32,
     /// Shared locks on the layers that are only read, held for as long as the mount lives.
     locks: Mutex<Vec<OwnedFd>>,
 }
@@ -143,6 +145,7 @@ impl Overlay {
             root,
             links: hardlinks::LinkIndex::default(),
             writers: AtomicU32::new(0),
+            pushes: AtomicU32::new(0),
             readers: AtomicU32::new(0),
             locks: Mutex::default(),
         })

@@ -22,8 +22,6 @@ const TURN: Duration = Duration::from_millis(20);
 /// Why a layer could not be pushed. Nothing was changed then.
 #[derive(Debug)]
 pub enum PushError {
-    /// So many descriptors are open for writing.
-    Writers(u32),
     /// Operations went on for too long.
     TooBusy,
     /// The new layer can't be used.
@@ -33,7 +31,8 @@ pub enum PushError {
 impl Overlay {
     /// Puts a new, empty upper on top; the old one is from then on a lower and never written again.
     /// Nothing that the mount shows changes, so no cache has to go; the cost does not depend on how
-    /// much there is. Refused while a descriptor is open for writing: its file would go on changing.
+    /// much there is. A file that is open for writing stays so: what is written to it next brings it up
+    /// first, as an open does ([`super::files`]).
     pub fn push_layer(&self, upper: Arc<Upper>) -> Result<(), PushError> {
         self.check_new_upper(&upper).map_err(PushError::Setup)?;
         let deadline = Instant::now() + PATIENCE;
@@ -45,10 +44,6 @@ impl Overlay {
                 return Err(PushError::TooBusy);
             }
         };
-        let writers = self.writers.load(Ordering::Acquire);
-        if writers > 0 {
-            return Err(PushError::Writers(writers));
-        }
         self.exchange_stack(&mut stack, &upper).map_err(|error| {
             PushError::Setup(SetupError::at("cannot use", upper.layer.path(), error))
         })
@@ -96,6 +91,7 @@ impl Overlay {
         self.root.hold_ctime(root.stat.ctime, shown);
         self.inodes.moved(self.root.ino(), old, new, true);
         self.keep_locks(lock.into_iter().collect());
+        self.pushes.fetch_add(1, Ordering::AcqRel);
         *stack = Stack {
             view,
             upper: Some(upper.clone()),

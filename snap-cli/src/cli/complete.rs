@@ -87,6 +87,8 @@ enum Takes {
     Container,
     /// NAME or NAME@SNAP.
     Address,
+    /// NAME and then its SNAPs, or NAME@SNAPs.
+    Either,
     /// SNAP, of the container that is named before it.
     Snapshot,
     /// A..B, of the container that is named before it.
@@ -103,6 +105,9 @@ fn takes(verb: &str, arg: &Arg) -> Takes {
     let new = matches!(verb, "create" | "adopt" | "import" | "undelete");
     let has = |word: &str| name.split(['|', ':']).any(|part| part == word);
     if arg.is_positional() && !new {
+        if name.contains('@') && name.contains(' ') {
+            return Takes::Either;
+        }
         if name.contains('@') {
             return Takes::Address;
         }
@@ -130,6 +135,7 @@ fn with_names(cli: Command) -> Command {
             let completer = match takes(&name, &arg) {
                 Takes::Container => ArgValueCompleter::new(containers),
                 Takes::Address => ArgValueCompleter::new(addresses),
+                Takes::Either => ArgValueCompleter::new(either),
                 Takes::Snapshot => ArgValueCompleter::new(snapshots),
                 Takes::Range => ArgValueCompleter::new(ranges),
                 Takes::Path => return arg.value_hint(ValueHint::AnyPath),
@@ -166,6 +172,14 @@ fn addresses(current: &OsStr) -> Vec<CompletionCandidate> {
 fn snapshots(current: &OsStr) -> Vec<CompletionCandidate> {
     let known = Known::look();
     offer(current, known.snapshots_before())
+}
+
+fn either(current: &OsStr) -> Vec<CompletionCandidate> {
+    let known = Known::look();
+    match known.container_before() {
+        Some(container) => offer(current, known.snapshots(&container)),
+        None => addresses(current),
+    }
 }
 
 fn ranges(current: &OsStr) -> Vec<CompletionCandidate> {
@@ -262,14 +276,20 @@ impl Known {
             .collect()
     }
 
-    /// The snapshots of the container that is typed already.
-    fn snapshots_before(&self) -> Names {
+    /// The container that is typed already, before the word at the cursor.
+    fn container_before(&self) -> Option<String> {
         let containers = self.containers();
-        let typed = self.words.iter().skip(1).find_map(|word| {
-            let word = word.to_str()?;
-            containers.iter().find(|(name, _)| name == word)
-        });
-        typed.map_or_else(Names::new, |(name, _)| self.snapshots(name))
+        let (_, before) = self.words.split_last()?;
+        before.iter().skip(1).find_map(|word| {
+            let known = containers.iter().find(|(name, _)| word == name.as_str())?;
+            Some(known.0.clone())
+        })
+    }
+
+    /// The snapshots of that container.
+    fn snapshots_before(&self) -> Names {
+        let container = self.container_before();
+        container.map_or_else(Names::new, |name| self.snapshots(&name))
     }
 }
 
@@ -384,6 +404,7 @@ mod tests {
         assert_eq!(of("diff", "from"), Takes::Address);
         assert_eq!(of("restore", "snapshot"), Takes::Snapshot);
         assert_eq!(of("flatten", "range"), Takes::Range);
+        assert_eq!(of("rm", "what"), Takes::Either);
         assert_eq!(of("create", "name"), Takes::Other);
         assert_eq!(of("create", "from"), Takes::Path);
         assert_eq!(of("clone", "new"), Takes::Other);

@@ -9,12 +9,15 @@ mod diff;
 mod exec;
 mod export;
 mod flatten;
+mod hooks;
+mod import;
 mod list;
 mod meta;
 mod mount;
 mod output;
 mod progress;
 mod restore;
+mod rm;
 mod serve;
 mod show;
 mod snapshot;
@@ -133,9 +136,11 @@ verbs! {
     Protect(meta::ProtectArgs),
     Diff(diff::Args),
     Restore(restore::RestoreArgs),
+    Rm(rm::Args),
     Clone(restore::CloneArgs),
     Flatten(flatten::Args),
     Export(export::Args),
+    Import(import::Args),
     Status(status::Args),
     Destroy(destroy::Args),
     Config(config::Args),

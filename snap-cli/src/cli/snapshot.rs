@@ -7,12 +7,14 @@ use super::meta::remark;
 use super::{Context, Verb, output, tags};
 use crate::container::Container;
 use crate::error::Result;
+use crate::host::hooks::Event;
 use crate::snapshot::take::{Wish, take};
 use crate::store::name::{ContainerName, SnapshotName};
 
 /// Take a snapshot of what a container is now, and print its name
 ///
-/// Copies nothing. Works on a mounted container while no file in it is open for writing.
+/// Copies nothing, and works while programs run in the container: a file that one of them is writing is in
+/// the snapshot as it is at that moment.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The container
@@ -62,9 +64,12 @@ impl Verb for Args {
             sync: self.sync,
         };
         let store = context.store_of(&name)?;
-        let mut container = Container::open(&store, &name)?;
-        let taken = take(&mut container, &wish)?;
-        output::line(taken.as_str().as_bytes())?;
+        let chosen = wish.name.as_ref().map(SnapshotName::as_str);
+        context.hooked(Event::Snapshot, &store, &name, chosen, |facts| {
+            let taken = take(&mut Container::open(&store, &name)?, &wish)?;
+            facts.tell("COWL_SNAPSHOT", taken.as_str());
+            output::line(taken.as_str().as_bytes())
+        })?;
         Ok(0)
     }
 }

@@ -94,12 +94,11 @@ fn at_moment(text: &str, now: &jiff::ZonedDateTime) -> Option<jiff::Timestamp> {
         return Some(time);
     }
     if let Ok(time) = text.parse::<jiff::civil::DateTime>() {
-        let zoned = time.to_zoned_datetime(now.time_zone().clone());
-        return zoned.map(|zoned| zoned.timestamp()).map_or(None, Some);
+        let zoned = time.to_zoned_datetime(now.time_zone().clone()).ok()?;
+        return Some(zoned.timestamp());
     }
-    let age = text.parse::<jiff::Span>().map_or(None, Some)?;
-    let then = now.checked_sub(age.abs());
-    then.map_or(None, |then| Some(then.timestamp()))
+    let age = text.parse::<jiff::Span>().ok()?;
+    Some(now.checked_sub(age.abs()).ok()?.timestamp())
 }
 
 #[cfg(test)]

@@ -57,6 +57,15 @@ pub struct RunState {
     pub replacing: bool,
 }
 
+impl RunState {
+    /// Has what programs wrote and the kernel still keeps handed to the daemon, and with it to the layers.
+    pub fn flush(&self) -> Result<()> {
+        let at = |error: std::io::Error| Error::at("flush", &self.mountpoint, error);
+        let root = std::fs::File::open(&self.mountpoint).map_err(at)?;
+        rustix::fs::syncfs(root).map_err(|error| at(error.into()))
+    }
+}
+
 /// Whether a container is mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mounted {

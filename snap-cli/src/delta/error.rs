@@ -35,6 +35,8 @@ pub enum ErrorKind {
     Damaged,
     /// The input is well formed and asks for what is not done: it points outside, or holds marks.
     Refused,
+    /// The input is a whole container where a tree of files is asked for.
+    WholeContainer,
     /// Source and target lie in one another.
     Overlap,
 }

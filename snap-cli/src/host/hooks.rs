@@ -81,7 +81,10 @@ pub fn around<T>(
     work: impl FnOnce(&mut Facts) -> Result<T>,
 ) -> Result<T> {
     if std::env::var_os(INSIDE).is_some() {
-        log::info!("called by a hook: the hooks of {} are not run", event.name());
+        log::info!(
+            "called by a hook: the hooks of {} are not run",
+            event.name()
+        );
         return work(facts);
     }
     let before = format!("pre-{}", event.name());
@@ -177,7 +180,9 @@ fn check_owner(path: &Path, meta: &std::fs::Metadata) -> Result<()> {
 fn run(script: &Path, when: &str, facts: &Facts, timeout: Duration) -> Result<()> {
     let at = |error: std::io::Error| Error::at("run the hook", script, error);
     let err = std::io::stderr();
-    let stderr = std::os::fd::AsFd::as_fd(&err).try_clone_to_owned().map_err(at)?;
+    let stderr = std::os::fd::AsFd::as_fd(&err)
+        .try_clone_to_owned()
+        .map_err(at)?;
     let mut child = Command::new(script)
         .env("COWL_HOOK", when)
         .env(INSIDE, "1")
@@ -369,7 +374,10 @@ mod tests {
         script(dir.path(), "post-restore", "1", NOTE);
         let (done, log) = with(dir.path(), Ok(()));
         let error = done.unwrap_err().to_string();
-        assert!(error.contains(bad.to_str().unwrap()) && error.contains("exit code 9"), "{error}");
+        assert!(
+            error.contains(bad.to_str().unwrap()) && error.contains("exit code 9"),
+            "{error}"
+        );
         assert!(!dir.path().join("worked").try_exists().unwrap());
         assert_eq!(log, "pre-restore 1 web 1\npost-restore 1 web stopped 1\n");
     }
@@ -396,7 +404,12 @@ mod tests {
         let pid = dir.path().join("pid");
         let text = format!("sleep 1000 & echo $! > {}; wait", pid.display());
         let script = script(dir.path(), "pre-rm", "slow", &text);
-        let late = run(&script, "pre-rm", &Facts::default(), Duration::from_millis(300));
+        let late = run(
+            &script,
+            "pre-rm",
+            &Facts::default(),
+            Duration::from_millis(300),
+        );
         let error = late.unwrap_err().to_string();
         assert!(error.contains("was ended"), "{error}");
         let pid = std::fs::read_to_string(pid).unwrap();
@@ -412,7 +425,10 @@ mod tests {
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o777)).unwrap();
         let (done, log) = with(dir.path(), Ok(()));
         let error = done.unwrap_err();
-        assert!(error.to_string().contains("may be written by others"), "{error}");
+        assert!(
+            error.to_string().contains("may be written by others"),
+            "{error}"
+        );
         assert!(error.hint.unwrap().contains("chmod 755"));
         assert_eq!(log, "");
         // A script that can't be run is a failure, too.

@@ -17,12 +17,11 @@ fn change(
 ) -> Result<()> {
     let (known, _) = container.snapshot(name)?;
     let mut next = container.manifest().clone();
-    for snapshot in next.snapshots.iter_mut().filter(|s| s.id == known.id) {
+    if let Some(snapshot) = next.snapshots.iter_mut().find(|s| s.id == known.id) {
         how(snapshot);
         if *snapshot == known {
             return Ok(());
         }
-        break;
     }
     container.commit(next, None, |_| Ok(Swap::Done))
 }

@@ -6,6 +6,8 @@
 pub mod flatten;
 pub mod list;
 pub mod meta;
+pub mod readers;
+pub mod remove;
 pub mod restore;
 pub mod select;
 pub mod take;
@@ -15,8 +17,7 @@ use cowl_fs::control::ControlError;
 
 use crate::container::state::{self, Mounted};
 use crate::container::{Container, Swap, daemon, find_snapshot};
-use crate::error::{Error, Result};
-use crate::host::users::{self, Hold, User};
+use crate::error::Result;
 use crate::store::Store;
 use crate::store::layers::Making;
 use crate::store::manifest::{
@@ -65,8 +66,18 @@ impl State {
         let known = |id| self.manifest.snapshots.iter().any(|s| s.id == id);
         match parent.filter(|id| known(*id)) {
             Some(parent) => Ok(store.snapshot(self.container, parent)?.stack),
-            None => Ok(self.manifest.origin.clone()),
+            None => Ok(self.beginning()),
         }
+    }
+
+    /// What its container began with. Where that was merged into something else, all that is left to
+    /// compare with is the layer at the bottom.
+    pub fn beginning(&self) -> Vec<LayerId> {
+        let origin = &self.manifest.origin;
+        if !origin.is_empty() && self.stack.ends_with(origin) {
+            return origin.clone();
+        }
+        self.stack.last().copied().into_iter().collect()
     }
 
     /// Has what programs wrote through the mount and the kernel still keeps written to the layers.
@@ -75,12 +86,10 @@ impl State {
         if self.snapshot.is_some() {
             return Ok(());
         }
-        if let Mounted::Alive(state) = state::look(store, self.container)? {
-            let at = |error: std::io::Error| Error::at("flush", &state.mountpoint, error);
-            let root = std::fs::File::open(&state.mountpoint).map_err(at)?;
-            rustix::fs::syncfs(root).map_err(|error| at(error.into()))?;
+        match state::look(store, self.container)? {
+            Mounted::Alive(state) => state.flush(),
+            Mounted::No | Mounted::Dead(_) => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -116,6 +125,23 @@ impl Container<'_> {
         Ok(Frozen { state, head, stack })
     }
 
+    /// Freezes what the container is now, without a snapshot, and gives the layers of that state.
+    pub fn freeze(&mut self) -> Result<Vec<LayerId>> {
+        let mut making = Making::begin(self.store())?;
+        let frozen = self.plan_freeze(&mut making)?;
+        if frozen.head == self.manifest().head {
+            making.done()?;
+        } else {
+            let next = ContainerManifest {
+                head: frozen.head,
+                stack: frozen.stack,
+                ..self.manifest().clone()
+            };
+            self.commit_freeze(next, Some(making))?;
+        }
+        Ok(frozen.state)
+    }
+
     /// Commits a manifest whose head may be a new layer over the present one; a running daemon is told to
     /// go on in that layer before the change is in force.
     pub fn commit_freeze(
@@ -132,40 +158,30 @@ impl Container<'_> {
             if !pushes {
                 return Ok(Swap::Done);
             }
+            let store = container.store();
+            let mut client = daemon::connect(store, container.id())?;
+            // What programs stored through mappings goes out first: it belongs to what is frozen.
+            let flushed = match client.status() {
+                Ok(status) if status.open_for_write > 0 => run.flush(),
+                Ok(_) => Ok(()),
+                Err(error) => Err(daemon::told(&error)),
+            };
+            if let Err(error) = flushed {
+                return Ok(Swap::Refused(error));
+            }
             // Were it lost in a power cut after the swap, nothing would name what the daemon writes to.
             container.sync_pending()?;
-            let store = container.store();
             let (tree, work) = (store.layer_tree(head), store.layer_work(head));
-            let mut client = daemon::connect(store, container.id())?;
             match client.push_layer(&tree, &work) {
                 Ok(()) => Ok(Swap::Done),
-                Err(ControlError::Busy { writers }) => {
-                    let dev = users::device_at(&run.mountpoint)?;
-                    let mut users = container.users(&run, dev)?;
-                    users.retain(writes);
-                    Ok(Swap::Refused(if users.is_empty() {
-                        Error::busy(format!(
-                            "{} is being written to: {writers} files are open for writing",
-                            container.name()
-                        ))
-                        .hint(format!("try again: {}", store.session().who))
-                    } else {
-                        container.in_use(&users)
-                    }))
-                }
                 // It answered, so it did nothing.
-                Err(error @ (ControlError::Failed(_) | ControlError::InUse { .. })) => {
-                    Ok(Swap::Refused(daemon::told(&error)))
-                }
+                Err(
+                    error @ (ControlError::Failed(_)
+                    | ControlError::Busy { .. }
+                    | ControlError::InUse { .. }),
+                ) => Ok(Swap::Refused(daemon::told(&error))),
                 Err(error @ ControlError::Io(_)) => Err(daemon::told(&error)),
             }
         })
     }
-}
-
-/// Whether a process may be writing: it has a file open for writing, or mapped.
-fn writes(user: &User) -> bool {
-    user.holds
-        .iter()
-        .any(|hold| matches!(hold, Hold::Open(true) | Hold::Map))
 }

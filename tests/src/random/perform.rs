@@ -99,29 +99,6 @@ impl Side {
         }
     }
 
-    /// Closes everything through which something could be written.
-    pub fn stop_writing(&mut self) {
-        for slot in &mut self.slots {
-            let writes = slot.as_ref().is_some_and(|fd| {
-                let flags = rustix::fs::fcntl_getfl(fd).expect("the flags of a descriptor");
-                flags & OFlags::RWMODE != OFlags::RDONLY
-            });
-            if writes {
-                *slot = None;
-            }
-        }
-        for map in &mut self.maps {
-            // A mapping holds a descriptor as it was opened.
-            let writes = map.as_ref().is_some_and(|map| {
-                let flags = rustix::fs::fcntl_getfl(map.file()).expect("the flags of a descriptor");
-                flags & OFlags::RWMODE != OFlags::RDONLY
-            });
-            if writes {
-                *map = None;
-            }
-        }
-    }
-
     /// Everything that is held: slots, then mappings.
     #[must_use]
     pub fn held(&self) -> Vec<Option<Held>> {
