@@ -12,6 +12,7 @@ mod flatten;
 mod hooks;
 mod import;
 mod list;
+mod man;
 mod meta;
 mod mount;
 mod output;
@@ -145,6 +146,8 @@ verbs! {
     Destroy(destroy::Args),
     Config(config::Args),
     Completions(complete::Args),
+    #[command(hide = true)]
+    Man(man::Args),
     #[command(hide = true)]
     Serve(serve::Args),
     #[command(hide = true)]

@@ -209,7 +209,7 @@ fn run(script: &Path, when: &str, facts: &Facts, timeout: Duration) -> Result<()
             Err(Error::failed(format!("the hook {script} failed: {how}")))
         }
         Ended::Late => Err(Error::failed(format!(
-            "the hook {script} took longer than {} seconds and was ended",
+            "the hook {script} took longer than {} s and was ended",
             timeout.as_secs()
         ))
         .hint("`hooks.timeout` in the configuration file gives hooks more time")),
