@@ -1,6 +1,7 @@
 //! The command line: one file a verb, each a few lines over the library; output as tables or JSON;
 //! errors and exit codes. The doc comments of the argument types are the help.
 
+mod complete;
 mod config;
 mod create;
 mod destroy;
@@ -9,8 +10,10 @@ mod exec;
 mod export;
 mod flatten;
 mod gc;
+mod hooks;
 mod import;
 mod list;
+mod man;
 mod meta;
 mod mount;
 mod output;
@@ -146,6 +149,9 @@ verbs! {
     Undelete(undelete::Args),
     Gc(gc::Args),
     Config(config::Args),
+    Completions(complete::Args),
+    #[command(hide = true)]
+    Man(man::Args),
     #[command(hide = true)]
     Serve(serve::Args),
     #[command(hide = true)]
@@ -244,6 +250,7 @@ fn typed(args: &[OsString]) -> String {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    complete::answer();
     let args: Vec<OsString> = std::env::args_os().collect();
     output::start_log();
     let cli = match Cli::try_parse_from(&args) {

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use super::{Context, Verb, output};
 use crate::container::Container;
 use crate::error::{Error, Result};
+use crate::host::hooks::Event;
 use crate::snapshot::restore::{clone, plan, restore};
 use crate::store::name::{Address, ContainerName, SnapshotName};
 
@@ -41,9 +42,8 @@ impl Verb for RestoreArgs {
             return Ok(0);
         }
         let store = context.store_of(&name)?;
-        let mut container = Container::open(&store, &name)?;
         if self.dry_run {
-            let kept = plan(&container, &snapshot)?;
+            let kept = plan(&Container::open(&store, &name)?, &snapshot)?;
             output::note(&format!("would make {name} what it was at {snapshot}"));
             output::note(&match kept {
                 Some(auto) => format!("what it is now would stay as {auto}"),
@@ -51,7 +51,11 @@ impl Verb for RestoreArgs {
             });
             return Ok(0);
         }
-        if let Some(auto) = restore(&mut container, &snapshot)?.kept_as {
+        let to = Some(snapshot.as_str());
+        let done = context.hooked(Event::Restore, &store, &name, to, |_| {
+            restore(&mut Container::open(&store, &name)?, &snapshot)
+        })?;
+        if let Some(auto) = done.kept_as {
             output::note(&format!(
                 "what {name} was until now stays as {auto}: cowl restore {name} {auto} undoes this"
             ));

@@ -1,6 +1,7 @@
 //! The machine outside: what is mounted, who uses it. It knows nothing of stores and containers.
 
 pub mod flocks;
+pub mod hooks;
 pub mod mountinfo;
 pub mod users;
 
