@@ -15,12 +15,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use common::{Fs, Lab, OpenHow, READ, Tree, WRITE, disk};
+use common::{Fs, Lab, OpenHow, READ, WRITE, disk};
 use cowl_fs::error::Errno;
 use cowl_fs::format::XattrSpace;
 use cowl_fs::overlay::{Behaviour, FileHandle};
 use cowl_fs::sys::stat::FileKind;
-use model_tree::{Model, Node, Rename};
+use model_tree::{Model, Node, Rename, same};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::Config;
@@ -411,30 +411,6 @@ impl Pair {
             self.model.check_number(&path, number);
         }
     }
-}
-
-fn same(shown: &Tree, model: &Model) {
-    let got: Vec<_> = shown
-        .iter()
-        .map(|(path, shown)| {
-            let content = match shown.kind {
-                FileKind::Regular => shown.content.clone(),
-                _ => Vec::new(),
-            };
-            let perm = match shown.kind {
-                FileKind::Symlink => 0,
-                _ => shown.perm,
-            };
-            let xattr = shown.xattrs.iter().find(|(name, _)| name == b"user.x");
-            let names = match shown.kind {
-                FileKind::Directory => vec![path.clone()],
-                _ => shown.names.clone(),
-            };
-            let xattr = xattr.map(|(_, value)| value[0]);
-            (path.clone(), shown.kind, perm, content, xattr, names)
-        })
-        .collect();
-    assert_eq!(got, model.shown());
 }
 
 fn join(folder: &str, name: &str) -> String {

@@ -155,6 +155,7 @@ impl From<TreeError> for Error {
             ErrorKind::NotAnArchive => {
                 Some("give a folder, or a tar archive: plain, or compressed by gzip, zstd or xz")
             }
+            ErrorKind::WholeContainer => Some("cowl import FILE brings it back, snapshots and all"),
             ErrorKind::Truncated => Some("the file was cut short: fetch or make it anew"),
             ErrorKind::Io
             | ErrorKind::NotFound

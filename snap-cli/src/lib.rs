@@ -9,12 +9,14 @@
 //! - [`cli`]: verbs, output, exit codes. A few lines each over the library.
 //! - [`container`], [`snapshot`]: what can be done.
 //! - [`archive`], [`delta`]: trees in, out, compared and merged.
-//! - [`host`]: the machine outside: mounts, processes.
+//! - [`host`]: the machine outside: mounts, processes, scripts of the machine's owner.
+//! - [`config`]: what was set once for all commands.
 //! - [`store`]: where things lie, what the files say, locks, cleaning up.
 //! - [`error`]: kinds and exit codes.
 
 pub mod archive;
 pub mod cli;
+pub mod config;
 pub mod container;
 pub mod delta;
 pub mod error;

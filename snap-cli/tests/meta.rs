@@ -1,5 +1,10 @@
 //! What people say about snapshots, and finding them by it: comment, tag, protect, list, show.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test"
+)]
 
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};

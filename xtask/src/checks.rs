@@ -64,6 +64,7 @@ const CRATES: [Rooms; 2] = [
         folder: "snap-cli/src",
         imports: &[
             ("store", &["error", "name", "delta"]),
+            ("config", &["error", "store"]),
             ("delta", &["error"]),
             ("archive", &["error", "delta"]),
             ("host", &["error"]),

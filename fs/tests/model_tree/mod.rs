@@ -1,4 +1,5 @@
 //! A tree in memory that does what a plain folder does.
+#![allow(dead_code, reason = "every test file uses a part")]
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -12,10 +13,12 @@ use cowl_fs::error::Errno;
 use cowl_fs::overlay::RenameFlags;
 use cowl_fs::sys::stat::FileKind;
 
+use super::common::Tree;
+
 pub type R<T> = Result<T, Errno>;
 
 /// What is in the tree, by number: nodes are never removed, so that what is open stays.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Model {
     nodes: Vec<Node>,
 }
@@ -339,4 +342,30 @@ impl Model {
             assert!(!clash, "{number} stands for {path} and another");
         }
     }
+}
+
+/// An overlay shows what the model says.
+#[track_caller]
+pub fn same(shown: &Tree, model: &Model) {
+    let got: Vec<_> = shown
+        .iter()
+        .map(|(path, shown)| {
+            let content = match shown.kind {
+                FileKind::Regular => shown.content.clone(),
+                _ => Vec::new(),
+            };
+            let perm = match shown.kind {
+                FileKind::Symlink => 0,
+                _ => shown.perm,
+            };
+            let xattr = shown.xattrs.iter().find(|(name, _)| name == b"user.x");
+            let names = match shown.kind {
+                FileKind::Directory => vec![path.clone()],
+                _ => shown.names.clone(),
+            };
+            let xattr = xattr.map(|(_, value)| value[0]);
+            (path.clone(), shown.kind, perm, content, xattr, names)
+        })
+        .collect();
+    assert_eq!(got, model.shown());
 }

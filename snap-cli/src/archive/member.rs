@@ -22,6 +22,8 @@ pub(super) enum What {
     CharDevice(u64),
     BlockDevice(u64),
     Fifo,
+    /// Only in archives of whole containers.
+    Socket,
 }
 
 /// One entry.
@@ -35,6 +37,16 @@ pub(super) struct Member {
     pub(super) stored: u64,
     /// Where they go, for a sparse file.
     pub(super) sparse: Option<Sparse>,
+    pub(super) own: Own,
+}
+
+/// What only archives of whole containers say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Own {
+    /// The inode number that it had.
+    pub(super) ino: Option<u64>,
+    /// The number of the layer of which it is the root.
+    pub(super) layer: Option<u64>,
 }
 
 /// A file with holes.
@@ -190,6 +202,14 @@ pub(super) fn member(
         what,
         stored,
         sparse,
+        own: own(before).map_err(|key| damaged(&before.path(header), key))?,
+    })
+}
+
+fn own(before: &Before) -> Result<Own, &'static str> {
+    Ok(Own {
+        ino: before.local.number(pax::INO)?,
+        layer: before.local.number(pax::LAYER)?,
     })
 }
 
@@ -199,6 +219,8 @@ fn what(header: &Header, before: &Before, path: &[u8]) -> Result<What> {
             // Before 1988 a folder was a file whose name ends with a slash.
             if path.ends_with(b"/") {
                 What::Folder
+            } else if before.local.get(pax::SOCKET).is_some() {
+                What::Socket
             } else {
                 What::File
             }

@@ -4,14 +4,22 @@
 //! the same tree. Nothing here prints, and nothing here knows stores, containers or manifests.
 
 mod acl;
+pub mod bundle;
 mod compress;
+pub mod delta;
 pub mod export;
+pub mod folder;
 pub mod import;
+pub mod input;
+mod marks;
 mod member;
 mod pax;
 mod place;
 mod stream;
 mod tree;
+pub mod unfinished;
+mod unpack;
+mod writer;
 
 pub use compress::Compression;
 pub use export::Exported;

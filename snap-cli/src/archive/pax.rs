@@ -11,6 +11,12 @@ pub(super) struct Records(pub(super) Vec<(Vec<u8>, Vec<u8>)>);
 pub(super) const XATTR: &[u8] = b"SCHILY.xattr.";
 /// The prefix of ACLs as text: `access` and `default` follow.
 pub(super) const ACL: &[u8] = b"SCHILY.acl.";
+/// cowl's own, in archives of whole containers only: on an empty file, it is a socket.
+pub(super) const SOCKET: &str = "COWL.socket";
+/// On the root of a layer: the number by which other layers' marks name it.
+pub(super) const LAYER: &str = "COWL.layer";
+/// The inode number, where such a mark names it.
+pub(super) const INO: &str = "COWL.ino";
 
 impl Records {
     /// Reads a header's data. The error says what is wrong with it.

@@ -46,6 +46,11 @@ impl<R: Read> Members<R> {
         }
     }
 
+    /// What is read from.
+    pub(super) fn input(&mut self) -> &mut R {
+        &mut self.input
+    }
+
     /// The next entry; `None` at the end, which has then been read up to the last byte, so that the
     /// checksum of a compressed stream was compared too.
     pub(super) fn next(&mut self) -> Result<Option<Member>> {
@@ -262,7 +267,8 @@ impl<R: Read> Members<R> {
         Ok(())
     }
 
-    fn skip_rest(&mut self) -> Result<()> {
+    /// Reads over what is left of the present entry.
+    pub(super) fn skip_rest(&mut self) -> Result<()> {
         let rest = self.left + self.padding;
         let skipped = io::copy(&mut self.input.by_ref().take(rest), &mut io::sink())
             .map_err(|error| read_error(error, &self.path))?;

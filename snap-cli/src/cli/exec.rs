@@ -50,4 +50,8 @@ impl Verb for EnterArgs {
         output::complain(&error, false);
         Ok(code)
     }
+
+    fn configured(&self) -> bool {
+        false
+    }
 }

@@ -1,128 +1,194 @@
 //! `cowl export`
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::{Context, Verb, output, read_state};
-use crate::archive::{Compression, export};
+use crate::archive::unfinished::{UnfinishedFile, UnfinishedFolder};
+use crate::archive::{Compression, Exported, delta, export, folder};
+use crate::container::whole::Outgoing;
+use crate::delta::error::{OnProgress, Progress};
 use crate::error::{Error, Result};
-use crate::store::name::Address;
+use crate::store::Store;
+use crate::store::lock::Lock;
+use crate::store::manifest::LayerId;
+use crate::store::name::{Address, Range};
 
-/// Write a state as a tar archive
+/// Write a state as a tar archive, a folder, an image, or a whole container as one file
 ///
-/// Hard links, extended attributes and ACLs are kept; GNU tar unpacks it with
-/// `tar --numeric-owner --acls --xattrs --xattrs-include='*' -xpf FILE`. For a container that is
+/// Without an option a plain tar: hard links, extended attributes and ACLs are kept; GNU tar unpacks it
+/// with `tar --numeric-owner --acls --xattrs --xattrs-include='*' -xpf FILE`. For a container that is
 /// being written to, export a snapshot.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The state
+    /// The state; with --delta also NAME@A..B
     #[arg(value_name = "NAME[@SNAP]")]
     source: OsString,
-    /// The archive: .tar, .tar.gz, .tar.zst or .tar.xz; or - for a plain one on standard output.
-    /// A file that is there is replaced when the new one is complete.
-    #[arg(value_name = "FILE|-")]
-    file: OsString,
+    /// The archive: .tar, .tar.gz, .tar.zst or .tar.xz; or - for a plain one on standard output; or
+    /// with --dir a folder. What is there is replaced when the new one is complete.
+    #[arg(value_name = "TARGET")]
+    target: OsString,
+    /// Only what changed since the state's parent, or from A to B: a layer as container images have
+    /// them, with deletions as .wh.NAME
+    #[arg(long, group = "form")]
+    delta: bool,
+    /// Make a plain folder
+    #[arg(long, group = "form")]
+    dir: bool,
+    /// The whole container with all its snapshots, for `cowl import`
+    #[arg(long, group = "form")]
+    with_snapshots: bool,
 }
 
 impl Verb for Args {
     fn run(&self, context: &Context) -> Result<u8> {
-        let source = Address::parse(&self.source)?;
-        let target = (self.file != "-").then(|| Path::new(&self.file));
-        let compression = match target {
-            Some(path) => compression(path)?,
-            None => Compression::None,
-        };
-        let (store, state, _reading) = read_state(context, &source)?;
-        let view = store.view(&state.stack)?;
-        let mut bar = output::Bar::new("exporting");
-        let mut progress = |done| bar.tell(done);
-        let done = match target {
-            None => export::tar(&view, std::io::stdout().lock(), compression, &mut progress)?,
-            Some(path) => {
-                let unfinished = Unfinished::new(path)?;
-                let done = export::tar(&view, &unfinished.file, compression, &mut progress)?;
-                unfinished.finish()?;
-                done
-            }
-        };
-        drop(bar);
-        for (path, why) in &done.notes {
-            output::note(&format!("{}: {why}", output::shown(path)));
+        if self.with_snapshots {
+            return self.whole(context);
         }
+        if self.dir {
+            return self.folder(context);
+        }
+        let sink = Sink::of(&self.target)?;
+        let done = if self.delta {
+            let (states, _reading) = self.states(context)?;
+            let old = states.store.view(&states.old)?;
+            let new = states.store.view(&states.new)?;
+            sink.write(None, |out, compression, progress| {
+                Ok(delta::tar(Some(&old), &new, out, compression, progress)?)
+            })?
+        } else {
+            let (store, state, _reading) = read_state(context, &Address::parse(&self.source)?)?;
+            let view = store.view(&state.stack)?;
+            sink.write(
+                store.known_size(&state.stack)?,
+                |out, compression, progress| Ok(export::tar(&view, out, compression, progress)?),
+            )?
+        };
+        tell(&done);
         Ok(0)
     }
 }
 
-fn compression(path: &Path) -> Result<Compression> {
-    Compression::of_name(path.as_os_str().as_bytes()).ok_or_else(|| {
-        Error::usage(format!(
-            "the end of the name {} tells no kind of archive",
-            path.display()
-        ))
-        .hint("end it in .tar, .tar.gz, .tar.zst or .tar.xz, or write - for standard output")
-    })
+/// The two states of a delta.
+struct States {
+    store: Store,
+    old: Vec<LayerId>,
+    new: Vec<LayerId>,
 }
 
-/// A file that gets its name when it is complete. What is no regular file (a fifo, /dev/null) is written
-/// as it is.
-struct Unfinished<'p> {
-    file: File,
-    path: &'p Path,
-    temporary: Option<PathBuf>,
-}
-
-impl<'p> Unfinished<'p> {
-    fn new(path: &'p Path) -> Result<Self> {
-        let at = |error| Error::at("write", path, error);
-        match std::fs::metadata(path) {
-            Ok(meta) if meta.is_dir() => {
-                return Err(Error::failed(format!("{} is a folder", path.display()))
-                    .hint("name a file to write"));
-            }
-            Ok(meta) if !meta.is_file() => {
-                let file = File::options().write(true).open(path).map_err(at)?;
-                return Ok(Self {
-                    file,
-                    path,
-                    temporary: None,
-                });
-            }
-            Ok(_) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(at(error)),
-        }
-        let mut name = path.as_os_str().to_owned();
-        name.push(format!(".{}.tmp", std::process::id()));
-        let temporary = PathBuf::from(name);
-        let file = File::create_new(&temporary).map_err(at)?;
-        Ok(Self {
-            file,
-            path,
-            temporary: Some(temporary),
-        })
+impl Args {
+    fn folder(&self, context: &Context) -> Result<u8> {
+        let (store, state, _reading) = read_state(context, &Address::parse(&self.source)?)?;
+        let view = store.view(&state.stack)?;
+        let total = store.known_size(&state.stack)?;
+        let mut bar = output::Bar::new("exporting");
+        let unfinished = UnfinishedFolder::new(Path::new(&self.target))?;
+        let mut progress = |done| bar.tell(Progress { total, ..done });
+        let done = folder::fill(&view, unfinished.path(), &mut progress)?;
+        unfinished.finish()?;
+        drop(bar);
+        tell(&done);
+        Ok(0)
     }
 
-    fn finish(mut self) -> Result<()> {
-        let at = |error| Error::at("write", self.path, error);
-        self.file.flush().map_err(at)?;
-        if let Some(temporary) = &self.temporary {
-            self.file.sync_all().map_err(at)?;
-            std::fs::rename(temporary, self.path).map_err(at)?;
+    fn whole(&self, context: &Context) -> Result<u8> {
+        let source = Address::parse(&self.source)?;
+        if source.snapshot.is_some() {
+            return Err(Error::usage(
+                "--with-snapshots exports a container with all its snapshots",
+            )
+            .hint(format!("name the container alone: {}", source.container)));
         }
-        self.temporary = None;
-        Ok(())
+        let sink = Sink::of(&self.target)?;
+        let store = context.store_of(&source.container)?;
+        let outgoing = Outgoing::prepare(&store, &source.container)?;
+        sink.write(outgoing.total, |out, compression, progress| {
+            let done = outgoing.write(out, compression, progress)?;
+            Ok(Exported {
+                done,
+                notes: Vec::new(),
+            })
+        })?;
+        Ok(0)
+    }
+
+    /// The states that `NAME@A..B` or a state and its parent are.
+    fn states(&self, context: &Context) -> Result<(States, Lock)> {
+        let text = self.source.to_str().and_then(|text| text.split_once('@'));
+        let range = match text {
+            Some((name, range)) if range.contains("..") => Some((name, Range::parse(range)?)),
+            _ => None,
+        };
+        let Some((name, range)) = range else {
+            let (store, state, reading) = read_state(context, &Address::parse(&self.source)?)?;
+            let old = state.parent_stack(&store)?;
+            let new = state.stack;
+            return Ok((States { store, old, new }, reading));
+        };
+        let at = |snapshot| -> Result<Address> {
+            Ok(Address {
+                snapshot,
+                ..Address::parse(name)?
+            })
+        };
+        let (store, new, reading) = read_state(context, &at(range.to)?)?;
+        let old = match range.from {
+            Some(from) => crate::snapshot::resolve(&store, &at(Some(from))?)?.stack,
+            None => new.beginning(),
+        };
+        let new = new.stack;
+        Ok((States { store, old, new }, reading))
     }
 }
 
-impl Drop for Unfinished<'_> {
-    fn drop(&mut self) {
-        if let Some(temporary) = &self.temporary
-            && let Err(error) = std::fs::remove_file(temporary)
-        {
-            log::warn!("cannot remove {}: {error}", temporary.display());
+fn tell(done: &Exported) {
+    for (path, why) in &done.notes {
+        output::note(&format!("{}: {why}", output::shown(path)));
+    }
+}
+
+/// Where an archive goes.
+enum Sink<'p> {
+    Stdout,
+    File(&'p Path, Compression),
+}
+
+impl<'p> Sink<'p> {
+    fn of(target: &'p OsString) -> Result<Self> {
+        if target == "-" {
+            return Ok(Self::Stdout);
+        }
+        let path = Path::new(target);
+        let compression = Compression::of_name(path.as_os_str().as_bytes()).ok_or_else(|| {
+            Error::usage(format!(
+                "the end of the name {} tells no kind of archive",
+                path.display()
+            ))
+            .hint("end it in .tar, .tar.gz, .tar.zst or .tar.xz, or write - for standard output")
+        })?;
+        Ok(Self::File(path, compression))
+    }
+
+    /// Has the archive written; it gets its name when it is complete.
+    fn write(
+        &self,
+        total: Option<u64>,
+        write: impl FnOnce(&mut dyn std::io::Write, Compression, OnProgress<'_>) -> Result<Exported>,
+    ) -> Result<Exported> {
+        let mut bar = output::Bar::new("exporting");
+        let mut progress = |done| bar.tell(Progress { total, ..done });
+        match self {
+            Self::Stdout => {
+                let mut out = std::io::stdout().lock();
+                write(&mut out, Compression::None, &mut progress)
+            }
+            Self::File(path, compression) => {
+                let unfinished = UnfinishedFile::new(path)?;
+                let done = write(&mut unfinished.file(), *compression, &mut progress)?;
+                unfinished.finish()?;
+                Ok(done)
+            }
         }
     }
 }

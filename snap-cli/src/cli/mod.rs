@@ -1,21 +1,26 @@
 //! The command line: one file a verb, each a few lines over the library; output as tables or JSON;
 //! errors and exit codes. The doc comments of the argument types are the help.
 
+mod config;
 mod create;
 mod destroy;
 mod diff;
 mod exec;
 mod export;
 mod flatten;
+mod import;
 mod list;
 mod meta;
 mod mount;
 mod output;
+mod progress;
 mod restore;
+mod rm;
 mod serve;
 mod show;
 mod snapshot;
 mod status;
+mod table;
 mod text;
 
 use std::collections::BTreeMap;
@@ -26,6 +31,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
+use crate::config::{Asked, Config, When};
 use crate::container::Container;
 use crate::error::{Error, Kind, Result};
 use crate::host::users::quoted;
@@ -46,16 +52,35 @@ use crate::store::{Session, Store};
 struct Cli {
     /// The folder that holds everything [default: /var/lib/cowl for root, else
     /// $XDG_DATA_HOME/cowl; the environment's COWL_STORE comes before that]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "DIR")]
     store: Option<PathBuf>,
 
-    /// How long to wait for another command that is at work on the same container
-    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 10)]
-    wait: u64,
+    /// How long to wait for another command that is at work on the same container [default: 10]
+    #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "SECONDS")]
+    wait: Option<u64>,
+
+    /// The configuration file [default: /etc/cowl/config.toml for root, else
+    /// $XDG_CONFIG_HOME/cowl/config.toml; the environment's COWL_CONFIG comes before that]
+    #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// When to colour what is printed [default: auto, on a terminal without NO_COLOR]
+    #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "WHEN")]
+    color: Option<When>,
+
+    /// Print nothing but data and errors: no notes, no bars
+    #[arg(short, long, global = true, help_heading = EVERYWHERE, conflicts_with = "verbose")]
+    quiet: bool,
+
+    /// Tell what is done; twice: every detail
+    #[arg(short, long, global = true, help_heading = EVERYWHERE, action = clap::ArgAction::Count)]
+    verbose: u8,
 
     #[command(subcommand)]
     verb: Verbs,
 }
+
+const EVERYWHERE: &str = "Options of every command";
 
 /// One verb of the command line.
 trait Verb {
@@ -65,6 +90,11 @@ trait Verb {
     /// Whether errors are printed as JSON too.
     fn json(&self) -> bool {
         false
+    }
+
+    /// Whether the configuration file is read: not by what cowl starts itself, whose parent has read it.
+    fn configured(&self) -> bool {
+        true
     }
 
     /// The exit code of a failure of cowl itself.
@@ -104,11 +134,14 @@ verbs! {
     Protect(meta::ProtectArgs),
     Diff(diff::Args),
     Restore(restore::RestoreArgs),
+    Rm(rm::Args),
     Clone(restore::CloneArgs),
     Flatten(flatten::Args),
     Export(export::Args),
+    Import(import::Args),
     Status(status::Args),
     Destroy(destroy::Args),
+    Config(config::Args),
     #[command(hide = true)]
     Serve(serve::Args),
     #[command(hide = true)]
@@ -120,6 +153,7 @@ verbs! {
 struct Context {
     root: PathBuf,
     session: Session,
+    config: Config,
 }
 
 impl Context {
@@ -204,15 +238,27 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return output::usage(&error),
     };
+    output::loudness(cli.quiet, cli.verbose);
+    output::colour(cli.color.unwrap_or_default());
     let run = || {
-        let asked = cli.store.clone();
-        let asked = asked.or_else(|| std::env::var_os("COWL_STORE").map(PathBuf::from));
+        let asked = Asked {
+            config: cli.config.clone(),
+            store: cli.store.clone(),
+            wait: cli.wait,
+            color: cli.color,
+        };
+        let config = match cli.verb.verb().configured() {
+            true => Config::load(asked)?,
+            false => Config::without_file(asked)?,
+        };
+        output::colour(config.color);
         let context = Context {
-            root: Store::locate(asked)?,
+            root: Store::locate(config.store.clone())?,
             session: Session {
                 who: typed(&args),
-                patience: Duration::from_secs(cli.wait.min(24 * 3600)),
+                patience: Duration::from_secs(config.wait.min(24 * 3600)),
             },
+            config,
         };
         cli.verb.verb().run(&context)
     };

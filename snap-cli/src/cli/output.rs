@@ -2,15 +2,16 @@
 
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use comfy_table::presets::NOTHING;
-use comfy_table::{CellAlignment, Table};
 use log::{LevelFilter, Log, Metadata, Record};
 use serde_json::{Value, json};
 
-use crate::delta::error::Progress;
+use crate::config::When;
 use crate::error::{Error, Result};
+
+pub(super) use super::progress::Bar;
+pub(super) use super::table::table;
 
 struct Notes;
 
@@ -41,13 +42,80 @@ pub(super) fn log_everything() {
     log::set_max_level(LevelFilter::Info);
 }
 
-fn coloured() -> bool {
-    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+/// Neither notes nor bars are wanted.
+static QUIET: AtomicBool = AtomicBool::new(false);
+/// A [`When`]: this process prints for one command line.
+static COLOUR: AtomicU8 = AtomicU8::new(When::Auto as u8);
+
+/// Sets what `--quiet` and `--verbose` ask for.
+pub(super) fn loudness(quiet: bool, verbose: u8) {
+    QUIET.store(quiet, Ordering::Relaxed);
+    log::set_max_level(match (quiet, verbose) {
+        (true, _) => LevelFilter::Error,
+        (false, 0) => LevelFilter::Warn,
+        (false, 1) => LevelFilter::Info,
+        (false, _) => LevelFilter::Debug,
+    });
+}
+
+/// Whether nothing but data and errors is to be seen.
+pub(super) fn quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
+
+/// Sets when output is coloured.
+pub(super) fn colour(when: When) {
+    COLOUR.store(when as u8, Ordering::Relaxed);
+}
+
+fn coloured(terminal: bool) -> bool {
+    match COLOUR.load(Ordering::Relaxed) {
+        when if when == When::Always as u8 => true,
+        when if when == When::Never as u8 => false,
+        _ => terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
+    }
+}
+
+/// How a piece of text looks where colours are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(dead_code, reason = "the palette; verbs take from it what they need")]
+pub(super) enum Colour {
+    Bold,
+    Dim,
+    Red,
+    Green,
+    Yellow,
+    Blue,
+    Magenta,
+    Cyan,
+}
+
+impl Colour {
+    fn code(self) -> &'static str {
+        match self {
+            Self::Bold => "1",
+            Self::Dim => "2",
+            Self::Red => "31",
+            Self::Green => "32",
+            Self::Yellow => "33",
+            Self::Blue => "34",
+            Self::Magenta => "35",
+            Self::Cyan => "36",
+        }
+    }
+}
+
+/// Text for standard output, coloured if that is wanted there. Cells of a table may be painted too.
+pub(super) fn paint(colour: Colour, text: &str) -> String {
+    if text.is_empty() || !coloured(std::io::stdout().is_terminal()) {
+        return text.to_owned();
+    }
+    format!("\u{1b}[{}m{text}\u{1b}[0m", colour.code())
 }
 
 /// A line on standard error.
 fn say(label: &str, colour: &str, text: &str) {
-    let line = if coloured() {
+    let line = if coloured(std::io::stderr().is_terminal()) {
         format!("\u{1b}[1;{colour}m{label}:\u{1b}[0m {text}\n")
     } else {
         format!("{label}: {text}\n")
@@ -58,7 +126,9 @@ fn say(label: &str, colour: &str, text: &str) {
 
 /// A remark that is no data.
 pub(super) fn note(text: &str) {
-    say("note", "33", text);
+    if !quiet() {
+        say("note", "33", text);
+    }
 }
 
 /// Prints an error.
@@ -121,27 +191,6 @@ pub(super) fn data(value: &Value) -> Result<()> {
     line(format!("{value:#}").as_bytes())
 }
 
-/// Prints a table; the columns named in `right` are numbers.
-pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>, right: &[usize]) -> Result<()> {
-    let mut table = Table::new();
-    table.load_style(NOTHING);
-    if !header.is_empty() {
-        table.set_header(header.to_vec());
-    }
-    table.add_rows(rows);
-    for column in right {
-        if let Some(column) = table.column_mut(*column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    let text = table.trim_fmt();
-    let lines: Vec<_> = text
-        .lines()
-        .map(|line| line.strip_prefix(' ').unwrap_or(line))
-        .collect();
-    line(lines.join("\n").as_bytes())
-}
-
 /// A name or path as one line of text: as it is where it is plain text, else with escapes.
 pub(super) fn shown(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
@@ -186,50 +235,6 @@ pub(super) fn local_time(stored: &str) -> String {
             zoned.strftime("%Y-%m-%d %H:%M:%S").to_string()
         }
         Err(_) => stored.to_owned(),
-    }
-}
-
-/// Tells how far a long work has come, on a terminal only.
-pub(super) struct Bar {
-    bar: Option<indicatif::ProgressBar>,
-    last: Instant,
-}
-
-impl Bar {
-    pub(super) fn new(doing: &'static str) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = indicatif::ProgressBar::new_spinner();
-            bar.set_prefix(doing);
-            bar
-        });
-        Self {
-            bar,
-            last: Instant::now(),
-        }
-    }
-
-    pub(super) fn tell(&mut self, done: Progress) {
-        const PAUSE: Duration = Duration::from_millis(100);
-        if let Some(bar) = &self.bar
-            && self.last.elapsed() >= PAUSE
-        {
-            self.last = Instant::now();
-            let prefix = bar.prefix();
-            bar.set_message(format!(
-                "{prefix}: {} files, {}",
-                done.entries,
-                size(done.bytes)
-            ));
-            bar.tick();
-        }
-    }
-}
-
-impl Drop for Bar {
-    fn drop(&mut self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
     }
 }
 

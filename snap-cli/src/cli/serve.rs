@@ -40,6 +40,10 @@ impl Verb for Args {
         output::line(said.to_string().as_bytes())?;
         Ok(error.kind.code())
     }
+
+    fn configured(&self) -> bool {
+        false
+    }
 }
 
 impl Args {

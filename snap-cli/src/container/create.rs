@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Map;
 
-use crate::archive::import;
+use crate::archive::{import, input};
 use crate::delta::error::OnProgress;
 use crate::error::{Error, Result};
 use crate::store::layers::Making;
@@ -14,12 +14,14 @@ use crate::store::record::Record;
 use crate::store::{Store, disk};
 
 /// Where a root file system comes from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub enum Source<'a> {
     /// A folder or a tar archive.
     Path(&'a Path),
     /// A tar archive on standard input.
     Stdin,
+    /// A tar archive that was opened already.
+    Tree(input::Tree<'a>),
 }
 
 /// Makes the container `name` from a root file system. Answers with what could not be taken over as it
@@ -47,10 +49,15 @@ fn import_into(
     let tree = store.layer_tree(base);
     let imported = match source {
         Source::Path(path) => import::path(path, &tree, store.space(), progress),
+        Source::Tree(archive) => import::opened(archive, &tree, store.space(), progress),
         Source::Stdin => import::tar(std::io::stdin().lock(), &tree, store.space(), progress),
     }?;
     // A container must not be there before its data is: this is the one command that copies data.
     disk::sync_all(&tree)?;
+    // Now its names are at hand; later somebody would wait for it. It can be counted then all the same.
+    if let Err(error) = store.measured(base) {
+        log::debug!("cannot measure a layer: {error}");
+    }
     over_layers(store, making, name, &[base], Map::new())?;
     Ok(imported
         .notes

@@ -14,6 +14,7 @@ pub mod exec;
 pub mod mount;
 pub mod serve;
 pub mod state;
+pub mod whole;
 
 use crate::error::{Error, Result};
 use crate::store::layers::Making;
@@ -207,15 +208,23 @@ pub fn find_snapshot(
     manifest: &ContainerManifest,
     name: &SnapshotName,
 ) -> Result<(SnapshotRef, SnapshotManifest)> {
+    let found = find_snapshot_ref(manifest, name)?;
+    Ok((found.clone(), store.snapshot(id, found.id)?))
+}
+
+/// The same without its file.
+pub fn find_snapshot_ref<'m>(
+    manifest: &'m ContainerManifest,
+    name: &SnapshotName,
+) -> Result<&'m SnapshotRef> {
     let container = &manifest.name;
-    let Some(found) = manifest.snapshot(name) else {
+    manifest.snapshot(name).ok_or_else(|| {
         let known = manifest.snapshots.iter().map(|s| s.name.as_str());
         let hint = match nearest(name.as_str(), known) {
             Some(near) => format!("did you mean {near}?"),
             None => format!("`cowl list {container}` shows its snapshots"),
         };
         let what = format!("{container} has no snapshot named {name}");
-        return Err(Error::not_found(what).hint(hint));
-    };
-    Ok((found.clone(), store.snapshot(id, found.id)?))
+        Error::not_found(what).hint(hint)
+    })
 }

@@ -35,6 +35,8 @@ pub enum ErrorKind {
     Damaged,
     /// The input is well formed and asks for what is not done: it points outside, or holds marks.
     Refused,
+    /// The input is a whole container where a tree of files is asked for.
+    WholeContainer,
     /// Source and target lie in one another.
     Overlap,
 }
@@ -170,6 +172,8 @@ pub struct Progress {
     pub entries: u64,
     /// Bytes of file content done (holes count, so that it adds up to the sizes).
     pub bytes: u64,
+    /// About how many bytes there will be in all, where that is known.
+    pub total: Option<u64>,
 }
 
 /// Is told of progress, now and then and at the end.

@@ -95,6 +95,18 @@ pub(crate) fn special(
     apply_at(parent, name, kind, attrs, path)
 }
 
+/// Makes a device, fifo or socket as it is, and gives it its attributes.
+pub(crate) fn node(
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    (kind, rdev): (FileKind, u64),
+    attrs: &Attrs,
+    path: &[u8],
+) -> Result<()> {
+    node::mknod(parent, name, kind, 0o600, rdev).context("can't make", path)?;
+    apply_at(parent, name, kind, attrs, path)
+}
+
 /// Makes a symbolic link and gives it its attributes.
 pub(crate) fn symlink(
     parent: BorrowedFd<'_>,

@@ -33,6 +33,35 @@ enum Place {
 }
 
 impl Item {
+    /// What a state has at a path; `None` where it has nothing.
+    pub(crate) fn of(
+        path: Vec<u8>,
+        found: Found,
+        space: Option<XattrSpace>,
+    ) -> Result<Option<Self>> {
+        let (place, stat) = match found {
+            Found::Absent | Found::Whiteout => return Ok(None),
+            Found::File(file) => {
+                let data = file.data_loc().clone();
+                (Place::File(file.loc, data), file.stat)
+            }
+            Found::Dir(dir) => {
+                let top = dir.locs.first().cloned();
+                let top = top.ok_or_else(|| {
+                    TreeError::new(ErrorKind::Damaged, "a folder that lies nowhere")
+                        .at(path.as_slice())
+                })?;
+                (Place::Dir(top), dir.stat)
+            }
+        };
+        Ok(Some(Self {
+            path,
+            stat,
+            place,
+            space,
+        }))
+    }
+
     /// Its type.
     pub(crate) fn kind(&self) -> FileKind {
         self.stat.kind()
@@ -111,31 +140,13 @@ pub(crate) fn state(view: &View, visit: &mut dyn FnMut(Item) -> Result<()>) -> R
     let root = view.root().context("can't read the root folder", b".")?;
     let mut todo = vec![(Vec::new(), Found::Dir(root))];
     while let Some((path, found)) = todo.pop() {
-        let (place, stat) = match found {
-            Found::Absent | Found::Whiteout => continue,
-            Found::File(file) => {
-                let data = file.data_loc().clone();
-                (Place::File(file.loc, data), file.stat)
-            }
-            Found::Dir(dir) => {
-                // The next one is taken from the end.
-                for (inner, found) in children(view, &dir, &path)?.into_iter().rev() {
-                    todo.push((inner, found));
-                }
-                let top = dir.locs.first().cloned();
-                let top = top.ok_or_else(|| {
-                    TreeError::new(ErrorKind::Damaged, "a folder that lies nowhere")
-                        .at(path.as_slice())
-                })?;
-                (Place::Dir(top), dir.stat)
-            }
-        };
-        visit(Item {
-            path,
-            stat,
-            place,
-            space,
-        })?;
+        if let Found::Dir(dir) = &found {
+            // The next one is taken from the end.
+            todo.extend(children(view, dir, &path)?.into_iter().rev());
+        }
+        if let Some(item) = Item::of(path, found, space)? {
+            visit(item)?;
+        }
     }
     Ok(())
 }

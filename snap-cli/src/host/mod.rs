@@ -1,5 +1,7 @@
-//! The machine outside: what is mounted, who uses it, LXC's containers. It knows nothing of stores and containers.
+//! The machine outside: what is mounted, who uses it, LXC's containers. It knows nothing of stores and of
+//! containers in them.
 
+pub mod flocks;
 pub mod inside;
 pub mod lxc;
 pub mod mountinfo;

@@ -6,6 +6,8 @@
 pub mod flatten;
 pub mod list;
 pub mod meta;
+pub mod readers;
+pub mod remove;
 pub mod restore;
 pub mod select;
 pub mod take;
@@ -64,8 +66,18 @@ impl State {
         let known = |id| self.manifest.snapshots.iter().any(|s| s.id == id);
         match parent.filter(|id| known(*id)) {
             Some(parent) => Ok(store.snapshot(self.container, parent)?.stack),
-            None => Ok(self.manifest.origin.clone()),
+            None => Ok(self.beginning()),
         }
+    }
+
+    /// What its container began with. Where that was merged into something else, all that is left to
+    /// compare with is the layer at the bottom.
+    pub fn beginning(&self) -> Vec<LayerId> {
+        let origin = &self.manifest.origin;
+        if !origin.is_empty() && self.stack.ends_with(origin) {
+            return origin.clone();
+        }
+        self.stack.last().copied().into_iter().collect()
     }
 
     /// Has what programs wrote through the mount and the kernel still keeps written to the layers.
@@ -111,6 +123,23 @@ impl Container<'_> {
         let mut stack = vec![head];
         stack.extend_from_slice(&state);
         Ok(Frozen { state, head, stack })
+    }
+
+    /// Freezes what the container is now, without a snapshot, and gives the layers of that state.
+    pub fn freeze(&mut self) -> Result<Vec<LayerId>> {
+        let mut making = Making::begin(self.store())?;
+        let frozen = self.plan_freeze(&mut making)?;
+        if frozen.head == self.manifest().head {
+            making.done()?;
+        } else {
+            let next = ContainerManifest {
+                head: frozen.head,
+                stack: frozen.stack,
+                ..self.manifest().clone()
+            };
+            self.commit_freeze(next, Some(making))?;
+        }
+        Ok(frozen.state)
     }
 
     /// Commits a manifest whose head may be a new layer over the present one; a running daemon is told to

@@ -131,19 +131,7 @@ fn clone_claimed(store: &Store, source: &Address, new: &ContainerName) -> Result
         }
         None => {
             let mut container = Container::open(store, &source.container)?;
-            let mut making = Making::begin(store)?;
-            let frozen = container.plan_freeze(&mut making)?;
-            let next = crate::store::manifest::ContainerManifest {
-                head: frozen.head,
-                stack: frozen.stack,
-                ..container.manifest().clone()
-            };
-            if next.head == container.manifest().head {
-                making.done()?;
-            } else {
-                container.commit_freeze(next, Some(making))?;
-            }
-            (frozen.state, container)
+            (container.freeze()?, container)
         }
     };
     let (stack, container) = state;

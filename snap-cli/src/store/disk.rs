@@ -234,6 +234,8 @@ mod tests {
             stands_for: Vec::new(),
             created: String::new(),
             measured: None,
+            looks: None,
+            digest: None,
             extra: serde_json::Map::new(),
         })
     }

@@ -66,20 +66,26 @@ impl<'s> Making<'s> {
         over: &[LayerId],
         stands_for: &[LayerId],
     ) -> Result<LayerId> {
+        self.layer_as(LayerManifest {
+            kind,
+            over: over.to_vec(),
+            stands_for: stands_for.to_vec(),
+            created: super::now(),
+            measured: None,
+            looks: None,
+            digest: None,
+            extra: Map::new(),
+        })
+    }
+
+    /// The same for a layer of which everything is known already.
+    pub fn layer_as(&mut self, manifest: LayerManifest) -> Result<LayerId> {
         let id = LayerId::fresh();
         self.layers.push(id);
         let store = self.store;
         private_dir(&store.layer_dir(id))?;
         private_dir(&store.layer_tree(id))?;
         private_dir(&store.layer_work(id))?;
-        let manifest = LayerManifest {
-            kind,
-            over: over.to_vec(),
-            stands_for: stands_for.to_vec(),
-            created: super::now(),
-            measured: None,
-            extra: Map::new(),
-        };
         disk::write_new(&store.layer_file(id), &Record::first(manifest))?;
         self.will_sync(store.layer_file(id));
         self.will_sync(store.layer_tree(id));
@@ -263,32 +269,63 @@ impl Store {
     /// What a frozen layer takes; counted the first time that somebody asks. Hold a shared lock of the
     /// store.
     pub fn measured(&self, id: LayerId) -> Result<(LayerKind, Measured)> {
-        let path = self.layer_file(id);
-        let record = disk::read::<LayerManifest>(&path)?;
+        let record = disk::read::<LayerManifest>(&self.layer_file(id))?;
         let kind = record.body.kind;
-        if let Some(measured) = record.body.measured {
-            return Ok((kind, measured));
+        match record.body.measured {
+            // Older versions did not count inodes.
+            Some(measured) if measured.inodes > 0 => Ok((kind, measured)),
+            _ => {
+                let (measured, looks) = self.measure(id)?;
+                self.note_measured(id, &record, measured, looks);
+                Ok((kind, measured))
+            }
         }
-        let measured = self.measure(id)?;
-        let body = LayerManifest {
-            measured: Some(measured),
-            ..record.body.clone()
-        };
-        // Kept so that it need not be measured again; on a full disk it will be.
-        if let Err(error) = disk::replace(&path, &record.next(body)) {
-            log::debug!("cannot keep the size of a layer: {error}");
-        }
-        Ok((kind, measured))
     }
 
-    /// What a layer takes just now.
-    pub fn measure(&self, id: LayerId) -> Result<Measured> {
-        let tree = self.layer_tree(id);
-        let size = crate::delta::measure(&tree)?;
-        Ok(Measured {
+    /// About what the layers take on the disk together, a head on top not counted; `None` where one was
+    /// never measured.
+    pub fn known_size(&self, layers: &[LayerId]) -> Result<Option<u64>> {
+        let mut total = 0;
+        for (place, id) in layers.iter().enumerate() {
+            match disk::read::<LayerManifest>(&self.layer_file(*id))?
+                .body
+                .measured
+            {
+                Some(measured) => total += measured.bytes,
+                None if place == 0 && layers.len() > 1 => {}
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(total))
+    }
+
+    /// Kept so that it need not be measured again; on a full disk it will be.
+    fn note_measured(
+        &self,
+        id: LayerId,
+        record: &Record<LayerManifest>,
+        measured: Measured,
+        looks: String,
+    ) {
+        let body = LayerManifest {
+            measured: Some(measured),
+            looks: Some(looks),
+            ..record.body.clone()
+        };
+        if let Err(error) = disk::replace(&self.layer_file(id), &record.next(body)) {
+            log::debug!("cannot keep the size of a layer: {error}");
+        }
+    }
+
+    /// What a layer takes just now, and what its tree looks like.
+    pub fn measure(&self, id: LayerId) -> Result<(Measured, String)> {
+        let size = crate::delta::measure(&self.layer_tree(id))?;
+        let measured = Measured {
             bytes: size.bytes,
             files: size.entries,
-        })
+            inodes: size.inodes,
+        };
+        Ok((measured, size.looks))
     }
 }
 

@@ -254,6 +254,12 @@ pub struct LayerManifest {
     /// Counted once, after it was frozen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<Measured>,
+    /// What its tree looked like then, contents left out: `cowl check` compares.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub looks: Option<String>,
+    /// A digest of its tree with all contents, taken when it was filled or first checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
     /// What this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
@@ -282,6 +288,9 @@ pub struct Measured {
     pub bytes: u64,
     /// Names in it.
     pub files: u64,
+    /// Inodes in it, its own folder counted.
+    #[serde(default)]
+    pub inodes: u64,
 }
 
 #[cfg(test)]

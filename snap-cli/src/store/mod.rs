@@ -26,6 +26,7 @@ pub mod manifest;
 pub mod name;
 pub mod outside;
 pub mod record;
+pub mod usage;
 
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -277,6 +278,15 @@ impl Store {
     fn lock(&self, name: &str, mode: Mode) -> Result<Lock> {
         let session = &self.session;
         Lock::take(&self.lock_file(name), mode, &session.who, session.patience)
+    }
+
+    /// The ids of all layers that there are.
+    pub fn layer_ids(&self) -> Result<Vec<LayerId>> {
+        let names = disk::names(&self.root.join("layers"))?;
+        Ok(names
+            .iter()
+            .filter_map(|name| LayerId::parse(name))
+            .collect())
     }
 
     /// Alone with one container.

@@ -187,6 +187,34 @@ impl Range {
     }
 }
 
+/// Snapshots of one container that somebody names: one, or `A..B`, the two with all between them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Chosen {
+    /// This one.
+    One(SnapshotName),
+    /// From the first of the list's two to the second, both meant too.
+    Through(SnapshotName, SnapshotName),
+}
+
+impl Chosen {
+    /// Reads one. Both ends of a range must be said: this is for things that go away.
+    pub fn parse(raw: impl AsRef<OsStr>) -> Result<Self> {
+        let raw = raw.as_ref();
+        match raw.to_str().and_then(|text| text.split_once("..")) {
+            None => SnapshotName::parse(raw).map(Self::One),
+            Some(("", _) | (_, "")) => Err(Error::usage(format!(
+                "\"{}\" does not say where it begins and ends",
+                raw.as_encoded_bytes().escape_ascii()
+            ))
+            .hint("A..B are the snapshots A and B and all between them; both must be named")),
+            Some((first, last)) => Ok(Self::Through(
+                SnapshotName::parse(first)?,
+                SnapshotName::parse(last)?,
+            )),
+        }
+    }
+}
+
 /// The one of `known` that somebody who typed `typed` may have meant.
 pub fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     known
@@ -286,6 +314,20 @@ mod tests {
         assert_eq!(Range::parse("a..").unwrap().to, None);
         for bad in ["a", "a.b", "", "a..b..c", "a../b"] {
             assert!(Range::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn chosen_snapshots() {
+        let name = |text: &str| SnapshotName::parse(text).unwrap();
+        assert_eq!(Chosen::parse("a").unwrap(), Chosen::One(name("a")));
+        let range = Chosen::Through(name("a"), name("b"));
+        assert_eq!(Chosen::parse("a..b").unwrap(), range);
+        for bad in [
+            "", "..", "a..", "..b", "a..b..c", "a...b", "*", "a b", "ALL/",
+        ] {
+            let error = Chosen::parse(bad).unwrap_err();
+            assert_eq!(error.kind, Kind::Usage, "{bad:?}");
         }
     }
 

@@ -1,0 +1,383 @@
+//! Making the objects of an archive, one entry after another: in a tree that shows them, in a layer that
+//! is to lie on the disk as another one lay, or over a tree that they change (a layer of an image).
+//!
+//! The target is never left: paths are followed component by component and through no link.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use cowl_fs::error::Errno;
+use cowl_fs::format::{NumberMark, XattrSpace, foreign};
+use cowl_fs::sys::stat::{self, FileKind};
+use cowl_fs::sys::{attr, copy, dir, node};
+
+use super::import::Imported;
+use super::marks;
+use super::member::{Member, What};
+use super::place;
+use super::stream::Members;
+use crate::delta::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
+use crate::delta::make::{self, Attrs};
+use crate::delta::places::Places;
+
+/// What the entries are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum How {
+    /// Objects as they show; in a layer with the marks of this space.
+    Shown(XattrSpace),
+    /// Objects of a layer with its marks, from one space to another.
+    Raw(XattrSpace, XattrSpace),
+    /// Changes of what is there: marks are names, as in layers of images.
+    Changes(XattrSpace),
+}
+
+/// What the marks of a layer say of numbers: who lends one, who borrowed one.
+#[derive(Debug, Default)]
+pub(super) struct Numbers {
+    /// The number that the layer had.
+    pub(super) layer: Option<u64>,
+    /// Inodes whose numbers others borrow: as they were, as they are.
+    pub(super) lent: Vec<(u64, u64)>,
+    /// Who borrows.
+    pub(super) borrowed: Vec<(Vec<u8>, NumberMark)>,
+}
+
+/// A tree that is being filled.
+pub(super) struct Unpack<'a> {
+    places: Places,
+    /// Attributes of folders: set last, because what is made inside changes them.
+    folders: BTreeMap<Vec<u8>, Attrs>,
+    how: How,
+    /// With [`How::Changes`]: what these entries made, which their own marks don't hide.
+    made: BTreeSet<Vec<u8>>,
+    numbers: Numbers,
+    progress: OnProgress<'a>,
+    out: Imported,
+    buffer: Vec<u8>,
+}
+
+impl<'a> Unpack<'a> {
+    /// Begins in the folder `target`, which is empty but for [`How::Changes`].
+    pub(super) fn new(target: &Path, how: How, progress: OnProgress<'a>) -> Result<Self> {
+        let root = dir::open_root(target).context(
+            "can't open the target folder",
+            target.as_os_str().as_bytes(),
+        )?;
+        if !matches!(how, How::Changes(_)) {
+            make::ready_root(root.as_fd())?;
+        }
+        Ok(Self {
+            places: Places::new(root),
+            folders: BTreeMap::new(),
+            how,
+            made: BTreeSet::new(),
+            numbers: Numbers::default(),
+            progress,
+            out: Imported::default(),
+            buffer: vec![0; 256 << 10],
+        })
+    }
+
+    /// Gives the folders their attributes. Nothing comes after this.
+    pub(super) fn finish(mut self) -> Result<(Imported, Numbers)> {
+        self.finish_folders()?;
+        (self.progress)(self.out.done);
+        Ok((self.out, self.numbers))
+    }
+
+    /// Makes what one entry says.
+    pub(super) fn entry<R: Read>(
+        &mut self,
+        mut member: Member,
+        members: &mut Members<R>,
+    ) -> Result<()> {
+        let path = place::clean(&member.path)?;
+        self.attributes(&mut member, &path)?;
+        self.out.done.entries += 1;
+        if self.out.done.entries.is_multiple_of(64) {
+            (self.progress)(self.out.done);
+        }
+        if let How::Changes(_) = self.how
+            && self.is_mark(&member, &path)?
+        {
+            return Ok(());
+        }
+        if path.is_empty() {
+            if member.what != What::Folder {
+                let what = "the archive replaces its root by something that is no folder";
+                return Err(TreeError::new(ErrorKind::Refused, what).at(member.path));
+            }
+            self.folders.insert(path, member.attrs);
+            return Ok(());
+        }
+        if let What::HardLink(target) = &member.what {
+            return self.hard_link(&path, target);
+        }
+        let (parent, name) = make::split(&path);
+        if member.what != What::Folder {
+            self.places.forget(&path);
+            self.folders.remove(&path);
+        }
+        let place = self.places.folder(parent, true)?;
+        let parent = place.fd();
+        let is_folder = member.what == What::Folder;
+        if place::make_room(parent, name, is_folder, &path)? {
+            self.numbers
+                .lent
+                .extend(number(parent, name, &member, &path)?);
+            self.folders.insert(path, member.attrs);
+            return Ok(());
+        }
+        let device = |kind, rdev| {
+            self.how
+                .node(parent, name, (kind, rdev), &member.attrs, &path)
+        };
+        let done = match &member.what {
+            What::Symlink(target) if target.is_empty() || target.contains(&0) => {
+                let what = "the archive has a symbolic link that points nowhere";
+                Err(TreeError::new(ErrorKind::Refused, what).at(path.as_slice()))
+            }
+            What::Symlink(target) => make::symlink(parent, name, target, &member.attrs, &path),
+            What::CharDevice(rdev) => device(FileKind::CharDevice, *rdev),
+            What::BlockDevice(rdev) => device(FileKind::BlockDevice, *rdev),
+            What::Fifo => device(FileKind::Fifo, 0),
+            What::HardLink(_) => Ok(()),
+            What::Socket => device(FileKind::Socket, 0),
+            What::Folder => make::folder(parent, name, &path).map(drop),
+            What::File => {
+                let fd = make::file(parent, name, &path)?;
+                self.content(&fd, &member, &path, members)?;
+                make::apply(fd.as_fd(), FileKind::Regular, &member.attrs, &path)
+            }
+        };
+        done?;
+        if member.own.ino.is_some() {
+            let (parent, name) = make::split(&path);
+            let place = self.places.folder(parent, false)?;
+            let number = number(place.fd(), name, &member, &path)?;
+            self.numbers.lent.extend(number);
+        }
+        if is_folder {
+            self.folders.insert(path, member.attrs);
+        }
+        Ok(())
+    }
+
+    /// Puts the attributes into the form that they have on the disk.
+    fn attributes(&mut self, member: &mut Member, path: &[u8]) -> Result<()> {
+        let xattrs = std::mem::take(&mut member.attrs.xattrs);
+        let (xattrs, borrowed) = match self.how {
+            How::Shown(space) | How::Changes(space) => (make::escaped(space, xattrs), None),
+            How::Raw(from, to) => marks::converted(from, to, member, xattrs)?,
+        };
+        member.attrs.xattrs = xattrs;
+        self.numbers
+            .borrowed
+            .extend(borrowed.map(|mark| (path.to_vec(), mark)));
+        if path.is_empty() && self.numbers.layer.is_none() {
+            self.numbers.layer = member.own.layer;
+        }
+        Ok(())
+    }
+
+    /// Does what a mark of an image's layer says; false when the entry is none.
+    fn is_mark(&mut self, member: &Member, path: &[u8]) -> Result<bool> {
+        let (parent, name) = make::split(path);
+        if !foreign::is_mark(name) {
+            self.made.insert(path.to_vec());
+            if member.what != What::Folder {
+                self.clear(path, false)?;
+            }
+            return Ok(false);
+        }
+        if name == foreign::OPAQUE_NAME {
+            let names = match self.places.folder(parent, false) {
+                Ok(place) => dir::entries(place.fd()).context("can't read the folder", parent)?,
+                Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+                Err(error) => return Err(error),
+            };
+            for entry in names {
+                self.clear(&make::join(parent, &entry.name), true)?;
+            }
+        } else if let Some(hidden) = foreign::hidden_name(name) {
+            self.clear(&make::join(parent, hidden), true)?;
+        }
+        Ok(true)
+    }
+
+    /// Removes what was there before these entries; what they made themselves stays if `keep` says so.
+    fn clear(&mut self, path: &[u8], keep: bool) -> Result<()> {
+        let below = [path, b"/"].concat();
+        // '0' comes after '/'.
+        let end = [path, b"0"].concat();
+        let made_below = self.made.range(below.clone()..end.clone()).next().is_some();
+        if keep && (self.made.contains(path) || made_below) {
+            // Only what is not of this layer goes.
+            let names = match self.places.folder(path, false) {
+                Ok(place) => dir::entries(place.fd()).context("can't read the folder", path)?,
+                Err(_) => return Ok(()),
+            };
+            for entry in names {
+                self.clear(&make::join(path, &entry.name), true)?;
+            }
+            return Ok(());
+        }
+        self.places.forget(path);
+        self.folders.remove(path);
+        let inside: Vec<_> = self
+            .folders
+            .range(below..end)
+            .map(|(path, _)| path.clone())
+            .collect();
+        for folder in inside {
+            self.folders.remove(&folder);
+        }
+        let (parent, name) = make::split(path);
+        let place = match self.places.folder(parent, false) {
+            Ok(place) => place,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        match node::remove_tree(place.fd(), name) {
+            Err(error) if error.errno() != Errno::NOENT => Err(error).context("can't remove", path),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Writes an entry's data: in one run, or in the parts that a sparse map names.
+    fn content<R: Read>(
+        &mut self,
+        fd: &impl std::os::fd::AsFd,
+        member: &Member,
+        path: &[u8],
+        members: &mut Members<R>,
+    ) -> Result<()> {
+        let (size, segments) = match &member.sparse {
+            Some(sparse) => (sparse.size, sparse.segments.clone()),
+            None => (member.stored, vec![(0, member.stored)]),
+        };
+        if member.sparse.is_some() {
+            attr::truncate(fd, size).context("can't set the size", path)?;
+        }
+        for (start, length) in segments {
+            let mut done = 0;
+            while done < length {
+                let want = usize::try_from(length - done).unwrap_or(usize::MAX);
+                let want = want.min(self.buffer.len());
+                let part = self.buffer.get_mut(..want).unwrap_or_default();
+                members.read_data(part)?;
+                copy::write_all(fd, part, start + done).context("can't write", path)?;
+                done += want as u64;
+                self.out.done.bytes += want as u64;
+                (self.progress)(self.out.done);
+            }
+        }
+        Ok(())
+    }
+
+    fn hard_link(&mut self, path: &[u8], target: &[u8]) -> Result<()> {
+        let refuse = |what: &str| {
+            let what = format!("{what} (to '{}')", target.escape_ascii());
+            Err(TreeError::new(ErrorKind::Refused, what).at(path))
+        };
+        let Ok(clean) = place::clean(target) else {
+            return refuse("the archive has a hard link that points outside");
+        };
+        if clean == path {
+            return refuse("the archive has a hard link to itself");
+        }
+        if clean.is_empty() {
+            return refuse("the archive has a hard link to its root");
+        }
+        let (parent, name) = make::split(&clean);
+        let missing = "the archive has a hard link to what is not in it, or comes later";
+        // Held by a descriptor of its own: the folder kept open changes below.
+        let source = match self.places.folder(parent, false) {
+            Ok(place) => dir::open_path(place.fd(), name),
+            Err(error) if error.kind() == ErrorKind::NotFound => return refuse(missing),
+            Err(error) => return Err(error),
+        };
+        let source = match source {
+            Ok(source) => source,
+            Err(error) if error.errno() == Errno::NOENT => return refuse(missing),
+            Err(error) => return Err(error).context("can't open a hard link's target", path),
+        };
+        let kind = stat::stat_fd(&source).context("can't read", path)?.kind();
+        if kind == FileKind::Directory {
+            return refuse("the archive has a hard link to a folder");
+        }
+        self.places.forget(path);
+        self.folders.remove(path);
+        let (parent, name) = make::split(path);
+        let place = self.places.folder(parent, true)?;
+        place::make_room(place.fd(), name, false, path)?;
+        self.how.link(source.as_fd(), place.fd(), name, path)
+    }
+
+    /// Folders get their attributes, the deepest first: one that its owner may not enter must not be
+    /// in the way of what is below it.
+    fn finish_folders(&mut self) -> Result<()> {
+        for (path, attrs) in std::mem::take(&mut self.folders).into_iter().rev() {
+            if path.is_empty() {
+                make::apply(self.places.root(), FileKind::Directory, &attrs, b".")?;
+                continue;
+            }
+            let place = self.places.folder(&path, false)?;
+            make::apply(place.fd(), FileKind::Directory, &attrs, &path)?;
+        }
+        Ok(())
+    }
+}
+
+impl How {
+    /// Makes what is neither file nor folder nor link.
+    fn node(
+        self,
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        what: (FileKind, u64),
+        attrs: &Attrs,
+        path: &[u8],
+    ) -> Result<()> {
+        match self {
+            Self::Shown(space) | Self::Changes(space) => {
+                make::special(parent, name, what, attrs, space, path)
+            }
+            Self::Raw(..) => make::node(parent, name, what, attrs, path),
+        }
+    }
+
+    fn link(
+        self,
+        source: BorrowedFd<'_>,
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        path: &[u8],
+    ) -> Result<()> {
+        match self {
+            Self::Shown(space) | Self::Changes(space) => {
+                make::link(source, parent, name, space, path)
+            }
+            Self::Raw(..) => {
+                node::link_fd(source, parent, name).context("can't make the hard link", path)
+            }
+        }
+    }
+}
+
+/// The inode number that an entry had, if marks name it, and the one that it has.
+fn number(
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    member: &Member,
+    path: &[u8],
+) -> Result<Option<(u64, u64)>> {
+    let Some(was) = member.own.ino else {
+        return Ok(None);
+    };
+    let now = stat::stat_at(parent, name).context("can't read", path)?.ino;
+    Ok(Some((was, now)))
+}

@@ -1,0 +1,90 @@
+//! `cowl config`
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::{Context, Verb, output};
+use crate::error::Result;
+
+/// Show the settings in force, and where each comes from
+///
+/// An option of the command line comes before the environment, that before the configuration file,
+/// that before what is built in.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    style: super::table::Style,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Verb for Args {
+    fn run(&self, context: &Context) -> Result<u8> {
+        let config = &context.config;
+        let settings = settings(context);
+        if self.json {
+            let list: Vec<Value> = settings
+                .into_iter()
+                .map(|(key, value)| {
+                    json!({ "key": key, "value": value, "from": config.origin(key).to_string() })
+                })
+                .collect();
+            let file = config.file().map(json_path);
+            output::data(&json!({ "file": file, "settings": list }))?;
+            return Ok(0);
+        }
+        let rows = settings.into_iter().map(|(key, value)| {
+            let origin = config.origin(key).to_string();
+            vec![
+                key.to_owned(),
+                text(&value),
+                output::shown(origin.as_bytes()),
+            ]
+        });
+        self.style
+            .print(&["KEY", "VALUE", "FROM"], rows.collect(), &[])?;
+        Ok(0)
+    }
+
+    fn json(&self) -> bool {
+        self.json
+    }
+}
+
+fn settings(context: &Context) -> Vec<(&'static str, Value)> {
+    let config = &context.config;
+    let prune = &config.prune;
+    vec![
+        ("store", json_path(&context.root)),
+        ("wait", config.wait.into()),
+        ("trash_days", config.trash_days.into()),
+        ("depth_limit", config.depth_limit.into()),
+        ("color", json!(config.color)),
+        ("lxcpath", json_path(&config.lxcpath)),
+        ("hooks.dir", json_path(&config.hooks.dir)),
+        ("hooks.timeout", config.hooks.timeout.as_secs().into()),
+        ("prune.keep_last", json!(prune.keep_last)),
+        ("prune.keep_hourly", json!(prune.keep_hourly)),
+        ("prune.keep_daily", json!(prune.keep_daily)),
+        ("prune.keep_weekly", json!(prune.keep_weekly)),
+        ("prune.keep_monthly", json!(prune.keep_monthly)),
+        ("prune.keep_yearly", json!(prune.keep_yearly)),
+        ("prune.keep_within", json!(prune.keep_within)),
+        ("prune.keep_tag", json!(prune.keep_tag)),
+    ]
+}
+
+fn json_path(path: &Path) -> Value {
+    output::json_path(path.as_os_str().as_encoded_bytes())
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => output::shown(text.as_bytes()),
+        Value::Array(list) => list.iter().map(text).collect::<Vec<_>>().join(" "),
+        other => other.to_string(),
+    }
+}

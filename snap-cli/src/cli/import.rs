@@ -1,0 +1,93 @@
+//! `cowl import`
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use super::{Context, Verb, output};
+use crate::archive::input::{self, Input};
+use crate::container::create::{Source, create};
+use crate::container::whole;
+use crate::error::{Error, Result};
+use crate::store::Store;
+use crate::store::name::ContainerName;
+
+/// Bring a container back from what `cowl export` wrote
+///
+/// A file of `cowl export --with-snapshots` becomes the container that it was, with all its snapshots.
+/// A plain tar archive or a folder becomes a new container, as by `cowl create --from`; a name is wanted
+/// then.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The archive, - for one on standard input, or a folder
+    #[arg(value_name = "FILE|DIR|-")]
+    source: OsString,
+    /// The container's name [default: the one that it had]
+    name: Option<OsString>,
+}
+
+impl Verb for Args {
+    fn run(&self, context: &Context) -> Result<u8> {
+        let name = self.name.as_ref().map(ContainerName::parse).transpose()?;
+        let path = Path::new(&self.source);
+        if self.source == "-" {
+            return self.stream(context, name.as_ref(), std::io::stdin().lock());
+        }
+        let at = |error| Error::at("read", path, error);
+        let file = File::open(path).map_err(at)?;
+        if file.metadata().map_err(at)?.is_dir() {
+            let name = self.wanted(name.as_ref())?;
+            return made(&context.store_or_new()?, name, Source::Path(path));
+        }
+        self.stream(context, name.as_ref(), file)
+    }
+}
+
+impl Args {
+    fn stream(
+        &self,
+        context: &Context,
+        name: Option<&ContainerName>,
+        input: impl Read,
+    ) -> Result<u8> {
+        match input::open(input)? {
+            Input::Tree(tree) => {
+                let name = self.wanted(name)?;
+                made(&context.store_or_new()?, name, Source::Tree(tree))
+            }
+            Input::Whole(archive) => {
+                let store = context.store_or_new()?;
+                let mut bar = output::Bar::new("importing");
+                let done = whole::import(&store, name, archive, &mut |done| bar.tell(done))?;
+                drop(bar);
+                let snapshots = match done.snapshots {
+                    0 => "no snapshots".to_owned(),
+                    1 => "its snapshot".to_owned(),
+                    n => format!("its {n} snapshots"),
+                };
+                output::note(&format!("{} is there, with {snapshots}", done.name));
+                Ok(0)
+            }
+        }
+    }
+
+    fn wanted<'n>(&self, name: Option<&'n ContainerName>) -> Result<&'n ContainerName> {
+        name.ok_or_else(|| {
+            Error::usage("a tree of files has no name that its container could have").hint(format!(
+                "cowl import {} NAME",
+                crate::host::users::quoted(&self.source)
+            ))
+        })
+    }
+}
+
+fn made(store: &Store, name: &ContainerName, source: Source<'_>) -> Result<u8> {
+    let mut bar = output::Bar::new("importing");
+    let notes = create(store, name, source, &mut |done| bar.tell(done))?;
+    drop(bar);
+    for note in notes {
+        output::note(&note);
+    }
+    Ok(0)
+}

@@ -1,0 +1,251 @@
+//! The configuration file: read strictly, so that a mistyped key is told and not passed over. What is
+//! wrong is told with the file, the line and the key.
+
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Deserializer, de};
+
+use super::{Prune, When};
+use crate::error::{Error, Result};
+use crate::store::name::nearest;
+
+/// How many layers a container may be kept at: the kernel's own overlayfs mounts no more than 500.
+pub(super) const DEPTHS: RangeInclusive<usize> = 2..=500;
+
+/// The tables with their keys; the first are those of no table.
+const KEYS: [(&str, &[&str]); 3] = [
+    (
+        "",
+        &[
+            "store",
+            "wait",
+            "trash_days",
+            "depth_limit",
+            "color",
+            "lxcpath",
+            "hooks",
+            "prune",
+        ],
+    ),
+    ("hooks", &["dir", "timeout"]),
+    (
+        "prune",
+        &[
+            "keep_last",
+            "keep_hourly",
+            "keep_daily",
+            "keep_weekly",
+            "keep_monthly",
+            "keep_yearly",
+            "keep_within",
+            "keep_tag",
+        ],
+    ),
+];
+
+/// What a file says.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Settings {
+    #[serde(default, deserialize_with = "absolute")]
+    pub(super) store: Option<PathBuf>,
+    pub(super) wait: Option<u64>,
+    pub(super) trash_days: Option<u32>,
+    #[serde(default, deserialize_with = "depth")]
+    pub(super) depth_limit: Option<usize>,
+    pub(super) color: Option<When>,
+    #[serde(default, deserialize_with = "absolute")]
+    pub(super) lxcpath: Option<PathBuf>,
+    #[serde(default)]
+    pub(super) hooks: Hooks,
+    #[serde(default)]
+    pub(super) prune: Prune,
+}
+
+/// The table `[hooks]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Hooks {
+    #[serde(default, deserialize_with = "absolute")]
+    pub(super) dir: Option<PathBuf>,
+    pub(super) timeout: Option<u64>,
+}
+
+fn absolute<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
+    let path = PathBuf::deserialize(from)?;
+    if path.is_absolute() {
+        return Ok(Some(path));
+    }
+    Err(de::Error::custom("it must be a path from the root on"))
+}
+
+fn depth<'de, D: Deserializer<'de>>(from: D) -> Result<Option<usize>, D::Error> {
+    let depth = usize::deserialize(from)?;
+    if DEPTHS.contains(&depth) {
+        return Ok(Some(depth));
+    }
+    Err(de::Error::custom("it must be from 2 to 500"))
+}
+
+/// Reads a file; `None` where there is none and none is wanted.
+pub(super) fn read(path: &Path, wanted: bool) -> Result<Option<Settings>> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !wanted => return Ok(None),
+        Err(error) => {
+            let hint = "--config and COWL_CONFIG name the configuration file";
+            return Err(Error::usage(format!(
+                "cannot read the configuration file {}",
+                path.display()
+            ))
+            .because(error)
+            .hint(hint));
+        }
+    };
+    let text = String::from_utf8(bytes).map_err(|error| {
+        Error::usage(format!("{} is not valid UTF-8", path.display())).because(error.utf8_error())
+    })?;
+    toml::from_str(&text)
+        .map(Some)
+        .map_err(|error| told(path, &text, &error))
+}
+
+/// The error with file, line and key.
+fn told(path: &Path, text: &str, error: &toml::de::Error) -> Error {
+    let (at, length) = error.span().map_or((0, 0), |s| (s.start, s.len()));
+    let before = text.get(..at).unwrap_or_default();
+    let number = before.matches('\n').count() + 1;
+    let line = text.lines().nth(number - 1).unwrap_or_default();
+    let table = before
+        .lines()
+        .rev()
+        .find_map(|line| line.trim().strip_prefix('[')?.strip_suffix(']'))
+        .unwrap_or_default();
+    let mut message = error.message().replace('\n', ", ");
+    let mut hint = "`man cowl` lists all keys; `cowl config` shows the values in force".to_owned();
+    let mut key = line
+        .split_once('=')
+        .map_or("", |(key, _)| key.trim())
+        .to_owned();
+    if message.starts_with("unknown field") {
+        key = text.get(at..at + length).unwrap_or(&key).to_owned();
+        message = "there is no such key".to_owned();
+        if let Some(near) = meant(table, &key) {
+            hint = format!("did you mean {near}?");
+        }
+    }
+    let key = match key.as_str() {
+        "" => String::new(),
+        key => format!(": {}", key.escape_debug()),
+    };
+    Error::usage(format!("{}, line {number}{key}: {message}", path.display())).hint(hint)
+}
+
+/// The key that may have been meant: of the same table, else of another one.
+fn meant(table: &str, key: &str) -> Option<String> {
+    let in_table = |(name, keys): &(&str, &[&str])| {
+        let near = nearest(key, keys.iter().copied())?;
+        Some(match *name {
+            _ if *name == table => near.to_owned(),
+            "" => format!("{near}, above all tables"),
+            _ => format!("{near} in [{name}]"),
+        })
+    };
+    let own = KEYS.iter().find(|(name, _)| *name == table);
+    own.and_then(in_table)
+        .or_else(|| KEYS.iter().find_map(in_table))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn refused(text: &str, what: &str, hint: &str) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        std::fs::write(&path, text).unwrap();
+        let error = read(&path, true).unwrap_err();
+        assert_eq!(error.kind, crate::error::Kind::Usage);
+        let said = error.to_string();
+        assert!(said.contains("config.toml, line"), "{said}");
+        assert!(said.contains(what), "no {what:?} in {said}");
+        assert!(!said.contains('\n'), "{said}");
+        let told = error.hint.unwrap_or_default();
+        assert!(told.contains(hint), "no {hint:?} in {told}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_line_and_key() {
+        refused(
+            "# x\n\ntrahs_days = 3\n",
+            "line 3: trahs_days: there is no such key",
+            "did you mean trash_days?",
+        );
+        refused(
+            "[prune]\nkeep_dayly = 3\n",
+            "line 2: keep_dayly",
+            "did you mean keep_daily?",
+        );
+        refused(
+            "keep_last = 3\n",
+            "line 1: keep_last",
+            "did you mean keep_last in [prune]?",
+        );
+        refused(
+            "[hooks]\nwait = 3\n",
+            "line 2: wait",
+            "did you mean wait, above all tables?",
+        );
+        refused(
+            "wait = \"long\"\n",
+            "line 1: wait: invalid type",
+            "man cowl",
+        );
+        refused("wait = -1\n", "line 1: wait: ", "man cowl");
+        refused("wait = 1\nwait = 2\n", "line 2: wait: duplicate key", "");
+        refused("x\n", "line 1", "");
+        refused("\n\nstore = [1\n", "line ", "");
+        refused("color = \"pink\"\n", "line 1: color: unknown variant", "");
+        refused("store = \"here\"\n", "line 1: store: it must be a path", "");
+        refused("depth_limit = 1\n", "line 1: depth_limit: it must", "");
+        refused("zebra = 1\n", "line 1: zebra", "man cowl");
+    }
+
+    #[test]
+    fn only_a_file_that_was_asked_for_must_be_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("none.toml");
+        assert!(read(&path, false).unwrap().is_none());
+        let error = read(&path, true).unwrap_err();
+        assert!(error.to_string().contains("none.toml"), "{error}");
+        // A folder is never a file.
+        read(dir.path(), false).unwrap_err();
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let mut text = String::new();
+        for (table, keys) in KEYS {
+            if !table.is_empty() {
+                text.push_str(&format!("[{table}]\n"));
+            }
+            for key in keys {
+                let value = match *key {
+                    "hooks" | "prune" => continue,
+                    "store" | "lxcpath" | "dir" => "\"/x\"",
+                    "color" => "\"never\"",
+                    "keep_within" => "\"2w\"",
+                    "keep_tag" => "[\"release\"]",
+                    _ => "9",
+                };
+                text.push_str(&format!("{key} = {value}\n"));
+            }
+        }
+        let settings: Settings = toml::from_str(&text).unwrap();
+        assert_eq!(settings.depth_limit, Some(9));
+        assert_eq!(settings.hooks.timeout, Some(9));
+        assert_eq!(settings.prune.keep_yearly, Some(9));
+    }
+}

@@ -1,0 +1,68 @@
+//! Who holds flock(2) locks, as /proc/locks tells. Parsing is apart from reading.
+
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// One held lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flock {
+    /// The process that took it.
+    pub pid: u32,
+    /// The inode's number. The device is left out: some file systems tell another one than stat does.
+    pub ino: u64,
+}
+
+/// Reads the table's text. Those who only wait for a lock hold nothing; lines of another form are left out.
+pub fn parse(text: &str) -> Vec<Flock> {
+    text.lines().filter_map(line).collect()
+}
+
+fn line(line: &str) -> Option<Flock> {
+    let mut fields = line.split_ascii_whitespace().skip(1);
+    if fields.next()? != "FLOCK" {
+        return None;
+    }
+    let pid = fields.nth(2)?.parse().ok()?;
+    let ino = fields.next()?.rsplit(':').next()?.parse().ok()?;
+    Some(Flock { pid, ino })
+}
+
+/// All that this process may see.
+pub fn read() -> Result<Vec<Flock>> {
+    let path = Path::new("/proc/locks");
+    std::fs::read_to_string(path)
+        .map(|text| parse(&text))
+        .map_err(|error| Error::at("read", path, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table() {
+        let text = "\
+1: FLOCK  ADVISORY  READ 4711 08:01:131 0 EOF
+2: POSIX  ADVISORY  WRITE 12 08:01:7 0 EOF
+3: FLOCK  ADVISORY  WRITE 4712 00:2a:99 0 EOF
+3: -> FLOCK  ADVISORY  WRITE 4713 00:2a:99 0 EOF
+4: FLOCK  ADVISORY
+";
+        let found = parse(text);
+        let expected = [(4711, 131), (4712, 99)].map(|(pid, ino)| Flock { pid, ino });
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn our_own_lock_is_seen() {
+        use std::os::unix::fs::MetadataExt;
+        let file = tempfile::tempfile().unwrap();
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockShared).unwrap();
+        let ours = Flock {
+            pid: std::process::id(),
+            ino: file.metadata().unwrap().ino(),
+        };
+        assert!(read().unwrap().contains(&ours));
+    }
+}
