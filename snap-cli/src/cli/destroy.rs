@@ -4,6 +4,7 @@ use std::ffi::OsString;
 
 use super::{Context, Verb, confirm, output};
 use crate::container::Container;
+use crate::container::lxc;
 use crate::error::Result;
 use crate::store::name::ContainerName;
 
@@ -17,6 +18,9 @@ pub(super) struct Args {
     /// Don't ask
     #[arg(long, short)]
     yes: bool,
+    /// Stop the LXC container first, if it runs
+    #[arg(long)]
+    stop: bool,
     /// Only say what would be done
     #[arg(long)]
     dry_run: bool,
@@ -39,6 +43,9 @@ impl Verb for Args {
         if !self.yes {
             // Not locked meanwhile: nobody is to wait for an answer at a terminal.
             confirm(&format!("Remove {name}{snapshots}?"))?;
+        }
+        if self.stop {
+            lxc::stop(&store, &name)?;
         }
         let (container, _) = Container::open_to_unmount(&store, &name)?;
         container.destroy()?;

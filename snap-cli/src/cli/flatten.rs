@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 
+use super::pause::Pause;
 use super::{Context, Verb, output};
 use crate::container::Container;
 use crate::error::Result;
@@ -21,6 +22,8 @@ pub(super) struct Args {
     /// Which layers
     #[arg(value_name = "A..B")]
     range: Option<OsString>,
+    #[command(flatten)]
+    pause: Pause,
     /// Only say what would be done
     #[arg(long)]
     dry_run: bool,
@@ -34,12 +37,14 @@ impl Verb for Args {
             None => Range::default(),
         };
         let store = context.store_of(&name)?;
-        let mut container = Container::open(&store, &name)?;
         let done = if self.dry_run {
-            plan(&container, &range)?
+            plan(&Container::open(&store, &name)?, &range)?
         } else {
-            let mut bar = output::Bar::new("merging");
-            flatten(&mut container, &range, &mut |done| bar.tell(done))?
+            self.pause.round(&store, &name, || {
+                let mut container = Container::open(&store, &name)?;
+                let mut bar = output::Bar::new("merging");
+                flatten(&mut container, &range, &mut |done| bar.tell(done))
+            })?
         };
         let would = if self.dry_run { "would be " } else { "" };
         output::note(&if done.merged < 2 {

@@ -1,6 +1,7 @@
 //! The command line: one file a verb, each a few lines over the library; output as tables or JSON;
 //! errors and exit codes. The doc comments of the argument types are the help.
 
+mod adopt;
 mod config;
 mod create;
 mod destroy;
@@ -8,11 +9,13 @@ mod diff;
 mod exec;
 mod export;
 mod flatten;
+mod hook;
 mod import;
 mod list;
 mod meta;
 mod mount;
 mod output;
+mod pause;
 mod progress;
 mod restore;
 mod rm;
@@ -33,6 +36,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Asked, Config, When};
 use crate::container::Container;
+use crate::container::moving::finish_all;
 use crate::error::{Error, Kind, Result};
 use crate::host::users::quoted;
 use crate::snapshot::{State, resolve};
@@ -123,6 +127,8 @@ macro_rules! verbs {
 
 verbs! {
     Create(create::Args),
+    Adopt(adopt::AdoptArgs),
+    Release(adopt::ReleaseArgs),
     Mount(mount::MountArgs),
     Umount(mount::UmountArgs),
     Exec(exec::ExecArgs),
@@ -142,6 +148,8 @@ verbs! {
     Status(status::Args),
     Destroy(destroy::Args),
     Config(config::Args),
+    #[command(hide = true)]
+    Hook(hook::Args),
     #[command(hide = true)]
     Serve(serve::Args),
     #[command(hide = true)]
@@ -185,6 +193,9 @@ impl Context {
     )]
     fn cleaned(&self, store: Store) -> Result<Store> {
         // Not being allowed to clean up, or a damaged container, need not keep this command from its work.
+        if let Err(error) = finish_all(&store) {
+            log::warn!("{error}");
+        }
         if let Err(error) = store.collect() {
             log::info!("cleaning up: {error}");
         }

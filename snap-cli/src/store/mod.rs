@@ -294,6 +294,17 @@ impl Store {
         self.lock(&format!("container-{id}"), Mode::Exclusive)
     }
 
+    /// The same without waiting; `None` when somebody is at work on it.
+    pub fn try_lock_container(&self, id: ContainerId) -> Result<Option<Lock>> {
+        let path = self.lock_file(&format!("container-{id}"));
+        Lock::try_take(&path, Mode::Exclusive, &self.session.who)
+    }
+
+    /// Alone with the store: nobody makes or reads anything.
+    pub fn alone(&self) -> Result<Lock> {
+        self.lock("store", Mode::Exclusive)
+    }
+
     /// The right to give `name` to a new container, which nobody in the family of stores has or claims.
     /// Hold it until the container's manifest is there; then remove it.
     pub fn claim(&self, name: &ContainerName) -> Result<Lock> {
