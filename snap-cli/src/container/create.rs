@@ -92,6 +92,9 @@ pub fn over_layers(
         next_auto: 0,
         created: crate::store::now(),
         settings,
+        adopted: None,
+        lxc: None,
+        moving: None,
         extra: Map::new(),
     };
     making.sync()?;

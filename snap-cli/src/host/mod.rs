@@ -1,6 +1,8 @@
-//! The machine outside: what is mounted, who uses it. It knows nothing of stores and containers.
+//! The machine outside: what is mounted, who uses it, LXC's containers. It knows nothing of stores and containers.
 
 pub mod flocks;
+pub mod inside;
+pub mod lxc;
 pub mod mountinfo;
 pub mod users;
 

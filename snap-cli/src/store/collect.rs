@@ -237,6 +237,9 @@ mod tests {
             next_auto: 0,
             created: super::super::now(),
             settings: Map::new(),
+            adopted: None,
+            lxc: None,
+            moving: None,
             extra: Map::new(),
         };
         disk::replace(&store.container_file(id), &Record::first(manifest)).unwrap();

@@ -12,9 +12,11 @@
 //!       run/<id>                         socket, log and state of a running mount
 //!       locks/                           one file a lock
 //!       trash/                           on its way out
+//!       moving/<id>                      left by a command that changes more than the store, while it does
 //!       stores.json                      the other stores of the family (see [`family`])
 //! ```
 
+pub mod bytes;
 pub mod collect;
 pub mod disk;
 pub mod family;
@@ -22,6 +24,7 @@ pub mod layers;
 pub mod lock;
 pub mod manifest;
 pub mod name;
+pub mod outside;
 pub mod record;
 pub mod usage;
 
