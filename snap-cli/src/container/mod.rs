@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod destroy;
 pub mod enter;
 pub mod exec;
+pub mod lxc_snaps;
 pub mod mount;
 pub mod serve;
 pub mod state;

@@ -3,6 +3,7 @@
 pub mod flocks;
 pub mod inside;
 pub mod lxc;
+pub mod lxc_snaps;
 pub mod mountinfo;
 pub mod users;
 
