@@ -9,7 +9,9 @@ mod exec;
 mod export;
 mod flatten;
 mod import;
+mod import_lxc;
 mod list;
+mod lxc_snapshot;
 mod meta;
 mod mount;
 mod output;
@@ -139,6 +141,7 @@ verbs! {
     Flatten(flatten::Args),
     Export(export::Args),
     Import(import::Args),
+    ImportLxcSnapshots(import_lxc::Args),
     Status(status::Args),
     Destroy(destroy::Args),
     Config(config::Args),
@@ -234,6 +237,9 @@ fn typed(args: &[OsString]) -> String {
 pub fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
     output::start_log();
+    if lxc_snapshot::is_called(&args) {
+        return lxc_snapshot::main(&args);
+    }
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(error) => return output::usage(&error),

@@ -5,6 +5,7 @@
 
 pub mod flatten;
 pub mod list;
+pub mod lxc_import;
 pub mod meta;
 pub mod readers;
 pub mod remove;

@@ -169,7 +169,7 @@ fn take_away(dir: &Path) -> Result<()> {
 }
 
 /// Refuses to touch what other containers stand on.
-fn refuse_base(dir: &Path, name: &str) -> Result<()> {
+pub fn refuse_base(dir: &Path, name: &str) -> Result<()> {
     let found = lxc_snaps::dependants(dir)?;
     let Some(first) = found.first() else {
         return Ok(());
