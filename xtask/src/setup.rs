@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::run::{Result, Run, failure, note, title};
 
 /// What the build, the tests and the demo need of Debian.
-const PACKAGES: [&str; 32] = [
+const PACKAGES: &[&str] = &[
     "acl",
     "attr",
     "btrfs-progs",
@@ -15,6 +15,7 @@ const PACKAGES: [&str; 32] = [
     "debootstrap",
     "e2fsprogs",
     "erofs-utils",
+    "fish",
     "fuse-overlayfs",
     "fuse3",
     "gcc",
@@ -38,6 +39,7 @@ const PACKAGES: [&str; 32] = [
     "util-linux",
     "xfsprogs",
     "xz-utils",
+    "zsh",
     "zstd",
 ];
 
@@ -101,7 +103,8 @@ fn missing() -> Result<Vec<&'static str>> {
         })
     };
     Ok(PACKAGES
-        .into_iter()
+        .iter()
+        .copied()
         .filter(|name| !installed(name))
         .collect())
 }

@@ -6,6 +6,7 @@ use jiff::Span;
 
 use super::{Context, Verb, confirm, output, text};
 use crate::container::Container;
+use crate::container::lxc;
 use crate::error::Result;
 use crate::store::name::ContainerName;
 use crate::store::span;
@@ -32,6 +33,9 @@ pub(super) struct Args {
     /// Don't ask
     #[arg(long, short)]
     yes: bool,
+    /// Stop the LXC container first, if it runs
+    #[arg(long)]
+    stop: bool,
     /// Only say what would be done
     #[arg(long)]
     dry_run: bool,
@@ -63,6 +67,9 @@ impl Verb for Args {
         if !self.yes {
             // Not locked meanwhile: nobody is to wait for an answer at a terminal.
             confirm(&format!("Remove {name}{snapshots}{for_good}?"))?;
+        }
+        if self.stop {
+            lxc::stop(&store, &name)?;
         }
         let (container, _) = Container::open_to_unmount(&store, &name)?;
         if !self.protected {

@@ -1,6 +1,8 @@
 //! The command line: one file a verb, each a few lines over the library; output as tables or JSON;
 //! errors and exit codes. The doc comments of the argument types are the help.
 
+mod adopt;
+mod complete;
 mod config;
 mod create;
 mod destroy;
@@ -9,11 +11,17 @@ mod exec;
 mod export;
 mod flatten;
 mod gc;
+mod hook;
+mod hooks;
 mod import;
+mod import_lxc;
 mod list;
+mod lxc_snapshot;
+mod man;
 mod meta;
 mod mount;
 mod output;
+mod pause;
 mod progress;
 mod restore;
 mod rm;
@@ -35,6 +43,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Asked, Config, When};
 use crate::container::Container;
+use crate::container::moving::finish_all;
 use crate::error::{Error, Kind, Result};
 use crate::host::users::quoted;
 use crate::snapshot::{State, depth, resolve};
@@ -130,6 +139,8 @@ macro_rules! verbs {
 
 verbs! {
     Create(create::Args),
+    Adopt(adopt::AdoptArgs),
+    Release(adopt::ReleaseArgs),
     Mount(mount::MountArgs),
     Umount(mount::UmountArgs),
     Exec(exec::ExecArgs),
@@ -146,11 +157,17 @@ verbs! {
     Flatten(flatten::Args),
     Export(export::Args),
     Import(import::Args),
+    ImportLxcSnapshots(import_lxc::Args),
     Status(status::Args),
     Destroy(destroy::Args),
     Undelete(undelete::Args),
     Gc(gc::Args),
     Config(config::Args),
+    Completions(complete::Args),
+    #[command(hide = true)]
+    Man(man::Args),
+    #[command(hide = true)]
+    Hook(hook::Args),
     #[command(hide = true)]
     Serve(serve::Args),
     #[command(hide = true)]
@@ -194,6 +211,9 @@ impl Context {
     )]
     fn cleaned(&self, store: Store) -> Result<Store> {
         // Not being allowed to clean up, or a damaged container, need not keep this command from its work.
+        if let Err(error) = finish_all(&store) {
+            log::warn!("{error}");
+        }
         if let Err(error) = store.collect() {
             log::info!("cleaning up: {error}");
         }
@@ -261,8 +281,12 @@ fn typed(args: &[OsString]) -> String {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    complete::answer();
     let args: Vec<OsString> = std::env::args_os().collect();
     output::start_log();
+    if lxc_snapshot::is_called(&args) {
+        return lxc_snapshot::main(&args);
+    }
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(error) => return output::usage(&error),
