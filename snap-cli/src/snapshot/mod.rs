@@ -5,6 +5,7 @@
 
 pub mod depth;
 pub mod flatten;
+pub mod line;
 pub mod list;
 pub mod lxc_import;
 pub mod meta;
