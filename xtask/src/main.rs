@@ -3,6 +3,7 @@
 //!
 //! This program may know how the repository is laid out; it must not link the crates it tests.
 
+mod bench;
 mod checks;
 mod conformance;
 mod demo;
@@ -47,6 +48,8 @@ enum Command {
     Uninstall(install::Where),
     /// Pack what `install` installs as a tar in target/dist, with a checksum
     Dist(install::Dist),
+    /// Measure what snapshots cost, beside lxc-snapshot, copies, reflinks and btrfs
+    Bench(bench::Options),
     /// Run pjdfstest and fsx on a cowlfs mount and compare with the filesystem below it
     Conformance,
 }
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Install(options) => install::install(&options),
         Command::Uninstall(place) => install::uninstall(&place),
         Command::Dist(options) => install::dist(&options),
+        Command::Bench(options) => bench::run(&options),
         Command::Conformance => setup::run().and_then(|()| conformance::run()),
     };
     match result {

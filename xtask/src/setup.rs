@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::run::{Result, Run, failure, note, title};
 
 /// What the build, the tests and the demo need of Debian.
-const PACKAGES: [&str; 31] = [
+const PACKAGES: [&str; 34] = [
     "acl",
     "attr",
     "btrfs-progs",
@@ -23,6 +23,8 @@ const PACKAGES: [&str; 31] = [
     "kmod",
     "libc6-dev",
     "libcap2-bin",
+    "lxc",
+    "lxc-templates",
     "make",
     "mmdebstrap",
     "mount",
@@ -33,6 +35,7 @@ const PACKAGES: [&str; 31] = [
     "squashfs-tools",
     "strace",
     "tar",
+    "uidmap",
     "util-linux",
     "xfsprogs",
     "xz-utils",

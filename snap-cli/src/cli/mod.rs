@@ -9,6 +9,7 @@ mod diff;
 mod exec;
 mod export;
 mod flatten;
+mod gc;
 mod hooks;
 mod import;
 mod list;
@@ -25,6 +26,7 @@ mod snapshot;
 mod status;
 mod table;
 mod text;
+mod undelete;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -38,7 +40,7 @@ use crate::config::{Asked, Config, When};
 use crate::container::Container;
 use crate::error::{Error, Kind, Result};
 use crate::host::users::quoted;
-use crate::snapshot::{State, resolve};
+use crate::snapshot::{State, depth, resolve};
 use crate::store::lock::Lock;
 use crate::store::name::{Address, ContainerName};
 use crate::store::{Session, Store};
@@ -144,6 +146,8 @@ verbs! {
     Import(import::Args),
     Status(status::Args),
     Destroy(destroy::Args),
+    Undelete(undelete::Args),
+    Gc(gc::Args),
     Config(config::Args),
     Completions(complete::Args),
     #[command(hide = true)]
@@ -195,6 +199,14 @@ impl Context {
             log::info!("cleaning up: {error}");
         }
         Ok(store)
+    }
+
+    /// Merges layers of a container that has too many of them and is not mounted.
+    fn keep_depth(&self, container: &mut Container<'_>) {
+        let mut bar = output::Bar::new("merging old layers");
+        depth::keep(container, self.config.depth_limit, &mut |done| {
+            bar.tell(done)
+        });
     }
 }
 

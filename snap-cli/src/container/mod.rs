@@ -12,8 +12,10 @@ pub mod destroy;
 pub mod enter;
 pub mod exec;
 pub mod mount;
+pub mod rename;
 pub mod serve;
 pub mod state;
+pub mod undelete;
 pub mod whole;
 
 use crate::error::{Error, Result};
@@ -30,7 +32,7 @@ pub struct Container<'s> {
     store: &'s Store,
     id: ContainerId,
     record: Record<ContainerManifest>,
-    _lock: Lock,
+    lock: Lock,
 }
 
 impl<'s> Container<'s> {
@@ -61,7 +63,7 @@ impl<'s> Container<'s> {
                 store,
                 id,
                 record,
-                _lock: lock,
+                lock,
             }),
             Some(_) | None => {
                 lock.remove()?;

@@ -11,11 +11,14 @@
 //!       mnt/<id>                         mount points
 //!       run/<id>                         socket, log and state of a running mount
 //!       locks/                           one file a lock
+//!       deleted/<id>.<since>.<until>     destroyed containers that may still come back
 //!       trash/                           on its way out
+//!       cache/<id>.json                  what could be found out again
 //!       stores.json                      the other stores of the family (see [`family`])
 //! ```
 
 pub mod collect;
+pub mod deleted;
 pub mod disk;
 pub mod family;
 pub mod layers;
@@ -23,6 +26,7 @@ pub mod lock;
 pub mod manifest;
 pub mod name;
 pub mod record;
+pub mod span;
 pub mod usage;
 
 use std::os::unix::fs::DirBuilderExt;
@@ -386,7 +390,12 @@ impl Store {
 
     /// A snapshot's manifest.
     pub fn snapshot(&self, id: ContainerId, snapshot: SnapshotId) -> Result<SnapshotManifest> {
-        let path = self.snapshot_file(id, snapshot);
+        self.snapshot_in(&self.container_dir(id), snapshot)
+    }
+
+    /// The same for a container whose folder lies elsewhere.
+    pub fn snapshot_in(&self, dir: &Path, snapshot: SnapshotId) -> Result<SnapshotManifest> {
+        let path = dir.join("snapshots").join(format!("{snapshot}.json"));
         let body = disk::read::<SnapshotManifest>(&path)?.body;
         match body.check() {
             Ok(()) => Ok(body),
