@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::run::{Result, Run, failure, note, title};
 
 /// What the build, the tests and the demo need of Debian.
-const PACKAGES: [&str; 34] = [
+const PACKAGES: &[&str] = &[
     "acl",
     "attr",
     "btrfs-progs",
@@ -103,7 +103,8 @@ fn missing() -> Result<Vec<&'static str>> {
         })
     };
     Ok(PACKAGES
-        .into_iter()
+        .iter()
+        .copied()
         .filter(|name| !installed(name))
         .collect())
 }

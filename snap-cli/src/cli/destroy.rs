@@ -6,6 +6,7 @@ use jiff::Span;
 
 use super::{Context, Verb, confirm, output, text};
 use crate::container::Container;
+use crate::container::lxc;
 use crate::error::Result;
 use crate::host::hooks::Event;
 use crate::store::Store;
@@ -34,6 +35,9 @@ pub(super) struct Args {
     /// Don't ask
     #[arg(long, short)]
     yes: bool,
+    /// Stop the LXC container first, if it runs
+    #[arg(long)]
+    stop: bool,
     /// Only say what would be done
     #[arg(long)]
     dry_run: bool,
@@ -71,6 +75,9 @@ impl Verb for Args {
 
 impl Args {
     fn destroy(&self, store: &Store, name: &ContainerName, keep: &Span) -> Result<()> {
+        if self.stop {
+            lxc::stop(store, name)?;
+        }
         let (container, _) = Container::open_to_unmount(store, name)?;
         if !self.protected {
             container.refuse_protected()?;

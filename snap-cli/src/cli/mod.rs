@@ -1,6 +1,7 @@
 //! The command line: one file a verb, each a few lines over the library; output as tables or JSON;
 //! errors and exit codes. The doc comments of the argument types are the help.
 
+mod adopt;
 mod complete;
 mod config;
 mod create;
@@ -10,6 +11,7 @@ mod exec;
 mod export;
 mod flatten;
 mod gc;
+mod hook;
 mod hooks;
 mod import;
 mod list;
@@ -17,6 +19,7 @@ mod man;
 mod meta;
 mod mount;
 mod output;
+mod pause;
 mod progress;
 mod restore;
 mod rm;
@@ -38,6 +41,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Asked, Config, When};
 use crate::container::Container;
+use crate::container::moving::finish_all;
 use crate::error::{Error, Kind, Result};
 use crate::host::users::quoted;
 use crate::snapshot::{State, depth, resolve};
@@ -128,6 +132,8 @@ macro_rules! verbs {
 
 verbs! {
     Create(create::Args),
+    Adopt(adopt::AdoptArgs),
+    Release(adopt::ReleaseArgs),
     Mount(mount::MountArgs),
     Umount(mount::UmountArgs),
     Exec(exec::ExecArgs),
@@ -152,6 +158,8 @@ verbs! {
     Completions(complete::Args),
     #[command(hide = true)]
     Man(man::Args),
+    #[command(hide = true)]
+    Hook(hook::Args),
     #[command(hide = true)]
     Serve(serve::Args),
     #[command(hide = true)]
@@ -195,6 +203,9 @@ impl Context {
     )]
     fn cleaned(&self, store: Store) -> Result<Store> {
         // Not being allowed to clean up, or a damaged container, need not keep this command from its work.
+        if let Err(error) = finish_all(&store) {
+            log::warn!("{error}");
+        }
         if let Err(error) = store.collect() {
             log::info!("cleaning up: {error}");
         }

@@ -283,6 +283,7 @@ fn import_claimed(
         origin: mapped(&old.origin, &new),
         ..old
     };
+    container.leave_machine();
     for snapshot in &mut container.snapshots {
         let Some(state) = manifest.states.get(&snapshot.id) else {
             continue;
