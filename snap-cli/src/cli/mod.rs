@@ -2,6 +2,7 @@
 //! errors and exit codes. The doc comments of the argument types are the help.
 
 mod adopt;
+mod complete;
 mod config;
 mod create;
 mod destroy;
@@ -9,9 +10,12 @@ mod diff;
 mod exec;
 mod export;
 mod flatten;
+mod gc;
 mod hook;
+mod hooks;
 mod import;
 mod list;
+mod man;
 mod meta;
 mod mount;
 mod output;
@@ -25,6 +29,7 @@ mod snapshot;
 mod status;
 mod table;
 mod text;
+mod undelete;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -39,7 +44,7 @@ use crate::container::Container;
 use crate::container::moving::finish_all;
 use crate::error::{Error, Kind, Result};
 use crate::host::users::quoted;
-use crate::snapshot::{State, resolve};
+use crate::snapshot::{State, depth, resolve};
 use crate::store::lock::Lock;
 use crate::store::name::{Address, ContainerName};
 use crate::store::{Session, Store};
@@ -147,7 +152,12 @@ verbs! {
     Import(import::Args),
     Status(status::Args),
     Destroy(destroy::Args),
+    Undelete(undelete::Args),
+    Gc(gc::Args),
     Config(config::Args),
+    Completions(complete::Args),
+    #[command(hide = true)]
+    Man(man::Args),
     #[command(hide = true)]
     Hook(hook::Args),
     #[command(hide = true)]
@@ -201,6 +211,14 @@ impl Context {
         }
         Ok(store)
     }
+
+    /// Merges layers of a container that has too many of them and is not mounted.
+    fn keep_depth(&self, container: &mut Container<'_>) {
+        let mut bar = output::Bar::new("merging old layers");
+        depth::keep(container, self.config.depth_limit, &mut |done| {
+            bar.tell(done)
+        });
+    }
 }
 
 /// The state that an address names, ready to be read: what a killed command or a dead daemon left of its
@@ -243,6 +261,7 @@ fn typed(args: &[OsString]) -> String {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    complete::answer();
     let args: Vec<OsString> = std::env::args_os().collect();
     output::start_log();
     let cli = match Cli::try_parse_from(&args) {

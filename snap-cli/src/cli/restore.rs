@@ -6,6 +6,7 @@ use super::pause::Pause;
 use super::{Context, Verb, output};
 use crate::container::Container;
 use crate::error::{Error, Result};
+use crate::host::hooks::Event;
 use crate::snapshot::restore::{clone, plan, restore};
 use crate::store::name::{Address, ContainerName, SnapshotName};
 
@@ -47,9 +48,8 @@ impl Verb for RestoreArgs {
             return Ok(0);
         }
         let store = context.store_of(&name)?;
-        let container = Container::open(&store, &name)?;
         if self.dry_run {
-            let kept = plan(&container, &snapshot)?;
+            let kept = plan(&Container::open(&store, &name)?, &snapshot)?;
             output::note(&format!("would make {name} what it was at {snapshot}"));
             output::note(&match kept {
                 Some(auto) => format!("what it is now would stay as {auto}"),
@@ -57,17 +57,19 @@ impl Verb for RestoreArgs {
             });
             return Ok(0);
         }
-        drop(container);
-        let restored = self.pause.round(&store, &name, || {
-            let mut container = Container::open(&store, &name)?;
-            if self.with_config {
-                container.with_config_of(&snapshot)?;
-            }
-            let restored = restore(&mut container, &snapshot)?;
-            container.finish_outside()?;
-            Ok(restored)
+        let to = Some(snapshot.as_str());
+        let done = context.hooked(Event::Restore, &store, &name, to, |_| {
+            self.pause.round(&store, &name, || {
+                let mut container = Container::open(&store, &name)?;
+                if self.with_config {
+                    container.with_config_of(&snapshot)?;
+                }
+                let restored = restore(&mut container, &snapshot)?;
+                container.finish_outside()?;
+                Ok(restored)
+            })
         })?;
-        if let Some(auto) = restored.kept_as {
+        if let Some(auto) = done.kept_as {
             output::note(&format!(
                 "what {name} was until now stays as {auto}: cowl restore {name} {auto} undoes this"
             ));

@@ -380,7 +380,7 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
         id,
         record,
         config: None,
-        _lock: lock,
+        lock,
     };
     if let Err(error) = moving::move_in(&container) {
         moving::finish(container).map(drop)?;

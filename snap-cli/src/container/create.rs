@@ -21,7 +21,7 @@ pub enum Source<'a> {
     /// A tar archive on standard input.
     Stdin,
     /// A tar archive that was opened already.
-    Tree(input::Tree<'a>),
+    Tree(Box<input::Tree<'a>>),
 }
 
 /// Makes the container `name` from a root file system. Answers with what could not be taken over as it
@@ -49,7 +49,7 @@ fn import_into(
     let tree = store.layer_tree(base);
     let imported = match source {
         Source::Path(path) => import::path(path, &tree, store.space(), progress),
-        Source::Tree(archive) => import::opened(archive, &tree, store.space(), progress),
+        Source::Tree(archive) => import::opened(*archive, &tree, store.space(), progress),
         Source::Stdin => import::tar(std::io::stdin().lock(), &tree, store.space(), progress),
     }?;
     // A container must not be there before its data is: this is the one command that copies data.

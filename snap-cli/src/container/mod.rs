@@ -17,8 +17,10 @@ pub mod lxc;
 pub mod mount;
 pub mod moving;
 pub mod release;
+pub mod rename;
 pub mod serve;
 pub mod state;
+pub mod undelete;
 pub mod whole;
 
 use crate::error::{Error, Result};
@@ -38,7 +40,7 @@ pub struct Container<'s> {
     record: Record<ContainerManifest>,
     /// LXC's config as it is to be once the next change is committed.
     config: Option<Blob>,
-    _lock: Lock,
+    lock: Lock,
 }
 
 impl<'s> Container<'s> {
@@ -77,7 +79,7 @@ impl<'s> Container<'s> {
                 id,
                 record,
                 config: None,
-                _lock: lock,
+                lock,
             }),
             Some(_) | None => {
                 lock.remove()?;

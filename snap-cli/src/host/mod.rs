@@ -3,6 +3,7 @@
 
 pub mod cgroup;
 pub mod flocks;
+pub mod hooks;
 pub mod inside;
 pub mod lxc;
 pub mod mountinfo;
