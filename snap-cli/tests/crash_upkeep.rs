@@ -3,7 +3,7 @@
 
 mod crash_world;
 
-use crash_world::{at_every_call, can};
+use crash_world::{at_every_call, at_every_call_after, can};
 
 #[test]
 fn rm() {
@@ -16,5 +16,37 @@ fn rm() {
 fn mounted_rm() {
     if can("crash_upkeep::mounted_rm", true) {
         at_every_call(true, &["rm", "web", "--all", "--yes"], &["web"]);
+    }
+}
+
+#[test]
+fn destroy_for_good() {
+    if can("crash_upkeep::destroy_for_good", false) {
+        at_every_call(false, &["destroy", "web", "--yes", "--now"], &["web"]);
+    }
+}
+
+#[test]
+fn undelete() {
+    if can("crash_upkeep::undelete", false) {
+        let destroy: &[&str] = &["destroy", "web", "--yes"];
+        at_every_call_after(&[destroy], false, &["undelete", "web"], &["web"]);
+        at_every_call_after(
+            &[destroy],
+            false,
+            &["undelete", "web", "other"],
+            &["web", "other"],
+        );
+    }
+}
+
+#[test]
+fn gc() {
+    if can("crash_upkeep::gc", false) {
+        let prepare: &[&[&str]] = &[
+            &["clone", "web@snap1", "stays"],
+            &["destroy", "web", "--yes"],
+        ];
+        at_every_call_after(prepare, false, &["gc", "--empty-trash"], &["stays"]);
     }
 }

@@ -80,3 +80,23 @@ pub fn opened(
     }
     Ok(unpack.finish()?.0)
 }
+
+/// Changes the tree in `target`, the layer of a store with this space, as a layer of an image says.
+pub fn changes(
+    input: impl Read,
+    target: &Path,
+    space: XattrSpace,
+    progress: OnProgress<'_>,
+) -> Result<Imported> {
+    let Input::Tree(Tree { first, mut members }) = input::open(input)? else {
+        let what = "a layer of an image is a whole container";
+        return Err(TreeError::new(ErrorKind::WholeContainer, what));
+    };
+    let mut unpack = Unpack::new(target, How::Changes(space), progress)?;
+    let mut next = first;
+    while let Some(member) = next {
+        unpack.entry(member, &mut members)?;
+        next = members.next()?;
+    }
+    Ok(unpack.finish()?.0)
+}

@@ -4,9 +4,13 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use super::{Context, Verb, output};
-use crate::container::{enter, exec};
+use crate::container::{Container, enter, exec};
 use crate::error::{Kind, Result};
-use crate::store::name::ContainerName;
+use crate::host::hooks::Event;
+use crate::host::users::quoted;
+use crate::snapshot::take::{Wish, take};
+use crate::store::Store;
+use crate::store::name::{ContainerName, SnapshotName};
 
 /// Run a command in a container
 ///
@@ -18,6 +22,9 @@ use crate::store::name::ContainerName;
 pub(super) struct ExecArgs {
     /// The container
     name: OsString,
+    /// Take a snapshot first, with the command as its comment; `cowl prune` may remove it again
+    #[arg(long)]
+    snapshot: bool,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
@@ -26,11 +33,34 @@ pub(super) struct ExecArgs {
 impl Verb for ExecArgs {
     fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
-        exec::exec(&context.store_of(&name)?, &name, &self.command)
+        let store = context.store_of(&name)?;
+        if self.snapshot {
+            let taken = self.take(context, &store, &name)?;
+            output::note(&format!(
+                "cowl restore {name} {taken} takes back what the command does"
+            ));
+        }
+        exec::exec(&store, &name, &self.command)
     }
 
     fn code(&self, _kind: Kind) -> u8 {
         enter::FAILED
+    }
+}
+
+impl ExecArgs {
+    fn take(&self, context: &Context, store: &Store, name: &ContainerName) -> Result<SnapshotName> {
+        let words: Vec<String> = self.command.iter().map(quoted).collect();
+        let wish = Wish {
+            comment: words.join(" "),
+            scheduled: true,
+            ..Wish::default()
+        };
+        context.hooked(Event::Snapshot, store, name, None, |facts| {
+            let taken = take(&mut Container::open(store, name)?, &wish)?;
+            facts.tell("COWL_SNAPSHOT", taken.as_str());
+            Ok(taken)
+        })
     }
 }
 

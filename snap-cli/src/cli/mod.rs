@@ -1,6 +1,8 @@
 //! The command line: one file a verb, each a few lines over the library; output as tables or JSON;
 //! errors and exit codes. The doc comments of the argument types are the help.
 
+mod adopt;
+mod complete;
 mod config;
 mod create;
 mod destroy;
@@ -8,13 +10,18 @@ mod diff;
 mod exec;
 mod export;
 mod flatten;
+mod gc;
+mod hook;
+mod hooks;
 mod import;
 mod import_lxc;
 mod list;
 mod lxc_snapshot;
+mod man;
 mod meta;
 mod mount;
 mod output;
+mod pause;
 mod progress;
 mod restore;
 mod rm;
@@ -24,6 +31,7 @@ mod snapshot;
 mod status;
 mod table;
 mod text;
+mod undelete;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -35,9 +43,10 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Asked, Config, When};
 use crate::container::Container;
+use crate::container::moving::finish_all;
 use crate::error::{Error, Kind, Result};
 use crate::host::users::quoted;
-use crate::snapshot::{State, resolve};
+use crate::snapshot::{State, depth, resolve};
 use crate::store::lock::Lock;
 use crate::store::name::{Address, ContainerName};
 use crate::store::{Session, Store};
@@ -125,6 +134,8 @@ macro_rules! verbs {
 
 verbs! {
     Create(create::Args),
+    Adopt(adopt::AdoptArgs),
+    Release(adopt::ReleaseArgs),
     Mount(mount::MountArgs),
     Umount(mount::UmountArgs),
     Exec(exec::ExecArgs),
@@ -144,7 +155,14 @@ verbs! {
     ImportLxcSnapshots(import_lxc::Args),
     Status(status::Args),
     Destroy(destroy::Args),
+    Undelete(undelete::Args),
+    Gc(gc::Args),
     Config(config::Args),
+    Completions(complete::Args),
+    #[command(hide = true)]
+    Man(man::Args),
+    #[command(hide = true)]
+    Hook(hook::Args),
     #[command(hide = true)]
     Serve(serve::Args),
     #[command(hide = true)]
@@ -188,10 +206,21 @@ impl Context {
     )]
     fn cleaned(&self, store: Store) -> Result<Store> {
         // Not being allowed to clean up, or a damaged container, need not keep this command from its work.
+        if let Err(error) = finish_all(&store) {
+            log::warn!("{error}");
+        }
         if let Err(error) = store.collect() {
             log::info!("cleaning up: {error}");
         }
         Ok(store)
+    }
+
+    /// Merges layers of a container that has too many of them and is not mounted.
+    fn keep_depth(&self, container: &mut Container<'_>) {
+        let mut bar = output::Bar::new("merging old layers");
+        depth::keep(container, self.config.depth_limit, &mut |done| {
+            bar.tell(done)
+        });
     }
 }
 
@@ -235,6 +264,7 @@ fn typed(args: &[OsString]) -> String {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    complete::answer();
     let args: Vec<OsString> = std::env::args_os().collect();
     output::start_log();
     if lxc_snapshot::is_called(&args) {

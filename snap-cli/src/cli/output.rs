@@ -238,6 +238,20 @@ pub(super) fn local_time(stored: &str) -> String {
     }
 }
 
+/// A second since 1970 in this machine's time zone.
+pub(super) fn local_second(second: i64) -> String {
+    match jiff::Timestamp::from_second(second) {
+        Ok(time) => local_time(&time.to_string()),
+        Err(_) => "always".to_owned(),
+    }
+}
+
+/// A second since 1970 as manifests tell times.
+pub(super) fn utc_second(second: i64) -> Option<String> {
+    let time = jiff::Timestamp::from_second(second);
+    time.map(|time| time.to_string()).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,6 +7,7 @@ use super::meta::remark;
 use super::{Context, Verb, output, tags};
 use crate::container::Container;
 use crate::error::Result;
+use crate::host::hooks::Event;
 use crate::snapshot::take::{Wish, take};
 use crate::store::name::{ContainerName, SnapshotName};
 
@@ -63,9 +64,15 @@ impl Verb for Args {
             sync: self.sync,
         };
         let store = context.store_of(&name)?;
-        let mut container = Container::open(&store, &name)?;
-        let taken = take(&mut container, &wish)?;
-        output::line(taken.as_str().as_bytes())?;
+        let chosen = wish.name.as_ref().map(SnapshotName::as_str);
+        context.hooked(Event::Snapshot, &store, &name, chosen, |facts| {
+            let mut container = Container::open(&store, &name)?;
+            let taken = take(&mut container, &wish)?;
+            facts.tell("COWL_SNAPSHOT", taken.as_str());
+            output::line(taken.as_str().as_bytes())?;
+            context.keep_depth(&mut container);
+            Ok(())
+        })?;
         Ok(0)
     }
 }

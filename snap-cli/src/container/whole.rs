@@ -35,6 +35,9 @@ pub struct WholeManifest {
     pub states: BTreeMap<SnapshotId, SnapshotManifest>,
     /// The layers, in the order in which they come.
     pub layers: Vec<LayerEntry>,
+    /// About how many bytes they are, for a progress bar.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
     /// What this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
@@ -127,6 +130,8 @@ impl Outgoing {
             // What it takes is another disk's to say.
             let layer = LayerManifest {
                 measured: None,
+                looks: None,
+                digest: None,
                 ..layer
             };
             layers.push(LayerEntry { id: *id, layer });
@@ -146,6 +151,7 @@ impl Outgoing {
             container: manifest,
             states,
             layers,
+            bytes: total,
             extra: Map::new(),
         };
         whole
@@ -248,17 +254,21 @@ fn import_claimed(
     };
     let mut making = Making::begin(store)?;
     let mut new = HashMap::new();
+    let total = manifest.bytes;
+    let mut progress = |done| progress(Progress { total, ..done });
     for LayerEntry { id, layer } in manifest.layers {
         let layer = LayerManifest {
             over: mapped(&layer.over, &new),
             stands_for: mapped(&layer.stands_for, &new),
             measured: None,
+            looks: None,
+            digest: None,
             ..layer
         };
         let made = making.layer_as(layer)?;
         new.insert(id, made);
         let tree = store.layer_tree(made);
-        archive.layer(&id.to_string(), &tree, (from, store.space()), progress)?;
+        archive.layer(&id.to_string(), &tree, (from, store.space()), &mut progress)?;
     }
     archive.finish()?;
     let old = manifest.container;
@@ -273,6 +283,7 @@ fn import_claimed(
         origin: mapped(&old.origin, &new),
         ..old
     };
+    container.leave_machine();
     for snapshot in &mut container.snapshots {
         let Some(state) = manifest.states.get(&snapshot.id) else {
             continue;

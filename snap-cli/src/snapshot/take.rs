@@ -124,7 +124,7 @@ pub(super) fn write_file(
     let body = SnapshotManifest {
         stack: stack.to_vec(),
         settings: manifest.settings.clone(),
-        config: None,
+        config: crate::container::lxc::config_copy(container),
         extra: Map::new(),
     };
     let path = store.snapshot_file(container.id(), id);

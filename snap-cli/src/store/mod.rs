@@ -11,13 +11,16 @@
 //!       mnt/<id>                         mount points
 //!       run/<id>                         socket, log and state of a running mount
 //!       locks/                           one file a lock
+//!       deleted/<id>.<since>.<until>     destroyed containers that may still come back
 //!       trash/                           on its way out
 //!       moving/<id>                      left by a command that changes more than the store, while it does
+//!       cache/<id>.json                  what could be found out again
 //!       stores.json                      the other stores of the family (see [`family`])
 //! ```
 
 pub mod bytes;
 pub mod collect;
+pub mod deleted;
 pub mod disk;
 pub mod family;
 pub mod layers;
@@ -26,6 +29,7 @@ pub mod manifest;
 pub mod name;
 pub mod outside;
 pub mod record;
+pub mod span;
 pub mod usage;
 
 use std::os::unix::fs::DirBuilderExt;
@@ -294,6 +298,12 @@ impl Store {
         self.lock(&format!("container-{id}"), Mode::Exclusive)
     }
 
+    /// The same without waiting; `None` when somebody is at work on it.
+    pub fn try_lock_container(&self, id: ContainerId) -> Result<Option<Lock>> {
+        let path = self.lock_file(&format!("container-{id}"));
+        Lock::try_take(&path, Mode::Exclusive, &self.session.who)
+    }
+
     /// The right to give `name` to a new container, which nobody in the family of stores has or claims.
     /// Hold it until the container's manifest is there; then remove it.
     pub fn claim(&self, name: &ContainerName) -> Result<Lock> {
@@ -389,7 +399,12 @@ impl Store {
 
     /// A snapshot's manifest.
     pub fn snapshot(&self, id: ContainerId, snapshot: SnapshotId) -> Result<SnapshotManifest> {
-        let path = self.snapshot_file(id, snapshot);
+        self.snapshot_in(&self.container_dir(id), snapshot)
+    }
+
+    /// The same for a container whose folder lies elsewhere.
+    pub fn snapshot_in(&self, dir: &Path, snapshot: SnapshotId) -> Result<SnapshotManifest> {
+        let path = dir.join("snapshots").join(format!("{snapshot}.json"));
         let body = disk::read::<SnapshotManifest>(&path)?.body;
         match body.check() {
             Ok(()) => Ok(body),

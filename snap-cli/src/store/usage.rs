@@ -87,6 +87,17 @@ impl Store {
                 named.add(&next.body.stack);
             }
         }
+        for deleted in self.deleted()? {
+            // Whose time is over is no reason to keep anything.
+            if deleted.is_expired() {
+                continue;
+            }
+            let manifest = self.deleted_manifest(&deleted)?.body;
+            named.add(&head_layers(&manifest));
+            for snapshot in &manifest.snapshots {
+                named.add(&self.snapshot_in(&deleted.dir, snapshot.id)?.stack);
+            }
+        }
         Ok(named)
     }
 

@@ -228,6 +228,14 @@ impl World {
                 files.insert(file);
             }
         }
+        for deleted in store.deleted().unwrap() {
+            let manifest = store.deleted_manifest(&deleted).unwrap().body;
+            used.extend(manifest.stack.iter().map(ToString::to_string));
+            for snapshot in &manifest.snapshots {
+                let stack = store.snapshot_in(&deleted.dir, snapshot.id).unwrap().stack;
+                used.extend(stack.iter().map(ToString::to_string));
+            }
+        }
         assert_eq!(names(&self.path("store/layers")), used, "{what}: layers");
         let locks = names(&self.path("store/locks"));
         assert!(

@@ -130,6 +130,19 @@ impl Container {
         })
     }
 
+    /// A value of its config, with all that it includes.
+    pub fn value(&self, key: &str) -> Result<Option<Vec<u8>>> {
+        let output = match self.tool("lxc-info", &["-H", "-c", key]) {
+            Ok(output) => output,
+            Err(Missing::Program) => return Ok(None),
+            Err(Missing::Other(error)) => return Err(error),
+        };
+        let text = output.stdout.trim_ascii();
+        let at = text.iter().position(|&byte| byte == b'=');
+        let value = at.and_then(|at| text.get(at + 1..)).unwrap_or(text);
+        Ok(Some(value.trim_ascii().to_vec()).filter(|value| !value.is_empty()))
+    }
+
     fn state_by_socket(&self) -> Result<State> {
         let table = Path::new("/proc/net/unix");
         let text = std::fs::read(table).map_err(|e| Error::at("read", table, e))?;

@@ -1,0 +1,55 @@
+//! Bringing destroyed containers back.
+
+use super::Container;
+use crate::error::{Error, Result};
+use crate::store::deleted::Deleted;
+use crate::store::manifest::{ContainerId, ContainerManifest};
+use crate::store::name::ContainerName;
+use crate::store::{Store, disk};
+
+/// Brings a destroyed container back, under a new name if one is given. `deleted` was looked up without any
+/// lock.
+pub fn undelete(store: &Store, deleted: &Deleted, new: Option<&ContainerName>) -> Result<()> {
+    let name = match new {
+        Some(new) => new.clone(),
+        None => store.deleted_manifest(deleted)?.body.name,
+    };
+    let claim = store.claim(&name).map_err(|error| match new {
+        Some(_) => error,
+        None => error.hint(format!(
+            "bring it back under another name: cowl undelete {name} NEW"
+        )),
+    })?;
+    let done = claimed(store, deleted.id, &name);
+    claim.remove()?;
+    done
+}
+
+fn claimed(store: &Store, id: ContainerId, name: &ContainerName) -> Result<()> {
+    // Keeps collection away, and anybody else who brings it back.
+    let reading = store.share()?;
+    let lock = store.lock_container(id)?;
+    let found = store.deleted()?.into_iter().find(|one| one.id == id);
+    let Some(deleted) = found else {
+        lock.remove()?;
+        return Err(
+            Error::not_found(format!("{name} is not in the trash any more"))
+                .hint("`cowl undelete --list` shows what is"),
+        );
+    };
+    let record = store.deleted_manifest(&deleted)?;
+    store.open_layers(&record.body.stack)?;
+    let moving = super::lxc::back(store, id, &record.body)?;
+    if record.body.name != *name || moving.is_some() {
+        let renamed = ContainerManifest {
+            name: name.clone(),
+            moving,
+            ..record.body.clone()
+        };
+        disk::replace(&deleted.dir.join("container.json"), &record.next(renamed))?;
+    }
+    store.bring_back(&deleted)?;
+    drop((lock, reading));
+    // What is outside the store comes back with it.
+    Container::open(store, name).map(drop)
+}
