@@ -1,6 +1,5 @@
 //! Bringing destroyed containers back.
 
-use super::Container;
 use crate::error::{Error, Result};
 use crate::store::deleted::Deleted;
 use crate::store::manifest::{ContainerId, ContainerManifest};
@@ -27,7 +26,7 @@ pub fn undelete(store: &Store, deleted: &Deleted, new: Option<&ContainerName>) -
 
 fn claimed(store: &Store, id: ContainerId, name: &ContainerName) -> Result<()> {
     // Keeps collection away, and anybody else who brings it back.
-    let reading = store.share()?;
+    let _reading = store.share()?;
     let lock = store.lock_container(id)?;
     let found = store.deleted()?.into_iter().find(|one| one.id == id);
     let Some(deleted) = found else {
@@ -39,17 +38,12 @@ fn claimed(store: &Store, id: ContainerId, name: &ContainerName) -> Result<()> {
     };
     let record = store.deleted_manifest(&deleted)?;
     store.open_layers(&record.body.stack)?;
-    let moving = super::lxc::back(store, id, &record.body)?;
-    if record.body.name != *name || moving.is_some() {
+    if record.body.name != *name {
         let renamed = ContainerManifest {
             name: name.clone(),
-            moving,
             ..record.body.clone()
         };
         disk::replace(&deleted.dir.join("container.json"), &record.next(renamed))?;
     }
-    store.bring_back(&deleted)?;
-    drop((lock, reading));
-    // What is outside the store comes back with it.
-    Container::open(store, name).map(drop)
+    store.bring_back(&deleted)
 }
