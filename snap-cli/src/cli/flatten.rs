@@ -56,12 +56,13 @@ impl Verb for Args {
         } else {
             self.pause.round(&store, &name, || {
                 let mut container = Container::open(&store, &name)?;
-                let Some(limit) = self.depth else {
-                    let done = flatten(&mut container, &which, &mut |done| bar.tell(done))?;
-                    return Ok((done.merged, done.depth));
-                };
-                let merged = shrink(&mut container, limit, &mut |done| bar.tell(done))?;
-                Ok((merged, container.manifest().stack.len()))
+                let mut tell = |done| bar.tell(done);
+                if let Some(limit) = self.depth {
+                    let merged = shrink(&mut container, limit, &mut tell)?;
+                    return Ok((merged, container.manifest().stack.len()));
+                }
+                let done = flatten(&mut container, &which, &mut tell)?;
+                Ok((done.merged, done.depth))
             })?
         };
         drop(bar);

@@ -14,7 +14,9 @@ mod gc;
 mod hook;
 mod hooks;
 mod import;
+mod import_lxc;
 mod list;
+mod lxc_snapshot;
 mod man;
 mod meta;
 mod mount;
@@ -150,6 +152,7 @@ verbs! {
     Flatten(flatten::Args),
     Export(export::Args),
     Import(import::Args),
+    ImportLxcSnapshots(import_lxc::Args),
     Status(status::Args),
     Destroy(destroy::Args),
     Undelete(undelete::Args),
@@ -264,6 +267,9 @@ pub fn main() -> ExitCode {
     complete::answer();
     let args: Vec<OsString> = std::env::args_os().collect();
     output::start_log();
+    if lxc_snapshot::is_called(&args) {
+        return lxc_snapshot::main(&args);
+    }
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(error) => return output::usage(&error),

@@ -14,6 +14,7 @@ pub mod enter;
 pub mod exec;
 pub mod hook;
 pub mod lxc;
+pub mod lxc_snaps;
 pub mod mount;
 pub mod moving;
 pub mod release;

@@ -6,6 +6,7 @@ pub mod flocks;
 pub mod hooks;
 pub mod inside;
 pub mod lxc;
+pub mod lxc_snaps;
 pub mod mountinfo;
 pub mod process;
 pub mod users;

@@ -6,6 +6,7 @@
 pub mod depth;
 pub mod flatten;
 pub mod list;
+pub mod lxc_import;
 pub mod meta;
 pub mod readers;
 pub mod remove;

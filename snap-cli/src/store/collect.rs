@@ -114,11 +114,6 @@ impl Store {
         self.clear(alone, &left)
     }
 
-    /// Alone in the store, after waiting for others.
-    pub fn alone(&self) -> Result<Lock> {
-        self.lock("store", Mode::Exclusive)
-    }
-
     /// What lies about. `all_deleted`: destroyed containers count as over, whatever their time. Be alone in
     /// the store: what a command is just making looks like something left over.
     pub fn leftovers(&self, all_deleted: bool) -> Result<Leftovers> {

@@ -13,8 +13,8 @@
 //!       locks/                           one file a lock
 //!       deleted/<id>.<since>.<until>     destroyed containers that may still come back
 //!       trash/                           on its way out
-//!       moving/<id>                      left by a command that changes more than the store, while it does
 //!       cache/<id>.json                  what could be found out again
+//!       moving/<id>                      left by a command that changes more than the store, while it does
 //!       stores.json                      the other stores of the family (see [`family`])
 //! ```
 
@@ -302,6 +302,11 @@ impl Store {
     pub fn try_lock_container(&self, id: ContainerId) -> Result<Option<Lock>> {
         let path = self.lock_file(&format!("container-{id}"));
         Lock::try_take(&path, Mode::Exclusive, &self.session.who)
+    }
+
+    /// Alone with the store: nobody makes or reads anything.
+    pub fn alone(&self) -> Result<Lock> {
+        self.lock("store", Mode::Exclusive)
     }
 
     /// The right to give `name` to a new container, which nobody in the family of stores has or claims.
