@@ -44,6 +44,10 @@ pub(super) struct Args {
 }
 
 impl Verb for Args {
+    fn frees(&self) -> bool {
+        true
+    }
+
     fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
         let keep = match &self.keep {

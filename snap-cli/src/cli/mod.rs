@@ -108,6 +108,11 @@ trait Verb {
         true
     }
 
+    /// Whether it frees space, and so is to work on a full disk as well. It may be run twice then.
+    fn frees(&self) -> bool {
+        false
+    }
+
     /// The exit code of a failure of cowl itself.
     fn code(&self, kind: Kind) -> u8 {
         kind.code()
@@ -212,7 +217,19 @@ impl Context {
         if let Err(error) = store.collect() {
             log::info!("cleaning up: {error}");
         }
+        if let Err(error) = store.keep_reserve() {
+            log::debug!("no space is set aside: {error}");
+        }
         Ok(store)
+    }
+
+    /// Gives up what is set aside for the day when the disk is full; false where nothing was.
+    fn give_up_reserves(&self) -> Result<bool> {
+        let mut given = false;
+        for store in Store::family(&self.root, &self.session)? {
+            given |= store.give_up_reserve()?;
+        }
+        Ok(given)
     }
 
     /// Merges layers of a container that has too many of them and is not mounted.
@@ -296,7 +313,16 @@ pub fn main() -> ExitCode {
             },
             config,
         };
-        cli.verb.verb().run(&context)
+        let verb = cli.verb.verb();
+        match verb.run(&context) {
+            Err(error) if error.is_no_space() && verb.frees() && context.give_up_reserves()? => {
+                output::note("the disk is full: using the space that was set aside for this");
+                verb.run(&context)
+            }
+            Err(error) if error.is_no_space() && error.hint.is_none() => Err(error
+                .hint("make room on the disk (`cowl rm` works all the same); nothing was changed")),
+            done => done,
+        }
     };
     match run() {
         Ok(code) => ExitCode::from(code),
@@ -311,6 +337,12 @@ pub fn main() -> ExitCode {
 /// Whether a yes is given at the terminal. Without one, `--yes` must say it.
 fn confirm(question: &str) -> Result<()> {
     use std::io::{BufRead, IsTerminal, Write};
+    use std::sync::OnceLock;
+    // A command that runs a second time on a full disk is not to ask twice.
+    static GIVEN: OnceLock<String> = OnceLock::new();
+    if GIVEN.get().is_some_and(|given| given == question) {
+        return Ok(());
+    }
     let stdin = std::io::stdin();
     let lost = |e: std::io::Error| Error::failed("cannot ask").because(e);
     if !stdin.is_terminal() {
@@ -326,7 +358,10 @@ fn confirm(question: &str) -> Result<()> {
     let mut answer = String::new();
     stdin.lock().read_line(&mut answer).map_err(lost)?;
     match answer.trim().to_ascii_lowercase().as_str() {
-        "y" | "yes" => Ok(()),
+        "y" | "yes" => {
+            GIVEN.get_or_init(|| question.to_owned());
+            Ok(())
+        }
         _ => Err(Error::failed("nothing was done: the answer was not yes")),
     }
 }

@@ -9,11 +9,10 @@ use crate::archive::folder;
 use crate::delta::error::OnProgress;
 use crate::error::{Error, Result};
 use crate::host::lxc as host;
+use crate::store::disk;
 use crate::store::layers::Making;
-use crate::store::lock::Lock;
 use crate::store::manifest::{ContainerManifest, LayerId, LayerKind};
 use crate::store::outside::Moving;
-use crate::store::{Store, disk};
 
 /// How the root file system is given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +118,7 @@ pub fn release(
     container.unmount(false)?;
     let store = container.store;
     // Alone: nobody reads the layer that moves, or begins to stand on it.
-    let alone = Alone::take(store)?;
+    let alone = store.alone()?;
     if let Some(base) = untouched(&container)? {
         commit(&mut container, base, None)?;
         let notes = moving::released(container)?;
@@ -153,15 +152,4 @@ fn commit(container: &mut Container<'_>, plain: LayerId, making: Option<Making<'
         ..container.manifest().clone()
     };
     container.commit(next, making, |_| Ok(Swap::Done))
-}
-
-/// The store, with nobody else making or reading anything.
-struct Alone {
-    _lock: Lock,
-}
-
-impl Alone {
-    fn take(store: &Store) -> Result<Self> {
-        store.alone().map(|lock| Self { _lock: lock })
-    }
 }
