@@ -5,6 +5,7 @@ mod config;
 mod create;
 mod destroy;
 mod diff;
+mod du;
 mod exec;
 mod export;
 mod flatten;
@@ -15,6 +16,7 @@ mod meta;
 mod mount;
 mod output;
 mod progress;
+mod prune;
 mod restore;
 mod rm;
 mod serve;
@@ -137,10 +139,12 @@ verbs! {
     Diff(diff::Args),
     Restore(restore::RestoreArgs),
     Rm(rm::Args),
+    Prune(prune::Args),
     Clone(restore::CloneArgs),
     Flatten(flatten::Args),
     Export(export::Args),
     Import(import::Args),
+    Du(du::Args),
     Status(status::Args),
     Destroy(destroy::Args),
     Undelete(undelete::Args),

@@ -13,7 +13,7 @@
 //!       locks/                           one file a lock
 //!       deleted/<id>.<since>.<until>     destroyed containers that may still come back
 //!       trash/                           on its way out
-//!       cache/<id>.json                  what could be found out again
+//!       cache/<id>.json                  what could be found out again (see [`sizes`])
 //!       stores.json                      the other stores of the family (see [`family`])
 //! ```
 
@@ -26,6 +26,7 @@ pub mod lock;
 pub mod manifest;
 pub mod name;
 pub mod record;
+pub mod sizes;
 pub mod span;
 pub mod usage;
 
