@@ -57,6 +57,9 @@ enum Act {
     Clone(u8),
     Flatten(u8),
     FlattenRange(u8, u8, u8),
+    FlattenBase(u8),
+    FlattenDepth(u8),
+    RoundTrip(u8),
     Destroy(u8),
 }
 
@@ -85,6 +88,9 @@ fn act() -> impl Strategy<Value = Act> {
         1 => which().prop_map(Act::Clone),
         1 => which().prop_map(Act::Flatten),
         1 => (which(), which(), which()).prop_map(|(at, a, b)| Act::FlattenRange(at, a, b)),
+        1 => which().prop_map(Act::FlattenBase),
+        1 => which().prop_map(Act::FlattenDepth),
+        1 => which().prop_map(Act::RoundTrip),
         1 => which().prop_map(Act::Destroy),
     ]
 }
@@ -195,6 +201,9 @@ impl World {
         | Act::Clone(which)
         | Act::Flatten(which)
         | Act::FlattenRange(which, _, _)
+        | Act::FlattenBase(which)
+        | Act::FlattenDepth(which)
+        | Act::RoundTrip(which)
         | Act::Destroy(which)) = act;
         if self.known.is_empty() {
             self.begin();
@@ -251,6 +260,31 @@ impl World {
                         matches!(output.status.code(), Some(0..=2)),
                         "{range}: {output:?}"
                     );
+                }
+            }
+            Act::FlattenBase(_) => {
+                self.ok(&["flatten", &name, "--base"]);
+                assert_eq!(self.manifest(&name).1.stack.len(), 2);
+            }
+            Act::FlattenDepth(_) => {
+                self.ok(&["flatten", &name, "--depth", "5"]);
+                assert!(self.manifest(&name).1.stack.len() <= 5);
+            }
+            Act::RoundTrip(_) => {
+                if self.known.len() < CONTAINERS {
+                    let new = self.fresh();
+                    let file = self.dir.path().join("whole.tar");
+                    let file = file.to_str().unwrap();
+                    self.ok(&["export", &name, "--with-snapshots", file]);
+                    // What it was is frozen by that.
+                    let known = &mut self.known[at];
+                    known.began = known.head.clone();
+                    self.ok(&["import", file, &new]);
+                    let back = Known {
+                        name: new,
+                        ..self.known[at].clone()
+                    };
+                    self.known.push(back);
                 }
             }
             Act::Destroy(_) => {

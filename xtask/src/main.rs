@@ -3,11 +3,13 @@
 //!
 //! This program may know how the repository is laid out; it must not link the crates it tests.
 
+mod bench;
 mod checks;
 mod conformance;
 mod demo;
 mod differential;
 mod fsx;
+mod install;
 mod promises;
 mod run;
 mod setup;
@@ -36,6 +38,18 @@ enum Command {
     Check,
     /// Run random operations on a mount and on a plain folder, with as many seeds as one likes
     Differential(differential::Options),
+    /// Measure what snapshots cost, beside lxc-snapshot, copies, reflinks and btrfs
+    Bench(bench::Options),
+    /// Write docs/man anew, from the text of the help
+    Man,
+    /// Write the shells' completion scripts into target/dist/completions
+    Completions,
+    /// Build and install programs, manual, completions, systemd units and the APT hook
+    Install(install::Options),
+    /// Take away what `install` put into a system; settings and hooks of your own stay
+    Uninstall(install::Where),
+    /// Pack what `install` installs as a tar in target/dist, with a checksum
+    Dist(install::Dist),
     /// Run pjdfstest and fsx on a cowlfs mount and compare with the filesystem below it
     Conformance,
 }
@@ -47,6 +61,12 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::Check => checks::run(),
         Command::Differential(options) => differential::run(&options),
+        Command::Bench(options) => bench::run(&options),
+        Command::Man => install::man(),
+        Command::Completions => install::completions(),
+        Command::Install(options) => install::install(&options),
+        Command::Uninstall(place) => install::uninstall(&place),
+        Command::Dist(options) => install::dist(&options),
         Command::Conformance => setup::run().and_then(|()| conformance::run()),
     };
     match result {

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::run::{Result, Run, failure, note, title};
 
 /// What the build, the tests and the demo need of Debian.
-const PACKAGES: [&str; 29] = [
+const PACKAGES: &[&str] = &[
     "acl",
     "attr",
     "btrfs-progs",
@@ -15,6 +15,7 @@ const PACKAGES: [&str; 29] = [
     "debootstrap",
     "e2fsprogs",
     "erofs-utils",
+    "fish",
     "fuse-overlayfs",
     "fuse3",
     "gcc",
@@ -22,6 +23,8 @@ const PACKAGES: [&str; 29] = [
     "kmod",
     "libc6-dev",
     "libcap2-bin",
+    "lxc",
+    "lxc-templates",
     "make",
     "mmdebstrap",
     "mount",
@@ -32,9 +35,11 @@ const PACKAGES: [&str; 29] = [
     "squashfs-tools",
     "strace",
     "tar",
+    "uidmap",
     "util-linux",
     "xfsprogs",
     "xz-utils",
+    "zsh",
     "zstd",
 ];
 
@@ -98,7 +103,8 @@ fn missing() -> Result<Vec<&'static str>> {
         })
     };
     Ok(PACKAGES
-        .into_iter()
+        .iter()
+        .copied()
         .filter(|name| !installed(name))
         .collect())
 }

@@ -5,7 +5,7 @@
 //! Unpacked over the first state it gives the second to the last attribute. So the folders above
 //! everything that differs come too: unpacking changes their times.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 
 use cowl_fs::format::{XattrSpace, foreign};
@@ -28,17 +28,27 @@ pub fn tar(
     compression: Compression,
     progress: OnProgress<'_>,
 ) -> Result<Exported> {
+    let mut delta = Delta {
+        old,
+        new,
+        related: old.is_some_and(|old| share_layers(old, new)),
+        above: Vec::new(),
+        todo: Vec::new(),
+        linked: HashMap::new(),
+        enters_all: false,
+    };
+    // Looked at first: a file of which one name is new comes with all its names.
+    delta.run(&mut Out::<Vec<u8>>::Nowhere)?;
+    delta.enters_all = delta.linked.values().any(|(names, told)| told < names);
     with_entries(output, compression, progress, |writer| {
-        let mut delta = Delta {
-            old,
-            new,
-            related: old.is_some_and(|old| share_layers(old, new)),
-            above: Vec::new(),
-            todo: Vec::new(),
-            writer,
-        };
-        delta.run()
+        delta.run(&mut Out::Archive(writer))
     })
+}
+
+/// Where entries go.
+enum Out<'w, 'p, W: Write> {
+    Nowhere,
+    Archive(&'w mut Writer<'p, Encoder<W>>),
 }
 
 /// Whether what lies in another layer than before was replaced; states that have no layer in common (one
@@ -55,7 +65,7 @@ struct Pair {
     new: Found,
 }
 
-struct Delta<'a, 'w, 'p, W: Write> {
+struct Delta<'a> {
     old: Option<&'a View>,
     new: &'a View,
     related: bool,
@@ -64,16 +74,20 @@ struct Delta<'a, 'w, 'p, W: Write> {
     above: Vec<Item>,
     /// The next one is taken from the end.
     todo: Vec<Pair>,
-    writer: &'w mut Writer<'p, Encoder<W>>,
+    /// Files with several names that are written: how many they have, and how many were written.
+    linked: HashMap<(u64, u64), (u64, u64)>,
+    /// Names of such files may lie in folders in which nothing else differs.
+    enters_all: bool,
 }
 
-impl<W: Write> Delta<'_, '_, '_, W> {
-    fn run(&mut self) -> Result<()> {
+impl Delta<'_> {
+    fn run<W: Write>(&mut self, out: &mut Out<'_, '_, W>) -> Result<()> {
         let what = "can't read the root folder";
         let old = match self.old {
             Some(old) => Some(Found::Dir(old.root().context(what, b".")?)),
             None => None,
         };
+        self.above.clear();
         self.todo.push(Pair {
             path: Vec::new(),
             old,
@@ -90,22 +104,30 @@ impl<W: Write> Delta<'_, '_, '_, W> {
             match (pair.old, pair.new) {
                 (Some(Found::File(old)), Found::File(new)) => {
                     if !self.same_file(&old, &new, &pair.path)? {
-                        self.emit(pair.path, Found::File(new))?;
+                        self.emit(out, pair.path, Found::File(new))?;
                     }
                 }
-                (Some(Found::Dir(old)), Found::Dir(new)) => self.folders(pair.path, &old, new)?,
-                (_, Found::Dir(new)) => {
-                    self.emit(pair.path.clone(), Found::Dir(new.clone()))?;
-                    self.push_children(&pair.path, &new, BTreeMap::new())?;
+                (Some(Found::Dir(old)), Found::Dir(new)) => {
+                    self.folders(out, pair.path, &old, new)?
                 }
-                (_, new) => self.emit(pair.path, new)?,
+                (_, Found::Dir(new)) => {
+                    self.emit(out, pair.path.clone(), Found::Dir(new.clone()))?;
+                    self.push_children(out, &pair.path, &new, BTreeMap::new())?;
+                }
+                (_, new) => self.emit(out, pair.path, new)?,
             }
         }
         Ok(())
     }
 
-    fn folders(&mut self, path: Vec<u8>, old: &DirNode, new: DirNode) -> Result<()> {
-        if new.same_place(old) {
+    fn folders<W: Write>(
+        &mut self,
+        out: &mut Out<'_, '_, W>,
+        path: Vec<u8>,
+        old: &DirNode,
+        new: DirNode,
+    ) -> Result<()> {
+        if new.same_place(old) && !self.enters_all {
             return Ok(());
         }
         let merges = |new: &DirNode| {
@@ -114,7 +136,7 @@ impl<W: Write> Delta<'_, '_, '_, W> {
         };
         let opaque = self.related && !merges(&new);
         if opaque || self.folder_differs(old, &new, &path)? {
-            self.emit(path.clone(), Found::Dir(new.clone()))?;
+            self.emit(out, path.clone(), Found::Dir(new.clone()))?;
         } else {
             self.above.extend(Item::of(
                 path.clone(),
@@ -123,19 +145,20 @@ impl<W: Write> Delta<'_, '_, '_, W> {
             )?);
         }
         if opaque {
-            self.mark(join(&path, foreign::OPAQUE_NAME))?;
-            return self.push_children(&path, &new, BTreeMap::new());
+            self.mark(out, join(&path, foreign::OPAQUE_NAME))?;
+            return self.push_children(out, &path, &new, BTreeMap::new());
         }
         let before = match self.old {
             Some(view) => children(view, old, &path)?.into_iter().collect(),
             None => BTreeMap::new(),
         };
-        self.push_children(&path, &new, before)
+        self.push_children(out, &path, &new, before)
     }
 
     /// Marks what is gone, and notes what is there now for later.
-    fn push_children(
+    fn push_children<W: Write>(
         &mut self,
+        out: &mut Out<'_, '_, W>,
         path: &[u8],
         new: &DirNode,
         mut before: BTreeMap<Vec<u8>, Found>,
@@ -151,37 +174,50 @@ impl<W: Write> Delta<'_, '_, '_, W> {
                 let what = "a layer archive can't say that a file of this name is gone";
                 TreeError::new(ErrorKind::Refused, what).at(gone.as_slice())
             })?;
-            self.mark(join(parent, &mark))?;
+            self.mark(out, join(parent, &mark))?;
         }
         pairs.reverse();
         self.todo.append(&mut pairs);
         Ok(())
     }
 
-    fn emit(&mut self, path: Vec<u8>, found: Found) -> Result<()> {
+    fn emit<W: Write>(
+        &mut self,
+        out: &mut Out<'_, '_, W>,
+        path: Vec<u8>,
+        found: Found,
+    ) -> Result<()> {
         if foreign::is_mark(split(&path).1) {
             let what = "a layer archive can't hold a file whose name begins with .wh., for there it is a \
                         deletion";
             return Err(TreeError::new(ErrorKind::Refused, what).at(path));
         }
-        self.flush_above()?;
+        let Out::Archive(writer) = out else {
+            if let Found::File(file) = &found
+                && file.stat.nlink > 1
+            {
+                let names = (file.stat.nlink, 0);
+                self.linked.entry(inode(file)).or_insert(names).1 += 1;
+            }
+            return Ok(());
+        };
+        for folder in std::mem::take(&mut self.above) {
+            writer.item(&folder)?;
+        }
         match Item::of(path, found, space(self.new))? {
-            Some(item) => self.writer.item(&item),
+            Some(item) => writer.item(&item),
             None => Ok(()),
         }
     }
 
-    fn mark(&mut self, path: Vec<u8>) -> Result<()> {
-        self.flush_above()?;
-        self.writer
-            .own_file(&[b"./", path.as_slice()].concat(), 0o600, b"")
-    }
-
-    fn flush_above(&mut self) -> Result<()> {
+    fn mark<W: Write>(&mut self, out: &mut Out<'_, '_, W>, path: Vec<u8>) -> Result<()> {
+        let Out::Archive(writer) = out else {
+            return Ok(());
+        };
         for folder in std::mem::take(&mut self.above) {
-            self.writer.item(&folder)?;
+            writer.item(&folder)?;
         }
-        Ok(())
+        writer.own_file(&[b"./", path.as_slice()].concat(), 0o600, b"")
     }
 
     fn folder_differs(&self, old: &DirNode, new: &DirNode, path: &[u8]) -> Result<bool> {
@@ -195,6 +231,9 @@ impl<W: Write> Delta<'_, '_, '_, W> {
     /// Whether nothing of the file need be written. One that has other names, and lies elsewhere than
     /// before, is written with all of them, so that they are one file again.
     fn same_file(&self, old: &FileNode, new: &FileNode, path: &[u8]) -> Result<bool> {
+        if self.linked.contains_key(&inode(new)) {
+            return Ok(false);
+        }
         if old.loc.same_place(&new.loc) && old.data_loc().same_place(new.data_loc()) {
             return Ok(true);
         }
@@ -224,6 +263,10 @@ impl<W: Write> Delta<'_, '_, '_, W> {
         };
         read().context("can't compare", path)
     }
+}
+
+fn inode(file: &FileNode) -> (u64, u64) {
+    (file.stat.dev, file.stat.ino)
 }
 
 fn space(view: &View) -> Option<XattrSpace> {

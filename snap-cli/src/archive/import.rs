@@ -37,9 +37,15 @@ pub fn path(
         .context("can't read the source", name)?
         .file_type();
     if kind.is_dir() {
-        return super::tree::import(source, target, space, progress);
+        return super::tree::import(source, target, Some(space), progress);
     }
     tar(file, target, space, progress)
+}
+
+/// Makes the empty folder `target` a copy of the folder `source`, as it is: for folders that are no layers,
+/// and those of other programs that are.
+pub fn plain(source: &Path, target: &Path, progress: OnProgress<'_>) -> Result<Imported> {
+    super::tree::import(source, target, None, progress)
 }
 
 /// Fills `target` from a tar stream, plain or compressed with gzip, zstd or xz.
@@ -67,6 +73,26 @@ pub fn opened(
 ) -> Result<Imported> {
     let mut unpack = Unpack::new(target, How::Shown(space), progress)?;
     let Tree { first, mut members } = tree;
+    let mut next = first;
+    while let Some(member) = next {
+        unpack.entry(member, &mut members)?;
+        next = members.next()?;
+    }
+    Ok(unpack.finish()?.0)
+}
+
+/// Changes the tree in `target`, the layer of a store with this space, as a layer of an image says.
+pub fn changes(
+    input: impl Read,
+    target: &Path,
+    space: XattrSpace,
+    progress: OnProgress<'_>,
+) -> Result<Imported> {
+    let Input::Tree(Tree { first, mut members }) = input::open(input)? else {
+        let what = "a layer of an image is a whole container";
+        return Err(TreeError::new(ErrorKind::WholeContainer, what));
+    };
+    let mut unpack = Unpack::new(target, How::Changes(space), progress)?;
     let mut next = first;
     while let Some(member) = next {
         unpack.entry(member, &mut members)?;

@@ -25,6 +25,10 @@ pub use compress::Compression;
 pub use export::Exported;
 pub use import::Imported;
 #[cfg(test)]
+mod bundle_tests;
+#[cfg(test)]
+mod delta_tests;
+#[cfg(test)]
 mod export_tests;
 #[cfg(test)]
 mod import_tests;

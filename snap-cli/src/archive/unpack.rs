@@ -12,7 +12,7 @@ use std::path::Path;
 use cowl_fs::error::Errno;
 use cowl_fs::format::{NumberMark, XattrSpace, foreign};
 use cowl_fs::sys::stat::{self, FileKind};
-use cowl_fs::sys::{attr, copy, dir, node};
+use cowl_fs::sys::{attr, copy, dir, node, xattr};
 
 use super::import::Imported;
 use super::marks;
@@ -110,6 +110,9 @@ impl<'a> Unpack<'a> {
                 let what = "the archive replaces its root by something that is no folder";
                 return Err(TreeError::new(ErrorKind::Refused, what).at(member.path));
             }
+            if let How::Changes(_) = self.how {
+                only(self.places.root(), &member.attrs, b".")?;
+            }
             self.folders.insert(path, member.attrs);
             return Ok(());
         }
@@ -125,6 +128,10 @@ impl<'a> Unpack<'a> {
         let parent = place.fd();
         let is_folder = member.what == What::Folder;
         if place::make_room(parent, name, is_folder, &path)? {
+            if let How::Changes(_) = self.how {
+                let folder = dir::open_dir(parent, name).context("can't open the folder", &path)?;
+                only(folder.as_fd(), &member.attrs, &path)?;
+            }
             self.numbers
                 .lent
                 .extend(number(parent, name, &member, &path)?);
@@ -366,6 +373,17 @@ impl How {
             }
         }
     }
+}
+
+/// Takes the attributes away that a folder is not to have any more.
+fn only(folder: BorrowedFd<'_>, attrs: &Attrs, path: &[u8]) -> Result<()> {
+    let what = "can't change the attributes";
+    for (name, _) in xattr::all(folder).context(what, path)? {
+        if !attrs.xattrs.iter().any(|(kept, _)| *kept == name) {
+            xattr::remove(folder, &name).context(what, path)?;
+        }
+    }
+    Ok(())
 }
 
 /// The inode number that an entry had, if marks name it, and the one that it has.

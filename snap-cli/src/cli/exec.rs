@@ -3,9 +3,12 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use super::snapshot::take_hooked;
 use super::{Context, Verb, output};
 use crate::container::{enter, exec};
 use crate::error::{Kind, Result};
+use crate::host::users::quoted;
+use crate::snapshot::take::Wish;
 use crate::store::name::ContainerName;
 
 /// Run a command in a container
@@ -18,6 +21,9 @@ use crate::store::name::ContainerName;
 pub(super) struct ExecArgs {
     /// The container
     name: OsString,
+    /// Take a snapshot first, with the command as its comment; `cowl prune` may remove it again
+    #[arg(long)]
+    snapshot: bool,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
@@ -26,11 +32,31 @@ pub(super) struct ExecArgs {
 impl Verb for ExecArgs {
     fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
-        exec::exec(&context.store_of(&name)?, &name, &self.command)
+        let store = context.store_of(&name)?;
+        if self.snapshot {
+            take_hooked(context, &store, &name, &self.wish(), |taken| {
+                output::note(&format!(
+                    "cowl restore {name} {taken} takes back what the command does"
+                ));
+                Ok(())
+            })?;
+        }
+        exec::exec(&store, &name, &self.command)
     }
 
     fn code(&self, _kind: Kind) -> u8 {
         enter::FAILED
+    }
+}
+
+impl ExecArgs {
+    fn wish(&self) -> Wish {
+        let words: Vec<String> = self.command.iter().map(quoted).collect();
+        Wish {
+            comment: words.join(" "),
+            scheduled: true,
+            ..Wish::default()
+        }
     }
 }
 

@@ -54,7 +54,7 @@ impl Args {
         match input::open(input)? {
             Input::Tree(tree) => {
                 let name = self.wanted(name)?;
-                made(&context.store_or_new()?, name, Source::Tree(tree))
+                made(&context.store_or_new()?, name, Source::Tree(Box::new(tree)))
             }
             Input::Whole(archive) => {
                 let store = context.store_or_new()?;

@@ -1,6 +1,8 @@
 //! The command line: one file a verb, each a few lines over the library; output as tables or JSON;
 //! errors and exit codes. The doc comments of the argument types are the help.
 
+mod adopt;
+mod complete;
 mod config;
 mod create;
 mod destroy;
@@ -10,11 +12,17 @@ mod exec;
 mod export;
 mod flatten;
 mod gc;
+mod hook;
+mod hooks;
 mod import;
+mod import_lxc;
 mod list;
+mod lxc_snapshot;
+mod man;
 mod meta;
 mod mount;
 mod output;
+mod pause;
 mod progress;
 mod prune;
 mod restore;
@@ -37,9 +45,10 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Asked, Config, When};
 use crate::container::Container;
+use crate::container::moving::finish_all;
 use crate::error::{Error, Kind, Result};
 use crate::host::users::quoted;
-use crate::snapshot::{State, resolve};
+use crate::snapshot::{State, depth, resolve};
 use crate::store::lock::Lock;
 use crate::store::name::{Address, ContainerName};
 use crate::store::{Session, Store};
@@ -101,6 +110,11 @@ trait Verb {
         true
     }
 
+    /// Whether it frees space, and so is to work on a full disk as well. It may be run twice then.
+    fn frees(&self) -> bool {
+        false
+    }
+
     /// The exit code of a failure of cowl itself.
     fn code(&self, kind: Kind) -> u8 {
         kind.code()
@@ -127,6 +141,8 @@ macro_rules! verbs {
 
 verbs! {
     Create(create::Args),
+    Adopt(adopt::AdoptArgs),
+    Release(adopt::ReleaseArgs),
     Mount(mount::MountArgs),
     Umount(mount::UmountArgs),
     Exec(exec::ExecArgs),
@@ -145,11 +161,17 @@ verbs! {
     Export(export::Args),
     Import(import::Args),
     Du(du::Args),
+    ImportLxcSnapshots(import_lxc::Args),
     Status(status::Args),
     Destroy(destroy::Args),
     Undelete(undelete::Args),
     Gc(gc::Args),
     Config(config::Args),
+    Completions(complete::Args),
+    #[command(hide = true)]
+    Man(man::Args),
+    #[command(hide = true)]
+    Hook(hook::Args),
     #[command(hide = true)]
     Serve(serve::Args),
     #[command(hide = true)]
@@ -193,10 +215,33 @@ impl Context {
     )]
     fn cleaned(&self, store: Store) -> Result<Store> {
         // Not being allowed to clean up, or a damaged container, need not keep this command from its work.
+        if let Err(error) = finish_all(&store) {
+            log::warn!("{error}");
+        }
         if let Err(error) = store.collect() {
             log::info!("cleaning up: {error}");
         }
+        if let Err(error) = store.keep_reserve() {
+            log::debug!("no space is set aside: {error}");
+        }
         Ok(store)
+    }
+
+    /// Gives up what is set aside for the day when the disk is full; false where nothing was.
+    fn give_up_reserves(&self) -> Result<bool> {
+        let mut given = false;
+        for store in Store::family(&self.root, &self.session)? {
+            given |= store.give_up_reserve()?;
+        }
+        Ok(given)
+    }
+
+    /// Merges layers of a container that has too many of them and is not mounted.
+    fn keep_depth(&self, container: &mut Container<'_>) {
+        let mut bar = output::Bar::new("merging old layers");
+        depth::keep(container, self.config.depth_limit, &mut |done| {
+            bar.tell(done)
+        });
     }
 }
 
@@ -240,8 +285,12 @@ fn typed(args: &[OsString]) -> String {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    complete::answer();
     let args: Vec<OsString> = std::env::args_os().collect();
     output::start_log();
+    if lxc_snapshot::is_called(&args) {
+        return lxc_snapshot::main(&args);
+    }
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(error) => return output::usage(&error),
@@ -268,7 +317,16 @@ pub fn main() -> ExitCode {
             },
             config,
         };
-        cli.verb.verb().run(&context)
+        let verb = cli.verb.verb();
+        match verb.run(&context) {
+            Err(error) if error.is_no_space() && verb.frees() && context.give_up_reserves()? => {
+                output::note("the disk is full: using the space that was set aside for this");
+                verb.run(&context)
+            }
+            Err(error) if error.is_no_space() && error.hint.is_none() => Err(error
+                .hint("make room on the disk (`cowl rm` works all the same); nothing was changed")),
+            done => done,
+        }
     };
     match run() {
         Ok(code) => ExitCode::from(code),
@@ -283,6 +341,12 @@ pub fn main() -> ExitCode {
 /// Whether a yes is given at the terminal. Without one, `--yes` must say it.
 fn confirm(question: &str) -> Result<()> {
     use std::io::{BufRead, IsTerminal, Write};
+    use std::sync::OnceLock;
+    // A command that runs a second time on a full disk is not to ask twice.
+    static GIVEN: OnceLock<String> = OnceLock::new();
+    if GIVEN.get().is_some_and(|given| given == question) {
+        return Ok(());
+    }
     let stdin = std::io::stdin();
     let lost = |e: std::io::Error| Error::failed("cannot ask").because(e);
     if !stdin.is_terminal() {
@@ -298,7 +362,10 @@ fn confirm(question: &str) -> Result<()> {
     let mut answer = String::new();
     stdin.lock().read_line(&mut answer).map_err(lost)?;
     match answer.trim().to_ascii_lowercase().as_str() {
-        "y" | "yes" => Ok(()),
+        "y" | "yes" => {
+            GIVEN.get_or_init(|| question.to_owned());
+            Ok(())
+        }
         _ => Err(Error::failed("nothing was done: the answer was not yes")),
     }
 }

@@ -26,7 +26,8 @@ impl Verb for MountArgs {
     fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
         let store = context.store_of(&name)?;
-        let container = Container::open(&store, &name)?;
+        let mut container = Container::open(&store, &name)?;
+        context.keep_depth(&mut container);
         let place = container.mount(self.at.as_deref(), false)?;
         output::line(place.as_os_str().as_bytes())?;
         Ok(0)

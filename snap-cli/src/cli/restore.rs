@@ -2,9 +2,11 @@
 
 use std::ffi::OsString;
 
+use super::pause::Pause;
 use super::{Context, Verb, output};
 use crate::container::Container;
 use crate::error::{Error, Result};
+use crate::host::hooks::Event;
 use crate::snapshot::restore::{clone, plan, restore};
 use crate::store::name::{Address, ContainerName, SnapshotName};
 
@@ -23,6 +25,11 @@ pub(super) struct RestoreArgs {
     /// A name for a new container; the old one is left as it is
     #[arg(value_name = "NEW")]
     new: Option<OsString>,
+    /// Bring the LXC container's config back too, as it was at the snapshot
+    #[arg(long, conflicts_with = "new")]
+    with_config: bool,
+    #[command(flatten)]
+    pause: Pause,
     /// Only say what would be done
     #[arg(long)]
     dry_run: bool,
@@ -41,9 +48,8 @@ impl Verb for RestoreArgs {
             return Ok(0);
         }
         let store = context.store_of(&name)?;
-        let mut container = Container::open(&store, &name)?;
         if self.dry_run {
-            let kept = plan(&container, &snapshot)?;
+            let kept = plan(&Container::open(&store, &name)?, &snapshot)?;
             output::note(&format!("would make {name} what it was at {snapshot}"));
             output::note(&match kept {
                 Some(auto) => format!("what it is now would stay as {auto}"),
@@ -51,7 +57,19 @@ impl Verb for RestoreArgs {
             });
             return Ok(0);
         }
-        if let Some(auto) = restore(&mut container, &snapshot)?.kept_as {
+        let to = Some(snapshot.as_str());
+        let done = context.hooked(Event::Restore, &store, &name, to, |_| {
+            self.pause.round(&store, &name, || {
+                let mut container = Container::open(&store, &name)?;
+                if self.with_config {
+                    container.with_config_of(&snapshot)?;
+                }
+                let restored = restore(&mut container, &snapshot)?;
+                container.finish_outside()?;
+                Ok(restored)
+            })
+        })?;
+        if let Some(auto) = done.kept_as {
             output::note(&format!(
                 "what {name} was until now stays as {auto}: cowl restore {name} {auto} undoes this"
             ));
@@ -96,5 +114,8 @@ fn make(context: &Context, source: &Address, new: &ContainerName, dry_run: bool)
                 .hint("choose another name"),
         );
     }
-    clone(&store, source, new)
+    for note in clone(&store, source, new)? {
+        output::note(&note);
+    }
+    Ok(())
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::{Context, Verb, confirm, output};
 use crate::container::Container;
 use crate::error::{Error, Result};
+use crate::host::hooks::Event;
 use crate::snapshot::remove::{Removal, chosen, plan, remove};
 use crate::store::name::{Chosen, ContainerName};
 use crate::store::usage::Space;
@@ -39,6 +40,10 @@ pub(super) struct Args {
 }
 
 impl Verb for Args {
+    fn frees(&self) -> bool {
+        true
+    }
+
     fn run(&self, context: &Context) -> Result<u8> {
         let (name, choice) = self.parse()?;
         let store = context.store_of(&name)?;
@@ -70,8 +75,19 @@ impl Verb for Args {
             };
             output::note(&sentence(would, &removal));
         }
-        if !self.dry_run {
-            remove(&mut container, &removal.going)?;
+        if !self.dry_run && !removal.going.is_empty() {
+            drop(container);
+            let ids: Vec<_> = removal.going.iter().map(|snapshot| snapshot.id).collect();
+            let names: Vec<_> = removal.going.iter().map(|s| s.name.as_str()).collect();
+            let names = names.join(" ");
+            removal = context.hooked(Event::Rm, &store, &name, Some(&names), |_| {
+                // Those that were told, and no others, whatever came or went meanwhile.
+                let mut container = Container::open(&store, &name)?;
+                let now = plan(&container, &ids, false)?;
+                self.judge(&now)?;
+                remove(&mut container, &now.going)?;
+                Ok(now)
+            })?;
         }
         if self.json {
             output::data(&removal_json(&name, &removal, self.dry_run))?;

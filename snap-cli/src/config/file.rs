@@ -225,6 +225,33 @@ mod tests {
     }
 
     #[test]
+    fn the_file_that_is_installed_changes_nothing_and_names_every_key() {
+        let sample = include_str!("../../dist/config.toml");
+        let settings: Settings = toml::from_str(sample).unwrap();
+        assert_eq!(
+            format!("{settings:?}"),
+            format!("{:?}", Settings::default())
+        );
+        // With every # taken away each line is a right one, and says what is built in.
+        let bare = |line: &str| match line.strip_prefix('#') {
+            Some(rest) if !rest.starts_with(' ') => rest.to_owned(),
+            _ => line.to_owned(),
+        };
+        let all: Vec<_> = sample.lines().map(bare).collect();
+        let settings: Settings = toml::from_str(&all.join("\n")).unwrap();
+        assert_eq!((settings.wait, settings.trash_days), (Some(10), Some(7)));
+        assert_eq!(settings.depth_limit, Some(128));
+        for (table, keys) in KEYS {
+            for key in keys
+                .iter()
+                .filter(|key| !table.is_empty() || !["hooks", "prune"].contains(key))
+            {
+                assert!(sample.contains(&format!("#{key} = ")), "{key}");
+            }
+        }
+    }
+
+    #[test]
     fn every_key_is_read() {
         let mut text = String::new();
         for (table, keys) in KEYS {

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::SigSet;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
@@ -47,6 +48,11 @@ pub fn enter(place: &Path, command: &[OsString]) -> (u8, Error) {
     };
     if let Err(error) = change_root(place) {
         return (FAILED, error);
+    }
+    // `exec` holds signals back for itself, and what it starts inherits that.
+    if let Err(error) = SigSet::empty().thread_set_mask() {
+        let what = "cannot let signals through to the command";
+        return (FAILED, Error::failed(what).because(error));
     }
     let error = Command::new(program).args(args).exec();
     let code = match error.kind() {

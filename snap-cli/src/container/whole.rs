@@ -35,6 +35,9 @@ pub struct WholeManifest {
     pub states: BTreeMap<SnapshotId, SnapshotManifest>,
     /// The layers, in the order in which they come.
     pub layers: Vec<LayerEntry>,
+    /// About how many bytes they are, for a progress bar.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
     /// What this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
@@ -148,6 +151,7 @@ impl Outgoing {
             container: manifest,
             states,
             layers,
+            bytes: total,
             extra: Map::new(),
         };
         whole
@@ -250,6 +254,8 @@ fn import_claimed(
     };
     let mut making = Making::begin(store)?;
     let mut new = HashMap::new();
+    let total = manifest.bytes;
+    let mut progress = |done| progress(Progress { total, ..done });
     for LayerEntry { id, layer } in manifest.layers {
         let layer = LayerManifest {
             over: mapped(&layer.over, &new),
@@ -262,7 +268,7 @@ fn import_claimed(
         let made = making.layer_as(layer)?;
         new.insert(id, made);
         let tree = store.layer_tree(made);
-        archive.layer(&id.to_string(), &tree, (from, store.space()), progress)?;
+        archive.layer(&id.to_string(), &tree, (from, store.space()), &mut progress)?;
     }
     archive.finish()?;
     let old = manifest.container;
@@ -277,6 +283,7 @@ fn import_claimed(
         origin: mapped(&old.origin, &new),
         ..old
     };
+    container.leave_machine();
     for snapshot in &mut container.snapshots {
         let Some(state) = manifest.states.get(&snapshot.id) else {
             continue;

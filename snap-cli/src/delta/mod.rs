@@ -22,6 +22,6 @@ pub use measure::measure;
 #[cfg(test)]
 mod compare_tests;
 #[cfg(test)]
-mod stack_tests;
+pub(crate) mod stack_tests;
 #[cfg(test)]
 pub(crate) mod testing;

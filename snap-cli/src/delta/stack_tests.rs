@@ -63,34 +63,34 @@ impl Drop for Mount {
 }
 
 /// Folders for a stack, topmost last.
-pub(super) struct Stack {
+pub(crate) struct Stack {
     dir: tempfile::TempDir,
-    pub(super) layers: Vec<PathBuf>,
+    pub(crate) layers: Vec<PathBuf>,
 }
 
 impl Stack {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             dir: tempfile::tempdir().unwrap(),
             layers: Vec::new(),
         }
     }
 
-    fn folder(&self, name: &str) -> PathBuf {
+    pub(crate) fn folder(&self, name: &str) -> PathBuf {
         let path = self.dir.path().join(name);
         fs::create_dir(&path).unwrap();
         path
     }
 
     /// One more layer on top.
-    pub(super) fn layer(&mut self) -> PathBuf {
+    pub(crate) fn layer(&mut self) -> PathBuf {
         let path = self.folder(&format!("l{}", self.layers.len()));
         self.layers.push(path.clone());
         path
     }
 
     /// One more layer on top, written through a kernel mount.
-    pub(super) fn write(&mut self, change: impl FnOnce(&Path)) {
+    pub(crate) fn write(&mut self, change: impl FnOnce(&Path)) {
         self.layer();
         let at = self.folder(&format!("m{}", self.layers.len()));
         let work = self.folder(&format!("w{}", self.layers.len()));
@@ -100,7 +100,7 @@ impl Stack {
     }
 
     /// The layers of a range, topmost first.
-    pub(super) fn down(
+    pub(crate) fn down(
         &self,
         range: impl std::slice::SliceIndex<[PathBuf], Output = [PathBuf]>,
     ) -> Vec<PathBuf> {
@@ -115,7 +115,7 @@ fn open(layers: &[PathBuf]) -> Vec<std::sync::Arc<Layer>> {
         .collect()
 }
 
-pub(super) fn view(layers: &[PathBuf]) -> View {
+pub(crate) fn view(layers: &[PathBuf]) -> View {
     View::new(open(layers))
 }
 
@@ -289,10 +289,29 @@ fn random_change(at: &Path, random: &mut Random) {
 }
 
 /// Which random stacks are tried: a few, and those that found something; more in a long run.
-fn seeds() -> impl Iterator<Item = u64> {
+pub(crate) fn seeds() -> impl Iterator<Item = u64> {
     let count = std::env::var("COWL_TEST_SEEDS").map_or(4, |count| count.parse().unwrap());
     // 2: names of one metacopy in two folders; 22: a redirect below an opaque folder.
     (0..count).chain([2, 22])
+}
+
+/// Four layers with random content, the upper three written through the kernel.
+pub(crate) fn random_stack(seed: u64) -> Stack {
+    let mut random = Random(seed);
+    let mut stack = Stack::new();
+    let base = stack.layer();
+    for _ in 0..40 {
+        random_change(&base, &mut random);
+    }
+    for _ in 0..3 {
+        let mut inner = Random(random.below(1 << 20) as u64);
+        stack.write(|at| {
+            for _ in 0..15 {
+                random_change(at, &mut inner);
+            }
+        });
+    }
+    stack
 }
 
 #[test]
@@ -301,20 +320,7 @@ fn random_stacks_of_the_kernel_flatten_to_the_same_tree() {
         return;
     }
     for seed in seeds() {
-        let mut random = Random(seed);
-        let mut stack = Stack::new();
-        let base = stack.layer();
-        for _ in 0..40 {
-            random_change(&base, &mut random);
-        }
-        for _ in 0..3 {
-            let mut inner = Random(random.below(1 << 20) as u64);
-            stack.write(|at| {
-                for _ in 0..15 {
-                    random_change(at, &mut inner);
-                }
-            });
-        }
+        let stack = random_stack(seed);
         every_range_flattens(&stack, &format!("seed{seed}"));
         every_diff_is_right(&stack);
     }

@@ -1,6 +1,6 @@
-//! Merging adjacent deltas of a container into one layer.
+//! Merging adjacent layers of a container into one: deltas, or deltas and the base.
 //!
-//! The head and the base stay as they are; so do the other containers that use the merged layers. The
+//! The head stays as it is; so do the other containers that use the merged layers. The
 //! container's own snapshots that hold the whole run get the merged layer in its place, so that the run
 //! goes once nothing names a part of it.
 
@@ -10,7 +10,7 @@ use super::Container;
 use super::restore::again;
 use crate::container::Swap;
 use crate::container::state::Mounted;
-use crate::delta::error::OnProgress;
+use crate::delta::error::{OnProgress, Progress};
 use crate::error::{Error, Result};
 use crate::host::users;
 use crate::store::layers::Making;
@@ -27,8 +27,23 @@ pub struct Flattened {
     pub depth: usize,
 }
 
-/// The layers of a range, topmost first: a run of the container's stack below the head.
-fn run(container: &Container<'_>, range: &Range) -> Result<Vec<LayerId>> {
+/// Which layers to merge.
+#[derive(Clone, Debug, Default)]
+pub struct Which {
+    /// Those of the snapshots of this range.
+    pub range: Range,
+    /// The base too: what comes out is a new base.
+    pub base: bool,
+}
+
+/// The layers that are meant, topmost first: a run of the container's stack below the head.
+fn run(container: &Container<'_>, Which { range, base }: &Which) -> Result<Vec<LayerId>> {
+    if *base && range.from.is_some() {
+        return Err(
+            Error::usage("a range that begins with a snapshot leaves the base out")
+                .hint("..B merges everything up to B into the base"),
+        );
+    }
     let manifest = container.manifest();
     let below = manifest.below_head();
     let place = |name: &SnapshotName| -> Result<usize> {
@@ -46,6 +61,7 @@ fn run(container: &Container<'_>, range: &Range) -> Result<Vec<LayerId>> {
     let first = range.to.as_ref().map_or(Ok(0), &place)?;
     let end = match &range.from {
         Some(name) => place(name)?,
+        None if *base => below.len(),
         None => base_at(container)?,
     };
     below
@@ -58,7 +74,7 @@ fn run(container: &Container<'_>, range: &Range) -> Result<Vec<LayerId>> {
 }
 
 /// Where in the stack below the head the base lies.
-fn base_at(container: &Container<'_>) -> Result<usize> {
+pub(super) fn base_at(container: &Container<'_>) -> Result<usize> {
     let below = container.manifest().below_head();
     for (at, id) in below.iter().enumerate() {
         let path = container.store().layer_file(*id);
@@ -70,8 +86,8 @@ fn base_at(container: &Container<'_>) -> Result<usize> {
 }
 
 /// What [`flatten`] would do.
-pub fn plan(container: &Container<'_>, range: &Range) -> Result<Flattened> {
-    let run = run(container, range)?;
+pub fn plan(container: &Container<'_>, which: &Which) -> Result<Flattened> {
+    let run = run(container, which)?;
     let depth = container.manifest().stack.len();
     Ok(Flattened {
         merged: run.len(),
@@ -79,24 +95,40 @@ pub fn plan(container: &Container<'_>, range: &Range) -> Result<Flattened> {
     })
 }
 
-/// Merges the layers of a range. A mounted container is mounted anew at the same place.
-pub fn flatten(
-    container: &mut Container<'_>,
-    range: &Range,
-    progress: OnProgress<'_>,
-) -> Result<Flattened> {
-    let planned = plan(container, range)?;
-    // Somebody inside would refuse the commit: better said before the work than after it.
+/// Refuses while somebody uses the container, who would have the commit refused: better said before the
+/// work than after it.
+pub(super) fn refuse_users(container: &Container<'_>) -> Result<()> {
     if let Mounted::Alive(state) = container.mounted()? {
         let users = container.users(&state, users::device_at(&state.mountpoint)?)?;
         if !users.is_empty() {
             return Err(container.in_use(&users));
         }
     }
+    Ok(())
+}
+
+/// Merges layers. A mounted container is mounted anew at the same place.
+pub fn flatten(
+    container: &mut Container<'_>,
+    which: &Which,
+    progress: OnProgress<'_>,
+) -> Result<Flattened> {
+    let planned = plan(container, which)?;
+    refuse_users(container)?;
     if planned.merged < 2 {
         return Ok(planned);
     }
-    let run = run(container, range)?;
+    let run = run(container, which)?;
+    merge_run(container, &run, progress)?;
+    Ok(planned)
+}
+
+/// Merges a run of the container's stack below the head.
+pub(super) fn merge_run(
+    container: &mut Container<'_>,
+    run: &[LayerId],
+    progress: OnProgress<'_>,
+) -> Result<()> {
     let store = container.store();
     let stack = container.manifest().stack.clone();
     let start = stack
@@ -106,13 +138,19 @@ pub fn flatten(
     let below = stack.get(start + run.len()..).unwrap_or_default().to_vec();
 
     let mut making = Making::begin(store)?;
-    let merged = making.layer(LayerKind::Flattened, &below, &run)?;
-    merge(store, &run, &below, merged, progress)?;
+    let kind = match below.is_empty() {
+        true => LayerKind::Base,
+        false => LayerKind::Flattened,
+    };
+    let merged = making.layer(kind, &below, run)?;
+    let total = store.known_size(run)?;
+    let mut progress = |done| progress(Progress { total, ..done });
+    merge(store, run, &below, merged, &mut progress)?;
 
     let was = container.unmount(true)?;
     let mut next = container.manifest().clone();
-    next.stack = replaced(&next.stack, &run, merged).unwrap_or(next.stack);
-    next.origin = replaced(&next.origin, &run, merged).unwrap_or(next.origin);
+    next.stack = replaced(&next.stack, run, merged).unwrap_or(next.stack);
+    next.origin = replaced(&next.origin, run, merged).unwrap_or(next.origin);
     for snapshot in &mut next.snapshots {
         // Whose state has the run's topmost layer on top has the whole run.
         if run.first() == Some(&snapshot.layer) {
@@ -122,7 +160,7 @@ pub fn flatten(
     making.frees_something();
     let done = container
         .commit(next, Some(making), |_| Ok(Swap::Done))
-        .and_then(|()| rewrite_snapshots(container, &run, merged));
+        .and_then(|()| rewrite_snapshots(container, run, merged));
     let mounted = again(container, was.as_ref());
     done?;
     mounted.map_err(|error| {
@@ -133,8 +171,7 @@ pub fn flatten(
         Error::failed(what)
             .because(error.to_string())
             .hint(format!("cowl mount {}", container.name()))
-    })?;
-    Ok(planned)
+    })
 }
 
 /// Fills the layer `merged` with what the layers of the run show together.

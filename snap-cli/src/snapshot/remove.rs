@@ -218,6 +218,9 @@ mod tests {
             next_auto: 0,
             created: String::new(),
             settings: Map::new(),
+            adopted: None,
+            lxc: None,
+            moving: None,
             extra: Map::new(),
         };
         for number in 0..snapshots {

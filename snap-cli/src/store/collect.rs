@@ -114,11 +114,6 @@ impl Store {
         self.clear(alone, &left)
     }
 
-    /// Alone in the store, after waiting for others.
-    pub fn alone(&self) -> Result<Lock> {
-        self.lock("store", Mode::Exclusive)
-    }
-
     /// What lies about. `all_deleted`: destroyed containers count as over, whatever their time. Be alone in
     /// the store: what a command is just making looks like something left over.
     pub fn leftovers(&self, all_deleted: bool) -> Result<Leftovers> {
@@ -430,6 +425,9 @@ mod tests {
             next_auto: 0,
             created: super::super::now(),
             settings: Map::new(),
+            adopted: None,
+            lxc: None,
+            moving: None,
             extra: Map::new(),
         };
         disk::replace(&store.container_file(id), &Record::first(manifest)).unwrap();

@@ -1,0 +1,263 @@
+//! Tests of archives of layers: what comes back lies on the disk as it lay, and what was cut, changed or
+//! made up is refused.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cowl_fs::format::{NumberMark, XattrSpace};
+use cowl_fs::layer::Layer;
+use cowl_fs::sys::stat::FileKind;
+use cowl_fs::sys::xattr;
+use cowl_fs::view::View;
+
+use super::bundle::{self, Part};
+use super::input::{self, Input};
+use super::{Compression, import};
+use crate::delta::digest;
+use crate::delta::error::{ErrorKind, Result, TreeError};
+use crate::delta::testing::{self, assert_same, describe, is_root, one_of_everything};
+
+const NAMES: [&str; 2] = ["lower", "upper"];
+
+fn open(path: &Path) -> Arc<Layer> {
+    Layer::open(path, XattrSpace::Trusted).unwrap()
+}
+
+/// Two layers with every mark: the lower one first.
+fn layers(dir: &Path, large: bool) -> [PathBuf; 2] {
+    let [lower, upper] = NAMES.map(|name| {
+        fs::create_dir(dir.join(name)).unwrap();
+        dir.join(name)
+    });
+    if large {
+        one_of_everything(&lower);
+    }
+    fs::create_dir(lower.join("old")).unwrap();
+    fs::write(lower.join("old/file"), b"content").unwrap();
+    fs::write(lower.join("meta"), b"12345").unwrap();
+    testing::mknod(&lower.join("socket"), FileKind::Socket, 0o640, 0);
+    fs::create_dir(upper.join("new")).unwrap();
+    testing::set(&upper.join("new"), "trusted.overlay.redirect", b"/old");
+    testing::mknod(&upper.join("old"), FileKind::CharDevice, 0, 0);
+    fs::File::create(upper.join("meta"))
+        .unwrap()
+        .set_len(5)
+        .unwrap();
+    testing::set(&upper.join("meta"), "trusted.overlay.metacopy", b"");
+    fs::create_dir(upper.join("shut")).unwrap();
+    testing::set(&upper.join("shut"), "trusted.overlay.opaque", b"y");
+    testing::set(
+        &upper.join("shut"),
+        "trusted.overlay.overlay.opaque",
+        b"a user's",
+    );
+    for (path, lender) in [("new", "old"), ("meta", "meta")] {
+        use std::os::unix::fs::MetadataExt as _;
+        let mark = NumberMark {
+            layer: open(&lower).id(),
+            ino: fs::metadata(lower.join(lender)).unwrap().ino(),
+        };
+        testing::set(
+            &upper.join(path),
+            "trusted.overlay.cowl.ino",
+            &mark.to_value(),
+        );
+    }
+    [lower, upper]
+}
+
+fn written(layers: &[PathBuf; 2], compression: Compression) -> Vec<u8> {
+    let parts: Vec<Part> = NAMES
+        .iter()
+        .zip(layers)
+        .map(|(name, path)| Part {
+            name: (*name).to_owned(),
+            layer: open(path),
+        })
+        .collect();
+    let mut data = Vec::new();
+    bundle::write(
+        b"what is in it",
+        &parts,
+        &mut data,
+        compression,
+        &mut |_| {},
+    )
+    .unwrap();
+    data
+}
+
+fn read(data: &[u8], space: XattrSpace) -> (tempfile::TempDir, Result<()>) {
+    let dir = tempfile::tempdir().unwrap();
+    let got = read_into(data, dir.path(), space);
+    (dir, got)
+}
+
+fn read_into(data: &[u8], dir: &Path, space: XattrSpace) -> Result<()> {
+    let Input::Whole(mut whole) = input::open(data)? else {
+        return Err(TreeError::new(ErrorKind::NotAnArchive, "a tree"));
+    };
+    if whole.manifest() != b"what is in it" {
+        return Err(TreeError::new(ErrorKind::Damaged, "another manifest"));
+    }
+    for name in NAMES {
+        fs::create_dir(dir.join(name)).unwrap();
+        let spaces = (XattrSpace::Trusted, space);
+        whole.layer(name, &dir.join(name), spaces, &mut |_| {})?;
+    }
+    whole.finish().map(drop)
+}
+
+/// A tree's lines, without the marks whose values are other layers' numbers.
+fn lines(tree: &Path) -> BTreeMap<String, String> {
+    let without = |(path, line): (String, String)| {
+        let at = tree.join(&path);
+        if path.contains('\\') || at.is_symlink() || !(at.is_file() || at.is_dir()) {
+            return (path, line);
+        }
+        let file = fs::File::open(at).unwrap();
+        let mark = "trusted.overlay.cowl.ino";
+        let Some(value) = xattr::get(file.as_fd(), mark.as_bytes()).unwrap() else {
+            return (path, line);
+        };
+        let shown = format!(" [{mark}={}]", value.escape_ascii());
+        (path, line.replace(&shown, "") + " (borrowed)")
+    };
+    describe(tree).into_iter().map(without).collect()
+}
+
+#[test]
+fn layers_come_back_as_they_lay() {
+    if !is_root("layers_come_back_as_they_lay") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let old = layers(dir.path(), true);
+    for compression in [Compression::None, Compression::Zstd] {
+        let (new, got) = read(&written(&old, compression), XattrSpace::Trusted);
+        got.unwrap();
+        for (name, old) in NAMES.iter().zip(&old) {
+            let (got, want) = (lines(&new.path().join(name)), lines(old));
+            assert_eq!(got, want, "{name}");
+        }
+        // The numbers are borrowed from the new layer now.
+        let [lower, upper] = NAMES.map(|name| open(&new.path().join(name)));
+        let view = View::new(vec![upper, lower]);
+        use std::os::unix::fs::MetadataExt as _;
+        let names = view.list(&view.root().unwrap()).unwrap();
+        for (path, lender) in [("new", "old"), ("meta", "meta")] {
+            let shown = names.iter().find(|entry| &*entry.name == path.as_bytes());
+            let lower = new.path().join("lower").join(lender);
+            assert_eq!(
+                shown.unwrap().ino,
+                fs::metadata(lower).unwrap().ino(),
+                "{path}"
+            );
+        }
+    }
+}
+
+#[test]
+fn layers_go_into_a_store_of_the_other_space() {
+    if !is_root("layers_go_into_a_store_of_the_other_space") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let old = layers(dir.path(), false);
+    let (new, got) = read(&written(&old, Compression::None), XattrSpace::User);
+    got.unwrap();
+    let view = |layers: [PathBuf; 2], space| {
+        let [lower, upper] = layers.map(|path| Layer::open(&path, space).unwrap());
+        View::new(vec![upper, lower])
+    };
+    let was = view(old, XattrSpace::Trusted);
+    let is = view(NAMES.map(|name| new.path().join(name)), XattrSpace::User);
+    let digest = |view: &View| digest(view, &mut |_| {}).unwrap();
+    assert_eq!(digest(&is), digest(&was));
+    let lines = describe(&new.path().join("upper"));
+    assert!(
+        lines["new"].contains("[user.overlay.redirect=/old]"),
+        "{lines:?}"
+    );
+    assert!(
+        lines["new"].contains("[user.overlay.cowl.ino="),
+        "{lines:?}"
+    );
+    assert!(
+        lines["shut"].contains("[trusted.overlay.opaque=a user\\'s]"),
+        "{lines:?}"
+    );
+}
+
+#[test]
+fn an_archive_that_is_cut_is_refused_wherever() {
+    if !is_root("an_archive_that_is_cut_is_refused_wherever") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let data = written(&layers(dir.path(), false), Compression::None);
+    // What follows the last sum is the end of the archive: two blocks of zeros, and padding.
+    let content = data.len() - data.iter().rev().take_while(|&&byte| byte == 0).count();
+    let end = content.next_multiple_of(512) + 512;
+    for length in (0..end).step_by(97).chain([end - 1, end - 512, content]) {
+        let (_, got) = read(&data[..length], XattrSpace::Trusted);
+        let error = got.expect_err("it was cut");
+        use ErrorKind::{Empty, NotAnArchive, Truncated};
+        assert!(
+            [Empty, NotAnArchive, Truncated].contains(&error.kind()),
+            "{length}: {error}"
+        );
+    }
+}
+
+#[test]
+fn a_byte_that_changed_is_noticed_wherever() {
+    if !is_root("a_byte_that_changed_is_noticed_wherever") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let old = layers(dir.path(), false);
+    let data = written(&old, Compression::None);
+    let want = NAMES
+        .iter()
+        .zip(&old)
+        .map(|(_, path)| lines(path))
+        .collect::<Vec<_>>();
+    let mut noticed = 0;
+    for at in (0..data.len()).step_by(127) {
+        let mut data = data.clone();
+        data[at] ^= 1 << (at % 8);
+        let (new, got) = read(&data, XattrSpace::Trusted);
+        match got {
+            Err(_) => noticed += 1,
+            // In what says nothing: after the end, or in a header of a sum.
+            Ok(()) => {
+                for (name, want) in NAMES.iter().zip(&want) {
+                    assert_eq!(&lines(&new.path().join(name)), want, "byte {at}");
+                }
+            }
+        }
+    }
+    assert!(
+        noticed > data.len() / 127 / 3,
+        "{noticed} of {}",
+        data.len() / 127
+    );
+}
+
+#[test]
+fn a_whole_container_is_no_tree() {
+    if !is_root("a_whole_container_is_no_tree") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let data = written(&layers(dir.path(), false), Compression::None);
+    let target = tempfile::tempdir().unwrap();
+    let got = import::tar(&*data, target.path(), XattrSpace::Trusted, &mut |_| {});
+    assert_eq!(got.unwrap_err().kind(), ErrorKind::WholeContainer);
+    assert_same(target.path(), &describe(target.path()), "untouched");
+    assert_eq!(fs::read_dir(target.path()).unwrap().count(), 0);
+}
