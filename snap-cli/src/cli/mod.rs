@@ -7,6 +7,7 @@ mod config;
 mod create;
 mod destroy;
 mod diff;
+mod du;
 mod exec;
 mod export;
 mod flatten;
@@ -23,6 +24,7 @@ mod mount;
 mod output;
 mod pause;
 mod progress;
+mod prune;
 mod restore;
 mod rm;
 mod serve;
@@ -153,10 +155,12 @@ verbs! {
     Diff(diff::Args),
     Restore(restore::RestoreArgs),
     Rm(rm::Args),
+    Prune(prune::Args),
     Clone(restore::CloneArgs),
     Flatten(flatten::Args),
     Export(export::Args),
     Import(import::Args),
+    Du(du::Args),
     ImportLxcSnapshots(import_lxc::Args),
     Status(status::Args),
     Destroy(destroy::Args),
@@ -375,6 +379,27 @@ mod tests {
     #[test]
     fn the_grammar_holds_together() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn units_call_what_there_is() {
+        let dist = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("dist");
+        let mut calls = 0;
+        for folder in ["systemd", "apt"] {
+            for entry in std::fs::read_dir(dist.join(folder)).unwrap() {
+                let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+                for call in text.split("@bindir@/").skip(1) {
+                    // Up to the end of the line, or of the shell's condition.
+                    let call = call.lines().next().unwrap();
+                    let call = call.split(';').next().unwrap();
+                    let words = call.replace("\"$name\"", "web").replace("%i", "web");
+                    let words = words.replace("\"before ${what% }\"", "before");
+                    Cli::try_parse_from(words.split_whitespace()).unwrap();
+                    calls += 1;
+                }
+            }
+        }
+        assert_eq!(calls, 5);
     }
 
     #[test]
