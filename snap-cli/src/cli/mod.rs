@@ -16,6 +16,7 @@ mod hooks;
 mod import;
 mod import_lxc;
 mod list;
+mod lxc;
 mod lxc_snapshot;
 mod man;
 mod meta;
@@ -136,6 +137,7 @@ verbs! {
     Create(create::Args),
     Adopt(adopt::AdoptArgs),
     Release(adopt::ReleaseArgs),
+    Lxc(lxc::Args),
     Mount(mount::MountArgs),
     Umount(mount::UmountArgs),
     Exec(exec::ExecArgs),
