@@ -399,6 +399,25 @@ fn the_common_options() {
     world.refused(&["-n"], "--name");
 }
 
+/// Whoever took it in was killed before LXC's folder was gone.
+#[test]
+fn what_is_taken_in_is_there_once() {
+    let world = World::new();
+    world.keep();
+    let id = world.path("l/c1/snaps/snap0").metadata().unwrap().ino();
+    let store = world.store();
+    let mut container = Container::open(&store, &ContainerName::parse("c1").unwrap()).unwrap();
+    cowl::snapshot::take::take(&mut container, &Default::default()).unwrap();
+    let mut next = container.manifest().clone();
+    let mark = serde_json::json!({ "name": "snap0", "inode": id, "taken": TIME });
+    next.snapshots[0].extra.insert("lxc_tree".to_owned(), mark);
+    container.commit(next, None, |_| Ok(Swap::Done)).unwrap();
+    drop(container);
+    assert_eq!(world.list().lines().count(), 1);
+    world.ok(&["-n", "c1", "-d", "snap1"]);
+    assert_eq!(world.list(), "No snapshots\n");
+}
+
 #[test]
 fn cowls_snapshots_and_lxcs_in_one_list() {
     let world = World::new();
