@@ -7,6 +7,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use cowl_fs::name::Name;
+use cowl_fs::view::Found;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use serde_json::Map;
 
@@ -333,8 +335,29 @@ pub(super) fn ensure_dir(link: &Lxc) -> Result<()> {
     disk::sync_parent(&dir)
 }
 
+/// Whether the container keeps its host name in etc/hostname: then mounting it is worth while.
+fn has_hostname(container: &Container<'_>) -> Result<bool> {
+    let view = container.store.view(&container.manifest().stack)?;
+    let look = || -> cowl_fs::Result<bool> {
+        let etc = view.lookup(&view.root()?, &Name::new(b"etc")?)?;
+        Ok(match etc {
+            Found::Dir(etc) => {
+                let found = view.lookup(&etc, &Name::new(b"hostname")?)?;
+                matches!(found, Found::File(_))
+            }
+            // A link may lead to one: the mount tells.
+            Found::File(_) => true,
+            Found::Absent | Found::Whiteout => false,
+        })
+    };
+    look().map_err(|error| Error::failed("cannot look for etc/hostname").because(error))
+}
+
 /// Writes the host name into the container, where it keeps one.
 pub(super) fn write_hostname(container: &Container<'_>, name: &str) -> Result<()> {
+    if !has_hostname(container)? {
+        return Ok(());
+    }
     let before = matches!(container.mounted()?, super::state::Mounted::Alive(_));
     let place = container.mount(None, true)?;
     let written = write_hostname_at(&place, name);
