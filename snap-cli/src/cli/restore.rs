@@ -7,7 +7,7 @@ use super::{Context, Verb, output};
 use crate::container::Container;
 use crate::error::{Error, Result};
 use crate::host::hooks::Event;
-use crate::snapshot::restore::{clone, plan, restore};
+use crate::snapshot::restore::{before_last, clone, plan, restore};
 use crate::store::name::{Address, ContainerName, SnapshotName};
 
 /// Make a container what it was at a snapshot
@@ -20,8 +20,8 @@ pub(super) struct RestoreArgs {
     /// The container
     name: OsString,
     /// The snapshot to go back to
-    #[arg(value_name = "SNAP")]
-    snapshot: OsString,
+    #[arg(value_name = "SNAP", required_unless_present = "undo")]
+    snapshot: Option<OsString>,
     /// A name for a new container; the old one is left as it is
     #[arg(value_name = "NEW")]
     new: Option<OsString>,
@@ -30,6 +30,9 @@ pub(super) struct RestoreArgs {
     with_config: bool,
     #[command(flatten)]
     pause: Pause,
+    /// Take the last restore back: make it what it was before. Undone once more, that is taken back
+    #[arg(long, conflicts_with_all = ["snapshot", "new"])]
+    undo: bool,
     /// Only say what would be done
     #[arg(long)]
     dry_run: bool,
@@ -38,7 +41,10 @@ pub(super) struct RestoreArgs {
 impl Verb for RestoreArgs {
     fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
-        let snapshot = SnapshotName::parse(&self.snapshot)?;
+        let snapshot = match &self.snapshot {
+            Some(snapshot) => SnapshotName::parse(snapshot)?,
+            None => before_last(&Container::open(&context.store_of(&name)?, &name)?)?,
+        };
         if let Some(new) = &self.new {
             let source = Address {
                 container: name,
@@ -61,6 +67,10 @@ impl Verb for RestoreArgs {
         let done = context.hooked(Event::Restore, &store, &name, to, |_| {
             self.pause.round(&store, &name, || {
                 let mut container = Container::open(&store, &name)?;
+                if self.undo && before_last(&container)? != snapshot {
+                    return Err(Error::busy(format!("{name} was restored a moment ago"))
+                        .hint("look what it is now, and undo that if you mean it"));
+                }
                 if self.with_config {
                     container.with_config_of(&snapshot)?;
                 }
@@ -71,7 +81,7 @@ impl Verb for RestoreArgs {
         })?;
         if let Some(auto) = done.kept_as {
             output::note(&format!(
-                "what {name} was until now stays as {auto}: cowl restore {name} {auto} undoes this"
+                "what {name} was until now stays as {auto}: cowl restore {name} --undo takes this back"
             ));
         }
         Ok(0)

@@ -301,7 +301,7 @@ impl Front<'_> {
         if let Some(auto) = restore(&mut container, &found.name)?.kept_as {
             let name = &kept.manifest.name;
             self.said.note(&format!(
-                "what {name} was until now stays as {auto}: cowl restore {name} {auto} undoes this"
+                "what {name} was until now stays as {auto}: cowl restore {name} --undo takes this back"
             ));
         }
         Ok(())
