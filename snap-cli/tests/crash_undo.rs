@@ -3,7 +3,7 @@
 
 mod crash_world;
 
-use crash_world::{at_every_call_after, can};
+use crash_world::{at_every_call, at_every_call_after, can};
 
 #[test]
 fn restore_undo() {
@@ -29,5 +29,13 @@ fn restore_of_a_state_that_a_snapshot_holds() {
     ) {
         let taken: &[&[&str]] = &[&["snapshot", "web"]];
         at_every_call_after(taken, false, &["restore", "web", "snap1"], &["web"]);
+    }
+}
+
+#[test]
+fn copied_container() {
+    if can("crash_undo::copied_container", false) {
+        let copy = ["restore", "web", "snap0", "new", "--copy"];
+        at_every_call(false, &copy, &["web", "new"]);
     }
 }

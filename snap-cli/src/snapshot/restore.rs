@@ -5,6 +5,7 @@ use super::{Container, resolve};
 use crate::container::create::over_layers_and;
 use crate::container::lxc;
 use crate::container::{Swap, state::RunState};
+use crate::delta::error::OnProgress;
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::layers::Making;
@@ -180,16 +181,40 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
 /// Makes the container `new` over the layers of a state. What the source is now is frozen first. The copy of
 /// an LXC container is one too, with a name and addresses of its own. Tells what people should know.
 pub fn clone(store: &Store, source: &Address, new: &ContainerName) -> Result<Vec<String>> {
+    clone_or_copy(store, source, new, None)
+}
+
+/// The same with all content copied into a base of its own: the two share no layer.
+pub fn copy(
+    store: &Store,
+    source: &Address,
+    new: &ContainerName,
+    progress: OnProgress<'_>,
+) -> Result<Vec<String>> {
+    clone_or_copy(store, source, new, Some(progress))
+}
+
+fn clone_or_copy(
+    store: &Store,
+    source: &Address,
+    new: &ContainerName,
+    copies: Option<OnProgress<'_>>,
+) -> Result<Vec<String>> {
     // Whatever is wrong with the source is told before anything about the new name.
     resolve(store, source)?;
     let claim = store.claim(new)?;
-    let made = clone_claimed(store, source, new);
+    let made = clone_claimed(store, source, new, copies);
     claim.remove()?;
     made
 }
 
-fn clone_claimed(store: &Store, source: &Address, new: &ContainerName) -> Result<Vec<String>> {
-    let (stack, making, manifest, mut lxc, _lock);
+fn clone_claimed(
+    store: &Store,
+    source: &Address,
+    new: &ContainerName,
+    copies: Option<OnProgress<'_>>,
+) -> Result<Vec<String>> {
+    let (mut stack, mut making, manifest, mut lxc, _lock);
     if source.snapshot.is_some() {
         making = Making::begin(store)?;
         // Found anew: from here on nothing that it names is collected.
@@ -205,6 +230,9 @@ fn clone_claimed(store: &Store, source: &Address, new: &ContainerName) -> Result
         making = Making::begin(store)?;
         manifest = container.manifest().clone();
         _lock = Some(container);
+    }
+    if let Some(progress) = copies {
+        stack = vec![super::copy::base(store, &mut making, &stack, progress)?];
     }
     let body = (new, stack.as_slice(), manifest.settings);
     over_layers_and(store, making, body, |id, manifest| match &mut lxc {

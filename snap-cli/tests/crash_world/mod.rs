@@ -300,7 +300,6 @@ fn is_mounted(place: &Path) -> bool {
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// Kills `args` at every call; `about` are the containers that it is about.
-#[allow(dead_code, reason = "not every test needs it")]
 pub(crate) fn at_every_call(mounted: bool, args: &[&str], about: &[&str]) {
     at_every_call_after(&[], mounted, args, about);
 }
