@@ -7,6 +7,7 @@ mod config;
 mod create;
 mod destroy;
 mod diff;
+mod du;
 mod exec;
 mod export;
 mod flatten;
@@ -23,6 +24,7 @@ mod mount;
 mod output;
 mod pause;
 mod progress;
+mod prune;
 mod restore;
 mod rm;
 mod serve;
@@ -153,10 +155,12 @@ verbs! {
     Diff(diff::Args),
     Restore(restore::RestoreArgs),
     Rm(rm::Args),
+    Prune(prune::Args),
     Clone(restore::CloneArgs),
     Flatten(flatten::Args),
     Export(export::Args),
     Import(import::Args),
+    Du(du::Args),
     ImportLxcSnapshots(import_lxc::Args),
     Status(status::Args),
     Destroy(destroy::Args),

@@ -13,6 +13,7 @@ use crate::store::disk;
 use crate::store::layers::Making;
 use crate::store::manifest::{ContainerManifest, LayerId, LayerKind};
 use crate::store::outside::Moving;
+use crate::store::usage::head_layers;
 
 /// How the root file system is given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,29 +84,15 @@ fn untouched(container: &Container<'_>) -> Result<Option<LayerId>> {
     Ok((!used_by_others(container, *base)?).then_some(*base))
 }
 
+/// Whether another container stands on the layer, or a destroyed one that may still come back.
 fn used_by_others(container: &Container<'_>, layer: LayerId) -> Result<bool> {
-    let store = container.store;
-    for (id, record) in store.containers()? {
-        // What can't be read may stand on it.
-        let manifest = record?.body;
-        if id == container.id {
-            continue;
-        }
-        if manifest.stack.contains(&layer) || manifest.origin.contains(&layer) {
-            return Ok(true);
-        }
-        for snapshot in &manifest.snapshots {
-            if store.snapshot(id, snapshot.id)?.stack.contains(&layer) {
-                return Ok(true);
-            }
-        }
-        if let Ok(Some(next)) = store.container_at(&store.pending_file(id))
-            && next.body.stack.contains(&layer)
-        {
-            return Ok(true);
-        }
+    let (store, manifest) = (container.store, container.manifest());
+    let mut own = usize::from(head_layers(manifest).contains(&layer));
+    for snapshot in &manifest.snapshots {
+        let stack = store.snapshot(container.id, snapshot.id)?.stack;
+        own += usize::from(stack.contains(&layer));
     }
-    Ok(false)
+    Ok(store.named()?.times(layer) > own)
 }
 
 /// Gives the root file system back, and tells what people should know. The container is gone from the store.
@@ -120,6 +107,14 @@ pub fn release(
     // Alone: nobody reads the layer that moves, or begins to stand on it.
     let alone = store.alone()?;
     if let Some(base) = untouched(&container)? {
+        if store.is_held(base)? {
+            // What is written to the folder afterwards would show there.
+            let name = container.name();
+            return Err(
+                Error::busy(format!("a snapshot of {name} is mounted to be read"))
+                    .hint(format!("cowl status {name} tells where; unmount it first")),
+            );
+        }
         commit(&mut container, base, None)?;
         let notes = moving::released(container)?;
         // The rest goes once others may work again.

@@ -147,6 +147,7 @@ impl Store {
                 left.half_made.push(id);
             }
         }
+        left.files.extend(temporaries(&self.root.join("cache"))?);
         left.folders = self.orphans()?;
         left.locks = self.stale_locks()?;
         Ok(left)

@@ -13,8 +13,8 @@
 //!       locks/                           one file a lock
 //!       deleted/<id>.<since>.<until>     destroyed containers that may still come back
 //!       trash/                           on its way out
+//!       cache/<id>.json                  what could be found out again (see [`sizes`])
 //!       reserve/                         space for the day when the disk is full
-//!       cache/<id>.json                  what could be found out again
 //!       moving/<id>                      left by a command that changes more than the store, while it does
 //!       stores.json                      the other stores of the family (see [`family`])
 //! ```
@@ -31,6 +31,7 @@ pub mod name;
 pub mod outside;
 pub mod record;
 pub mod reserve;
+pub mod sizes;
 pub mod span;
 pub mod usage;
 
