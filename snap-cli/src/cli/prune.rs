@@ -88,6 +88,10 @@ struct Keep {
 }
 
 impl Verb for Args {
+    fn frees(&self) -> bool {
+        true
+    }
+
     fn run(&self, context: &Context) -> Result<u8> {
         let asked = self.keep.rules()?;
         let Some(name) = &self.name else {

@@ -31,7 +31,7 @@ impl Container<'_> {
         }
         store.forget_places(id);
         self.lock.remove()?;
-        store.collect()?;
+        store.collect_after();
         Ok(id)
     }
 
@@ -41,13 +41,13 @@ impl Container<'_> {
         self.unmount(false)?;
         let (store, id) = (self.store, self.id);
         let left = self.leave_outside()?;
-        store.to_trash(store.container_dir(id), &format!("container-{id}"))?;
+        store.discard_container(id)?;
         if let Some(left) = left {
             left.remove(&id.to_string())?;
             moving::unmark(store, id)?;
         }
         drop(self);
-        store.collect()?;
+        store.collect_after();
         Ok(id)
     }
 
