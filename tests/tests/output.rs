@@ -205,3 +205,18 @@ fn config_tells_values_and_where_they_come_from() {
         .cowl(["list", "--config", "/no/such"])
         .fails(2, &["/no/such"]);
 }
+
+#[test]
+fn what_was_meant_is_told_for_verbs_options_and_values() {
+    let store = store("what_was_meant_is_told_for_verbs_options_and_values");
+    let wrong = |args: &[&str], meant: &str| {
+        store.cowl(args).fails(2, &[meant]);
+    };
+    wrong(&["snapshto", "web"], "'snapshot'");
+    wrong(&["snapshot", "web", "--protct"], "'--protect'");
+    wrong(&["list", "--color", "nevr"], "'never'");
+    wrong(&["completions", "bsh"], "'bash'");
+    store
+        .cowl(["exec", "--snapshot", "wbe", "--", "true"])
+        .fails(125, &["did you mean web?"]);
+}

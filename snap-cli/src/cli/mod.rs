@@ -386,6 +386,27 @@ mod tests {
     }
 
     #[test]
+    fn units_call_what_there_is() {
+        let dist = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("dist");
+        let mut calls = 0;
+        for folder in ["systemd", "apt"] {
+            for entry in std::fs::read_dir(dist.join(folder)).unwrap() {
+                let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+                for call in text.split("@bindir@/").skip(1) {
+                    // Up to the end of the line, or of the shell's condition.
+                    let call = call.lines().next().unwrap();
+                    let call = call.split(';').next().unwrap();
+                    let words = call.replace("\"$name\"", "web").replace("%i", "web");
+                    let words = words.replace("\"before ${what% }\"", "before");
+                    Cli::try_parse_from(words.split_whitespace()).unwrap();
+                    calls += 1;
+                }
+            }
+        }
+        assert_eq!(calls, 5);
+    }
+
+    #[test]
     fn a_command_can_be_typed_again() {
         let args = ["/usr/bin/cowl", "snapshot", "web", "-m", "a b"].map(OsString::from);
         assert_eq!(typed(&args), "cowl snapshot web -m $'a b'");

@@ -224,6 +224,29 @@ impl Copy {
     }
 }
 
+/// What brings the LXC container of a destroyed container back; `None` when it is none, or never went.
+pub(super) fn back(
+    store: &Store,
+    id: ContainerId,
+    manifest: &ContainerManifest,
+) -> Result<Option<Moving>> {
+    let Some(link) = &manifest.lxc else {
+        return Ok(None);
+    };
+    let path = link.config();
+    if disk::is_there(&path)? {
+        if host::config::names(&read_config(link)?, &id.to_string()) {
+            return Ok(None);
+        }
+        return Err(Error::failed(format!(
+            "{} is another LXC container's now",
+            link.dir().display()
+        ))
+        .hint("move that one away first (lxc-copy -R)"));
+    }
+    super::moving::begin_writing(store, id, link.written.clone()).map(Some)
+}
+
 /// Makes the folder of a new LXC container.
 pub(super) fn ensure_dir(link: &Lxc) -> Result<()> {
     let dir = link.dir();

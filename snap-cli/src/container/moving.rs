@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use super::lxc;
 use super::{Container, Swap};
 use crate::error::{Error, Result};
+use crate::host::lxc::config;
 use crate::host::users::quoted;
 use crate::store::bytes::Blob;
 use crate::store::manifest::{ContainerId, ContainerManifest, LayerId};
@@ -74,21 +75,24 @@ impl Leftover {
         self.adopted.is_none() && self.lxc.is_none()
     }
 
-    /// Removes it: the folder that only says where the files went, and LXC's config; LXC's folder when
-    /// nothing else is in it. What anybody else put there stays.
-    pub(super) fn remove(&self, id: &str) -> Result<()> {
+    /// Removes it once the container is gone: the folder that only says where the files went, and LXC's
+    /// config; LXC's folder when nothing else is in it. What anybody else put there stays.
+    pub(super) fn remove(&self, store: &Store, id: ContainerId) -> Result<()> {
+        if self.is_none() {
+            return Ok(());
+        }
         if let Some(adopted) = &self.adopted {
             remove_readme(&adopted.rootfs)?;
             remove_if_empty(&adopted.rootfs)?;
         }
         if let Some(link) = &self.lxc
             && disk::is_there(&link.config())?
-            && crate::host::lxc::config::names(&lxc::read_config(link)?, id)
+            && config::names(&lxc::read_config(link)?, &id.to_string())
         {
             disk::remove_if_there(&link.config())?;
             remove_if_empty(&link.dir())?;
         }
-        Ok(())
+        unmark(store, id)
     }
 }
 
@@ -127,7 +131,7 @@ pub fn finish_all(store: &Store) -> Result<()> {
                 let path = sign(store, id);
                 let bytes = std::fs::read(&path).map_err(|e| Error::at("read", &path, e))?;
                 let rest: Leftover = serde_json::from_slice(&bytes).unwrap_or_default();
-                rest.remove(&name)?;
+                rest.remove(store, id)?;
                 unmark(store, id)?;
                 lock.remove()?;
             }
@@ -213,7 +217,7 @@ pub(super) fn adopted(container: &mut Container<'_>) -> Result<()> {
     if let Some(link) = &mut next.lxc {
         let ours = lxc::ours(container.store, container.id, &name)?;
         let now = lxc::read_config(link)?;
-        let with = crate::host::lxc::config::attach(&now, &ours);
+        let with = config::attach(&now, &ours);
         replace_outside(&link.config(), &with, None)?;
         link.written = Blob(with);
     }
@@ -279,14 +283,14 @@ fn config_back(link: &Lxc, id: &str) -> Result<Option<String>> {
         )));
     }
     let now = lxc::read_config(link)?;
-    if now == original.0 || !crate::host::lxc::config::names(&now, id) {
+    if now == original.0 || !config::names(&now, id) {
         return Ok(None);
     }
     if now == link.written.0 {
         replace_outside(&path, &original.0, None)?;
         return Ok(None);
     }
-    let back = crate::host::lxc::config::detach(&now, Some(&original.0), id);
+    let back = config::detach(&now, Some(&original.0), id);
     replace_outside(&path, &back, None)?;
     Ok(Some(format!(
         "{} was changed meanwhile: only cowl's lines were taken out of it",

@@ -7,6 +7,7 @@ pub mod depth;
 pub mod du;
 pub mod flatten;
 pub mod keep;
+pub mod line;
 pub mod list;
 pub mod lxc_import;
 pub mod meta;
