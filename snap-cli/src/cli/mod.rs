@@ -2,6 +2,7 @@
 //! errors and exit codes. The doc comments of the argument types are the help.
 
 mod adopt;
+mod check;
 mod complete;
 mod config;
 mod create;
@@ -26,6 +27,7 @@ mod output;
 mod pause;
 mod progress;
 mod prune;
+mod rename;
 mod restore;
 mod rm;
 mod serve;
@@ -154,6 +156,7 @@ verbs! {
     Comment(meta::CommentArgs),
     Tag(meta::TagArgs),
     Protect(meta::ProtectArgs),
+    Rename(rename::Args),
     Diff(diff::Args),
     Restore(restore::RestoreArgs),
     Rm(rm::Args),
@@ -168,6 +171,7 @@ verbs! {
     Destroy(destroy::Args),
     Undelete(undelete::Args),
     Gc(gc::Args),
+    Check(check::Args),
     Config(config::Args),
     Completions(complete::Args),
     #[command(hide = true)]
