@@ -121,6 +121,17 @@ fn hooks_run_around_snapshot_restore_and_rm() {
         machine.log(),
         "pre-rm web [snap0 mine] \npost-rm web [snap0 mine] done\n"
     );
+    for when in ["pre-destroy", "post-destroy"] {
+        machine.hook(when, "note", NOTE);
+    }
+    let base = machine.path("base");
+    machine.ok(&["create", "gone", "--from", base.to_str().unwrap()]);
+    machine.ok(&["destroy", "gone", "--dry-run"]);
+    machine.ok(&["destroy", "gone", "--yes"]);
+    assert_eq!(
+        machine.log(),
+        "pre-destroy gone [] \npost-destroy gone [] done\n"
+    );
     // Nothing is done, so nothing is told.
     machine.ok(&["snapshot", "web", "--name", "last"]);
     machine.log();

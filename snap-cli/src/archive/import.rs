@@ -37,9 +37,15 @@ pub fn path(
         .context("can't read the source", name)?
         .file_type();
     if kind.is_dir() {
-        return super::tree::import(source, target, space, progress);
+        return super::tree::import(source, target, Some(space), progress);
     }
     tar(file, target, space, progress)
+}
+
+/// Makes the empty folder `target` a copy of the folder `source`, as it is: for folders that are no layers,
+/// and those of other programs that are.
+pub fn plain(source: &Path, target: &Path, progress: OnProgress<'_>) -> Result<Imported> {
+    super::tree::import(source, target, None, progress)
 }
 
 /// Fills `target` from a tar stream, plain or compressed with gzip, zstd or xz.

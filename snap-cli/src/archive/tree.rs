@@ -1,4 +1,4 @@
-//! Copying a folder of this machine into a new tree, exactly: owners, modes, times, links, devices,
+//! Copying a folder of this machine into a new tree, a layer's or a plain one, exactly: owners, modes, times, links, devices,
 //! attributes, holes. Stays on one file system. Works by folder descriptors, so that no path is too
 //! long and nobody can lead the copy astray by exchanging a folder for a link meanwhile.
 
@@ -10,7 +10,7 @@ use std::path::Path;
 use cowl_fs::error::Errno;
 use cowl_fs::format::XattrSpace;
 use cowl_fs::sys::stat::{FileKind, Stat};
-use cowl_fs::sys::{copy, dir, stat, xattr};
+use cowl_fs::sys::{copy, dir, node, stat, xattr};
 use rustix::fs::OFlags;
 
 use super::import::Imported;
@@ -41,7 +41,8 @@ struct Copy<'a> {
     /// Where the first name of each hard-linked file went.
     linked: HashMap<u64, (Vec<u8>, u64)>,
     places: Places,
-    space: XattrSpace,
+    /// Of the layer that is filled; `None` for a plain folder, in which nothing is a mark.
+    space: Option<XattrSpace>,
     progress: OnProgress<'a>,
     out: Imported,
 }
@@ -50,7 +51,7 @@ struct Copy<'a> {
 pub(super) fn import(
     source: &Path,
     target: &Path,
-    space: XattrSpace,
+    space: Option<XattrSpace>,
     progress: OnProgress<'_>,
 ) -> Result<Imported> {
     let name = source.as_os_str().as_bytes();
@@ -203,7 +204,11 @@ impl Copy<'_> {
         let Some((_, target)) = self.here() else {
             return Ok(false);
         };
-        make::link(copy.as_fd(), target, name, self.space, path)?;
+        match self.space {
+            Some(space) => make::link(copy.as_fd(), target, name, space, path)?,
+            None => node::link_fd(copy.as_fd(), target, name)
+                .context("can't make the hard link", path)?,
+        }
         Ok(true)
     }
 
@@ -217,7 +222,7 @@ impl Copy<'_> {
         path: &[u8],
     ) -> Result<()> {
         let xattrs = xattr::all(source.as_fd()).context("can't read the attributes", path)?;
-        let xattrs = make::escaped(self.space, xattrs);
+        let xattrs = kept(self.space, xattrs);
         let mut todo = Vec::new();
         if stat.dev == self.dev {
             let entries = dir::entries(source.as_fd()).context("can't read the folder", path)?;
@@ -279,6 +284,14 @@ impl Copy<'_> {
     }
 }
 
+/// The attributes as the copy keeps them.
+fn kept(space: Option<XattrSpace>, xattrs: make::Xattrs) -> make::Xattrs {
+    match space {
+        Some(space) => make::escaped(space, xattrs),
+        None => xattrs,
+    }
+}
+
 /// Copies anything but a folder, and says how many bytes of content it has.
 fn copy_one(
     source: BorrowedFd<'_>,
@@ -286,11 +299,11 @@ fn copy_one(
     name: &[u8],
     found: &OwnedFd,
     stat: &Stat,
-    space: XattrSpace,
+    space: Option<XattrSpace>,
     path: &[u8],
 ) -> Result<u64> {
     let xattrs = xattr::all(found.as_fd()).context("can't read the attributes", path)?;
-    let attrs = Attrs::of(stat, make::escaped(space, xattrs));
+    let attrs = Attrs::of(stat, kept(space, xattrs));
     let kind = stat.kind();
     match kind {
         FileKind::Regular => {
@@ -306,7 +319,11 @@ fn copy_one(
             make::symlink(target, name, &link, &attrs, path)?;
         }
         FileKind::CharDevice | FileKind::BlockDevice | FileKind::Fifo | FileKind::Socket => {
-            make::special(target, name, (kind, stat.rdev), &attrs, space, path)?;
+            let what = (kind, stat.rdev);
+            match space {
+                Some(space) => make::special(target, name, what, &attrs, space, path)?,
+                None => make::node(target, name, what, &attrs, path)?,
+            }
         }
         FileKind::Directory => {}
     }

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 
+use super::pause::Pause;
 use super::{Context, Verb, output};
 use crate::container::Container;
 use crate::error::Result;
@@ -29,6 +30,8 @@ pub(super) struct Args {
     /// mounts do so by themselves: see depth_limit in the configuration file)
     #[arg(long, value_name = "LAYERS", conflicts_with_all = ["range", "base", "dry_run"])]
     depth: Option<usize>,
+    #[command(flatten)]
+    pause: Pause,
     /// Only say what would be done
     #[arg(long)]
     dry_run: bool,
@@ -46,17 +49,21 @@ impl Verb for Args {
             base: self.base,
         };
         let store = context.store_of(&name)?;
-        let mut container = Container::open(&store, &name)?;
         let mut bar = output::Bar::new("merging");
-        let (merged, depth) = if let Some(limit) = self.depth {
-            let merged = shrink(&mut container, limit, &mut |done| bar.tell(done))?;
-            (merged, container.manifest().stack.len())
-        } else {
-            let done = match self.dry_run {
-                true => plan(&container, &which)?,
-                false => flatten(&mut container, &which, &mut |done| bar.tell(done))?,
-            };
+        let (merged, depth) = if self.dry_run {
+            let done = plan(&Container::open(&store, &name)?, &which)?;
             (done.merged, done.depth)
+        } else {
+            self.pause.round(&store, &name, || {
+                let mut container = Container::open(&store, &name)?;
+                let mut tell = |done| bar.tell(done);
+                if let Some(limit) = self.depth {
+                    let merged = shrink(&mut container, limit, &mut tell)?;
+                    return Ok((merged, container.manifest().stack.len()));
+                }
+                let done = flatten(&mut container, &which, &mut tell)?;
+                Ok((done.merged, done.depth))
+            })?
         };
         drop(bar);
         let would = if self.dry_run { "would be " } else { "" };

@@ -1,23 +1,31 @@
 //! The command line: one file a verb, each a few lines over the library; output as tables or JSON;
 //! errors and exit codes. The doc comments of the argument types are the help.
 
+mod adopt;
 mod complete;
 mod config;
 mod create;
 mod destroy;
 mod diff;
+mod du;
 mod exec;
 mod export;
 mod flatten;
 mod gc;
+mod hook;
 mod hooks;
 mod import;
+mod import_lxc;
 mod list;
+mod lxc;
+mod lxc_snapshot;
 mod man;
 mod meta;
 mod mount;
 mod output;
+mod pause;
 mod progress;
+mod prune;
 mod restore;
 mod rm;
 mod serve;
@@ -38,6 +46,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Asked, Config, When};
 use crate::container::Container;
+use crate::container::moving::finish_all;
 use crate::error::{Error, Kind, Result};
 use crate::host::users::quoted;
 use crate::snapshot::{State, depth, resolve};
@@ -102,6 +111,11 @@ trait Verb {
         true
     }
 
+    /// Whether it frees space, and so is to work on a full disk as well. It may be run twice then.
+    fn frees(&self) -> bool {
+        false
+    }
+
     /// The exit code of a failure of cowl itself.
     fn code(&self, kind: Kind) -> u8 {
         kind.code()
@@ -128,6 +142,9 @@ macro_rules! verbs {
 
 verbs! {
     Create(create::Args),
+    Adopt(adopt::AdoptArgs),
+    Release(adopt::ReleaseArgs),
+    Lxc(lxc::Args),
     Mount(mount::MountArgs),
     Umount(mount::UmountArgs),
     Exec(exec::ExecArgs),
@@ -140,10 +157,13 @@ verbs! {
     Diff(diff::Args),
     Restore(restore::RestoreArgs),
     Rm(rm::Args),
+    Prune(prune::Args),
     Clone(restore::CloneArgs),
     Flatten(flatten::Args),
     Export(export::Args),
     Import(import::Args),
+    Du(du::Args),
+    ImportLxcSnapshots(import_lxc::Args),
     Status(status::Args),
     Destroy(destroy::Args),
     Undelete(undelete::Args),
@@ -152,6 +172,8 @@ verbs! {
     Completions(complete::Args),
     #[command(hide = true)]
     Man(man::Args),
+    #[command(hide = true)]
+    Hook(hook::Args),
     #[command(hide = true)]
     Serve(serve::Args),
     #[command(hide = true)]
@@ -195,10 +217,25 @@ impl Context {
     )]
     fn cleaned(&self, store: Store) -> Result<Store> {
         // Not being allowed to clean up, or a damaged container, need not keep this command from its work.
+        if let Err(error) = finish_all(&store) {
+            log::warn!("{error}");
+        }
         if let Err(error) = store.collect() {
             log::info!("cleaning up: {error}");
         }
+        if let Err(error) = store.keep_reserve() {
+            log::debug!("no space is set aside: {error}");
+        }
         Ok(store)
+    }
+
+    /// Gives up what is set aside for the day when the disk is full; false where nothing was.
+    fn give_up_reserves(&self) -> Result<bool> {
+        let mut given = false;
+        for store in Store::family(&self.root, &self.session)? {
+            given |= store.give_up_reserve()?;
+        }
+        Ok(given)
     }
 
     /// Merges layers of a container that has too many of them and is not mounted.
@@ -253,6 +290,9 @@ pub fn main() -> ExitCode {
     complete::answer();
     let args: Vec<OsString> = std::env::args_os().collect();
     output::start_log();
+    if lxc_snapshot::is_called(&args) {
+        return lxc_snapshot::main(&args);
+    }
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(error) => return output::usage(&error),
@@ -279,7 +319,16 @@ pub fn main() -> ExitCode {
             },
             config,
         };
-        cli.verb.verb().run(&context)
+        let verb = cli.verb.verb();
+        match verb.run(&context) {
+            Err(error) if error.is_no_space() && verb.frees() && context.give_up_reserves()? => {
+                output::note("the disk is full: using the space that was set aside for this");
+                verb.run(&context)
+            }
+            Err(error) if error.is_no_space() && error.hint.is_none() => Err(error
+                .hint("make room on the disk (`cowl rm` works all the same); nothing was changed")),
+            done => done,
+        }
     };
     match run() {
         Ok(code) => ExitCode::from(code),
@@ -294,6 +343,12 @@ pub fn main() -> ExitCode {
 /// Whether a yes is given at the terminal. Without one, `--yes` must say it.
 fn confirm(question: &str) -> Result<()> {
     use std::io::{BufRead, IsTerminal, Write};
+    use std::sync::OnceLock;
+    // A command that runs a second time on a full disk is not to ask twice.
+    static GIVEN: OnceLock<String> = OnceLock::new();
+    if GIVEN.get().is_some_and(|given| given == question) {
+        return Ok(());
+    }
     let stdin = std::io::stdin();
     let lost = |e: std::io::Error| Error::failed("cannot ask").because(e);
     if !stdin.is_terminal() {
@@ -309,7 +364,10 @@ fn confirm(question: &str) -> Result<()> {
     let mut answer = String::new();
     stdin.lock().read_line(&mut answer).map_err(lost)?;
     match answer.trim().to_ascii_lowercase().as_str() {
-        "y" | "yes" => Ok(()),
+        "y" | "yes" => {
+            GIVEN.get_or_init(|| question.to_owned());
+            Ok(())
+        }
         _ => Err(Error::failed("nothing was done: the answer was not yes")),
     }
 }
@@ -323,6 +381,27 @@ mod tests {
     #[test]
     fn the_grammar_holds_together() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn units_call_what_there_is() {
+        let dist = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("dist");
+        let mut calls = 0;
+        for folder in ["systemd", "apt"] {
+            for entry in std::fs::read_dir(dist.join(folder)).unwrap() {
+                let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+                for call in text.split("@bindir@/").skip(1) {
+                    // Up to the end of the line, or of the shell's condition.
+                    let call = call.lines().next().unwrap();
+                    let call = call.split(';').next().unwrap();
+                    let words = call.replace("\"$name\"", "web").replace("%i", "web");
+                    let words = words.replace("\"before ${what% }\"", "before");
+                    Cli::try_parse_from(words.split_whitespace()).unwrap();
+                    calls += 1;
+                }
+            }
+        }
+        assert_eq!(calls, 5);
     }
 
     #[test]

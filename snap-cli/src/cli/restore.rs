@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 
+use super::pause::Pause;
 use super::{Context, Verb, output};
 use crate::container::Container;
 use crate::error::{Error, Result};
@@ -24,6 +25,11 @@ pub(super) struct RestoreArgs {
     /// A name for a new container; the old one is left as it is
     #[arg(value_name = "NEW")]
     new: Option<OsString>,
+    /// Bring the LXC container's config back too, as it was at the snapshot
+    #[arg(long, conflicts_with = "new")]
+    with_config: bool,
+    #[command(flatten)]
+    pause: Pause,
     /// Only say what would be done
     #[arg(long)]
     dry_run: bool,
@@ -53,7 +59,15 @@ impl Verb for RestoreArgs {
         }
         let to = Some(snapshot.as_str());
         let done = context.hooked(Event::Restore, &store, &name, to, |_| {
-            restore(&mut Container::open(&store, &name)?, &snapshot)
+            self.pause.round(&store, &name, || {
+                let mut container = Container::open(&store, &name)?;
+                if self.with_config {
+                    container.with_config_of(&snapshot)?;
+                }
+                let restored = restore(&mut container, &snapshot)?;
+                container.finish_outside()?;
+                Ok(restored)
+            })
         })?;
         if let Some(auto) = done.kept_as {
             output::note(&format!(
@@ -100,5 +114,8 @@ fn make(context: &Context, source: &Address, new: &ContainerName, dry_run: bool)
                 .hint("choose another name"),
         );
     }
-    clone(&store, source, new)
+    for note in clone(&store, source, new)? {
+        output::note(&note);
+    }
+    Ok(())
 }

@@ -40,6 +40,10 @@ pub(super) struct Args {
 }
 
 impl Verb for Args {
+    fn frees(&self) -> bool {
+        true
+    }
+
     fn run(&self, context: &Context) -> Result<u8> {
         let (name, choice) = self.parse()?;
         let store = context.store_of(&name)?;

@@ -69,10 +69,20 @@ fn import_into(
 /// Makes the container `name` with an empty head over `below`. The name is claimed by the caller.
 pub fn over_layers(
     store: &Store,
-    mut making: Making<'_>,
+    making: Making<'_>,
     name: &ContainerName,
     below: &[LayerId],
     settings: Map<String, serde_json::Value>,
+) -> Result<ContainerId> {
+    over_layers_and(store, making, (name, below, settings), |_, _| Ok(()))
+}
+
+/// The same; `more` fills in what else its manifest is to say.
+pub fn over_layers_and(
+    store: &Store,
+    mut making: Making<'_>,
+    (name, below, settings): (&ContainerName, &[LayerId], Map<String, serde_json::Value>),
+    more: impl FnOnce(ContainerId, &mut ContainerManifest) -> Result<()>,
 ) -> Result<ContainerId> {
     let Some(top) = below.first() else {
         return Err(Error::damaged("a state without any layer"));
@@ -81,7 +91,7 @@ pub fn over_layers(
     let id = making.container()?;
     let mut stack = vec![head];
     stack.extend_from_slice(below);
-    let manifest = ContainerManifest {
+    let mut manifest = ContainerManifest {
         name: name.clone(),
         head,
         stack,
@@ -92,8 +102,12 @@ pub fn over_layers(
         next_auto: 0,
         created: crate::store::now(),
         settings,
+        adopted: None,
+        lxc: None,
+        moving: None,
         extra: Map::new(),
     };
+    more(id, &mut manifest)?;
     making.sync()?;
     match disk::replace(&store.container_file(id), &Record::first(manifest)) {
         Ok(()) => making.done()?,

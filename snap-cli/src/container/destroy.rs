@@ -3,7 +3,8 @@
 
 use jiff::Span;
 
-use super::Container;
+use super::moving::{self, Leftover};
+use super::{Container, Swap, lxc};
 use crate::error::{Error, Result};
 use crate::store::manifest::ContainerId;
 use crate::store::span;
@@ -19,11 +20,13 @@ impl Container<'_> {
     }
 
     /// The same, to be kept for a span of time.
-    pub fn destroy_keeping(self, keep: &Span) -> Result<ContainerId> {
+    pub fn destroy_keeping(mut self, keep: &Span) -> Result<ContainerId> {
         self.unmount(false)?;
         let (store, id) = (self.store, self.id);
+        let left = self.leave_outside()?;
         store.delete(id, span::until(keep))?;
         store.forget_places(id);
+        left.remove(store, id)?;
         self.lock.remove()?;
         store.collect()?;
         Ok(id)
@@ -31,13 +34,33 @@ impl Container<'_> {
 
     /// The same for good: what it took on the disk is free when this returns, unless another command is at
     /// work.
-    pub fn destroy_now(self) -> Result<ContainerId> {
+    pub fn destroy_now(mut self) -> Result<ContainerId> {
         self.unmount(false)?;
         let (store, id) = (self.store, self.id);
+        let left = self.leave_outside()?;
         store.to_trash(store.container_dir(id), &format!("container-{id}"))?;
+        left.remove(store, id)?;
         drop(self);
         store.collect()?;
         Ok(id)
+    }
+
+    /// Prepares what is to be removed outside the store once the container is gone: whoever comes next
+    /// finishes that. LXC's config as it is now goes with the container.
+    fn leave_outside(&mut self) -> Result<Leftover> {
+        let left = Leftover::of(self.manifest());
+        if left.is_none() {
+            return Ok(left);
+        }
+        if let Some(now) = lxc::config_copy(self) {
+            let mut next = self.manifest().clone();
+            if let Some(link) = &mut next.lxc {
+                link.written = now;
+            }
+            self.commit(next, None, |_| Ok(Swap::Done))?;
+        }
+        moving::mark(self.store, self.id, &left)?;
+        Ok(left)
     }
 
     /// Refuses while it has protected snapshots.

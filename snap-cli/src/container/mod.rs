@@ -6,12 +6,18 @@
 //! daemon is told between the two (docs/decisions/0003). Whoever opens a container first finishes what
 //! a killed command left in that file.
 
+pub mod adopt;
 pub mod create;
 pub mod daemon;
 pub mod destroy;
 pub mod enter;
 pub mod exec;
+pub mod hook;
+pub mod lxc;
+pub mod lxc_snaps;
 pub mod mount;
+pub mod moving;
+pub mod release;
 pub mod rename;
 pub mod serve;
 pub mod state;
@@ -19,6 +25,7 @@ pub mod undelete;
 pub mod whole;
 
 use crate::error::{Error, Result};
+use crate::store::bytes::Blob;
 use crate::store::layers::Making;
 use crate::store::lock::Lock;
 use crate::store::manifest::{ContainerId, ContainerManifest, SnapshotManifest, SnapshotRef};
@@ -32,6 +39,8 @@ pub struct Container<'s> {
     store: &'s Store,
     id: ContainerId,
     record: Record<ContainerManifest>,
+    /// LXC's config as it is to be once the next change is committed.
+    config: Option<Blob>,
     lock: Lock,
 }
 
@@ -39,8 +48,7 @@ impl<'s> Container<'s> {
     /// Locks the container, finishes or drops what a killed command left, and mounts anew what a dead
     /// daemon left.
     pub fn open(store: &'s Store, name: &ContainerName) -> Result<Self> {
-        let mut container = Self::open_as_it_is(store, name)?;
-        container.settle()?;
+        let container = Self::open_settled(store, name)?;
         container.revive()?;
         Ok(container)
     }
@@ -48,10 +56,18 @@ impl<'s> Container<'s> {
     /// The same for those who are about to unmount it: what a dead daemon left is taken away.
     /// True when there was something.
     pub fn open_to_unmount(store: &'s Store, name: &ContainerName) -> Result<(Self, bool)> {
-        let mut container = Self::open_as_it_is(store, name)?;
-        container.settle()?;
+        let container = Self::open_settled(store, name)?;
         let dead = container.bury()?.is_some();
         Ok((container, dead))
+    }
+
+    fn open_settled(store: &'s Store, name: &ContainerName) -> Result<Self> {
+        let container = Self::open_as_it_is(store, name)?;
+        moving::finish(container)?.ok_or_else(|| {
+            Error::not_found(format!(
+                "there is no container named {name}: what a killed command had begun was brought to its end"
+            ))
+        })
     }
 
     fn open_as_it_is(store: &'s Store, name: &ContainerName) -> Result<Self> {
@@ -63,6 +79,7 @@ impl<'s> Container<'s> {
                 store,
                 id,
                 record,
+                config: None,
                 lock,
             }),
             Some(_) | None => {
@@ -139,12 +156,15 @@ impl<'s> Container<'s> {
     /// what became of it, this finds out as the next command would.
     pub fn commit(
         &mut self,
-        body: ContainerManifest,
+        mut body: ContainerManifest,
         making: Option<Making<'_>>,
         between: impl FnOnce(&Self) -> Result<Swap>,
     ) -> Result<()> {
         let path = self.store.pending_file(self.id);
         disk::remove_if_there(&path)?;
+        if let Some(config) = self.config.take() {
+            body.moving = Some(moving::begin_writing(self.store, self.id, config)?);
+        }
         let next = self.record.next(body);
         let mut making = making;
         // All is made first and then synced, what is named before what names it: one commit of the

@@ -139,6 +139,7 @@ impl Container<'_> {
             Ok(()) => {
                 if !again {
                     state::remove(self.store, self.id)?;
+                    self.remove_mount_point();
                 }
                 Ok(Some(state))
             }
@@ -148,6 +149,16 @@ impl Container<'_> {
                 }
                 Err(error)
             }
+        }
+    }
+
+    /// LXC's own tools would take an empty folder for the root file system, and snapshot that.
+    fn remove_mount_point(&self) {
+        let place = self.store.mount_dir(self.id);
+        if self.manifest().lxc.is_some()
+            && let Err(error) = std::fs::remove_dir(&place)
+        {
+            log::debug!("{}", Error::at("remove", &place, error));
         }
     }
 
@@ -220,6 +231,11 @@ impl Container<'_> {
 
     /// The refusal that names who is in the way and what to type.
     pub fn in_use(&self, users: &[User]) -> Error {
+        let who = &self.store.session().who;
+        if let Some(how) = super::lxc::how_to_stop(self, who) {
+            let users = users::describe(users);
+            return Error::busy(format!("{} is in use by {users}", self.name())).hint(how);
+        }
         let pids: Vec<_> = users.iter().map(|user| user.pid.to_string()).collect();
         Error::busy(format!(
             "{} is in use by {}",

@@ -36,6 +36,9 @@ pub fn detach_from_shell() -> Result<()> {
         Ok(_) | Err(rustix::io::Errno::PERM) => {}
         Err(error) => return Err(lost(error.into())),
     }
+    if rustix::process::geteuid().is_root() {
+        host::cgroup::leave();
+    }
     std::env::set_current_dir("/").map_err(lost)
 }
 

@@ -1,8 +1,14 @@
-//! The machine outside: what is mounted, who uses it. It knows nothing of stores and containers.
+//! The machine outside: what is mounted, who uses it, LXC's containers. It knows nothing of stores and of
+//! containers in them.
 
+pub mod cgroup;
 pub mod flocks;
 pub mod hooks;
+pub mod inside;
+pub mod lxc;
+pub mod lxc_snaps;
 pub mod mountinfo;
+pub mod process;
 pub mod users;
 
 use std::path::Path;

@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+
 use crate::error::{Error, Result};
 
 /// One mount.
@@ -87,6 +89,20 @@ pub fn read() -> Result<Vec<Mount>> {
     std::fs::read(path)
         .map(|text| parse(&text))
         .map_err(|error| Error::at("read", path, error))
+}
+
+/// The mount that `path` lies in.
+pub fn holding(path: &Path) -> Result<Mount> {
+    let at = |error: std::io::Error| Error::at("look at", path, error);
+    let stat = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID).map_err(|e| at(e.into()))?;
+    let found = read()?
+        .into_iter()
+        .find(|mount| mount.id == stat.stx_mnt_id);
+    found.ok_or_else(|| {
+        at(std::io::Error::other(
+            "the mount that it lies in is not to be found",
+        ))
+    })
 }
 
 /// What is mounted at `at` itself: of several, the one on top.

@@ -110,7 +110,7 @@ pub fn of(dev: Device, except: &[u32]) -> Result<Vec<User>> {
     Ok(users)
 }
 
-fn pids() -> Result<Vec<u32>> {
+pub(super) fn pids() -> Result<Vec<u32>> {
     let root = Path::new("/proc");
     let at = |error| Error::at("list", root, error);
     let mut pids = Vec::new();
@@ -122,7 +122,7 @@ fn pids() -> Result<Vec<u32>> {
     Ok(pids)
 }
 
-fn command(proc: &Path) -> String {
+pub(super) fn command(proc: &Path) -> String {
     match fs::read(proc.join("comm")) {
         Ok(name) => name.trim_ascii().escape_ascii().to_string(),
         Err(_) => "?".to_owned(),

@@ -4,9 +4,14 @@
 //! new, empty layer becomes the head. Nothing is copied.
 
 pub mod depth;
+pub mod du;
 pub mod flatten;
+pub mod keep;
+pub mod line;
 pub mod list;
+pub mod lxc_import;
 pub mod meta;
+pub mod prune;
 pub mod readers;
 pub mod remove;
 pub mod restore;

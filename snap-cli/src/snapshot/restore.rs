@@ -1,8 +1,9 @@
 //! Going back to a snapshot, under the same name or a new one, and cloning.
 
 use super::take::{drop_if_unnamed, write_file};
-use super::{Container, State, resolve};
-use crate::container::create::over_layers;
+use super::{Container, resolve};
+use crate::container::create::over_layers_and;
+use crate::container::lxc;
 use crate::container::{Swap, state::RunState};
 use crate::error::{Error, Result};
 use crate::store::Store;
@@ -107,8 +108,9 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
     Ok(kept.map(|(_, name)| name))
 }
 
-/// Makes the container `new` over the layers of a state. What the source is now is frozen first.
-pub fn clone(store: &Store, source: &Address, new: &ContainerName) -> Result<()> {
+/// Makes the container `new` over the layers of a state. What the source is now is frozen first. The copy of
+/// an LXC container is one too, with a name and addresses of its own. Tells what people should know.
+pub fn clone(store: &Store, source: &Address, new: &ContainerName) -> Result<Vec<String>> {
     // Whatever is wrong with the source is told before anything about the new name.
     resolve(store, source)?;
     let claim = store.claim(new)?;
@@ -117,25 +119,33 @@ pub fn clone(store: &Store, source: &Address, new: &ContainerName) -> Result<()>
     made
 }
 
-fn clone_claimed(store: &Store, source: &Address, new: &ContainerName) -> Result<()> {
-    let state = match source.snapshot {
-        Some(_) => {
-            let making = Making::begin(store)?;
-            // Found anew: from here on nothing that it names is collected.
-            let State {
-                stack, manifest, ..
-            } = resolve(store, source)?;
-            store.open_layers(&stack)?;
-            over_layers(store, making, new, &stack, manifest.settings)?;
-            return Ok(());
-        }
-        None => {
-            let mut container = Container::open(store, &source.container)?;
-            (container.freeze()?, container)
-        }
+fn clone_claimed(store: &Store, source: &Address, new: &ContainerName) -> Result<Vec<String>> {
+    let (stack, making, manifest, mut lxc, _lock);
+    if source.snapshot.is_some() {
+        making = Making::begin(store)?;
+        // Found anew: from here on nothing that it names is collected.
+        let state = resolve(store, source)?;
+        store.open_layers(&state.stack)?;
+        let kept = state.snapshot.as_ref().and_then(|(_, s)| s.config.as_ref());
+        lxc = lxc::Copy::of((state.container, &state.manifest), kept, new)?;
+        (stack, manifest, _lock) = (state.stack, state.manifest, None);
+    } else {
+        let mut container = Container::open(store, &source.container)?;
+        lxc = lxc::Copy::of((container.id(), container.manifest()), None, new)?;
+        stack = container.freeze()?;
+        making = Making::begin(store)?;
+        manifest = container.manifest().clone();
+        _lock = Some(container);
+    }
+    let body = (new, stack.as_slice(), manifest.settings);
+    over_layers_and(store, making, body, |id, manifest| match &mut lxc {
+        Some(lxc) => lxc.fill(store, id, manifest),
+        None => Ok(()),
+    })?;
+    let Some(lxc) = lxc else {
+        return Ok(Vec::new());
     };
-    let (stack, container) = state;
-    let settings = container.manifest().settings.clone();
-    over_layers(store, Making::begin(store)?, new, &stack, settings)?;
-    Ok(())
+    // Who opens it first makes what is outside the store.
+    drop(Container::open(store, new)?);
+    Ok(lxc.notes)
 }

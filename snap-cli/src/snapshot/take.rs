@@ -6,9 +6,12 @@ use serde_json::Map;
 
 use crate::container::Container;
 use crate::error::{Error, Result};
+use crate::host::lxc_snaps;
 use crate::store::disk;
 use crate::store::layers::Making;
-use crate::store::manifest::{LayerId, SnapshotId, SnapshotKind, SnapshotManifest, SnapshotRef};
+use crate::store::manifest::{
+    ContainerManifest, LayerId, SnapshotId, SnapshotKind, SnapshotManifest, SnapshotRef,
+};
 use crate::store::name::SnapshotName;
 use crate::store::record::Record;
 
@@ -40,6 +43,7 @@ pub fn take(container: &mut Container<'_>, wish: &Wish) -> Result<SnapshotName> 
             name.clone()
         }
         None => {
+            next.next_snap = next.next_snap.max(after_lxc(&next)?);
             let name = SnapshotName::counted(next.next_snap);
             next.next_snap = next.next_snap.saturating_add(1);
             name
@@ -68,6 +72,19 @@ pub fn take(container: &mut Container<'_>, wish: &Wish) -> Result<SnapshotName> 
     let done = container.commit_freeze(next, Some(making));
     drop_if_unnamed(container, id)?;
     done.map(|()| name)
+}
+
+/// The number after those of the snapshots that LXC's own tools made of the same container: each name is
+/// to mean one.
+fn after_lxc(manifest: &ContainerManifest) -> Result<u64> {
+    let Some(lxc) = &manifest.lxc else {
+        return Ok(0);
+    };
+    let container = crate::host::lxc::Container {
+        lxcpath: lxc.lxcpath.clone(),
+        name: lxc.name.clone(),
+    };
+    lxc_snaps::next_number(&lxc_snaps::folder(&container)?)
 }
 
 /// Whether people may give a snapshot of the container this name.
@@ -107,7 +124,7 @@ pub(super) fn write_file(
     let body = SnapshotManifest {
         stack: stack.to_vec(),
         settings: manifest.settings.clone(),
-        config: None,
+        config: crate::container::lxc::config_copy(container),
         extra: Map::new(),
     };
     let path = store.snapshot_file(container.id(), id);

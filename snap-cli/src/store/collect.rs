@@ -114,11 +114,6 @@ impl Store {
         self.clear(alone, &left)
     }
 
-    /// Alone in the store, after waiting for others.
-    pub fn alone(&self) -> Result<Lock> {
-        self.lock("store", Mode::Exclusive)
-    }
-
     /// What lies about. `all_deleted`: destroyed containers count as over, whatever their time. Be alone in
     /// the store: what a command is just making looks like something left over.
     pub fn leftovers(&self, all_deleted: bool) -> Result<Leftovers> {
@@ -152,6 +147,7 @@ impl Store {
                 left.half_made.push(id);
             }
         }
+        left.files.extend(temporaries(&self.root.join("cache"))?);
         left.folders = self.orphans()?;
         left.locks = self.stale_locks()?;
         Ok(left)
@@ -429,6 +425,9 @@ mod tests {
             next_auto: 0,
             created: super::super::now(),
             settings: Map::new(),
+            adopted: None,
+            lxc: None,
+            moving: None,
             extra: Map::new(),
         };
         disk::replace(&store.container_file(id), &Record::first(manifest)).unwrap();

@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use super::bytes::Blob;
 use super::name::{ContainerName, SnapshotName};
+use super::outside::{Adopted, Lxc, Moving};
 use super::record::Body;
 
 macro_rules! id_type {
@@ -106,6 +108,15 @@ pub struct ContainerManifest {
     /// Options that people set.
     #[serde(default)]
     pub settings: Map<String, Value>,
+    /// Where it was taken over from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<Adopted>,
+    /// The LXC container that it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lxc: Option<Lxc>,
+    /// A change under way that needs more than this file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving: Option<Moving>,
     /// What this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
@@ -185,7 +196,7 @@ pub struct SnapshotManifest {
     pub settings: Map<String, Value>,
     /// The text of the container's own configuration (LXC's) at that time, where it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub config: Option<String>,
+    pub config: Option<Blob>,
     /// What this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
@@ -300,6 +311,9 @@ mod tests {
             next_auto: 0,
             created: "2026-11-23T16:00:00Z".to_owned(),
             settings: Map::new(),
+            adopted: None,
+            lxc: None,
+            moving: None,
             extra: Map::new(),
         }
     }

@@ -13,10 +13,13 @@
 //!       locks/                           one file a lock
 //!       deleted/<id>.<since>.<until>     destroyed containers that may still come back
 //!       trash/                           on its way out
-//!       cache/<id>.json                  what could be found out again
+//!       cache/<id>.json                  what could be found out again (see [`sizes`])
+//!       reserve/                         space for the day when the disk is full
+//!       moving/<id>                      left by a command that changes more than the store, while it does
 //!       stores.json                      the other stores of the family (see [`family`])
 //! ```
 
+pub mod bytes;
 pub mod collect;
 pub mod deleted;
 pub mod disk;
@@ -25,7 +28,10 @@ pub mod layers;
 pub mod lock;
 pub mod manifest;
 pub mod name;
+pub mod outside;
 pub mod record;
+pub mod reserve;
+pub mod sizes;
 pub mod span;
 pub mod usage;
 
@@ -293,6 +299,17 @@ impl Store {
     /// Alone with one container.
     pub fn lock_container(&self, id: ContainerId) -> Result<Lock> {
         self.lock(&format!("container-{id}"), Mode::Exclusive)
+    }
+
+    /// The same without waiting; `None` when somebody is at work on it.
+    pub fn try_lock_container(&self, id: ContainerId) -> Result<Option<Lock>> {
+        let path = self.lock_file(&format!("container-{id}"));
+        Lock::try_take(&path, Mode::Exclusive, &self.session.who)
+    }
+
+    /// Alone with the store: nobody makes or reads anything.
+    pub fn alone(&self) -> Result<Lock> {
+        self.lock("store", Mode::Exclusive)
     }
 
     /// The right to give `name` to a new container, which nobody in the family of stores has or claims.

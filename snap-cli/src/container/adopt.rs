@@ -1,0 +1,405 @@
+//! Taking over a root file system where it stands: a container of LXC's, or any folder. Nothing is copied:
+//! the folder becomes a layer by one rename, so the store must be on its file system.
+
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use cowl_fs::format::XattrSpace;
+use cowl_fs::sys::stat::FileKind;
+use serde_json::Map;
+
+use super::moving::{self, Leftover};
+use super::{Container, lxc};
+use crate::delta::walk;
+use crate::error::{Error, Result};
+use crate::host::lxc as host;
+use crate::host::lxc::config;
+use crate::host::lxc_snaps;
+use crate::host::users::quoted;
+use crate::host::{inside, mountinfo, users};
+use crate::store::bytes::Blob;
+use crate::store::layers::Making;
+use crate::store::manifest::{ContainerManifest, LayerKind};
+use crate::store::name::ContainerName;
+use crate::store::outside::{Adopted, Lxc, Moving};
+use crate::store::record::Record;
+use crate::store::{Store, disk};
+
+/// What is to be taken over.
+#[derive(Clone, Debug)]
+pub enum What {
+    /// A folder.
+    Folder(PathBuf),
+    /// A container of LXC's.
+    Lxc(host::Container),
+}
+
+/// What is known of it, all that could be refused refused.
+#[derive(Debug)]
+pub struct Candidate {
+    /// The real path of the root file system.
+    rootfs: PathBuf,
+    lxc: Option<Lxc>,
+    /// What people should know.
+    pub notes: Vec<String>,
+}
+
+impl Candidate {
+    /// Looks at what is to be taken over. Changes nothing.
+    pub fn look(home: &Store, what: &What) -> Result<Self> {
+        let mut notes = Vec::new();
+        let (rootfs, lxc) = match what {
+            What::Folder(path) => (path.clone(), None),
+            What::Lxc(container) => {
+                let (rootfs, link) = look_at_lxc(home, container, &mut notes)?;
+                (rootfs, Some(link))
+            }
+        };
+        let at = |error| Error::at("adopt", &rootfs, error);
+        let real = rootfs.canonicalize().map_err(at)?;
+        if !real.is_dir() {
+            return Err(Error::usage(format!("{} is no folder", rootfs.display()))
+                .hint("adopt takes the folder of a root file system, or LXC's container's name"));
+        }
+        if real != std::path::absolute(&rootfs).map_err(at)? {
+            notes.push(format!("what is taken over is {}", real.display()));
+        }
+        check_place(home, &real)?;
+        Ok(Self {
+            rootfs: real,
+            lxc,
+            notes,
+        })
+    }
+
+    /// The store that is to take it: one of the family on the same file system, or a new one there.
+    pub fn store(&self, home: &Store, asked: Option<&Path>) -> Result<Store> {
+        let parent = self.rootfs.parent().unwrap_or(Path::new("/"));
+        let mount = mountinfo::holding(parent)?;
+        if let Some(asked) = asked {
+            let asked = std::path::absolute(asked).map_err(|e| Error::at("use", asked, e))?;
+            // It may have to be made: then what counts is the folder that it will be made in.
+            let there = asked
+                .ancestors()
+                .find_map(|path| mountinfo::holding(path).ok());
+            if there.is_none_or(|there| there.id != mount.id) {
+                return Err(Error::usage(format!(
+                    "{} is not on the file system of {}, which is mounted at {}",
+                    asked.display(),
+                    self.rootfs.display(),
+                    mount.at.display()
+                ))
+                .hint(format!(
+                    "name a folder on that file system, or copy it instead: cowl create NAME --from {}",
+                    quoted(&self.rootfs)
+                )));
+            }
+            return home.join(&asked);
+        }
+        for store in Store::family(home.home(), home.session())? {
+            if mountinfo::holding(store.root())?.id == mount.id {
+                return Ok(store);
+            }
+        }
+        home.join(&mount.at.join(".cowl"))
+    }
+}
+
+fn look_at_lxc(
+    home: &Store,
+    container: &host::Container,
+    notes: &mut Vec<String>,
+) -> Result<(PathBuf, Lxc)> {
+    let path = container.config();
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let lxcpath = &container.lxcpath;
+            return Err(Error::not_found(format!(
+                "there is no LXC container named {} in {}",
+                container.name,
+                lxcpath.display()
+            ))
+            .hint(format!(
+                "lxc-ls -P {} shows those that there are; -P names another folder",
+                quoted(lxcpath)
+            )));
+        }
+        Err(error) => return Err(Error::at("read", &path, error)),
+    };
+    refuse_adopted(home, container)?;
+    if let host::State::Running { word, pid } = container.state()? {
+        let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
+        return Err(
+            Error::busy(format!("{} is {word}{pid}", container.name)).hint(format!(
+                "stop it: lxc-stop {}; then type: {}",
+                container.options(),
+                home.session().who
+            )),
+        );
+    }
+    let rootfs = rootfs_of(container, &text)?;
+    if !lxc_snaps::dependants(&container.dir())?.is_empty() {
+        return Err(Error::failed(format!(
+            "other LXC containers stand on the files of {}: {} names them",
+            container.name,
+            container.dir().join("lxc_snapshots").display()
+        ))
+        .hint(format!(
+            "copy it instead: cowl create {} --from {}",
+            container.name,
+            quoted(&rootfs)
+        )));
+    }
+    let snaps = container.dir().join("snaps");
+    if !disk::names(&snaps)?.is_empty() {
+        notes.push(format!(
+            "the snapshots that lxc-snapshot took stay in {}; cowl's lxc-snapshot works on them, \
+             LXC's own must not restore them any more",
+            snaps.display()
+        ));
+    }
+    let link = Lxc {
+        lxcpath: container.lxcpath.clone(),
+        name: container.name.clone(),
+        original: Some(Blob(text.clone())),
+        written: Blob(text),
+        extra: Map::new(),
+    };
+    Ok((rootfs, link))
+}
+
+fn refuse_adopted(home: &Store, container: &host::Container) -> Result<()> {
+    let wanted = container.dir().canonicalize();
+    let wanted = wanted.unwrap_or_else(|_| container.dir());
+    for store in Store::family(home.home(), home.session())? {
+        for (_, record) in store.containers()? {
+            let Ok(record) = record else { continue };
+            let Some(link) = &record.body.lxc else {
+                continue;
+            };
+            if link.dir() == wanted || link.dir() == container.dir() {
+                return Err(Error::failed(format!(
+                    "{} is cowl's already, as the container {}",
+                    container.name, record.body.name
+                ))
+                .hint(format!(
+                    "cowl list {} shows its snapshots",
+                    record.body.name
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The folder of the root file system that the config names.
+fn rootfs_of(container: &host::Container, text: &[u8]) -> Result<PathBuf> {
+    let value = match config::get(text, config::ROOTFS) {
+        Some(value) => value.to_vec(),
+        // From a file that it includes.
+        None => container.value(config::ROOTFS)?.unwrap_or_default(),
+    };
+    let path = value.strip_prefix(b"dir:").unwrap_or(&value).to_vec();
+    if path.first() == Some(&b'/') {
+        return Ok(PathBuf::from(std::ffi::OsString::from_vec(path)));
+    }
+    let config = container.config();
+    if path.is_empty() {
+        return Err(Error::failed(format!(
+            "{} does not say where the root file system is (lxc.rootfs.path)",
+            config.display()
+        ))
+        .hint(format!(
+            "an old config is brought up to date with: lxc-update-config -c {}",
+            quoted(&config)
+        )));
+    }
+    let kind = path.split(|&byte| byte == b':').next().unwrap_or_default();
+    Err(Error::failed(format!(
+        "the root file system of {} is no plain folder but {}: {}",
+        container.name,
+        kind.escape_ascii(),
+        path.escape_ascii()
+    ))
+    .hint(format!(
+        "make a copy in a folder, and adopt that: lxc-copy {} -N {}-dir -B dir",
+        container.options(),
+        container.name
+    )))
+}
+
+/// What must hold of the folder, whatever it is.
+fn check_place(home: &Store, rootfs: &Path) -> Result<()> {
+    if rootfs.parent().is_none() {
+        return Err(Error::usage(
+            "the root file system of this machine can't be adopted",
+        ));
+    }
+    for store in Store::family(home.home(), home.session())? {
+        let root = store.root().canonicalize();
+        let root = root.map_err(|e| Error::at("use", store.root(), e))?;
+        if rootfs.starts_with(&root) || root.starts_with(rootfs) {
+            return Err(Error::usage(format!(
+                "{} and the store {} lie in each other",
+                rootfs.display(),
+                root.display()
+            )));
+        }
+    }
+    let mounts = mountinfo::read()?;
+    if mountinfo::topmost(&mounts, rootfs).is_some() {
+        return Err(
+            Error::busy(format!("{} is a mount of its own", rootfs.display()))
+                .hint("unmount it, or adopt a folder in it"),
+        );
+    }
+    let inner: Vec<_> = mountinfo::below(&mounts, rootfs)
+        .map(|mount| &mount.at)
+        .collect();
+    if let Some(last) = inner.last() {
+        let all: Vec<_> = inner.iter().map(|at| at.display().to_string()).collect();
+        return Err(Error::busy(format!(
+            "something is mounted in {}: {}",
+            rootfs.display(),
+            all.join(", ")
+        ))
+        .hint(format!(
+            "unmount it: umount {}; then type: {}",
+            quoted(last),
+            home.session().who
+        )));
+    }
+    let inside = inside::of(rootfs)?;
+    if !inside.is_empty() {
+        let pids: Vec<_> = inside.iter().map(|user| user.pid.to_string()).collect();
+        return Err(Error::busy(format!(
+            "{} is in use by {}",
+            rootfs.display(),
+            users::describe(&inside)
+        ))
+        .hint(format!(
+            "end what uses it (kill {}), then type: {}",
+            pids.join(" "),
+            home.session().who
+        )));
+    }
+    Ok(())
+}
+
+/// Refuses a tree with what means something to an overlay: in a layer it would not be seen.
+fn refuse_marks(rootfs: &Path, space: XattrSpace) -> Result<()> {
+    let mut found: Option<Vec<u8>> = None;
+    walk::plain(rootfs, &mut |item| {
+        if found.is_some() {
+            return Ok(());
+        }
+        let name = item
+            .path
+            .rsplit(|&byte| byte == b'/')
+            .next()
+            .unwrap_or_default();
+        let device = item.kind() == FileKind::CharDevice && item.stat.rdev == 0;
+        let marked = || -> Result<bool, crate::delta::TreeError> {
+            let xattrs = item.xattrs()?;
+            Ok(xattrs
+                .iter()
+                .any(|(name, _)| space.to_disk(name).as_ref() != name.as_slice()))
+        };
+        if device || name.starts_with(b".wh.") || marked()? {
+            found = Some(item.path.clone());
+        }
+        Ok(())
+    })?;
+    let Some(path) = found else { return Ok(()) };
+    Err(Error::failed(format!(
+        "{} holds {}, which is a mark of an overlay file system: in a layer it would not be seen",
+        rootfs.display(),
+        path.escape_ascii()
+    ))
+    .hint(format!(
+        "copy it instead, which keeps such things: cowl create NAME --from {}",
+        quoted(rootfs)
+    )))
+}
+
+/// Takes it over as the container `name` of `store`, which must be on its file system.
+pub fn adopt(store: &Store, candidate: &Candidate, name: &ContainerName) -> Result<()> {
+    refuse_marks(&candidate.rootfs, store.space())?;
+    let claim = store.claim(name)?;
+    let done = adopt_claimed(store, candidate, name);
+    claim.remove()?;
+    done
+}
+
+fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> Result<()> {
+    let rootfs = &candidate.rootfs;
+    let meta = std::fs::symlink_metadata(rootfs).map_err(|e| Error::at("adopt", rootfs, e))?;
+    let mut making = Making::begin(store)?;
+    let base = making.layer(LayerKind::Base, &[], &[])?;
+    let head = making.head(&[base], rootfs)?;
+    let id = making.container()?;
+    let manifest = ContainerManifest {
+        name: name.clone(),
+        head,
+        stack: vec![head, base],
+        origin: vec![base],
+        parent: None,
+        snapshots: Vec::new(),
+        next_snap: 0,
+        next_auto: 0,
+        created: crate::store::now(),
+        settings: Map::new(),
+        adopted: Some(Adopted {
+            rootfs: rootfs.clone(),
+            inode: meta.ino(),
+            extra: Map::new(),
+        }),
+        lxc: candidate.lxc.clone(),
+        moving: Some(Moving::Adopting),
+        extra: Map::new(),
+    };
+    if manifest.lxc.is_some() {
+        // Whatever is wrong with the lines is told before anything is moved.
+        lxc::ours(store, id, name)?;
+    }
+    // Nobody else is to finish, or take back, what we are about to do.
+    let lock = store.lock_container(id)?;
+    moving::mark(store, id, &Leftover::default())?;
+    making.sync()?;
+    let record = Record::first(manifest);
+    if let Err(error) = disk::replace(&store.container_file(id), &record) {
+        // It may be there already: the next command takes it back.
+        making.leave();
+        return Err(error);
+    }
+    making.done()?;
+    let mut container = Container {
+        store,
+        id,
+        record,
+        config: None,
+        lock,
+    };
+    if let Err(error) = moving::move_in(&container) {
+        moving::finish(container).map(drop)?;
+        let hint = format!(
+            "nothing was changed; copy it instead: cowl create {name} --from {}",
+            quoted(rootfs)
+        );
+        return Err(error.hint(hint));
+    }
+    moving::adopted(&mut container)
+}
+
+impl Candidate {
+    /// The root file system, for messages.
+    pub fn rootfs(&self) -> String {
+        self.rootfs
+            .as_os_str()
+            .as_bytes()
+            .escape_ascii()
+            .to_string()
+    }
+}

@@ -1,0 +1,168 @@
+//! What LXC calls when a container starts, has stopped, or is destroyed. Each may be called again at any
+//! time: a reboot is a stop and a start.
+
+use std::path::{Path, PathBuf};
+
+use super::state::Mounted;
+use super::{Container, Swap, moving};
+use crate::error::{Error, Kind, Result};
+use crate::host::lxc::config;
+use crate::host::process;
+use crate::host::users::quoted;
+use crate::store::Store;
+use crate::store::manifest::{ContainerId, ContainerManifest};
+use crate::store::outside::Lxc;
+
+/// The LXC container that calls, by LXC's environment.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Its name.
+    pub name: String,
+    /// Its config.
+    pub config: PathBuf,
+}
+
+/// Who calls.
+enum Who {
+    /// The container itself.
+    Itself,
+    /// The container itself, which LXC has given another name or place.
+    Moved(Lxc),
+    /// A copy of its config, by which another container would write to its files.
+    Copy,
+}
+
+fn who(manifest: &ContainerManifest, id: ContainerId, caller: &Caller) -> Result<Who> {
+    let Some(link) = &manifest.lxc else {
+        return Ok(Who::Copy);
+    };
+    let known = link.config();
+    match (known.canonicalize(), caller.config.canonicalize()) {
+        (Ok(known), Ok(called)) if known == called && link.name == caller.name => {
+            return Ok(Who::Itself);
+        }
+        // Where it was there is nothing any more.
+        (Err(error), Ok(called)) if error.kind() == std::io::ErrorKind::NotFound => {
+            let text = std::fs::read(&called).map_err(|e| Error::at("read", &called, e))?;
+            let lxcpath = called.parent().and_then(Path::parent);
+            if let Some(lxcpath) = lxcpath
+                && called.parent() == Some(&lxcpath.join(&caller.name))
+                && config::names(&text, &id.to_string())
+            {
+                return Ok(Who::Moved(Lxc {
+                    lxcpath: lxcpath.to_path_buf(),
+                    name: caller.name.clone(),
+                    ..link.clone()
+                }));
+            }
+        }
+        _ => {}
+    }
+    Ok(Who::Copy)
+}
+
+fn open(store: &Store, id: ContainerId, to_unmount: bool) -> Result<Option<Container<'_>>> {
+    let Some(record) = store.container(id)? else {
+        return Ok(None);
+    };
+    let name = record.body.name;
+    let opened = match to_unmount {
+        true => Container::open_to_unmount(store, &name).map(|(container, _)| container),
+        false => Container::open(store, &name),
+    };
+    match opened {
+        Ok(container) if container.id() == id => Ok(Some(container)),
+        Ok(_) => Ok(None),
+        Err(error) if error.kind == Kind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Before a start: mounts the container. Refused for a copy of it.
+pub fn pre_start(store: &Store, id: ContainerId, caller: &Caller) -> Result<()> {
+    let Some(mut container) = open(store, id, false)? else {
+        return Err(Error::not_found(format!(
+            "the files of {} are gone: cowl has no container {id} in {} any more",
+            caller.name,
+            store.root().display()
+        ))
+        .hint(format!("remove what is left: {}", quoted(&caller.config))));
+    };
+    match who(container.manifest(), id, caller)? {
+        Who::Itself => {}
+        Who::Moved(link) => {
+            let next = ContainerManifest {
+                lxc: Some(link),
+                ..container.manifest().clone()
+            };
+            container.commit(next, None, |_| Ok(Swap::Done))?;
+        }
+        // A full copy that LXC's own tools made has a root file system of its own.
+        Who::Copy if !stands_on(caller, id)? => return Ok(()),
+        Who::Copy => {
+            let name = container.name();
+            return Err(Error::failed(format!(
+                "{} would write to the files of {name}: its config is a copy ({})",
+                caller.name,
+                caller.config.display()
+            ))
+            .hint(format!(
+                "remove it (lxc-destroy does no harm to {name}), then type: cowl clone {name} {}",
+                caller.name
+            )));
+        }
+    }
+    if let Mounted::Alive(state) = container.mounted()?
+        && state.mountpoint != store.mount_dir(id)
+    {
+        return Err(Error::busy(format!(
+            "{} is mounted at {}",
+            container.name(),
+            state.mountpoint.display()
+        ))
+        .hint(format!("unmount it: cowl umount {}", container.name())));
+    }
+    container.mount(None, false).map(drop)
+}
+
+/// After a stop: unmounts the container. One that somebody else still uses stays mounted.
+pub fn post_stop(store: &Store, id: ContainerId, caller: &Caller) -> Result<()> {
+    let Some(container) = open(store, id, true)? else {
+        return Ok(());
+    };
+    match who(container.manifest(), id, caller)? {
+        Who::Itself | Who::Moved(_) => container.unmount(false).map(drop),
+        Who::Copy => Ok(()),
+    }
+}
+
+/// Whether the caller's root file system is, or lies over, the container's.
+fn stands_on(caller: &Caller, id: ContainerId) -> Result<bool> {
+    let path = &caller.config;
+    let text = std::fs::read(path).map_err(|e| Error::at("read", path, e))?;
+    let rootfs = config::get(&text, config::ROOTFS).unwrap_or_default();
+    let id = id.to_string();
+    let named = rootfs.windows(id.len()).any(|part| part == id.as_bytes());
+    Ok(named || rootfs.is_empty())
+}
+
+/// When LXC destroys it: the container goes from the store, as by `cowl destroy`.
+pub fn destroy(store: &Store, id: ContainerId, caller: &Caller) -> Result<()> {
+    let Some(container) = open(store, id, true)? else {
+        return Ok(());
+    };
+    let name = container.name();
+    match who(container.manifest(), id, caller)? {
+        // It would destroy the container, and then copy one of its own snapshots to that place.
+        Who::Itself | Who::Moved(_) if process::is_below("lxc-snapshot") => {
+            Err(Error::failed(format!(
+                "{name} is cowl's: LXC's lxc-snapshot would throw away what it is now, and its snapshots"
+            ))
+            .hint(format!("type: cowl restore {name} SNAP (cowl list {name} shows them)")))
+        }
+        Who::Itself | Who::Moved(_) => container.destroy().map(drop),
+        // It has no files of its own, so LXC leaves its folder, half made or not: nobody needs it.
+        Who::Copy if stands_on(caller, id)? => moving::remove_copy(&caller.config),
+        Who::Copy => Ok(()),
+    }
+}

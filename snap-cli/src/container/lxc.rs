@@ -1,0 +1,396 @@
+//! A container that is one of LXC's: the lines of its config, the copy that a snapshot keeps, and new LXC
+//! containers for clones.
+
+use std::fs::Permissions;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use cowl_fs::name::Name;
+use cowl_fs::view::Found;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use serde_json::Map;
+
+use super::{Container, Swap};
+use crate::error::{Error, Result};
+use crate::host::lxc as host;
+use crate::host::lxc::config::{Ours, Renamed, attach, detach, renamed, shell_word};
+use crate::store::Store;
+use crate::store::bytes::Blob;
+use crate::store::disk;
+use crate::store::manifest::{ContainerId, ContainerManifest};
+use crate::store::name::{ContainerName, SnapshotName};
+use crate::store::outside::{Adopted, Lxc, Moving};
+
+/// The LXC container that a container is.
+pub fn of(link: &Lxc) -> host::Container {
+    host::Container {
+        lxcpath: link.lxcpath.clone(),
+        name: link.name.clone(),
+    }
+}
+
+/// The lines of a container's LXC config that are cowl's.
+pub(super) fn ours(store: &Store, id: ContainerId, name: &ContainerName) -> Result<Ours> {
+    let program = std::env::current_exe()
+        .map_err(|e| Error::failed("cannot find the cowl program itself").because(e))?;
+    let (program, root) = (
+        program.as_os_str().as_bytes(),
+        store.root().as_os_str().as_bytes(),
+    );
+    if let Some(bad) = [program, root].iter().find(|path| path.contains(&b'\n')) {
+        return Err(Error::usage(format!(
+            "LXC's config can't hold the path {}: it has a line break",
+            bad.escape_ascii()
+        )));
+    }
+    let hook = |kind: &str| -> Vec<u8> {
+        let mut line = shell_word(program);
+        line.extend_from_slice(b" --store ");
+        line.extend(shell_word(root));
+        line.extend_from_slice(format!(" hook {kind} {id}").as_bytes());
+        line
+    };
+    Ok(Ours {
+        id: id.to_string(),
+        rootfs: store.mount_dir(id).into_os_string().into_encoded_bytes(),
+        pre_start: hook("pre-start"),
+        post_stop: hook("post-stop"),
+        destroy: hook("destroy"),
+        note: format!("to get them back, and these lines out: cowl release {name}"),
+    })
+}
+
+/// Stops the LXC container that `name` is, if it is one and runs; what it answers with is to be started
+/// again. Nobody must hold the container: LXC calls cowl.
+pub fn stop(store: &Store, name: &ContainerName) -> Result<Option<host::Container>> {
+    let (_, record) = store.find(name)?;
+    let Some(link) = &record.body.lxc else {
+        return Ok(None);
+    };
+    let container = of(link);
+    Ok(container.stop()?.then_some(container))
+}
+
+/// What to type when a running LXC container is in the way; `None` when it is none, or does not run.
+pub(super) fn how_to_stop(container: &Container<'_>, who: &str) -> Option<String> {
+    let lxc = of(container.manifest().lxc.as_ref()?);
+    if !matches!(lxc.state(), Ok(host::State::Running { .. })) {
+        return None;
+    }
+    let takes = |verbs: &[&str]| who.split(' ').any(|word| verbs.contains(&word));
+    let or = if takes(&["restore", "flatten"]) {
+        format!("; or have cowl do all of it: {who} --stop --start")
+    } else if takes(&["destroy"]) {
+        format!("; or have cowl do both: {who} --stop")
+    } else {
+        String::new()
+    };
+    Some(format!(
+        "stop it: lxc-stop {}; then type: {who}{or}",
+        lxc.options()
+    ))
+}
+
+/// The config of an LXC container.
+pub(super) fn read_config(link: &Lxc) -> Result<Vec<u8>> {
+    let path = link.config();
+    std::fs::read(&path).map_err(|e| Error::at("read", &path, e))
+}
+
+/// The copy of the config that a snapshot keeps.
+pub fn config_copy(container: &Container<'_>) -> Option<Blob> {
+    let link = container.manifest().lxc.as_ref()?;
+    match read_config(link) {
+        Ok(text) => Some(Blob(text)),
+        Err(error) => {
+            log::warn!("the snapshot keeps no copy of the LXC config: {error}");
+            None
+        }
+    }
+}
+
+impl Container<'_> {
+    /// Has the next change bring LXC's config back to what a snapshot kept, with cowl's lines as they are
+    /// today.
+    pub fn with_config_of(&mut self, name: &SnapshotName) -> Result<()> {
+        let (_, snapshot) = self.snapshot(name)?;
+        if self.manifest().lxc.is_none() {
+            return Err(Error::usage(format!("{} is no LXC container", self.name()))
+                .hint("leave --with-config out"));
+        }
+        let Some(kept) = snapshot.config else {
+            return Err(
+                Error::failed(format!("{name} has no copy of the LXC config"))
+                    .hint("leave --with-config out: the config stays as it is"),
+            );
+        };
+        let ours = ours(self.store, self.id, self.name())?;
+        self.config = Some(Blob(attach(&kept.0, &ours)));
+        Ok(())
+    }
+
+    /// Finishes what a change leaves to be done outside the store.
+    pub fn finish_outside(self) -> Result<()> {
+        super::moving::finish(self).map(drop)
+    }
+}
+
+/// What makes a container's copy an LXC container too.
+#[derive(Debug)]
+pub struct Copy {
+    from: Lxc,
+    lxcpath: PathBuf,
+    id: ContainerId,
+    text: Vec<u8>,
+    name: ContainerName,
+    /// What people should know.
+    pub notes: Vec<String>,
+}
+
+impl Copy {
+    /// Looks at what is to be copied; `None` when it is no LXC container. `kept` is the config that the
+    /// state had; else the copy gets that of today.
+    pub fn of(
+        (id, manifest): (ContainerId, &ContainerManifest),
+        kept: Option<&Blob>,
+        name: &ContainerName,
+    ) -> Result<Option<Self>> {
+        let Some(from) = &manifest.lxc else {
+            return Ok(None);
+        };
+        check_free(&from.lxcpath, name)?;
+        let text = match kept {
+            Some(kept) => kept.0.clone(),
+            None => read_config(from)?,
+        };
+        Ok(Some(Self {
+            from: from.clone(),
+            lxcpath: from.lxcpath.clone(),
+            id,
+            text,
+            name: name.clone(),
+            notes: Vec::new(),
+        }))
+    }
+
+    /// The same by the config of any LXC container, for the container `name` in `lxcpath`.
+    pub fn by_config(path: &Path, lxcpath: PathBuf, name: &ContainerName) -> Result<Self> {
+        check_free(&lxcpath, name)?;
+        let path = std::path::absolute(path).map_err(|e| Error::at("read", path, e))?;
+        let text = std::fs::read(&path).map_err(|e| Error::at("read", &path, e))?;
+        let dir = path.parent().unwrap_or(Path::new("/"));
+        let folder = dir.file_name().and_then(|name| name.to_str());
+        Ok(Self {
+            from: Lxc {
+                lxcpath: dir.parent().unwrap_or(dir).to_path_buf(),
+                name: folder.unwrap_or_default().to_owned(),
+                original: None,
+                written: Blob::default(),
+                extra: Map::new(),
+            },
+            lxcpath,
+            // No line of it is cowl's.
+            id: ContainerId::fresh(),
+            text,
+            name: name.clone(),
+            notes: Vec::new(),
+        })
+    }
+
+    /// The same in another folder of containers.
+    pub fn into_lxcpath(self, lxcpath: PathBuf) -> Result<Self> {
+        check_free(&lxcpath, &self.name)?;
+        Ok(Self { lxcpath, ..self })
+    }
+
+    /// The options by which LXC's tools will find it.
+    pub fn options(&self) -> String {
+        let container = host::Container {
+            lxcpath: self.lxcpath.clone(),
+            name: self.name.to_string(),
+        };
+        container.options()
+    }
+
+    /// Makes the container that it was prepared for one of LXC's.
+    pub fn join(mut self, mut container: Container<'_>) -> Result<Vec<String>> {
+        let mut next = container.manifest().clone();
+        if let Some(link) = &next.lxc {
+            return Err(Error::failed(format!(
+                "{} is an LXC container already: {}",
+                container.name(),
+                link.dir().display()
+            )));
+        }
+        if next.adopted.is_some() {
+            return Err(Error::failed(format!(
+                "{} was taken over from a folder, to which it may go back",
+                container.name()
+            ))
+            .hint(format!(
+                "make a copy one of LXC's: cowl clone {} NEW",
+                container.name()
+            )));
+        }
+        self.fill(container.store, container.id, &mut next)?;
+        container.commit(next, None, |_| Ok(Swap::Done))?;
+        container.finish_outside()?;
+        Ok(self.notes)
+    }
+
+    /// Fills in the manifest of the copy: who opens it first makes its LXC container.
+    pub fn fill(
+        &mut self,
+        store: &Store,
+        id: ContainerId,
+        manifest: &mut ContainerManifest,
+    ) -> Result<()> {
+        let mut link = Lxc {
+            lxcpath: self.lxcpath.clone(),
+            name: self.name.to_string(),
+            original: None,
+            written: Blob::default(),
+            extra: Map::new(),
+        };
+        let (from, to) = (self.from.dir(), link.dir());
+        let how = Renamed {
+            from: from.as_os_str().as_bytes(),
+            to: to.as_os_str().as_bytes(),
+            name: &link.name,
+        };
+        let rootfs = link.dir().join("rootfs");
+        let line = [
+            b"lxc.rootfs.path = dir:",
+            rootfs.as_os_str().as_bytes(),
+            b"\n",
+        ]
+        .concat();
+        let plain = detach(&self.text, Some(&line), &self.id.to_string());
+        let (plain, notes) = renamed(&plain, &how, host::random_address);
+        self.notes = notes;
+        let config = Blob(attach(&plain, &ours(store, id, &self.name)?));
+        link.original = Some(Blob(plain));
+        link.written = config.clone();
+        super::moving::mark(store, id, &super::moving::Leftover::default())?;
+        manifest.adopted = Some(Adopted {
+            rootfs,
+            // It never was there.
+            inode: 0,
+            extra: Map::new(),
+        });
+        manifest.moving = Some(Moving::Writing {
+            config,
+            hostname: Some(link.name.clone()),
+        });
+        manifest.lxc = Some(link);
+        Ok(())
+    }
+}
+
+/// Refuses when LXC has a container of this name already, or something else in its place.
+fn check_free(lxcpath: &Path, name: &ContainerName) -> Result<()> {
+    let dir = lxcpath.join(name.as_str());
+    if !disk::is_there(&dir)? {
+        return Ok(());
+    }
+    Err(Error::failed(format!("{} exists already", dir.display()))
+        .hint("choose another name, or remove what is there"))
+}
+
+/// What brings the LXC container of a destroyed container back; `None` when it is none, or never went.
+pub(super) fn back(
+    store: &Store,
+    id: ContainerId,
+    manifest: &ContainerManifest,
+) -> Result<Option<Moving>> {
+    let Some(link) = &manifest.lxc else {
+        return Ok(None);
+    };
+    let path = link.config();
+    if disk::is_there(&path)? {
+        if host::config::names(&read_config(link)?, &id.to_string()) {
+            return Ok(None);
+        }
+        return Err(Error::failed(format!(
+            "{} is another LXC container's now",
+            link.dir().display()
+        ))
+        .hint("move that one away first (lxc-copy -R)"));
+    }
+    super::moving::begin_writing(store, id, link.written.clone()).map(Some)
+}
+
+/// Makes the folder of a new LXC container.
+pub(super) fn ensure_dir(link: &Lxc) -> Result<()> {
+    let dir = link.dir();
+    if disk::is_there(&dir)? {
+        return Ok(());
+    }
+    disk::ensure_dir(&dir)?;
+    // As LXC makes them.
+    std::fs::set_permissions(&dir, Permissions::from_mode(0o770))
+        .map_err(|e| Error::at("set the mode of", &dir, e))?;
+    disk::sync_parent(&dir)
+}
+
+/// Whether the container keeps its host name in etc/hostname: then mounting it is worth while.
+fn has_hostname(container: &Container<'_>) -> Result<bool> {
+    let view = container.store.view(&container.manifest().stack)?;
+    let look = || -> cowl_fs::Result<bool> {
+        let etc = view.lookup(&view.root()?, &Name::new(b"etc")?)?;
+        Ok(match etc {
+            Found::Dir(etc) => {
+                let found = view.lookup(&etc, &Name::new(b"hostname")?)?;
+                matches!(found, Found::File(_))
+            }
+            // A link may lead to one: the mount tells.
+            Found::File(_) => true,
+            Found::Absent | Found::Whiteout => false,
+        })
+    };
+    look().map_err(|error| Error::failed("cannot look for etc/hostname").because(error))
+}
+
+/// Writes the host name into the container, where it keeps one.
+pub(super) fn write_hostname(container: &Container<'_>, name: &str) -> Result<()> {
+    if !has_hostname(container)? {
+        return Ok(());
+    }
+    let before = matches!(container.mounted()?, super::state::Mounted::Alive(_));
+    let place = container.mount(None, true)?;
+    let written = write_hostname_at(&place, name);
+    if !before {
+        container.unmount(false)?;
+    }
+    written
+}
+
+fn write_hostname_at(place: &Path, name: &str) -> Result<()> {
+    let at = |error: rustix::io::Errno| {
+        Error::at("write etc/hostname in", place, std::io::Error::from(error))
+    };
+    let dir = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::openat(CWD, place, dir, Mode::empty()).map_err(at)?;
+    // Links in the container lead nowhere outside it.
+    let file = rustix::fs::openat2(
+        root.as_fd(),
+        "etc/hostname",
+        OFlags::WRONLY | OFlags::TRUNC | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT,
+    );
+    let file = match file {
+        Ok(file) => file,
+        // Like LXC: a container that keeps no name there is given none.
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => {
+            return Ok(());
+        }
+        Err(error) => return Err(at(error)),
+    };
+    let mut file = std::fs::File::from(file);
+    std::io::Write::write_all(&mut file, format!("{name}\n").as_bytes())
+        .and_then(|()| file.sync_all())
+        .map_err(|e| Error::at("write etc/hostname in", place, e))
+}

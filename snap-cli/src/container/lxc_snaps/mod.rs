@@ -1,0 +1,232 @@
+//! Snapshots that LXC's own tools made, of containers in a folder of their own: going back to them and
+//! removing them, so that a command that is killed at any call, or a full disk, takes nothing away.
+//!
+//! One folder is made beside another, and one rename is what counts. Who does this holds the lock of the
+//! container's folder; what a killed one left is cleaned up by the next.
+
+mod restore;
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use cowl_fs::format::XattrSpace;
+use cowl_fs::layer::Layer;
+use cowl_fs::sys;
+use cowl_fs::view::View;
+
+use crate::archive::{folder, import};
+use crate::delta::error::OnProgress;
+use crate::delta::measure;
+use crate::error::{Error, Result};
+use crate::host::lxc::Container;
+use crate::host::lxc_snaps::layout::{Dependant, Rootfs};
+use crate::host::lxc_snaps::{self, GOING, Tree};
+use crate::store::disk;
+use crate::store::layers::remove_tree;
+use crate::store::name::nearest;
+
+/// An LXC container with its snapshots, alone: nobody else restores or removes here while this lives.
+#[derive(Debug)]
+pub struct Place {
+    container: Container,
+    folder: PathBuf,
+    patience: Duration,
+    _lock: OwnedFd,
+}
+
+/// The complaint about an LXC container that is not there.
+pub fn no_container(container: &Container) -> Error {
+    Error::not_found(format!(
+        "there is no LXC container named {} in {}",
+        container.name,
+        container.lxcpath.display()
+    ))
+    .hint(format!(
+        "lxc-ls -P {} shows those that there are",
+        container.lxcpath.display()
+    ))
+}
+
+/// The snapshot of exactly this name.
+pub fn find<'t>(container: &Container, trees: &'t [Tree], name: &OsStr) -> Result<&'t Tree> {
+    trees.iter().find(|tree| tree.name == name).ok_or_else(|| {
+        let known = trees.iter().filter_map(|tree| tree.name.to_str());
+        let hint = match name.to_str().and_then(|name| nearest(name, known)) {
+            Some(near) => format!("did you mean {near}?"),
+            None => format!(
+                "lxc-snapshot {} -L shows its snapshots",
+                container.options()
+            ),
+        };
+        let shown = name.as_encoded_bytes().escape_ascii();
+        let what = format!("{} has no snapshot named \"{shown}\"", container.name);
+        Error::not_found(what).hint(hint)
+    })
+}
+
+/// A snapshot whose making was cut off is none to go back to.
+pub fn refuse_unfinished(tree: &Tree) -> Result<()> {
+    if tree.taken.is_some() {
+        return Ok(());
+    }
+    let name = tree.name.as_encoded_bytes().escape_ascii();
+    Err(Error::failed(format!(
+        "{name} is not whole: whoever made it was cut off, or is still at work"
+    ))
+    .hint(format!("nothing was changed; -d {name} removes it")))
+}
+
+impl Place {
+    /// Waits until nobody else is at work here, and cleans up.
+    pub fn open(container: Container, patience: Duration) -> Result<Self> {
+        if !disk::is_there(&container.dir())? {
+            return Err(no_container(&container));
+        }
+        let lock = lock_dir(&container.dir(), patience)?;
+        // It may have gone while we waited.
+        if !disk::is_there(&container.config())? {
+            return Err(no_container(&container));
+        }
+        let folder = lxc_snaps::folder(&container)?;
+        let (here, out) = lxc_snaps::going(&folder)?;
+        for dir in out {
+            remove_tree(&dir)?;
+        }
+        for dir in here {
+            take_away(&dir)?;
+        }
+        let place = Self {
+            container,
+            folder,
+            patience,
+            _lock: lock,
+        };
+        place.remove_staging()?;
+        Ok(place)
+    }
+
+    /// The container.
+    pub fn container(&self) -> &Container {
+        &self.container
+    }
+
+    /// Its snapshots, by number.
+    pub fn trees(&self) -> Result<Vec<Tree>> {
+        lxc_snaps::list(&self.folder)
+    }
+
+    /// The snapshot of exactly this name.
+    pub fn tree(&self, name: &OsStr) -> Result<Tree> {
+        find(&self.container, &self.trees()?, name).cloned()
+    }
+
+    /// Removes snapshots: all, or none where one can't go.
+    pub fn remove(&self, trees: &[Tree]) -> Result<()> {
+        for tree in trees {
+            refuse_base(
+                &tree.dir,
+                &tree.name.as_encoded_bytes().escape_ascii().to_string(),
+            )?;
+        }
+        for tree in trees {
+            // From here on it is no snapshot, whatever happens to the rest of it.
+            disk::rename(&tree.dir.join("config"), &tree.dir.join(GOING))?;
+            take_away(&tree.dir)?;
+        }
+        // As LXC does; it stays while anything is in it.
+        match std::fs::remove_dir(&self.folder) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => Ok(()),
+            Err(error) => Err(Error::at("remove", &self.folder, error)),
+        }
+    }
+}
+
+/// Alone in a folder, for as long as what this answers with lives.
+fn lock_dir(dir: &Path, patience: Duration) -> Result<OwnedFd> {
+    const PAUSE: Duration = Duration::from_millis(20);
+    let at = |error: cowl_fs::Error| Error::at("lock", dir, error);
+    let until = Instant::now() + patience;
+    let opened = sys::dir::open_root(dir).map_err(at)?;
+    loop {
+        if let Some(lock) = sys::dir::lock_exclusive(opened.as_fd()).map_err(at)? {
+            return Ok(lock);
+        }
+        if Instant::now() >= until {
+            return Err(Error::busy(format!(
+                "waited {} s for another command that is at work in {}",
+                patience.as_secs(),
+                dir.display()
+            ))
+            .hint("try again when it has ended"));
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Removes a snapshot's folder, which counts no more.
+fn take_away(dir: &Path) -> Result<()> {
+    lxc_snaps::forget_dependant(dir)?;
+    let Some(out) = lxc_snaps::way_out(dir) else {
+        return Err(Error::failed(format!("{} names no folder", dir.display())));
+    };
+    // Under a name that tells what is left of it.
+    disk::rename(dir, &out)?;
+    remove_tree(&out)
+}
+
+/// Refuses to touch what other containers stand on.
+pub fn refuse_base(dir: &Path, name: &str) -> Result<()> {
+    let found = lxc_snaps::dependants(dir)?;
+    let Some(first) = found.first() else {
+        return Ok(());
+    };
+    let who = match first {
+        Dependant::Container(path, name) => path.join(name).display().to_string(),
+        Dependant::Count(count) => format!("{count} containers"),
+    };
+    let more = match found.len() {
+        0 | 1 => String::new(),
+        many => format!(" and {} more", many - 1),
+    };
+    Err(Error::busy(format!(
+        "{name} stays as it is: {who}{more}, made by lxc-copy -s, stands on its files"
+    ))
+    .hint("restore to a new name with -N NEW, or destroy what stands on it first"))
+}
+
+/// What an overlay of LXC's shows.
+fn view(delta: &Path, lowers: &[PathBuf]) -> Result<View> {
+    let space = XattrSpace::detect();
+    let mut layers = vec![Layer::open_foreign(delta, space)?];
+    for lower in lowers {
+        layers.push(Layer::open_foreign(lower, space)?);
+    }
+    Ok(View::new(layers))
+}
+
+/// Fills a new plain folder with what is there, and looks at what was made. Answers with what could not be
+/// taken over.
+pub fn copy(from: &Rootfs, to: &Path, progress: OnProgress<'_>) -> Result<Vec<String>> {
+    let done = match from {
+        Rootfs::Folder(path) => import::plain(path, to, progress)?,
+        Rootfs::Overlay { delta, lowers } => folder::fill(&view(delta, lowers)?, to, progress)?,
+        Rootfs::Other(_) => return Err(Error::failed("its files are in no folder")),
+    };
+    if let (Rootfs::Folder(path), true) = (from, done.notes.is_empty())
+        && measure(path)?.looks != measure(to)?.looks
+    {
+        return Err(Error::failed(format!(
+            "{} changed while it was copied; nothing else was changed",
+            path.display()
+        ))
+        .hint("try again when nobody writes to it"));
+    }
+    Ok(done
+        .notes
+        .iter()
+        .map(|(path, why)| format!("{}: {why}", path.escape_ascii()))
+        .collect())
+}

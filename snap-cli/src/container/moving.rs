@@ -1,0 +1,433 @@
+//! Changes that need more than the manifest: a root file system that moves into the store or out of it, and
+//! LXC's config. The manifest says what is under way before anything outside is touched, and each step can
+//! be done again; so whoever opens the container next finishes what a killed command began, or takes it
+//! back. A file in the store's folder `moving` is the sign that there is something to finish, so that other
+//! commands need not read every manifest.
+
+use std::fs::{File, Permissions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+use super::lxc;
+use super::{Container, Swap};
+use crate::error::{Error, Result};
+use crate::host::lxc::config;
+use crate::host::users::quoted;
+use crate::store::bytes::Blob;
+use crate::store::manifest::{ContainerId, ContainerManifest, LayerId};
+use crate::store::name::ContainerName;
+use crate::store::outside::{Adopted, Lxc, Moving};
+use crate::store::{Store, disk};
+
+/// The folder of signs.
+const SIGNS: &str = "moving";
+
+/// The file that stands where a root file system was, and what it says.
+pub const README: &str = "MOVED-TO-COWL.txt";
+
+fn sign(store: &Store, id: ContainerId) -> PathBuf {
+    store.root().join(SIGNS).join(id.to_string())
+}
+
+/// Leaves the sign that something is under way; on the disk before anything that it stands for.
+pub(super) fn mark(store: &Store, id: ContainerId, rest: &Leftover) -> Result<()> {
+    let path = sign(store, id);
+    disk::ensure_dir(&store.root().join(SIGNS))?;
+    let bytes = serde_json::to_vec(rest).map_err(|e| Error::at("write", &path, e))?;
+    disk::replace_bytes(&path, &bytes)
+}
+
+/// Leaves the sign of a config that is about to be written, and gives what the manifest is to say of it.
+pub(super) fn begin_writing(store: &Store, id: ContainerId, config: Blob) -> Result<Moving> {
+    mark(store, id, &Leftover::default())?;
+    Ok(Moving::Writing {
+        config,
+        hostname: None,
+    })
+}
+
+/// Nothing is under way any more.
+pub(super) fn unmark(store: &Store, id: ContainerId) -> Result<()> {
+    disk::remove_if_there(&sign(store, id))
+}
+
+/// What is left outside the store once a container is destroyed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) struct Leftover {
+    #[serde(default)]
+    adopted: Option<Adopted>,
+    #[serde(default)]
+    lxc: Option<Lxc>,
+}
+
+impl Leftover {
+    /// What a container leaves.
+    pub(super) fn of(manifest: &ContainerManifest) -> Self {
+        Self {
+            adopted: manifest.adopted.clone(),
+            lxc: manifest.lxc.clone(),
+        }
+    }
+
+    /// Whether there is anything.
+    pub(super) fn is_none(&self) -> bool {
+        self.adopted.is_none() && self.lxc.is_none()
+    }
+
+    /// Removes it once the container is gone: the folder that only says where the files went, and LXC's
+    /// config; LXC's folder when nothing else is in it. What anybody else put there stays.
+    pub(super) fn remove(&self, store: &Store, id: ContainerId) -> Result<()> {
+        if self.is_none() {
+            return Ok(());
+        }
+        if let Some(adopted) = &self.adopted {
+            remove_readme(&adopted.rootfs)?;
+            remove_if_empty(&adopted.rootfs)?;
+        }
+        if let Some(link) = &self.lxc {
+            let there = disk::is_there(&link.config())?;
+            if !there || config::names(&lxc::read_config(link)?, &id.to_string()) {
+                disk::remove_if_there(&link.config())?;
+                remove_if_empty(&link.dir())?;
+            }
+        }
+        unmark(store, id)
+    }
+}
+
+/// Removes the folder of a copy of LXC's that has no files of its own.
+pub(super) fn remove_copy(config: &Path) -> Result<()> {
+    let dir = config.parent().unwrap_or(config);
+    remove_if_empty(&dir.join("rootfs"))?;
+    disk::remove_if_there(config)?;
+    remove_if_empty(dir)
+}
+
+/// Finishes, or takes back, what killed commands left under way in a store. Containers that somebody is at
+/// work on are left alone.
+pub fn finish_all(store: &Store) -> Result<()> {
+    for name in disk::names(&store.root().join(SIGNS))? {
+        // One that was being written is a sign of nothing: what it is for had not begun.
+        let whole = name.split('.').next().unwrap_or_default();
+        let Some(id) = ContainerId::parse(whole) else {
+            continue;
+        };
+        let Some(lock) = store.try_lock_container(id)? else {
+            continue;
+        };
+        if name != whole {
+            disk::remove_if_there(&store.root().join(SIGNS).join(&name))?;
+            continue;
+        }
+        match store.container(id)? {
+            Some(record) => {
+                let container = Container {
+                    store,
+                    id,
+                    record,
+                    config: None,
+                    lock,
+                };
+                finish(container)?;
+                unmark(store, id)?;
+            }
+            None => {
+                // It was destroyed, or never came to be.
+                let path = sign(store, id);
+                let bytes = std::fs::read(&path).map_err(|e| Error::at("read", &path, e))?;
+                let rest: Leftover = serde_json::from_slice(&bytes).unwrap_or_default();
+                rest.remove(store, id)?;
+                unmark(store, id)?;
+                lock.remove()?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Finishes, or takes back, what is under way. `None`: then there is no such container.
+pub(super) fn finish(mut container: Container<'_>) -> Result<Option<Container<'_>>> {
+    container.settle()?;
+    let Some(moving) = container.manifest().moving.clone() else {
+        return Ok(Some(container));
+    };
+    match moving {
+        Moving::Adopting => match is_moved_in(&container)? {
+            true => {
+                adopted(&mut container)?;
+                Ok(Some(container))
+            }
+            false => {
+                take_back(container)?;
+                Ok(None)
+            }
+        },
+        Moving::Releasing => {
+            released(container)?;
+            Ok(None)
+        }
+        Moving::Writing { config, hostname } => {
+            written(&mut container, &config, hostname.as_deref())?;
+            Ok(Some(container))
+        }
+    }
+}
+
+fn base(container: &Container<'_>) -> Result<LayerId> {
+    let last = container.manifest().stack.last();
+    last.copied()
+        .ok_or_else(|| Error::damaged("a container without any layer"))
+}
+
+fn place(container: &Container<'_>) -> Result<Adopted> {
+    let adopted = container.manifest().adopted.clone();
+    adopted
+        .ok_or_else(|| Error::damaged("the place that the container was taken over from is lost"))
+}
+
+fn inode(path: &Path) -> Result<Option<u64>> {
+    match std::fs::symlink_metadata(path) {
+        Ok(meta) => Ok(Some(meta.ino())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::at("look at", path, error)),
+    }
+}
+
+fn is_moved_in(container: &Container<'_>) -> Result<bool> {
+    let tree = container.store.layer_tree(base(container)?);
+    Ok(inode(&tree)? == Some(place(container)?.inode))
+}
+
+/// Takes an adoption back that has moved nothing yet.
+pub(super) fn take_back(container: Container<'_>) -> Result<()> {
+    let (store, id) = (container.store, container.id);
+    store.to_trash(store.container_dir(id), &format!("container-{id}"))?;
+    unmark(store, id)?;
+    drop(container);
+    store.collect().map(drop)
+}
+
+/// The root file system moves in: the one step of an adoption that counts.
+pub(super) fn move_in(container: &Container<'_>) -> Result<()> {
+    let adopted = place(container)?;
+    let tree = container.store.layer_tree(base(container)?);
+    disk::rename(&adopted.rootfs, &tree)
+}
+
+/// All of an adoption that comes after the move.
+pub(super) fn adopted(container: &mut Container<'_>) -> Result<()> {
+    let name = container.name().clone();
+    write_readme(&place(container)?.rootfs, &name)?;
+    let mut next = container.manifest().clone();
+    if let Some(link) = &mut next.lxc {
+        let ours = lxc::ours(container.store, container.id, &name)?;
+        let now = lxc::read_config(link)?;
+        let with = config::attach(&now, &ours);
+        replace_outside(&link.config(), &with, None)?;
+        link.written = Blob(with);
+    }
+    done(container, next)
+}
+
+/// The change outside is done: the manifest says so too.
+fn done(container: &mut Container<'_>, next: ContainerManifest) -> Result<()> {
+    let next = ContainerManifest {
+        moving: None,
+        ..next
+    };
+    container.commit(next, None, |_| Ok(Swap::Done))?;
+    unmark(container.store, container.id)
+}
+
+/// The root file system moves out, LXC's config changes back, and the container leaves the store. Tells
+/// what people should know.
+pub(super) fn released(container: Container<'_>) -> Result<Vec<String>> {
+    let adopted = place(&container)?;
+    let (store, id) = (container.store, container.id);
+    let tree = store.layer_tree(base(&container)?);
+    let mut notes = Vec::new();
+    if disk::is_there(&tree)? {
+        remove_readme(&adopted.rootfs)?;
+        move_out(&tree, &adopted.rootfs, container.name().as_str())?;
+    }
+    if let Some(link) = &container.manifest().lxc {
+        notes.extend(config_back(link, &id.to_string())?);
+    }
+    store.to_trash(store.container_dir(id), &format!("container-{id}"))?;
+    unmark(store, id)?;
+    drop(container);
+    store.collect()?;
+    Ok(notes)
+}
+
+fn move_out(tree: &Path, to: &Path, name: &str) -> Result<()> {
+    std::fs::rename(tree, to).map_err(|error| {
+        let what = format!("cannot move {} back to {}", tree.display(), to.display());
+        let hint = match error.kind() {
+            ErrorKind::DirectoryNotEmpty => {
+                format!("something was put there: move it away, then type: cowl release {name}")
+            }
+            ErrorKind::NotFound => {
+                format!("make the folder that it was in, then type: cowl release {name}")
+            }
+            _ => format!("when that is mended, type: cowl release {name}"),
+        };
+        Error::failed(what).because(error).hint(hint)
+    })?;
+    disk::sync_parent(to)?;
+    disk::sync_parent(tree)
+}
+
+fn config_back(link: &Lxc, id: &str) -> Result<Option<String>> {
+    let path = link.config();
+    let original = link.original.clone().unwrap_or_default();
+    if !disk::is_there(&path)? {
+        return Ok(Some(format!(
+            "{} is gone, and was not made anew",
+            path.display()
+        )));
+    }
+    let now = lxc::read_config(link)?;
+    if now == original.0 || !config::names(&now, id) {
+        return Ok(None);
+    }
+    if now == link.written.0 {
+        replace_outside(&path, &original.0, None)?;
+        return Ok(None);
+    }
+    let back = config::detach(&now, Some(&original.0), id);
+    replace_outside(&path, &back, None)?;
+    Ok(Some(format!(
+        "{} was changed meanwhile: only cowl's lines were taken out of it",
+        path.display()
+    )))
+}
+
+/// LXC's config is put in its place; its folder is made first where it is a new container's.
+pub(super) fn written(
+    container: &mut Container<'_>,
+    config: &Blob,
+    hostname: Option<&str>,
+) -> Result<()> {
+    let mut next = container.manifest().clone();
+    let Some(link) = &mut next.lxc else {
+        return done(container, next);
+    };
+    if let Some(hostname) = hostname
+        && let Err(error) = lxc::write_hostname(container, hostname)
+    {
+        log::warn!(
+            "{} keeps the host name of what it is a copy of: {error}",
+            container.name()
+        );
+    }
+    lxc::ensure_dir(link)?;
+    if let Some(adopted) = &next.adopted {
+        write_readme(&adopted.rootfs, container.name())?;
+    }
+    replace_outside(&link.config(), &config.0, None)?;
+    link.written = config.clone();
+    done(container, next)
+}
+
+/// Replaces a file that is not the store's, keeping its owner and mode: the old one or the new one, whole.
+/// What is a link stays one.
+pub(super) fn replace_outside(path: &Path, bytes: &[u8], mode: Option<u32>) -> Result<()> {
+    let at = |error: std::io::Error| Error::at("write", path, error);
+    let path = match path.canonicalize() {
+        Ok(real) => real,
+        Err(error) if error.kind() == ErrorKind::NotFound => path.to_path_buf(),
+        Err(error) => return Err(at(error)),
+    };
+    let old = match std::fs::metadata(&path) {
+        Ok(meta) => Some(meta),
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(error) => return Err(at(error)),
+    };
+    let name = path.file_name().unwrap_or_default();
+    let mut temporary = std::ffi::OsString::from(".");
+    temporary.push(name);
+    temporary.push(".cowl");
+    let temporary = path.with_file_name(temporary);
+    // What a killed command may have left.
+    disk::remove_if_there(&temporary)?;
+    let write = || -> std::io::Result<()> {
+        let mut file = File::options()
+            .write(true)
+            .create_new(true)
+            .open(&temporary)?;
+        file.write_all(bytes)?;
+        if let Some(old) = &old {
+            fchown(&file, Some(old.uid()), Some(old.gid()))?;
+            file.set_permissions(Permissions::from_mode(old.mode() & 0o7777))?;
+        } else {
+            file.set_permissions(Permissions::from_mode(mode.unwrap_or(0o640)))?;
+        }
+        file.sync_all()?;
+        std::fs::rename(&temporary, &path)
+    };
+    if let Err(error) = write() {
+        disk::remove_if_there(&temporary)?;
+        return Err(at(error));
+    }
+    disk::sync_parent(&path)
+}
+
+fn write_readme(folder: &Path, name: &ContainerName) -> Result<()> {
+    let text = format!(
+        "The files of this container are kept by cowl, as the container {name}.\n\
+         To look at them:     cowl mount {name}\n\
+         To get them back:    cowl release {name}\n\
+         What is put in this folder is no part of the container.\n"
+    );
+    disk::ensure_dir(folder)?;
+    let path = folder.join(README);
+    std::fs::write(&path, text).map_err(|e| Error::at("write", &path, e))?;
+    disk::sync_file(&path)?;
+    disk::sync_dir(folder)?;
+    disk::sync_parent(folder)
+}
+
+fn remove_readme(folder: &Path) -> Result<()> {
+    match std::fs::remove_file(folder.join(README)) {
+        Ok(()) => Ok(()),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Ok(())
+        }
+        Err(error) => Err(Error::at("remove", &folder.join(README), error)),
+    }
+}
+
+fn remove_if_empty(folder: &Path) -> Result<()> {
+    match std::fs::remove_dir(folder) {
+        Ok(()) => Ok(()),
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty | ErrorKind::NotADirectory
+            ) =>
+        {
+            Ok(())
+        }
+        Err(error) => Err(Error::at("remove", folder, error)),
+    }
+}
+
+/// Whether something besides cowl's own file lies where a root file system was: its name, for messages.
+pub(super) fn foreign(folder: &Path) -> Result<Option<String>> {
+    match std::fs::symlink_metadata(folder) {
+        Ok(meta) if meta.is_dir() => {}
+        Ok(_) => return Ok(Some(quoted(folder))),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::at("look at", folder, error)),
+    }
+    let at = |error| Error::at("list", folder, error);
+    for entry in std::fs::read_dir(folder).map_err(at)? {
+        let name = entry.map_err(at)?.file_name();
+        if name != README {
+            return Ok(Some(quoted(folder.join(name))));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,83 @@
+//! Bytes in JSON: text where they are text, else numbers. For paths, and for files of other programs.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Json {
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+impl Json {
+    fn of(bytes: &[u8]) -> Self {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Self::Text(text.to_owned()),
+            Err(_) => Self::Bytes(bytes.to_vec()),
+        }
+    }
+
+    fn into_bytes(self) -> Vec<u8> {
+        match self {
+            Self::Text(text) => text.into_bytes(),
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+/// What a file holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Blob(pub Vec<u8>);
+
+impl Serialize for Blob {
+    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        Json::of(&self.0).serialize(out)
+    }
+}
+
+impl<'de> Deserialize<'de> for Blob {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        Json::deserialize(input).map(|json| Self(json.into_bytes()))
+    }
+}
+
+/// For fields that are paths: `#[serde(with = "bytes::path")]`.
+pub mod path {
+    use super::{
+        Deserialize, Deserializer, Json, OsStrExt, OsString, OsStringExt, Path, PathBuf, Serialize,
+        Serializer,
+    };
+
+    /// Writes a path.
+    pub fn serialize<S: Serializer>(path: &Path, out: S) -> Result<S::Ok, S::Error> {
+        Json::of(path.as_os_str().as_bytes()).serialize(out)
+    }
+
+    /// Reads one.
+    pub fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<PathBuf, D::Error> {
+        let bytes = Json::deserialize(input)?.into_bytes();
+        Ok(PathBuf::from(OsString::from_vec(bytes)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_bytes_come_back() {
+        for bytes in [&b""[..], b"text\n", b"\xff\0\xfe"] {
+            let blob = Blob(bytes.to_vec());
+            let json = serde_json::to_string(&blob).unwrap();
+            assert_eq!(serde_json::from_str::<Blob>(&json).unwrap(), blob);
+        }
+        assert_eq!(
+            serde_json::to_string(&Blob(b"x".to_vec())).unwrap(),
+            "\"x\""
+        );
+    }
+}
