@@ -2,6 +2,7 @@
 //! errors and exit codes. The doc comments of the argument types are the help.
 
 mod adopt;
+mod cat;
 mod complete;
 mod config;
 mod create;
@@ -17,6 +18,7 @@ mod hooks;
 mod import;
 mod import_lxc;
 mod list;
+mod ls;
 mod lxc;
 mod lxc_snapshot;
 mod man;
@@ -155,6 +157,8 @@ verbs! {
     Tag(meta::TagArgs),
     Protect(meta::ProtectArgs),
     Diff(diff::Args),
+    Ls(ls::Args),
+    Cat(cat::Args),
     Restore(restore::RestoreArgs),
     Rm(rm::Args),
     Prune(prune::Args),

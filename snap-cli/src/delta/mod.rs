@@ -10,6 +10,7 @@ pub mod digest;
 pub mod error;
 pub mod find;
 pub mod flatten;
+pub mod look;
 pub(crate) mod make;
 pub mod measure;
 pub mod patch;
