@@ -3,6 +3,7 @@
 
 mod adopt;
 mod check;
+mod cat;
 mod complete;
 mod config;
 mod create;
@@ -18,6 +19,7 @@ mod hooks;
 mod import;
 mod import_lxc;
 mod list;
+mod ls;
 mod lxc;
 mod lxc_snapshot;
 mod man;
@@ -158,6 +160,8 @@ verbs! {
     Protect(meta::ProtectArgs),
     Rename(rename::Args),
     Diff(diff::Args),
+    Ls(ls::Args),
+    Cat(cat::Args),
     Restore(restore::RestoreArgs),
     Rm(rm::Args),
     Prune(prune::Args),
