@@ -159,6 +159,64 @@ fn a_folder_and_changes_unpacked_over_it_are_what_the_mount_shows() {
     drop(at);
 }
 
+#[test]
+fn podman_takes_an_image_and_shows_the_same() {
+    let mut needs = NEEDS.to_vec();
+    needs.push(Need::Program("podman"));
+    if !can("podman_takes_an_image_and_shows_the_same", &needs) {
+        return;
+    }
+    let store = Store::new("exchange-image");
+    container(&store);
+    store.cowl(["umount", "web"]).ok();
+    // A name that means a deletion to images: said, and not made.
+    let image = store.scratch().join("image.tar");
+    let image = image.to_str().unwrap();
+    let refused = store.cowl(["export", "web", "--oci", image]);
+    refused.fails(1, &[".wh.only-a-name"]);
+    assert!(!Path::new(image).exists());
+    let at = store.mount("web");
+    sh_in(&at, "rm .wh.only-a-name zero").ok();
+    store.cowl(["umount", "web"]).ok();
+    store.cowl(["flatten", "web", "--base"]).ok();
+    store.cowl(["clone", "web", "new"]).ok();
+    let at = store.mount("new");
+    sh_in(
+        &at,
+        // Podman leaves a folder that is replaced the attributes that it had.
+        "mv usr/new etc/again; rm -r srv; mkdir srv; setfattr -n user.note -v kept srv; echo s > srv/s",
+    )
+    .ok();
+    store.cowl(["snapshot", "new"]).ok();
+    sh_in(&at, "rm dangling; echo y > y").ok();
+    store.cowl(["umount", "new"]).ok();
+    store.cowl(["export", "new", "--oci", image]).ok();
+    let podman = |args: &[&str]| {
+        let (root, run) = (store.scratch().join("root"), store.scratch().join("run"));
+        let mut command = std::process::Command::new("podman");
+        command.arg("--root").arg(root).arg("--runroot").arg(run);
+        command.args(["--storage-driver", "vfs"]).args(args);
+        cowl_tests::command::run_command(command, b"")
+    };
+    podman(&["load", "-q", "-i", image]).ok();
+    let id = podman(&["images", "-q"]).ok().out();
+    let place = PathBuf::from(podman(&["image", "mount", &id]).ok().out());
+    let mut got = tree::read(&place).unwrap();
+    let mut want = shown(&store, "new");
+    // Podman keeps no trusted attributes, and the root's own attributes are its own.
+    for tree in [&mut got, &mut want] {
+        tree.remove(&b""[..]);
+        for entry in tree.values_mut() {
+            entry
+                .xattrs
+                .retain(|name, _| !name.starts_with(b"trusted."));
+        }
+    }
+    podman(&["image", "unmount", &id]).ok();
+    podman(&["rmi", "-a", "-f"]).ok();
+    assert_tree("the image", &got, &want);
+}
+
 /// Unpacks an image's layer: deletions first, then what is there.
 fn apply(place: &Path, delta: &Path) {
     let script = "

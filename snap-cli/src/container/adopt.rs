@@ -15,6 +15,7 @@ use crate::delta::walk;
 use crate::error::{Error, Result};
 use crate::host::lxc as host;
 use crate::host::lxc::config;
+use crate::host::lxc_snaps;
 use crate::host::users::quoted;
 use crate::host::{inside, mountinfo, users};
 use crate::store::bytes::Blob;
@@ -139,12 +140,11 @@ fn look_at_lxc(
         );
     }
     let rootfs = rootfs_of(container, &text)?;
-    let depends = container.dir().join("lxc_rdepends");
-    if std::fs::metadata(&depends).is_ok_and(|meta| meta.len() > 0) {
+    if !lxc_snaps::dependants(&container.dir())?.is_empty() {
         return Err(Error::failed(format!(
             "other LXC containers stand on the files of {}: {} names them",
             container.name,
-            depends.display()
+            container.dir().join("lxc_snapshots").display()
         ))
         .hint(format!(
             "copy it instead: cowl create {} --from {}",
@@ -346,6 +346,7 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
         stack: vec![head, base],
         origin: vec![base],
         parent: None,
+        undo: None,
         snapshots: Vec::new(),
         next_snap: 0,
         next_auto: 0,

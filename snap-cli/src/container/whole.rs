@@ -294,7 +294,10 @@ fn import_claimed(
     let id = making.container()?;
     let mut container = ContainerManifest {
         name: name.clone(),
-        origin: mapped(&old.origin, &new),
+        origin: match old.origin.iter().all(|id| new.contains_key(id)) {
+            true => mapped(&old.origin, &new),
+            false => below.last().copied().into_iter().collect(),
+        },
         ..old
     };
     container.leave_machine();
