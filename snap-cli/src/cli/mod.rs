@@ -17,6 +17,7 @@ mod hooks;
 mod import;
 mod import_lxc;
 mod list;
+mod lxc;
 mod lxc_snapshot;
 mod man;
 mod meta;
@@ -143,6 +144,7 @@ verbs! {
     Create(create::Args),
     Adopt(adopt::AdoptArgs),
     Release(adopt::ReleaseArgs),
+    Lxc(lxc::Args),
     Mount(mount::MountArgs),
     Umount(mount::UmountArgs),
     Exec(exec::ExecArgs),

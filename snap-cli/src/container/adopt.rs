@@ -346,6 +346,7 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
         stack: vec![head, base],
         origin: vec![base],
         parent: None,
+        undo: None,
         snapshots: Vec::new(),
         next_snap: 0,
         next_auto: 0,

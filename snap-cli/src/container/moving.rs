@@ -85,12 +85,12 @@ impl Leftover {
             remove_readme(&adopted.rootfs)?;
             remove_if_empty(&adopted.rootfs)?;
         }
-        if let Some(link) = &self.lxc
-            && disk::is_there(&link.config())?
-            && config::names(&lxc::read_config(link)?, &id.to_string())
-        {
-            disk::remove_if_there(&link.config())?;
-            remove_if_empty(&link.dir())?;
+        if let Some(link) = &self.lxc {
+            let there = disk::is_there(&link.config())?;
+            if !there || config::names(&lxc::read_config(link)?, &id.to_string()) {
+                disk::remove_if_there(&link.config())?;
+                remove_if_empty(&link.dir())?;
+            }
         }
         unmark(store, id)
     }
@@ -108,12 +108,18 @@ pub(super) fn remove_copy(config: &Path) -> Result<()> {
 /// work on are left alone.
 pub fn finish_all(store: &Store) -> Result<()> {
     for name in disk::names(&store.root().join(SIGNS))? {
-        let Some(id) = ContainerId::parse(&name) else {
+        // One that was being written is a sign of nothing: what it is for had not begun.
+        let whole = name.split('.').next().unwrap_or_default();
+        let Some(id) = ContainerId::parse(whole) else {
             continue;
         };
         let Some(lock) = store.try_lock_container(id)? else {
             continue;
         };
+        if name != whole {
+            disk::remove_if_there(&store.root().join(SIGNS).join(&name))?;
+            continue;
+        }
         match store.container(id)? {
             Some(record) => {
                 let container = Container {
