@@ -207,7 +207,7 @@ fn is_moved_in(container: &Container<'_>) -> Result<bool> {
 /// Takes an adoption back that has moved nothing yet.
 pub(super) fn take_back(container: Container<'_>) -> Result<()> {
     let (store, id) = (container.store, container.id);
-    store.to_trash(store.container_dir(id), &format!("container-{id}"))?;
+    store.discard_container(id)?;
     unmark(store, id)?;
     drop(container);
     store.collect().map(drop)
@@ -259,7 +259,7 @@ pub(super) fn released(container: Container<'_>) -> Result<Vec<String>> {
     if let Some(link) = &container.manifest().lxc {
         notes.extend(config_back(link, &id.to_string())?);
     }
-    store.to_trash(store.container_dir(id), &format!("container-{id}"))?;
+    store.discard_container(id)?;
     unmark(store, id)?;
     drop(container);
     store.collect()?;
