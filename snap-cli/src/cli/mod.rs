@@ -3,6 +3,7 @@
 
 mod adopt;
 mod cat;
+mod check;
 mod complete;
 mod config;
 mod create;
@@ -28,6 +29,7 @@ mod output;
 mod pause;
 mod progress;
 mod prune;
+mod rename;
 mod restore;
 mod rm;
 mod serve;
@@ -156,6 +158,7 @@ verbs! {
     Comment(meta::CommentArgs),
     Tag(meta::TagArgs),
     Protect(meta::ProtectArgs),
+    Rename(rename::Args),
     Diff(diff::Args),
     Ls(ls::Args),
     Cat(cat::Args),
@@ -172,6 +175,7 @@ verbs! {
     Destroy(destroy::Args),
     Undelete(undelete::Args),
     Gc(gc::Args),
+    Check(check::Args),
     Config(config::Args),
     Completions(complete::Args),
     #[command(hide = true)]

@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::host::lxc::config;
 use crate::host::users::quoted;
 use crate::store::bytes::Blob;
+use crate::store::layers::remove_tree;
 use crate::store::manifest::{ContainerId, ContainerManifest, LayerId};
 use crate::store::name::ContainerName;
 use crate::store::outside::{Adopted, Lxc, Moving};
@@ -96,11 +97,15 @@ impl Leftover {
     }
 }
 
-/// Removes the folder of a copy of LXC's that has no files of its own.
+/// Removes the folder of a copy of LXC's that has no root file system of its own, as LXC would if cowl's
+/// lines had not told it to leave that alone: with what an overlay copy wrote.
 pub(super) fn remove_copy(config: &Path) -> Result<()> {
     let dir = config.parent().unwrap_or(config);
     remove_if_empty(&dir.join("rootfs"))?;
-    disk::remove_if_there(config)?;
+    remove_tree(&dir.join("overlay"))?;
+    for name in ["config", "lxc_rdepends"] {
+        disk::remove_if_there(&dir.join(name))?;
+    }
     remove_if_empty(dir)
 }
 
@@ -202,7 +207,7 @@ fn is_moved_in(container: &Container<'_>) -> Result<bool> {
 /// Takes an adoption back that has moved nothing yet.
 pub(super) fn take_back(container: Container<'_>) -> Result<()> {
     let (store, id) = (container.store, container.id);
-    store.to_trash(store.container_dir(id), &format!("container-{id}"))?;
+    store.discard_container(id)?;
     unmark(store, id)?;
     drop(container);
     store.collect().map(drop)
@@ -254,7 +259,7 @@ pub(super) fn released(container: Container<'_>) -> Result<Vec<String>> {
     if let Some(link) = &container.manifest().lxc {
         notes.extend(config_back(link, &id.to_string())?);
     }
-    store.to_trash(store.container_dir(id), &format!("container-{id}"))?;
+    store.discard_container(id)?;
     unmark(store, id)?;
     drop(container);
     store.collect()?;
@@ -292,11 +297,14 @@ fn config_back(link: &Lxc, id: &str) -> Result<Option<String>> {
     if now == original.0 || !config::names(&now, id) {
         return Ok(None);
     }
-    if now == link.written.0 {
+    let back = config::detach(&now, Some(&original.0), id);
+    // The last line may have had no end, which is the one thing that cowl's lines at the end changed.
+    if back.strip_suffix(b"\n").unwrap_or(&back)
+        == original.0.strip_suffix(b"\n").unwrap_or(&original.0)
+    {
         replace_outside(&path, &original.0, None)?;
         return Ok(None);
     }
-    let back = config::detach(&now, Some(&original.0), id);
     replace_outside(&path, &back, None)?;
     Ok(Some(format!(
         "{} was changed meanwhile: only cowl's lines were taken out of it",

@@ -170,7 +170,7 @@ mod tests {
         assert_eq!(best(&[1, 100, 100, 100, 100], &none[..4], 8), Some(1..5));
         // A state ends within the first pair.
         let ends = [true, false, false, false, false];
-        assert_eq!(best(&[1, 1, 9, 2, 2, 9], &ends, 2), Some(0..2));
+        assert_eq!(best(&[1, 1, 9, 3, 3, 9], &ends, 2), Some(0..2));
         assert_eq!(best(&[3, 3, 9, 4, 4, 9], &ends, 2), Some(3..5));
         // Layers of no size at all are as good as any.
         assert_eq!(best(&[0, 0], &none[..1], 2), Some(0..2));

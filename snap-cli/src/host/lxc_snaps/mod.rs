@@ -83,7 +83,7 @@ pub fn list(folder: &Path) -> Result<Vec<Tree>> {
             found.push(Tree { name, dir, taken });
         }
     }
-    found.sort_by(|a, b| layout::order(&a.name).cmp(&layout::order(&b.name)));
+    found.sort_by_key(|tree| layout::order(&tree.name));
     Ok(found)
 }
 
