@@ -39,3 +39,20 @@ fn copied_container() {
         at_every_call(false, &copy, &["web", "new"]);
     }
 }
+
+#[test]
+fn undo() {
+    if can("crash_undo::undo", false) {
+        at_every_call(false, &["undo", "web", "snap0"], &["web"]);
+    }
+}
+
+#[test]
+fn restore_of_paths() {
+    if can("crash_undo::restore_of_paths", false) {
+        let paths = ["restore", "web", "snap0", "--delete", "--", "etc/since"];
+        at_every_call(false, &paths, &["web"]);
+        let folder = ["restore", "web", "snap1", "--", "etc"];
+        at_every_call(false, &folder, &["web"]);
+    }
+}

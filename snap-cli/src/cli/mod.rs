@@ -32,6 +32,7 @@ mod status;
 mod table;
 mod text;
 mod undelete;
+mod undo;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -147,6 +148,7 @@ verbs! {
     Protect(meta::ProtectArgs),
     Diff(diff::Args),
     Restore(restore::RestoreArgs),
+    Undo(undo::Args),
     Rm(rm::Args),
     Clone(restore::CloneArgs),
     Flatten(flatten::Args),

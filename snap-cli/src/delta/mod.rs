@@ -11,6 +11,8 @@ pub mod flatten;
 pub(crate) mod make;
 pub mod measure;
 pub(crate) mod places;
+pub mod put_back;
+pub(crate) mod target;
 pub(crate) mod walk;
 
 pub use diff::{Change, Status, diff};

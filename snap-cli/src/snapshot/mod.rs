@@ -9,12 +9,14 @@ pub mod flatten;
 pub mod list;
 pub mod lxc_import;
 pub mod meta;
+pub mod paths;
 pub mod readers;
 pub mod remove;
 pub mod restore;
 pub mod select;
 pub mod take;
 pub mod tree;
+pub mod undo;
 
 use cowl_fs::control::ControlError;
 
