@@ -122,8 +122,19 @@ impl Plan {
     /// What makes `new` in the scope what `old` was there.
     pub fn new(old: &View, new: &View, scope: &Scope) -> Result<Self> {
         let mut plan = Self::default();
+        let mut changed = Vec::new();
         for change in diff(old, new)? {
-            plan.take(old, change, scope)?;
+            plan.take(change, scope, &mut changed);
+        }
+        for path in changed {
+            // What is in a renamed folder is told by its path of today, and goes with that.
+            if !path.is_empty() && covers(&plan.remove, split(&path).0) {
+                continue;
+            }
+            match (find(old, &path)?, find(new, &path)?) {
+                (Found::Dir(_), Found::Dir(_)) => plan.attributes.insert(path),
+                _ => plan.whole.insert(path),
+            };
         }
         let (then, now) = (Survey::of(old, scope)?, Survey::of(new, scope)?);
         plan.links(&then, &now);
@@ -156,7 +167,7 @@ impl Plan {
         self.steps.push(Step::new(path.to_vec(), what));
     }
 
-    fn take(&mut self, old: &View, change: Change, scope: &Scope) -> Result<()> {
+    fn take(&mut self, change: Change, scope: &Scope, changed: &mut Vec<Vec<u8>>) {
         // The root itself.
         let path = match change.path.as_slice() {
             b"." => Vec::new(),
@@ -194,20 +205,12 @@ impl Plan {
                 self.step(&path, What::BringBack);
                 self.whole.insert(path);
             }
-            (Status::TypeChanged, _) if here => {
+            (Status::TypeChanged | Status::Modified, _) if here => {
                 self.step(&path, What::PutBack);
-                self.whole.insert(path);
-            }
-            (Status::Modified, _) if here => {
-                self.step(&path, What::PutBack);
-                match find(old, &path)? {
-                    Found::Dir(_) => self.attributes.insert(path),
-                    Found::File(_) | Found::Absent | Found::Whiteout => self.whole.insert(path),
-                };
+                changed.push(path);
             }
             _ => {}
         }
-        Ok(())
     }
 
     /// Names that were one file are one file again, and those that were not are not.
@@ -216,10 +219,11 @@ impl Plan {
         let alone = |path: &[u8]| BTreeSet::from([path.to_vec()]);
         let mut more = BTreeSet::new();
         let there = old.keys().chain(new.keys());
-        for path in there.filter(|path| !self.remove.contains(**path)) {
+        for path in there.filter(|path| !covers(&self.remove, path)) {
             let was = old.get(path).map_or_else(|| alone(path), |g| (*g).clone());
             let is = new.get(path).map_or_else(|| alone(path), |g| (*g).clone());
-            let is: BTreeSet<_> = is.difference(&self.remove).cloned().collect();
+            let stays = is.into_iter().filter(|path| !covers(&self.remove, path));
+            let is: BTreeSet<_> = stays.collect();
             if was != is {
                 more.extend(was);
             }
