@@ -9,9 +9,10 @@ use super::table::Style;
 use super::{Context, Verb, output, text};
 use crate::container::Container;
 use crate::error::{Error, Result};
+use crate::host::hooks::Event;
 use crate::snapshot::keep::Rules;
 use crate::snapshot::prune::{Plan, plan, save, saved};
-use crate::snapshot::remove::remove;
+use crate::snapshot::remove;
 use crate::store::Store;
 use crate::store::name::ContainerName;
 
@@ -118,7 +119,7 @@ impl Verb for Args {
             return self.show(&name, rules.as_ref());
         }
         let rules = rules.unwrap_or_default();
-        let value = self.one(&store, &name, &rules)?;
+        let value = self.one(context, &store, &name, &rules)?;
         if self.json {
             output::data(&value)?;
         }
@@ -173,7 +174,7 @@ impl Args {
                     let name = record.body.name;
                     let rules = self.rules_of(context, &store, &name)?;
                     rules
-                        .map(|rules| self.one(&store, &name, &rules))
+                        .map(|rules| self.one(context, &store, &name, &rules))
                         .transpose()
                 });
                 match pruned {
@@ -192,10 +193,16 @@ impl Args {
         broken.map_or(Ok(0), Err)
     }
 
-    fn one(&self, store: &Store, name: &ContainerName, rules: &Rules) -> Result<Value> {
+    fn one(
+        &self,
+        context: &Context,
+        store: &Store,
+        name: &ContainerName,
+        rules: &Rules,
+    ) -> Result<Value> {
         rules.check()?;
-        let mut container = Container::open(store, name)?;
-        let planned = plan(&container, rules)?;
+        let planned = plan(&Container::open(store, name)?, rules)?;
+        let mut removal = planned.removal.clone();
         if !self.json {
             self.print(name, &planned)?;
             let would = if self.dry_run {
@@ -203,12 +210,21 @@ impl Args {
             } else {
                 "removing"
             };
-            output::note(&format!("{name}: {}", sentence(would, &planned.removal)));
+            output::note(&format!("{name}: {}", sentence(would, &removal)));
         }
-        if !self.dry_run {
-            remove(&mut container, &planned.removal.going)?;
+        if !self.dry_run && !removal.going.is_empty() {
+            let ids: Vec<_> = removal.going.iter().map(|snapshot| snapshot.id).collect();
+            let names: Vec<_> = removal.going.iter().map(|s| s.name.as_str()).collect();
+            let names = names.join(" ");
+            removal = context.hooked(Event::Rm, store, name, Some(&names), |_| {
+                // Those that were told, and no others, whatever came or went meanwhile.
+                let mut container = Container::open(store, name)?;
+                let now = remove::plan(&container, &ids, rules.protected)?;
+                remove::remove(&mut container, &now.going)?;
+                Ok(now)
+            })?;
         }
-        let mut value = removal_json(name, &planned.removal, self.dry_run);
+        let mut value = removal_json(name, &removal, self.dry_run);
         let kept = planned.verdicts.iter().filter(|(_, why)| !why.is_empty());
         let kept: Vec<_> = kept
             .map(|(snapshot, why)| json!({ "name": snapshot.name, "why": why }))
