@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::snapshot::take_hooked;
 use super::{Context, Verb, output};
-use crate::container::{enter, exec};
+use crate::container::{Container, enter, exec};
 use crate::error::{Kind, Result};
 use crate::host::users::quoted;
 use crate::snapshot::take::Wish;
@@ -41,6 +41,7 @@ impl Verb for ExecArgs {
                 Ok(())
             })?;
         }
+        context.keep_depth(&mut Container::open(&store, &name)?);
         exec::exec(&store, &name, &self.command)
     }
 

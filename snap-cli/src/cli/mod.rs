@@ -2,6 +2,7 @@
 //! errors and exit codes. The doc comments of the argument types are the help.
 
 mod adopt;
+mod cat;
 mod check;
 mod complete;
 mod config;
@@ -18,6 +19,8 @@ mod hooks;
 mod import;
 mod import_lxc;
 mod list;
+mod ls;
+mod lxc;
 mod lxc_snapshot;
 mod man;
 mod meta;
@@ -145,6 +148,7 @@ verbs! {
     Create(create::Args),
     Adopt(adopt::AdoptArgs),
     Release(adopt::ReleaseArgs),
+    Lxc(lxc::Args),
     Mount(mount::MountArgs),
     Umount(mount::UmountArgs),
     Exec(exec::ExecArgs),
@@ -156,6 +160,8 @@ verbs! {
     Protect(meta::ProtectArgs),
     Rename(rename::Args),
     Diff(diff::Args),
+    Ls(ls::Args),
+    Cat(cat::Args),
     Restore(restore::RestoreArgs),
     Rm(rm::Args),
     Prune(prune::Args),

@@ -4,15 +4,13 @@ use std::ffi::OsString;
 
 use serde_json::{Value, json};
 
-use super::rm::{removal_json, sentence};
+use super::rm::{removal_json, remove_hooked, sentence};
 use super::table::Style;
 use super::{Context, Verb, output, text};
 use crate::container::Container;
 use crate::error::{Error, Result};
-use crate::host::hooks::Event;
 use crate::snapshot::keep::Rules;
 use crate::snapshot::prune::{Plan, plan, save, saved};
-use crate::snapshot::remove;
 use crate::store::Store;
 use crate::store::name::ContainerName;
 
@@ -201,8 +199,7 @@ impl Args {
         rules: &Rules,
     ) -> Result<Value> {
         rules.check()?;
-        let planned = plan(&Container::open(store, name)?, rules)?;
-        let mut removal = planned.removal.clone();
+        let mut planned = plan(&Container::open(store, name)?, rules)?;
         if !self.json {
             self.print(name, &planned)?;
             let would = if self.dry_run {
@@ -210,21 +207,13 @@ impl Args {
             } else {
                 "removing"
             };
-            output::note(&format!("{name}: {}", sentence(would, &removal)));
+            output::note(&format!("{name}: {}", sentence(would, &planned.removal)));
         }
-        if !self.dry_run && !removal.going.is_empty() {
-            let ids: Vec<_> = removal.going.iter().map(|snapshot| snapshot.id).collect();
-            let names: Vec<_> = removal.going.iter().map(|s| s.name.as_str()).collect();
-            let names = names.join(" ");
-            removal = context.hooked(Event::Rm, store, name, Some(&names), |_| {
-                // Those that were told, and no others, whatever came or went meanwhile.
-                let mut container = Container::open(store, name)?;
-                let now = remove::plan(&container, &ids, rules.protected)?;
-                remove::remove(&mut container, &now.going)?;
-                Ok(now)
-            })?;
+        if !self.dry_run && !planned.removal.going.is_empty() {
+            let removal = &mut planned.removal;
+            remove_hooked(context, store, name, removal, rules.protected, |_| Ok(()))?;
         }
-        let mut value = removal_json(name, &removal, self.dry_run);
+        let mut value = removal_json(name, &planned.removal, self.dry_run);
         let kept = planned.verdicts.iter().filter(|(_, why)| !why.is_empty());
         let kept: Vec<_> = kept
             .map(|(snapshot, why)| json!({ "name": snapshot.name, "why": why }))

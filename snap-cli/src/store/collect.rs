@@ -428,6 +428,7 @@ mod tests {
             stack: vec![head, base],
             origin: vec![base],
             parent: None,
+            undo: None,
             snapshots: Vec::new(),
             next_snap: 0,
             next_auto: 0,
