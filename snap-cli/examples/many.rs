@@ -100,6 +100,7 @@ fn write(store: &Store, making: &mut Making<'_>, base: LayerId, name: &str, snap
         adopted: None,
         lxc: None,
         moving: None,
+        undo: None,
         extra: Map::new(),
     };
     disk::replace(&store.container_file(id), &Record::first(manifest)).unwrap();
