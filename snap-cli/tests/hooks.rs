@@ -135,9 +135,18 @@ fn hooks_run_around_snapshot_restore_and_rm() {
     // Nothing is done, so nothing is told.
     machine.ok(&["snapshot", "web", "--name", "last"]);
     machine.log();
+    machine.ok(&["prune", "web", "--keep-last", "1"]);
     machine.ok(&["restore", "web", "last", "--dry-run"]);
     machine.ok(&["rm", "web", "last", "--dry-run"]);
     assert_eq!(machine.log(), "");
+    // What prune removes is removed like any other.
+    machine.ok(&["snapshot", "web", "--name", "newer"]);
+    machine.log();
+    machine.ok(&["prune", "web", "--keep-last", "1", "--manual"]);
+    assert_eq!(
+        machine.log(),
+        "pre-rm web [last] \npost-rm web [last] done\n"
+    );
 }
 
 #[test]

@@ -88,16 +88,12 @@ struct States {
 
 impl Args {
     fn folder(&self, context: &Context) -> Result<u8> {
-        let (store, state, _reading) = read_state(context, &Address::parse(&self.source)?)?;
-        let view = store.view(&state.stack)?;
-        let total = store.known_size(&state.stack)?;
-        let mut bar = output::Bar::new("exporting");
-        let unfinished = UnfinishedFolder::new(Path::new(&self.target))?;
-        let mut progress = |done| bar.tell(Progress { total, ..done });
-        let done = folder::fill(&view, unfinished.path(), &mut progress)?;
-        unfinished.finish()?;
-        drop(bar);
-        tell(&done);
+        write_folder(
+            context,
+            &Address::parse(&self.source)?,
+            Path::new(&self.target),
+            "exporting",
+        )?;
         Ok(0)
     }
 
@@ -208,6 +204,26 @@ impl Args {
         let new = new.stack;
         Ok((States { store, old, new }, reading))
     }
+}
+
+/// Writes a state as a plain folder, which gets its name when it is complete.
+pub(super) fn write_folder(
+    context: &Context,
+    source: &Address,
+    target: &Path,
+    doing: &'static str,
+) -> Result<()> {
+    let (store, state, _reading) = read_state(context, source)?;
+    let view = store.view(&state.stack)?;
+    let total = store.known_size(&state.stack)?;
+    let mut bar = output::Bar::new(doing);
+    let unfinished = UnfinishedFolder::new(target)?;
+    let mut progress = |done| bar.tell(Progress { total, ..done });
+    let done = folder::fill(&view, unfinished.path(), &mut progress)?;
+    unfinished.finish()?;
+    drop(bar);
+    tell(&done);
+    Ok(())
 }
 
 fn tell(done: &Exported) {

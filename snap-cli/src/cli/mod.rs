@@ -2,6 +2,8 @@
 //! errors and exit codes. The doc comments of the argument types are the help.
 
 mod adopt;
+mod check;
+mod cat;
 mod complete;
 mod config;
 mod create;
@@ -17,6 +19,8 @@ mod hooks;
 mod import;
 mod import_lxc;
 mod list;
+mod ls;
+mod lxc;
 mod lxc_snapshot;
 mod man;
 mod meta;
@@ -25,6 +29,7 @@ mod output;
 mod pause;
 mod progress;
 mod prune;
+mod rename;
 mod restore;
 mod rm;
 mod serve;
@@ -143,6 +148,7 @@ verbs! {
     Create(create::Args),
     Adopt(adopt::AdoptArgs),
     Release(adopt::ReleaseArgs),
+    Lxc(lxc::Args),
     Mount(mount::MountArgs),
     Umount(mount::UmountArgs),
     Exec(exec::ExecArgs),
@@ -152,7 +158,10 @@ verbs! {
     Comment(meta::CommentArgs),
     Tag(meta::TagArgs),
     Protect(meta::ProtectArgs),
+    Rename(rename::Args),
     Diff(diff::Args),
+    Ls(ls::Args),
+    Cat(cat::Args),
     Restore(restore::RestoreArgs),
     Rm(rm::Args),
     Prune(prune::Args),
@@ -166,6 +175,7 @@ verbs! {
     Destroy(destroy::Args),
     Undelete(undelete::Args),
     Gc(gc::Args),
+    Check(check::Args),
     Config(config::Args),
     Completions(complete::Args),
     #[command(hide = true)]

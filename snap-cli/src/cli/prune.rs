@@ -4,14 +4,13 @@ use std::ffi::OsString;
 
 use serde_json::{Value, json};
 
-use super::rm::{removal_json, sentence};
+use super::rm::{removal_json, remove_hooked, sentence};
 use super::table::Style;
 use super::{Context, Verb, output, text};
 use crate::container::Container;
 use crate::error::{Error, Result};
 use crate::snapshot::keep::Rules;
 use crate::snapshot::prune::{Plan, plan, save, saved};
-use crate::snapshot::remove::remove;
 use crate::store::Store;
 use crate::store::name::ContainerName;
 
@@ -118,7 +117,7 @@ impl Verb for Args {
             return self.show(&name, rules.as_ref());
         }
         let rules = rules.unwrap_or_default();
-        let value = self.one(&store, &name, &rules)?;
+        let value = self.one(context, &store, &name, &rules)?;
         if self.json {
             output::data(&value)?;
         }
@@ -173,7 +172,7 @@ impl Args {
                     let name = record.body.name;
                     let rules = self.rules_of(context, &store, &name)?;
                     rules
-                        .map(|rules| self.one(&store, &name, &rules))
+                        .map(|rules| self.one(context, &store, &name, &rules))
                         .transpose()
                 });
                 match pruned {
@@ -192,10 +191,15 @@ impl Args {
         broken.map_or(Ok(0), Err)
     }
 
-    fn one(&self, store: &Store, name: &ContainerName, rules: &Rules) -> Result<Value> {
+    fn one(
+        &self,
+        context: &Context,
+        store: &Store,
+        name: &ContainerName,
+        rules: &Rules,
+    ) -> Result<Value> {
         rules.check()?;
-        let mut container = Container::open(store, name)?;
-        let planned = plan(&container, rules)?;
+        let mut planned = plan(&Container::open(store, name)?, rules)?;
         if !self.json {
             self.print(name, &planned)?;
             let would = if self.dry_run {
@@ -205,8 +209,9 @@ impl Args {
             };
             output::note(&format!("{name}: {}", sentence(would, &planned.removal)));
         }
-        if !self.dry_run {
-            remove(&mut container, &planned.removal.going)?;
+        if !self.dry_run && !planned.removal.going.is_empty() {
+            let removal = &mut planned.removal;
+            remove_hooked(context, store, name, removal, rules.protected, |_| Ok(()))?;
         }
         let mut value = removal_json(name, &planned.removal, self.dry_run);
         let kept = planned.verdicts.iter().filter(|(_, why)| !why.is_empty());

@@ -1,13 +1,15 @@
 //! `cowl restore` and `cowl clone`
 
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
+use super::export::write_folder;
 use super::pause::Pause;
 use super::{Context, Verb, output};
 use crate::container::Container;
 use crate::error::{Error, Result};
 use crate::host::hooks::Event;
-use crate::snapshot::restore::{clone, plan, restore};
+use crate::snapshot::restore::{before_last, clone, copy, plan, restore};
 use crate::store::name::{Address, ContainerName, SnapshotName};
 
 /// Make a container what it was at a snapshot
@@ -20,8 +22,8 @@ pub(super) struct RestoreArgs {
     /// The container
     name: OsString,
     /// The snapshot to go back to
-    #[arg(value_name = "SNAP")]
-    snapshot: OsString,
+    #[arg(value_name = "SNAP", required_unless_present = "undo")]
+    snapshot: Option<OsString>,
     /// A name for a new container; the old one is left as it is
     #[arg(value_name = "NEW")]
     new: Option<OsString>,
@@ -30,6 +32,17 @@ pub(super) struct RestoreArgs {
     with_config: bool,
     #[command(flatten)]
     pause: Pause,
+    /// Copy everything: to a new folder DIR, or with NEW to a container that shares nothing with the
+    /// old one
+    #[arg(long, value_name = "DIR", num_args = 0..=1, conflicts_with_all = ["with_config", "undo"])]
+    #[allow(
+        clippy::option_option,
+        reason = "clap's way of an option with a value or without"
+    )]
+    copy: Option<Option<PathBuf>>,
+    /// Take the last restore back: make it what it was before. Undone once more, that is taken back
+    #[arg(long, conflicts_with_all = ["snapshot", "new"])]
+    undo: bool,
     /// Only say what would be done
     #[arg(long)]
     dry_run: bool,
@@ -38,13 +51,16 @@ pub(super) struct RestoreArgs {
 impl Verb for RestoreArgs {
     fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
-        let snapshot = SnapshotName::parse(&self.snapshot)?;
-        if let Some(new) = &self.new {
+        let snapshot = match &self.snapshot {
+            Some(snapshot) => SnapshotName::parse(snapshot)?,
+            None => before_last(&Container::open(&context.store_of(&name)?, &name)?)?,
+        };
+        if self.new.is_some() || self.copy.is_some() {
             let source = Address {
                 container: name,
                 snapshot: Some(snapshot),
             };
-            make(context, &source, &ContainerName::parse(new)?, self.dry_run)?;
+            self.elsewhere(context, &source)?;
             return Ok(0);
         }
         let store = context.store_of(&name)?;
@@ -61,6 +77,10 @@ impl Verb for RestoreArgs {
         let done = context.hooked(Event::Restore, &store, &name, to, |_| {
             self.pause.round(&store, &name, || {
                 let mut container = Container::open(&store, &name)?;
+                if self.undo && before_last(&container)? != snapshot {
+                    return Err(Error::busy(format!("{name} was restored a moment ago"))
+                        .hint("look what it is now, and undo that if you mean it"));
+                }
                 if self.with_config {
                     container.with_config_of(&snapshot)?;
                 }
@@ -71,10 +91,47 @@ impl Verb for RestoreArgs {
         })?;
         if let Some(auto) = done.kept_as {
             output::note(&format!(
-                "what {name} was until now stays as {auto}: cowl restore {name} {auto} undoes this"
+                "what {name} was until now stays as {auto}: cowl restore {name} --undo takes this back"
             ));
         }
         Ok(0)
+    }
+}
+
+impl RestoreArgs {
+    /// The state somewhere else; the container stays as it is.
+    fn elsewhere(&self, context: &Context, source: &Address) -> Result<()> {
+        match (&self.new, &self.copy) {
+            (Some(_), Some(Some(dir))) => Err(Error::usage(format!(
+                "a container or a folder: NEW and --copy {} are two places",
+                dir.display()
+            ))
+            .hint("for a container write --copy last; for a folder leave NEW out")),
+            (Some(new), copy) => {
+                let new = ContainerName::parse(new)?;
+                make(context, source, &new, copy.is_some(), self.dry_run)
+            }
+            (None, Some(Some(dir))) => self.folder(context, source, dir),
+            (None, _) => Err(Error::usage("--copy needs to know where to")
+                .hint("name a new folder, --copy DIR, or a new container: NAME SNAP NEW --copy")),
+        }
+    }
+
+    fn folder(&self, context: &Context, source: &Address, dir: &Path) -> Result<()> {
+        match std::fs::symlink_metadata(dir) {
+            Ok(_) => {
+                return Err(Error::failed(format!("{} is there already", dir.display()))
+                    .hint("name a folder that is not there yet"));
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::at("look at", dir, error)),
+        }
+        if self.dry_run {
+            crate::snapshot::resolve(&context.store_of(&source.container)?, source)?;
+            output::note(&format!("would copy {source} to {}", dir.display()));
+            return Ok(());
+        }
+        write_folder(context, source, dir, "copying")
     }
 }
 
@@ -88,17 +145,27 @@ pub(super) struct CloneArgs {
     source: OsString,
     /// The new container's name
     new: OsString,
+    /// Copy everything, so that the two share nothing
+    #[arg(long)]
+    copy: bool,
 }
 
 impl Verb for CloneArgs {
     fn run(&self, context: &Context) -> Result<u8> {
         let source = Address::parse(&self.source)?;
-        make(context, &source, &ContainerName::parse(&self.new)?, false)?;
+        let new = ContainerName::parse(&self.new)?;
+        make(context, &source, &new, self.copy, false)?;
         Ok(0)
     }
 }
 
-fn make(context: &Context, source: &Address, new: &ContainerName, dry_run: bool) -> Result<()> {
+fn make(
+    context: &Context,
+    source: &Address,
+    new: &ContainerName,
+    copies: bool,
+    dry_run: bool,
+) -> Result<()> {
     let store = context.store_of(&source.container)?;
     if dry_run {
         crate::snapshot::resolve(&store, source)?;
@@ -114,7 +181,14 @@ fn make(context: &Context, source: &Address, new: &ContainerName, dry_run: bool)
                 .hint("choose another name"),
         );
     }
-    for note in clone(&store, source, new)? {
+    let notes = match copies {
+        true => {
+            let mut bar = output::Bar::new("copying");
+            copy(&store, source, new, &mut |done| bar.tell(done))?
+        }
+        false => clone(&store, source, new)?,
+    };
+    for note in notes {
         output::note(&note);
     }
     Ok(())

@@ -97,6 +97,7 @@ pub fn over_layers_and(
         stack,
         origin: below.to_vec(),
         parent: None,
+        undo: None,
         snapshots: Vec::new(),
         next_snap: 0,
         next_auto: 0,

@@ -28,7 +28,7 @@ impl Container<'_> {
         store.forget_places(id);
         left.remove(store, id)?;
         self.lock.remove()?;
-        store.collect()?;
+        store.collect_after();
         Ok(id)
     }
 
@@ -38,10 +38,10 @@ impl Container<'_> {
         self.unmount(false)?;
         let (store, id) = (self.store, self.id);
         let left = self.leave_outside()?;
-        store.to_trash(store.container_dir(id), &format!("container-{id}"))?;
+        store.discard_container(id)?;
         left.remove(store, id)?;
         drop(self);
-        store.collect()?;
+        store.collect_after();
         Ok(id)
     }
 

@@ -142,6 +142,7 @@ fn commit(container: &mut Container<'_>, plain: LayerId, making: Option<Making<'
         stack: vec![plain],
         origin: vec![plain],
         parent: None,
+        undo: None,
         snapshots: Vec::new(),
         moving: Some(Moving::Releasing),
         ..container.manifest().clone()

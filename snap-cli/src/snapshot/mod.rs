@@ -3,6 +3,7 @@
 //! A snapshot freezes the head: what the head's layer holds is named by the snapshot from then on, and a
 //! new, empty layer becomes the head. Nothing is copied.
 
+pub mod copy;
 pub mod depth;
 pub mod du;
 pub mod flatten;

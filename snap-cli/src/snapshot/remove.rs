@@ -213,6 +213,7 @@ mod tests {
             stack: vec![head],
             origin: Vec::new(),
             parent: None,
+            undo: None,
             snapshots: Vec::new(),
             next_snap: snapshots,
             next_auto: 0,

@@ -5,10 +5,11 @@ use super::{Container, resolve};
 use crate::container::create::over_layers_and;
 use crate::container::lxc;
 use crate::container::{Swap, state::RunState};
+use crate::delta::error::OnProgress;
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::layers::Making;
-use crate::store::manifest::{SnapshotKind, SnapshotRef};
+use crate::store::manifest::{LayerId, SnapshotId, SnapshotKind, SnapshotRef};
 use crate::store::name::{Address, ContainerName, SnapshotName};
 
 /// What a restore did, or would do.
@@ -51,9 +52,30 @@ pub fn restore(container: &mut Container<'_>, name: &SnapshotName) -> Result<Res
 
 /// What [`restore`] would do.
 pub fn plan(container: &Container<'_>, name: &SnapshotName) -> Result<Option<SnapshotName>> {
-    container.snapshot(name)?;
-    let manifest = container.manifest();
-    Ok(holds_something(container)?.then(|| SnapshotName::automatic(manifest.next_auto)))
+    let (_, snapshot) = container.snapshot(name)?;
+    Ok(match Before::of(container, &snapshot.stack)? {
+        Before::Unnamed(_) => Some(SnapshotName::automatic(container.manifest().next_auto)),
+        Before::Named(_) | Before::Same => None,
+    })
+}
+
+/// The snapshot that holds what the container was before it was last put back to something.
+pub fn before_last(container: &Container<'_>) -> Result<SnapshotName> {
+    let (manifest, name) = (container.manifest(), container.name());
+    let hint = format!("`cowl list {name}` shows its snapshots");
+    let Some(id) = manifest.undo else {
+        return Err(Error::failed(format!(
+            "{name} was never restored: there is nothing to undo"
+        ))
+        .hint(hint));
+    };
+    let known = manifest.snapshots.iter().find(|s| s.id == id);
+    known.map(|known| known.name.clone()).ok_or_else(|| {
+        Error::not_found(format!(
+            "the snapshot of what {name} was before its last restore was removed"
+        ))
+        .hint(hint)
+    })
 }
 
 /// Mounts anew what was mounted, after success and failure alike.
@@ -61,13 +83,55 @@ pub(super) fn again(container: &Container<'_>, was: Option<&RunState>) -> Result
     was.map_or(Ok(()), |was| container.mount_again(was))
 }
 
-/// Whether something was written since the head began.
-fn holds_something(container: &Container<'_>) -> Result<bool> {
-    let manifest = container.manifest();
-    match manifest.below_head().first() {
-        Some(top) => Ok(!container.store().is_untouched(manifest.head, *top)?),
-        None => Ok(true),
+/// What becomes of a state when its container is about to be another one.
+enum Before {
+    /// No snapshot holds it: it needs one. These are its layers.
+    Unnamed(Vec<LayerId>),
+    /// This snapshot holds it, because nothing was written since.
+    Named(SnapshotId),
+    /// It is the state that the container is to be.
+    Same,
+}
+
+impl Before {
+    fn of(container: &Container<'_>, target: &[LayerId]) -> Result<Self> {
+        let (store, manifest) = (container.store(), container.manifest());
+        let below = manifest.below_head();
+        let touched = match below.first() {
+            Some(top) => !store.is_untouched(manifest.head, *top)?,
+            None => true,
+        };
+        if touched {
+            return Ok(Self::Unnamed(manifest.stack.clone()));
+        }
+        if below == target {
+            return Ok(Self::Same);
+        }
+        Ok(match named(container, below)? {
+            Some(id) => Self::Named(id),
+            // Its snapshot was removed; nothing else holds it.
+            None => Self::Unnamed(below.to_vec()),
+        })
     }
+}
+
+/// A snapshot of just these layers; the one that the head was made from before any other.
+pub(super) fn named(container: &Container<'_>, stack: &[LayerId]) -> Result<Option<SnapshotId>> {
+    let manifest = container.manifest();
+    let mut known: Vec<_> = manifest.snapshots.iter().rev().collect();
+    known.sort_by_key(|snapshot| Some(snapshot.id) != manifest.parent);
+    for snapshot in known {
+        if Some(&snapshot.layer) == stack.first()
+            && container
+                .store()
+                .snapshot(container.id(), snapshot.id)?
+                .stack
+                == stack
+        {
+            return Ok(Some(snapshot.id));
+        }
+    }
+    Ok(None)
 }
 
 fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<SnapshotName>> {
@@ -75,10 +139,10 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
     let (target, snapshot) = container.snapshot(name)?;
     let mut making = Making::begin(store)?;
     let mut next = container.manifest().clone();
+    let (before, below) = (Before::of(container, &snapshot.stack)?, &snapshot.stack);
     let mut kept = None;
-    if holds_something(container)? {
+    if let Before::Unnamed(stack) = &before {
         let auto = SnapshotName::automatic(next.next_auto);
-        let stack = &container.manifest().stack;
         let new = SnapshotRef {
             comment: format!("before restore of {name}"),
             ..write_file(container, &mut making, &auto, SnapshotKind::Auto, stack)?
@@ -87,16 +151,22 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
         kept = Some((new.id, auto));
         next.snapshots.push(new);
     }
-    let below = &snapshot.stack;
-    let same = kept.is_none() && container.manifest().below_head() == below;
-    if !same {
+    next.undo = match (&before, &kept) {
+        (Before::Named(id), _) | (Before::Unnamed(_), Some((id, _))) => Some(*id),
+        // Nothing changes, so what the restore before this one changed can still be undone.
+        (Before::Same, _) | (Before::Unnamed(_), None) => next.undo.or(Some(target.id)),
+    };
+    if !matches!(before, Before::Same) {
         let like = below.first().unwrap_or(&next.head);
         next.head = making.head(below, &store.layer_tree(*like))?;
         next.stack = vec![next.head];
         next.stack.extend_from_slice(below);
     }
     next.parent = Some(target.id);
-    if kept.is_none() && !same {
+    let stays = |stack: &Vec<LayerId>| stack.contains(&container.manifest().head);
+    if next.head != container.manifest().head
+        && !matches!(&before, Before::Unnamed(stack) if stays(stack))
+    {
         // The head that was there, which holds nothing.
         making.frees_something();
     }
@@ -111,16 +181,40 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
 /// Makes the container `new` over the layers of a state. What the source is now is frozen first. The copy of
 /// an LXC container is one too, with a name and addresses of its own. Tells what people should know.
 pub fn clone(store: &Store, source: &Address, new: &ContainerName) -> Result<Vec<String>> {
+    clone_or_copy(store, source, new, None)
+}
+
+/// The same with all content copied into a base of its own: the two share no layer.
+pub fn copy(
+    store: &Store,
+    source: &Address,
+    new: &ContainerName,
+    progress: OnProgress<'_>,
+) -> Result<Vec<String>> {
+    clone_or_copy(store, source, new, Some(progress))
+}
+
+fn clone_or_copy(
+    store: &Store,
+    source: &Address,
+    new: &ContainerName,
+    copies: Option<OnProgress<'_>>,
+) -> Result<Vec<String>> {
     // Whatever is wrong with the source is told before anything about the new name.
     resolve(store, source)?;
     let claim = store.claim(new)?;
-    let made = clone_claimed(store, source, new);
+    let made = clone_claimed(store, source, new, copies);
     claim.remove()?;
     made
 }
 
-fn clone_claimed(store: &Store, source: &Address, new: &ContainerName) -> Result<Vec<String>> {
-    let (stack, making, manifest, mut lxc, _lock);
+fn clone_claimed(
+    store: &Store,
+    source: &Address,
+    new: &ContainerName,
+    copies: Option<OnProgress<'_>>,
+) -> Result<Vec<String>> {
+    let (mut stack, mut making, manifest, mut lxc, _lock);
     if source.snapshot.is_some() {
         making = Making::begin(store)?;
         // Found anew: from here on nothing that it names is collected.
@@ -136,6 +230,9 @@ fn clone_claimed(store: &Store, source: &Address, new: &ContainerName) -> Result
         making = Making::begin(store)?;
         manifest = container.manifest().clone();
         _lock = Some(container);
+    }
+    if let Some(progress) = copies {
+        stack = vec![super::copy::base(store, &mut making, &stack, progress)?];
     }
     let body = (new, stack.as_slice(), manifest.settings);
     over_layers_and(store, making, body, |id, manifest| match &mut lxc {

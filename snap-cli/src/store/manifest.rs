@@ -97,6 +97,9 @@ pub struct ContainerManifest {
     /// The snapshot that the head was last taken from or restored to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<SnapshotId>,
+    /// What it was before it was last put back to something: the state that `restore --undo` gives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo: Option<SnapshotId>,
     /// The snapshots that count, oldest first. A snapshot file that is not named here does not.
     pub snapshots: Vec<SnapshotRef>,
     /// The number of the next `snap<N>`.
@@ -306,6 +309,7 @@ mod tests {
             stack: vec![head, base],
             origin: vec![base],
             parent: None,
+            undo: None,
             snapshots: Vec::new(),
             next_snap: 0,
             next_auto: 0,

@@ -13,6 +13,7 @@
 //!       locks/                           one file a lock
 //!       deleted/<id>.<since>.<until>     destroyed containers that may still come back
 //!       trash/                           on its way out
+//!       damaged/                         what could not be read, moved out of the way by a repair
 //!       cache/<id>.json                  what could be found out again (see [`sizes`])
 //!       reserve/                         space for the day when the disk is full
 //!       moving/<id>                      left by a command that changes more than the store, while it does

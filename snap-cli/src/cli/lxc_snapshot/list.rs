@@ -47,7 +47,7 @@ pub(super) fn all(front: &Front<'_>, manifest: Option<&ContainerManifest>) -> Re
             found.push(One::Lxcs(tree));
         }
     }
-    found.sort_by(|a, b| layout::order(a.name()).cmp(&layout::order(b.name())));
+    found.sort_by_key(|one| layout::order(one.name()));
     Ok(found)
 }
 

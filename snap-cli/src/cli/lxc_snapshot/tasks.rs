@@ -50,8 +50,9 @@ impl Front<'_> {
             })
     }
 
-    /// The container as cowl keeps it, when what a killed import left is put in order.
+    /// The container as cowl keeps it, when what killed commands left is put in order.
     fn kept_whole(&self) -> Result<Option<Kept>> {
+        drop(self.place()?);
         let Some(kept) = self.kept()? else {
             return Ok(None);
         };

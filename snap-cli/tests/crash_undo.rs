@@ -1,0 +1,41 @@
+//! The same as `crash.rs` for what takes changes back.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
+
+mod crash_world;
+
+use crash_world::{at_every_call, at_every_call_after, can};
+
+#[test]
+fn restore_undo() {
+    if can("crash_undo::restore_undo", false) {
+        let restored: &[&[&str]] = &[&["restore", "web", "snap0"]];
+        at_every_call_after(restored, false, &["restore", "web", "--undo"], &["web"]);
+    }
+}
+
+#[test]
+fn mounted_restore_undo() {
+    if can("crash_undo::mounted_restore_undo", true) {
+        let restored: &[&[&str]] = &[&["restore", "web", "snap0"]];
+        at_every_call_after(restored, true, &["restore", "web", "--undo"], &["web"]);
+    }
+}
+
+#[test]
+fn restore_of_a_state_that_a_snapshot_holds() {
+    if can(
+        "crash_undo::restore_of_a_state_that_a_snapshot_holds",
+        false,
+    ) {
+        let taken: &[&[&str]] = &[&["snapshot", "web"]];
+        at_every_call_after(taken, false, &["restore", "web", "snap1"], &["web"]);
+    }
+}
+
+#[test]
+fn copied_container() {
+    if can("crash_undo::copied_container", false) {
+        let copy = ["restore", "web", "snap0", "new", "--copy"];
+        at_every_call(false, &copy, &["web", "new"]);
+    }
+}
