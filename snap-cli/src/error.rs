@@ -5,6 +5,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::path::Path;
 
+use cowl_fs::error::Errno;
 use cowl_fs::setup::{SetupError, SetupKind};
 
 use crate::delta::error::{ErrorKind, TreeError};
@@ -116,6 +117,34 @@ impl Error {
     /// A call on `path` that failed: "cannot read /x/y".
     pub fn at(verb: &str, path: &Path, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::failed(format!("cannot {verb} {}", path.display())).because(source)
+    }
+
+    /// Whether the disk, or somebody's part of it, is full.
+    pub fn is_no_space(&self) -> bool {
+        let full = |errno: Errno| matches!(errno, Errno::NOSPC | Errno::DQUOT);
+        let mut cause: Option<&(dyn StdError + 'static)> = match &self.source {
+            Some(source) => Some(source.as_ref()),
+            None => None,
+        };
+        while let Some(error) = cause {
+            if let Some(error) = error.downcast_ref::<std::io::Error>() {
+                let raw = error.raw_os_error().map(Errno::from_raw_os_error);
+                return raw.is_some_and(full);
+            }
+            if let Some(error) = error.downcast_ref::<Errno>() {
+                return full(*error);
+            }
+            if let Some(cowl_fs::Error::Errno(errno)) = error.downcast_ref::<cowl_fs::Error>() {
+                return full(*errno);
+            }
+            if let Some(error) = error.downcast_ref::<Self>()
+                && error.is_no_space()
+            {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
     }
 
     /// The same with a hint.

@@ -8,6 +8,7 @@
 //!
 //! - [`cli`]: verbs, output, exit codes. A few lines each over the library.
 //! - [`container`], [`snapshot`]: what can be done.
+//! - [`check`]: whether all that is there holds together.
 //! - [`archive`], [`delta`]: trees in, out, compared and merged.
 //! - [`host`]: the machine outside: mounts, processes, scripts of the machine's owner.
 //! - [`config`]: what was set once for all commands.
@@ -15,6 +16,7 @@
 //! - [`error`]: kinds and exit codes.
 
 pub mod archive;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod container;

@@ -242,7 +242,7 @@ fn a_container_comes_back_whole() {
     // Back into the store where it came from, under another name.
     world.ok(&["import", "whole.tar", "web2"]);
     assert_eq!(digests(&world.open("store"), "web2"), want);
-    world.ok(&["destroy", "web", "--yes"]);
+    world.ok(&["destroy", "web", "--yes", "--now", "--protected"]);
     assert_eq!(digests(&world.open("store"), "web2"), want);
     world.ok(&["import", "whole.tar"]);
     assert_eq!(digests(&world.open("store"), "web"), want);

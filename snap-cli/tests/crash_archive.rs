@@ -26,6 +26,18 @@ fn flatten_depth() {
     }
 }
 
+/// The merge comes after the snapshot is there, and with it or without it all is well.
+#[test]
+fn snapshot_of_a_stack_that_is_too_deep() {
+    if can("crash_archive::snapshot_of_a_stack_that_is_too_deep", false) {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.toml");
+        std::fs::write(&file, "depth_limit = 5\n").unwrap();
+        let config = file.to_str().unwrap();
+        at_every_call(false, &["--config", config, "snapshot", "web"], &["web"]);
+    }
+}
+
 #[test]
 fn export() {
     if can("crash_archive::export", false) {

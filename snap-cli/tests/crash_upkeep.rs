@@ -50,3 +50,28 @@ fn gc() {
         at_every_call_after(prepare, false, &["gc", "--empty-trash"], &["stays"]);
     }
 }
+
+#[test]
+fn prune() {
+    if can("crash_upkeep::prune", false) {
+        let args = ["prune", "web", "--keep-last", "1", "--manual"];
+        at_every_call(false, &args, &["web"]);
+        let save = ["prune", "web", "--keep-daily", "7", "--save"];
+        at_every_call(false, &save, &["web"]);
+    }
+}
+
+#[test]
+fn rename() {
+    if can("crash_upkeep::rename", false) {
+        at_every_call(false, &["rename", "web", "www"], &["web", "www"]);
+    }
+}
+
+#[test]
+fn mounted_prune() {
+    if can("crash_upkeep::mounted_prune", true) {
+        let args = ["prune", "web", "--keep-last", "1", "--manual"];
+        at_every_call(true, &args, &["web"]);
+    }
+}

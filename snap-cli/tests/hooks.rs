@@ -121,12 +121,32 @@ fn hooks_run_around_snapshot_restore_and_rm() {
         machine.log(),
         "pre-rm web [snap0 mine] \npost-rm web [snap0 mine] done\n"
     );
+    for when in ["pre-destroy", "post-destroy"] {
+        machine.hook(when, "note", NOTE);
+    }
+    let base = machine.path("base");
+    machine.ok(&["create", "gone", "--from", base.to_str().unwrap()]);
+    machine.ok(&["destroy", "gone", "--dry-run"]);
+    machine.ok(&["destroy", "gone", "--yes"]);
+    assert_eq!(
+        machine.log(),
+        "pre-destroy gone [] \npost-destroy gone [] done\n"
+    );
     // Nothing is done, so nothing is told.
     machine.ok(&["snapshot", "web", "--name", "last"]);
     machine.log();
+    machine.ok(&["prune", "web", "--keep-last", "1"]);
     machine.ok(&["restore", "web", "last", "--dry-run"]);
     machine.ok(&["rm", "web", "last", "--dry-run"]);
     assert_eq!(machine.log(), "");
+    // What prune removes is removed like any other.
+    machine.ok(&["snapshot", "web", "--name", "newer"]);
+    machine.log();
+    machine.ok(&["prune", "web", "--keep-last", "1", "--manual"]);
+    assert_eq!(
+        machine.log(),
+        "pre-rm web [last] \npost-rm web [last] done\n"
+    );
 }
 
 #[test]

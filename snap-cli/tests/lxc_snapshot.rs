@@ -85,7 +85,7 @@ impl World {
     fn refused(&self, args: &[&str], word: &str) {
         let before = self.content();
         let output = self.run(args);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let said = String::from_utf8(output.stderr.clone()).unwrap();
         assert_eq!(output.status.code(), Some(1), "{args:?}: {output:?}");
         assert!(output.stdout.is_empty(), "{args:?}: {output:?}");
         assert!(said.contains(word), "{args:?}: no {word:?} in {said}");
@@ -98,6 +98,10 @@ impl World {
 
     fn line(&self, name: &str) -> String {
         format!("{name} ({}) {TIME}\n", self.path("l/c1/snaps").display())
+    }
+
+    fn is_there(&self, name: &str) -> bool {
+        self.path(name).symlink_metadata().is_ok()
     }
 
     fn read(&self, name: &str) -> String {
@@ -222,7 +226,7 @@ fn back_to_the_same_name() {
     let left: Vec<_> = world
         .content()
         .into_keys()
-        .filter(|p| p.to_string_lossy().contains(".cowl"))
+        .filter(|path| path.display().to_string().contains(".cowl"))
         .collect();
     assert!(left.is_empty(), "{left:?}");
 }
@@ -254,7 +258,7 @@ fn back_to_a_new_name() {
     assert!(!config.contains("00:16:3e:11:22:33"), "{config}");
     assert!(config.starts_with("# a remark\n\n"), "{config}");
     assert!(world.path("l/c2/fstab").is_file());
-    assert!(!world.path("l/c2/ts").exists());
+    assert!(!world.is_there("l/c2/ts"));
     world.refused(&["-n", "c1", "-r", "snap0", "-N", "c2"], "exists already");
     world.refused(&["-n", "c1", "-r", "snap0", "c3", "c4"], "c4");
     for bad in ["", "..", ".x", "a/b", "a\nb"] {
@@ -306,7 +310,7 @@ fn what_is_not_whole_is_no_snapshot() {
     world.refused(&["-n", "c1", "-r", "snap1"], "not whole");
     world.refused(&["-n", "c1", "-r", "snap1", "c2"], "not whole");
     world.ok(&["-n", "c1", "-d", "snap1"]);
-    assert!(!world.path("l/c1/snaps/snap1").exists());
+    assert!(!world.is_there("l/c1/snaps/snap1"));
 }
 
 /// The snapshot stayed when its remark could not be read.
@@ -357,9 +361,13 @@ fn settings_of_then_are_told() {
     let file = world.path("l/c1/config");
     let text = std::fs::read_to_string(&file).unwrap() + "lxc.start.auto = 1\n";
     std::fs::write(&file, &text).unwrap();
-    let output = world.run(&["-n", "c1", "-r", "snap0"]);
+    let log = world.path("log");
+    let log = log.to_str().unwrap();
+    let output = world.run(&["-o", log, "-l", "warn", "-n", "c1", "-r", "snap0"]);
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("its settings stay as they are"), "{said}");
+    for said in [said, world.read("log")] {
+        assert!(said.contains("its settings stay as they are"), "{said}");
+    }
     assert_eq!(world.read("l/c1/config"), text);
 }
 
@@ -399,6 +407,25 @@ fn the_common_options() {
     world.refused(&["-n"], "--name");
 }
 
+/// Whoever took it in was killed before LXC's folder was gone.
+#[test]
+fn what_is_taken_in_is_there_once() {
+    let world = World::new();
+    world.keep();
+    let id = world.path("l/c1/snaps/snap0").metadata().unwrap().ino();
+    let store = world.store();
+    let mut container = Container::open(&store, &ContainerName::parse("c1").unwrap()).unwrap();
+    cowl::snapshot::take::take(&mut container, &Default::default()).unwrap();
+    let mut next = container.manifest().clone();
+    let mark = serde_json::json!({ "name": "snap0", "inode": id, "taken": TIME });
+    next.snapshots[0].extra.insert("lxc_tree".to_owned(), mark);
+    container.commit(next, None, |_| Ok(Swap::Done)).unwrap();
+    drop(container);
+    assert_eq!(world.list().lines().count(), 1);
+    world.ok(&["-n", "c1", "-d", "snap1"]);
+    assert_eq!(world.list(), "No snapshots\n");
+}
+
 #[test]
 fn cowls_snapshots_and_lxcs_in_one_list() {
     let world = World::new();
@@ -416,7 +443,7 @@ fn cowls_snapshots_and_lxcs_in_one_list() {
     // What LXC took becomes cowl's when the container goes back to it.
     world.ok(&["-n", "c1", "-r", "snap0"]);
     assert_eq!(world.kept_file("c1"), "then");
-    assert!(!world.path("l/c1/snaps").exists());
+    assert!(!world.is_there("l/c1/snaps"));
     let json = world.cowl(&["list", "c1", "--json"]);
     let text = String::from_utf8(json.stdout).unwrap();
     assert!(text.contains("2026-11-23T13:02:05Z"), "{text}");
@@ -424,6 +451,20 @@ fn cowls_snapshots_and_lxcs_in_one_list() {
     assert_eq!(world.kept_file("c1"), "now");
     world.ok(&["-n", "c1", "-d", "snap0"]);
     world.refused(&["-n", "c1", "-d", "snap0"], "no snapshot named");
+    // A protected one is not among all.
+    world.ok(&["-n", "c1"]);
+    let done = world.cowl(&["protect", "c1@snap1"]);
+    assert!(done.status.success(), "{done:?}");
+    let output = world.run(&["-n", "c1", "-d", "ALL"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("snap1 is not removed: it is protected"),
+        "{said}"
+    );
+    assert_eq!(world.list().lines().count(), 1);
+    let done = world.cowl(&["protect", "--off", "c1@snap1"]);
+    assert!(done.status.success(), "{done:?}");
     world.ok(&["-n", "c1", "-d", "ALL"]);
     assert_eq!(world.list(), "No snapshots\n");
 }
@@ -466,7 +507,7 @@ fn lxcs_snapshots_are_taken_in() {
     let done = world.cowl(&["import-lxc-snapshots", "c1"]);
     assert_eq!(done.stdout, b"snap0\nsnap3\n", "{done:?}");
     assert!(world.path("l/c1/snaps/snap4").is_dir());
-    assert!(!world.path("l/c1/snaps/snap3").exists());
+    assert!(!world.is_there("l/c1/snaps/snap3"));
     assert_eq!(world.kept_file("c1@snap3"), "three");
     let shown = world.ok(&["-n", "c1", "-L", "-C"]);
     assert_eq!(

@@ -20,6 +20,7 @@ pub mod identity;
 pub mod images;
 pub mod layers;
 pub mod layout;
+pub mod lxc;
 pub mod mount;
 pub mod noise;
 pub mod pair;

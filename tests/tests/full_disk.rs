@@ -17,13 +17,20 @@ struct Disk {
 
 impl Disk {
     fn new() -> Self {
+        Self::with(&[])
+    }
+
+    /// With further options of mkfs.
+    fn with(options: &[&str]) -> Self {
         let scratch = Scratch::new("full-disk");
         let image = scratch.join("image");
         std::fs::File::create(&image)
             .unwrap()
             .set_len(32 << 20)
             .unwrap();
-        command::run("mkfs.ext4", [Path::new("-q"), Path::new("-m0"), &image]).ok();
+        let mut args: Vec<&Path> = ["-q", "-m0"].iter().chain(options).map(Path::new).collect();
+        args.push(&image);
+        command::run("mkfs.ext4", args).ok();
         let place = scratch.make("disk");
         command::run("mount", [Path::new("-oloop"), &image, &place]).ok();
         Self { scratch, place }
@@ -51,6 +58,126 @@ impl Disk {
             {}
         }
     }
+}
+
+/// Everything below a folder, but the reserve and what locks say.
+fn names(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut todo = vec![folder.to_path_buf()];
+    while let Some(folder) = todo.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.symlink_metadata().unwrap().is_dir() {
+                todo.push(path.clone());
+            }
+            let passed_over = ["reserve", "lock"];
+            let whole = path.to_str().unwrap();
+            if !passed_over.iter().any(|word| whole.contains(word)) {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Free bytes.
+fn free(place: &Path) -> u64 {
+    let space = rustix::fs::statvfs(place).unwrap();
+    space.f_bfree * space.f_frsize
+}
+
+impl Disk {
+    /// Containers web, with three snapshots of half a megabyte each, and other.
+    fn fill_store(&self) {
+        let source = self.scratch.make("source");
+        std::fs::write(source.join("file"), "one\n").unwrap();
+        for name in ["web", "other"] {
+            self.cowl(&["create", name, "--from", source.to_str().unwrap()])
+                .ok();
+        }
+        let told = self.cowl(&["mount", "web"]).ok();
+        let mount = PathBuf::from(told.out().trim_end());
+        for round in 0..3 {
+            // Each takes the place of the one before, so that a snapshot alone has it.
+            std::fs::write(mount.join("big"), vec![round; 500_000]).unwrap();
+            self.cowl(&["snapshot", "web"]).ok();
+        }
+        std::fs::remove_file(mount.join("big")).unwrap();
+        self.cowl(&["umount", "web"]).ok();
+    }
+
+    /// What can't be done for want of space changes nothing and leaves nothing.
+    fn refuses(&self) {
+        let before = names(&self.place);
+        let list = self.list();
+        let beside = self.scratch.join("source");
+        let place = |name: &str| self.place.join(name).to_str().unwrap().to_owned();
+        for args in [
+            &["snapshot", "web"][..],
+            &["clone", "web", "new"],
+            &["import", beside.to_str().unwrap(), "new"],
+            &["export", "web@snap1", &place("web.tar")],
+            &["export", "web@snap1", "--with-snapshots", &place("web.tar")],
+            &["export", "web@snap1", "--dir", &place("web")],
+            &["flatten", "web"],
+        ] {
+            let output = self.cowl(args);
+            // A container's name alone goes with --with-snapshots; the rest is for want of space.
+            if output.code != 2 {
+                output.fails(1, &["No space", "make room"]);
+            }
+            assert_eq!(names(&self.place), before, "{args:?} left something");
+            assert_eq!(self.list(), list, "{args:?}");
+        }
+    }
+
+    /// What frees space is done, and does free it.
+    fn frees(&self) {
+        self.cowl(&["rm", "web", "snap0"]).ok();
+        assert!(!self.list().contains("snap0"));
+        let before = free(&self.place);
+        self.cowl(&["rm", "web", "snap1", "snap2"]).ok();
+        self.cowl(&["destroy", "other", "--yes"]).ok();
+        self.cowl(&["gc", "--empty-trash"]).ok();
+        assert!(free(&self.place) > before, "nothing was freed");
+        self.cowl(&["snapshot", "web"]).ok();
+        self.cowl(&["destroy", "web", "--yes"]).ok();
+        self.cowl(&["gc", "--empty-trash"]).ok();
+        let layers = self.place.join("store/layers");
+        assert_eq!(std::fs::read_dir(layers).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn with_not_a_byte_left_what_frees_space_works_and_the_rest_changes_nothing() {
+    let needs = [Need::Root, Need::Fuse, Need::Program("mkfs.ext4")];
+    if !can("with_not_a_byte_left_what_frees_space_works", &needs) {
+        return;
+    }
+    let disk = Disk::new();
+    disk.fill_store();
+    disk.fill();
+    disk.refuses();
+    disk.frees();
+}
+
+#[test]
+fn with_not_an_inode_left_what_frees_space_works_and_the_rest_changes_nothing() {
+    let needs = [Need::Root, Need::Fuse, Need::Program("mkfs.ext4")];
+    if !can("with_not_an_inode_left_what_frees_space_works", &needs) {
+        return;
+    }
+    let disk = Disk::with(&["-N", "512"]);
+    disk.fill_store();
+    let folder = disk.place.join("many");
+    std::fs::create_dir(&folder).unwrap();
+    let mut number = 0;
+    while std::fs::File::create_new(folder.join(number.to_string())).is_ok() {
+        number += 1;
+    }
+    disk.refuses();
+    disk.frees();
 }
 
 /// A program that is told less than what was written writes the rest again, and a log has it twice.

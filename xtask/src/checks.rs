@@ -75,6 +75,18 @@ const CRATES: [Rooms; 2] = [
                 ],
             ),
             (
+                "check",
+                &[
+                    "error",
+                    "name",
+                    "store",
+                    "delta",
+                    "host",
+                    "container",
+                    "snapshot",
+                ],
+            ),
+            (
                 "snapshot",
                 &[
                     "error",

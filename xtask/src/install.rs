@@ -205,6 +205,9 @@ pub(crate) fn dist(options: &Dist) -> Result<()> {
         lxc_snapshot: false,
         programs: options.programs.clone(),
     })?;
+    // Unpacked over a system that has settings it must leave them.
+    let settings = stage.path().join("etc/cowl/config.toml");
+    std::fs::rename(&settings, settings.with_extension("toml.example"))?;
     title("dist");
     let folder = target()?.join("dist");
     std::fs::create_dir_all(&folder)?;

@@ -13,6 +13,7 @@ pub mod import;
 pub mod input;
 mod marks;
 mod member;
+pub mod oci;
 mod pax;
 mod place;
 mod stream;

@@ -156,6 +156,16 @@ fn sys_parent(path: &Path) -> &Path {
     }
 }
 
+/// Puts everything that is in a folder into a plain tar archive.
+pub fn pack(folder: &Path, output: &File) -> Result<()> {
+    let packed = || {
+        let mut archive = tar::Builder::new(std::io::BufWriter::new(output));
+        archive.append_dir_all("", folder)?;
+        archive.into_inner()?.flush()
+    };
+    packed().map_err(|error| Error::failed("cannot pack the image").because(error))
+}
+
 fn beside(path: &Path) -> Result<PathBuf> {
     let Some(name) = path.file_name() else {
         return Err(Error::usage(format!(

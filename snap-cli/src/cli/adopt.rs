@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::{Context, Verb, output};
 use crate::container::Container;
-use crate::container::adopt::{Candidate, What, adopt};
+use crate::container::adopt::{Candidate, What, adopt, known, renew};
 use crate::container::release::{How, plan, release};
 use crate::error::{Error, Result};
 use crate::host::lxc as host;
@@ -17,7 +17,8 @@ use crate::store::name::ContainerName;
 ///
 /// Nothing is copied: the folder becomes a layer of a store on the same file system. LXC's config is
 /// changed in one line, and four are added at its end; lxc-start, lxc-stop and the like go on as
-/// before. `cowl release` gives all of it back. Refused while the container runs.
+/// before. `cowl release` gives all of it back. Refused while the container runs. For a container
+/// that was taken over already, its lines in LXC's config are put right where they are not.
 #[derive(Debug, clap::Args)]
 pub(super) struct AdoptArgs {
     /// An LXC container's name, or a folder (anything with a '/')
@@ -63,6 +64,16 @@ impl Verb for AdoptArgs {
     fn run(&self, context: &Context) -> Result<u8> {
         let (what, name) = self.what()?;
         let home = context.store_or_new()?;
+        if let What::Lxc(container) = &what
+            && let Some((store, known)) = known(&home, container)?
+            && !self.dry_run
+            && renew(&store, &known)?
+        {
+            output::note(&format!(
+                "the lines of {known}'s LXC config are as they are to be again"
+            ));
+            return Ok(0);
+        }
         let candidate = Candidate::look(&home, &what)?;
         if self.dry_run {
             home.claim(&name)?.remove()?;

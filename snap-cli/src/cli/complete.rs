@@ -99,6 +99,9 @@ enum Takes {
 
 /// What an argument takes, by how the help calls it.
 fn takes(verb: &str, arg: &Arg) -> Takes {
+    if !arg.get_action().takes_values() {
+        return Takes::Other;
+    }
     let names = arg.get_value_names().unwrap_or_default();
     let name = names.first().map_or("", |name| name.as_str());
     // New names, and those of containers that are not here yet.
@@ -384,6 +387,7 @@ mod tests {
 
     #[test]
     fn every_argument_that_names_something_is_completed() {
+        with_names(Cli::command()).debug_assert();
         let cli = with_names(Cli::command());
         for verb in cli.get_subcommands().filter(|verb| !verb.is_hide_set()) {
             for arg in verb.get_positionals() {

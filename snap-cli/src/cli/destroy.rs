@@ -8,6 +8,8 @@ use super::{Context, Verb, confirm, output, text};
 use crate::container::Container;
 use crate::container::lxc;
 use crate::error::Result;
+use crate::host::hooks::Event;
+use crate::store::Store;
 use crate::store::name::ContainerName;
 use crate::store::span;
 
@@ -42,6 +44,10 @@ pub(super) struct Args {
 }
 
 impl Verb for Args {
+    fn frees(&self) -> bool {
+        true
+    }
+
     fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
         let keep = match &self.keep {
@@ -64,22 +70,31 @@ impl Verb for Args {
             // Not locked meanwhile: nobody is to wait for an answer at a terminal.
             confirm(&format!("Remove {name}{snapshots}{for_good}?"))?;
         }
+        context.hooked(Event::Destroy, &store, &name, None, |_| {
+            self.destroy(&store, &name, &keep)
+        })?;
+        Ok(0)
+    }
+}
+
+impl Args {
+    fn destroy(&self, store: &Store, name: &ContainerName, keep: &Span) -> Result<()> {
         if self.stop {
-            lxc::stop(&store, &name)?;
+            lxc::stop(store, name)?;
         }
-        let (container, _) = Container::open_to_unmount(&store, &name)?;
+        let (container, _) = Container::open_to_unmount(store, name)?;
         if !self.protected {
             container.refuse_protected()?;
         }
         if self.now {
             container.destroy_now()?;
-        } else {
-            container.destroy_keeping(&keep)?;
-            output::note(&format!(
-                "{name} is in the trash until {}: `cowl undelete {name}` brings it back",
-                output::local_second(span::until(&keep))
-            ));
+            return Ok(());
         }
-        Ok(0)
+        container.destroy_keeping(keep)?;
+        output::note(&format!(
+            "{name} is in the trash until {}: `cowl undelete {name}` brings it back",
+            output::local_second(span::until(keep))
+        ));
+        Ok(())
     }
 }

@@ -3,14 +3,13 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use super::snapshot::take_hooked;
 use super::{Context, Verb, output};
 use crate::container::{Container, enter, exec};
 use crate::error::{Kind, Result};
-use crate::host::hooks::Event;
 use crate::host::users::quoted;
-use crate::snapshot::take::{Wish, take};
-use crate::store::Store;
-use crate::store::name::{ContainerName, SnapshotName};
+use crate::snapshot::take::Wish;
+use crate::store::name::ContainerName;
 
 /// Run a command in a container
 ///
@@ -35,11 +34,14 @@ impl Verb for ExecArgs {
         let name = ContainerName::parse(&self.name)?;
         let store = context.store_of(&name)?;
         if self.snapshot {
-            let taken = self.take(context, &store, &name)?;
-            output::note(&format!(
-                "cowl restore {name} {taken} takes back what the command does"
-            ));
+            take_hooked(context, &store, &name, &self.wish(), |taken| {
+                output::note(&format!(
+                    "cowl restore {name} {taken} takes back what the command does"
+                ));
+                Ok(())
+            })?;
         }
+        context.keep_depth(&mut Container::open(&store, &name)?);
         exec::exec(&store, &name, &self.command)
     }
 
@@ -49,18 +51,13 @@ impl Verb for ExecArgs {
 }
 
 impl ExecArgs {
-    fn take(&self, context: &Context, store: &Store, name: &ContainerName) -> Result<SnapshotName> {
+    fn wish(&self) -> Wish {
         let words: Vec<String> = self.command.iter().map(quoted).collect();
-        let wish = Wish {
+        Wish {
             comment: words.join(" "),
             scheduled: true,
             ..Wish::default()
-        };
-        context.hooked(Event::Snapshot, store, name, None, |facts| {
-            let taken = take(&mut Container::open(store, name)?, &wish)?;
-            facts.tell("COWL_SNAPSHOT", taken.as_str());
-            Ok(taken)
-        })
+        }
     }
 }
 

@@ -5,7 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::{Context, Verb, output, read_state};
-use crate::archive::unfinished::{UnfinishedFile, UnfinishedFolder};
+use crate::archive::oci::{self, Step};
+use crate::archive::unfinished::{UnfinishedFile, UnfinishedFolder, pack};
 use crate::archive::{Compression, Exported, delta, export, folder};
 use crate::container::whole::Outgoing;
 use crate::delta::error::{OnProgress, Progress};
@@ -13,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::lock::Lock;
 use crate::store::manifest::LayerId;
-use crate::store::name::{Address, Range};
+use crate::store::name::{Address, Range, SnapshotName};
 
 /// Write a state as a tar archive, a folder, an image, or a whole container as one file
 ///
@@ -36,6 +37,11 @@ pub(super) struct Args {
     /// Make a plain folder
     #[arg(long, group = "form")]
     dir: bool,
+    /// Make a container image of the state: an OCI image layout, as a folder or (for a TARGET that ends
+    /// in .tar) in a file, as `podman load -i` takes it. It has a layer for what the container began
+    /// with and one for each snapshot since
+    #[arg(long, group = "form")]
+    oci: bool,
     /// The whole container with all its snapshots, for `cowl import`
     #[arg(long, group = "form")]
     with_snapshots: bool,
@@ -48,6 +54,9 @@ impl Verb for Args {
         }
         if self.dir {
             return self.folder(context);
+        }
+        if self.oci {
+            return self.image(context);
         }
         let sink = Sink::of(&self.target)?;
         let done = if self.delta {
@@ -85,6 +94,65 @@ impl Args {
             Path::new(&self.target),
             "exporting",
         )?;
+        Ok(0)
+    }
+
+    fn image(&self, context: &Context) -> Result<u8> {
+        let source = Address::parse(&self.source)?;
+        let (store, state, _reading) = read_state(context, &source)?;
+        let mut steps = Vec::new();
+        for (snapshot, stack) in state.line(&store)? {
+            steps.push(Step {
+                view: store.view(&stack)?,
+                created: snapshot
+                    .as_ref()
+                    .map_or_else(crate::store::now, |s| s.created.clone()),
+                comment: snapshot.map_or_else(String::new, |s| s.comment),
+            });
+        }
+        let snapshot = source
+            .snapshot
+            .as_ref()
+            .map_or("latest", SnapshotName::as_str);
+        // What images are called is in small letters.
+        let name = format!(
+            "{}:{snapshot}",
+            source.container.as_str().to_ascii_lowercase()
+        );
+        let total = store.known_size(&state.stack)?;
+        let target = Path::new(&self.target);
+        let mut bar = output::Bar::new("exporting");
+        let mut progress = |done| bar.tell(Progress { total, ..done });
+        let packed = Compression::of_name(target.as_os_str().as_bytes());
+        let done = match packed {
+            Some(Compression::None) => {
+                let unfinished = UnfinishedFile::new(target)?;
+                let beside = match target.parent() {
+                    Some(parent) if !parent.as_os_str().is_empty() => parent,
+                    Some(_) | None => Path::new("."),
+                };
+                let folder = tempfile::Builder::new()
+                    .prefix(".cowl-image-")
+                    .tempdir_in(beside)
+                    .map_err(|error| Error::at("make a folder in", beside, error))?;
+                let done = oci::fill(&steps, &name, folder.path(), &mut progress)?;
+                pack(folder.path(), unfinished.file())?;
+                unfinished.finish()?;
+                done
+            }
+            Some(_) => {
+                return Err(Error::usage("an image is a folder, or a plain .tar")
+                    .hint("its layers are compressed as they are"));
+            }
+            None => {
+                let unfinished = UnfinishedFolder::new(target)?;
+                let done = oci::fill(&steps, &name, unfinished.path(), &mut progress)?;
+                unfinished.finish()?;
+                done
+            }
+        };
+        drop(bar);
+        tell(&done);
         Ok(0)
     }
 

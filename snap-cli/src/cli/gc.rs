@@ -33,6 +33,10 @@ struct Found {
 }
 
 impl Verb for Args {
+    fn frees(&self) -> bool {
+        true
+    }
+
     fn run(&self, context: &Context) -> Result<u8> {
         let mut list = Vec::new();
         let mut broken = None;

@@ -38,7 +38,7 @@ impl Verb for Args {
         if let Err(error) = finish_all(&store) {
             log::warn!("{error}");
         }
-        let done = self.act(&store, id);
+        let done = self.act(&store, id, context.config.depth_limit);
         if let Err(error) = &done {
             self.tell(&store, id, error);
         }
@@ -54,10 +54,10 @@ impl Verb for Args {
 }
 
 impl Args {
-    fn act(&self, store: &Store, id: ContainerId) -> Result<()> {
+    fn act(&self, store: &Store, id: ContainerId, limit: usize) -> Result<()> {
         let caller = self.caller()?;
         match self.kind {
-            Kind::PreStart => pre_start(store, id, &caller),
+            Kind::PreStart => pre_start(store, id, &caller, limit),
             Kind::PostStop => post_stop(store, id, &caller),
             Kind::Destroy => destroy(store, id, &caller),
         }

@@ -2,13 +2,14 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::Path;
 
 use super::{Context, Verb, output};
 use crate::archive::input::{self, Input};
+use crate::archive::unfinished::UnfinishedFile;
 use crate::container::create::{Source, create};
-use crate::container::whole;
+use crate::container::whole::{self, Incoming};
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::name::ContainerName;
@@ -25,6 +26,9 @@ pub(super) struct Args {
     source: OsString,
     /// The container's name [default: the one that it had]
     name: Option<OsString>,
+    /// Write the config of the LXC container that it was to this file
+    #[arg(long, value_name = "FILE")]
+    lxc_config: Option<OsString>,
 }
 
 impl Verb for Args {
@@ -61,6 +65,7 @@ impl Args {
                 let mut bar = output::Bar::new("importing");
                 let done = whole::import(&store, name, archive, &mut |done| bar.tell(done))?;
                 drop(bar);
+                self.config(&done)?;
                 let snapshots = match done.snapshots {
                     0 => "no snapshots".to_owned(),
                     1 => "its snapshot".to_owned(),
@@ -70,6 +75,24 @@ impl Args {
                 Ok(0)
             }
         }
+    }
+
+    fn config(&self, done: &Incoming) -> Result<()> {
+        let Some(config) = &done.config else {
+            return Ok(());
+        };
+        let Some(path) = &self.lxc_config else {
+            output::note(&format!(
+                "{} was an LXC container; its config is in the archive: --lxc-config FILE writes it",
+                done.name
+            ));
+            return Ok(());
+        };
+        let path = Path::new(path);
+        let unfinished = UnfinishedFile::new(path)?;
+        let written = unfinished.file().write_all(&config.0);
+        written.map_err(|error| Error::at("write", path, error))?;
+        unfinished.finish()
     }
 
     fn wanted<'n>(&self, name: Option<&'n ContainerName>) -> Result<&'n ContainerName> {

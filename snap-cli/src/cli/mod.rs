@@ -2,11 +2,14 @@
 //! errors and exit codes. The doc comments of the argument types are the help.
 
 mod adopt;
+mod cat;
+mod check;
 mod complete;
 mod config;
 mod create;
 mod destroy;
 mod diff;
+mod du;
 mod exec;
 mod export;
 mod flatten;
@@ -16,6 +19,8 @@ mod hooks;
 mod import;
 mod import_lxc;
 mod list;
+mod ls;
+mod lxc;
 mod lxc_snapshot;
 mod man;
 mod meta;
@@ -23,6 +28,8 @@ mod mount;
 mod output;
 mod pause;
 mod progress;
+mod prune;
+mod rename;
 mod restore;
 mod rm;
 mod serve;
@@ -109,6 +116,11 @@ trait Verb {
         true
     }
 
+    /// Whether it frees space, and so is to work on a full disk as well. It may be run twice then.
+    fn frees(&self) -> bool {
+        false
+    }
+
     /// The exit code of a failure of cowl itself.
     fn code(&self, kind: Kind) -> u8 {
         kind.code()
@@ -137,6 +149,7 @@ verbs! {
     Create(create::Args),
     Adopt(adopt::AdoptArgs),
     Release(adopt::ReleaseArgs),
+    Lxc(lxc::Args),
     Mount(mount::MountArgs),
     Umount(mount::UmountArgs),
     Exec(exec::ExecArgs),
@@ -146,19 +159,25 @@ verbs! {
     Comment(meta::CommentArgs),
     Tag(meta::TagArgs),
     Protect(meta::ProtectArgs),
+    Rename(rename::Args),
     Diff(diff::Args),
+    Ls(ls::Args),
+    Cat(cat::Args),
     Restore(restore::RestoreArgs),
     Undo(undo::Args),
     Rm(rm::Args),
+    Prune(prune::Args),
     Clone(restore::CloneArgs),
     Flatten(flatten::Args),
     Export(export::Args),
     Import(import::Args),
+    Du(du::Args),
     ImportLxcSnapshots(import_lxc::Args),
     Status(status::Args),
     Destroy(destroy::Args),
     Undelete(undelete::Args),
     Gc(gc::Args),
+    Check(check::Args),
     Config(config::Args),
     Completions(complete::Args),
     #[command(hide = true)]
@@ -214,7 +233,19 @@ impl Context {
         if let Err(error) = store.collect() {
             log::info!("cleaning up: {error}");
         }
+        if let Err(error) = store.keep_reserve() {
+            log::debug!("no space is set aside: {error}");
+        }
         Ok(store)
+    }
+
+    /// Gives up what is set aside for the day when the disk is full; false where nothing was.
+    fn give_up_reserves(&self) -> Result<bool> {
+        let mut given = false;
+        for store in Store::family(&self.root, &self.session)? {
+            given |= store.give_up_reserve()?;
+        }
+        Ok(given)
     }
 
     /// Merges layers of a container that has too many of them and is not mounted.
@@ -298,7 +329,16 @@ pub fn main() -> ExitCode {
             },
             config,
         };
-        cli.verb.verb().run(&context)
+        let verb = cli.verb.verb();
+        match verb.run(&context) {
+            Err(error) if error.is_no_space() && verb.frees() && context.give_up_reserves()? => {
+                output::note("the disk is full: using the space that was set aside for this");
+                verb.run(&context)
+            }
+            Err(error) if error.is_no_space() && error.hint.is_none() => Err(error
+                .hint("make room on the disk (`cowl rm` works all the same); nothing was changed")),
+            done => done,
+        }
     };
     match run() {
         Ok(code) => ExitCode::from(code),
@@ -313,6 +353,12 @@ pub fn main() -> ExitCode {
 /// Whether a yes is given at the terminal. Without one, `--yes` must say it.
 fn confirm(question: &str) -> Result<()> {
     use std::io::{BufRead, IsTerminal, Write};
+    use std::sync::OnceLock;
+    // A command that runs a second time on a full disk is not to ask twice.
+    static GIVEN: OnceLock<String> = OnceLock::new();
+    if GIVEN.get().is_some_and(|given| given == question) {
+        return Ok(());
+    }
     let stdin = std::io::stdin();
     let lost = |e: std::io::Error| Error::failed("cannot ask").because(e);
     if !stdin.is_terminal() {
@@ -328,7 +374,10 @@ fn confirm(question: &str) -> Result<()> {
     let mut answer = String::new();
     stdin.lock().read_line(&mut answer).map_err(lost)?;
     match answer.trim().to_ascii_lowercase().as_str() {
-        "y" | "yes" => Ok(()),
+        "y" | "yes" => {
+            GIVEN.get_or_init(|| question.to_owned());
+            Ok(())
+        }
         _ => Err(Error::failed("nothing was done: the answer was not yes")),
     }
 }
@@ -342,6 +391,27 @@ mod tests {
     #[test]
     fn the_grammar_holds_together() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn units_call_what_there_is() {
+        let dist = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("dist");
+        let mut calls = 0;
+        for folder in ["systemd", "apt"] {
+            for entry in std::fs::read_dir(dist.join(folder)).unwrap() {
+                let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+                for call in text.split("@bindir@/").skip(1) {
+                    // Up to the end of the line, or of the shell's condition.
+                    let call = call.lines().next().unwrap();
+                    let call = call.split(';').next().unwrap();
+                    let words = call.replace("\"$name\"", "web").replace("%i", "web");
+                    let words = words.replace("\"before ${what% }\"", "before");
+                    Cli::try_parse_from(words.split_whitespace()).unwrap();
+                    calls += 1;
+                }
+            }
+        }
+        assert_eq!(calls, 5);
     }
 
     #[test]

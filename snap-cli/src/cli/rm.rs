@@ -9,6 +9,7 @@ use crate::container::Container;
 use crate::error::{Error, Result};
 use crate::host::hooks::Event;
 use crate::snapshot::remove::{Removal, chosen, plan, remove};
+use crate::store::Store;
 use crate::store::name::{Chosen, ContainerName};
 use crate::store::usage::Space;
 
@@ -40,6 +41,10 @@ pub(super) struct Args {
 }
 
 impl Verb for Args {
+    fn frees(&self) -> bool {
+        true
+    }
+
     fn run(&self, context: &Context) -> Result<u8> {
         let (name, choice) = self.parse()?;
         let store = context.store_of(&name)?;
@@ -73,16 +78,8 @@ impl Verb for Args {
         }
         if !self.dry_run && !removal.going.is_empty() {
             drop(container);
-            let ids: Vec<_> = removal.going.iter().map(|snapshot| snapshot.id).collect();
-            let names: Vec<_> = removal.going.iter().map(|s| s.name.as_str()).collect();
-            let names = names.join(" ");
-            removal = context.hooked(Event::Rm, &store, &name, Some(&names), |_| {
-                // Those that were told, and no others, whatever came or went meanwhile.
-                let mut container = Container::open(&store, &name)?;
-                let now = plan(&container, &ids, false)?;
-                self.judge(&now)?;
-                remove(&mut container, &now.going)?;
-                Ok(now)
+            remove_hooked(context, &store, &name, &mut removal, false, |now| {
+                self.judge(now)
             })?;
         }
         if self.json {
@@ -152,6 +149,32 @@ impl Args {
             }
         }
     }
+}
+
+/// Removes what was planned, with hooks around it: those snapshots and no others, whatever came or went
+/// since. `judge` says whether the rest may go when some of them may not any more.
+pub(super) fn remove_hooked(
+    context: &Context,
+    store: &Store,
+    name: &ContainerName,
+    removal: &mut Removal,
+    protected: bool,
+    judge: impl Fn(&Removal) -> Result<()>,
+) -> Result<()> {
+    let ids: Vec<_> = removal.going.iter().map(|snapshot| snapshot.id).collect();
+    let names: Vec<_> = removal.going.iter().map(|s| s.name.as_str()).collect();
+    let names = names.join(" ");
+    let now = context.hooked(Event::Rm, store, name, Some(&names), |_| {
+        let mut container = Container::open(store, name)?;
+        let now = plan(&container, &ids, protected)?;
+        judge(&now)?;
+        remove(&mut container, &now.going)?;
+        Ok(now)
+    })?;
+    removal.going = now.going;
+    removal.frees = now.frees;
+    removal.refused.extend(now.refused);
+    Ok(())
 }
 
 /// `NAME@SNAP` or `NAME@A..B`.

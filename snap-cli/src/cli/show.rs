@@ -24,22 +24,56 @@ pub(super) struct Args {
     json: bool,
 }
 
+/// The fields as people want them: what they ask for most comes first.
+const CONTAINER: &[&str] = &[
+    "name",
+    "created",
+    "made_from",
+    "snapshots",
+    "next_number",
+    "mountpoint",
+    "settings",
+    "head",
+    "layers",
+    "id",
+    "store",
+];
+const SNAPSHOT: &[&str] = &[
+    "name",
+    "container",
+    "comment",
+    "created",
+    "kind",
+    "parent",
+    "tags",
+    "protected",
+    "size",
+    "files",
+    "settings",
+    "config",
+    "layers",
+    "id",
+    "store",
+];
+
 impl Verb for Args {
     fn run(&self, context: &Context) -> Result<u8> {
         let address = Address::parse(&self.address)?;
         let (store, state, _reading) = read_state(context, &address)?;
-        let shown = match &state.snapshot {
-            Some((known, snapshot)) => of_snapshot(&store, &state, known, snapshot)?,
-            None => of_container(&store, &state)?,
+        let (shown, order) = match &state.snapshot {
+            Some((known, snapshot)) => (of_snapshot(&store, &state, known, snapshot)?, SNAPSHOT),
+            None => (of_container(&store, &state)?, CONTAINER),
         };
         if self.json {
             output::data(&shown)?;
             return Ok(0);
         }
-        let fields = shown.as_object().into_iter().flatten();
-        let rows = fields
-            .filter(|(_, value)| !value.is_null())
-            .map(|(key, value)| vec![key.replace('_', " "), text(key, value)]);
+        let rows = order.iter().filter_map(|key| {
+            let value = shown
+                .get(*key)
+                .filter(|value| !value.is_null() && **value != "")?;
+            Some(vec![key.replace('_', " "), text(key, value)])
+        });
         output::table(&[], rows.collect(), &[])?;
         Ok(0)
     }

@@ -9,6 +9,7 @@ use crate::container::Container;
 use crate::error::Result;
 use crate::host::hooks::Event;
 use crate::snapshot::take::{Wish, take};
+use crate::store::Store;
 use crate::store::name::{ContainerName, SnapshotName};
 
 /// Take a snapshot of what a container is now, and print its name
@@ -64,15 +65,32 @@ impl Verb for Args {
             sync: self.sync,
         };
         let store = context.store_of(&name)?;
-        let chosen = wish.name.as_ref().map(SnapshotName::as_str);
-        context.hooked(Event::Snapshot, &store, &name, chosen, |facts| {
-            let mut container = Container::open(&store, &name)?;
-            let taken = take(&mut container, &wish)?;
-            facts.tell("COWL_SNAPSHOT", taken.as_str());
-            output::line(taken.as_str().as_bytes())?;
-            context.keep_depth(&mut container);
-            Ok(())
+        take_hooked(context, &store, &name, &wish, |taken| {
+            output::line(taken.as_str().as_bytes())
         })?;
         Ok(0)
     }
+}
+
+/// Takes a snapshot with its hooks around it, and keeps the number of layers low afterwards: when those that
+/// the hooks may have stopped run again.
+pub(super) fn take_hooked(
+    context: &Context,
+    store: &Store,
+    name: &ContainerName,
+    wish: &Wish,
+    told: impl FnOnce(&SnapshotName) -> Result<()>,
+) -> Result<()> {
+    let chosen = wish.name.as_ref().map(SnapshotName::as_str);
+    context.hooked(Event::Snapshot, store, name, chosen, |facts| {
+        let taken = take(&mut Container::open(store, name)?, wish)?;
+        facts.tell("COWL_SNAPSHOT", taken.as_str());
+        told(&taken)
+    })?;
+    match Container::open(store, name) {
+        Ok(mut container) => context.keep_depth(&mut container),
+        // The next snapshot does it.
+        Err(error) => log::info!("the layers are not counted now: {error}"),
+    }
+    Ok(())
 }

@@ -7,14 +7,12 @@ use crate::error::Result;
 
 /// How a list is printed; for the arguments of every verb that prints a table.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
-#[allow(dead_code, reason = "verbs that list take it")]
 pub(super) struct Style {
     /// Leave the line with the columns' names out
     #[arg(long)]
     pub(super) no_header: bool,
 }
 
-#[allow(dead_code, reason = "verbs that list call it")]
 impl Style {
     /// Prints a table; the columns named in `right` are numbers.
     pub(super) fn print(

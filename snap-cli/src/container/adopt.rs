@@ -10,11 +10,12 @@ use cowl_fs::sys::stat::FileKind;
 use serde_json::Map;
 
 use super::moving::{self, Leftover};
-use super::{Container, lxc};
+use super::{Container, Swap, lxc};
 use crate::delta::walk;
 use crate::error::{Error, Result};
 use crate::host::lxc as host;
 use crate::host::lxc::config;
+use crate::host::lxc_snaps;
 use crate::host::users::quoted;
 use crate::host::{inside, mountinfo, users};
 use crate::store::bytes::Blob;
@@ -139,12 +140,11 @@ fn look_at_lxc(
         );
     }
     let rootfs = rootfs_of(container, &text)?;
-    let depends = container.dir().join("lxc_rdepends");
-    if std::fs::metadata(&depends).is_ok_and(|meta| meta.len() > 0) {
+    if !lxc_snaps::dependants(&container.dir())?.is_empty() {
         return Err(Error::failed(format!(
             "other LXC containers stand on the files of {}: {} names them",
             container.name,
-            depends.display()
+            container.dir().join("lxc_snapshots").display()
         ))
         .hint(format!(
             "copy it instead: cowl create {} --from {}",
@@ -171,6 +171,18 @@ fn look_at_lxc(
 }
 
 fn refuse_adopted(home: &Store, container: &host::Container) -> Result<()> {
+    match known(home, container)? {
+        None => Ok(()),
+        Some((_, name)) => Err(Error::failed(format!(
+            "{} is cowl's already, as the container {name}",
+            container.name
+        ))
+        .hint(format!("cowl list {name} shows its snapshots"))),
+    }
+}
+
+/// The container that an LXC container is already, with its store.
+pub fn known(home: &Store, container: &host::Container) -> Result<Option<(Store, ContainerName)>> {
     let wanted = container.dir().canonicalize();
     let wanted = wanted.unwrap_or_else(|_| container.dir());
     for store in Store::family(home.home(), home.session())? {
@@ -180,18 +192,32 @@ fn refuse_adopted(home: &Store, container: &host::Container) -> Result<()> {
                 continue;
             };
             if link.dir() == wanted || link.dir() == container.dir() {
-                return Err(Error::failed(format!(
-                    "{} is cowl's already, as the container {}",
-                    container.name, record.body.name
-                ))
-                .hint(format!(
-                    "cowl list {} shows its snapshots",
-                    record.body.name
-                )));
+                let name = record.body.name;
+                return Ok(Some((store, name)));
             }
         }
     }
-    Ok(())
+    Ok(None)
+}
+
+/// Writes the lines of an adopted container's LXC config as they are to be: where the program or the store
+/// has moved, or somebody took them out. False when they are.
+pub fn renew(store: &Store, name: &ContainerName) -> Result<bool> {
+    let mut container = Container::open(store, name)?;
+    let Some(link) = &container.manifest().lxc else {
+        return Ok(false);
+    };
+    let now = lxc::read_config(link)?;
+    let ours = lxc::ours(store, container.id, name)?;
+    let with = config::attach(&now, &ours);
+    if with == now {
+        return Ok(false);
+    }
+    container.config = Some(Blob(with));
+    let next = container.manifest().clone();
+    container.commit(next, None, |_| Ok(Swap::Done))?;
+    container.finish_outside()?;
+    Ok(true)
 }
 
 /// The folder of the root file system that the config names.

@@ -6,7 +6,7 @@ use jiff::Span;
 use super::moving::{self, Leftover};
 use super::{Container, Swap, lxc};
 use crate::error::{Error, Result};
-use crate::store::manifest::{ContainerId, ContainerManifest};
+use crate::store::manifest::ContainerId;
 use crate::store::span;
 
 /// How many days a destroyed container can be brought back when nobody says otherwise.
@@ -25,13 +25,10 @@ impl Container<'_> {
         let (store, id) = (self.store, self.id);
         let left = self.leave_outside()?;
         store.delete(id, span::until(keep))?;
-        if let Some(left) = left {
-            left.remove(&id.to_string())?;
-            moving::unmark(store, id)?;
-        }
         store.forget_places(id);
+        left.remove(store, id)?;
         self.lock.remove()?;
-        store.collect()?;
+        store.collect_after();
         Ok(id)
     }
 
@@ -41,14 +38,29 @@ impl Container<'_> {
         self.unmount(false)?;
         let (store, id) = (self.store, self.id);
         let left = self.leave_outside()?;
-        store.to_trash(store.container_dir(id), &format!("container-{id}"))?;
-        if let Some(left) = left {
-            left.remove(&id.to_string())?;
-            moving::unmark(store, id)?;
-        }
+        store.discard_container(id)?;
+        left.remove(store, id)?;
         drop(self);
-        store.collect()?;
+        store.collect_after();
         Ok(id)
+    }
+
+    /// Prepares what is to be removed outside the store once the container is gone: whoever comes next
+    /// finishes that. LXC's config as it is now goes with the container.
+    fn leave_outside(&mut self) -> Result<Leftover> {
+        let left = Leftover::of(self.manifest());
+        if left.is_none() {
+            return Ok(left);
+        }
+        if let Some(now) = lxc::config_copy(self) {
+            let mut next = self.manifest().clone();
+            if let Some(link) = &mut next.lxc {
+                link.written = now;
+            }
+            self.commit(next, None, |_| Ok(Swap::Done))?;
+        }
+        moving::mark(self.store, self.id, &left)?;
+        Ok(left)
     }
 
     /// Refuses while it has protected snapshots.
@@ -74,26 +86,5 @@ impl Container<'_> {
         .hint(format!(
             "if they are to go as well, type: cowl destroy {name} --protected"
         )))
-    }
-
-    /// Prepares what is to be removed outside the store once the container is gone: whoever comes next
-    /// finishes that. LXC's config as it is now goes with the container.
-    pub(super) fn leave_outside(&mut self) -> Result<Option<Leftover>> {
-        let left = Leftover::of(self.manifest());
-        if left.is_none() {
-            return Ok(None);
-        }
-        if let Some(now) = lxc::config_copy(self) {
-            let mut next = ContainerManifest {
-                moving: None,
-                ..self.manifest().clone()
-            };
-            if let Some(link) = &mut next.lxc {
-                link.written = now;
-            }
-            self.commit(next, None, |_| Ok(Swap::Done))?;
-        }
-        moving::mark(self.store, self.id, &left)?;
-        Ok(Some(left))
     }
 }

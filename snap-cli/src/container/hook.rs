@@ -9,6 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::host::lxc::config;
 use crate::host::process;
 use crate::host::users::quoted;
+use crate::snapshot::depth;
 use crate::store::Store;
 use crate::store::manifest::{ContainerId, ContainerManifest};
 use crate::store::outside::Lxc;
@@ -79,7 +80,7 @@ fn open(store: &Store, id: ContainerId, to_unmount: bool) -> Result<Option<Conta
 }
 
 /// Before a start: mounts the container. Refused for a copy of it.
-pub fn pre_start(store: &Store, id: ContainerId, caller: &Caller) -> Result<()> {
+pub fn pre_start(store: &Store, id: ContainerId, caller: &Caller, limit: usize) -> Result<()> {
     let Some(mut container) = open(store, id, false)? else {
         return Err(Error::not_found(format!(
             "the files of {} are gone: cowl has no container {id} in {} any more",
@@ -122,6 +123,8 @@ pub fn pre_start(store: &Store, id: ContainerId, caller: &Caller) -> Result<()> 
         ))
         .hint(format!("unmount it: cowl umount {}", container.name())));
     }
+    // Who starts containers only through LXC mounts them nowhere else.
+    depth::keep(&mut container, limit, &mut |_| ());
     container.mount(None, false).map(drop)
 }
 

@@ -5,12 +5,14 @@ use std::fs::Permissions;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use cowl_fs::name::Name;
+use cowl_fs::view::Found;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use serde_json::Map;
 
-use super::Container;
+use super::{Container, Swap};
 use crate::error::{Error, Result};
 use crate::host::lxc as host;
 use crate::host::lxc::config::{Ours, Renamed, attach, detach, renamed, shell_word};
@@ -139,6 +141,7 @@ impl Container<'_> {
 #[derive(Debug)]
 pub struct Copy {
     from: Lxc,
+    lxcpath: PathBuf,
     id: ContainerId,
     text: Vec<u8>,
     name: ContainerName,
@@ -157,22 +160,84 @@ impl Copy {
         let Some(from) = &manifest.lxc else {
             return Ok(None);
         };
-        let dir = from.lxcpath.join(name.as_str());
-        if disk::is_there(&dir)? {
-            return Err(Error::failed(format!("{} exists already", dir.display()))
-                .hint("choose another name, or remove what is there"));
-        }
+        check_free(&from.lxcpath, name)?;
         let text = match kept {
             Some(kept) => kept.0.clone(),
             None => read_config(from)?,
         };
         Ok(Some(Self {
             from: from.clone(),
+            lxcpath: from.lxcpath.clone(),
             id,
             text,
             name: name.clone(),
             notes: Vec::new(),
         }))
+    }
+
+    /// The same by the config of any LXC container, for the container `name` in `lxcpath`.
+    pub fn by_config(path: &Path, lxcpath: PathBuf, name: &ContainerName) -> Result<Self> {
+        check_free(&lxcpath, name)?;
+        let path = std::path::absolute(path).map_err(|e| Error::at("read", path, e))?;
+        let text = std::fs::read(&path).map_err(|e| Error::at("read", &path, e))?;
+        let dir = path.parent().unwrap_or(Path::new("/"));
+        let folder = dir.file_name().and_then(|name| name.to_str());
+        Ok(Self {
+            from: Lxc {
+                lxcpath: dir.parent().unwrap_or(dir).to_path_buf(),
+                name: folder.unwrap_or_default().to_owned(),
+                original: None,
+                written: Blob::default(),
+                extra: Map::new(),
+            },
+            lxcpath,
+            // No line of it is cowl's.
+            id: ContainerId::fresh(),
+            text,
+            name: name.clone(),
+            notes: Vec::new(),
+        })
+    }
+
+    /// The same in another folder of containers.
+    pub fn into_lxcpath(self, lxcpath: PathBuf) -> Result<Self> {
+        check_free(&lxcpath, &self.name)?;
+        Ok(Self { lxcpath, ..self })
+    }
+
+    /// The options by which LXC's tools will find it.
+    pub fn options(&self) -> String {
+        let container = host::Container {
+            lxcpath: self.lxcpath.clone(),
+            name: self.name.to_string(),
+        };
+        container.options()
+    }
+
+    /// Makes the container that it was prepared for one of LXC's.
+    pub fn join(mut self, mut container: Container<'_>) -> Result<Vec<String>> {
+        let mut next = container.manifest().clone();
+        if let Some(link) = &next.lxc {
+            return Err(Error::failed(format!(
+                "{} is an LXC container already: {}",
+                container.name(),
+                link.dir().display()
+            )));
+        }
+        if next.adopted.is_some() {
+            return Err(Error::failed(format!(
+                "{} was taken over from a folder, to which it may go back",
+                container.name()
+            ))
+            .hint(format!(
+                "make a copy one of LXC's: cowl clone {} NEW",
+                container.name()
+            )));
+        }
+        self.fill(container.store, container.id, &mut next)?;
+        container.commit(next, None, |_| Ok(Swap::Done))?;
+        container.finish_outside()?;
+        Ok(self.notes)
     }
 
     /// Fills in the manifest of the copy: who opens it first makes its LXC container.
@@ -183,7 +248,7 @@ impl Copy {
         manifest: &mut ContainerManifest,
     ) -> Result<()> {
         let mut link = Lxc {
-            lxcpath: self.from.lxcpath.clone(),
+            lxcpath: self.lxcpath.clone(),
             name: self.name.to_string(),
             original: None,
             written: Blob::default(),
@@ -224,6 +289,39 @@ impl Copy {
     }
 }
 
+/// Refuses when LXC has a container of this name already, or something else in its place.
+fn check_free(lxcpath: &Path, name: &ContainerName) -> Result<()> {
+    let dir = lxcpath.join(name.as_str());
+    if !disk::is_there(&dir)? {
+        return Ok(());
+    }
+    Err(Error::failed(format!("{} exists already", dir.display()))
+        .hint("choose another name, or remove what is there"))
+}
+
+/// What brings the LXC container of a destroyed container back; `None` when it is none, or never went.
+pub(super) fn back(
+    store: &Store,
+    id: ContainerId,
+    manifest: &ContainerManifest,
+) -> Result<Option<Moving>> {
+    let Some(link) = &manifest.lxc else {
+        return Ok(None);
+    };
+    let path = link.config();
+    if disk::is_there(&path)? {
+        if host::config::names(&read_config(link)?, &id.to_string()) {
+            return Ok(None);
+        }
+        return Err(Error::failed(format!(
+            "{} is another LXC container's now",
+            link.dir().display()
+        ))
+        .hint("move that one away first (lxc-copy -R)"));
+    }
+    super::moving::begin_writing(store, id, link.written.clone()).map(Some)
+}
+
 /// Makes the folder of a new LXC container.
 pub(super) fn ensure_dir(link: &Lxc) -> Result<()> {
     let dir = link.dir();
@@ -237,8 +335,29 @@ pub(super) fn ensure_dir(link: &Lxc) -> Result<()> {
     disk::sync_parent(&dir)
 }
 
+/// Whether the container keeps its host name in etc/hostname: then mounting it is worth while.
+fn has_hostname(container: &Container<'_>) -> Result<bool> {
+    let view = container.store.view(&container.manifest().stack)?;
+    let look = || -> cowl_fs::Result<bool> {
+        let etc = view.lookup(&view.root()?, &Name::new(b"etc")?)?;
+        Ok(match etc {
+            Found::Dir(etc) => {
+                let found = view.lookup(&etc, &Name::new(b"hostname")?)?;
+                matches!(found, Found::File(_))
+            }
+            // A link may lead to one: the mount tells.
+            Found::File(_) => true,
+            Found::Absent | Found::Whiteout => false,
+        })
+    };
+    look().map_err(|error| Error::failed("cannot look for etc/hostname").because(error))
+}
+
 /// Writes the host name into the container, where it keeps one.
 pub(super) fn write_hostname(container: &Container<'_>, name: &str) -> Result<()> {
+    if !has_hostname(container)? {
+        return Ok(());
+    }
     let before = matches!(container.mounted()?, super::state::Mounted::Alive(_));
     let place = container.mount(None, true)?;
     let written = write_hostname_at(&place, name);

@@ -126,7 +126,8 @@ impl<'s> Container<'s> {
             // Torn: its writer died before it was whole, so before anything relied on it.
             Ok(None) | Err(_) => {
                 disk::remove_if_there(&path)?;
-                return self.store.collect().map(drop);
+                self.store.collect_after();
+                return Ok(());
             }
         };
         let fits = next.generation == self.record.generation.saturating_add(1);
@@ -147,7 +148,8 @@ impl<'s> Container<'s> {
             disk::remove_if_there(&path)?;
         }
         // What the other of the two named is nobody's now.
-        self.store.collect().map(drop)
+        self.store.collect_after();
+        Ok(())
     }
 
     /// Changes the manifest. `making` has made what the new one names.

@@ -12,8 +12,10 @@ use std::path::{Path, PathBuf};
 use super::lxc;
 use super::{Container, Swap};
 use crate::error::{Error, Result};
+use crate::host::lxc::config;
 use crate::host::users::quoted;
 use crate::store::bytes::Blob;
+use crate::store::layers::remove_tree;
 use crate::store::manifest::{ContainerId, ContainerManifest, LayerId};
 use crate::store::name::ContainerName;
 use crate::store::outside::{Adopted, Lxc, Moving};
@@ -74,29 +76,36 @@ impl Leftover {
         self.adopted.is_none() && self.lxc.is_none()
     }
 
-    /// Removes it: the folder that only says where the files went, and LXC's config; LXC's folder when
-    /// nothing else is in it. What anybody else put there stays.
-    pub(super) fn remove(&self, id: &str) -> Result<()> {
+    /// Removes it once the container is gone: the folder that only says where the files went, and LXC's
+    /// config; LXC's folder when nothing else is in it. What anybody else put there stays.
+    pub(super) fn remove(&self, store: &Store, id: ContainerId) -> Result<()> {
+        if self.is_none() {
+            return Ok(());
+        }
         if let Some(adopted) = &self.adopted {
             remove_readme(&adopted.rootfs)?;
             remove_if_empty(&adopted.rootfs)?;
         }
-        if let Some(link) = &self.lxc
-            && disk::is_there(&link.config())?
-            && crate::host::lxc::config::names(&lxc::read_config(link)?, id)
-        {
-            disk::remove_if_there(&link.config())?;
-            remove_if_empty(&link.dir())?;
+        if let Some(link) = &self.lxc {
+            let there = disk::is_there(&link.config())?;
+            if !there || config::names(&lxc::read_config(link)?, &id.to_string()) {
+                disk::remove_if_there(&link.config())?;
+                remove_if_empty(&link.dir())?;
+            }
         }
-        Ok(())
+        unmark(store, id)
     }
 }
 
-/// Removes the folder of a copy of LXC's that has no files of its own.
+/// Removes the folder of a copy of LXC's that has no root file system of its own, as LXC would if cowl's
+/// lines had not told it to leave that alone: with what an overlay copy wrote.
 pub(super) fn remove_copy(config: &Path) -> Result<()> {
     let dir = config.parent().unwrap_or(config);
     remove_if_empty(&dir.join("rootfs"))?;
-    disk::remove_if_there(config)?;
+    remove_tree(&dir.join("overlay"))?;
+    for name in ["config", "lxc_rdepends"] {
+        disk::remove_if_there(&dir.join(name))?;
+    }
     remove_if_empty(dir)
 }
 
@@ -104,12 +113,18 @@ pub(super) fn remove_copy(config: &Path) -> Result<()> {
 /// work on are left alone.
 pub fn finish_all(store: &Store) -> Result<()> {
     for name in disk::names(&store.root().join(SIGNS))? {
-        let Some(id) = ContainerId::parse(&name) else {
+        // One that was being written is a sign of nothing: what it is for had not begun.
+        let whole = name.split('.').next().unwrap_or_default();
+        let Some(id) = ContainerId::parse(whole) else {
             continue;
         };
         let Some(lock) = store.try_lock_container(id)? else {
             continue;
         };
+        if name != whole {
+            disk::remove_if_there(&store.root().join(SIGNS).join(&name))?;
+            continue;
+        }
         match store.container(id)? {
             Some(record) => {
                 let container = Container {
@@ -127,7 +142,7 @@ pub fn finish_all(store: &Store) -> Result<()> {
                 let path = sign(store, id);
                 let bytes = std::fs::read(&path).map_err(|e| Error::at("read", &path, e))?;
                 let rest: Leftover = serde_json::from_slice(&bytes).unwrap_or_default();
-                rest.remove(&name)?;
+                rest.remove(store, id)?;
                 unmark(store, id)?;
                 lock.remove()?;
             }
@@ -192,7 +207,7 @@ fn is_moved_in(container: &Container<'_>) -> Result<bool> {
 /// Takes an adoption back that has moved nothing yet.
 pub(super) fn take_back(container: Container<'_>) -> Result<()> {
     let (store, id) = (container.store, container.id);
-    store.to_trash(store.container_dir(id), &format!("container-{id}"))?;
+    store.discard_container(id)?;
     unmark(store, id)?;
     drop(container);
     store.collect().map(drop)
@@ -213,7 +228,7 @@ pub(super) fn adopted(container: &mut Container<'_>) -> Result<()> {
     if let Some(link) = &mut next.lxc {
         let ours = lxc::ours(container.store, container.id, &name)?;
         let now = lxc::read_config(link)?;
-        let with = crate::host::lxc::config::attach(&now, &ours);
+        let with = config::attach(&now, &ours);
         replace_outside(&link.config(), &with, None)?;
         link.written = Blob(with);
     }
@@ -244,7 +259,7 @@ pub(super) fn released(container: Container<'_>) -> Result<Vec<String>> {
     if let Some(link) = &container.manifest().lxc {
         notes.extend(config_back(link, &id.to_string())?);
     }
-    store.to_trash(store.container_dir(id), &format!("container-{id}"))?;
+    store.discard_container(id)?;
     unmark(store, id)?;
     drop(container);
     store.collect()?;
@@ -279,14 +294,17 @@ fn config_back(link: &Lxc, id: &str) -> Result<Option<String>> {
         )));
     }
     let now = lxc::read_config(link)?;
-    if now == original.0 || !crate::host::lxc::config::names(&now, id) {
+    if now == original.0 || !config::names(&now, id) {
         return Ok(None);
     }
-    if now == link.written.0 {
+    let back = config::detach(&now, Some(&original.0), id);
+    // The last line may have had no end, which is the one thing that cowl's lines at the end changed.
+    if back.strip_suffix(b"\n").unwrap_or(&back)
+        == original.0.strip_suffix(b"\n").unwrap_or(&original.0)
+    {
         replace_outside(&path, &original.0, None)?;
         return Ok(None);
     }
-    let back = crate::host::lxc::config::detach(&now, Some(&original.0), id);
     replace_outside(&path, &back, None)?;
     Ok(Some(format!(
         "{} was changed meanwhile: only cowl's lines were taken out of it",

@@ -9,11 +9,11 @@ use crate::archive::folder;
 use crate::delta::error::OnProgress;
 use crate::error::{Error, Result};
 use crate::host::lxc as host;
+use crate::store::disk;
 use crate::store::layers::Making;
-use crate::store::lock::Lock;
 use crate::store::manifest::{ContainerManifest, LayerId, LayerKind};
 use crate::store::outside::Moving;
-use crate::store::{Store, disk};
+use crate::store::usage::head_layers;
 
 /// How the root file system is given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,29 +84,15 @@ fn untouched(container: &Container<'_>) -> Result<Option<LayerId>> {
     Ok((!used_by_others(container, *base)?).then_some(*base))
 }
 
+/// Whether another container stands on the layer, or a destroyed one that may still come back.
 fn used_by_others(container: &Container<'_>, layer: LayerId) -> Result<bool> {
-    let store = container.store;
-    for (id, record) in store.containers()? {
-        // What can't be read may stand on it.
-        let manifest = record?.body;
-        if id == container.id {
-            continue;
-        }
-        if manifest.stack.contains(&layer) || manifest.origin.contains(&layer) {
-            return Ok(true);
-        }
-        for snapshot in &manifest.snapshots {
-            if store.snapshot(id, snapshot.id)?.stack.contains(&layer) {
-                return Ok(true);
-            }
-        }
-        if let Ok(Some(next)) = store.container_at(&store.pending_file(id))
-            && next.body.stack.contains(&layer)
-        {
-            return Ok(true);
-        }
+    let (store, manifest) = (container.store, container.manifest());
+    let mut own = usize::from(head_layers(manifest).contains(&layer));
+    for snapshot in &manifest.snapshots {
+        let stack = store.snapshot(container.id, snapshot.id)?.stack;
+        own += usize::from(stack.contains(&layer));
     }
-    Ok(false)
+    Ok(store.named()?.times(layer) > own)
 }
 
 /// Gives the root file system back, and tells what people should know. The container is gone from the store.
@@ -119,8 +105,16 @@ pub fn release(
     container.unmount(false)?;
     let store = container.store;
     // Alone: nobody reads the layer that moves, or begins to stand on it.
-    let alone = Alone::take(store)?;
+    let alone = store.alone()?;
     if let Some(base) = untouched(&container)? {
+        if store.is_held(base)? {
+            // What is written to the folder afterwards would show there.
+            let name = container.name();
+            return Err(
+                Error::busy(format!("a snapshot of {name} is mounted to be read"))
+                    .hint(format!("cowl status {name} tells where; unmount it first")),
+            );
+        }
         commit(&mut container, base, None)?;
         let notes = moving::released(container)?;
         // The rest goes once others may work again.
@@ -154,15 +148,4 @@ fn commit(container: &mut Container<'_>, plain: LayerId, making: Option<Making<'
         ..container.manifest().clone()
     };
     container.commit(next, making, |_| Ok(Swap::Done))
-}
-
-/// The store, with nobody else making or reading anything.
-struct Alone {
-    _lock: Lock,
-}
-
-impl Alone {
-    fn take(store: &Store) -> Result<Self> {
-        store.alone().map(|lock| Self { _lock: lock })
-    }
 }

@@ -1,5 +1,6 @@
 //! Bringing destroyed containers back.
 
+use super::Container;
 use crate::error::{Error, Result};
 use crate::store::deleted::Deleted;
 use crate::store::manifest::{ContainerId, ContainerManifest};
@@ -26,7 +27,7 @@ pub fn undelete(store: &Store, deleted: &Deleted, new: Option<&ContainerName>) -
 
 fn claimed(store: &Store, id: ContainerId, name: &ContainerName) -> Result<()> {
     // Keeps collection away, and anybody else who brings it back.
-    let _reading = store.share()?;
+    let reading = store.share()?;
     let lock = store.lock_container(id)?;
     let found = store.deleted()?.into_iter().find(|one| one.id == id);
     let Some(deleted) = found else {
@@ -38,12 +39,17 @@ fn claimed(store: &Store, id: ContainerId, name: &ContainerName) -> Result<()> {
     };
     let record = store.deleted_manifest(&deleted)?;
     store.open_layers(&record.body.stack)?;
-    if record.body.name != *name {
+    let moving = super::lxc::back(store, id, &record.body)?;
+    if record.body.name != *name || moving.is_some() {
         let renamed = ContainerManifest {
             name: name.clone(),
+            moving,
             ..record.body.clone()
         };
         disk::replace(&deleted.dir.join("container.json"), &record.next(renamed))?;
     }
-    store.bring_back(&deleted)
+    store.bring_back(&deleted)?;
+    drop((lock, reading));
+    // What is outside the store comes back with it.
+    Container::open(store, name).map(drop)
 }

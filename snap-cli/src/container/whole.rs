@@ -11,11 +11,12 @@ use cowl_fs::format::XattrSpace;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::Container;
+use super::{Container, lxc};
 use crate::archive::Compression;
 use crate::archive::bundle::{self, Part, Whole};
 use crate::delta::error::{OnProgress, Progress};
 use crate::error::{Error, Kind, Result};
+use crate::store::bytes::Blob;
 use crate::store::layers::Making;
 use crate::store::manifest::{
     ContainerManifest, LayerId, LayerManifest, Marks, SnapshotId, SnapshotManifest,
@@ -38,6 +39,9 @@ pub struct WholeManifest {
     /// About how many bytes they are, for a progress bar.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
+    /// The config of the LXC container that it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<Blob>,
     /// What this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
@@ -113,7 +117,9 @@ impl Outgoing {
         let mut container = Container::open(store, name)?;
         container.freeze()?;
         let reading = store.share()?;
-        let manifest = container.manifest().clone();
+        let mut manifest = container.manifest().clone();
+        let config = lxc::config_copy(&container);
+        manifest.leave_machine();
         let mut states = BTreeMap::new();
         for snapshot in &manifest.snapshots {
             states.insert(snapshot.id, store.snapshot(container.id(), snapshot.id)?);
@@ -152,6 +158,7 @@ impl Outgoing {
             states,
             layers,
             bytes: total,
+            config,
             extra: Map::new(),
         };
         whole
@@ -201,6 +208,8 @@ pub struct Incoming {
     pub name: ContainerName,
     /// How many snapshots came with it.
     pub snapshots: usize,
+    /// The config of the LXC container that it was.
+    pub config: Option<Blob>,
 }
 
 /// Makes a container from an archive: under the name that it had, or under another one.
@@ -213,6 +222,7 @@ pub fn import(
     let manifest = read_manifest(archive.manifest())?;
     let name = name.unwrap_or(&manifest.container.name).clone();
     let snapshots = manifest.container.snapshots.len();
+    let config = manifest.config.clone();
     let claim = store.claim(&name).map_err(|error| match error.kind {
         Kind::Failed => error.hint("give it another name: cowl import FILE NAME"),
         _ => error,
@@ -220,7 +230,11 @@ pub fn import(
     let made = import_claimed(store, &name, manifest, archive, progress);
     claim.remove()?;
     made?;
-    Ok(Incoming { name, snapshots })
+    Ok(Incoming {
+        name,
+        snapshots,
+        config,
+    })
 }
 
 fn read_manifest(bytes: &[u8]) -> Result<WholeManifest> {
@@ -280,9 +294,13 @@ fn import_claimed(
     let id = making.container()?;
     let mut container = ContainerManifest {
         name: name.clone(),
-        origin: mapped(&old.origin, &new),
+        origin: match old.origin.iter().all(|id| new.contains_key(id)) {
+            true => mapped(&old.origin, &new),
+            false => below.last().copied().into_iter().collect(),
+        },
         ..old
     };
+    container.leave_machine();
     container.leave_machine();
     for snapshot in &mut container.snapshots {
         let Some(state) = manifest.states.get(&snapshot.id) else {

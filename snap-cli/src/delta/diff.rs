@@ -14,12 +14,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 
 use cowl_fs::sys::stat::{FileKind, Stat};
-use cowl_fs::view::{DirNode, FileNode, Found, View, user_xattrs};
+use cowl_fs::view::{DirNode, Found, View};
 
-use super::content;
-use super::error::{Context as _, Result};
-use super::make::Xattrs;
-use super::walk::{children, open_content};
+use super::compare::{Pair, What};
+use super::error::{Context as _, ErrorKind, Result, TreeError};
+use super::find;
+use super::walk::children;
 
 /// What happened to a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,19 +58,46 @@ impl fmt::Display for Status {
 /// One path that differs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Change {
-    /// The path (bytes, no leading slash): in the second state, or in the first when it is gone.
+    /// The path (bytes, no leading slash; `.` is the root): in the second state, or in the first when it
+    /// is gone.
     pub path: Vec<u8>,
     /// What happened.
     pub status: Status,
     /// The path in the first state of what was renamed.
     pub from: Option<Vec<u8>>,
+    /// Its size in the first state: of a file its content's, of a symbolic link its target's.
+    pub old_size: Option<u64>,
+    /// The same in the second state.
+    pub new_size: Option<u64>,
+    /// What of it differs, where it is of one type in both. Not everything, unless that was asked for.
+    pub what: What,
+}
+
+/// How two states are compared.
+#[derive(Clone, Debug, Default)]
+pub struct Wish {
+    /// Only these paths ([`find::plain`]) with what is below them; none: everything. Nothing else is read.
+    pub paths: Vec<Vec<u8>>,
+    /// Everything that differs is said of each path, not only that something does: contents are read
+    /// also of files whose times differ.
+    pub thorough: bool,
+    /// What was renamed is told as gone and new.
+    pub no_renames: bool,
 }
 
 /// What leads from the state `a` to the state `b`, sorted by path.
 pub fn diff(a: &View, b: &View) -> Result<Vec<Change>> {
+    diff_of(a, b, &Wish::default())
+}
+
+/// The same, as it is wished.
+pub fn diff_of(a: &View, b: &View, wish: &Wish) -> Result<Vec<Change>> {
     let mut diff = Diff {
-        a,
-        b,
+        pair: Pair {
+            a,
+            b,
+            thorough: wish.thorough,
+        },
         changes: Vec::new(),
         gone: BTreeMap::new(),
         new: BTreeMap::new(),
@@ -78,19 +105,21 @@ pub fn diff(a: &View, b: &View) -> Result<Vec<Change>> {
         taken: HashSet::new(),
         pairs: Vec::new(),
     };
-    let (root_a, root_b) = (
-        a.root().context("can't read the root folder", b".")?,
-        b.root().context("can't read the root folder", b".")?,
-    );
-    if diff.folder_differs(&root_a, &root_b, b".")? {
-        diff.change(b".".to_vec(), Status::Modified, None);
+    if wish.paths.is_empty() {
+        diff.roots()?;
     }
-    diff.pairs.push((Vec::new(), root_a, Vec::new(), root_b));
+    for path in find::topmost(wish.paths.clone()) {
+        diff.only(path)?;
+    }
     diff.drain_pairs()?;
-    diff.match_renames()?;
-    let gone = std::mem::take(&mut diff.gone);
-    for path in gone.into_keys() {
-        diff.change(path, Status::Deleted, None);
+    if !wish.no_renames {
+        diff.match_renames()?;
+    }
+    for (path, found) in std::mem::take(&mut diff.new) {
+        diff.change(path, Status::Added, (None, Some(&found)));
+    }
+    for (path, found) in std::mem::take(&mut diff.gone) {
+        diff.change(path, Status::Deleted, (Some(&found), None));
     }
     diff.changes.sort_unstable();
     Ok(diff.changes)
@@ -106,8 +135,7 @@ enum Key {
 }
 
 struct Diff<'a> {
-    a: &'a View,
-    b: &'a View,
+    pair: Pair<'a>,
     changes: Vec<Change>,
     /// What only `a` has, and what only `b` has, with everything below.
     gone: BTreeMap<Vec<u8>, Found>,
@@ -119,8 +147,54 @@ struct Diff<'a> {
 }
 
 impl Diff<'_> {
-    fn change(&mut self, path: Vec<u8>, status: Status, from: Option<Vec<u8>>) {
-        self.changes.push(Change { path, status, from });
+    fn change(&mut self, path: Vec<u8>, status: Status, sides: (Option<&Found>, Option<&Found>)) {
+        self.changes.push(Change {
+            path,
+            status,
+            from: None,
+            old_size: sides.0.and_then(size),
+            new_size: sides.1.and_then(size),
+            what: What::default(),
+        });
+    }
+
+    /// Adds what is in both, if it differs.
+    fn modified(&mut self, path: Vec<u8>, what: What, sides: (&Found, &Found)) {
+        if what.any() {
+            self.changes.push(Change {
+                path,
+                status: Status::Modified,
+                from: None,
+                old_size: size(sides.0),
+                new_size: size(sides.1),
+                what,
+            });
+        }
+    }
+
+    fn roots(&mut self) -> Result<()> {
+        let root = |view: &View| view.root().context("can't read the root folder", b".");
+        let (a, b) = (root(self.pair.a)?, root(self.pair.b)?);
+        let what = self.pair.folders(&a, &b, b".")?;
+        let (old, new) = (Found::Dir(a.clone()), Found::Dir(b.clone()));
+        self.modified(b".".to_vec(), what, (&old, &new));
+        self.pairs.push((Vec::new(), a, Vec::new(), b));
+        Ok(())
+    }
+
+    /// One path of both states.
+    fn only(&mut self, path: Vec<u8>) -> Result<()> {
+        if path.is_empty() {
+            return self.roots();
+        }
+        let old = find::at(self.pair.a, &path)?;
+        let new = find::at(self.pair.b, &path)?;
+        let none = |found: &Found| matches!(found, Found::Absent | Found::Whiteout);
+        if none(&old) && none(&new) {
+            let what = "neither state has this path";
+            return Err(TreeError::new(ErrorKind::NotFound, what).at(path));
+        }
+        self.both(path.clone(), old, path, new)
     }
 
     fn drain_pairs(&mut self) -> Result<()> {
@@ -139,11 +213,11 @@ impl Diff<'_> {
         path_b: &[u8],
         dir_b: &DirNode,
     ) -> Result<()> {
-        let mut old: BTreeMap<Vec<u8>, (Vec<u8>, Found)> = children(self.a, dir_a, path_a)?
+        let mut old: BTreeMap<Vec<u8>, (Vec<u8>, Found)> = children(self.pair.a, dir_a, path_a)?
             .into_iter()
             .map(|(path, found)| (last(&path).to_vec(), (path, found)))
             .collect();
-        for (path, new) in children(self.b, dir_b, path_b)? {
+        for (path, new) in children(self.pair.b, dir_b, path_b)? {
             match old.remove(last(&path)) {
                 None => self.add_new(path, new)?,
                 // What was here is known to be elsewhere: this is another.
@@ -158,34 +232,34 @@ impl Diff<'_> {
     }
 
     fn both(&mut self, old_path: Vec<u8>, old: Found, path: Vec<u8>, new: Found) -> Result<()> {
-        match (old, new) {
-            (Found::Dir(old), Found::Dir(new)) => {
-                if self.folder_differs(&old, &new, &path)? {
-                    self.change(path.clone(), Status::Modified, None);
-                }
-                self.pairs.push((old_path, old, path, new));
+        match (&old, &new) {
+            (Found::Dir(one), Found::Dir(two)) => {
+                let what = self.pair.folders(one, two, &path)?;
+                self.modified(path.clone(), what, (&old, &new));
+                self.pairs.push((old_path, one.clone(), path, two.clone()));
             }
-            (Found::File(old), Found::File(new)) => {
-                if old.stat.kind() != new.stat.kind() {
-                    self.change(path, Status::TypeChanged, None);
-                } else if self.file_differs(&old, &new, &path)? {
-                    self.change(path, Status::Modified, None);
+            (Found::File(one), Found::File(two)) => {
+                if one.stat.kind() == two.stat.kind() {
+                    let what = self.pair.files(one, two, &path)?;
+                    self.modified(path, what, (&old, &new));
+                } else {
+                    self.change(path, Status::TypeChanged, (Some(&old), Some(&new)));
                 }
             }
-            (Found::Dir(old), Found::File(_)) => {
-                self.change(path, Status::TypeChanged, None);
-                for (inner, found) in children(self.a, &old, &old_path)? {
+            (Found::Dir(one), Found::File(_)) => {
+                self.change(path, Status::TypeChanged, (Some(&old), Some(&new)));
+                for (inner, found) in children(self.pair.a, one, &old_path)? {
                     self.add_gone(inner, found)?;
                 }
             }
-            (Found::File(_), Found::Dir(new)) => {
-                self.change(path.clone(), Status::TypeChanged, None);
-                for (inner, found) in children(self.b, &new, &path)? {
+            (Found::File(_), Found::Dir(two)) => {
+                self.change(path.clone(), Status::TypeChanged, (Some(&old), Some(&new)));
+                for (inner, found) in children(self.pair.b, two, &path)? {
                     self.add_new(inner, found)?;
                 }
             }
-            (Found::Absent | Found::Whiteout, new) => self.add_new(path, new)?,
-            (old, Found::Absent | Found::Whiteout) => self.add_gone(old_path, old)?,
+            (Found::Absent | Found::Whiteout, _) => self.add_new(path, new)?,
+            (_, Found::Absent | Found::Whiteout) => self.add_gone(old_path, old)?,
         }
         Ok(())
     }
@@ -199,7 +273,7 @@ impl Diff<'_> {
                 continue;
             }
             if let Found::Dir(dir) = &found {
-                todo.extend(children(self.a, dir, &path)?);
+                todo.extend(children(self.pair.a, dir, &path)?);
             }
             for key in keys(&found, &path)? {
                 self.keys.entry(key).or_default().insert(path.clone());
@@ -214,7 +288,7 @@ impl Diff<'_> {
         let mut todo = vec![(path, found)];
         while let Some((path, found)) = todo.pop() {
             if let Found::Dir(dir) = &found {
-                todo.extend(children(self.b, dir, &path)?);
+                todo.extend(children(self.pair.b, dir, &path)?);
             }
             if !matches!(found, Found::Absent | Found::Whiteout) {
                 self.new.insert(path, found);
@@ -226,20 +300,37 @@ impl Diff<'_> {
     /// Finds what was renamed, folders before what is in them; what is left was added.
     fn match_renames(&mut self) -> Result<()> {
         while let Some((path, found)) = self.new.pop_first() {
-            let Some(old_path) = self.find_gone(&found, &path)? else {
-                self.change(path, Status::Added, None);
+            let old = match self.find_gone(&found, &path)? {
+                Some(old_path) => self.gone.remove(&old_path).map(|old| (old_path, old)),
+                None => None,
+            };
+            let Some((old_path, old)) = old else {
+                self.change(path, Status::Added, (None, Some(&found)));
                 continue;
             };
-            let old = self.gone.remove(&old_path);
             self.taken.insert(old_path.clone());
-            if let (Some(Found::Dir(old)), Found::Dir(new)) = (old, found) {
-                // What lies below is compared as below a folder that both have.
-                self.forget_gone_below(&old_path);
-                remove_below(&mut self.new, &path, |_| true);
-                self.pairs.push((old_path.clone(), old, path.clone(), new));
-                self.drain_pairs()?;
-            }
-            self.change(path, Status::Renamed, Some(old_path));
+            let what = match (&old, &found) {
+                (Found::Dir(one), Found::Dir(two)) => {
+                    // What lies below is compared as below a folder that both have.
+                    self.forget_gone_below(&old_path);
+                    remove_below(&mut self.new, &path, |_| true);
+                    let (one, two) = (one.clone(), two.clone());
+                    let what = self.pair.folders(&one, &two, &path)?;
+                    self.pairs.push((old_path.clone(), one, path.clone(), two));
+                    self.drain_pairs()?;
+                    what
+                }
+                (Found::File(one), Found::File(two)) => self.pair.files(one, two, &path)?,
+                _ => What::default(),
+            };
+            self.changes.push(Change {
+                path,
+                status: Status::Renamed,
+                from: Some(old_path),
+                old_size: size(&old),
+                new_size: size(&found),
+                what,
+            });
         }
         Ok(())
     }
@@ -270,56 +361,18 @@ impl Diff<'_> {
         }
         Ok(None)
     }
-
-    fn folder_differs(&self, a: &DirNode, b: &DirNode, path: &[u8]) -> Result<bool> {
-        if a.same_place(b) {
-            return Ok(false);
-        }
-        if (a.stat.mode, a.stat.uid, a.stat.gid) != (b.stat.mode, b.stat.uid, b.stat.gid) {
-            return Ok(true);
-        }
-        let what = "can't read the attributes";
-        let one = shown(self.a, a.xattrs().context(what, path)?);
-        Ok(one != shown(self.b, b.xattrs().context(what, path)?))
-    }
-
-    /// Whether two files of one type differ.
-    fn file_differs(&self, a: &FileNode, b: &FileNode, path: &[u8]) -> Result<bool> {
-        if a.loc.same_place(&b.loc) && a.data_loc().same_place(b.data_loc()) {
-            return Ok(false);
-        }
-        let plain = |s: &Stat| (s.mode, s.uid, s.gid, s.rdev, s.mtime);
-        if plain(&a.stat) != plain(&b.stat) {
-            return Ok(true);
-        }
-        let what = "can't read the attributes";
-        let one = shown(self.a, a.loc.xattrs().context(what, path)?);
-        if one != shown(self.b, b.loc.xattrs().context(what, path)?) {
-            return Ok(true);
-        }
-        let read = |error: cowl_fs::error::Result<bool>| error.context("can't compare", path);
-        match a.stat.kind() {
-            FileKind::Regular if a.stat.size != b.stat.size => Ok(true),
-            FileKind::Regular if a.data_loc().same_place(b.data_loc()) => Ok(false),
-            FileKind::Regular => read((|| {
-                let one = open_content(a.data_loc())?;
-                let two = open_content(b.data_loc())?;
-                content::same(one, two, a.stat.size).map(|same| !same)
-            })()),
-            FileKind::Symlink => read((|| Ok(a.loc.readlink()? != b.loc.readlink()?))()),
-            _ => Ok(false),
-        }
-    }
 }
 
-fn shown(view: &View, on_disk: Xattrs) -> Xattrs {
-    let space = view.layers().first().map(|layer| layer.space());
-    let mut shown = match space {
-        Some(space) => user_xattrs(space, on_disk),
-        None => on_disk,
+/// The size that is told of an object.
+fn size(found: &Found) -> Option<u64> {
+    let told = |stat: &Stat| match stat.kind() {
+        FileKind::Regular | FileKind::Symlink => Some(stat.size),
+        _ => None,
     };
-    shown.sort_unstable();
-    shown
+    match found {
+        Found::File(file) => told(&file.stat),
+        Found::Absent | Found::Whiteout | Found::Dir(_) => None,
+    }
 }
 
 fn last(path: &[u8]) -> &[u8] {

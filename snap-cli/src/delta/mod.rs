@@ -3,19 +3,24 @@
 //! Works on states (stacks of layers seen through `cowl_fs::view`) and on plain folders. Never
 //! prints and never writes to a layer that it reads.
 
+pub mod compare;
 pub(crate) mod content;
 pub mod diff;
 pub mod digest;
 pub mod error;
+pub mod find;
 pub mod flatten;
+pub mod look;
 pub(crate) mod make;
 pub mod measure;
+pub mod patch;
 pub(crate) mod places;
 pub mod put_back;
 pub(crate) mod target;
 pub(crate) mod walk;
 
-pub use diff::{Change, Status, diff};
+pub use compare::What;
+pub use diff::{Change, Status, Wish, diff, diff_of};
 pub use digest::{TreeDigest, digest, digest_dir};
 pub use error::{ErrorKind, OnProgress, Progress, TreeError};
 pub use flatten::flatten;

@@ -151,6 +151,10 @@ pub(super) fn merge_run(
     let mut next = container.manifest().clone();
     next.stack = replaced(&next.stack, run, merged).unwrap_or(next.stack);
     next.origin = replaced(&next.origin, run, merged).unwrap_or(next.origin);
+    if !next.stack.ends_with(&next.origin) {
+        // It is in what was merged, and would only keep the old layers from going.
+        next.origin = next.stack.last().copied().into_iter().collect();
+    }
     for snapshot in &mut next.snapshots {
         // Whose state has the run's topmost layer on top has the whole run.
         if run.first() == Some(&snapshot.layer) {

@@ -4,7 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use crate::error::Result;
 use crate::store::Store;
-use crate::store::manifest::{ContainerManifest, LayerId, LayerKind, SnapshotRef};
+use crate::store::manifest::{ContainerId, ContainerManifest, LayerId, LayerKind, SnapshotRef};
+use crate::store::sizes::Sizes;
 
 /// A snapshot in a list.
 #[derive(Clone, Debug)]
@@ -19,14 +20,19 @@ pub struct Entry {
 
 /// The snapshots of a container, oldest first. Sizes are counted the first time, and kept. Hold a shared
 /// lock of the store.
-pub fn snapshots(store: &Store, manifest: &ContainerManifest) -> Result<Vec<Entry>> {
+pub fn snapshots(
+    store: &Store,
+    id: ContainerId,
+    manifest: &ContainerManifest,
+) -> Result<Vec<Entry>> {
+    let mut sizes = Sizes::of(store, id);
     // What an older one holds already was not written for this one.
     let mut counted: HashSet<LayerId> = manifest.origin.iter().copied().collect();
     let names: HashMap<_, _> = manifest.snapshots.iter().map(|s| (s.id, &s.name)).collect();
     let mut entries = Vec::with_capacity(manifest.snapshots.len());
     for snapshot in &manifest.snapshots {
         let bytes = match counted.insert(snapshot.layer) {
-            true => match store.measured(snapshot.layer)? {
+            true => match sizes.measured(snapshot.layer)? {
                 (LayerKind::Base, _) => 0,
                 (_, measured) => measured.bytes,
             },
@@ -39,5 +45,6 @@ pub fn snapshots(store: &Store, manifest: &ContainerManifest) -> Result<Vec<Entr
             bytes,
         });
     }
+    sizes.keep();
     Ok(entries)
 }

@@ -5,11 +5,15 @@
 
 pub mod copy;
 pub mod depth;
+pub mod du;
 pub mod flatten;
+pub mod keep;
+pub mod line;
 pub mod list;
 pub mod lxc_import;
 pub mod meta;
 pub mod paths;
+pub mod prune;
 pub mod readers;
 pub mod remove;
 pub mod restore;

@@ -7,9 +7,11 @@ use super::Container;
 use super::readers;
 use crate::container::{Swap, find_snapshot_ref};
 use crate::error::{Error, Result};
+use crate::store::Store;
 use crate::store::layers::Making;
-use crate::store::manifest::{ContainerManifest, SnapshotId, SnapshotRef};
+use crate::store::manifest::{ContainerId, ContainerManifest, LayerId, SnapshotId, SnapshotRef};
 use crate::store::name::{Chosen, SnapshotName};
+use crate::store::sizes::Sizes;
 use crate::store::usage::Space;
 
 /// A snapshot that stays although somebody asked for its removal.
@@ -98,21 +100,30 @@ pub fn plan(container: &Container<'_>, ids: &[SnapshotId], protected: bool) -> R
             }
         }
     }
-    match store.named() {
-        Ok(named) => {
-            let only = named.only_in(stacks.iter().map(Vec::as_slice));
-            removal.frees = store.space_of(&only)?;
-        }
+    match frees(container.store(), container.id(), &stacks) {
+        Ok(frees) => removal.frees = frees,
         // Another container's damage is no reason to keep these; but nothing is collected either.
         Err(error) => log::warn!("{error}; nothing is freed before that is repaired"),
     }
     Ok(removal)
 }
 
+/// What is free once these states of a container are gone. Hold a shared lock of the store.
+pub fn frees(store: &Store, id: ContainerId, stacks: &[Vec<LayerId>]) -> Result<Space> {
+    let only = store.named()?.only_in(stacks.iter().map(Vec::as_slice));
+    let mut sizes = Sizes::of(store, id);
+    let mut space = Space::default();
+    for layer in only {
+        space += sizes.measured(layer)?.1.into();
+    }
+    sizes.keep();
+    Ok(space)
+}
+
 fn refused(
     container: &Container<'_>,
     snapshot: &SnapshotRef,
-    stack: &[crate::store::manifest::LayerId],
+    stack: &[LayerId],
     protected: bool,
 ) -> Result<Option<Refused>> {
     let address = format!("{}@{}", container.name(), snapshot.name);
@@ -190,7 +201,7 @@ mod tests {
 
     use super::*;
     use crate::error::Kind;
-    use crate::store::manifest::{LayerId, SnapshotKind};
+    use crate::store::manifest::SnapshotKind;
     use crate::store::name::ContainerName;
 
     /// A container with the snapshots snap0, snap1, ... in a row.

@@ -88,6 +88,14 @@ impl Store {
         }
     }
 
+    /// The same for those who have done their work already: that it could not be is told, and no failure of
+    /// theirs.
+    pub fn collect_after(&self) {
+        if let Err(error) = self.collect() {
+            log::warn!("{error}; nothing is collected before that is put in order");
+        }
+    }
+
     fn has_signs(&self) -> Result<bool> {
         // Lets go of the notes again at once: the sweep takes them when it is alone.
         if !self.stale_notes()?.is_empty() || !self.trash()?.is_empty() {
@@ -147,6 +155,7 @@ impl Store {
                 left.half_made.push(id);
             }
         }
+        left.files.extend(temporaries(&self.root.join("cache"))?);
         left.folders = self.orphans()?;
         left.locks = self.stale_locks()?;
         Ok(left)

@@ -69,12 +69,20 @@ impl Store {
 
     /// Takes a container out of the store, to be kept until this second. Nobody may be using it.
     pub fn delete(&self, id: ContainerId, until: i64) -> Result<()> {
+        // A collection that has looked here already, and not yet there, would find it nowhere.
+        let _no_collection = self.share()?;
         let folder = self.private_folder("deleted")?;
         let since = jiff::Timestamp::now().as_second();
         disk::rename(
             &self.container_dir(id),
             &folder.join(format!("{id}.{since}.{until}")),
         )
+    }
+
+    /// The same for good.
+    pub fn discard_container(&self, id: ContainerId) -> Result<()> {
+        let _no_collection = self.share()?;
+        self.to_trash(self.container_dir(id), &format!("container-{id}"))
     }
 
     /// Puts it back. The caller has claimed the name that its manifest says.
@@ -92,6 +100,11 @@ impl Store {
     /// The file of what is known of a container's layers.
     pub fn cache_file(&self, id: ContainerId) -> PathBuf {
         self.root.join("cache").join(format!("{id}.json"))
+    }
+
+    /// The folder for files that could not be read, for somebody to look at.
+    pub fn damaged_folder(&self) -> Result<PathBuf> {
+        self.private_folder("damaged")
     }
 
     /// A folder of the store that older versions did not make.

@@ -118,12 +118,14 @@ pub fn replace_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
 /// after [`sync_dir`]: who makes several syncs them together, which costs no more than one.
 pub fn write_new<T: Body>(path: &Path, record: &Record<T>) -> Result<()> {
     let bytes = bytes_of(path, record)?;
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(path)
-        .and_then(|mut file| file.write_all(&bytes))
-        .map_err(|error| Error::at("write", path, error))
+    let at = |error| Error::at("write", path, error);
+    let made = OpenOptions::new().write(true).create_new(true).open(path);
+    let mut file = made.map_err(at)?;
+    file.write_all(&bytes).map_err(|error| {
+        // On a full disk an empty file would stay.
+        drop(remove_if_there(path));
+        at(error)
+    })
 }
 
 /// Puts a file on the disk.

@@ -146,6 +146,33 @@ impl Store {
         })
     }
 
+    /// What is wrong with the list of the family's stores, entry by entry. Nothing for a store that is not
+    /// the home.
+    pub fn list_problems(&self) -> Result<Vec<(PathBuf, String)>> {
+        let mut problems = Vec::new();
+        if self.root != self.home {
+            return Ok(problems);
+        }
+        let mut seen = Vec::new();
+        for entry in entries(&self.home)? {
+            let why = match Self::open(&entry.path, self.session.clone()) {
+                Ok(store) if store.uuid() != entry.uuid => {
+                    "another store is there than the one that the list of stores expects".to_owned()
+                }
+                Ok(_) if seen.contains(&entry.uuid) || entry.uuid == self.uuid() => {
+                    "the list of stores names it twice".to_owned()
+                }
+                Ok(_) => String::new(),
+                Err(error) => format!("on the list of stores, and can't be used: {error}"),
+            };
+            seen.push(entry.uuid);
+            if !why.is_empty() {
+                problems.push((entry.path, why));
+            }
+        }
+        Ok(problems)
+    }
+
     /// The names of all containers of the family, from manifests that were read whole; stores that can't be
     /// reached are left out.
     pub(super) fn names_of_family(&self) -> Result<Vec<Named>> {

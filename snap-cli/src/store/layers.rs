@@ -137,7 +137,11 @@ impl<'s> Making<'s> {
         drop(note);
         let store = self.store;
         drop(self);
-        store.sweep().map(drop)
+        // What was to be done is done.
+        if let Err(error) = store.sweep() {
+            log::warn!("{error}; nothing is collected before that is put in order");
+        }
+        Ok(())
     }
 
     /// It may be that a manifest names what was made: the next command's collection finds out.

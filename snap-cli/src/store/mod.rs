@@ -13,7 +13,9 @@
 //!       locks/                           one file a lock
 //!       deleted/<id>.<since>.<until>     destroyed containers that may still come back
 //!       trash/                           on its way out
-//!       cache/<id>.json                  what could be found out again
+//!       damaged/                         what could not be read, moved out of the way by a repair
+//!       cache/<id>.json                  what could be found out again (see [`sizes`])
+//!       reserve/                         space for the day when the disk is full
 //!       moving/<id>                      left by a command that changes more than the store, while it does
 //!       stores.json                      the other stores of the family (see [`family`])
 //! ```
@@ -29,6 +31,8 @@ pub mod manifest;
 pub mod name;
 pub mod outside;
 pub mod record;
+pub mod reserve;
+pub mod sizes;
 pub mod span;
 pub mod usage;
 

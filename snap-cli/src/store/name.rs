@@ -4,6 +4,7 @@
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 
 use serde::{Deserialize, Serialize};
 
@@ -157,6 +158,31 @@ impl fmt::Display for Address {
     }
 }
 
+/// `NAME[@SNAP]:PATH`: something in a state. The path is bytes, from the container's root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The state.
+    pub address: Address,
+    /// The path as it was given; without a colon there is none.
+    pub path: Option<Vec<u8>>,
+}
+
+impl Place {
+    /// Reads a place. No name holds a colon, so the first one ends the address.
+    pub fn parse(raw: impl AsRef<OsStr>) -> Result<Self> {
+        let raw = raw.as_ref().as_bytes();
+        let colon = raw.iter().position(|&byte| byte == b':');
+        let (address, path) = match colon.and_then(|at| raw.split_at_checked(at)) {
+            Some((address, path)) => (address, path.get(1..)),
+            None => (raw, None),
+        };
+        Ok(Self {
+            address: Address::parse(OsStr::from_bytes(address))?,
+            path: path.map(<[u8]>::to_vec),
+        })
+    }
+}
+
 /// `A..B`: what was written after A was taken, up to B. Either side may be left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Range {
@@ -227,8 +253,6 @@ pub fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Opt
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::ffi::OsStrExt;
-
     use super::*;
     use crate::error::Kind;
 
@@ -302,6 +326,22 @@ mod tests {
             assert!(Address::parse(bad).is_err(), "{bad:?}");
         }
         assert!(Address::parse(OsStr::from_bytes(b"web@\xff")).is_err());
+    }
+
+    #[test]
+    fn places() {
+        let place = Place::parse(OsStr::from_bytes(b"web@snap0:/a:b\xff")).unwrap();
+        assert_eq!(place.address, Address::parse("web@snap0").unwrap());
+        assert_eq!(place.path.as_deref(), Some(&b"/a:b\xff"[..]));
+        assert_eq!(Place::parse("web").unwrap().path, None);
+        assert_eq!(
+            Place::parse("web:").unwrap().path.as_deref(),
+            Some(&b""[..])
+        );
+        assert_eq!(Place::parse("web:a@b").unwrap().address.snapshot, None);
+        for bad in ["", ":etc", "web@:etc", "a/b:c"] {
+            assert!(Place::parse(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -33,7 +33,8 @@ pub struct Lxc {
     /// Its config as it was before cowl changed it; `None` where cowl made it (of a clone).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub original: Option<Blob>,
-    /// Its config as cowl wrote it the last time: what differs now, somebody else changed.
+    /// Its config as cowl wrote it the last time, or as it was when the container was destroyed: what brings it
+    /// back.
     pub written: Blob,
     /// What this version does not know.
     #[serde(flatten)]

@@ -101,16 +101,6 @@ impl Store {
         Ok(named)
     }
 
-    /// What a set of frozen layers takes together; measured the first time that somebody asks.
-    pub fn space_of(&self, layers: &[LayerId]) -> Result<Space> {
-        let mut space = Space::default();
-        for layer in layers {
-            let (_, measured) = self.measured(*layer)?;
-            space += measured.into();
-        }
-        Ok(space)
-    }
-
     /// Whether some mount holds the layer: each locks the layers that it reads, and the one that it writes.
     pub fn is_held(&self, id: LayerId) -> Result<bool> {
         let tree = self.layer_tree(id);

@@ -13,7 +13,8 @@ use crate::container::state::{Mounted, look};
 use crate::error::{Error, Result};
 use crate::snapshot::select::{Filter, natural};
 use crate::store::Store;
-use crate::store::manifest::{ContainerManifest, LayerId};
+use crate::store::manifest::{ContainerId, ContainerManifest, LayerId};
+use crate::store::sizes::Sizes;
 
 /// A container in a list.
 struct Row {
@@ -37,7 +38,7 @@ pub(super) fn print(
             match record {
                 Ok(record) if takes(filter, &record.body) => rows.push(Row {
                     mounted: look(store, id)?,
-                    size: size(store, &record.body),
+                    size: size(store, id, &record.body),
                     manifest: record.body,
                     store: output::shown(store.root().as_os_str().as_bytes()),
                 }),
@@ -69,13 +70,14 @@ fn takes(filter: &Filter, manifest: &ContainerManifest) -> bool {
 }
 
 /// What the frozen layers of a container take, each once. A list is no place to fail for want of it.
-fn size(store: &Store, manifest: &ContainerManifest) -> Option<u64> {
+fn size(store: &Store, id: ContainerId, manifest: &ContainerManifest) -> Option<u64> {
+    let mut sizes = Sizes::of(store, id);
     let below = manifest.below_head().iter().copied();
     let taken = manifest.snapshots.iter().map(|s| s.layer);
     let layers: BTreeSet<LayerId> = below.chain(taken).collect();
     let mut sum = 0;
     for layer in layers {
-        match store.measured(layer) {
+        match sizes.measured(layer) {
             Ok((_, measured)) => sum += measured.bytes,
             Err(error) => {
                 log::info!("{}: {error}", manifest.name);
@@ -83,6 +85,7 @@ fn size(store: &Store, manifest: &ContainerManifest) -> Option<u64> {
             }
         }
     }
+    sizes.keep();
     Some(sum)
 }
 

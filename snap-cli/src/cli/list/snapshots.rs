@@ -31,7 +31,7 @@ pub(super) fn print(
         (container.id(), container.manifest().clone())
     };
     let _reading = store.share()?;
-    let mut entries = snapshots(store, &manifest)?;
+    let mut entries = snapshots(store, id, &manifest)?;
     if args.tree {
         return draw(args, &manifest, &entries, filter);
     }

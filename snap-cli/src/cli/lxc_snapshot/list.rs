@@ -6,8 +6,9 @@ use std::os::unix::ffi::OsStrExt as _;
 use jiff::tz::TimeZone;
 
 use super::super::output;
+use super::Front;
+use super::kept::Kept;
 use super::said::Said;
-use super::{Front, Kept};
 use crate::container::lxc_snaps::find as find_tree;
 use crate::error::{Error, Result};
 use crate::host::lxc_snaps::layout;
@@ -46,7 +47,7 @@ pub(super) fn all(front: &Front<'_>, manifest: Option<&ContainerManifest>) -> Re
             found.push(One::Lxcs(tree));
         }
     }
-    found.sort_by(|a, b| layout::order(a.name()).cmp(&layout::order(b.name())));
+    found.sort_by_key(|one| layout::order(one.name()));
     Ok(found)
 }
 

@@ -2,8 +2,10 @@
 //! keeps and those that LXC made. docs/lxc-snapshot.md has what is another.
 
 mod args;
+mod kept;
 mod list;
 mod said;
+mod tasks;
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -12,24 +14,15 @@ use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser as _};
 
-use super::text::read_text;
 use super::{Context, output};
 use crate::config::{Asked, Config};
-use crate::container::Container;
-use crate::container::lxc_snaps::{Place, no_container};
+use crate::container::lxc_snaps::no_container;
 use crate::error::{Error, Result};
 use crate::host::lxc;
-use crate::host::lxc_snaps::{self, Tree};
+use crate::host::lxc_snaps;
 use crate::host::users::quoted;
-use crate::snapshot::lxc_import;
-use crate::snapshot::remove::{plan, remove};
-use crate::snapshot::restore::{clone, restore};
-use crate::snapshot::take::{Wish, take};
-use crate::store::manifest::{ContainerManifest, SnapshotRef};
-use crate::store::name::{Address, ContainerName};
 use crate::store::{Session, Store, disk};
 use args::{Args, Task};
-use list::One;
 use said::Said;
 
 /// Whether this is the name that we were called by.
@@ -72,13 +65,6 @@ fn told(args: &Args) -> Option<Result<()>> {
         return None;
     };
     Some(output::line(text.trim_end().as_bytes()))
-}
-
-/// A container that cowl keeps.
-#[derive(Debug)]
-struct Kept {
-    store: Store,
-    manifest: ContainerManifest,
 }
 
 /// What every task gets.
@@ -183,174 +169,4 @@ fn front<'a>(
         shown_folder,
         said,
     })
-}
-
-impl Front<'_> {
-    /// The container as cowl keeps it, if it does.
-    fn kept(&self) -> Result<Option<Kept>> {
-        if !disk::is_there(&self.context.root)? {
-            return Ok(None);
-        }
-        for store in self.context.stores()? {
-            for (_, record) in store.containers()? {
-                let manifest = record?.body;
-                let is_it = manifest.lxc.as_ref().is_some_and(|lxc| {
-                    lxc.name == self.container.name && same(&lxc.lxcpath, &self.container.lxcpath)
-                });
-                if is_it {
-                    return Ok(Some(Kept { store, manifest }));
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    fn place(&self) -> Result<Place> {
-        Place::open(self.container.clone(), self.context.session.patience)
-    }
-
-    fn notes(&self, notes: Vec<String>) {
-        for note in notes {
-            self.said.note(&note);
-        }
-    }
-
-    fn take(&self, comment: Option<&Path>) -> Result<()> {
-        // Before anything is made.
-        let comment = comment.map(read_text).transpose()?.unwrap_or_default();
-        let kept = match self.kept()? {
-            Some(kept) => kept,
-            None => self.adopt()?,
-        };
-        let mut container = Container::open(&kept.store, &kept.manifest.name)?;
-        let wish = Wish {
-            comment,
-            ..Wish::default()
-        };
-        take(&mut container, &wish).map(drop)
-    }
-
-    /// Has cowl keep the container, so that there is something to snapshot.
-    fn adopt(&self) -> Result<Kept> {
-        let name = quoted(&self.container.name);
-        Err(Error::failed(format!("cowl does not keep {name} yet"))
-            .hint(format!("cowl adopt {name}")))
-    }
-
-    fn restore(&self, snapshot: &OsStr, new: Option<&OsStr>) -> Result<()> {
-        let kept = self.kept()?;
-        match (list::find(self, kept.as_ref(), snapshot)?, kept, new) {
-            (One::Cowls(found), Some(kept), None) => self.go_back(&kept, &found),
-            (One::Cowls(found), Some(kept), Some(new)) => {
-                let source = Address {
-                    container: kept.manifest.name.clone(),
-                    snapshot: Some(found.name),
-                };
-                for note in clone(&kept.store, &source, &ContainerName::parse(new)?)? {
-                    output::note(&note);
-                }
-                Ok(())
-            }
-            (One::Lxcs(tree), Some(kept), None) => {
-                // It becomes cowl's first: then what is there now stays too.
-                let mut container = Container::open(&kept.store, &kept.manifest.name)?;
-                let brought = self.bring(&mut container, &self.place()?, &tree)?;
-                drop(container);
-                self.go_back(&kept, &brought)
-            }
-            (One::Lxcs(tree), _, Some(new)) => {
-                let new = new
-                    .to_str()
-                    .ok_or_else(|| Error::usage("the new name is not valid UTF-8"))?;
-                let mut bar = output::Bar::new("restoring");
-                let place = self.place()?;
-                let notes = place.restore_as(&tree, new, &mut |done| bar.tell(done))?;
-                drop(bar);
-                self.notes(notes);
-                Ok(())
-            }
-            (One::Lxcs(tree), None, None) => {
-                let place = self.place()?;
-                // It may have changed while we waited.
-                let tree = place.tree(&tree.name)?;
-                let mut bar = output::Bar::new("restoring");
-                let notes = place.restore(&tree, &mut |done| bar.tell(done))?;
-                drop(bar);
-                self.notes(notes);
-                Ok(())
-            }
-            (One::Cowls(_), None, _) => Err(Error::damaged("a snapshot of no container")),
-        }
-    }
-
-    fn bring(
-        &self,
-        container: &mut Container<'_>,
-        place: &Place,
-        tree: &Tree,
-    ) -> Result<SnapshotRef> {
-        let mut bar = output::Bar::new("importing");
-        let brought = lxc_import::bring(container, place, tree, &mut |done| bar.tell(done))?;
-        drop(bar);
-        self.notes(brought.notes);
-        container.snapshot(&brought.name).map(|(found, _)| found)
-    }
-
-    fn go_back(&self, kept: &Kept, found: &SnapshotRef) -> Result<()> {
-        let mut container = Container::open(&kept.store, &kept.manifest.name)?;
-        if let Some(auto) = restore(&mut container, &found.name)?.kept_as {
-            let name = &kept.manifest.name;
-            self.said.note(&format!(
-                "what {name} was until now stays as {auto}: cowl restore {name} --undo takes this back"
-            ));
-        }
-        Ok(())
-    }
-
-    fn destroy(&self, snapshot: &OsStr) -> Result<()> {
-        let kept = self.kept()?;
-        match (list::find(self, kept.as_ref(), snapshot)?, kept) {
-            (One::Cowls(found), Some(kept)) => self.remove(&kept, &[found]),
-            (One::Lxcs(tree), _) => {
-                let place = self.place()?;
-                let tree = place.tree(&tree.name)?;
-                place.remove(&[tree])
-            }
-            (One::Cowls(_), None) => Err(Error::damaged("a snapshot of no container")),
-        }
-    }
-
-    fn destroy_all(&self) -> Result<()> {
-        let kept = self.kept()?;
-        let trees = lxc_snaps::list(&lxc_snaps::folder(&self.container)?)?;
-        if !trees.is_empty() {
-            let place = self.place()?;
-            place.remove(&place.trees()?)?;
-        }
-        match kept {
-            Some(kept) => self.remove(&kept, &kept.manifest.snapshots),
-            None => Ok(()),
-        }
-    }
-
-    fn remove(&self, kept: &Kept, snapshots: &[SnapshotRef]) -> Result<()> {
-        let mut container = Container::open(&kept.store, &kept.manifest.name)?;
-        let ids: Vec<_> = snapshots.iter().map(|snapshot| snapshot.id).collect();
-        let removal = plan(&container, &ids, false)?;
-        remove(&mut container, &removal.going)?;
-        match removal.refused.first() {
-            None => Ok(()),
-            Some(refused) => Err(refused.error()),
-        }
-    }
-}
-
-/// Whether two paths lead to one folder.
-fn same(one: &Path, other: &Path) -> bool {
-    let real = |path: &Path| std::fs::canonicalize(path);
-    one == other
-        || real(one)
-            .ok()
-            .zip(real(other).ok())
-            .is_some_and(|(a, b)| a == b)
 }

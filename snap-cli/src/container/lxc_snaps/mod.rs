@@ -90,7 +90,11 @@ impl Place {
             return Err(no_container(&container));
         }
         let folder = lxc_snaps::folder(&container)?;
-        for dir in lxc_snaps::going(&folder)? {
+        let (here, out) = lxc_snaps::going(&folder)?;
+        for dir in out {
+            remove_tree(&dir)?;
+        }
+        for dir in here {
             take_away(&dir)?;
         }
         let place = Self {
@@ -165,7 +169,12 @@ fn lock_dir(dir: &Path, patience: Duration) -> Result<OwnedFd> {
 /// Removes a snapshot's folder, which counts no more.
 fn take_away(dir: &Path) -> Result<()> {
     lxc_snaps::forget_dependant(dir)?;
-    remove_tree(dir)
+    let Some(out) = lxc_snaps::way_out(dir) else {
+        return Err(Error::failed(format!("{} names no folder", dir.display())));
+    };
+    // Under a name that tells what is left of it.
+    disk::rename(dir, &out)?;
+    remove_tree(&out)
 }
 
 /// Refuses to touch what other containers stand on.

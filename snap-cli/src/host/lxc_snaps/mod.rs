@@ -16,6 +16,9 @@ use layout::{Dependant, Rootfs};
 /// The config of a snapshot that is being removed: without its config it is none any more, for LXC too.
 pub const GOING: &str = "config.cowl-removed";
 
+/// What the names of folders that are on their way out begin with.
+const REMOVED: &str = ".cowl-removed.";
+
 /// One snapshot of LXC's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tree {
@@ -80,20 +83,29 @@ pub fn list(folder: &Path) -> Result<Vec<Tree>> {
             found.push(Tree { name, dir, taken });
         }
     }
-    found.sort_by(|a, b| layout::order(&a.name).cmp(&layout::order(&b.name)));
+    found.sort_by_key(|tree| layout::order(&tree.name));
     Ok(found)
 }
 
-/// Snapshots whose removal was cut off.
-pub fn going(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
+/// Where a snapshot's folder goes on its way out.
+pub fn way_out(dir: &Path) -> Option<PathBuf> {
+    let mut name = OsString::from(REMOVED);
+    name.push(dir.file_name()?);
+    Some(dir.with_file_name(name))
+}
+
+/// Snapshots whose removal was cut off: those that are in their place still, and those on their way out.
+pub fn going(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+    let (mut here, mut out) = (Vec::new(), Vec::new());
     for name in names(folder)? {
-        let dir = folder.join(name);
-        if there(&dir.join(GOING))? && !there(&dir.join("config"))? {
-            found.push(dir);
+        let dir = folder.join(&name);
+        if name.as_bytes().starts_with(REMOVED.as_bytes()) {
+            out.push(dir);
+        } else if there(&dir.join(GOING))? && !there(&dir.join("config"))? {
+            here.push(dir);
         }
     }
-    Ok(found)
+    Ok((here, out))
 }
 
 /// The number after all those that LXC gave.

@@ -1,0 +1,216 @@
+//! Whether the layers that are named are there, are written by nobody, and are what they were.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::AsFd;
+
+use cowl_fs::sys;
+
+use super::{Fix, Known, Level, Report, Wish};
+use crate::delta::digest_dir;
+use crate::delta::error::OnProgress;
+use crate::error::{Error, Result};
+use crate::store::manifest::{LayerId, LayerKind, LayerManifest};
+use crate::store::name::ContainerName;
+use crate::store::record::Record;
+use crate::store::{Store, disk};
+
+const LAYER: &str = "layer";
+
+/// What the manifests say of layers.
+#[derive(Default)]
+struct Named {
+    /// Those that are written, with the container that does.
+    heads: HashMap<LayerId, ContainerName>,
+    /// Those that never change any more, each with what lies below it in some stack.
+    frozen: BTreeMap<LayerId, Vec<LayerId>>,
+    /// The containers that stand on each.
+    by: HashMap<LayerId, BTreeSet<ContainerName>>,
+}
+
+impl Named {
+    fn add(&mut self, stack: &[LayerId], by: &ContainerName) {
+        for (at, layer) in stack.iter().enumerate() {
+            let below = stack.get(at + 1..).unwrap_or_default();
+            self.frozen.entry(*layer).or_insert_with(|| below.to_vec());
+            self.by.entry(*layer).or_default().insert(by.clone());
+        }
+    }
+
+    fn of(known: &[Known]) -> Self {
+        let mut named = Self::default();
+        for known in known {
+            let manifest = &known.manifest;
+            let name = &manifest.name;
+            named.heads.insert(manifest.head, manifest.name.clone());
+            named
+                .by
+                .entry(manifest.head)
+                .or_default()
+                .insert(name.clone());
+            named.add(manifest.below_head(), name);
+            named.add(&manifest.origin, name);
+            for snapshot in &manifest.snapshots {
+                if let Some(state) = known.snapshots.get(&snapshot.id) {
+                    named.add(&state.stack, name);
+                }
+            }
+        }
+        named
+    }
+
+    /// "db, web stand"
+    fn by(&self, layer: LayerId) -> String {
+        let by: Vec<_> = self.by.get(&layer).into_iter().flatten().collect();
+        let verb = if by.len() == 1 { "stands" } else { "stand" };
+        let names: Vec<_> = by.iter().take(5).map(|name| name.as_str()).collect();
+        match by.len().saturating_sub(names.len()) {
+            0 => format!("{} {verb}", names.join(", ")),
+            more => format!("{} and {more} more {verb}", names.join(", ")),
+        }
+    }
+}
+
+pub(super) fn look(
+    store: &Store,
+    wish: &Wish,
+    known: &[Known],
+    report: &mut Report,
+    progress: OnProgress<'_>,
+) -> Result<()> {
+    let named = Named::of(known);
+    for (head, container) in &named.heads {
+        if named.frozen.contains_key(head) {
+            let what = format!(
+                "{container} writes to the layer {head}, on which {}",
+                named.by(*head)
+            );
+            report.add(Level::Damaged, LAYER, store.layer_dir(*head), what, None);
+        }
+        self::head(store, *head, container, report)?;
+    }
+    for (layer, below) in &named.frozen {
+        report.layers += 1;
+        if is_there(store, *layer, &named, report)? && !named.heads.contains_key(layer) {
+            sealed(store, *layer, &named, report)?;
+            if file(store, *layer, below, report)? {
+                compare(store, wish, *layer, &named, report, progress)?;
+            }
+        }
+    }
+    let frozen: BTreeSet<_> = named.frozen.keys().collect();
+    for head in named.heads.keys().filter(|head| !frozen.contains(head)) {
+        report.layers += 1;
+        is_there(store, *head, &named, report)?;
+    }
+    Ok(())
+}
+
+fn is_there(store: &Store, id: LayerId, named: &Named, report: &mut Report) -> Result<bool> {
+    let tree = store.layer_tree(id);
+    if disk::is_there(&tree)? {
+        return Ok(true);
+    }
+    let what = format!("the layer {id} is missing; {} on it", named.by(id));
+    report.add(Level::Damaged, LAYER, tree, what, None);
+    Ok(false)
+}
+
+fn head(store: &Store, id: LayerId, of: &ContainerName, report: &mut Report) -> Result<()> {
+    let work = store.layer_work(id);
+    if disk::is_there(&store.layer_tree(id))? && !disk::is_there(&work)? {
+        let what = format!("the work folder of {of} is missing");
+        report.add(Level::Damaged, LAYER, work, what, Some(Fix::Work(id)));
+    }
+    Ok(())
+}
+
+/// Nobody writes to it: a mount that does has it locked alone.
+fn sealed(store: &Store, id: LayerId, named: &Named, report: &mut Report) -> Result<()> {
+    let tree = store.layer_tree(id);
+    let shared = sys::dir::open_root(&tree)
+        .and_then(|root| Ok(sys::dir::lock_shared(root.as_fd())?.is_some()))
+        .map_err(|error| Error::at("look at the lock of", &tree, error))?;
+    if !shared {
+        let what = format!(
+            "some mount writes to the layer {id}, on which {}",
+            named.by(id)
+        );
+        report.add(Level::Damaged, LAYER, tree, what, None);
+    }
+    Ok(())
+}
+
+/// Its own file can be read.
+fn file(store: &Store, id: LayerId, below: &[LayerId], report: &mut Report) -> Result<bool> {
+    let path = store.layer_file(id);
+    let Err(error) = disk::read::<LayerManifest>(&path) else {
+        return Ok(true);
+    };
+    // Of a newer version it is no damage, and nothing is to be done about it.
+    if error.kind != crate::error::Kind::Damaged {
+        return Err(error);
+    }
+    let kind = match below {
+        [] => LayerKind::Base,
+        _ => LayerKind::Delta,
+    };
+    let fix = Some(Fix::Layer(id, kind, below.to_vec()));
+    report.add(Level::Damaged, LAYER, path, error.to_string(), fix);
+    Ok(false)
+}
+
+/// It is what it was when it was measured; with `deep`, to the last byte.
+fn compare(
+    store: &Store,
+    wish: &Wish,
+    id: LayerId,
+    named: &Named,
+    report: &mut Report,
+    progress: OnProgress<'_>,
+) -> Result<()> {
+    let path = store.layer_file(id);
+    let tree = store.layer_tree(id);
+    let record = disk::read::<LayerManifest>(&path)?;
+    let changed = |what: &str| {
+        format!(
+            "the layer {id}, on which {}, was written behind cowl's back: {what}",
+            named.by(id)
+        )
+    };
+    let (measured, looks) = store.measure(id)?;
+    let mut next = record.body.clone();
+    match &record.body.looks {
+        Some(known) if *known != looks => {
+            let what = changed("its files have other sizes, modes, owners or times");
+            report.add(Level::Damaged, LAYER, tree, what, None);
+            return Ok(());
+        }
+        Some(_) => {}
+        None => {
+            (next.measured, next.looks) = (Some(measured), Some(looks));
+        }
+    }
+    if wish.deep {
+        let found = digest_dir(&tree, progress)?.to_string();
+        match &record.body.digest {
+            Some(known) if *known != found => {
+                let what = changed("it has another content");
+                report.add(Level::Damaged, LAYER, tree, what, None);
+                return Ok(());
+            }
+            Some(_) => {}
+            None => next.digest = Some(found),
+        }
+    }
+    if next != record.body {
+        report.new += 1;
+        note(store, &record, next, id);
+    }
+    Ok(())
+}
+
+fn note(store: &Store, record: &Record<LayerManifest>, next: LayerManifest, id: LayerId) {
+    if let Err(error) = disk::replace(&store.layer_file(id), &record.next(next)) {
+        log::warn!("{error}; the next check knows nothing to compare with");
+    }
+}

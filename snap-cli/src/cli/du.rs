@@ -1,0 +1,169 @@
+//! `cowl du`
+
+use std::ffi::OsString;
+
+use serde_json::{Value, json};
+
+use super::rm::{frees, space_json};
+use super::table::Style;
+use super::{Context, Verb, output};
+use crate::container::Container;
+use crate::error::Result;
+use crate::snapshot::du::{self, ContainerSpace};
+use crate::snapshot::remove;
+use crate::store::Store;
+use crate::store::name::{Chosen, ContainerName};
+use crate::store::usage::Space;
+
+/// Show what containers, or the states of one, take on the disk
+///
+/// UNIQUE is what nothing else uses, and what is free once the container or snapshot is gone; SHARED
+/// is what others use as well. Both are told in bytes and in inodes.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Only this container, state by state
+    name: Option<OsString>,
+    /// Tell what removing these snapshots together would free
+    #[arg(long, value_name = "SNAP|A..B", num_args = 1.., requires = "name")]
+    remove: Vec<OsString>,
+    #[command(flatten)]
+    style: Style,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Verb for Args {
+    fn run(&self, context: &Context) -> Result<u8> {
+        match &self.name {
+            None => self.all(context)?,
+            Some(name) => {
+                let name = ContainerName::parse(name)?;
+                let store = context.store_of(&name)?;
+                match self.remove.is_empty() {
+                    true => self.one(&store, &name)?,
+                    false => self.removal(&store, &name)?,
+                }
+            }
+        }
+        Ok(0)
+    }
+
+    fn json(&self) -> bool {
+        self.json
+    }
+}
+
+impl Args {
+    fn all(&self, context: &Context) -> Result<()> {
+        let mut rows = Vec::new();
+        let mut list = Vec::new();
+        for store in context.stores()? {
+            let _reading = store.share()?;
+            let named = store.named()?;
+            for (id, record) in store.containers()? {
+                let manifest = record?.body;
+                let space = du::container(&store, id, &manifest, &named)?;
+                list.push(json!({
+                    "name": manifest.name,
+                    "snapshots": manifest.snapshots.len(),
+                    "unique": space_json(space.unique),
+                    "total": space_json(space.total),
+                }));
+                let name = manifest.name.to_string();
+                rows.push(row(name, space.unique, less(space.total, space.unique)));
+            }
+        }
+        self.print("CONTAINER", rows, &json!({ "containers": list }))
+    }
+
+    fn one(&self, store: &Store, name: &ContainerName) -> Result<()> {
+        let container = Container::open(store, name)?;
+        let (id, manifest) = (container.id(), container.manifest().clone());
+        drop(container);
+        let _reading = store.share()?;
+        let named = store.named()?;
+        let found = du::container(store, id, &manifest, &named)?;
+        let mut rows = Vec::new();
+        for state in &found.states {
+            let name = match &state.snapshot {
+                Some(name) => name.to_string(),
+                None => "(now)".to_owned(),
+            };
+            rows.push(row(name, state.unique, state.shared));
+        }
+        let rest = less(found.total, found.unique);
+        rows.push(row("(all)".to_owned(), found.unique, rest));
+        self.print("STATE", rows, &one_json(name, &found))
+    }
+
+    fn removal(&self, store: &Store, name: &ContainerName) -> Result<()> {
+        let choice = self.remove.iter().map(Chosen::parse);
+        let choice = choice.collect::<Result<Vec<_>>>()?;
+        let container = Container::open(store, name)?;
+        let going = remove::chosen(container.manifest(), &choice)?;
+        let _reading = store.share()?;
+        let mut stacks = Vec::new();
+        for snapshot in &going {
+            stacks.push(store.snapshot(container.id(), snapshot.id)?.stack);
+        }
+        let space = remove::frees(store, container.id(), &stacks)?;
+        if self.json {
+            let names: Vec<_> = going.iter().map(|snapshot| &snapshot.name).collect();
+            let freed = space_json(space);
+            return output::data(&json!({ "name": name, "snapshots": names, "freed": freed }));
+        }
+        let count = match going.len() {
+            1 => "removing 1 snapshot".to_owned(),
+            count => format!("removing {count} snapshots"),
+        };
+        output::line(format!("{count} {}", frees(space)).as_bytes())
+    }
+
+    fn print(&self, what: &str, rows: Vec<Vec<String>>, value: &Value) -> Result<()> {
+        if self.json {
+            return output::data(value);
+        }
+        let heads = [what, "UNIQUE", "INODES", "SHARED", "INODES"];
+        self.style.print(&heads, rows, &[1, 2, 3, 4])
+    }
+}
+
+fn row(name: String, unique: Space, shared: Space) -> Vec<String> {
+    vec![
+        name,
+        output::size(unique.bytes),
+        unique.inodes.to_string(),
+        output::size(shared.bytes),
+        shared.inodes.to_string(),
+    ]
+}
+
+fn less(all: Space, part: Space) -> Space {
+    Space {
+        bytes: all.bytes.saturating_sub(part.bytes),
+        inodes: all.inodes.saturating_sub(part.inodes),
+        layers: all.layers.saturating_sub(part.layers),
+    }
+}
+
+fn one_json(name: &ContainerName, found: &ContainerSpace) -> Value {
+    let states: Vec<_> = found
+        .states
+        .iter()
+        .map(|state| {
+            json!({
+                "snapshot": state.snapshot,
+                "unique": space_json(state.unique),
+                "shared": space_json(state.shared),
+            })
+        })
+        .collect();
+    json!({
+        "name": name,
+        "states": states,
+        "base": space_json(found.base),
+        "unique": space_json(found.unique),
+        "total": space_json(found.total),
+    })
+}

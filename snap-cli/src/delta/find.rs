@@ -1,0 +1,196 @@
+//! One path of a state: only the folders on the way to it are read.
+
+use cowl_fs::name::Name;
+use cowl_fs::sys::stat::FileKind;
+use cowl_fs::view::{DirNode, Found, View};
+
+use super::error::{Context as _, ErrorKind, Result, TreeError};
+use super::make::{join, split};
+
+/// So many links may be followed on the way to one path, as the kernel has it.
+const MOST_LINKS: usize = 40;
+
+/// A path as states have it: no slash before it, after it or twice, and nothing for the root folder.
+/// What leads upwards is refused.
+pub fn plain(path: &[u8]) -> Result<Vec<u8>> {
+    let mut plain = Vec::new();
+    for part in parts(path) {
+        if part == b".." {
+            return Err(TreeError::new(ErrorKind::Refused, "a path with .. in it").at(path));
+        }
+        plain = join(&plain, part);
+    }
+    Ok(plain)
+}
+
+/// What a state has at a path of [`plain`], links on the way not followed.
+pub fn at(view: &View, path: &[u8]) -> Result<Found> {
+    let mut found = Found::Dir(root(view)?);
+    let mut done = Vec::new();
+    for part in parts(path) {
+        let Found::Dir(dir) = &found else {
+            return Ok(Found::Absent);
+        };
+        done = join(&done, part);
+        found = lookup(view, dir, part, &done)?;
+    }
+    Ok(found)
+}
+
+/// What a state has at a path as a program in it would find it: links are followed, and `..` of the root
+/// is the root. With `last` a link that the path itself is, is followed too. Gives the path that was
+/// found; not found is an error.
+pub fn follow(view: &View, path: &[u8], last: bool) -> Result<(Vec<u8>, Found)> {
+    let fail = |kind, what: &str| TreeError::new(kind, what).at(path);
+    // A trailing slash asks for the folder that a link leads to.
+    let last = last || path.ends_with(b"/");
+    let mut todo: Vec<Vec<u8>> = parts(path).rev().map(<[u8]>::to_vec).collect();
+    let mut way = vec![(Vec::new(), root(view)?)];
+    let mut links = 0;
+    while let Some(part) = todo.pop() {
+        if part == b".." {
+            if way.len() > 1 {
+                way.pop();
+            }
+            continue;
+        }
+        let (above, dir) = way
+            .last()
+            .ok_or_else(|| fail(ErrorKind::Damaged, "no root"))?;
+        let here = join(above, &part);
+        match lookup(view, dir, &part, &here)? {
+            Found::Absent | Found::Whiteout => {
+                return Err(TreeError::new(ErrorKind::NotFound, "there is no such path").at(path));
+            }
+            Found::Dir(dir) => way.push((here, dir)),
+            Found::File(file)
+                if file.stat.kind() == FileKind::Symlink && (last || !todo.is_empty()) =>
+            {
+                links += 1;
+                if links > MOST_LINKS {
+                    return Err(fail(
+                        ErrorKind::Refused,
+                        "too many symbolic links on the way",
+                    ));
+                }
+                let target = file.loc.readlink();
+                let target = target.context("can't read the symbolic link", &here)?;
+                if target.starts_with(b"/") {
+                    way.truncate(1);
+                }
+                todo.extend(parts(&target).rev().map(<[u8]>::to_vec));
+            }
+            file @ Found::File(_) => {
+                if !todo.is_empty() || path.ends_with(b"/") {
+                    return Err(fail(ErrorKind::NotFound, "not a folder on the way"));
+                }
+                return Ok((here, file));
+            }
+        }
+    }
+    way.pop()
+        .map(|(path, dir)| (path, Found::Dir(dir)))
+        .ok_or_else(|| fail(ErrorKind::Damaged, "no root"))
+}
+
+/// The parts of a path that count.
+fn parts(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
+    path.split(|&byte| byte == b'/')
+        .filter(|part| !part.is_empty() && part != b".")
+}
+
+/// Of several plain paths those that are below none of the others, sorted.
+pub fn topmost(mut paths: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    paths.sort_unstable();
+    paths.dedup();
+    let all = paths.clone();
+    let covered = |path: &[u8]| {
+        let mut above = path;
+        while !above.is_empty() {
+            above = split(above).0;
+            if all
+                .binary_search_by(|known| known.as_slice().cmp(above))
+                .is_ok()
+            {
+                return true;
+            }
+        }
+        false
+    };
+    paths.retain(|path| !covered(path));
+    paths
+}
+
+fn root(view: &View) -> Result<DirNode> {
+    view.root().context("can't read the root folder", b".")
+}
+
+fn lookup(view: &View, dir: &DirNode, part: &[u8], path: &[u8]) -> Result<Found> {
+    let name = Name::new(part).context("can't read", path)?;
+    view.lookup(dir, &name).context("can't read", path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use cowl_fs::format::XattrSpace;
+    use cowl_fs::layer::Layer;
+
+    use super::*;
+
+    #[test]
+    fn paths_are_made_plain() {
+        for (path, made) in [
+            ("", ""),
+            ("/", ""),
+            ("a//b/", "a/b"),
+            ("./a/./b", "a/b"),
+            ("/etc/fstab", "etc/fstab"),
+        ] {
+            assert_eq!(plain(path.as_bytes()).unwrap(), made.as_bytes());
+        }
+        assert!(plain(b"a/../b").is_err());
+        let paths = ["b", "a/b", "a/b/c", "a/bc", "b/x/y", "b"].map(|p| p.as_bytes().to_vec());
+        assert_eq!(topmost(paths.to_vec()), [&b"a/b"[..], b"a/bc", b"b"]);
+        assert_eq!(topmost(vec![b"x".to_vec(), Vec::new()]), [b""]);
+    }
+
+    #[test]
+    fn links_stay_inside() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |path: &str| dir.path().join(path);
+        fs::create_dir_all(at("usr/lib")).unwrap();
+        fs::write(at("usr/lib/x"), "x").unwrap();
+        symlink("usr/lib", at("lib")).unwrap();
+        symlink("/../../lib/../../usr/lib/x", at("usr/absolute")).unwrap();
+        symlink("absolute", at("usr/twice")).unwrap();
+        symlink("loop2", at("loop1")).unwrap();
+        symlink("loop1", at("loop2")).unwrap();
+        symlink("nowhere", at("dangling")).unwrap();
+        let layer = Layer::open(dir.path(), XattrSpace::User).unwrap();
+        let view = View::new(vec![layer]);
+        let find = |path: &str, last| {
+            let found = follow(&view, path.as_bytes(), last);
+            found.map(|(path, _)| String::from_utf8(path).unwrap())
+        };
+        for path in ["lib/x", "/usr/absolute", "usr/twice", "usr/lib/../../lib/x"] {
+            assert_eq!(find(path, true).unwrap(), "usr/lib/x", "{path}");
+        }
+        assert_eq!(find("usr/twice", false).unwrap(), "usr/twice");
+        assert_eq!(find("lib", false).unwrap(), "lib");
+        assert_eq!(find("lib/", false).unwrap(), "usr/lib");
+        assert_eq!(find("../../..", false).unwrap(), "");
+        let kind = |path: &str| find(path, true).unwrap_err().kind();
+        assert_eq!(kind("loop1"), ErrorKind::Refused);
+        for path in ["dangling", "no", "usr/lib/x/y", "usr/lib/x/"] {
+            assert_eq!(kind(path), ErrorKind::NotFound, "{path}");
+        }
+        assert!(matches!(super::at(&view, b"lib/x").unwrap(), Found::Absent));
+        assert!(matches!(
+            super::at(&view, b"usr/lib/x").unwrap(),
+            Found::File(_)
+        ));
+    }
+}

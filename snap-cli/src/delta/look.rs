@@ -1,0 +1,91 @@
+//! Looking into a state without mounting it: what lies in a folder, and the content of a file. Symbolic
+//! links lead where they would lead a program in the container, never outside.
+
+use std::fs::File;
+
+use cowl_fs::sys::stat::{FileKind, Stat};
+use cowl_fs::view::{DirNode, Found, View};
+
+use super::error::{Context as _, ErrorKind, Result, TreeError};
+use super::make::join;
+use super::walk::{children, open_content};
+use super::{find, make};
+
+/// Something that was found.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Its path, from the folder that was asked for.
+    pub path: Vec<u8>,
+    /// What is known of it.
+    pub stat: Stat,
+    /// Where a symbolic link leads.
+    pub target: Option<Vec<u8>>,
+}
+
+/// What is in the folder at `path`, sorted; of anything else, that itself. With `deep` also everything
+/// below, a folder before what is in it. With `follow` a link that the path itself is, is followed, where
+/// it leads somewhere.
+pub fn list<E: From<TreeError>>(
+    view: &View,
+    path: &[u8],
+    (follow, deep): (bool, bool),
+    visit: &mut dyn FnMut(Entry) -> Result<(), E>,
+) -> Result<(), E> {
+    let (real, found) = match find::follow(view, path, follow) {
+        Err(error) if follow && error.kind() == ErrorKind::NotFound => {
+            find::follow(view, path, false)?
+        }
+        other => other?,
+    };
+    let Found::Dir(top) = found else {
+        let name = make::split(&real).1.to_vec();
+        return entry(name, &found, &real)?.map_or(Ok(()), visit);
+    };
+    let read = |dir: &DirNode, real: &[u8], shown: &[u8]| -> Result<Vec<_>> {
+        let inside = children(view, dir, real)?.into_iter().rev();
+        let named = inside.map(|(real, found)| {
+            let shown = join(shown, make::split(&real).1);
+            (real, shown, found)
+        });
+        Ok(named.collect())
+    };
+    let mut todo = read(&top, &real, b"")?;
+    while let Some((real, shown, found)) = todo.pop() {
+        if let (true, Found::Dir(dir)) = (deep, &found) {
+            todo.extend(read(dir, &real, &shown)?);
+        }
+        if let Some(entry) = entry(shown, &found, &real)? {
+            visit(entry)?;
+        }
+    }
+    Ok(())
+}
+
+fn entry(path: Vec<u8>, found: &Found, real: &[u8]) -> Result<Option<Entry>> {
+    let (stat, target) = match found {
+        Found::Absent | Found::Whiteout => return Ok(None),
+        Found::Dir(dir) => (dir.stat, None),
+        Found::File(file) if file.stat.kind() == FileKind::Symlink => {
+            let target = file.loc.readlink();
+            let target = target.context("can't read the symbolic link", real)?;
+            (file.stat, Some(target))
+        }
+        Found::File(file) => (file.stat, None),
+    };
+    Ok(Some(Entry { path, stat, target }))
+}
+
+/// The regular file at `path`, open for reading, and its size.
+pub fn open(view: &View, path: &[u8]) -> Result<(File, u64)> {
+    let (real, found) = find::follow(view, path, true)?;
+    let refused = |what: &str| Err(TreeError::new(ErrorKind::Refused, what).at(path));
+    match found {
+        Found::File(file) if file.stat.kind() == FileKind::Regular => {
+            let fd = open_content(file.data_loc()).context("can't open the file", &real)?;
+            Ok((fd.into(), file.stat.size))
+        }
+        Found::Dir(_) => refused("it is a folder"),
+        Found::File(_) => refused("it is no regular file, so it has no content"),
+        Found::Absent | Found::Whiteout => refused("it is not there"),
+    }
+}

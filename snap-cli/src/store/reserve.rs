@@ -1,0 +1,137 @@
+//! Space that is kept for the day when the disk is full: then what frees space needs a little of it first
+//! (a new manifest, a lock file). A few files, so that inodes are kept too. It is given up when such a
+//! command meets a full disk, and set aside anew when there is room (docs/decisions/0009).
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::PathBuf;
+
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
+use super::{Store, disk};
+use crate::error::{Error, Result};
+
+/// How many files.
+const FILES: u64 = 8;
+/// How much in all, on a disk that is not small.
+const WANTED: u64 = 1 << 20;
+/// Of a small disk only this part.
+const PART: u64 = 128;
+/// It is set aside only where there is so many times as much room.
+const PLENTY: u64 = 8;
+
+impl Store {
+    fn reserve_dir(&self) -> PathBuf {
+        self.root.join("reserve")
+    }
+
+    /// Sets the reserve aside if it is not there and there is room for it.
+    pub fn keep_reserve(&self) -> Result<()> {
+        let dir = self.reserve_dir();
+        let there = disk::names(&dir)?;
+        if there.len() as u64 >= FILES {
+            return Ok(());
+        }
+        let at = |error: Errno| {
+            Error::at(
+                "look at the disk of",
+                &self.root,
+                std::io::Error::from(error),
+            )
+        };
+        let space = rustix::fs::statvfs(&self.root).map_err(at)?;
+        let size = (space.f_blocks * space.f_frsize / PART).min(WANTED) / FILES;
+        let room = space.f_bavail * space.f_frsize >= size * FILES * PLENTY;
+        // Where inodes are made as they are needed, none are counted.
+        let inodes = space.f_files == 0 || space.f_favail >= FILES * PLENTY;
+        if !room || !inodes {
+            return Ok(());
+        }
+        match std::fs::DirBuilder::new().mode(0o700).create(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(Error::at("make the folder", &dir, error));
+            }
+            Ok(()) | Err(_) => {}
+        }
+        for number in 0..FILES {
+            let path = dir.join(number.to_string());
+            if let Err(error) = set_aside(&path, size) {
+                disk::remove_if_there(&path)?;
+                return Err(Error::at("set space aside in", &path, error));
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the reserve up; false where there was none.
+    pub fn give_up_reserve(&self) -> Result<bool> {
+        let dir = self.reserve_dir();
+        let there = disk::names(&dir)?;
+        for name in &there {
+            disk::remove_if_there(&dir.join(name))?;
+        }
+        if there.is_empty() {
+            return Ok(false);
+        }
+        // What was freed is free when the disk's journal says so.
+        disk::sync_dir(&dir)?;
+        Ok(true)
+    }
+}
+
+fn set_aside(path: &std::path::Path, size: u64) -> std::io::Result<()> {
+    let made = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
+    let mut file: File = match made {
+        Ok(file) => file,
+        // Another command is at it, or was.
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, size) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+            let block = [0x5a; 4096];
+            for _ in 0..size / 4096 {
+                file.write_all(&block)?;
+            }
+            Ok(())
+        }
+        other => Ok(other?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Session;
+    use std::os::unix::fs::MetadataExt;
+    use std::time::Duration;
+
+    #[test]
+    fn it_is_kept_given_up_and_kept_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let session = Session {
+            who: "test".to_owned(),
+            patience: Duration::ZERO,
+        };
+        let store = Store::open_or_make(&dir.path().join("store"), session).unwrap();
+        assert!(!store.give_up_reserve().unwrap());
+        for _ in 0..2 {
+            store.keep_reserve().unwrap();
+            store.keep_reserve().unwrap();
+            let taken = |number: u64| {
+                let meta = std::fs::metadata(store.reserve_dir().join(number.to_string()));
+                meta.unwrap().blocks() * 512
+            };
+            let taken: u64 = (0..FILES).map(taken).sum();
+            assert!(taken >= WANTED / 4, "{taken}");
+            assert!(store.give_up_reserve().unwrap());
+            assert!(!store.give_up_reserve().unwrap());
+        }
+    }
+}
