@@ -2,8 +2,8 @@
 //! errors and exit codes. The doc comments of the argument types are the help.
 
 mod adopt;
-mod check;
 mod cat;
+mod check;
 mod complete;
 mod config;
 mod create;
