@@ -1,6 +1,11 @@
 //! Mistakes: each gets a message that says what is wrong, its exit code, and changes nothing.
 //! Exit codes: 1 failed, 2 usage, 3 no such container or snapshot, 4 busy or locked.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test"
+)]
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

@@ -1,6 +1,8 @@
 //! Completion in the shells themselves: keys are typed at a terminal of the shell's own, or, where a shell
 //! can say what it would offer, it is asked.
 
+#![allow(clippy::expect_used, reason = "a test")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;

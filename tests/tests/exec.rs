@@ -1,5 +1,12 @@
 //! `cowl exec --snapshot`, with a real apt in a real Debian; the APT hook; signals that reach the command.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test"
+)]
+
 use std::path::Path;
 use std::process::Command;
 

@@ -1,6 +1,8 @@
 //! How output looks: colours on a terminal only, quiet and verbose, bars on what takes long, a reader that
 //! goes away, the configuration file's part in it.
 
+#![allow(clippy::expect_used, reason = "a test")]
+
 use std::process::Command;
 
 use cowl_tests::command::{Output, run_command};

@@ -1,57 +1,139 @@
 //! `cowl mount` and `cowl umount`
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{Context, Verb, output};
-use crate::container::Container;
+use crate::container::browse;
+use crate::container::state::{self, Mounted};
+use crate::container::{Container, find_snapshot_ref};
 use crate::error::{Error, Result};
-use crate::store::name::ContainerName;
+use crate::host::users::quoted;
+use crate::store::name::{Address, ContainerName};
 
-/// Mount a container and print where
+/// Mount a container, or a snapshot to browse in it, and print where
 ///
 /// The daemon runs in the background and outlives the shell; its log is run/<id>/log in the store.
-/// A container that is mounted already stays as it is, and the place is printed.
+/// A container that is mounted already stays as it is, and the place is printed. A snapshot is mounted
+/// read-only, at as many places as you like, whatever becomes of the container; while it is, it can't
+/// be removed. What a container is now can't be mounted read-only beside itself: snapshot it first, and
+/// mount that.
 #[derive(Debug, clap::Args)]
 pub(super) struct MountArgs {
-    /// The container
-    name: OsString,
+    /// The container, or the snapshot
+    #[arg(value_name = "NAME[@SNAP]")]
+    address: OsString,
     /// An empty folder to mount it at [default: a place in the store]
-    #[arg(long, value_name = "PATH")]
+    #[arg(value_name = "DIR", conflicts_with = "at")]
+    dir: Option<PathBuf>,
+    /// The same
+    #[arg(long, value_name = "DIR")]
     at: Option<PathBuf>,
+    /// Read-only, as snapshots always are
+    #[arg(long, visible_alias = "read-only")]
+    ro: bool,
 }
 
 impl Verb for MountArgs {
     fn run(&self, context: &Context) -> Result<u8> {
-        let name = ContainerName::parse(&self.name)?;
-        let store = context.store_of(&name)?;
-        let mut container = Container::open(&store, &name)?;
-        context.keep_depth(&mut container);
-        let place = container.mount(self.at.as_deref(), false)?;
+        let address = Address::parse(&self.address)?;
+        let name = &address.container;
+        let at = self.dir.as_deref().or(self.at.as_deref());
+        let store = context.store_of(name)?;
+        let mut container = Container::open(&store, name)?;
+        let place = match &address.snapshot {
+            Some(snapshot) => container.browse(snapshot, at)?,
+            None if self.ro => {
+                let dir = at.map(|at| format!(" {}", quoted(at))).unwrap_or_default();
+                return Err(Error::usage(format!(
+                    "{name} itself is not mounted read-only: it may be written to meanwhile"
+                ))
+                .hint(format!(
+                    "mount a snapshot of it: cowl mount {name}@$(cowl snapshot {name}){dir}"
+                )));
+            }
+            None => {
+                context.keep_depth(&mut container);
+                container.mount(at, false)?
+            }
+        };
         output::line(place.as_os_str().as_bytes())?;
         Ok(0)
     }
 }
 
-/// Unmount a container
+/// Unmount a container, or what was mounted of a snapshot
 ///
 /// Refused while anything in it is in use; the message names who uses it.
 #[derive(Debug, clap::Args)]
 pub(super) struct UmountArgs {
-    /// The container
-    name: OsString,
+    /// The container; or the snapshot, wherever it is mounted; or a mount point, with a slash in it
+    #[arg(value_name = "NAME[@SNAP]|DIR")]
+    what: OsString,
 }
 
 impl Verb for UmountArgs {
     fn run(&self, context: &Context) -> Result<u8> {
-        let name = ContainerName::parse(&self.name)?;
-        let store = context.store_of(&name)?;
-        let (container, dead) = Container::open_to_unmount(&store, &name)?;
-        if container.unmount(false)?.is_none() && !dead {
-            return Err(Error::failed(format!("{name} is not mounted"))
-                .hint(format!("mount it with: cowl mount {name}")));
+        if self.what.as_bytes().contains(&b'/') {
+            return by_place(context, Path::new(&self.what));
+        }
+        let address = Address::parse(&self.what)?;
+        let name = &address.container;
+        let Some(snapshot) = &address.snapshot else {
+            return head(context, name);
+        };
+        let store = context.store_of(name)?;
+        let (container, _) = Container::open_to_unmount(&store, name)?;
+        let id = find_snapshot_ref(container.manifest(), snapshot)?.id;
+        if container.end_browsing(|browse| browse.snapshot == id)? == 0 {
+            return Err(Error::failed(format!("{address} is not mounted"))
+                .hint(format!("mount it with: cowl mount {address} DIR")));
         }
         Ok(0)
     }
+}
+
+fn head(context: &Context, name: &ContainerName) -> Result<u8> {
+    let store = context.store_of(name)?;
+    let (container, dead) = Container::open_to_unmount(&store, name)?;
+    if container.unmount(false)?.is_none() && !dead {
+        return Err(Error::failed(format!("{name} is not mounted"))
+            .hint(format!("mount it with: cowl mount {name}")));
+    }
+    Ok(0)
+}
+
+/// Unmounts whatever of ours is mounted at a place.
+fn by_place(context: &Context, at: &Path) -> Result<u8> {
+    // Where a daemon died the place itself can't be looked at any more.
+    let place = match at.canonicalize() {
+        Ok(place) => place,
+        Err(_) => std::path::absolute(at).map_err(|e| Error::at("find", at, e))?,
+    };
+    for store in context.stores()? {
+        for (id, record) in store.containers()? {
+            // A damaged one is told by other commands.
+            let Ok(record) = record else { continue };
+            let name = &record.body.name;
+            let mounted = match state::look(&store, id)? {
+                Mounted::Alive(state) | Mounted::Dead(state) => state.mountpoint == place,
+                Mounted::No => false,
+            };
+            if mounted {
+                return head(context, name);
+            }
+            let browsed = browse::mounts(&store, id)?;
+            if browsed.iter().any(|browse| browse.mountpoint == place) {
+                let (container, _) = Container::open_to_unmount(&store, name)?;
+                container.end_browsing(|browse| browse.mountpoint == place)?;
+                return Ok(0);
+            }
+        }
+    }
+    Err(Error::not_found(format!(
+        "nothing of this store is mounted at {}",
+        output::shown(OsStr::as_bytes(at.as_os_str()))
+    ))
+    .hint("`cowl status` shows what is mounted where"))
 }

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::{Context, Verb, output};
+use crate::container::browse;
 use crate::container::serve::{detach_from_shell, serve};
 use crate::error::{Error, Result};
 use crate::store::Store;
-use crate::store::manifest::ContainerId;
+use crate::store::manifest::{ContainerId, SnapshotId};
 
 /// Mount a container and serve it until it is unmounted (for cowl's own use: `mount` starts it)
 ///
@@ -22,6 +23,12 @@ pub(super) struct Args {
     /// Nobody but `exec` needs the mount
     #[arg(long)]
     transient: bool,
+    /// The id of a snapshot to be mounted instead, read-only
+    #[arg(long, requires = "mount")]
+    snapshot: Option<String>,
+    /// The id of this mount of it
+    #[arg(long)]
+    mount: Option<String>,
 }
 
 impl Verb for Args {
@@ -52,6 +59,12 @@ impl Args {
         let id = ContainerId::parse(&self.id)
             .ok_or_else(|| Error::usage(format!("{:?} is no container's id", self.id)))?;
         let store = Store::open(&context.root, context.session.clone())?;
-        serve(&store, id, &self.place, self.transient)
+        let Some((snapshot, mount)) = self.snapshot.as_ref().zip(self.mount.as_ref()) else {
+            return serve(&store, id, &self.place, self.transient);
+        };
+        let wrong = || Error::usage(format!("{snapshot:?} and {mount:?} are no ids"));
+        let snapshot = SnapshotId::parse(snapshot).ok_or_else(wrong)?;
+        let mount = uuid::Uuid::try_parse(mount).map_err(|error| wrong().because(error))?;
+        browse::serve(&store, id, (snapshot, mount), &self.place)
     }
 }

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use serde_json::{Value, json};
 
 use super::{Context, Verb, output};
+use crate::container::browse::{self, Browse};
 use crate::container::state::Mounted;
 use crate::container::{Container, daemon};
 use crate::error::Result;
@@ -67,7 +68,7 @@ impl Args {
             Value::Number(number) => number.to_string(),
             _ => "-".to_owned(),
         };
-        let rows = found.iter().map(|one| {
+        let rows = found.iter().flat_map(|one| {
             let field = |key: &str| one.get(key).map_or_else(String::new, text);
             let mounted = if one.get("mountpoint").is_some_and(|m| !m.is_null()) {
                 "mounted"
@@ -80,14 +81,25 @@ impl Args {
                 format!("{} ({})", field("pid"), field("command"))
             });
             let used_by = users.collect::<Vec<_>>().join(", ");
-            vec![
+            let own = vec![
                 field("name"),
                 mounted.to_owned(),
                 field("mounted_at"),
                 field("pid"),
                 field("layers"),
                 used_by,
-            ]
+            ];
+            let browsed = one.get("browsed").and_then(Value::as_array);
+            let browsed = browsed.into_iter().flatten().map(move |mount| {
+                let inner = |key: &str| mount.get(key).map_or_else(String::new, text);
+                vec![
+                    format!("{}@{}", field("name"), inner("snapshot")),
+                    "browsed".to_owned(),
+                    inner("mounted_at"),
+                    inner("pid"),
+                ]
+            });
+            std::iter::once(own).chain(browsed).collect::<Vec<_>>()
         });
         let header = ["NAME", "STATE", "MOUNTED AT", "DAEMON", "LAYERS", "USED BY"];
         output::table(&header, rows.collect(), &[3, 4])
@@ -104,6 +116,10 @@ fn one(container: &Container<'_>) -> Result<Value> {
         "snapshots": manifest.snapshots.len(),
         "mountpoint": null,
     });
+    let browsed = browsed(container)?;
+    if let (false, Some(object)) = (browsed.is_empty(), value.as_object_mut()) {
+        object.insert("browsed".to_owned(), browsed.into());
+    }
     let (Mounted::Alive(state), Some(object)) = (container.mounted()?, value.as_object_mut())
     else {
         return Ok(value);
@@ -131,4 +147,21 @@ fn one(container: &Container<'_>) -> Result<Value> {
         .collect();
     object.insert("users".to_owned(), users.into());
     Ok(value)
+}
+
+/// The mounts of its snapshots.
+fn browsed(container: &Container<'_>) -> Result<Vec<Value>> {
+    let snapshots = &container.manifest().snapshots;
+    let told = |browse: &Browse| {
+        let place = browse.mountpoint.as_os_str().as_bytes();
+        let known = snapshots.iter().find(|s| s.id == browse.snapshot);
+        json!({
+            "snapshot": known.map(|known| &known.name),
+            "mountpoint": output::json_path(place),
+            "mounted_at": output::shown(place),
+            "pid": browse.pid,
+        })
+    };
+    let mounts = browse::mounts(container.store(), container.id())?;
+    Ok(mounts.iter().map(told).collect())
 }

@@ -22,6 +22,7 @@ impl Container<'_> {
     /// The same, to be kept for a span of time.
     pub fn destroy_keeping(mut self, keep: &Span) -> Result<ContainerId> {
         self.unmount(false)?;
+        self.end_browsing(|_| true)?;
         let (store, id) = (self.store, self.id);
         let left = self.leave_outside()?;
         store.delete(id, span::until(keep))?;
@@ -36,6 +37,7 @@ impl Container<'_> {
     /// work.
     pub fn destroy_now(mut self) -> Result<ContainerId> {
         self.unmount(false)?;
+        self.end_browsing(|_| true)?;
         let (store, id) = (self.store, self.id);
         let left = self.leave_outside()?;
         store.discard_container(id)?;

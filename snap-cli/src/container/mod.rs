@@ -7,6 +7,7 @@
 //! a killed command left in that file.
 
 pub mod adopt;
+pub mod browse;
 pub mod create;
 pub mod daemon;
 pub mod destroy;
@@ -63,6 +64,7 @@ impl<'s> Container<'s> {
 
     fn open_settled(store: &'s Store, name: &ContainerName) -> Result<Self> {
         let container = Self::open_as_it_is(store, name)?;
+        browse::tidy(store, container.id)?;
         moving::finish(container)?.ok_or_else(|| {
             Error::not_found(format!(
                 "there is no container named {name}: what a killed command had begun was brought to its end"

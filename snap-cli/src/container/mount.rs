@@ -13,8 +13,8 @@ use super::{Container, daemon};
 use crate::error::{Error, Kind, Result};
 use crate::host::mountinfo;
 use crate::host::users::{self, Device, User};
-use crate::store::disk;
 use crate::store::lock::Lock;
+use crate::store::{Store, disk};
 
 /// A log longer than this is put aside when the next daemon starts.
 const LOG_LIMIT: u64 = 1 << 20;
@@ -86,38 +86,14 @@ impl Container<'_> {
 
     /// Starts a daemon and waits until the mount is there.
     fn start(&self, place: &Path, transient: bool) -> Result<()> {
-        let run = self.store.run_dir(self.id);
         daemon::ensure_run_dir(self.store, self.id)?;
-        let log = open_log(&run.join("log"))?;
-        let program = std::env::current_exe()
-            .map_err(|e| Error::failed("cannot find the cowl program itself").because(e))?;
-        let mut command = Command::new(&program);
-        command.arg("--store").arg(self.store.root()).arg("serve");
-        if transient {
-            command.arg("--transient");
-        }
-        command
-            .arg(self.id.to_string())
-            .arg(place)
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log);
-        let mut child = command
-            .spawn()
-            .map_err(|error| Error::at("start", &program, error))?;
-        let mut said = String::new();
-        if let Some(mut out) = child.stdout.take() {
-            out.read_to_string(&mut said)
-                .map_err(|e| Error::failed("cannot hear from the daemon").because(e))?;
-        }
-        if said.trim() == READY {
-            return Ok(());
-        }
-        child
-            .wait()
-            .map_err(|e| Error::failed("cannot wait for the daemon").because(e))?;
-        Err(failure(&said, &run.join("log")))
+        let log = self.store.run_dir(self.id).join("log");
+        launch(self.store, &log, |command| {
+            if transient {
+                command.arg("--transient");
+            }
+            command.arg(self.id.to_string()).arg(place);
+        })
     }
 
     /// Unmounts it; nothing when it is not mounted. Refused while anybody uses it, in whatever mount
@@ -338,11 +314,40 @@ impl Container<'_> {
     }
 }
 
-fn is_ours(mount: &mountinfo::Mount) -> bool {
+/// Starts a daemon with these arguments and waits until its mount is there.
+pub(super) fn launch(store: &Store, log: &Path, fill: impl FnOnce(&mut Command)) -> Result<()> {
+    let program = std::env::current_exe()
+        .map_err(|e| Error::failed("cannot find the cowl program itself").because(e))?;
+    let mut command = Command::new(&program);
+    command.arg("--store").arg(store.root()).arg("serve");
+    fill(&mut command);
+    command
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(open_log(log)?);
+    let mut child = command
+        .spawn()
+        .map_err(|error| Error::at("start", &program, error))?;
+    let mut said = String::new();
+    if let Some(mut out) = child.stdout.take() {
+        out.read_to_string(&mut said)
+            .map_err(|e| Error::failed("cannot hear from the daemon").because(e))?;
+    }
+    if said.trim() == READY {
+        return Ok(());
+    }
+    child
+        .wait()
+        .map_err(|e| Error::failed("cannot wait for the daemon").because(e))?;
+    Err(failure(&said, log))
+}
+
+pub(super) fn is_ours(mount: &mountinfo::Mount) -> bool {
     mount.kind == b"fuse.cowlfs"
 }
 
-fn own_place(at: &Path, store: &Path) -> Result<PathBuf> {
+pub(super) fn own_place(at: &Path, store: &Path) -> Result<PathBuf> {
     let refused = |why: &str| {
         Err(Error::failed(format!(
             "cannot mount at {}: {why}",
@@ -376,7 +381,7 @@ fn own_place(at: &Path, store: &Path) -> Result<PathBuf> {
     Ok(place)
 }
 
-fn check_empty(place: &Path) -> Result<()> {
+pub(super) fn check_empty(place: &Path) -> Result<()> {
     let at = |error| Error::at("look into the mount point", place, error);
     match std::fs::read_dir(place).map_err(at)?.next() {
         None => Ok(()),

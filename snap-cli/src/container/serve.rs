@@ -98,7 +98,7 @@ fn serve_locked(
 }
 
 /// Tells the command that waits, and lets go of its pipe.
-fn say_ready() -> Result<()> {
+pub(super) fn say_ready() -> Result<()> {
     let lost =
         |error: std::io::Error| Error::failed("cannot tell that the mount is there").because(error);
     let mut out = std::io::stdout();

@@ -24,7 +24,7 @@ enum JsonPath {
     Bytes(Vec<u8>),
 }
 
-fn to_json<S: serde::Serializer>(path: &Path, out: S) -> Result<S::Ok, S::Error> {
+pub(super) fn to_json<S: serde::Serializer>(path: &Path, out: S) -> Result<S::Ok, S::Error> {
     match path.to_str() {
         Some(text) => JsonPath::Text(text.to_owned()),
         None => JsonPath::Bytes(path.as_os_str().as_bytes().to_vec()),
@@ -32,7 +32,7 @@ fn to_json<S: serde::Serializer>(path: &Path, out: S) -> Result<S::Ok, S::Error>
     .serialize(out)
 }
 
-fn from_json<'de, D: serde::Deserializer<'de>>(input: D) -> Result<PathBuf, D::Error> {
+pub(super) fn from_json<'de, D: serde::Deserializer<'de>>(input: D) -> Result<PathBuf, D::Error> {
     Ok(match JsonPath::deserialize(input)? {
         JsonPath::Text(text) => PathBuf::from(text),
         JsonPath::Bytes(bytes) => PathBuf::from(std::ffi::OsString::from_vec(bytes)),

@@ -1,0 +1,281 @@
+//! Snapshots that are mounted to be read, any number of them at once.
+//!
+//! Each has a daemon and a folder `run/<container>/<uuid>.ro` of its own: `lock`, which the daemon holds for
+//! life, `state.json`, which it writes before the mount is there, and `log`. What the daemon reads is kept
+//! from collection by the file system's own locks on the layers; nothing is written anywhere, so a daemon
+//! that dies leaves nothing but the folder and a dead mount, which the next command takes away.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use cowl_fs::config::Config;
+use cowl_fs::error::Errno;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{Container, daemon, mount, serve, state};
+use crate::error::{Error, Result};
+use crate::host;
+use crate::host::{mountinfo, users};
+use crate::store::layers::remove_tree;
+use crate::store::lock::{Lock, Mode};
+use crate::store::manifest::{ContainerId, SnapshotId};
+use crate::store::name::SnapshotName;
+use crate::store::{Store, disk};
+
+/// So long an unmount waits for its daemon to end; one that still serves another mount namespace does not.
+const PATIENCE: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// A mount of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Browse {
+    /// Names its folder.
+    pub mount: Uuid,
+    /// The daemon's process id.
+    pub pid: u32,
+    /// The boot in which it was mounted.
+    boot: String,
+    /// Where.
+    #[serde(
+        serialize_with = "state::to_json",
+        deserialize_with = "state::from_json"
+    )]
+    pub mountpoint: PathBuf,
+    /// What.
+    pub snapshot: SnapshotId,
+}
+
+fn folder(store: &Store, id: ContainerId, mount: Uuid) -> PathBuf {
+    store.run_dir(id).join(format!("{mount}.ro"))
+}
+
+/// The mounts of a container's snapshots of which something is there: each with its folder's id, its state
+/// if there is one, and whether its daemon lives.
+fn look(store: &Store, id: ContainerId) -> Result<Vec<(Uuid, Option<Browse>, bool)>> {
+    let run = store.run_dir(id);
+    if !disk::is_there(&run)? {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    let mut boot = None;
+    for name in disk::names(&run)? {
+        let Some(mount) = name
+            .strip_suffix(".ro")
+            .and_then(|id| Uuid::try_parse(id).ok())
+        else {
+            continue;
+        };
+        let folder = folder(store, id, mount);
+        let state: Option<Browse> = match std::fs::read(folder.join("state.json")) {
+            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+                // Cut short by a crash, it says nothing.
+                log::info!("{}: {error}", folder.display());
+                None
+            }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => return Err(Error::at("read", &folder, error)),
+        };
+        let boot = match &boot {
+            Some(boot) => boot,
+            None => boot.insert(host::boot_id()?),
+        };
+        let this_boot = state.as_ref().is_none_or(|state| state.boot == *boot);
+        let alive = this_boot && Lock::is_held(&folder.join("lock"))?;
+        found.push((mount, state, alive));
+    }
+    Ok(found)
+}
+
+/// The mounts of a container's snapshots, by place.
+pub fn mounts(store: &Store, id: ContainerId) -> Result<Vec<Browse>> {
+    let mut alive: Vec<_> = look(store, id)?
+        .into_iter()
+        .filter_map(|(_, state, alive)| state.filter(|_| alive))
+        .collect();
+    alive.sort_unstable_by(|one, two| one.mountpoint.cmp(&two.mountpoint));
+    Ok(alive)
+}
+
+/// Takes away what dead daemons, killed commands and earlier boots left. The caller has locked the container.
+pub(super) fn tidy(store: &Store, id: ContainerId) -> Result<()> {
+    for (mount, state, alive) in look(store, id)? {
+        if alive {
+            continue;
+        }
+        if let Some(state) = &state {
+            // Only what answers that its daemon is gone: there may be another mount by now.
+            let dead = std::fs::symlink_metadata(&state.mountpoint)
+                .is_err_and(|error| error.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()));
+            if dead {
+                cowl_fs::sys::mount::unmount_lazily(&state.mountpoint)
+                    .map_err(|e| Error::at("unmount the dead mount at", &state.mountpoint, e))?;
+            }
+            remove_place(store, &state.mountpoint);
+        }
+        remove_tree(&folder(store, id, mount))?;
+    }
+    Ok(())
+}
+
+/// Removes a mount point of the store's own.
+fn remove_place(store: &Store, place: &Path) {
+    if place.parent() != Some(&store.root().join("mnt")) {
+        return;
+    }
+    match std::fs::remove_dir(place) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            log::info!("cannot remove {}: {error}", place.display());
+        }
+        Ok(()) | Err(_) => {}
+    }
+}
+
+impl Container<'_> {
+    /// Mounts a snapshot to be read: at `at`, else at a place in the store that is the snapshot's own. Already
+    /// mounted there, it stays as it is.
+    pub fn browse(&self, snapshot: &SnapshotName, at: Option<&Path>) -> Result<PathBuf> {
+        let (store, id) = (self.store, self.id);
+        let snapshot = super::find_snapshot_ref(self.manifest(), snapshot)?.id;
+        let place = match at {
+            Some(at) => at.canonicalize().unwrap_or_else(|_| at.to_owned()),
+            None => store.root().join("mnt").join(format!("{snapshot}.ro")),
+        };
+        let there = mounts(store, id)?;
+        match there.iter().find(|browse| browse.mountpoint == place) {
+            Some(browse) if browse.snapshot == snapshot && is_mounted(browse)? => return Ok(place),
+            Some(browse) if is_mounted(browse)? => {
+                return Err(Error::busy(format!(
+                    "another snapshot is mounted at {}",
+                    place.display()
+                ))
+                .hint(format!("unmount it: cowl umount {}", users::quoted(&place))));
+            }
+            _ => {}
+        }
+        let place = match at {
+            Some(at) => mount::own_place(at, store.root())?,
+            None => {
+                disk::ensure_dir(&place)?;
+                mount::check_empty(&place)?;
+                place
+            }
+        };
+        daemon::ensure_run_dir(store, id)?;
+        let own = Uuid::new_v4();
+        let folder = folder(store, id, own);
+        disk::ensure_dir(&folder)?;
+        let started = mount::launch(store, &folder.join("log"), |command| {
+            command.arg("--snapshot").arg(snapshot.to_string());
+            command.arg("--mount").arg(own.to_string());
+            command.arg(id.to_string()).arg(&place);
+        });
+        if started.is_err() {
+            tidy(store, id)?;
+        }
+        started.map(|()| place)
+    }
+
+    /// Unmounts those mounts of snapshots that are meant. Refused while somebody uses one. Says how many.
+    pub fn end_browsing(&self, meant: impl Fn(&Browse) -> bool) -> Result<usize> {
+        let mut ended = 0;
+        for browse in mounts(self.store, self.id)? {
+            if meant(&browse) {
+                self.end(&browse)?;
+                ended += 1;
+            }
+        }
+        Ok(ended)
+    }
+
+    fn end(&self, browse: &Browse) -> Result<()> {
+        const TRIES: u32 = 5;
+        let place = &browse.mountpoint;
+        let dev = users::device_at(place)?;
+        for left in (0..TRIES).rev() {
+            if !is_mounted(browse)? {
+                break;
+            }
+            match cowl_fs::sys::mount::unmount(place) {
+                Ok(()) => break,
+                Err(error) if error.errno() == Errno::BUSY => {}
+                Err(error) => return Err(Error::at("unmount", place, error)),
+            }
+            // Who is gone a moment later was no user.
+            if left > 0 {
+                std::thread::sleep(PAUSE);
+                continue;
+            }
+            let users = match dev {
+                Some(dev) => users::of(dev, &[browse.pid, std::process::id()])?,
+                None => Vec::new(),
+            };
+            if !users.is_empty() {
+                return Err(self.in_use(&users));
+            }
+            return Err(Error::busy(format!("{} is in use", place.display()))
+                .hint("unmount what is mounted inside it first"));
+        }
+        let until = Instant::now() + PATIENCE;
+        let lock = folder(self.store, self.id, browse.mount).join("lock");
+        while Lock::is_held(&lock)? {
+            if Instant::now() >= until {
+                log::info!("pid {} serves it in another mount namespace", browse.pid);
+                return Ok(());
+            }
+            std::thread::sleep(PAUSE);
+        }
+        tidy(self.store, self.id)
+    }
+}
+
+fn is_mounted(browse: &Browse) -> Result<bool> {
+    let mounts = mountinfo::read()?;
+    Ok(mountinfo::topmost(&mounts, &browse.mountpoint).is_some_and(mount::is_ours))
+}
+
+/// The daemon's side: mounts the snapshot at `place` and serves it until it is unmounted.
+pub fn serve(
+    store: &Store,
+    id: ContainerId,
+    (snapshot, mount): (SnapshotId, Uuid),
+    place: &Path,
+) -> Result<()> {
+    let session = store.session();
+    let folder = folder(store, id, mount);
+    // The command that made the folder waits, and keeps others from the container meanwhile.
+    let path = folder.join("lock");
+    let alive = Lock::take(&path, Mode::Exclusive, &session.who, session.patience)?;
+    let browse = Browse {
+        mount,
+        pid: std::process::id(),
+        boot: host::boot_id()?,
+        mountpoint: place.to_owned(),
+        snapshot,
+    };
+    let file = folder.join("state.json");
+    let bytes = serde_json::to_vec(&browse).map_err(|e| Error::at("write", &file, e))?;
+    std::fs::write(&file, bytes).map_err(|e| Error::at("write", &file, e))?;
+    let Some(record) = store.container(id)? else {
+        return Err(Error::not_found(format!("there is no container {id}")));
+    };
+    let known = record.body.snapshots.iter().find(|s| s.id == snapshot);
+    let name = known.map_or_else(|| snapshot.to_string(), |known| known.name.to_string());
+    let stack = store.snapshot(id, snapshot)?.stack;
+    let lowers = stack.iter().map(|layer| store.layer_tree(*layer));
+    let mut config = Config::new(lowers.collect(), None, place.to_owned());
+    config.space = Some(store.space());
+    config.mount.source = format!("{}@{name}", record.body.name);
+    log::info!("mounting {} at {}", config.mount.source, place.display());
+    let served = cowl_fs::serve(config, || {
+        if let Err(error) = serve::say_ready() {
+            log::error!("{error}");
+        }
+    });
+    remove_place(store, place);
+    // Its folder goes with the lock in it, which nobody waits for.
+    let gone = remove_tree(&folder);
+    drop(alive);
+    served?;
+    gone
+}
