@@ -279,14 +279,7 @@ fn check_place(home: &Store, rootfs: &Path) -> Result<()> {
             )));
         }
     }
-    if disk::is_there(&rootfs.join(moving::README))? {
-        return Err(Error::failed(format!(
-            "the files of {} are cowl's already: see {} in it",
-            rootfs.display(),
-            moving::README
-        ))
-        .hint("cowl list shows all containers"));
-    }
+    refuse_marker(rootfs)?;
     let mounts = mountinfo::read()?;
     if mountinfo::topmost(&mounts, rootfs).is_some() {
         return Err(
@@ -311,6 +304,19 @@ fn check_place(home: &Store, rootfs: &Path) -> Result<()> {
         )));
     }
     refuse_users(rootfs, rootfs, &home.session().who)
+}
+
+/// Refuses the folder that only says where a container's files went.
+fn refuse_marker(rootfs: &Path) -> Result<()> {
+    if !disk::is_there(&rootfs.join(moving::README))? {
+        return Ok(());
+    }
+    Err(Error::failed(format!(
+        "the files of {} are cowl's already: see {} in it",
+        rootfs.display(),
+        moving::README
+    ))
+    .hint("cowl list shows all containers"))
 }
 
 /// Refuses while somebody uses what lies at `place`, which people know as `rootfs`.
@@ -406,7 +412,8 @@ fn one_at_a_time(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
     // Somebody may have taken it over, or begun to use it, meanwhile.
     let meta = std::fs::symlink_metadata(rootfs).map_err(|e| Error::at("adopt", rootfs, e))?;
     let done = if meta.ino() == candidate.inode {
-        refuse_users(rootfs, rootfs, &store.session().who)
+        refuse_marker(rootfs)
+            .and_then(|()| refuse_users(rootfs, rootfs, &store.session().who))
             .and_then(|()| adopt_claimed(store, candidate, name))
     } else {
         Err(Error::busy(format!(
