@@ -62,9 +62,10 @@ fn what_can_not_be_adopted() {
     set(&plain);
 
     // Overlay clones of LXC's stand on it.
-    let depends = lxc.dir("c1").join("lxc_rdepends");
-    std::fs::write(&depends, "/x\nc9\n").unwrap();
-    refused(&lxc, "c1", 1, &["stand on the files", "lxc_rdepends"]);
+    let depends = lxc.dir("c1").join("lxc_snapshots");
+    make(&lxc, "c9");
+    std::fs::write(&depends, format!("{}\nc9\n", lxc.path().display())).unwrap();
+    refused(&lxc, "c1", 1, &["stand on the files", "lxc_snapshots"]);
     std::fs::remove_file(&depends).unwrap();
 
     // Marks of an overlay: in a layer they would mean something.

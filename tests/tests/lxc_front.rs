@@ -5,6 +5,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cowl_tests::command::{self, Output, run_command};
 use cowl_tests::conditions::{Need, can};
@@ -18,6 +19,13 @@ const NEEDS: [Need; 4] = [
     Need::Program("lxc-create"),
     Need::Program("busybox"),
 ];
+
+/// One at a time: LXC's copying works in a mount namespace of its own, which holds every mount that there is
+/// for as long as it takes.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// LXC containers in a folder, a store of cowl's beside it, and one of the two programs.
 struct World {
@@ -229,6 +237,7 @@ fn the_same_words_have_the_same_answers() {
     if !can("the_same_words_have_the_same_answers", &NEEDS) {
         return;
     }
+    let _alone = alone();
     let (ours, theirs) = (World::ours("lxc-ours"), World::theirs("lxc-theirs"));
     for words in WORDS {
         let (here, there) = (ours.run(words), theirs.run(words));
@@ -257,6 +266,7 @@ fn snapshots_of_lxcs_own_are_worked_on_as_there() {
     if !can("snapshots_of_lxcs_own_are_worked_on_as_there", &NEEDS) {
         return;
     }
+    let _alone = alone();
     let (ours, theirs) = (World::ours("lxc-ours"), World::theirs("lxc-theirs"));
     for world in [&ours, &theirs] {
         for words in [
@@ -296,6 +306,7 @@ fn failures_of_the_original_do_not_happen_here() {
     if !can("failures_of_the_original_do_not_happen_here", &NEEDS) {
         return;
     }
+    let _alone = alone();
     let world = World::ours("lxc-failures");
     world.original(&["-n", "c1"]).ok();
     world.run(&["-n", "c1"]).ok();
@@ -334,6 +345,7 @@ fn three_at_once_have_cowl_keep_the_container_once() {
     if !can("three_at_once_have_cowl_keep_the_container_once", &NEEDS) {
         return;
     }
+    let _alone = alone();
     let world = World::ours("lxc-three");
     let start = || {
         world
@@ -356,6 +368,7 @@ fn a_container_runs_before_and_after() {
     if !can(name, &NEEDS) || !can(name, &[Need::Fuse]) {
         return;
     }
+    let _alone = alone();
     let world = World::ours("lxc-runs");
     let inside = |container: &str, line: &str| {
         world
@@ -402,6 +415,7 @@ fn a_full_disk_takes_nothing_away() {
     if !can(name, &NEEDS) || !can(name, &[Need::Program("mkfs.ext4")]) {
         return;
     }
+    let _alone = alone();
     let world = World::ours("lxc-full");
     std::fs::write(world.path("c1/rootfs/etc/big"), vec![b'x'; 4 << 20]).unwrap();
     world.original(&["-n", "c1"]).ok();
@@ -483,6 +497,7 @@ fn overlays_of_lxcs() {
     if !can(name, &NEEDS) || !can(name, &[Need::KernelOverlay]) {
         return;
     }
+    let _alone = alone();
     let world = World::ours("lxc-overlay");
     world.original(&["-n", "c1"]).ok();
     world

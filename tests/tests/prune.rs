@@ -130,10 +130,7 @@ fn by_rules_that_the_container_keeps() {
 #[test]
 fn what_states_take() {
     let store = store("du");
-    let manifest = |name: &str| {
-        let list = store.cowl(["du", name, "--json"]).ok().json();
-        list
-    };
+    let manifest = |name: &str| store.cowl(["du", name, "--json"]).ok().json();
     let head = || {
         let containers = std::fs::read_dir(store.path().join("containers")).unwrap();
         let id = containers.map(|entry| {
