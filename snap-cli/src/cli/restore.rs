@@ -11,7 +11,7 @@ use crate::container::Container;
 use crate::error::{Error, Result};
 use crate::host::hooks::Event;
 use crate::snapshot::paths::Only;
-use crate::snapshot::restore::{before_last, clone, copy, plan, restore};
+use crate::snapshot::restore::{before_last, clone, clone_for_one_mount, copy, plan, restore};
 use crate::store::name::{Address, ContainerName, SnapshotName};
 
 /// Make a container what it was at a snapshot
@@ -174,12 +174,20 @@ pub(super) struct CloneArgs {
     /// Copy everything, so that the two share nothing
     #[arg(long)]
     copy: bool,
+    /// The new container is there for one mount: when it is unmounted, or its daemon ends, it is removed
+    /// for good, with what was written in it and with its snapshots. Not for LXC containers.
+    #[arg(long, conflicts_with = "copy")]
+    ephemeral: bool,
 }
 
 impl Verb for CloneArgs {
     fn run(&self, context: &Context) -> Result<u8> {
         let source = Address::parse(&self.source)?;
         let new = ContainerName::parse(&self.new)?;
+        if self.ephemeral {
+            return clone_for_one_mount(&context.store_of(&source.container)?, &source, &new)
+                .map(|()| 0);
+        }
         make(context, &source, &new, self.copy, false)?;
         Ok(0)
     }
