@@ -196,7 +196,7 @@ fn apart(
 
 /// Through the mount.
 fn live(
-    container: &Container<'_>,
+    container: &mut Container<'_>,
     old: &View,
     frozen: &Frozen,
     run: &RunState,
