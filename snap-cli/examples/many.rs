@@ -101,6 +101,7 @@ fn write(store: &Store, making: &mut Making<'_>, base: LayerId, name: &str, snap
         lxc: None,
         moving: None,
         undo: None,
+        ephemeral: None,
         extra: Map::new(),
     };
     disk::replace(&store.container_file(id), &Record::first(manifest)).unwrap();
