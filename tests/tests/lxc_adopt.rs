@@ -162,6 +162,48 @@ fn what_can_not_be_released() {
     assert!(!rootfs.join("MOVED-TO-COWL.txt").try_exists().unwrap());
 }
 
+/// Two at once, under two names: one has it, whole.
+#[test]
+fn a_folder_is_taken_over_once() {
+    if !can("a_folder_is_taken_over_once", &[Need::Root]) {
+        return;
+    }
+    let lxc = Lxc::new("lxc-twice");
+    let rootfs = make(&lxc, "c1");
+    // The second name of a file outside is pointed out.
+    std::fs::hard_link(rootfs.join("etc/file"), lxc.scratch().join("second")).unwrap();
+    let store = lxc.store();
+    store.create("other", &rootfs);
+    let place = rootfs.to_str().unwrap();
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let start =
+            |name: &'static str| scope.spawn(move || store.cowl(["adopt", place, "--name", name]));
+        let started = ["a", "b", "c"].map(start);
+        started
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    let (done, refused): (Vec<_>, Vec<_>) = results.into_iter().partition(|said| said.code == 0);
+    assert_eq!((done.len(), refused.len()), (1, 2));
+    assert!(
+        done[0].err().contains("one file has another name"),
+        "{}",
+        done[0].report()
+    );
+    let list = store.cowl(["list", "--no-header"]).ok().out();
+    assert_eq!(list.lines().count(), 2, "{list}");
+    let name = list.lines().find_map(|line| {
+        let name = line.split_whitespace().next().unwrap();
+        (name != "other").then(|| name.to_owned())
+    });
+    store.cowl(["release", &name.unwrap()]).ok();
+    assert_eq!(
+        std::fs::read(rootfs.join("etc/file")).unwrap(),
+        b"content\n"
+    );
+}
+
 /// A base on which clones stand is copied, not taken from under them.
 #[test]
 fn a_release_takes_nothing_from_clones() {

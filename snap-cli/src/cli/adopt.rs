@@ -81,9 +81,8 @@ impl Verb for AdoptArgs {
             return Ok(0);
         }
         let store = candidate.store(&home, self.store_at.as_deref())?;
-        adopt(&store, &candidate, &name)?;
-        for note in &candidate.notes {
-            output::note(note);
+        for note in adopt(&store, &candidate, &name)? {
+            output::note(&note);
         }
         output::note(&format!(
             "{name} is cowl's now, in the store {}; to give it back: cowl release {name}",

@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 
 use super::export::write_folder;
 use super::pause::Pause;
+use super::undo::{Chosen, put_back};
 use super::{Context, Verb, output};
 use crate::container::Container;
 use crate::error::{Error, Result};
 use crate::host::hooks::Event;
+use crate::snapshot::paths::Only;
 use crate::snapshot::restore::{before_last, clone, clone_for_one_mount, copy, plan, restore};
 use crate::store::name::{Address, ContainerName, SnapshotName};
 
@@ -43,9 +45,20 @@ pub(super) struct RestoreArgs {
     /// Take the last restore back: make it what it was before. Undone once more, that is taken back
     #[arg(long, conflicts_with_all = ["snapshot", "new"])]
     undo: bool,
+    /// With paths: those that the snapshot does not have are removed
+    #[arg(long, requires = "paths")]
+    delete: bool,
     /// Only say what would be done
     #[arg(long)]
     dry_run: bool,
+    /// Put only these paths back, into what the container is now: mounted or not, and while programs
+    /// run in it
+    #[arg(
+        last = true,
+        value_name = "PATH",
+        conflicts_with_all = ["new", "undo", "copy", "with_config", "stop", "start"]
+    )]
+    paths: Vec<OsString>,
 }
 
 impl Verb for RestoreArgs {
@@ -55,6 +68,19 @@ impl Verb for RestoreArgs {
             Some(snapshot) => SnapshotName::parse(snapshot)?,
             None => before_last(&Container::open(&context.store_of(&name)?, &name)?)?,
         };
+        if !self.paths.is_empty() {
+            let chosen = Chosen {
+                name: &name,
+                snapshot: Some(snapshot),
+                paths: &self.paths,
+                only: match self.delete {
+                    true => Only::WhatIsThereNow,
+                    false => Only::WhatWasThere,
+                },
+            };
+            put_back(context, chosen, self.dry_run, false)?;
+            return Ok(0);
+        }
         if self.new.is_some() || self.copy.is_some() {
             let source = Address {
                 container: name,

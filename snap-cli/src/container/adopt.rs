@@ -1,6 +1,7 @@
 //! Taking over a root file system where it stands: a container of LXC's, or any folder. Nothing is copied:
 //! the folder becomes a layer by one rename, so the store must be on its file system.
 
+use std::collections::HashMap;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -40,6 +41,8 @@ pub enum What {
 pub struct Candidate {
     /// The real path of the root file system.
     rootfs: PathBuf,
+    /// Its inode number: later it may be another folder.
+    inode: u64,
     lxc: Option<Lxc>,
     /// What people should know.
     pub notes: Vec<String>,
@@ -66,8 +69,10 @@ impl Candidate {
             notes.push(format!("what is taken over is {}", real.display()));
         }
         check_place(home, &real)?;
+        let meta = std::fs::symlink_metadata(&real).map_err(at)?;
         Ok(Self {
             rootfs: real,
+            inode: meta.ino(),
             lxc,
             notes,
         })
@@ -274,6 +279,7 @@ fn check_place(home: &Store, rootfs: &Path) -> Result<()> {
             )));
         }
     }
+    refuse_marker(rootfs)?;
     let mounts = mountinfo::read()?;
     if mountinfo::topmost(&mounts, rootfs).is_some() {
         return Err(
@@ -297,29 +303,54 @@ fn check_place(home: &Store, rootfs: &Path) -> Result<()> {
             home.session().who
         )));
     }
-    let inside = inside::of(rootfs)?;
-    if !inside.is_empty() {
-        let pids: Vec<_> = inside.iter().map(|user| user.pid.to_string()).collect();
-        return Err(Error::busy(format!(
-            "{} is in use by {}",
-            rootfs.display(),
-            users::describe(&inside)
-        ))
-        .hint(format!(
-            "end what uses it (kill {}), then type: {}",
-            pids.join(" "),
-            home.session().who
-        )));
-    }
-    Ok(())
+    refuse_users(rootfs, rootfs, &home.session().who)
 }
 
-/// Refuses a tree with what means something to an overlay: in a layer it would not be seen.
-fn refuse_marks(rootfs: &Path, space: XattrSpace) -> Result<()> {
+/// Refuses the folder that only says where a container's files went.
+fn refuse_marker(rootfs: &Path) -> Result<()> {
+    if !disk::is_there(&rootfs.join(moving::README))? {
+        return Ok(());
+    }
+    Err(Error::failed(format!(
+        "the files of {} are cowl's already: see {} in it",
+        rootfs.display(),
+        moving::README
+    ))
+    .hint("cowl list shows all containers"))
+}
+
+/// Refuses while somebody uses what lies at `place`, which people know as `rootfs`.
+fn refuse_users(place: &Path, rootfs: &Path, who: &str) -> Result<()> {
+    let inside = inside::of(place)?;
+    if inside.is_empty() {
+        return Ok(());
+    }
+    let pids: Vec<_> = inside.iter().map(|user| user.pid.to_string()).collect();
+    Err(Error::busy(format!(
+        "{} is in use by {}",
+        rootfs.display(),
+        users::describe(&inside)
+    ))
+    .hint(format!(
+        "end what uses it (kill {}), then type: {who}",
+        pids.join(" ")
+    )))
+}
+
+/// Refuses a tree with what means something to an overlay: in a layer it would not be seen. Answers with how
+/// many files have names outside the tree, through which they can be written behind the store's back.
+fn look_through(rootfs: &Path, space: XattrSpace) -> Result<usize> {
     let mut found: Option<Vec<u8>> = None;
+    let mut linked: HashMap<u64, u64> = HashMap::new();
     walk::plain(rootfs, &mut |item| {
         if found.is_some() {
             return Ok(());
+        }
+        if item.kind() != FileKind::Directory && item.stat.nlink > 1 {
+            let left = linked
+                .entry(item.stat.ino)
+                .or_insert(item.stat.nlink.into());
+            *left = left.saturating_sub(1);
         }
         let name = item
             .path
@@ -338,7 +369,9 @@ fn refuse_marks(rootfs: &Path, space: XattrSpace) -> Result<()> {
         }
         Ok(())
     })?;
-    let Some(path) = found else { return Ok(()) };
+    let Some(path) = found else {
+        return Ok(linked.values().filter(|left| **left > 0).count());
+    };
     Err(Error::failed(format!(
         "{} holds {}, which is a mark of an overlay file system: in a layer it would not be seen",
         rootfs.display(),
@@ -350,18 +383,51 @@ fn refuse_marks(rootfs: &Path, space: XattrSpace) -> Result<()> {
     )))
 }
 
-/// Takes it over as the container `name` of `store`, which must be on its file system.
-pub fn adopt(store: &Store, candidate: &Candidate, name: &ContainerName) -> Result<()> {
-    refuse_marks(&candidate.rootfs, store.space())?;
+/// Takes it over as the container `name` of `store`, which must be on its file system. Tells what people
+/// should know.
+pub fn adopt(store: &Store, candidate: &Candidate, name: &ContainerName) -> Result<Vec<String>> {
+    let rootfs = &candidate.rootfs;
+    let outside = look_through(rootfs, store.space())?;
     let claim = store.claim(name)?;
-    let done = adopt_claimed(store, candidate, name);
+    let done = one_at_a_time(store, candidate, name);
     claim.remove()?;
+    done?;
+    let mut notes = candidate.notes.clone();
+    if outside > 0 {
+        let files = match outside {
+            1 => "one file has another name".to_owned(),
+            n => format!("{n} files have other names"),
+        };
+        notes.push(format!(
+            "{files} outside {}: what is written through it changes the container and its snapshots",
+            rootfs.display()
+        ));
+    }
+    Ok(notes)
+}
+
+fn one_at_a_time(store: &Store, candidate: &Candidate, name: &ContainerName) -> Result<()> {
+    let alone = store.adopting()?;
+    let rootfs = &candidate.rootfs;
+    // Somebody may have taken it over, or begun to use it, meanwhile.
+    let meta = std::fs::symlink_metadata(rootfs).map_err(|e| Error::at("adopt", rootfs, e))?;
+    let done = if meta.ino() == candidate.inode {
+        refuse_marker(rootfs)
+            .and_then(|()| refuse_users(rootfs, rootfs, &store.session().who))
+            .and_then(|()| adopt_claimed(store, candidate, name))
+    } else {
+        Err(Error::busy(format!(
+            "{} is another folder than a moment ago",
+            rootfs.display()
+        ))
+        .hint("cowl list shows whether it is cowl's by now"))
+    };
+    alone.remove()?;
     done
 }
 
 fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> Result<()> {
     let rootfs = &candidate.rootfs;
-    let meta = std::fs::symlink_metadata(rootfs).map_err(|e| Error::at("adopt", rootfs, e))?;
     let mut making = Making::begin(store)?;
     let base = making.layer(LayerKind::Base, &[], &[])?;
     let head = making.head(&[base], rootfs)?;
@@ -380,7 +446,7 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
         settings: Map::new(),
         adopted: Some(Adopted {
             rootfs: rootfs.clone(),
-            inode: meta.ino(),
+            inode: candidate.inode,
             extra: Map::new(),
         }),
         lxc: candidate.lxc.clone(),
@@ -417,6 +483,13 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
             quoted(rootfs)
         );
         return Err(error.hint(hint));
+    }
+    // Whoever began to use it just before it moved would write to a layer.
+    let tree = store.layer_tree(base);
+    if let Err(error) = refuse_users(&tree, rootfs, &store.session().who) {
+        disk::rename(&tree, rootfs)?;
+        moving::take_back(container)?;
+        return Err(error);
     }
     moving::adopted(&mut container)
 }

@@ -16,6 +16,7 @@ use crate::host::lxc::config;
 use crate::host::users::quoted;
 use crate::store::bytes::Blob;
 use crate::store::layers::remove_tree;
+use crate::store::lock::Lock;
 use crate::store::manifest::{ContainerId, ContainerManifest, LayerId};
 use crate::store::name::ContainerName;
 use crate::store::outside::{Adopted, Lxc, Moving};
@@ -169,7 +170,7 @@ pub(super) fn finish(mut container: Container<'_>) -> Result<Option<Container<'_
             }
         },
         Moving::Releasing => {
-            released(container)?;
+            released(container, None)?;
             Ok(None)
         }
         Moving::Writing { config, hostname } => {
@@ -246,8 +247,8 @@ fn done(container: &mut Container<'_>, next: ContainerManifest) -> Result<()> {
 }
 
 /// The root file system moves out, LXC's config changes back, and the container leaves the store. Tells
-/// what people should know.
-pub(super) fn released(container: Container<'_>) -> Result<Vec<String>> {
+/// what people should know. `alone` keeps others from the layer until it has moved.
+pub(super) fn released(container: Container<'_>, alone: Option<Lock>) -> Result<Vec<String>> {
     let adopted = place(&container)?;
     let (store, id) = (container.store, container.id);
     let tree = store.layer_tree(base(&container)?);
@@ -256,6 +257,7 @@ pub(super) fn released(container: Container<'_>) -> Result<Vec<String>> {
         remove_readme(&adopted.rootfs)?;
         move_out(&tree, &adopted.rootfs, container.name().as_str())?;
     }
+    drop(alone);
     if let Some(link) = &container.manifest().lxc {
         notes.extend(config_back(link, &id.to_string())?);
     }

@@ -116,11 +116,7 @@ pub fn release(
             );
         }
         commit(&mut container, base, None)?;
-        let notes = moving::released(container)?;
-        // The rest goes once others may work again.
-        drop(alone);
-        store.collect()?;
-        return Ok(notes);
+        return moving::released(container, Some(alone));
     }
     drop(alone);
     let mut making = Making::begin(store)?;
@@ -131,7 +127,7 @@ pub fn release(
     disk::sync_all(&tree)?;
     making.frees_something();
     commit(&mut container, plain, Some(making))?;
-    moving::released(container)
+    moving::released(container, None)
 }
 
 /// From here on the release is finished, whatever happens.

@@ -12,6 +12,7 @@ pub mod line;
 pub mod list;
 pub mod lxc_import;
 pub mod meta;
+pub mod paths;
 pub mod prune;
 pub mod readers;
 pub mod remove;
@@ -19,18 +20,20 @@ pub mod restore;
 pub mod select;
 pub mod take;
 pub mod tree;
+pub mod undo;
 
 use cowl_fs::control::ControlError;
 
 use crate::container::state::{self, Mounted};
 use crate::container::{Container, Swap, daemon, find_snapshot};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::layers::Making;
 use crate::store::manifest::{
     ContainerId, ContainerManifest, LayerId, SnapshotManifest, SnapshotRef,
 };
 use crate::store::name::Address;
+use crate::store::outside::Moving;
 
 /// A state that an address names.
 #[derive(Clone, Debug)]
@@ -49,6 +52,14 @@ pub struct State {
 pub fn resolve(store: &Store, address: &Address) -> Result<State> {
     let (container, record) = store.find(&address.container)?;
     let manifest = record.body;
+    if matches!(manifest.moving, Some(Moving::Adopting | Moving::Releasing)) {
+        // Its layers are about to come, or to go.
+        return Err(Error::busy(format!(
+            "{} is just being taken over, or given back",
+            address.container
+        ))
+        .hint("try again when that is done"));
+    }
     let snapshot = match &address.snapshot {
         Some(name) => Some(find_snapshot(store, container, &manifest, name)?),
         None => None,

@@ -335,6 +335,13 @@ impl Store {
         Ok(lock)
     }
 
+    /// The right to take something over into the family of stores.
+    pub fn adopting(&self) -> Result<Lock> {
+        let session = &self.session;
+        let path = self.home.join("locks").join(format!("adopting{LOCK}"));
+        Lock::take(&path, Mode::Exclusive, &session.who, session.patience)
+    }
+
     /// Keeps collection away: what is made, or read, now stays until this is dropped.
     pub fn share(&self) -> Result<Lock> {
         self.lock("store", Mode::Shared)

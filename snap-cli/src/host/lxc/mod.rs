@@ -8,6 +8,7 @@ use std::io::ErrorKind;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use super::users::quoted;
 use crate::error::{Error, Result};
@@ -166,6 +167,11 @@ impl Container {
             return Ok(false);
         }
         self.act("lxc-stop", &["-t", "30"], "stop")?;
+        // Its monitor, with which it would be said to run still, ends a moment later.
+        let until = Instant::now() + Duration::from_secs(10);
+        while self.state()? != State::Stopped && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(20));
+        }
         Ok(true)
     }
 
