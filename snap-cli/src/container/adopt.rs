@@ -347,9 +347,7 @@ fn look_through(rootfs: &Path, space: XattrSpace) -> Result<usize> {
             return Ok(());
         }
         if item.kind() != FileKind::Directory && item.stat.nlink > 1 {
-            let left = linked
-                .entry(item.stat.ino)
-                .or_insert(item.stat.nlink.into());
+            let left = linked.entry(item.stat.ino).or_insert(item.stat.nlink);
             *left = left.saturating_sub(1);
         }
         let name = item
