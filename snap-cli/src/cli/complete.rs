@@ -404,7 +404,7 @@ mod tests {
             let arg = verb.get_arguments().find(|arg| arg.get_id() == id).unwrap();
             takes(verb.get_name(), arg)
         };
-        assert_eq!(of("mount", "name"), Takes::Container);
+        assert_eq!(of("mount", "address"), Takes::Address);
         assert_eq!(of("diff", "from"), Takes::Address);
         assert_eq!(of("restore", "snapshot"), Takes::Snapshot);
         assert_eq!(of("flatten", "range"), Takes::Range);

@@ -39,6 +39,7 @@ mod status;
 mod table;
 mod text;
 mod undelete;
+mod undo;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -163,6 +164,7 @@ verbs! {
     Ls(ls::Args),
     Cat(cat::Args),
     Restore(restore::RestoreArgs),
+    Undo(undo::Args),
     Rm(rm::Args),
     Prune(prune::Args),
     Clone(restore::CloneArgs),

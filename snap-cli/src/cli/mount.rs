@@ -101,6 +101,9 @@ fn head(context: &Context, name: &ContainerName) -> Result<u8> {
         return Err(Error::failed(format!("{name} is not mounted"))
             .hint(format!("mount it with: cowl mount {name}")));
     }
+    if container.end_if_ephemeral()? {
+        output::note(&format!("{name} was there for one mount, and is gone"));
+    }
     Ok(0)
 }
 

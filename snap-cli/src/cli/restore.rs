@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 
 use super::export::write_folder;
 use super::pause::Pause;
+use super::undo::{Chosen, put_back};
 use super::{Context, Verb, output};
 use crate::container::Container;
 use crate::error::{Error, Result};
 use crate::host::hooks::Event;
-use crate::snapshot::restore::{before_last, clone, copy, plan, restore};
+use crate::snapshot::paths::Only;
+use crate::snapshot::restore::{before_last, clone, clone_for_one_mount, copy, plan, restore};
 use crate::store::name::{Address, ContainerName, SnapshotName};
 
 /// Make a container what it was at a snapshot
@@ -43,9 +45,20 @@ pub(super) struct RestoreArgs {
     /// Take the last restore back: make it what it was before. Undone once more, that is taken back
     #[arg(long, conflicts_with_all = ["snapshot", "new"])]
     undo: bool,
+    /// With paths: those that the snapshot does not have are removed
+    #[arg(long, requires = "paths")]
+    delete: bool,
     /// Only say what would be done
     #[arg(long)]
     dry_run: bool,
+    /// Put only these paths back, into what the container is now: mounted or not, and while programs
+    /// run in it
+    #[arg(
+        last = true,
+        value_name = "PATH",
+        conflicts_with_all = ["new", "undo", "copy", "with_config", "stop", "start"]
+    )]
+    paths: Vec<OsString>,
 }
 
 impl Verb for RestoreArgs {
@@ -55,6 +68,19 @@ impl Verb for RestoreArgs {
             Some(snapshot) => SnapshotName::parse(snapshot)?,
             None => before_last(&Container::open(&context.store_of(&name)?, &name)?)?,
         };
+        if !self.paths.is_empty() {
+            let chosen = Chosen {
+                name: &name,
+                snapshot: Some(snapshot),
+                paths: &self.paths,
+                only: match self.delete {
+                    true => Only::WhatIsThereNow,
+                    false => Only::WhatWasThere,
+                },
+            };
+            put_back(context, chosen, self.dry_run, false)?;
+            return Ok(0);
+        }
         if self.new.is_some() || self.copy.is_some() {
             let source = Address {
                 container: name,
@@ -148,12 +174,20 @@ pub(super) struct CloneArgs {
     /// Copy everything, so that the two share nothing
     #[arg(long)]
     copy: bool,
+    /// The new container is there for one mount: when it is unmounted, or its daemon ends, it is removed
+    /// for good, with what was written in it and with its snapshots. Not for LXC containers.
+    #[arg(long, conflicts_with = "copy")]
+    ephemeral: bool,
 }
 
 impl Verb for CloneArgs {
     fn run(&self, context: &Context) -> Result<u8> {
         let source = Address::parse(&self.source)?;
         let new = ContainerName::parse(&self.new)?;
+        if self.ephemeral {
+            return clone_for_one_mount(&context.store_of(&source.container)?, &source, &new)
+                .map(|()| 0);
+        }
         make(context, &source, &new, self.copy, false)?;
         Ok(0)
     }

@@ -9,7 +9,7 @@ use super::{Context, Verb, output};
 use crate::container::browse::{self, Browse};
 use crate::container::state::Mounted;
 use crate::container::{Container, daemon};
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::host::users;
 use crate::store::name::ContainerName;
 
@@ -36,7 +36,14 @@ impl Verb for Args {
                 for (_, record) in store.containers()? {
                     match record {
                         Ok(record) => {
-                            found.push(one(&Container::open(&store, &record.body.name)?)?);
+                            match Container::open(&store, &record.body.name) {
+                                Ok(container) => found.push(one(&container)?),
+                                // Gone meanwhile, or with the mount that it was there for.
+                                Err(error) if error.kind == Kind::NotFound => {
+                                    output::note(&error.to_string());
+                                }
+                                Err(error) => return Err(error),
+                            }
                         }
                         Err(error) => {
                             output::complain(&error, self.json);

@@ -449,6 +449,7 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
         }),
         lxc: candidate.lxc.clone(),
         moving: Some(Moving::Adopting),
+        ephemeral: None,
         extra: Map::new(),
     };
     if manifest.lxc.is_some() {

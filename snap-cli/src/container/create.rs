@@ -106,6 +106,7 @@ pub fn over_layers_and(
         adopted: None,
         lxc: None,
         moving: None,
+        ephemeral: None,
         extra: Map::new(),
     };
     more(id, &mut manifest)?;

@@ -19,7 +19,7 @@ use crate::store::name::ContainerName;
 
 /// Runs a command in the container and answers with its exit code, or 128 and the signal's number.
 pub fn exec(store: &Store, name: &ContainerName, command: &[OsString]) -> Result<u8> {
-    let container = Container::open(store, name)?;
+    let mut container = Container::open(store, name)?;
     daemon::ensure_run_dir(store, container.id())?;
     let session = store.session();
     // Tells other runs of exec that the mount is needed, from before it is there.
@@ -54,7 +54,7 @@ fn leave(store: &Store, name: &ContainerName) -> Result<()> {
         return Ok(());
     }
     match container.unmount(false) {
-        Ok(_) => Ok(()),
+        Ok(_) => container.end_if_ephemeral().map(drop),
         Err(error) if error.kind == crate::error::Kind::Busy => {
             log::warn!("{name} stays mounted: {error}");
             Ok(())

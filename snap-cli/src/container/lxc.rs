@@ -359,7 +359,7 @@ pub(super) fn write_hostname(container: &Container<'_>, name: &str) -> Result<()
         return Ok(());
     }
     let before = matches!(container.mounted()?, super::state::Mounted::Alive(_));
-    let place = container.mount(None, true)?;
+    let place = container.mount_noted(None, true)?;
     let written = write_hostname_at(&place, name);
     if !before {
         container.unmount(false)?;

@@ -12,6 +12,7 @@ pub mod create;
 pub mod daemon;
 pub mod destroy;
 pub mod enter;
+pub mod ephemeral;
 pub mod exec;
 pub mod hook;
 pub mod lxc;
@@ -65,9 +66,14 @@ impl<'s> Container<'s> {
     fn open_settled(store: &'s Store, name: &ContainerName) -> Result<Self> {
         let container = Self::open_as_it_is(store, name)?;
         browse::tidy(store, container.id)?;
-        moving::finish(container)?.ok_or_else(|| {
+        let container = moving::finish(container)?.ok_or_else(|| {
             Error::not_found(format!(
                 "there is no container named {name}: what a killed command had begun was brought to its end"
+            ))
+        })?;
+        ephemeral::end(container)?.ok_or_else(|| {
+            Error::not_found(format!(
+                "there is no container named {name} any more: it was there for one mount, which has ended"
             ))
         })
     }

@@ -14,6 +14,7 @@ use crate::error::{Error, Kind, Result};
 use crate::host::mountinfo;
 use crate::host::users::{self, Device, User};
 use crate::store::lock::Lock;
+use crate::store::manifest::Ephemeral;
 use crate::store::{Store, disk};
 
 /// A log longer than this is put aside when the next daemon starts.
@@ -29,7 +30,17 @@ impl Container<'_> {
     }
 
     /// Mounts it: at `at`, else at a place in the store. Already mounted there, it stays as it is.
-    pub fn mount(&self, at: Option<&Path>, transient: bool) -> Result<PathBuf> {
+    pub fn mount(&mut self, at: Option<&Path>, transient: bool) -> Result<PathBuf> {
+        self.note_mount(Ephemeral::Mounted)?;
+        let mounted = self.mount_noted(at, transient);
+        if mounted.is_err() && self.mounted()? == Mounted::No {
+            self.note_mount(Ephemeral::Waiting)?;
+        }
+        mounted
+    }
+
+    /// The same for a container that is not there for one mount only.
+    pub(super) fn mount_noted(&self, at: Option<&Path>, transient: bool) -> Result<PathBuf> {
         if let Mounted::Alive(state) = self.mounted()? {
             if let Some(place) = self.already(&state, at, transient)? {
                 return Ok(place);

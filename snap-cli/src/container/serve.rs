@@ -7,7 +7,7 @@ use cowl_fs::config::Config;
 use uuid::Uuid;
 
 use super::state::{self, RunState};
-use super::{daemon, mount};
+use super::{daemon, ephemeral, mount};
 use crate::error::{Error, Result};
 use crate::host;
 use crate::store::Store;
@@ -50,7 +50,8 @@ pub fn serve(store: &Store, id: ContainerId, place: &Path, transient: bool) -> R
     let alive = Lock::take(&lock, Mode::Exclusive, &session.who, session.patience)?;
     let served = serve_locked(store, id, place, daemon, transient);
     alive.remove()?;
-    served
+    served?;
+    ephemeral::after_serving(store, id)
 }
 
 fn serve_locked(

@@ -15,6 +15,8 @@ pub(crate) mod make;
 pub mod measure;
 pub mod patch;
 pub(crate) mod places;
+pub mod put_back;
+pub(crate) mod target;
 pub(crate) mod walk;
 
 pub use compare::What;

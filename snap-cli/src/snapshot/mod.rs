@@ -12,6 +12,7 @@ pub mod line;
 pub mod list;
 pub mod lxc_import;
 pub mod meta;
+pub mod paths;
 pub mod prune;
 pub mod readers;
 pub mod remove;
@@ -19,6 +20,7 @@ pub mod restore;
 pub mod select;
 pub mod take;
 pub mod tree;
+pub mod undo;
 
 use cowl_fs::control::ControlError;
 

@@ -222,6 +222,7 @@ mod tests {
             adopted: None,
             lxc: None,
             moving: None,
+            ephemeral: None,
             extra: Map::new(),
         };
         for number in 0..snapshots {

@@ -9,7 +9,7 @@ use crate::delta::error::OnProgress;
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::layers::Making;
-use crate::store::manifest::{LayerId, SnapshotId, SnapshotKind, SnapshotRef};
+use crate::store::manifest::{Ephemeral, LayerId, SnapshotId, SnapshotKind, SnapshotRef};
 use crate::store::name::{Address, ContainerName, SnapshotName};
 
 /// What a restore did, or would do.
@@ -181,7 +181,30 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
 /// Makes the container `new` over the layers of a state. What the source is now is frozen first. The copy of
 /// an LXC container is one too, with a name and addresses of its own. Tells what people should know.
 pub fn clone(store: &Store, source: &Address, new: &ContainerName) -> Result<Vec<String>> {
-    clone_or_copy(store, source, new, None)
+    clone_or_copy(store, source, new, Made::Clone)
+}
+
+/// The same for one mount only: when that ends, the new container goes, for good.
+pub fn clone_for_one_mount(store: &Store, source: &Address, new: &ContainerName) -> Result<()> {
+    let state = resolve(store, source)?;
+    if state.manifest.lxc.is_some() {
+        return Err(Error::failed(format!(
+            "{} is an LXC container, which is unmounted at every stop and reboot",
+            state.manifest.name
+        ))
+        .hint("clone it without --ephemeral, and when it is not needed any more: cowl destroy NEW --now"));
+    }
+    clone_or_copy(store, source, new, Made::Ephemeral).map(drop)
+}
+
+/// How a state becomes a container.
+enum Made<'p> {
+    /// Over the state's layers.
+    Clone,
+    /// The same, for one mount.
+    Ephemeral,
+    /// Over a base of its own.
+    Copy(OnProgress<'p>),
 }
 
 /// The same with all content copied into a base of its own: the two share no layer.
@@ -191,19 +214,19 @@ pub fn copy(
     new: &ContainerName,
     progress: OnProgress<'_>,
 ) -> Result<Vec<String>> {
-    clone_or_copy(store, source, new, Some(progress))
+    clone_or_copy(store, source, new, Made::Copy(progress))
 }
 
 fn clone_or_copy(
     store: &Store,
     source: &Address,
     new: &ContainerName,
-    copies: Option<OnProgress<'_>>,
+    made: Made<'_>,
 ) -> Result<Vec<String>> {
     // Whatever is wrong with the source is told before anything about the new name.
     resolve(store, source)?;
     let claim = store.claim(new)?;
-    let made = clone_claimed(store, source, new, copies);
+    let made = clone_claimed(store, source, new, made);
     claim.remove()?;
     made
 }
@@ -212,7 +235,7 @@ fn clone_claimed(
     store: &Store,
     source: &Address,
     new: &ContainerName,
-    copies: Option<OnProgress<'_>>,
+    made: Made<'_>,
 ) -> Result<Vec<String>> {
     let (mut stack, mut making, manifest, mut lxc, _lock);
     if source.snapshot.is_some() {
@@ -231,13 +254,17 @@ fn clone_claimed(
         manifest = container.manifest().clone();
         _lock = Some(container);
     }
-    if let Some(progress) = copies {
+    let ephemeral = matches!(made, Made::Ephemeral).then_some(Ephemeral::Waiting);
+    if let Made::Copy(progress) = made {
         stack = vec![super::copy::base(store, &mut making, &stack, progress)?];
     }
     let body = (new, stack.as_slice(), manifest.settings);
-    over_layers_and(store, making, body, |id, manifest| match &mut lxc {
-        Some(lxc) => lxc.fill(store, id, manifest),
-        None => Ok(()),
+    over_layers_and(store, making, body, |id, manifest| {
+        manifest.ephemeral = ephemeral;
+        match &mut lxc {
+            Some(lxc) => lxc.fill(store, id, manifest),
+            None => Ok(()),
+        }
     })?;
     let Some(lxc) = lxc else {
         return Ok(Vec::new());

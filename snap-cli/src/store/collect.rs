@@ -437,6 +437,7 @@ mod tests {
             adopted: None,
             lxc: None,
             moving: None,
+            ephemeral: None,
             extra: Map::new(),
         };
         disk::replace(&store.container_file(id), &Record::first(manifest)).unwrap();

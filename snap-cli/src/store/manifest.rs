@@ -120,9 +120,22 @@ pub struct ContainerManifest {
     /// A change under way that needs more than this file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moving: Option<Moving>,
+    /// It is there for one mount, and goes when that ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ephemeral: Option<Ephemeral>,
     /// What this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
+}
+
+/// How far a container is that is there for one mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ephemeral {
+    /// It was not mounted yet.
+    Waiting,
+    /// Its mount began.
+    Mounted,
 }
 
 impl Body for ContainerManifest {
@@ -318,6 +331,7 @@ mod tests {
             adopted: None,
             lxc: None,
             moving: None,
+            ephemeral: None,
             extra: Map::new(),
         }
     }

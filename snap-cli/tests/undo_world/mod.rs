@@ -10,6 +10,9 @@ use cowl::delta::digest;
 use cowl::store::manifest::{ContainerId, ContainerManifest, LayerId};
 use cowl::store::name::ContainerName;
 use cowl::store::{Session, Store};
+use cowl_fs::layer::Upper;
+use cowl_fs::name::Name;
+use cowl_fs::overlay::{Behaviour, Caller, OpenHow, Overlay, RenameFlags, Writer};
 
 pub(crate) struct World {
     dir: tempfile::TempDir,
@@ -125,4 +128,92 @@ pub(crate) fn digest_dir(dir: &Path) -> String {
     cowl::delta::digest_dir(dir, &mut |_| ())
         .unwrap()
         .to_string()
+}
+
+/// The container's file system in process.
+pub(crate) struct Fs(Overlay);
+
+fn me() -> Caller {
+    Caller {
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+        umask: 0,
+        pid: std::process::id(),
+    }
+}
+
+fn split(path: &str) -> (&[u8], Name) {
+    let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+    (parent.as_bytes(), Name::new(name.as_bytes()).unwrap())
+}
+
+impl Fs {
+    pub(crate) fn remove(&self, path: &str) {
+        let (op, (parent, name)) = (self.0.begin(), split(path));
+        op.unlink(&op.find(parent).unwrap(), &name).unwrap();
+    }
+
+    pub(crate) fn rmdir(&self, path: &str) {
+        let (op, (parent, name)) = (self.0.begin(), split(path));
+        op.rmdir(&op.find(parent).unwrap(), &name).unwrap();
+    }
+
+    pub(crate) fn mkdir(&self, path: &str) {
+        let (op, (parent, name)) = (self.0.begin(), split(path));
+        op.mkdir(me(), &op.find(parent).unwrap(), &name, 0o755)
+            .unwrap();
+    }
+
+    pub(crate) fn rename(&self, from: &str, to: &str) {
+        let (op, (old, from), (new, to)) = (self.0.begin(), split(from), split(to));
+        let (old, new) = (op.find(old).unwrap(), op.find(new).unwrap());
+        op.rename(me(), &old, &from, &new, &to, RenameFlags::default())
+            .unwrap();
+    }
+
+    /// Makes the file, or gives it another content.
+    pub(crate) fn write(&self, path: &str, content: &str) {
+        let (op, (parent, name)) = (self.0.begin(), split(path));
+        let parent = op.find(parent).unwrap();
+        let how = OpenHow {
+            write: true,
+            truncate: true,
+            ..OpenHow::default()
+        };
+        let handle = match op.lookup(&parent, &name).unwrap() {
+            Some(inode) => op.open(me(), &inode, how).unwrap(),
+            None => op.create(me(), &parent, &name, 0o644, how).unwrap().1,
+        };
+        op.write(&handle, 0, content.as_bytes(), Writer::Privileged)
+            .unwrap();
+        self.0.close(&handle);
+    }
+}
+
+impl World {
+    /// Changes the container as programs in it would.
+    pub(crate) fn edit(&self, change: impl FnOnce(&Fs)) {
+        let (store, manifest) = (self.store(), self.manifest("web").1);
+        let (tree, work) = (
+            store.layer_tree(manifest.head),
+            store.layer_work(manifest.head),
+        );
+        let upper = Upper::open(&tree, &work, store.space()).unwrap();
+        let lowers = store.open_layers(manifest.below_head()).unwrap();
+        change(&Fs(
+            Overlay::new(Some(upper), lowers, Behaviour::default()).unwrap()
+        ));
+    }
+
+    /// No layer is there that nothing names.
+    #[track_caller]
+    pub(crate) fn is_clean(&self) {
+        let (id, manifest) = self.manifest("web");
+        let mut used: std::collections::BTreeSet<_> = manifest.stack.iter().copied().collect();
+        for known in &manifest.snapshots {
+            used.extend(self.store().snapshot(id, known.id).unwrap().stack);
+        }
+        let there = self.store().layer_ids().unwrap().into_iter().collect();
+        assert_eq!(used, there);
+    }
 }
