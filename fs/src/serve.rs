@@ -83,6 +83,7 @@ pub fn serve(mut config: Config, ready: impl FnOnce()) -> Result<(), SetupError>
     let device = prepared.device().map_err(|error| {
         SetupError::at("cannot look at the mount for", &config.mountpoint, error)
     })?;
+    let flusher = prepared.flusher();
     let session = prepared
         .attach(&config.mountpoint)
         .map_err(|error| SetupError::at("cannot mount at", &config.mountpoint, error))?;
@@ -92,7 +93,14 @@ pub fn serve(mut config: Config, ready: impl FnOnce()) -> Result<(), SetupError>
     };
     watch_signals(signals, place.clone());
     if let Some(listener) = listener {
-        control::serve(listener, overlay.clone(), config, place, locks);
+        control::serve(
+            listener,
+            overlay.clone(),
+            config,
+            place,
+            locks,
+            Box::new(move |ino| flusher.flush(ino)),
+        );
     } else {
         // Held for as long as the process lives.
         overlay.keep_locks(locks);

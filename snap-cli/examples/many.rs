@@ -87,22 +87,12 @@ fn write(store: &Store, making: &mut Making<'_>, base: LayerId, name: &str, snap
     let origin = vec![base];
     stack.insert(0, head);
     let manifest = ContainerManifest {
-        name: ContainerName::parse(name).unwrap(),
-        head,
         stack,
         origin,
         parent: list.last().map(|last| last.id),
         snapshots: list,
         next_snap: snapshots,
-        next_auto: 0,
-        created: now(),
-        settings: Map::new(),
-        adopted: None,
-        lxc: None,
-        moving: None,
-        undo: None,
-        ephemeral: None,
-        extra: Map::new(),
+        ..ContainerManifest::new(ContainerName::parse(name).unwrap(), head, &[])
     };
     disk::replace(&store.container_file(id), &Record::first(manifest)).unwrap();
 }

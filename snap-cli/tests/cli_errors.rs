@@ -266,13 +266,13 @@ fn a_damaged_store_is_told_and_left_alone() {
         &["snapshot", "web"],
         &["restore", "web", "snap0"],
         &["destroy", "web", "--yes"],
-        // It might have that name.
-        &["clone", "other", "new"],
     ] {
         store.refused(args, 5, &[name, "checksum"]);
     }
-    // The others go on.
+    // The others go on, and its name is still its own.
     store.ok(&["snapshot", "other"]);
+    store.ok(&["clone", "other", "new"]);
+    assert_eq!(store.run(&["clone", "other", "web"]).status.code(), Some(1));
     let list = store.run(&["list"]);
     assert_eq!(list.status.code(), Some(5));
     assert!(String::from_utf8(list.stdout).unwrap().contains("other"));
@@ -371,4 +371,46 @@ fn commands_wait_for_each_other_and_say_for_whom() {
     );
     drop(held);
     store.ok(&["snapshot", "web", "--wait", "0"]);
+}
+
+/// Nothing is collected while nobody knows what it named.
+#[test]
+fn a_container_that_lost_its_manifest_is_no_half_made_one() {
+    let store = Store::new();
+    std::fs::write(store.path("base/etc/new"), "x").unwrap();
+    let file = manifest_of(&store.path("store/containers"), "web");
+    let kept = store.path("kept");
+    std::fs::rename(&file, &kept).unwrap();
+    let name = file.to_str().unwrap();
+    for args in [&["gc"][..], &["check"], &["check", "--repair"]] {
+        let output = store.run(args);
+        let said = format!("{output:?}");
+        assert_eq!(output.status.code(), Some(5), "{args:?}: {said}");
+        assert!(said.contains(name), "{args:?}: {said}");
+    }
+    std::fs::rename(&kept, &file).unwrap();
+    store.ok(&["check"]);
+    store.ok(&["diff", "web@snap0", "web"]);
+}
+
+/// What can't be read may be what names the layer that is written to.
+#[test]
+fn a_change_under_way_that_can_not_be_read_is_not_dropped() {
+    let store = Store::new();
+    let file = manifest_of(&store.path("store/containers"), "web");
+    let next = file.with_file_name("container.json.next");
+    std::fs::write(&next, "{\"format\": 99}").unwrap();
+    let next_name = next.to_str().unwrap();
+    for args in [&["snapshot", "web"][..], &["status", "web"], &["gc"]] {
+        let output = store.run(args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {output:?}");
+        assert!(
+            format!("{output:?}").contains(next_name),
+            "{args:?}: {output:?}"
+        );
+    }
+    // A torn one is from before anything relied on it.
+    std::fs::write(&next, "{\"form").unwrap();
+    store.ok(&["snapshot", "web"]);
+    assert!(!next.try_exists().unwrap());
 }

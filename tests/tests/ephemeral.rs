@@ -30,6 +30,35 @@ fn containers(store: &Store) -> usize {
         .count()
 }
 
+/// Who has it back from the trash, or from a file, wants it to stay.
+#[test]
+fn what_is_brought_back_stays() {
+    if !can("what_is_brought_back_stays", &NEEDS) {
+        return;
+    }
+    let store = store("ephemeral-back");
+    store
+        .cowl(["clone", "web@snap0", "once", "--ephemeral"])
+        .ok();
+    let place = store.mount("once");
+    fs::write(place.join("file"), "changed").unwrap();
+    let file = store.scratch().join("once.tar");
+    let file = file.to_str().unwrap();
+    store
+        .cowl(["export", "once", "--with-snapshots", file])
+        .ok();
+    store.cowl(["destroy", "once", "--yes"]).ok();
+    store.cowl(["undelete", "once"]).ok();
+    store.cowl(["import", file, "twice"]).ok();
+    for name in ["once", "twice"] {
+        for _ in 0..2 {
+            let place = store.mount(name);
+            assert_eq!(fs::read_to_string(place.join("file")).unwrap(), "changed");
+            store.cowl(["umount", name]).ok();
+        }
+    }
+}
+
 #[test]
 fn an_ephemeral_clone_goes_with_its_mount() {
     if !can("an_ephemeral_clone_goes_with_its_mount", &NEEDS) {

@@ -113,6 +113,104 @@ print(open("mapped", "rb").read(3).decode(), flush=True)
     }
 }
 
+/// A head to which nothing was written but through a mapping is not untouched.
+#[test]
+fn what_a_mapping_alone_wrote_is_in_the_snapshot() {
+    if !can("what_a_mapping_alone_wrote_is_in_the_snapshot", NEEDS) {
+        return;
+    }
+    let store = Store::new("in-use-mapping");
+    let mount = mounted(&store);
+    let script = r#"
+import mmap, os, sys
+fd = os.open("file", os.O_RDWR)
+mapped = mmap.mmap(fd, 4)
+print("ready", flush=True)
+sys.stdin.readline()
+mapped[0:3] = b"NEW"
+print("ready", flush=True)
+sys.stdin.readline()
+"#;
+    let mut child = std::process::Command::new("python3")
+        .args(["-c", script])
+        .current_dir(&mount)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = std::io::BufReader::new(child.stdout.take().unwrap());
+    let mut hear = || {
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut said, &mut line).unwrap();
+    };
+    let mut asks = child.stdin.take().unwrap();
+    hear();
+    store.cowl(["snapshot", "web", "--name", "before"]).ok();
+    asks.write_all(b"\n").unwrap();
+    hear();
+    store.cowl(["snapshot", "web", "--name", "after"]).ok();
+    store.cowl(["clone", "web", "copy"]).ok();
+    for (state, content) in [("web@before", "one"), ("web@after", "NEW"), ("copy", "NEW")] {
+        assert_eq!(
+            store.cowl(["cat", &format!("{state}:file")]).ok().out(),
+            content,
+            "{state}"
+        );
+    }
+    asks.write_all(b"\n").unwrap();
+    child.wait().unwrap();
+}
+
+/// The command that mounts is killed before its daemon is there: nobody takes the container for one that is
+/// not mounted, and freezes the layer that the daemon is about to write to.
+#[test]
+fn a_daemon_that_starts_late_writes_to_no_frozen_layer() {
+    let needs = [NEEDS, &[Need::Program("strace")]].concat();
+    if !can(
+        "a_daemon_that_starts_late_writes_to_no_frozen_layer",
+        &needs,
+    ) {
+        return;
+    }
+    let store = Store::new("in-use-late");
+    let mount = mounted(&store);
+    std::fs::write(mount.join("file"), "two\n").unwrap();
+    // Another test's new mount namespace may hold a copy of it for a moment.
+    cowl_tests::mount::wait_until("it is unmounted", || {
+        store.cowl(["umount", "web"]).code == 0
+    });
+    let mut strace = std::process::Command::new("strace")
+        .args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=fsmount"])
+        .args(["-e", "inject=fsmount:delay_enter=3000000"])
+        .arg(cowl_tests::programs::cowl())
+        .arg("--store")
+        .arg(store.path())
+        .args(["mount", "web"])
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(1200));
+    let children = format!("/proc/{0}/task/{0}/children", strace.id());
+    let child = std::fs::read_to_string(children).unwrap();
+    command::run("kill", ["-9", child.trim()]).ok();
+    // It waits for the daemon, or says that somebody is at work; it may not freeze what the daemon writes.
+    let taken = store.cowl(["snapshot", "web", "--name", "late"]);
+    cowl_tests::mount::wait_until("the mount is there", || {
+        cowl_tests::mount::at(&mount).is_some()
+    });
+    std::fs::write(mount.join("file"), "three\n").unwrap();
+    if taken.code == 0 {
+        assert_eq!(store.cowl(["cat", "web@late:file"]).ok().out(), "two");
+    } else {
+        assert_eq!(taken.code, 4, "{}", taken.report());
+    }
+    // Another test's new mount namespace may hold a copy of it for a moment.
+    cowl_tests::mount::wait_until("it is unmounted", || {
+        store.cowl(["umount", "web"]).code == 0
+    });
+    strace.wait().unwrap();
+}
+
 /// The unmount itself would succeed: the file is open in a copy of the mount that nobody can see any
 /// more.
 #[test]

@@ -155,3 +155,73 @@ fn programs_inside_go_on_and_see_it() {
     assert_tree("nothing else", &place.join("etc"), &then);
     store.cowl(["umount", "web"]).ok();
 }
+
+/// What is mounted inside is no part of the container.
+#[test]
+fn what_is_mounted_inside_is_not_touched() {
+    if !can("what_is_mounted_inside_is_not_touched", &NEEDS) {
+        return;
+    }
+    let store = Store::new("paths-mounted");
+    let source = store.scratch().make("source");
+    std::fs::write(source.join("file"), "one").unwrap();
+    store.create("web", &source);
+    let mount = store.mount("web");
+    store.cowl(["snapshot", "web"]).ok();
+    let outside = store.scratch().make("outside");
+    std::fs::write(outside.join("precious"), "data").unwrap();
+    let inside = mount.join("new/data");
+    std::fs::create_dir_all(&inside).unwrap();
+    std::fs::write(mount.join("file"), "two").unwrap();
+    cowl_tests::command::run("mount", [Path::new("--bind"), &outside, &inside]).ok();
+    for args in [
+        &["undo", "web"][..],
+        &["restore", "web", "snap0", "--delete", "--", "new"],
+    ] {
+        store.cowl(args).fails(4, &["new/data", "umount"]);
+    }
+    // Beside it one may.
+    store.cowl(["undo", "web", "--", "file"]).ok();
+    assert_eq!(std::fs::read_to_string(mount.join("file")).unwrap(), "one");
+    assert_eq!(
+        std::fs::read_to_string(outside.join("precious")).unwrap(),
+        "data"
+    );
+    cowl_tests::command::run("umount", [&inside]).ok();
+    store.cowl(["undo", "web"]).ok();
+    assert!(mount.join("new").symlink_metadata().is_err());
+}
+
+/// Only a part of a folder that was renamed, under its old name and under its new one.
+#[test]
+fn parts_of_a_folder_that_was_renamed() {
+    if !can("parts_of_a_folder_that_was_renamed", &NEEDS) {
+        return;
+    }
+    let store = Store::new("paths-renamed");
+    let source = store.scratch().make("source");
+    std::fs::create_dir(source.join("d")).unwrap();
+    for name in ["d/x", "d/y"] {
+        std::fs::write(source.join(name), name).unwrap();
+    }
+    store.create("web", &source);
+    store.cowl(["snapshot", "web"]).ok();
+    let mount = store.mount("web");
+    std::fs::rename(mount.join("d"), mount.join("e")).unwrap();
+    let left = format!("e/.cowl-{}", "0".repeat(32));
+    std::fs::write(mount.join(&left), "left by a killed command").unwrap();
+    store.cowl(["restore", "web", "snap0", "--", "d/x"]).ok();
+    assert_eq!(std::fs::read_to_string(mount.join("d/x")).unwrap(), "d/x");
+    assert!(mount.join("d/y").symlink_metadata().is_err());
+    store
+        .cowl(["restore", "web", "snap0", "--delete", "--", "e/y"])
+        .ok();
+    assert!(mount.join("e/y").symlink_metadata().is_err());
+    assert!(mount.join(&left).symlink_metadata().is_err());
+    assert_eq!(std::fs::read_to_string(mount.join("e/x")).unwrap(), "d/x");
+    std::fs::write(mount.join("e/x"), "changed").unwrap();
+    store
+        .cowl(["restore", "web", "snap0", "--delete", "--", "e/x"])
+        .ok();
+    assert!(mount.join("e/x").symlink_metadata().is_err());
+}

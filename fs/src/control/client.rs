@@ -69,6 +69,15 @@ impl Client {
         self.done(&ask)
     }
 
+    /// Has everything that programs stored through mappings written to the layers.
+    pub fn flush(&mut self) -> Result<(), ControlError> {
+        // As long as it takes to write all of the memory that is mapped.
+        self.stream
+            .get_ref()
+            .set_read_timeout(Some(Duration::from_secs(600)))?;
+        self.done(&Ask::Flush)
+    }
+
     /// Unmounts, unless the mount is in use anywhere, and returns at once.
     pub fn detach(&mut self) -> Result<(), ControlError> {
         self.done(&Ask::Detach)

@@ -20,6 +20,7 @@ pub(crate) use server::{listen, serve};
 enum Ask {
     Status,
     PushLayer { upper: Vec<u8>, work: Vec<u8> },
+    Flush,
     Detach,
 }
 

@@ -43,7 +43,12 @@ struct Daemon {
     overlay: Arc<Overlay>,
     config: Config,
     place: Place,
+    /// Has the kernel hand over what it keeps of a file.
+    flush: Flush,
 }
+
+/// See [`crate::fuse`].
+pub(crate) type Flush = Box<dyn Fn(u64) -> io::Result<()> + Send + Sync>;
 
 /// Answers until the process ends, each client in a thread of its own.
 pub(crate) fn serve(
@@ -52,6 +57,7 @@ pub(crate) fn serve(
     config: Config,
     place: Place,
     locks: Vec<OwnedFd>,
+    flush: Flush,
 ) {
     overlay.keep_locks(locks);
     let daemon = Arc::new(Daemon {
@@ -59,6 +65,7 @@ pub(crate) fn serve(
         overlay,
         config,
         place,
+        flush,
     });
     thread::spawn(move || {
         for stream in listener.incoming() {
@@ -115,6 +122,7 @@ fn answer(ask: Ask, daemon: &Daemon) -> (Answer, Option<OwnedFd>) {
             let work = Path::new(OsStr::from_bytes(&work));
             (push(overlay, config, upper, work), None)
         }
+        Ask::Flush => (flush(daemon), None),
         Ask::Detach => detach::detach(overlay, &daemon.place),
     }
 }
@@ -132,6 +140,17 @@ fn status(overlay: &Overlay, config: &Config) -> Status {
         open_for_write,
         inodes: overlay.inodes().len(),
     }
+}
+
+/// What programs stored through mappings is in the layers afterwards.
+fn flush(daemon: &Daemon) -> Answer {
+    for ino in daemon.overlay.written() {
+        if let Err(error) = (daemon.flush)(ino) {
+            let why = format!("cannot have the kernel write what it keeps: {error}");
+            return Answer::Failed { why };
+        }
+    }
+    Answer::Done
 }
 
 fn push(overlay: &Overlay, config: &Config, upper: &Path, work: &Path) -> Answer {
@@ -177,6 +196,7 @@ mod tests {
                 device: 0,
             },
             config,
+            flush: Box::new(|_| Ok(())),
         };
         let ask = Ask::PushLayer {
             upper: path("next").into_os_string().into_encoded_bytes(),

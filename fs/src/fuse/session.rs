@@ -58,7 +58,29 @@ pub(crate) fn prepare(
     Ok(Prepared { session, mount })
 }
 
+/// Has the kernel hand over what it keeps of files.
+#[derive(Debug)]
+pub(crate) struct Flusher(fuser::Notifier);
+
+impl Flusher {
+    /// Comes back when everything that programs stored in the file through mappings has been written. (To
+    /// drop its pages is the one thing for which the kernel waits for them: since Linux 6.16 syncfs(2) only
+    /// begins.)
+    pub(crate) fn flush(&self, ino: u64) -> io::Result<()> {
+        match self.0.inval_inode(fuser::INodeNo(ino), 0, 0) {
+            // It keeps nothing of it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+}
+
 impl Prepared {
+    /// For the time while the session runs.
+    pub(crate) fn flusher(&self) -> Flusher {
+        Flusher(self.session.notifier())
+    }
+
     /// The mount's device number.
     pub(crate) fn device(&self) -> Result<u64, crate::Error> {
         self.mount.device()

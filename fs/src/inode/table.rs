@@ -66,6 +66,20 @@ impl InodeTable {
         &self.shards[at]
     }
 
+    /// Those that somebody has open for writing.
+    pub(crate) fn written(&self) -> Vec<u64> {
+        let mut found = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock();
+            let live = shard.values().filter_map(|entry| entry.inode.upgrade());
+            found.extend(
+                live.filter(|inode| inode.is_written())
+                    .map(|inode| inode.ino()),
+            );
+        }
+        found
+    }
+
     /// The inode with this number, when it is known.
     pub fn get(&self, ino: u64) -> Option<Arc<Inode>> {
         let shard = self.shard(ino).lock();

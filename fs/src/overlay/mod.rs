@@ -195,6 +195,11 @@ impl Overlay {
         &self.behaviour
     }
 
+    /// The files that somebody has open for writing.
+    pub fn written(&self) -> Vec<u64> {
+        self.inodes.written()
+    }
+
     /// How many descriptors are open: for reading only, and for writing.
     pub fn open_files(&self) -> (u32, u32) {
         (

@@ -14,6 +14,17 @@ const LEFT: &str = "leftover";
 
 pub(super) fn look(store: &Store, known: &[Known], report: &mut Report) -> Result<()> {
     deleted(store, report)?;
+    for id in store.lost_containers()? {
+        let what = "the file of a container is missing: bring it back from a backup (what the container was \
+                    made of is still there, and is not collected)";
+        report.add(
+            Level::Damaged,
+            "container",
+            store.container_file(id),
+            what,
+            None,
+        );
+    }
     match store.leftovers(false) {
         Ok(left) => {
             let mut add = |paths: Vec<PathBuf>, what: &str| {

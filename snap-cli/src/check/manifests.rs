@@ -160,7 +160,12 @@ fn snapshots(
             Ok(body) => {
                 if body.stack.first() != Some(&snapshot.layer) {
                     let what = format!("the list and the file of {address} tell of two states");
-                    report.add(Level::Damaged, SNAPSHOT, path, what, None);
+                    // A merge that was cut off: the next command on the container finishes it.
+                    let (level, fix) = match manifest.merged {
+                        Some(_) => (Level::Loose, Some(Fix::Settle(manifest.name.clone()))),
+                        None => (Level::Damaged, None),
+                    };
+                    report.add(level, SNAPSHOT, path, what, fix);
                 }
                 found.insert(snapshot.id, body);
             }

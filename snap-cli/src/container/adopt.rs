@@ -85,6 +85,14 @@ impl Candidate {
         if let Some(asked) = asked {
             let asked = std::path::absolute(asked).map_err(|e| Error::at("use", asked, e))?;
             // It may have to be made: then what counts is the folder that it will be made in.
+            let real = asked.ancestors().find_map(|path| path.canonicalize().ok());
+            if real.is_some_and(|real| real.starts_with(&self.rootfs)) {
+                return Err(Error::usage(format!(
+                    "the store {} would lie in what it is to take over",
+                    asked.display()
+                ))
+                .hint("name a folder beside it"));
+            }
             let there = asked
                 .ancestors()
                 .find_map(|path| mountinfo::holding(path).ok());
@@ -431,17 +439,6 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
     let head = making.head(&[base], rootfs)?;
     let id = making.container()?;
     let manifest = ContainerManifest {
-        name: name.clone(),
-        head,
-        stack: vec![head, base],
-        origin: vec![base],
-        parent: None,
-        undo: None,
-        snapshots: Vec::new(),
-        next_snap: 0,
-        next_auto: 0,
-        created: crate::store::now(),
-        settings: Map::new(),
         adopted: Some(Adopted {
             rootfs: rootfs.clone(),
             inode: candidate.inode,
@@ -449,8 +446,7 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
         }),
         lxc: candidate.lxc.clone(),
         moving: Some(Moving::Adopting),
-        ephemeral: None,
-        extra: Map::new(),
+        ..ContainerManifest::new(name.clone(), head, &[base])
     };
     if manifest.lxc.is_some() {
         // Whatever is wrong with the lines is told before anything is moved.

@@ -89,25 +89,9 @@ pub fn over_layers_and(
     };
     let head = making.head(below, &store.layer_tree(*top))?;
     let id = making.container()?;
-    let mut stack = vec![head];
-    stack.extend_from_slice(below);
     let mut manifest = ContainerManifest {
-        name: name.clone(),
-        head,
-        stack,
-        origin: below.to_vec(),
-        parent: None,
-        undo: None,
-        snapshots: Vec::new(),
-        next_snap: 0,
-        next_auto: 0,
-        created: crate::store::now(),
         settings,
-        adopted: None,
-        lxc: None,
-        moving: None,
-        ephemeral: None,
-        extra: Map::new(),
+        ..ContainerManifest::new(name.clone(), head, below)
     };
     more(id, &mut manifest)?;
     making.sync()?;

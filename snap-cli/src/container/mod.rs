@@ -26,7 +26,8 @@ pub mod state;
 pub mod undelete;
 pub mod whole;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
+use crate::snapshot::flatten::finish_merge;
 use crate::store::bytes::Blob;
 use crate::store::layers::Making;
 use crate::store::lock::Lock;
@@ -71,11 +72,16 @@ impl<'s> Container<'s> {
                 "there is no container named {name}: what a killed command had begun was brought to its end"
             ))
         })?;
-        ephemeral::end(container)?.ok_or_else(|| {
+        let mut container = ephemeral::end(container)?.ok_or_else(|| {
             Error::not_found(format!(
                 "there is no container named {name} any more: it was there for one mount, which has ended"
             ))
-        })
+        })?;
+        // On a full disk, say; everything shows the same without it.
+        if let Err(error) = finish_merge(&mut container) {
+            log::warn!("{error}; a merge of layers of {name} is not brought to its end yet");
+        }
+        Ok(container)
     }
 
     fn open_as_it_is(store: &'s Store, name: &ContainerName) -> Result<Self> {
@@ -131,12 +137,26 @@ impl<'s> Container<'s> {
         }
         let next = match self.store.container_at(&path) {
             Ok(Some(next)) => next,
-            // Torn: its writer died before it was whole, so before anything relied on it.
-            Ok(None) | Err(_) => {
+            // Torn: its writer died before it was whole, so before anything relied on it. A daemon that
+            // writes to another layer than the head says that it was whole once.
+            Ok(None)
+            | Err(Error {
+                kind: Kind::Damaged,
+                ..
+            }) if self.writes_to_head()? => {
                 disk::remove_if_there(&path)?;
                 self.store.collect_after();
                 return Ok(());
             }
+            Ok(None) => {
+                return Err(Error::damaged(format!(
+                    "the change under way in {} is lost, and the mount writes to its layer",
+                    path.display()
+                ))
+                .hint("save what is in the mount before anything else"));
+            }
+            // It may be whole, and the only one that names what a daemon writes to.
+            Err(error) => return Err(error),
         };
         let fits = next.generation == self.record.generation.saturating_add(1);
         let layers = next.body.stack.iter();
@@ -158,6 +178,12 @@ impl<'s> Container<'s> {
         // What the other of the two named is nobody's now.
         self.store.collect_after();
         Ok(())
+    }
+
+    /// Whether a living daemon, if there is one, writes to the head that the manifest names.
+    fn writes_to_head(&self) -> Result<bool> {
+        let written = daemon::written_layer(self.store, self.id)?;
+        Ok(written.is_none_or(|layer| layer == self.record.body.head))
     }
 
     /// Changes the manifest. `making` has made what the new one names.

@@ -99,7 +99,11 @@ impl Container<'_> {
     fn start(&self, place: &Path, transient: bool) -> Result<()> {
         daemon::ensure_run_dir(self.store, self.id)?;
         let log = self.store.run_dir(self.id).join("log");
+        // Until it has noted that it is there: were we killed before, others would take the container for
+        // one that nobody has mounted, and freeze the layer that it is about to write to.
+        let held = self.lock.for_child()?;
         launch(self.store, &log, |command| {
+            command.stdin(held);
             if transient {
                 command.arg("--transient");
             }
@@ -330,11 +334,11 @@ pub(super) fn launch(store: &Store, log: &Path, fill: impl FnOnce(&mut Command))
     let program = std::env::current_exe()
         .map_err(|e| Error::failed("cannot find the cowl program itself").because(e))?;
     let mut command = Command::new(&program);
+    command.stdin(Stdio::null());
     command.arg("--store").arg(store.root()).arg("serve");
     fill(&mut command);
     command
         .current_dir("/")
-        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(open_log(log)?);
     let mut child = command

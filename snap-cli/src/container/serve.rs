@@ -85,7 +85,10 @@ fn serve_locked(
     log::info!("mounting {} at {}", manifest.name, place.display());
     cowl_fs::serve(config, || {
         // Without the state the next command would not find the mount; it serves all the same.
-        if let Err(error) = state::write(store, id, &state).and_then(|()| say_ready()) {
+        if let Err(error) = state::write(store, id, &state)
+            .and_then(|()| let_go_of_lock())
+            .and_then(|()| say_ready())
+        {
             log::error!("{error}");
         }
     })?;
@@ -96,6 +99,13 @@ fn serve_locked(
     }
     log::info!("{} was unmounted", manifest.name);
     Ok(())
+}
+
+/// The standard input is the container's lock, held until others can see that it is mounted.
+fn let_go_of_lock() -> Result<()> {
+    let lost = |error: std::io::Error| Error::failed("cannot let go of the lock").because(error);
+    let null = std::fs::File::open("/dev/null").map_err(lost)?;
+    rustix::stdio::dup2_stdin(&null).map_err(|e| lost(e.into()))
 }
 
 /// Tells the command that waits, and lets go of its pipe.

@@ -59,10 +59,19 @@ pub struct RunState {
 
 impl RunState {
     /// Has what programs wrote and the kernel still keeps handed to the daemon, and with it to the layers.
-    pub fn flush(&self) -> Result<()> {
+    pub fn flush(&self, store: &Store, id: ContainerId) -> Result<()> {
+        let mut client = super::daemon::connect(store, id)?;
+        match client.status() {
+            // Only what is open for writing can be kept.
+            Ok(status) if status.open_for_write == 0 => return Ok(()),
+            Ok(_) => {}
+            Err(error) => return Err(super::daemon::told(&error)),
+        }
+        // Begun for all files at once; the daemon then waits for one after the other.
         let at = |error: std::io::Error| Error::at("flush", &self.mountpoint, error);
         let root = std::fs::File::open(&self.mountpoint).map_err(at)?;
-        rustix::fs::syncfs(root).map_err(|error| at(error.into()))
+        rustix::fs::syncfs(root).map_err(|error| at(error.into()))?;
+        client.flush().map_err(|error| super::daemon::told(&error))
     }
 }
 

@@ -40,10 +40,13 @@ fn claimed(store: &Store, id: ContainerId, name: &ContainerName) -> Result<()> {
     let record = store.deleted_manifest(&deleted)?;
     store.open_layers(&record.body.stack)?;
     let moving = super::lxc::back(store, id, &record.body)?;
-    if record.body.name != *name || moving.is_some() {
+    // What was there for one mount is brought back to stay.
+    let stays = record.body.ephemeral.is_none();
+    if record.body.name != *name || moving.is_some() || !stays {
         let renamed = ContainerManifest {
             name: name.clone(),
             moving,
+            ephemeral: None,
             ..record.body.clone()
         };
         disk::replace(&deleted.dir.join("container.json"), &record.next(renamed))?;

@@ -301,7 +301,6 @@ fn import_claimed(
         ..old
     };
     container.leave_machine();
-    container.leave_machine();
     for snapshot in &mut container.snapshots {
         let Some(state) = manifest.states.get(&snapshot.id) else {
             continue;

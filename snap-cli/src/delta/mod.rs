@@ -16,6 +16,7 @@ pub mod measure;
 pub mod patch;
 pub(crate) mod places;
 pub mod put_back;
+pub mod scope;
 pub(crate) mod target;
 pub(crate) mod walk;
 

@@ -16,31 +16,10 @@ use uuid::Uuid;
 use super::diff::{Change, Status, diff};
 use super::error::{Context as _, ErrorKind, OnProgress, Progress, Result, TreeError};
 use super::make::{Attrs, join, split};
+pub use super::scope::Scope;
+use super::scope::{covers, is_within};
 use super::target::Target;
 use super::walk::{self, Item};
-
-/// What is put back: these paths with all below them; everything where there are none.
-#[derive(Clone, Debug, Default)]
-pub struct Scope(pub Vec<Vec<u8>>);
-
-impl Scope {
-    /// Whether it takes in everything.
-    pub fn is_all(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Whether the path is in it.
-    pub fn holds(&self, path: &[u8]) -> bool {
-        self.is_all() || self.0.iter().any(|top| is_within(path, top))
-    }
-}
-
-fn is_within(path: &[u8], top: &[u8]) -> bool {
-    top.is_empty()
-        || path
-            .strip_prefix(top)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
-}
 
 /// What is done to a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,19 +101,16 @@ impl Plan {
     /// What makes `new` in the scope what `old` was there.
     pub fn new(old: &View, new: &View, scope: &Scope) -> Result<Self> {
         let mut plan = Self::default();
-        let mut changed = Vec::new();
+        let (mut changed, mut moved) = (BTreeSet::new(), BTreeSet::new());
         for change in diff(old, new)? {
-            plan.take(change, scope, &mut changed);
+            plan.take(change, scope, &mut changed, &mut moved);
         }
-        for path in changed {
+        for path in changed.union(&moved) {
             // What is in a renamed folder is told by its path of today, and goes with that.
-            if !path.is_empty() && covers(&plan.remove, split(&path).0) {
+            if !path.is_empty() && covers(&plan.remove, split(path).0) {
                 continue;
             }
-            match (find(old, &path)?, find(new, &path)?) {
-                (Found::Dir(_), Found::Dir(_)) => plan.attributes.insert(path),
-                _ => plan.whole.insert(path),
-            };
+            plan.as_both_say(old, new, path, moved.contains(path))?;
         }
         let (then, now) = (Survey::of(old, scope)?, Survey::of(new, scope)?);
         plan.links(&then, &now);
@@ -167,7 +143,42 @@ impl Plan {
         self.steps.push(Step::new(path.to_vec(), what));
     }
 
-    fn take(&mut self, change: Change, scope: &Scope, changed: &mut Vec<Vec<u8>>) {
+    /// What is done to a path follows from what both states have there.
+    fn as_both_say(&mut self, old: &View, new: &View, path: &[u8], moved: bool) -> Result<()> {
+        let gone = |found: &Found| matches!(found, Found::Absent | Found::Whiteout);
+        let (then, now) = (find(old, path)?, find(new, path)?);
+        match (gone(&then), gone(&now)) {
+            (true, true) => {}
+            (true, false) => {
+                self.step(path, What::Remove);
+                self.remove.insert(path.to_vec());
+            }
+            (false, true) => {
+                self.step(path, What::BringBack);
+                self.whole.insert(path.to_vec());
+            }
+            (false, false) => {
+                self.step(path, What::PutBack);
+                let both = matches!((then, now), (Found::Dir(_), Found::Dir(_)));
+                // Where a folder was moved away, another one may lie in its place.
+                match both && !moved {
+                    true => self.attributes.insert(path.to_vec()),
+                    false => self.whole.insert(path.to_vec()),
+                };
+            }
+        }
+        Ok(())
+    }
+
+    /// `changed`: paths whose state is told by both views. `moved`: the same, for what lies below a folder
+    /// that was renamed and is all of it that anybody asked for.
+    fn take(
+        &mut self,
+        change: Change,
+        scope: &Scope,
+        changed: &mut BTreeSet<Vec<u8>>,
+        moved: &mut BTreeSet<Vec<u8>>,
+    ) {
         // The root itself.
         let path = match change.path.as_slice() {
             b"." => Vec::new(),
@@ -190,6 +201,11 @@ impl Plan {
                     (false, true) => self.step(&from, What::BringBack),
                     (false, false) => {}
                 }
+                for (whole, place) in [(here, &path), (there, &from)] {
+                    if !whole {
+                        moved.extend(scope.below(place).cloned());
+                    }
+                }
                 if here {
                     self.remove.insert(path);
                 }
@@ -206,8 +222,7 @@ impl Plan {
                 self.whole.insert(path);
             }
             (Status::TypeChanged | Status::Modified, _) if here => {
-                self.step(&path, What::PutBack);
-                changed.push(path);
+                changed.insert(path);
             }
             _ => {}
         }
@@ -288,6 +303,10 @@ impl Plan {
             done: Progress::default(),
             progress,
         };
+        let places = self.whole.iter().chain(&self.remove);
+        for folder in places.map(|path| split(path).0).collect::<BTreeSet<_>>() {
+            work.clear_staged(folder)?;
+        }
         for path in &self.whole {
             if !self.is_whole(split(path).0) {
                 work.parents(path)?;
@@ -329,18 +348,6 @@ impl Step {
     }
 }
 
-/// Whether one of the paths is this one or a folder that it is in.
-fn covers(tops: &BTreeSet<Vec<u8>>, path: &[u8]) -> bool {
-    let mut path = path;
-    while !path.is_empty() {
-        if tops.contains(path) {
-            return true;
-        }
-        path = split(path).0;
-    }
-    false
-}
-
 /// What a state has at a path.
 pub(crate) fn find(view: &View, path: &[u8]) -> Result<Found> {
     let what = "can't read";
@@ -354,6 +361,9 @@ pub(crate) fn find(view: &View, path: &[u8]) -> Result<Found> {
     }
     Ok(found)
 }
+
+/// What the names of things on their way begin with.
+const STAGED: &[u8] = b".cowl-";
 
 struct Work<'a> {
     old: &'a View,
@@ -374,8 +384,27 @@ impl Work<'_> {
 
     /// A name beside a path that nobody has.
     fn beside(path: &[u8]) -> Vec<u8> {
-        let name = format!(".cowl-{}", Uuid::new_v4().simple());
-        join(split(path).0, name.as_bytes())
+        let id = Uuid::new_v4().simple().to_string();
+        join(split(path).0, &[STAGED, id.as_bytes()].concat())
+    }
+
+    /// Removes what a killed command left beside its place.
+    fn clear_staged(&self, folder: &[u8]) -> Result<()> {
+        let what = "can't read the folder";
+        let found = self.target.look(folder).context(what, folder)?;
+        if found.is_none_or(|stat| stat.kind() != FileKind::Directory) {
+            return Ok(());
+        }
+        for name in self.target.names(folder).context(what, folder)? {
+            let path = join(folder, &name);
+            let ours = name
+                .strip_prefix(STAGED)
+                .is_some_and(|id| id.len() == 32 && id.iter().all(u8::is_ascii_hexdigit));
+            if ours && matches!(find(self.old, &path)?, Found::Absent | Found::Whiteout) {
+                self.remove_tree(&path)?;
+            }
+        }
+        Ok(())
     }
 
     /// Where a path lies at this moment.

@@ -65,8 +65,17 @@ impl Folder {
         let mut at = dir::reopen_dir(self.0.as_fd())?;
         for part in parts(path) {
             at = dir::open_dir(at.as_fd(), part)?;
+            self.is_here(&at)?;
         }
         Ok(at)
+    }
+
+    /// What is mounted inside is no part of it: nothing there is looked at, changed or removed.
+    fn is_here(&self, fd: &OwnedFd) -> Result<()> {
+        match stat::stat_fd(fd)?.dev == stat::stat_fd(&self.0)?.dev {
+            true => Ok(()),
+            false => Err(Errno::XDEV.into()),
+        }
     }
 
     fn parent<'p>(&self, path: &'p [u8]) -> Result<(OwnedFd, &'p [u8])> {
@@ -80,7 +89,9 @@ impl Folder {
             return self.open(path);
         }
         let (parent, name) = self.parent(path)?;
-        dir::open_path(parent.as_fd(), name)
+        let found = dir::open_path(parent.as_fd(), name)?;
+        self.is_here(&found)?;
+        Ok(found)
     }
 }
 

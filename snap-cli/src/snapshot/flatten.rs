@@ -14,7 +14,9 @@ use crate::delta::error::{OnProgress, Progress};
 use crate::error::{Error, Result};
 use crate::host::users;
 use crate::store::layers::Making;
-use crate::store::manifest::{LayerId, LayerKind, LayerManifest, SnapshotManifest};
+use crate::store::manifest::{
+    ContainerManifest, LayerId, LayerKind, LayerManifest, Merged, SnapshotManifest,
+};
 use crate::store::name::{Range, SnapshotName};
 use crate::store::{Store, disk};
 
@@ -129,6 +131,7 @@ pub(super) fn merge_run(
     run: &[LayerId],
     progress: OnProgress<'_>,
 ) -> Result<()> {
+    finish_merge(container)?;
     let store = container.store();
     let stack = container.manifest().stack.clone();
     let start = stack
@@ -161,10 +164,17 @@ pub(super) fn merge_run(
             snapshot.layer = merged;
         }
     }
+    next.merged = Some(Merged {
+        run: run.to_vec(),
+        layer: merged,
+    });
     making.frees_something();
-    let done = container
-        .commit(next, Some(making), |_| Ok(Swap::Done))
-        .and_then(|()| rewrite_snapshots(container, run, merged));
+    let done = container.commit(next, Some(making), |_| Ok(Swap::Done));
+    if done.is_ok()
+        && let Err(error) = finish_merge(container)
+    {
+        log::warn!("{error}; the layers are merged, and the next command does the rest");
+    }
     let mounted = again(container, was.as_ref());
     done?;
     mounted.map_err(|error| {
@@ -205,6 +215,20 @@ fn replaced(stack: &[LayerId], run: &[LayerId], merged: LayerId) -> Option<Vec<L
     new.push(merged);
     new.extend_from_slice(stack.get(at + run.len()..)?);
     Some(new)
+}
+
+/// Does what comes after the commit of a merge: whoever opens the container next does it when its writer was
+/// killed before.
+pub fn finish_merge(container: &mut Container<'_>) -> Result<()> {
+    let Some(Merged { run, layer }) = container.manifest().merged.clone() else {
+        return Ok(());
+    };
+    rewrite_snapshots(container, &run, layer)?;
+    let next = ContainerManifest {
+        merged: None,
+        ..container.manifest().clone()
+    };
+    container.commit(next, None, |_| Ok(Swap::Done))
 }
 
 /// Both stacks show the same, so each file may be rewritten on its own, and a crash between two of them

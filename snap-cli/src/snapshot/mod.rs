@@ -105,7 +105,7 @@ impl State {
             return Ok(());
         }
         match state::look(store, self.container)? {
-            Mounted::Alive(state) => state.flush(),
+            Mounted::Alive(state) => state.flush(store, self.container),
             Mounted::No | Mounted::Dead(_) => Ok(()),
         }
     }
@@ -125,6 +125,7 @@ pub struct Frozen {
 impl Container<'_> {
     /// Prepares freezing the head. A head that nothing was written to is shared, not stacked.
     pub fn plan_freeze(&self, making: &mut Making<'_>) -> Result<Frozen> {
+        self.flush_writers()?;
         let manifest = self.manifest();
         let below = manifest.below_head();
         if let Some(top) = below.first()
@@ -160,6 +161,15 @@ impl Container<'_> {
         Ok(frozen.state)
     }
 
+    /// Has what programs stored through mappings handed to the layers, where any may have: it belongs to what
+    /// is about to be frozen, and a head may look untouched without it.
+    pub(crate) fn flush_writers(&self) -> Result<()> {
+        let Mounted::Alive(run) = self.mounted()? else {
+            return Ok(());
+        };
+        run.flush(self.store(), self.id())
+    }
+
     /// Commits a manifest whose head may be a new layer over the present one; a running daemon is told to
     /// go on in that layer before the change is in force.
     pub fn commit_freeze(
@@ -170,7 +180,7 @@ impl Container<'_> {
         let head = next.head;
         let pushes = head != self.manifest().head;
         self.commit(next, making, |container| {
-            let Mounted::Alive(run) = container.mounted()? else {
+            let Mounted::Alive(_) = container.mounted()? else {
                 return Ok(Swap::Done);
             };
             if !pushes {
@@ -178,15 +188,6 @@ impl Container<'_> {
             }
             let store = container.store();
             let mut client = daemon::connect(store, container.id())?;
-            // What programs stored through mappings goes out first: it belongs to what is frozen.
-            let flushed = match client.status() {
-                Ok(status) if status.open_for_write > 0 => run.flush(),
-                Ok(_) => Ok(()),
-                Err(error) => Err(daemon::told(&error)),
-            };
-            if let Err(error) = flushed {
-                return Ok(Swap::Refused(error));
-            }
             // Were it lost in a power cut after the swap, nothing would name what the daemon writes to.
             container.sync_pending()?;
             let (tree, work) = (store.layer_tree(head), store.layer_work(head));

@@ -207,23 +207,10 @@ mod tests {
     /// A container with the snapshots snap0, snap1, ... in a row.
     fn container(snapshots: u64) -> ContainerManifest {
         let head = LayerId::fresh();
+        let name = ContainerName::parse("web").unwrap();
         let mut manifest = ContainerManifest {
-            name: ContainerName::parse("web").unwrap(),
-            head,
-            stack: vec![head],
-            origin: Vec::new(),
-            parent: None,
-            undo: None,
-            snapshots: Vec::new(),
             next_snap: snapshots,
-            next_auto: 0,
-            created: String::new(),
-            settings: Map::new(),
-            adopted: None,
-            lxc: None,
-            moving: None,
-            ephemeral: None,
-            extra: Map::new(),
+            ..ContainerManifest::new(name, head, &[])
         };
         for number in 0..snapshots {
             let id = SnapshotId::fresh();

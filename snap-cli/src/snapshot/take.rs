@@ -50,6 +50,7 @@ pub fn take(container: &mut Container<'_>, wish: &Wish) -> Result<SnapshotName> 
         }
     };
     if wish.sync {
+        container.flush_writers()?;
         disk::sync_all(store.root())?;
     }
     let mut making = Making::begin(store)?;

@@ -4,6 +4,8 @@
 //! back goes into a new head, and one commit puts both in force. Where it is mounted, it is put back through
 //! the mount, path by path, and programs inside see it.
 
+use std::os::unix::ffi::OsStrExt;
+
 use cowl_fs::layer::Upper;
 use cowl_fs::overlay::{Behaviour, Overlay};
 use cowl_fs::sys::dir;
@@ -19,6 +21,8 @@ use crate::delta::error::OnProgress;
 use crate::delta::put_back::{Plan, Scope, Step};
 use crate::delta::target::{Folder, InProcess};
 use crate::error::{Error, Result};
+use crate::host::mountinfo;
+use crate::host::users::quoted;
 use crate::store::disk;
 use crate::store::layers::Making;
 use crate::store::manifest::{ContainerManifest, LayerId, SnapshotId, SnapshotKind, SnapshotRef};
@@ -77,11 +81,35 @@ pub fn plan(container: &Container<'_>, wish: &Wish) -> Result<Undone> {
 
 fn look(container: &Container<'_>, old: &View, wish: &Wish) -> Result<Plan> {
     if let Mounted::Alive(run) = container.mounted()? {
-        run.flush()?;
+        refuse_inner_mounts(container, &run, &wish.scope)?;
+        run.flush(container.store(), container.id())?;
     }
     let now = container.store().view(&container.manifest().stack)?;
     check(&wish.scope, old, &now, wish.only)?;
     Ok(Plan::new(old, &now, &wish.scope)?)
+}
+
+/// What is mounted in the scope is no part of the container, and must not be removed with it.
+fn refuse_inner_mounts(container: &Container<'_>, run: &RunState, scope: &Scope) -> Result<()> {
+    let mounts = mountinfo::read()?;
+    for mount in mountinfo::below(&mounts, &run.mountpoint) {
+        let Ok(inside) = mount.at.strip_prefix(&run.mountpoint) else {
+            continue;
+        };
+        if scope.touches(inside.as_os_str().as_bytes()) {
+            return Err(Error::busy(format!(
+                "something else is mounted in {}, at {}",
+                container.name(),
+                mount.at.display()
+            ))
+            .hint(format!(
+                "unmount it first (umount {}), then type: {}",
+                quoted(&mount.at),
+                container.store().session().who
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Takes back what changed. Does nothing where nothing did.
@@ -210,7 +238,7 @@ fn live(
     let root = dir::open_root(&place).map_err(|error| Error::at("open", &place, error))?;
     let target = Folder(root);
     if plan.rename_back(&target)? {
-        run.flush()?;
+        run.flush(container.store(), container.id())?;
         plan = Plan::new(old, &store.view(&container.manifest().stack)?, &wish.scope)?;
     }
     Ok(plan.carry_out(old, &target, progress)?)

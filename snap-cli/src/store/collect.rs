@@ -21,7 +21,7 @@ use super::lock::{Lock, Mode};
 use super::manifest::{ContainerId, ContainerManifest, LayerId};
 use super::usage::{Space, head_layers};
 use super::{LOCK, Store, disk};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 /// What the notes on layers begin with that nothing names, but that some mount held.
 const HELD: &str = "held-";
@@ -271,14 +271,23 @@ impl Store {
                 continue;
             };
             let Some(record) = self.container(id)? else {
+                if !self.is_half_made(id)? {
+                    return Err(disk::missing::<ContainerManifest>(&self.container_file(id)));
+                }
                 continue;
             };
+            if disk::is_there(&self.unfinished_file(id))? {
+                survey.files.push(self.unfinished_file(id));
+            }
             let mut manifests = vec![record.body];
             if disk::is_there(&self.pending_file(id))? {
                 survey.pending = true;
-                // A torn one was never relied on; the next command on the container drops it.
-                let next = self.container_at(&self.pending_file(id));
-                manifests.extend(next.ok().flatten().map(|next| next.body));
+                match self.container_at(&self.pending_file(id)) {
+                    Ok(next) => manifests.extend(next.map(|next| next.body)),
+                    // A torn one was never relied on; the next command on the container drops it.
+                    Err(error) if error.kind == Kind::Damaged => {}
+                    Err(error) => return Err(error),
+                }
             }
             self.survey_one(&mut survey, &self.container_dir(id), &manifests)?;
         }
@@ -287,6 +296,31 @@ impl Store {
             self.survey_one(&mut survey, &deleted.dir, &[manifest])?;
         }
         Ok(survey)
+    }
+
+    /// Containers whose manifest is gone: nobody knows what they named.
+    pub fn lost_containers(&self) -> Result<Vec<ContainerId>> {
+        let mut lost = Vec::new();
+        for name in disk::names(&self.root.join("containers"))? {
+            if let Some(id) = ContainerId::parse(&name)
+                && !disk::is_there(&self.container_file(id))?
+                && !self.is_half_made(id)?
+            {
+                lost.push(id);
+            }
+        }
+        Ok(lost)
+    }
+
+    /// Whether a container without a manifest is one whose making was cut off, and not one that lost it.
+    fn is_half_made(&self, id: ContainerId) -> Result<bool> {
+        if disk::is_there(&self.unfinished_file(id))? {
+            return Ok(true);
+        }
+        // Cut off before the first file was written.
+        let inside = disk::names(&self.container_dir(id))?;
+        let bare = inside.iter().all(|name| name == "snapshots");
+        Ok(bare && disk::names(&self.snapshots_dir(id))?.is_empty())
     }
 
     fn survey_one(
@@ -407,39 +441,20 @@ fn temporaries(dir: &Path) -> Result<Vec<PathBuf>> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Map;
-
     use super::super::layers::Making;
     use super::super::manifest::{ContainerManifest, LayerKind};
     use super::super::name::ContainerName;
     use super::super::record::Record;
     use super::super::tests::session;
     use super::*;
-    use crate::error::Kind;
 
     fn container(store: &Store) -> ContainerId {
         let mut making = Making::begin(store).unwrap();
         let base = making.layer(LayerKind::Base, &[], &[]).unwrap();
         let head = making.head(&[base], &store.layer_tree(base)).unwrap();
         let id = making.container().unwrap();
-        let manifest = ContainerManifest {
-            name: ContainerName::parse("web").unwrap(),
-            head,
-            stack: vec![head, base],
-            origin: vec![base],
-            parent: None,
-            undo: None,
-            snapshots: Vec::new(),
-            next_snap: 0,
-            next_auto: 0,
-            created: super::super::now(),
-            settings: Map::new(),
-            adopted: None,
-            lxc: None,
-            moving: None,
-            ephemeral: None,
-            extra: Map::new(),
-        };
+        let name = ContainerName::parse("web").unwrap();
+        let manifest = ContainerManifest::new(name, head, &[base]);
         disk::replace(&store.container_file(id), &Record::first(manifest)).unwrap();
         making.done().unwrap();
         id

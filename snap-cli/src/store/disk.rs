@@ -47,16 +47,12 @@ pub fn read_name(path: &Path) -> Result<Option<ContainerName>> {
     match serde_json::from_slice::<NameOnly>(&bytes) {
         Ok(found) => Ok(Some(found.name)),
         // What is wrong with it is told as it is when it is read whole.
-        Err(_) => read_name_checked(path),
+        Err(_) => Ok(read_opt::<ContainerManifest>(path)?.map(|record| record.body.name)),
     }
 }
 
-/// The same from a manifest that is whole: a damaged one may have had any name.
-pub fn read_name_checked(path: &Path) -> Result<Option<ContainerName>> {
-    Ok(read_opt::<ContainerManifest>(path)?.map(|record| record.body.name))
-}
-
-fn missing<T: Body>(path: &Path) -> Error {
+/// The complaint about a record that must be there.
+pub fn missing<T: Body>(path: &Path) -> Error {
     Error::damaged(format!(
         "the {} file {} is missing",
         T::WHAT,
@@ -176,6 +172,13 @@ pub fn ensure_dir(path: &Path) -> Result<()> {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(Error::at("make the folder", path, error)),
     }
+}
+
+/// Makes an empty file that must not be there yet.
+pub fn touch(path: &Path) -> Result<()> {
+    File::create_new(path)
+        .map(drop)
+        .map_err(|error| Error::at("write", path, error))
 }
 
 /// Removes a file unless it is gone.

@@ -77,7 +77,8 @@ impl Store {
                     "the store {} can't be reached: is its disk mounted?",
                     entry.path.display()
                 ),
-                Err(error) => return Err(error),
+                // What is wrong with one store is no reason to keep anybody from the others.
+                Err(error) => log::warn!("the store {} is left out: {error}", entry.path.display()),
             }
         }
         Ok(stores)
@@ -173,18 +174,19 @@ impl Store {
         Ok(problems)
     }
 
-    /// The names of all containers of the family, from manifests that were read whole; stores that can't be
-    /// reached are left out.
+    /// The names of all containers of the family; stores that can't be reached are left out.
     pub(super) fn names_of_family(&self) -> Result<Vec<Named>> {
-        let checked = disk::read_name_checked;
-        let mut names = names_below(&self.home, checked)?;
+        let mut names = names_below(&self.home)?;
         let others = entries(&self.home)?;
         for other in &others {
-            names.extend(names_below(&other.path, checked)?);
+            match names_below(&other.path) {
+                Ok(found) => names.extend(found),
+                Err(error) => log::warn!("{error}"),
+            }
         }
         // A store that was opened by its own path, and is on no list of its own.
         if self.root != self.home && others.iter().all(|other| other.path != self.root) {
-            names.extend(names_below(&self.root, checked)?);
+            names.extend(names_below(&self.root)?);
         }
         Ok(names)
     }

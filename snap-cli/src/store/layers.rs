@@ -113,6 +113,10 @@ impl<'s> Making<'s> {
         let id = ContainerId::fresh();
         self.containers.push(id);
         private_dir(&self.store.container_dir(id))?;
+        // Tells one that is being made from one that lost its manifest.
+        let unfinished = self.store.unfinished_file(id);
+        disk::touch(&unfinished)?;
+        self.will_sync(unfinished);
         private_dir(&self.store.snapshots_dir(id))?;
         self.will_sync(self.store.root().join("containers"));
         Ok(id)
@@ -126,7 +130,9 @@ impl<'s> Making<'s> {
     /// All that was made is named by a manifest now: it stays.
     pub fn done(mut self) -> Result<()> {
         self.layers.clear();
-        self.containers.clear();
+        for id in std::mem::take(&mut self.containers) {
+            disk::remove_if_there(&self.store.unfinished_file(id))?;
+        }
         let Some(note) = self.note.take() else {
             return Ok(());
         };

@@ -74,13 +74,18 @@ impl Lock {
             Mode::Shared => FlockOperation::NonBlockingLockShared,
         };
         loop {
-            let file = OpenOptions::new()
+            let made = OpenOptions::new()
                 .read(true)
                 .write(true)
                 .create(true)
                 .truncate(false)
-                .open(path)
-                .map_err(at)?;
+                .open(path);
+            let file = match made {
+                Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => {
+                    return Self::without_writing(path, how);
+                }
+                other => other.map_err(at)?,
+            };
             match rustix::fs::flock(&file, how) {
                 Ok(()) => {}
                 Err(Errno::WOULDBLOCK) => return Ok(None),
@@ -94,6 +99,33 @@ impl Lock {
                 }));
             }
         }
+    }
+
+    /// The same where nothing can be written, so that what lies there can still be read: through the file,
+    /// if it is there, else through the folder that it would be made in.
+    fn without_writing(path: &Path, how: FlockOperation) -> Result<Option<Self>> {
+        let at = |error: std::io::Error| Error::at("lock", path, error);
+        let file = match File::open(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                File::open(path.parent().unwrap_or(path)).map_err(at)?
+            }
+            other => other.map_err(at)?,
+        };
+        match rustix::fs::flock(&file, how) {
+            Ok(()) => Ok(Some(Self {
+                path: path.to_path_buf(),
+                file,
+            })),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(at(error.into())),
+        }
+    }
+
+    /// The lock as the standard input of a process that is to hold it too: it is free when both have let go.
+    pub fn for_child(&self) -> Result<std::process::Stdio> {
+        let file = self.file.try_clone();
+        file.map(Into::into)
+            .map_err(|error| Error::at("share the lock", &self.path, error))
     }
 
     /// Whether somebody holds the lock at `path` alone.
@@ -115,7 +147,11 @@ impl Lock {
         // While we hold it: whoever waits for this file sees that it is gone, and opens a new one.
         let removed = std::fs::remove_file(&self.path);
         drop(self.file);
-        removed.map_err(|error| Error::at("remove", &self.path, error))
+        match removed {
+            // Where nothing can be written, nothing was made.
+            Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => Ok(()),
+            other => other.map_err(|error| Error::at("remove", &self.path, error)),
+        }
     }
 }
 

@@ -123,6 +123,9 @@ pub struct ContainerManifest {
     /// It is there for one mount, and goes when that ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ephemeral: Option<Ephemeral>,
+    /// Layers were merged, and the files of the snapshots that held them are still to say so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merged: Option<Merged>,
     /// What this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
@@ -143,6 +146,31 @@ impl Body for ContainerManifest {
 }
 
 impl ContainerManifest {
+    /// One that begins now, with a new head over `below`.
+    pub fn new(name: ContainerName, head: LayerId, below: &[LayerId]) -> Self {
+        let mut stack = vec![head];
+        stack.extend_from_slice(below);
+        Self {
+            name,
+            head,
+            stack,
+            origin: below.to_vec(),
+            parent: None,
+            undo: None,
+            snapshots: Vec::new(),
+            next_snap: 0,
+            next_auto: 0,
+            created: super::now(),
+            settings: Map::new(),
+            adopted: None,
+            lxc: None,
+            moving: None,
+            ephemeral: None,
+            merged: None,
+            extra: Map::new(),
+        }
+    }
+
     /// What lies below the head.
     pub fn below_head(&self) -> &[LayerId] {
         self.stack.split_first().map_or(&[], |(_, below)| below)
@@ -169,6 +197,15 @@ fn no_layer_twice(stack: &[LayerId]) -> Result<(), String> {
         Some(_) => Err("its stack names a layer twice".to_owned()),
         None => Ok(()),
     }
+}
+
+/// Layers that became one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Merged {
+    /// The layers, topmost first.
+    pub run: Vec<LayerId>,
+    /// What stands for them.
+    pub layer: LayerId,
 }
 
 /// A snapshot as its container names it: all that is listed, and all that may change. What the state is
@@ -316,24 +353,8 @@ mod tests {
 
     fn container() -> ContainerManifest {
         let (head, base) = (LayerId::fresh(), LayerId::fresh());
-        ContainerManifest {
-            name: ContainerName::parse("web").unwrap(),
-            head,
-            stack: vec![head, base],
-            origin: vec![base],
-            parent: None,
-            undo: None,
-            snapshots: Vec::new(),
-            next_snap: 0,
-            next_auto: 0,
-            created: "2026-11-23T16:00:00Z".to_owned(),
-            settings: Map::new(),
-            adopted: None,
-            lxc: None,
-            moving: None,
-            ephemeral: None,
-            extra: Map::new(),
-        }
+        let name = ContainerName::parse("web").unwrap();
+        ContainerManifest::new(name, head, &[base])
     }
 
     #[test]

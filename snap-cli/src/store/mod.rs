@@ -258,6 +258,11 @@ impl Store {
         self.container_dir(id).join("container.json")
     }
 
+    /// What lies in a container's folder until its manifest is there.
+    pub fn unfinished_file(&self, id: ContainerId) -> PathBuf {
+        self.container_dir(id).join("unfinished")
+    }
+
     /// The folder of a container's snapshot files.
     pub fn snapshots_dir(&self, id: ContainerId) -> PathBuf {
         self.container_dir(id).join("snapshots")
@@ -320,8 +325,15 @@ impl Store {
         let path = self.home.join("locks").join(format!("name-{name}{LOCK}"));
         let lock = Lock::take(&path, Mode::Exclusive, &session.who, session.patience)?;
         for (_, known) in self.names_of_family()? {
-            // An unreadable manifest may have this name: no claim while one is there.
-            if known? == *name {
+            let known = match known {
+                Ok(known) => known,
+                // It may have had this name; then whoever mends it is told of the two.
+                Err(error) => {
+                    log::warn!("{error}");
+                    continue;
+                }
+            };
+            if known == *name {
                 lock.remove()?;
                 return Err(
                     Error::failed(format!("a container named {name} exists already")).hint(
@@ -384,7 +396,7 @@ impl Store {
 
     /// The names of all containers, in no order: far cheaper than [`Store::containers`].
     pub fn names(&self) -> Result<Vec<Named>> {
-        names_below(&self.root, disk::read_name)
+        names_below(&self.root)
     }
 
     /// The container of this name.
@@ -429,18 +441,15 @@ impl Store {
     }
 }
 
-/// How a container's name is read from its manifest: [`disk::read_name`] or [`disk::read_name_checked`].
-type ReadName = fn(&Path) -> Result<Option<ContainerName>>;
-
 /// The names of the containers of the store at `root`.
-fn names_below(root: &Path, read: ReadName) -> Result<Vec<Named>> {
+fn names_below(root: &Path) -> Result<Vec<Named>> {
     let containers = root.join("containers");
     let mut found = Vec::new();
     for name in disk::names(&containers)? {
         let Some(id) = ContainerId::parse(&name) else {
             continue;
         };
-        match read(&containers.join(name).join("container.json")) {
+        match disk::read_name(&containers.join(name).join("container.json")) {
             // Half-made: it does not count.
             Ok(None) => {}
             Ok(Some(name)) => found.push((id, Ok(name))),

@@ -80,5 +80,6 @@ impl ContainerManifest {
         self.adopted = None;
         self.lxc = None;
         self.moving = None;
+        self.ephemeral = None;
     }
 }

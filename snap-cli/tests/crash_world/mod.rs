@@ -350,7 +350,7 @@ pub(crate) fn at_every_call_after(
         let before = shown(&world);
         killed += usize::from(world.kill_at(call, args));
         // Whatever is next: it cleans up.
-        for next in ["status", "list"] {
+        for next in ["status", "list", "check"] {
             let output = world.command(&[next]).output().unwrap();
             let said = output.stderr.escape_ascii();
             assert!(output.status.success(), "{what}, then {next}: {said}");

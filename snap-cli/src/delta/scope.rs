@@ -1,0 +1,54 @@
+//! Which paths are meant. Pure: paths are bytes without a leading slash, the root's is empty.
+
+use std::collections::BTreeSet;
+
+use super::make::split;
+
+/// What is put back: these paths with all below them; everything where there are none.
+#[derive(Clone, Debug, Default)]
+pub struct Scope(pub Vec<Vec<u8>>);
+
+impl Scope {
+    /// Whether it takes in everything.
+    pub fn is_all(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether the path is in it.
+    pub fn holds(&self, path: &[u8]) -> bool {
+        self.is_all() || self.0.iter().any(|top| is_within(path, top))
+    }
+}
+
+impl Scope {
+    /// Whether the path is in it, or something of it is below the path.
+    pub fn touches(&self, path: &[u8]) -> bool {
+        self.holds(path) || self.below(path).next().is_some()
+    }
+
+    /// What of it lies below the path.
+    pub(super) fn below(&self, path: &[u8]) -> impl Iterator<Item = &Vec<u8>> {
+        let inner = move |top: &&Vec<u8>| top.as_slice() != path && is_within(top, path);
+        self.0.iter().filter(inner)
+    }
+}
+
+/// Whether the path is `top`, or below it.
+pub(super) fn is_within(path: &[u8], top: &[u8]) -> bool {
+    top.is_empty()
+        || path
+            .strip_prefix(top)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+}
+
+/// Whether one of the paths is this one or a folder that it is in.
+pub(super) fn covers(tops: &BTreeSet<Vec<u8>>, path: &[u8]) -> bool {
+    let mut path = path;
+    while !path.is_empty() {
+        if tops.contains(path) {
+            return true;
+        }
+        path = split(path).0;
+    }
+    false
+}
