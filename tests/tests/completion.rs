@@ -69,14 +69,14 @@ fn got(output: &Output, words: &[&str]) {
     assert!(text.contains(&wanted), "no {wanted} in: {text}");
 }
 
-const KEYS: &str = "cowl export web@z\t x\ncowl restore web ze\t y\ncowl moun\td\tz\n\
+const KEYS: &str = "cowl export web@z\t x\ncowl restore web ze\t y\ncowl destro\td\tz\n\
                     cowl export db@\t x\ncowl list --so\t size\ncowl --store=STORE export db@\t w\n";
 
 #[track_caller]
 fn all_got(output: &Output, store: &Store) {
     got(output, &["export", "web@zeta", "x"]);
     got(output, &["restore", "web", "zeta", "y"]);
-    got(output, &["mount", "db", "z"]);
+    got(output, &["destroy", "db", "z"]);
     got(output, &["export", "db@only", "x"]);
     got(output, &["list", "--sort", "size"]);
     let option = format!("--store={}", store.path().display());
