@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::command::{self, Output};
@@ -26,15 +27,25 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Lxc {
     store: Store,
     path: PathBuf,
+    /// One test at a time: LXC's programs work in mount namespaces of their own, each of which holds a copy
+    /// of every mount there is, and so keeps another test's mounts busy.
+    _alone: MutexGuard<'static, ()>,
 }
+
+static ALONE: Mutex<()> = Mutex::new(());
 
 impl Lxc {
     /// Both empty.
     #[must_use]
     pub fn new(test: &str) -> Lxc {
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let store = Store::new(test);
         let path = store.scratch().make("lxc");
-        Lxc { store, path }
+        Lxc {
+            store,
+            path,
+            _alone: alone,
+        }
     }
 
     /// The store.
