@@ -108,6 +108,9 @@ impl Plan {
         for path in changed.union(&moved) {
             // What is in a renamed folder is told by its path of today, and goes with that.
             if !path.is_empty() && covers(&plan.remove, split(path).0) {
+                if changed.contains(path) {
+                    plan.step(path, What::PutBack);
+                }
                 continue;
             }
             plan.as_both_say(old, new, path, moved.contains(path))?;
