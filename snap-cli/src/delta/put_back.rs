@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use cowl_fs::name::Name;
 use cowl_fs::sys::attr::SetTime;
 use cowl_fs::sys::node::RenameHow;
 use cowl_fs::sys::stat::{FileKind, Stat};
@@ -15,6 +14,7 @@ use uuid::Uuid;
 
 use super::diff::{Change, Status, diff};
 use super::error::{Context as _, ErrorKind, OnProgress, Progress, Result, TreeError};
+use super::find::at as find;
 use super::make::{Attrs, join, split};
 pub use super::scope::Scope;
 use super::scope::{covers, is_within};
@@ -349,20 +349,6 @@ impl Step {
             from: None,
         }
     }
-}
-
-/// What a state has at a path.
-pub(crate) fn find(view: &View, path: &[u8]) -> Result<Found> {
-    let what = "can't read";
-    let mut found = Found::Dir(view.root().context(what, path)?);
-    for part in path.split(|&byte| byte == b'/').filter(|p| !p.is_empty()) {
-        let Found::Dir(dir) = &found else {
-            return Ok(Found::Absent);
-        };
-        let name = Name::new(part).context(what, path)?;
-        found = view.lookup(dir, &name).context(what, path)?;
-    }
-    Ok(found)
 }
 
 /// What the names of things on their way begin with.

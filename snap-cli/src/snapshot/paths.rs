@@ -5,8 +5,9 @@ use std::os::unix::ffi::OsStrExt as _;
 
 use cowl_fs::view::{Found, View};
 
+use crate::delta::find::at as find;
 use crate::delta::make::{join, split};
-use crate::delta::put_back::{Scope, find};
+use crate::delta::put_back::Scope;
 use crate::delta::walk::children;
 use crate::error::{Error, Result};
 use crate::store::name::nearest;
