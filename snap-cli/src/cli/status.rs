@@ -7,7 +7,6 @@ use serde_json::{Value, json};
 
 use super::{Context, Verb, output};
 use crate::container::browse::{self, Browse};
-use crate::container::state::Mounted;
 use crate::container::{Container, daemon};
 use crate::error::{Kind, Result};
 use crate::host::users;
@@ -127,15 +126,14 @@ fn one(container: &Container<'_>) -> Result<Value> {
     if let (false, Some(object)) = (browsed.is_empty(), value.as_object_mut()) {
         object.insert("browsed".to_owned(), browsed.into());
     }
-    let (Mounted::Alive(state), Some(object)) = (container.mounted()?, value.as_object_mut())
-    else {
+    let known = daemon::ask(container.store(), container.id())?;
+    let (Some((state, daemon)), Some(object)) = (known, value.as_object_mut()) else {
         return Ok(value);
     };
     let place = state.mountpoint.as_os_str().as_bytes();
     object.insert("mountpoint".to_owned(), output::json_path(place));
     object.insert("mounted_at".to_owned(), output::shown(place).into());
     object.insert("pid".to_owned(), state.pid.into());
-    let daemon = daemon::status(container.store(), container.id())?;
     object.insert("open_files".to_owned(), daemon.open_files.into());
     object.insert("open_for_write".to_owned(), daemon.open_for_write.into());
     object.insert("inodes".to_owned(), daemon.inodes.into());

@@ -7,13 +7,18 @@ use std::time::{Duration, Instant};
 
 use cowl_fs::control::{Client, ControlError, Status};
 
-use super::state::{self, Mounted};
+use super::state::{self, Mounted, RunState};
 use crate::error::{Error, Result};
 use crate::store::manifest::{ContainerId, LayerId};
 use crate::store::{Store, disk};
 
 /// The socket's name in the run folder.
 const SOCKET: &str = "sock";
+
+/// How long a daemon that was killed may take to end.
+pub const ENDING: Duration = Duration::from_secs(1);
+/// How often that is looked at.
+pub const PAUSE: Duration = Duration::from_millis(5);
 
 /// The path of the socket. (The file system's side sees to its length.)
 pub fn socket(store: &Store, id: ContainerId) -> PathBuf {
@@ -32,7 +37,7 @@ pub fn connect(store: &Store, id: ContainerId) -> Result<Client> {
 }
 
 /// What the daemon says of itself.
-pub fn status(store: &Store, id: ContainerId) -> Result<Status> {
+fn status(store: &Store, id: ContainerId) -> Result<Status> {
     connect(store, id)?.status().map_err(|error| told(&error))
 }
 
@@ -41,23 +46,33 @@ pub fn told(error: &ControlError) -> Error {
     Error::failed("the daemon could not do it").because(error.to_string())
 }
 
-/// The layer that a living daemon writes to; `None` when there is none, or it was unmounted and only
-/// drops its caches.
-pub fn written_layer(store: &Store, id: ContainerId) -> Result<Option<LayerId>> {
-    const PAUSE: Duration = Duration::from_millis(10);
-    let until = Instant::now() + Duration::from_secs(1);
-    let status = loop {
-        let Mounted::Alive(_) = state::look(store, id)? else {
+/// The mount and what its daemon says of itself; `None` when there is no daemon, or one that is ending.
+pub fn ask(store: &Store, id: ContainerId) -> Result<Option<(RunState, Status)>> {
+    let until = Instant::now() + ENDING;
+    loop {
+        let Mounted::Alive(state) = state::look(store, id)? else {
             return Ok(None);
         };
         match status(store, id) {
-            Ok(status) => break status,
-            // One that is just being killed closes its socket before it lets go of its lock.
+            Ok(status) => return Ok(Some((state, status))),
+            // Killed since we looked.
             Err(_) if Instant::now() < until => std::thread::sleep(PAUSE),
             Err(error) => return Err(error),
         }
-    };
-    let Some(upper) = status.upper else {
+    }
+}
+
+/// Whether a daemon that holds its lock is about to end: one that is killed closes its socket, and with
+/// it the file system, before it lets go of its lock.
+pub fn is_ending(store: &Store, id: ContainerId) -> bool {
+    let refused = |error: std::io::Error| error.kind() == std::io::ErrorKind::ConnectionRefused;
+    Client::connect(&socket(store, id)).is_err_and(refused)
+}
+
+/// The layer that a living daemon writes to; `None` when there is none, or it was unmounted and only
+/// drops its caches.
+pub fn written_layer(store: &Store, id: ContainerId) -> Result<Option<LayerId>> {
+    let Some(upper) = ask(store, id)?.and_then(|(_, status)| status.upper) else {
         return Ok(None);
     };
     let tree = PathBuf::from(OsString::from_vec(upper));

@@ -6,10 +6,12 @@
 
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::daemon;
 use crate::error::{Error, Result};
 use crate::host;
 use crate::store::lock::Lock;
@@ -110,11 +112,15 @@ pub fn look(store: &Store, id: ContainerId) -> Result<Mounted> {
         return Ok(Mounted::No);
     }
     let path = daemon_lock(store, id, state.daemon);
-    if !Lock::is_held(&path)? {
-        disk::remove_if_there(&path)?;
-        return Ok(Mounted::Dead(state));
+    let until = Instant::now() + daemon::ENDING;
+    while Lock::is_held(&path)? {
+        if !daemon::is_ending(store, id) || Instant::now() >= until {
+            return Ok(Mounted::Alive(state));
+        }
+        std::thread::sleep(daemon::PAUSE);
     }
-    Ok(Mounted::Alive(state))
+    disk::remove_if_there(&path)?;
+    Ok(Mounted::Dead(state))
 }
 
 /// Reads the state; what can't be read was left by a crash and says nothing.
@@ -180,8 +186,17 @@ mod tests {
 
         let mode = crate::store::lock::Mode::Exclusive;
         let lock = Lock::try_take(&daemon_lock(&store, id, now.daemon), mode, "serve").unwrap();
-        assert_eq!(look(&store, id).unwrap(), Mounted::Alive(now));
-        drop(lock);
+        assert_eq!(look(&store, id).unwrap(), Mounted::Alive(now.clone()));
+
+        // Killed: the socket is closed, the lock is not yet let go of.
+        drop(std::os::unix::net::UnixListener::bind(daemon::socket(&store, id)).unwrap());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(daemon::ENDING / 10);
+                drop(lock);
+            });
+            assert_eq!(look(&store, id).unwrap(), Mounted::Dead(now));
+        });
 
         write(&store, id, &state("/x".into(), "another boot".to_owned())).unwrap();
         assert_eq!(look(&store, id).unwrap(), Mounted::No);
