@@ -21,7 +21,7 @@ pub struct Args {
     /// Options, separated by commas: lowerdir=TOP:NEXT:...[::DATA-ONLY]..., upperdir=DIR, workdir=DIR
     /// (without the last two the mount is read-only), ro, nosuid, nodev, noexec, noatime, volatile, metacopy=on|off,
     /// userxattr, fuse_overlayfs (its .wh. names and attributes are marks too), uidmapping=DISK:SHOWN:COUNT, gidmapping=..., squash_to_root, squash_to_uid=N,
-    /// squash_to_gid=N, static_nlink, noacl, timeout=SECONDS, threaded=0|1, fsname=NAME, subtype=NAME;
+    /// squash_to_gid=N, static_nlink, noacl, timeout=SECONDS, lookout=MICROSECONDS, threaded=0|1, fsname=NAME, subtype=NAME;
     /// remount, to change ro, nosuid, nodev, noexec, noatime of a mount that is there.
     /// In paths, a backslash stands before a colon or comma that belongs to the name
     #[arg(short = 'o', value_name = "OPTIONS")]
@@ -161,6 +161,7 @@ impl Build {
                 let keep = Duration::try_from_secs_f64(seconds).unwrap_or(crate::config::KEEP);
                 self.config.keep = keep.min(crate::config::KEEP);
             }
+            "lookout" => self.config.lookout = Duration::from_micros(number()?.into()),
             "fsync" => self.config.behaviour.volatile = !switch()?,
             "threaded" => self.config.threads = if switch()? { None } else { Some(1) },
             "metacopy" => self.config.behaviour.metacopy = switch()?,

@@ -11,6 +11,10 @@ use crate::sys::mount::MountOptions;
 /// long as it likes. A year, because that is a number that no arithmetic on it overflows.
 pub const KEEP: Duration = Duration::from_secs(365 * 24 * 3600);
 
+/// How long a thread looks out for the next request: a program that waits for one answer after the other
+/// sends it within this time.
+pub const LOOKOUT: Duration = Duration::from_micros(30);
+
 /// A mount.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -34,6 +38,8 @@ pub struct Config {
     pub threads: Option<usize>,
     /// How long the kernel may keep names and attributes.
     pub keep: Duration,
+    /// How long a thread that has answered a request looks out for the next one before it sleeps.
+    pub lookout: Duration,
     /// A socket on which the daemon can be asked and told things.
     pub control: Option<PathBuf>,
 }
@@ -66,6 +72,7 @@ impl Config {
             foreign: false,
             threads: None,
             keep: KEEP,
+            lookout: LOOKOUT,
             control: None,
         }
     }

@@ -10,7 +10,7 @@
 //! - [`inode`]: what is kept of the objects that somebody looked up.
 //! - [`overlay`]: what every operation means, in process.
 //! - `fuse`: the protocol.
-//! - [`config`], [`cli`], [`control`], [`serve()`]: the daemon around it.
+//! - [`config`], [`cli`], [`control`], [`requests`], [`serve()`]: the daemon around it.
 
 pub mod cli;
 pub mod config;
@@ -24,6 +24,7 @@ pub mod layer;
 pub mod logging;
 pub mod name;
 pub mod overlay;
+pub mod requests;
 mod serve;
 pub mod setup;
 pub mod sys;

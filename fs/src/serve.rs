@@ -11,9 +11,10 @@ use crate::config::Config;
 use crate::control::{self, Place};
 use crate::error::Errno;
 use crate::format::XattrSpace;
-use crate::fuse::{self, SessionError};
+use crate::fuse::{self, Serving, SessionError};
 use crate::layer::{Layer, Upper, lock};
 use crate::overlay::Overlay;
+use crate::requests::Requests;
 use crate::setup::{SetupError, SetupKind, shown};
 use crate::sys;
 
@@ -68,7 +69,14 @@ pub fn serve(mut config: Config, ready: impl FnOnce()) -> Result<(), SetupError>
         let cpus = thread::available_parallelism().map_or(2, NonZeroUsize::get);
         cpus.clamp(2, 16)
     });
-    let prepared = fuse::prepare(device, overlay.clone(), &config.mount, threads, config.keep)
+    let requests = Arc::new(Requests::default());
+    let serving = Serving {
+        threads,
+        keep: config.keep,
+        lookout: config.lookout,
+        requests: requests.clone(),
+    };
+    let prepared = fuse::prepare(device, overlay.clone(), &config.mount, &serving)
         .map_err(|error| explain(error, &config.mountpoint))?;
     let listener = match &config.control {
         Some(socket) => Some(control::listen(socket).map_err(|error| {

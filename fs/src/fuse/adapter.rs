@@ -19,9 +19,11 @@ use super::convert::{
 };
 use super::handles::Handles;
 use super::reply::{self, empty, with_attr, xattr};
+use super::turn::{Lookout, Turn};
 use crate::error::{Errno, Error, Result};
 use crate::inode::Inode;
 use crate::overlay::{Attr, DirHandle, FileHandle, Op, Overlay, SetAttr};
+use crate::requests::{Opcode, Requests};
 
 const GENERATION: Generation = Generation(0);
 /// The largest read and write: one request of 256 pages.
@@ -38,16 +40,31 @@ pub(crate) struct Adapter {
     files: Handles<FileHandle>,
     dirs: Handles<DirHandle>,
     keep: Duration,
+    requests: Arc<Requests>,
+    lookout: Lookout,
 }
 
 impl Adapter {
-    pub(crate) fn new(overlay: Arc<Overlay>, keep: Duration) -> Self {
+    pub(super) fn new(
+        overlay: Arc<Overlay>,
+        keep: Duration,
+        requests: Arc<Requests>,
+        lookout: Lookout,
+    ) -> Self {
         Self {
             overlay,
             files: Handles::default(),
             dirs: Handles::default(),
             keep,
+            requests,
+            lookout,
         }
+    }
+
+    /// Begins a request; what this returns is dropped after the reply.
+    fn turn(&self, opcode: Opcode) -> Turn<'_> {
+        self.requests.count(opcode);
+        Turn(&self.lookout)
     }
 
     /// Runs one operation; an error that speaks of a damaged layer or of the machine is logged once,
@@ -115,6 +132,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, out: ReplyEntry) {
+        let _turn = self.turn(Opcode::Lookup);
         let done = self.run("lookup", parent, Some(name), |op| {
             match op.lookup(&op.inode(parent.0)?, &name_of(name)?)? {
                 Some(inode) => with_attr(op, inode),
@@ -130,10 +148,12 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
+        let _turn = self.turn(Opcode::Forget);
         self.overlay.forget(ino.0, count);
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<Fh>, reply: ReplyAttr) {
+        let _turn = self.turn(Opcode::Getattr);
         match self.run("getattr", ino, None, |op| op.attr(&op.inode(ino.0)?)) {
             Ok(found) => reply.attr(&self.keep, &attr(&found)),
             Err(error) => reply.error(errno(error)),
@@ -158,6 +178,7 @@ impl Filesystem for Adapter {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let _turn = self.turn(Opcode::Setattr);
         let set = SetAttr {
             mode,
             uid,
@@ -177,6 +198,7 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        let _turn = self.turn(Opcode::Readlink);
         match self.run("readlink", ino, None, |op| op.read_link(&*op.inode(ino.0)?)) {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(errno(error)),
@@ -193,6 +215,7 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let _turn = self.turn(Opcode::Mknod);
         let rdev = device_from_protocol(rdev);
         let done = self.run("mknod", parent, Some(name), |op| {
             let parent = op.inode(parent.0)?;
@@ -211,6 +234,7 @@ impl Filesystem for Adapter {
         umask: u32,
         reply: ReplyEntry,
     ) {
+        let _turn = self.turn(Opcode::Mkdir);
         let done = self.run("mkdir", parent, Some(name), |op| {
             let parent = op.inode(parent.0)?;
             let inode = op.mkdir(caller(req, umask), &parent, &name_of(name)?, mode)?;
@@ -227,6 +251,7 @@ impl Filesystem for Adapter {
         target: &Path,
         reply: ReplyEntry,
     ) {
+        let _turn = self.turn(Opcode::Symlink);
         let done = self.run("symlink", parent, Some(name), |op| {
             let parent = op.inode(parent.0)?;
             let target = target.as_os_str().as_bytes();
@@ -237,6 +262,7 @@ impl Filesystem for Adapter {
     }
 
     fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _turn = self.turn(Opcode::Link);
         let done = self.run("link", ino, Some(name), |op| {
             let inode = op.link(&op.inode(ino.0)?, &op.inode(parent.0)?, &name_of(name)?)?;
             with_attr(op, inode)
@@ -245,6 +271,7 @@ impl Filesystem for Adapter {
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.turn(Opcode::Unlink);
         let done = self.run("unlink", parent, Some(name), |op| {
             op.unlink(&op.inode(parent.0)?, &name_of(name)?)
         });
@@ -252,6 +279,7 @@ impl Filesystem for Adapter {
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.turn(Opcode::Rmdir);
         let done = self.run("rmdir", parent, Some(name), |op| {
             op.rmdir(&op.inode(parent.0)?, &name_of(name)?)
         });
@@ -268,6 +296,7 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.turn(Opcode::Rename);
         let done = self.run("rename", parent, Some(name), |op| {
             let (from, to) = (op.inode(parent.0)?, op.inode(new_parent.0)?);
             let (name, new_name) = (name_of(name)?, name_of(new_name)?);
@@ -278,6 +307,7 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let _turn = self.turn(Opcode::Open);
         let (how, direct) = how(flags);
         let done = self.run("open", ino, None, |op| {
             op.open(caller(req, 0), &op.inode(ino.0)?, how)
@@ -301,6 +331,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let _turn = self.turn(Opcode::Create);
         let (how, direct) = how(OpenFlags(flags));
         let done = self.run("create", parent, Some(name), |op| {
             let who = caller(req, umask);
@@ -335,6 +366,7 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let _turn = self.turn(Opcode::Read);
         BUFFER.with_borrow_mut(|buffer| {
             let size = size as usize;
             if buffer.len() < size {
@@ -363,6 +395,7 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let _turn = self.turn(Opcode::Write);
         let by = writer(req, write_flags);
         let done = self.run("write", ino, None, |op| {
             op.write(&*self.files.get(fh.0)?, offset, data, by)
@@ -375,6 +408,7 @@ impl Filesystem for Adapter {
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: Fh, _: LockOwner, reply: ReplyEmpty) {
+        let _turn = self.turn(Opcode::Flush);
         reply.ok();
     }
 
@@ -388,6 +422,7 @@ impl Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.turn(Opcode::Release);
         if let Some(handle) = self.files.remove(fh.0) {
             self.overlay.close(&handle);
         }
@@ -395,6 +430,7 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, fh: Fh, datasync: bool, reply: ReplyEmpty) {
+        let _turn = self.turn(Opcode::Fsync);
         let done = self.run("fsync", ino, None, |op| {
             op.fsync(&*self.files.get(fh.0)?, datasync)
         });
@@ -402,6 +438,7 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let _turn = self.turn(Opcode::Opendir);
         match self.run("opendir", ino, None, |op| op.open_dir(&op.inode(ino.0)?)) {
             Ok(handle) => {
                 let fh = self.dirs.insert(Arc::new(handle));
@@ -412,6 +449,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, fh: Fh, offset: u64, mut out: ReplyDirectory) {
+        let _turn = self.turn(Opcode::Readdir);
         let listing = self.run("readdir", ino, None, |op| {
             op.entries(&*self.dirs.get(fh.0)?, offset)
         });
@@ -437,6 +475,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut out: ReplyDirectoryPlus,
     ) {
+        let _turn = self.turn(Opcode::Readdirplus);
         let done = self.run("readdirplus", ino, None, |op| {
             let handle = self.dirs.get(fh.0)?;
             let entries = op.entries(&handle, offset)?;
@@ -464,16 +503,19 @@ impl Filesystem for Adapter {
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, fh: Fh, _: OpenFlags, reply: ReplyEmpty) {
+        let _turn = self.turn(Opcode::Releasedir);
         self.dirs.remove(fh.0);
         reply.ok();
     }
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, _: Fh, _: bool, reply: ReplyEmpty) {
+        let _turn = self.turn(Opcode::Fsyncdir);
         let done = self.run("fsyncdir", ino, None, |op| op.fsync_dir(&*op.inode(ino.0)?));
         empty(done, reply);
     }
 
     fn statfs(&self, _: &Request, ino: INodeNo, out: ReplyStatfs) {
+        let _turn = self.turn(Opcode::Statfs);
         reply::statfs(self.run("statfs", ino, None, |op| op.statfs()), out);
     }
 
@@ -487,6 +529,7 @@ impl Filesystem for Adapter {
         _: u32,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.turn(Opcode::Setxattr);
         let done = self.run("setxattr", ino, Some(name), |op| {
             let inode = op.inode(ino.0)?;
             let flags = flags.cast_unsigned();
@@ -496,6 +539,7 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let _turn = self.turn(Opcode::Getxattr);
         let done = self.run("getxattr", ino, Some(name), |op| {
             op.get_xattr(&op.inode(ino.0)?, name.as_bytes())
         });
@@ -503,6 +547,7 @@ impl Filesystem for Adapter {
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let _turn = self.turn(Opcode::Listxattr);
         let done = self.run("listxattr", ino, None, |op| {
             op.list_xattr(caller(req, 0), &op.inode(ino.0)?)
         });
@@ -510,6 +555,7 @@ impl Filesystem for Adapter {
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.turn(Opcode::Removexattr);
         let done = self.run("removexattr", ino, Some(name), |op| {
             op.remove_xattr(&op.inode(ino.0)?, name.as_bytes())
         });
@@ -527,6 +573,7 @@ impl Filesystem for Adapter {
         _: u32,
         out: ReplyIoctl,
     ) {
+        let _turn = self.turn(Opcode::Ioctl);
         // What a plain file says to a terminal's ioctl. For chattr's as well: an overlayfs of the kernel
         // above us takes no other answer for "keeps no flags" and would copy nothing up.
         out.error(fuser::Errno::ENOTTY);
@@ -542,6 +589,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.turn(Opcode::Fallocate);
         let done = self.run("fallocate", ino, None, |op| {
             op.fallocate(
                 &*self.files.get(fh.0)?,
@@ -554,6 +602,7 @@ impl Filesystem for Adapter {
     }
 
     fn lseek(&self, _: &Request, ino: INodeNo, fh: Fh, at: i64, whence: i32, reply: ReplyLseek) {
+        let _turn = self.turn(Opcode::Lseek);
         let done = self.run("lseek", ino, None, |op| {
             let at = u64::try_from(at).map_err(|_| Error::Errno(Errno::NXIO))?;
             match whence {
@@ -581,6 +630,7 @@ impl Filesystem for Adapter {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        let _turn = self.turn(Opcode::CopyFileRange);
         let done = self.run("copy_file_range", ino, None, |op| {
             let (from, to) = (self.files.get(fh_in.0)?, self.files.get(fh_out.0)?);
             // The reply has 32 bits; a page below the limit, as the kernel itself caps it.

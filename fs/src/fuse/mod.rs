@@ -6,5 +6,6 @@ mod convert;
 mod handles;
 mod reply;
 mod session;
+mod turn;
 
-pub(crate) use session::{SessionError, open_device, prepare};
+pub(crate) use session::{Serving, SessionError, open_device, prepare};

@@ -9,7 +9,9 @@ use std::time::Duration;
 use fuser::{Session, SessionACL};
 
 use super::adapter::Adapter;
+use super::turn::Lookout;
 use crate::overlay::Overlay;
+use crate::requests::Requests;
 use crate::sys::mount::{self, MountOptions, PreparedMount};
 
 /// A session that the kernel has greeted; its mount is not in the tree yet.
@@ -29,6 +31,18 @@ pub(crate) enum SessionError {
     Greeting(io::Error),
 }
 
+/// How requests are answered.
+pub(crate) struct Serving {
+    /// By how many threads.
+    pub(crate) threads: usize,
+    /// How long the kernel may keep what it is told.
+    pub(crate) keep: Duration,
+    /// How long a thread that has answered looks out for the next request before it sleeps.
+    pub(crate) lookout: Duration,
+    /// Where they are counted.
+    pub(crate) requests: Arc<Requests>,
+}
+
 /// Opens /dev/fuse.
 pub(crate) fn open_device() -> Result<OwnedFd, SessionError> {
     mount::open_device().map_err(SessionError::Device)
@@ -39,9 +53,10 @@ pub(crate) fn prepare(
     device: OwnedFd,
     overlay: Arc<Overlay>,
     options: &MountOptions,
-    threads: usize,
-    keep: Duration,
+    serving: &Serving,
 ) -> Result<Prepared, SessionError> {
+    let second = device.try_clone().map_err(SessionError::Greeting)?;
+    let lookout = Lookout::new(second, serving.lookout);
     let mount = PreparedMount::new(device.as_fd(), options).map_err(SessionError::Mount)?;
     let mut config = fuser::Config::default();
     config.acl = if options.allow_other {
@@ -49,12 +64,12 @@ pub(crate) fn prepare(
     } else {
         SessionACL::Owner
     };
-    config.n_threads = Some(threads);
+    config.n_threads = Some(serving.threads);
     let acl = config.acl;
     // `from_fd` leaves mounting and unmounting to us: fuser's own unmount would, after somebody
     // else's, unmount whatever lies at the path by then.
-    let session = Session::from_fd(Adapter::new(overlay, keep), device, acl, config)
-        .map_err(SessionError::Greeting)?;
+    let adapter = Adapter::new(overlay, serving.keep, serving.requests.clone(), lookout);
+    let session = Session::from_fd(adapter, device, acl, config).map_err(SessionError::Greeting)?;
     Ok(Prepared { session, mount })
 }
 

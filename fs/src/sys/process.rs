@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 
 use nix::unistd::{ForkResult, fork};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CapabilitySet, capabilities};
@@ -80,6 +81,12 @@ pub fn raise_open_files() -> u64 {
         Ok(()) => limit.maximum.unwrap_or(u64::MAX),
         Err(_) => limit.current.unwrap_or(u64::MAX),
     }
+}
+
+/// Whether a read of this descriptor would come back at once, if only with an error.
+pub fn is_readable(fd: &OwnedFd) -> bool {
+    let mut asked = [PollFd::new(fd, PollFlags::IN)];
+    poll(&mut asked, Some(&Timespec::default())) != Ok(0)
 }
 
 /// Gives memory that was freed back to the machine: the C library's allocator keeps it otherwise, and a

@@ -1,0 +1,111 @@
+//! Counting the kernel's requests by kind: what a piece of work costs, on however noisy a machine.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! opcodes {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+        /// The kinds of requests, named as the protocol names them.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[allow(missing_docs)]
+        pub enum Opcode {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Opcode {
+            /// All kinds.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The protocol's name, in small letters.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)*
+                }
+            }
+        }
+    };
+}
+
+opcodes! {
+    Lookup = "lookup",
+    Forget = "forget",
+    Getattr = "getattr",
+    Setattr = "setattr",
+    Readlink = "readlink",
+    Mknod = "mknod",
+    Mkdir = "mkdir",
+    Symlink = "symlink",
+    Link = "link",
+    Unlink = "unlink",
+    Rmdir = "rmdir",
+    Rename = "rename",
+    Open = "open",
+    Create = "create",
+    Read = "read",
+    Write = "write",
+    Flush = "flush",
+    Release = "release",
+    Fsync = "fsync",
+    Opendir = "opendir",
+    Readdir = "readdir",
+    Readdirplus = "readdirplus",
+    Releasedir = "releasedir",
+    Fsyncdir = "fsyncdir",
+    Statfs = "statfs",
+    Setxattr = "setxattr",
+    Getxattr = "getxattr",
+    Listxattr = "listxattr",
+    Removexattr = "removexattr",
+    Ioctl = "ioctl",
+    Fallocate = "fallocate",
+    Lseek = "lseek",
+    CopyFileRange = "copy_file_range",
+}
+
+/// How many requests of each kind there were.
+#[derive(Debug)]
+pub struct Requests(Vec<AtomicU64>);
+
+impl Default for Requests {
+    fn default() -> Self {
+        Self(Opcode::ALL.iter().map(|_| AtomicU64::new(0)).collect())
+    }
+}
+
+impl Requests {
+    /// One more.
+    pub(crate) fn count(&self, opcode: Opcode) {
+        if let Some(count) = self.0.get(opcode as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How many of each kind that came at all.
+    pub fn counts(&self) -> Vec<(Opcode, u64)> {
+        Opcode::ALL
+            .iter()
+            .zip(&self.0)
+            .map(|(opcode, count)| (*opcode, count.load(Ordering::Relaxed)))
+            .filter(|(_, count)| *count > 0)
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_has_its_own_count() {
+        let requests = Requests::default();
+        for (times, opcode) in Opcode::ALL.iter().enumerate() {
+            for _ in 0..times {
+                requests.count(*opcode);
+            }
+        }
+        let counted: Vec<_> = requests.counts();
+        assert_eq!(counted.len(), Opcode::ALL.len() - 1);
+        for (opcode, count) in counted {
+            assert_eq!(count, opcode as u64);
+        }
+    }
+}
