@@ -59,9 +59,11 @@ impl Adapter {
         let done = self.run("readdir", ino, None, |op| {
             let inode = op.inode(ino.0)?;
             self.before_kept(&inode, offset);
-            for (next, entry) in op.listing(&inode, offset)?.from(offset) {
-                let name = OsStr::from_bytes(&entry.name);
-                if out.add(INodeNo(entry.ino), next, kind(entry.kind), name) {
+            let listing = op.listing(&inode, offset)?;
+            for (next, entry) in listing.from(offset) {
+                let ino = op.entry_number(&listing, entry)?;
+                let name = OsStr::from_bytes(entry.name());
+                if out.add(INodeNo(ino), next, kind(entry.kind()), name) {
                     break;
                 }
             }
@@ -77,12 +79,13 @@ impl Adapter {
         let done = self.run("readdirplus", ino, None, |op| {
             let inode = op.inode(ino.0)?;
             self.before_kept(&inode, offset);
-            for (next, entry) in op.listing(&inode, offset)?.from(offset) {
+            let listing = op.listing(&inode, offset)?;
+            for (next, entry) in listing.from(offset) {
                 // Removed since the listing was taken: passed over.
                 let Some(plus) = plus_entry(op, &inode, entry)? else {
                     continue;
                 };
-                let name = OsStr::from_bytes(&entry.name);
+                let name = OsStr::from_bytes(entry.name());
                 let found = attr(&plus.attr);
                 let keep = if plus.keep { self.keep } else { Duration::ZERO };
                 if out.add(found.ino, next, name, &keep, &found, GENERATION) {
@@ -140,31 +143,32 @@ impl Adapter {
 /// lookup. One damaged entry does not hide the others: it is named, and whoever asks for it gets the
 /// error.
 fn plus_entry(op: &Op<'_>, folder: &Arc<Inode>, entry: &DirEntry) -> Result<Option<Plus>> {
-    let bare = || Plus {
-        inode: None,
-        attr: Attr {
-            ino: entry.ino,
-            stat: Stat {
-                mode: entry.kind.mode_bits(),
-                ..Stat::default()
+    let bare = || {
+        Ok(Some(Plus {
+            inode: None,
+            attr: Attr {
+                ino: entry.number_on_disk(),
+                stat: Stat {
+                    mode: entry.kind().mode_bits(),
+                    ..Stat::default()
+                },
             },
-        },
-        keep: false,
+            keep: false,
+        }))
     };
-    if matches!(&*entry.name, b"." | b"..") {
-        return Ok(Some(bare()));
+    if entry.is_dots() {
+        return bare();
     }
-    let name = Name::new(&entry.name)?;
-    match op.lookup_attr(folder, &name) {
+    match op.lookup_attr(folder, entry.name()) {
         Ok(found) => Ok(found.map(|(inode, attr)| Plus {
             inode: Some(inode),
             attr,
             keep: true,
         })),
         Err(error) => {
-            let folder = INodeNo(folder.ino());
-            log_failure("listing", folder, Some(OsStr::from_bytes(&name)), error);
-            Ok(Some(bare()))
+            let name = OsStr::from_bytes(entry.name());
+            log_failure("listing", INodeNo(folder.ino()), Some(name), error);
+            bare()
         }
     }
 }

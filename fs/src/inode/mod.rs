@@ -179,6 +179,14 @@ impl Inode {
         }
     }
 
+    /// The number of the folder above a folder; the root's own.
+    pub(crate) fn parent_ino(&self) -> u64 {
+        match &*self.state.read() {
+            State::Dir(dir) => dir.alias.as_ref().map_or(self.ino, |a| a.parent.ino()),
+            State::File(_) => self.ino,
+        }
+    }
+
     /// A file's state; EISDIR for a folder.
     pub(crate) fn file(&self) -> Result<FileState> {
         match &*self.state.read() {

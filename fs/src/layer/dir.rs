@@ -60,6 +60,11 @@ impl LayerDir {
         &self.layer
     }
 
+    /// A number of this place alone, for as long as the process lives.
+    pub fn key(&self) -> u64 {
+        self.key
+    }
+
     /// Its inode number on disk.
     pub fn ino(&self) -> u64 {
         self.ino

@@ -8,6 +8,7 @@ mod attr;
 mod cookies;
 mod copy_up;
 mod create;
+mod deep;
 mod files;
 mod hardlinks;
 mod index;
@@ -95,6 +96,7 @@ pub struct Overlay {
     links: hardlinks::LinkIndex,
     cookies: cookies::Cookies,
     listings: readdir::Listings,
+    deep: deep::DeepFolders,
     writers: AtomicU32,
     readers: AtomicU32,
     /// How many layers were pushed; changed with the stack.
@@ -152,6 +154,7 @@ impl Overlay {
             links: hardlinks::LinkIndex::default(),
             cookies: cookies::Cookies::default(),
             listings: readdir::Listings::default(),
+            deep: deep::DeepFolders::default(),
             writers: AtomicU32::new(0),
             pushes: AtomicU32::new(0),
             readers: AtomicU32::new(0),
