@@ -26,6 +26,7 @@ pub mod noise;
 pub mod pair;
 pub mod programs;
 pub mod random;
+pub mod requests;
 pub mod rootfs;
 pub mod run;
 pub mod scratch;
