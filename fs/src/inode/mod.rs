@@ -7,8 +7,9 @@
 
 mod table;
 
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
@@ -66,7 +67,7 @@ pub struct Inode {
     /// Folders: one change of the names in it at a time.
     pub(crate) names: Mutex<()>,
     /// Folders: counts copy-ups of what is in it, so that a lookup beside one notices.
-    turn: AtomicU64,
+    turn: AtomicU32,
     /// Folders: when a name in it was last removed, in seconds of [`seconds`]; 0 for never.
     lost: AtomicU32,
     /// Files: counts how often the content moved, so that open descriptors follow it.
@@ -75,7 +76,7 @@ pub struct Inode {
     /// How many opens for execve(2) there are; the kernel keeps one for as long as the program runs.
     runs: AtomicU32,
     /// Times that are shown instead of the layer's.
-    held: Mutex<Option<Held>>,
+    held: Mutex<Option<Box<Held>>>,
     /// Counts how often that changed, so that who read the layer's times before notices.
     held_turn: AtomicU32,
 }
@@ -114,9 +115,9 @@ pub(crate) struct DirState {
 pub(crate) struct FileState {
     pub loc: Loc,
     /// The content's place when that is elsewhere.
-    pub data: Option<Loc>,
+    pub data: Option<Box<Loc>>,
     /// The redirect mark at `loc`.
-    pub redirect: Option<Redirect>,
+    pub redirect: Option<Box<Redirect>>,
     /// Names that are known, at most [`KNOWN_NAMES`]; the object may have more.
     pub aliases: SmallVec<[Alias; 1]>,
     /// Its last name was removed: `anchor` (upper) or `loc` (lower) still leads to it.
@@ -125,7 +126,7 @@ pub(crate) struct FileState {
     pub anchor: Option<Arc<OwnedFd>>,
     /// How many names of a lower file with several links show, once they were counted. It holds as long
     /// as the file is not in the upper: any change of its names brings it there.
-    pub visible: Option<u64>,
+    pub visible: Option<NonZeroU64>,
     pub identity: Identity,
 }
 
@@ -137,7 +138,7 @@ impl Inode {
             state: RwLock::new(state),
             copying: Mutex::new(()),
             names: Mutex::new(()),
-            turn: AtomicU64::new(0),
+            turn: AtomicU32::new(0),
             lost: AtomicU32::new(0),
             data_turn: AtomicU32::new(0),
             writers: AtomicU32::new(0),
@@ -267,7 +268,7 @@ impl Inode {
         Ok(())
     }
 
-    pub(crate) fn turn(&self) -> u64 {
+    pub(crate) fn turn(&self) -> u32 {
         self.turn.load(Ordering::Acquire)
     }
 
@@ -296,7 +297,7 @@ impl Inode {
 
     /// The change time to show where the layer says `real`.
     pub(crate) fn shown_ctime(&self, real: Time) -> Time {
-        match *self.held.lock() {
+        match self.held.lock().as_deref().copied() {
             Some(Held::Always { ctime, .. }) => ctime,
             Some(Held::For { real: held, shown }) if held == real => shown,
             _ => real,
@@ -305,7 +306,7 @@ impl Inode {
 
     /// The modification time to show where the layer says `real`.
     pub(crate) fn shown_mtime(&self, real: Time) -> Time {
-        match *self.held.lock() {
+        match self.held.lock().as_deref().copied() {
             Some(Held::Always {
                 mtime: Some(mtime), ..
             }) => mtime,
@@ -327,17 +328,18 @@ impl Inode {
     pub(crate) fn hold_times(&self, ctime: Time, mtime: Option<Time>) -> Option<Held> {
         let mut now = self.held.lock();
         self.held_turn.fetch_add(1, Ordering::AcqRel);
-        let before = now.replace(Held::Always { ctime, mtime });
+        let before = now.replace(Box::new(Held::Always { ctime, mtime }));
         // What ends with another copy-up is nothing to come back to.
+        let before = before.map(|held| *held);
         before.filter(|held| !matches!(held, Held::Always { .. }))
     }
 
     /// The end of [`Self::hold_times`], unless a real change ended it before.
     pub(crate) fn hold_instead(&self, held: Option<Held>) -> bool {
         let mut now = self.held.lock();
-        let still = matches!(*now, Some(Held::Always { .. }));
+        let still = matches!(now.as_deref(), Some(Held::Always { .. }));
         if still {
-            *now = held;
+            *now = held.map(Box::new);
             self.held_turn.fetch_add(1, Ordering::AcqRel);
         }
         still
@@ -345,7 +347,7 @@ impl Inode {
 
     /// From here on `shown` is shown where the layer says `real`.
     pub(crate) fn hold_ctime(&self, real: Time, shown: Time) {
-        *self.held.lock() = Some(Held::For { real, shown });
+        *self.held.lock() = Some(Box::new(Held::For { real, shown }));
     }
 
     /// Whether another change time than the layer's is shown.
@@ -423,7 +425,7 @@ impl State {
 impl FileState {
     /// Where its content lies.
     pub(crate) fn data_loc(&self) -> &Loc {
-        self.data.as_ref().unwrap_or(&self.loc)
+        self.data.as_deref().unwrap_or(&self.loc)
     }
 }
 

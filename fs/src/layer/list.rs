@@ -25,17 +25,17 @@ pub struct LayerEntry {
 
 /// Reads a folder of a layer, whiteouts included; those that are marked files where `marks` says so.
 pub fn list(dir: &LayerDir, marks: bool) -> Result<Vec<LayerEntry>> {
-    let fd = dir.fd()?;
-    let fd = (*fd).as_fd();
+    let open = dir.readable()?;
+    let fd = (*open).as_fd();
     let space = dir.layer().space();
-    let marks_here = sys::xattr::list(fd)?;
+    let marks_here = sys::xattr::list_open(fd)?;
     let has = |mark: &str| marks_here.iter().any(|name| **name == *mark.as_bytes());
     let marked_files = marks
         && has(space.opaque())
         && sys::xattr::get(fd, space.opaque().as_bytes())?
             .is_some_and(|value| value == OPAQUE_XATTR_WHITEOUTS);
     let devices = has(space.nodes());
-    let mut raw = sys::dir::entries(fd)?;
+    let mut raw = sys::dir::read(&open)?;
     let hidden = if dir.layer().is_foreign() {
         foreign::take_marks(&mut raw)
     } else {

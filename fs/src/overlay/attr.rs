@@ -1,5 +1,6 @@
 //! Owner, mode, size, times.
 
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -147,10 +148,10 @@ impl Op<'_> {
             return Ok(on_disk);
         }
         if let Some(visible) = file.visible {
-            return Ok(visible);
+            return Ok(visible.get());
         }
         let visible = self.visible_names(inode, file)?.len() as u64;
-        inode.change_file(|file| file.visible = Some(visible))?;
+        inode.change_file(|file| file.visible = NonZeroU64::new(visible))?;
         Ok(visible)
     }
 

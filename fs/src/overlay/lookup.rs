@@ -177,8 +177,8 @@ impl Op<'_> {
             |alias, identity| {
                 State::File(FileState {
                     loc: node.loc,
-                    data: node.data,
-                    redirect: node.redirect,
+                    data: node.data.map(Box::new),
+                    redirect: node.redirect.map(Box::new),
                     aliases: smallvec![alias],
                     orphan: false,
                     anchor: None,

@@ -35,6 +35,12 @@ pub fn list(fd: BorrowedFd<'_>) -> Result<Vec<Box<[u8]>>> {
     Ok(split(&absent_as_none(raw)?.unwrap_or_default()))
 }
 
+/// The same by a descriptor that is no O_PATH one, in one look.
+pub fn list_open(fd: BorrowedFd<'_>) -> Result<Vec<Box<[u8]>>> {
+    let raw = sized(|buffer| rustix::fs::flistxattr(fd, buffer));
+    Ok(split(&absent_as_none(raw)?.unwrap_or_default()))
+}
+
 /// All names of the object `entry` in `dir`, following no link.
 pub fn list_at(dir: BorrowedFd<'_>, entry: &[u8]) -> Result<Vec<Box<[u8]>>> {
     let call = |buffer: &mut [u8]| {
