@@ -22,7 +22,9 @@ pub struct Args {
     /// (without the last two the mount is read-only), ro, nosuid, nodev, noexec, noatime, volatile, metacopy=on|off,
     /// userxattr, fuse_overlayfs (its .wh. names and attributes are marks too), uidmapping=DISK:SHOWN:COUNT, gidmapping=..., squash_to_root, squash_to_uid=N,
     /// squash_to_gid=N, static_nlink, noacl, timeout=SECONDS, lookout=MICROSECONDS, threaded=0|1, fsname=NAME, subtype=NAME;
+    /// control=SOCKET, on which the daemon can be asked what it has done;
     /// remount, to change ro, nosuid, nodev, noexec, noatime of a mount that is there.
+    /// SIGUSR1 has the daemon say on standard error what it has done.
     /// In paths, a backslash stands before a colon or comma that belongs to the name
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<OsString>,
@@ -132,6 +134,7 @@ impl Build {
             }
             "upperdir" => self.upper = Some(path(value)?),
             "workdir" => self.work = Some(path(value)?),
+            "control" => self.config.control = Some(path(value)?),
             _ => return Ok(false),
         }
         Ok(true)
@@ -341,6 +344,9 @@ mod tests {
         .unwrap();
         assert!(config.behaviour.volatile);
         assert_eq!(config.behaviour.uids.to_mount(1), 100_001);
+
+        let config = parse(&["-o", r"lowerdir=D,control=a\,b", "M"]).unwrap();
+        assert_eq!(config.control, Some("a,b".into()));
 
         let config = parse(&["-o", "lowerdir=D:E", "M"]).unwrap();
         assert!(config.mount.read_only);

@@ -27,6 +27,7 @@ pub mod pair;
 pub mod power_cut;
 pub mod programs;
 pub mod random;
+pub mod requests;
 pub mod rootfs;
 pub mod run;
 pub mod scratch;
