@@ -30,6 +30,11 @@ impl Name {
         Ok(Self(bytes.into()))
     }
 
+    /// The bytes alone.
+    pub fn into_bytes(self) -> Box<[u8]> {
+        self.0
+    }
+
     /// The bytes of the name.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0

@@ -24,6 +24,7 @@ pub mod lxc;
 pub mod mount;
 pub mod noise;
 pub mod pair;
+pub mod power_cut;
 pub mod programs;
 pub mod random;
 pub mod requests;

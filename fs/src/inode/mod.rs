@@ -8,8 +8,9 @@
 mod table;
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
@@ -26,6 +27,15 @@ pub use table::InodeTable;
 /// How many names of one file are remembered. All that need all of them ask the layers; this state is
 /// copied for every operation.
 const KNOWN_NAMES: usize = 8;
+
+/// So many seconds a program may rest in the middle of a listing.
+const LATELY: u32 = 60;
+
+/// Seconds since this was first asked, and one.
+fn seconds() -> u32 {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    u32::try_from(START.elapsed().as_secs() + 1).unwrap_or(u32::MAX)
+}
 
 /// Which object on disk this is: device and inode number of the place that gives its attributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,6 +67,8 @@ pub struct Inode {
     pub(crate) names: Mutex<()>,
     /// Folders: counts copy-ups of what is in it, so that a lookup beside one notices.
     turn: AtomicU64,
+    /// Folders: when a name in it was last removed, in seconds of [`seconds`]; 0 for never.
+    lost: AtomicU32,
     /// Files: counts how often the content moved, so that open descriptors follow it.
     data_turn: AtomicU32,
     writers: AtomicU32,
@@ -126,6 +138,7 @@ impl Inode {
             copying: Mutex::new(()),
             names: Mutex::new(()),
             turn: AtomicU64::new(0),
+            lost: AtomicU32::new(0),
             data_turn: AtomicU32::new(0),
             writers: AtomicU32::new(0),
             runs: AtomicU32::new(0),
@@ -153,6 +166,15 @@ impl Inode {
     pub(crate) fn dir(&self) -> Result<DirState> {
         match &*self.state.read() {
             State::Dir(dir) => Ok(dir.clone()),
+            State::File(_) => Err(Error::Errno(Errno::NOTDIR)),
+        }
+    }
+
+    /// Where a folder lies, topmost first; `None` when it was removed.
+    pub(crate) fn places(&self) -> Result<Option<Arc<[Arc<LayerDir>]>>> {
+        match &*self.state.read() {
+            State::Dir(dir) if dir.removed => Ok(None),
+            State::Dir(dir) => Ok(Some(dir.locs.clone())),
             State::File(_) => Err(Error::Errno(Errno::NOTDIR)),
         }
     }
@@ -245,6 +267,17 @@ impl Inode {
         self.turn.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// Told when a name in this folder is removed or moved away.
+    pub(crate) fn lost_name(&self) {
+        self.lost.store(seconds(), Ordering::Relaxed);
+    }
+
+    /// Whether that was so lately that somebody may be in the middle of a listing with the name in it.
+    pub(crate) fn lost_name_lately(&self) -> bool {
+        let lost = self.lost.load(Ordering::Relaxed);
+        lost > 0 && seconds() - lost <= LATELY
+    }
+
     pub(crate) fn data_turn(&self) -> u32 {
         self.data_turn.load(Ordering::Acquire)
     }
@@ -275,6 +308,11 @@ impl Inode {
     /// Changes whenever other times are held than before.
     pub(crate) fn held_turn(&self) -> u32 {
         self.held_turn.load(Ordering::Acquire)
+    }
+
+    /// Whether other times than the layer's are or were shown.
+    pub(crate) fn held_ever(&self) -> bool {
+        self.held_turn() > 0 || self.holds_ctime()
     }
 
     /// From here on these times are shown, whatever the layer says. Returns what was held before.

@@ -16,6 +16,10 @@ use crate::sys;
 use crate::sys::attr::SetTime;
 use crate::sys::stat::{FileKind, Stat};
 
+/// How many links a merged folder shows: the subfolders lie in several layers, and 1 says "not counted" to
+/// find(1) and fts(3).
+pub(super) const UNCOUNTED: u64 = 1;
+
 /// What stat shows of an object: `stat` with the owner as the mount shows it, and the number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attr {
@@ -72,15 +76,23 @@ impl Op<'_> {
             turn = inode.held_turn();
             stat = read()?;
         }
-        let ids = &self.overlay.behaviour;
         stat.ctime = inode.shown_ctime(stat.ctime);
         stat.mtime = inode.shown_mtime(stat.mtime);
+        Ok(self.shown(inode, stat))
+    }
+
+    /// What stat shows where the disk says `stat`, and links and times are those to show.
+    pub(super) fn shown(&self, inode: &Inode, mut stat: Stat) -> Attr {
+        let ids = &self.overlay.behaviour;
         stat.uid = ids.uids.to_mount(stat.uid);
         stat.gid = ids.gids.to_mount(stat.gid);
-        Ok(Attr {
+        if ids.static_nlink && !inode.is_dir() {
+            stat.nlink = 1;
+        }
+        Attr {
             ino: inode.ino(),
             stat,
-        })
+        }
     }
 
     fn dir_stat(&self, inode: &Inode) -> Result<Stat> {
@@ -89,8 +101,7 @@ impl Op<'_> {
         if dir.removed {
             stat.nlink = 0;
         } else if dir.locs.len() > 1 {
-            // The subfolders lie in several layers; 1 says "not counted" to find(1) and fts(3).
-            stat.nlink = 1;
+            stat.nlink = UNCOUNTED;
         }
         Ok(stat)
     }

@@ -27,15 +27,23 @@ struct Gathered {
 impl View {
     /// What `name` in `dir` means.
     pub fn lookup(&self, dir: &DirNode, name: &Name) -> Result<Found> {
-        self.lookup_from(dir, name, 0)
+        self.lookup_below(&dir.locs, dir.below.as_ref(), name)
     }
 
-    /// The same, without asking the first `skip` places of `dir`: what would show if they had no such
-    /// name.
-    pub fn lookup_from(&self, dir: &DirNode, name: &Name, skip: usize) -> Result<Found> {
+    /// The same for a folder that lies at these places of a whole stack.
+    pub fn lookup_at(&self, locs: &[Arc<LayerDir>], name: &Name) -> Result<Found> {
+        self.lookup_below(locs, None, name)
+    }
+
+    fn lookup_below(
+        &self,
+        locs: &[Arc<LayerDir>],
+        below: Option<&Arc<[u8]>>,
+        name: &Name,
+    ) -> Result<Found> {
         let mut fold = Fold::new(name.clone());
         let mut got = Gathered::default();
-        let mut locs = dir.locs.iter().skip(skip);
+        let mut locs = locs.iter();
         // From a redirect with a path on, all layers below count, also those where `dir` is not.
         let mut layer_at = 0;
         let mut last = None;
@@ -76,7 +84,7 @@ impl View {
                 }
             }
         }
-        self.finish(dir, &fold, got)
+        self.finish(below, &fold, got)
     }
 
     fn position(&self, layer: &Arc<Layer>) -> Result<usize> {
@@ -140,10 +148,10 @@ impl View {
         }))
     }
 
-    fn finish(&self, parent: &DirNode, fold: &Fold, got: Gathered) -> Result<Found> {
+    fn finish(&self, parent: Option<&Arc<[u8]>>, fold: &Fold, got: Gathered) -> Result<Found> {
         let below = fold.target().and_then(|target| match target {
             Target::InParent(name) => {
-                let above = parent.below.as_ref()?;
+                let above = parent?;
                 Some(Arc::from(join(above, name)))
             }
             Target::Path(path) => Some(Arc::from(&path[..])),
