@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use crate::config::Config;
+use crate::config::{Coherence, Config, Passthrough};
 use crate::format::XattrSpace;
 use crate::idmap::IdMap;
 
@@ -21,7 +21,10 @@ pub struct Args {
     /// Options, separated by commas: lowerdir=TOP:NEXT:...[::DATA-ONLY]..., upperdir=DIR, workdir=DIR
     /// (without the last two the mount is read-only), ro, nosuid, nodev, noexec, noatime, volatile, metacopy=on|off,
     /// userxattr, fuse_overlayfs (its .wh. names and attributes are marks too), uidmapping=DISK:SHOWN:COUNT, gidmapping=..., squash_to_root, squash_to_uid=N,
-    /// squash_to_gid=N, static_nlink, noacl, timeout=SECONDS, lookout=MICROSECONDS, threaded=0|1, fsname=NAME, subtype=NAME;
+    /// squash_to_gid=N, static_nlink, noacl, timeout=SECONDS, lookout=MICROSECONDS, threaded=0|1,
+    /// passthrough=auto|all|read|off (which files the kernel reads and writes by itself: those of the upper, programs and libraries;
+    /// programs and libraries alone; none), coherence=posix|overlay (old descriptors of a lower file see what is written
+    /// to it, those of programs and libraries excepted; or none does, and the kernel reads all lower files by itself), fsname=NAME, subtype=NAME;
     /// remount, to change ro, nosuid, nodev, noexec, noatime of a mount that is there.
     /// In paths, a backslash stands before a colon or comma that belongs to the name
     #[arg(short = 'o', value_name = "OPTIONS")]
@@ -162,6 +165,8 @@ impl Build {
                 self.config.keep = keep.min(crate::config::KEEP);
             }
             "lookout" => self.config.lookout = Duration::from_micros(number()?.into()),
+            "passthrough" => self.config.passthrough = passthrough(value)?,
+            "coherence" => self.config.coherence = coherence(value)?,
             "fsync" => self.config.behaviour.volatile = !switch()?,
             "threaded" => self.config.threads = if switch()? { None } else { Some(1) },
             "metacopy" => self.config.behaviour.metacopy = switch()?,
@@ -279,6 +284,28 @@ fn lowers(
     Ok((shown, data))
 }
 
+fn passthrough(value: &str) -> Result<Passthrough, String> {
+    match value {
+        "auto" => Ok(Passthrough::Auto),
+        "all" => Ok(Passthrough::All),
+        "read" => Ok(Passthrough::Read),
+        "off" => Ok(Passthrough::Off),
+        _ => Err(format!(
+            "option passthrough: '{value}' is none of auto, all, read, off"
+        )),
+    }
+}
+
+fn coherence(value: &str) -> Result<Coherence, String> {
+    match value {
+        "posix" => Ok(Coherence::Posix),
+        "overlay" => Ok(Coherence::Overlay),
+        _ => Err(format!(
+            "option coherence: '{value}' is neither posix nor overlay"
+        )),
+    }
+}
+
 fn unknown(key: &str) -> String {
     format!("unknown option '{key}' (cowlfs --help lists them)")
 }
@@ -369,7 +396,7 @@ mod tests {
         let config = parse(&[
             "-o",
             "lowerdir=A,ro,nosuid,nodev,noexec,noatime,static_nlink,noacl,squash_to_root,userxattr,\
-             timeout=0.5,threaded=0,metacopy=off,fsync=0,fsname=n,subtype=s,xino=auto,x-foo",
+             timeout=0.5,threaded=0,passthrough=read,coherence=overlay,metacopy=off,fsync=0,fsname=n,subtype=s,xino=auto,x-foo",
             "M",
         ])
         .unwrap();
@@ -382,6 +409,8 @@ mod tests {
         assert_eq!(config.space, Some(XattrSpace::User));
         assert_eq!(config.keep, Duration::from_millis(500));
         assert_eq!(config.threads, Some(1));
+        assert_eq!(config.passthrough, Passthrough::Read);
+        assert_eq!(config.coherence, Coherence::Overlay);
     }
 
     /// As mount.fuse(8) calls it for `mount -o remount,ro M`.
@@ -420,6 +449,8 @@ mod tests {
             ("lowerdir=A,uidmapping=1:2", "uidmapping"),
             ("lowerdir=A,metacopy=maybe", "metacopy"),
             ("lowerdir=A,xino=maybe", "xino"),
+            ("lowerdir=A,passthrough=maybe", "passthrough"),
+            ("lowerdir=A,coherence=maybe", "coherence"),
             ("lowerdir=A,redirect_dir=off", "redirect_dir"),
         ] {
             let error = parse(&["-o", options, "M"]).unwrap_err();

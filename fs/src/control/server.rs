@@ -165,6 +165,11 @@ fn push(overlay: &Overlay, config: &Config, upper: &Path, work: &Path) -> Answer
     match overlay.push_layer(new) {
         Ok(()) => Answer::Done,
         Err(PushError::TooBusy) => failed("requests went on for ten seconds; try again".into()),
+        Err(PushError::Unattended(writers)) => failed(format!(
+            "{writers} file(s) are written to past the daemon, which a snapshot can't stop: close them (one that \
+             was opened for reading and writing counts until the kernel forgets it: 'sysctl vm.drop_caches=2'), or \
+             mount with passthrough=read"
+        )),
         Err(PushError::Setup(error)) => failed(error.to_string()),
     }
 }

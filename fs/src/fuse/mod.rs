@@ -4,6 +4,9 @@
 mod adapter;
 mod convert;
 mod handles;
+mod opening;
+mod passthrough;
+mod policy;
 mod reply;
 mod session;
 mod turn;

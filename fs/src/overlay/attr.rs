@@ -73,7 +73,11 @@ impl Op<'_> {
             stat = read()?;
         }
         let ids = &self.overlay.behaviour;
-        stat.ctime = inode.shown_ctime(stat.ctime);
+        // The kernel writes to some files by itself, which is told of nowhere but in these times; a copy-up
+        // sets the one back.
+        if inode.kind() != FileKind::Regular || stat.mtime != stat.ctime {
+            stat.ctime = inode.shown_ctime(stat.ctime);
+        }
         stat.mtime = inode.shown_mtime(stat.mtime);
         stat.uid = ids.uids.to_mount(stat.uid);
         stat.gid = ids.gids.to_mount(stat.gid);
