@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use crate::config::{Coherence, Config, Passthrough};
+use crate::config::{Coherence, Config, Passthrough, named};
 use crate::format::XattrSpace;
 use crate::idmap::IdMap;
 
@@ -165,8 +165,14 @@ impl Build {
                 self.config.keep = keep.min(crate::config::KEEP);
             }
             "lookout" => self.config.lookout = Duration::from_micros(number()?.into()),
-            "passthrough" => self.config.passthrough = passthrough(value)?,
-            "coherence" => self.config.coherence = coherence(value)?,
+            "passthrough" => {
+                self.config.passthrough = named(&Passthrough::NAMES, value)
+                    .ok_or_else(|| unknown_value(key, value, "auto, all, read, off"))?;
+            }
+            "coherence" => {
+                self.config.coherence = named(&Coherence::NAMES, value)
+                    .ok_or_else(|| unknown_value(key, value, "posix, overlay"))?;
+            }
             "fsync" => self.config.behaviour.volatile = !switch()?,
             "threaded" => self.config.threads = if switch()? { None } else { Some(1) },
             "metacopy" => self.config.behaviour.metacopy = switch()?,
@@ -284,26 +290,8 @@ fn lowers(
     Ok((shown, data))
 }
 
-fn passthrough(value: &str) -> Result<Passthrough, String> {
-    match value {
-        "auto" => Ok(Passthrough::Auto),
-        "all" => Ok(Passthrough::All),
-        "read" => Ok(Passthrough::Read),
-        "off" => Ok(Passthrough::Off),
-        _ => Err(format!(
-            "option passthrough: '{value}' is none of auto, all, read, off"
-        )),
-    }
-}
-
-fn coherence(value: &str) -> Result<Coherence, String> {
-    match value {
-        "posix" => Ok(Coherence::Posix),
-        "overlay" => Ok(Coherence::Overlay),
-        _ => Err(format!(
-            "option coherence: '{value}' is neither posix nor overlay"
-        )),
-    }
+fn unknown_value(key: &str, value: &str, known: &str) -> String {
+    format!("option {key}: '{value}' is none of {known}")
 }
 
 fn unknown(key: &str) -> String {

@@ -18,9 +18,8 @@ use crate::requests::Requests;
 use crate::setup::{SetupError, SetupKind, shown};
 use crate::sys;
 
-/// How much the kernel reads ahead, in KiB: a few requests of the largest size, so that one is on its way
-/// while the program works on another.
-const READ_AHEAD: u32 = 2048;
+/// How much the kernel reads ahead, in KiB: as much as the largest request brings.
+const READ_AHEAD: u32 = 1024;
 
 /// Mounts, calls `ready` once the mount is there, and serves until it is unmounted.
 pub fn serve(mut config: Config, ready: impl FnOnce()) -> Result<(), SetupError> {

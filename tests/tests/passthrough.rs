@@ -6,8 +6,9 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use cowl_tests::command::{run, sh_in};
+use cowl_tests::command::{run, run_command, sh_in};
 use cowl_tests::conditions::{Need, can};
+use cowl_tests::cowl::Store;
 use cowl_tests::mount::{Overlay, Stack, wait_until};
 use cowl_tests::scratch::Scratch;
 use rustix::fs::XattrFlags;
@@ -69,7 +70,11 @@ fn open(path: &Path) -> File {
 }
 
 fn open_to_write(path: &Path) -> File {
-    OpenOptions::new().read(true).write(true).open(path).unwrap()
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap()
 }
 
 fn text(file: &File) -> String {
@@ -86,7 +91,10 @@ fn what_is_passed_through_is_not_asked_for() {
             return;
         };
         fs::write(mounted.at("new"), "x".repeat(10_000)).unwrap();
-        let mut file = OpenOptions::new().append(true).open(mounted.at("new")).unwrap();
+        let mut file = OpenOptions::new()
+            .append(true)
+            .open(mounted.at("new"))
+            .unwrap();
         file.write_all(b"y").unwrap();
         assert_eq!(fs::read(mounted.at("new")).unwrap().len(), 10_001);
         assert_eq!(fs::read(mounted.at("lib.so.1")).unwrap(), b"a library\n");
@@ -128,22 +136,38 @@ fn a_write_shows_at_once_to_everybody_and_in_every_attribute() {
         wait_for_clock(&mounted.scratch.join("upper"), before.mtime_nsec());
         writer.write_all_at(b"twoo", 0).unwrap();
         let after = fs::metadata(&path).unwrap();
-        assert_eq!((text(&reader).as_str(), after.len()), ("twoo", 4), "{options}");
+        assert_eq!(
+            (text(&reader).as_str(), after.len()),
+            ("twoo", 4),
+            "{options}"
+        );
         assert!(mtime(&after) > mtime(&before), "{options}");
         assert_eq!(mtime(&after), (after.ctime(), after.ctime_nsec()));
 
         let mut append = OpenOptions::new().append(true).open(&path).unwrap();
         append.write_all(b"!").unwrap();
-        assert_eq!((text(&reader).as_str(), reader.metadata().unwrap().len()), ("twoo!", 5));
+        assert_eq!(
+            (text(&reader).as_str(), reader.metadata().unwrap().len()),
+            ("twoo!", 5)
+        );
         writer.set_len(2).unwrap();
-        assert_eq!((text(&reader).as_str(), fs::metadata(&path).unwrap().len()), ("tw", 2));
+        assert_eq!(
+            (text(&reader).as_str(), fs::metadata(&path).unwrap().len()),
+            ("tw", 2)
+        );
         append.write_all(b"three").unwrap();
         assert_eq!(text(&reader), "twthree");
         File::create(&path).unwrap();
-        assert_eq!((text(&reader).as_str(), writer.metadata().unwrap().len()), ("", 0));
+        assert_eq!(
+            (text(&reader).as_str(), writer.metadata().unwrap().len()),
+            ("", 0)
+        );
         append.write_all(b"end").unwrap();
         append.sync_all().unwrap();
-        assert_eq!(fs::read(mounted.scratch.join("upper/file")).unwrap(), b"end");
+        assert_eq!(
+            fs::read(mounted.scratch.join("upper/file")).unwrap(),
+            b"end"
+        );
         drop((reader, writer, append));
         mounted.unmount();
     }
@@ -232,16 +256,32 @@ fn old_descriptors_of_what_is_passed_through_keep_what_was() {
             assert!(text(&new).starts_with(round), "{options} {name}");
             assert!(text(&open(&path)).starts_with(round), "{options} {name}");
             assert_eq!(new.metadata().unwrap().ino(), number, "{options} {name}");
-            assert_eq!(fs::metadata(&path).unwrap().ino(), number, "{options} {name}");
+            assert_eq!(
+                fs::metadata(&path).unwrap().ino(),
+                number,
+                "{options} {name}"
+            );
             assert_eq!(text(&old) == was, keeps, "{options} {name}: {round}");
         }
         assert_eq!(old.metadata().unwrap().ino(), number, "{options} {name}");
-        assert_eq!(fs::read(mounted.below(name)).unwrap(), below, "a lower was written to");
+        assert_eq!(
+            fs::read(mounted.below(name)).unwrap(),
+            below,
+            "a lower was written to"
+        );
         // It can be read, renamed, linked and removed like any other.
-        sh_in(&mounted.at(""), &format!("mv {name} moved; ln moved linked; cat linked > /dev/null")).ok();
+        sh_in(
+            &mounted.at(""),
+            &format!("mv {name} moved; ln moved linked; cat linked > /dev/null"),
+        )
+        .ok();
         assert_eq!(fs::metadata(mounted.at("linked")).unwrap().ino(), number);
         assert_eq!(fs::metadata(mounted.at("linked")).unwrap().nlink(), 2);
-        sh_in(&mounted.at(""), "rm moved; echo more >> linked; rm linked; ls").ok();
+        sh_in(
+            &mounted.at(""),
+            "rm moved; echo more >> linked; rm linked; ls",
+        )
+        .ok();
         drop(old);
         mounted.unmount();
     }
@@ -291,7 +331,13 @@ fn privileges_that_come_after_an_open_go_with_a_write() {
     fs::write(&path, "content").unwrap();
     let open = OpenOptions::new().write(true).open(&path).unwrap();
     fs::set_permissions(&path, PermissionsExt::from_mode(0o4777)).unwrap();
-    rustix::fs::setxattr(&path, "security.capability", &CAPABILITY, XattrFlags::empty()).unwrap();
+    rustix::fs::setxattr(
+        &path,
+        "security.capability",
+        &CAPABILITY,
+        XattrFlags::empty(),
+    )
+    .unwrap();
     let unprivileged = format!("su nobody -s /bin/sh -c 'echo x >> {}'", path.display());
     sh_in(&mounted.at(""), &unprivileged).ok();
     let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
@@ -305,7 +351,12 @@ fn privileges_that_come_after_an_open_go_with_a_write() {
 /// O_DIRECT means what it means on the file system below.
 #[test]
 fn direct_reads_and_writes_go_beside_others() {
-    for options in ["", "passthrough=read", "passthrough=off", "coherence=overlay"] {
+    for options in [
+        "",
+        "passthrough=read",
+        "passthrough=off",
+        "coherence=overlay",
+    ] {
         let test = "direct_reads_and_writes_go_beside_others";
         let Some(mounted) = Mounted::new(test, options) else {
             return;
@@ -335,4 +386,51 @@ fn direct_reads_and_writes_go_beside_others() {
 
 fn libc_o_direct() -> i32 {
     rustix::fs::OFlags::DIRECT.bits().cast_signed()
+}
+
+/// What somebody writes past the daemon would go on in the frozen layer.
+#[test]
+fn a_snapshot_waits_for_writers_that_are_passed_through() {
+    let test = "a_snapshot_waits_for_writers_that_are_passed_through";
+    if !can(test, &[Need::Root, Need::Fuse]) {
+        return;
+    }
+    let store = Store::new("passed-snapshot");
+    let source = store.scratch().make("source");
+    fs::write(source.join("file"), "one\n").unwrap();
+    store
+        .cowl(["create", "web", "--from", source.to_str().unwrap()])
+        .ok();
+    let mut mount = store.command(["mount", "web"]);
+    mount.env("COWL_PASSTHROUGH", "all");
+    let place = run_command(mount, b"").ok().stdout;
+    let place = PathBuf::from(String::from_utf8(place).unwrap().trim_end());
+    let snapshot = || store.cowl(["snapshot", "web"]);
+
+    let path = place.join("file");
+    let mut writer = OpenOptions::new().append(true).open(&path).unwrap();
+    writer.write_all(b"two\n").unwrap();
+    let refused = snapshot();
+    assert_ne!(refused.code, 0);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        said.contains("1 file(s)") && said.contains("passthrough=read"),
+        "{said}"
+    );
+    writer.write_all(b"three\n").unwrap();
+    drop(writer);
+    wait_until("the close", || snapshot().code == 0);
+
+    let first = store.snapshots("web");
+    let first = first.last().unwrap();
+    fs::write(&path, "above\n").unwrap();
+    let kept = store.cowl(["cat", &format!("web@{first}:file")]).ok();
+    assert_eq!(kept.stdout, b"one\ntwo\nthree\n");
+
+    // It could be mapped still.
+    drop(open_to_write(&path));
+    assert_ne!(snapshot().code, 0);
+    fs::remove_file(&path).unwrap();
+    wait_until("the end of the file", || snapshot().code == 0);
+    store.cowl(["umount", "web"]).ok();
 }

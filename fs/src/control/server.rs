@@ -168,7 +168,7 @@ fn push(overlay: &Overlay, config: &Config, upper: &Path, work: &Path) -> Answer
         Err(PushError::Unattended(writers)) => failed(format!(
             "{writers} file(s) are written to past the daemon, which a snapshot can't stop: close them (one that \
              was opened for reading and writing counts until the kernel forgets it: 'sysctl vm.drop_caches=2'), or \
-             mount with passthrough=read"
+             mount anew with passthrough=read"
         )),
         Err(PushError::Setup(error)) => failed(error.to_string()),
     }

@@ -50,13 +50,13 @@ pub(crate) struct Adapter {
 }
 
 impl Adapter {
-    pub(super) fn new(
-        overlay: Arc<Overlay>,
-        serving: &Serving,
-        lookout: Lookout,
-    ) -> Self {
+    pub(super) fn new(overlay: Arc<Overlay>, serving: &Serving, lookout: Lookout) -> Self {
         let policy = if serving.may_pass {
-            Policy::new(serving.passthrough, serving.coherence, serving.may_be_pushed)
+            Policy::new(
+                serving.passthrough,
+                serving.coherence,
+                serving.may_be_pushed,
+            )
         } else {
             Policy::OFF
         };

@@ -4,8 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use fuser::{
-    BackingId, FileHandle as Fh, FopenFlags, INodeNo, OpenFlags, ReplyCreate, ReplyOpen,
-    Request,
+    BackingId, FileHandle as Fh, FopenFlags, INodeNo, OpenFlags, ReplyCreate, ReplyOpen, Request,
 };
 
 use super::adapter::{Adapter, GENERATION};
@@ -24,7 +23,13 @@ struct Opened {
 }
 
 impl Adapter {
-    pub(super) fn open_file(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    pub(super) fn open_file(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        flags: OpenFlags,
+        reply: ReplyOpen,
+    ) {
         let (how, direct) = how(flags);
         let done = self.run("open", ino, None, |op| {
             let inode = op.inode(ino.0)?;
@@ -62,7 +67,9 @@ impl Adapter {
             let who = caller(req, umask);
             let parent = op.inode(parent.0)?;
             let (inode, handle) = op.create(who, &parent, &name_of(name)?, mode, how)?;
-            let found = op.attr(&inode).inspect_err(|_| self.overlay.close(&handle))?;
+            let found = op
+                .attr(&inode)
+                .inspect_err(|_| self.overlay.close(&handle))?;
             let register: Register<'_> = &|fd| reply.open_backing(fd);
             let ino = INodeNo(inode.ino());
             let opened = self.count_open(op, (ino, flags, direct), &inode, handle, register)?;
@@ -148,7 +155,8 @@ impl Adapter {
         match handle.opened() {
             Some((fd, _)) => {
                 let passes = policy.upper && asked.upper;
-                asked.program = !write && !passes && policy.programs && op.is_program(handle, &fd)?;
+                asked.program =
+                    !write && !passes && policy.programs && op.is_program(handle, &fd)?;
                 asked.privileged = write && passes && op.is_privileged(&fd)?;
             }
             // Its backing file is known, so it was found to be one that is passed through.

@@ -192,9 +192,7 @@ impl Passing {
                 let flags = flags | FopenFlags::FOPEN_DIRECT_IO;
                 (Answer::Passed(flags, backing.id.clone()), true)
             }
-            (Verdict::Direct, _) => {
-                (Answer::Served(flags | FopenFlags::FOPEN_DIRECT_IO), false)
-            }
+            (Verdict::Direct, _) => (Answer::Served(flags | FopenFlags::FOPEN_DIRECT_IO), false),
             (Verdict::Cached | Verdict::Pass | Verdict::PassMappings, _) if entry.stale => {
                 (Answer::Served(flags), false)
             }

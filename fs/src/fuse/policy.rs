@@ -93,8 +93,8 @@ pub(super) fn decide(policy: Policy, asked: Asked, state: State) -> Verdict {
     } else {
         Verdict::Cached
     };
-    let reads = !asked.write
-        && ((policy.programs && asked.program) || (policy.lowers && !asked.upper));
+    let reads =
+        !asked.write && ((policy.programs && asked.program) || (policy.lowers && !asked.upper));
     let wanted = if policy.upper && asked.upper {
         if asked.write && asked.privileged {
             Verdict::PassMappings

@@ -93,7 +93,9 @@ impl Renewed {
     /// Whether the kernel knows nothing under this number.
     pub(super) fn is_forgotten(&self, number: u64) -> bool {
         let maps = self.maps.lock();
-        maps.inodes.get(&number).is_none_or(|(_, count)| *count == 0)
+        maps.inodes
+            .get(&number)
+            .is_none_or(|(_, count)| *count == 0)
     }
 
     /// The kernel does not know the object under its own number any more: the newest goes too when it does
@@ -104,7 +106,10 @@ impl Renewed {
         }
         let mut maps = self.maps.lock();
         if let Some(number) = maps.newest.get(&own).copied()
-            && maps.inodes.get(&number).is_some_and(|(_, count)| *count == 0)
+            && maps
+                .inodes
+                .get(&number)
+                .is_some_and(|(_, count)| *count == 0)
         {
             maps.remove(number);
         }
@@ -124,5 +129,67 @@ impl Maps {
             self.newest.remove(&inode.ino());
         }
         self.inodes.remove(&number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{DirState, Identity, InodeTable, State};
+    use super::*;
+    use crate::sys::stat::FileKind;
+
+    fn known(table: &InodeTable, ino: u64) -> Arc<Inode> {
+        let identity = Identity { dev: 1, ino };
+        let state = State::Dir(DirState {
+            locs: Arc::from([]),
+            redirect: None,
+            alias: None,
+            removed: false,
+            identity,
+        });
+        let make = |ino| Inode::new(ino, FileKind::Directory, state);
+        let (inode, _) = table.intern(ino, identity, true, make).unwrap();
+        table.remember(&inode);
+        inode
+    }
+
+    #[test]
+    fn the_newest_number_lasts_while_the_kernel_knows_the_object() {
+        let table = InodeTable::default();
+        let inode = known(&table, 7);
+        table.renew(&inode, 7);
+        let second = table.number(&inode);
+        assert!(second != 7 && table.get(second).is_some_and(|found| found.ino() == 7));
+        // Who comes late with the old one is no reason for a third.
+        table.renew(&inode, 7);
+        assert_eq!(table.number(&inode), second);
+        // The kernel forgets the first answer before it asks again.
+        table.remember_as(&inode, second);
+        table.forget(second, 1);
+        assert!(table.is_forgotten(second));
+        assert_eq!(table.number(&inode), second);
+        table.remember_as(&inode, second);
+        table.renew(&inode, second);
+        let third = table.number(&inode);
+        assert!(third != second && table.get(second).is_some());
+        table.forget(second, 1);
+        assert!(table.get(second).is_none());
+        table.remember_as(&inode, third);
+        drop(inode);
+        table.forget(7, 1);
+        assert!(table.get(third).is_some_and(|found| found.ino() == 7));
+        table.forget(third, 1);
+        assert!(table.get(third).is_none() && table.get(7).is_none() && table.is_empty());
+    }
+
+    #[test]
+    fn a_number_that_the_kernel_never_asked_for_goes_with_the_object() {
+        let table = InodeTable::default();
+        let inode = known(&table, 7);
+        table.renew(&inode, 7);
+        let second = table.number(&inode);
+        drop(inode);
+        table.forget(7, 1);
+        assert!(table.get(second).is_none() && table.is_empty());
     }
 }

@@ -231,7 +231,8 @@ impl InodeTable {
     pub fn forget(&self, ino: u64, count: u64) {
         if Renewed::has(ino) {
             if let Some(inode) = self.renewed.get(ino) {
-                self.renewed.forget(ino, count, !self.is_forgotten(inode.ino()));
+                self.renewed
+                    .forget(ino, count, !self.is_forgotten(inode.ino()));
                 // In case that it was forgotten by its own number meanwhile.
                 if self.is_forgotten(inode.ino()) {
                     self.renewed.forgotten(inode.ino());

@@ -217,7 +217,10 @@ impl Overlay {
         layers.any(|layer| match sys::stat::is_on_overlayfs(layer.root_fd()) {
             Ok(is) => is,
             Err(error) => {
-                log::warn!("cannot ask what {} lies on: {error}", layer.path().display());
+                log::warn!(
+                    "cannot ask what {} lies on: {error}",
+                    layer.path().display()
+                );
                 false
             }
         })
