@@ -41,8 +41,7 @@ fn names(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("list-1000", layers), |b| {
             b.iter(|| {
                 let op = stage.overlay.begin();
-                let handle = op.open_dir(root).unwrap();
-                black_box(op.entries(&handle, 0).unwrap())
+                black_box(op.listing(root, 0).unwrap())
             });
         });
     }

@@ -25,7 +25,9 @@ pub struct Args {
     /// passthrough=auto|all|read|off (which files the kernel reads and writes by itself: those of the upper, programs and libraries;
     /// programs and libraries alone; none), coherence=posix|overlay (old descriptors of a lower file see what is written
     /// to it, those of programs and libraries excepted; or none does, and the kernel reads all lower files by itself), fsname=NAME, subtype=NAME;
+    /// control=SOCKET, on which the daemon can be asked what it has done;
     /// remount, to change ro, nosuid, nodev, noexec, noatime of a mount that is there.
+    /// SIGUSR1 has the daemon say on standard error what it has done.
     /// In paths, a backslash stands before a colon or comma that belongs to the name
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<OsString>,
@@ -135,6 +137,7 @@ impl Build {
             }
             "upperdir" => self.upper = Some(path(value)?),
             "workdir" => self.work = Some(path(value)?),
+            "control" => self.config.control = Some(path(value)?),
             _ => return Ok(false),
         }
         Ok(true)
@@ -356,6 +359,9 @@ mod tests {
         .unwrap();
         assert!(config.behaviour.volatile);
         assert_eq!(config.behaviour.uids.to_mount(1), 100_001);
+
+        let config = parse(&["-o", r"lowerdir=D,control=a\,b", "M"]).unwrap();
+        assert_eq!(config.control, Some("a,b".into()));
 
         let config = parse(&["-o", "lowerdir=D:E", "M"]).unwrap();
         assert!(config.mount.read_only);

@@ -97,6 +97,8 @@ pub struct Config {
     pub coherence: Coherence,
     /// A socket on which the daemon can be asked and told things.
     pub control: Option<PathBuf>,
+    /// Whether it may be told there to put a new layer on top.
+    pub snapshots: bool,
 }
 
 impl Config {
@@ -131,6 +133,7 @@ impl Config {
             passthrough: Passthrough::default(),
             coherence: Coherence::default(),
             control: None,
+            snapshots: false,
         }
     }
 }

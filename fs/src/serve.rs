@@ -8,7 +8,7 @@ use std::thread;
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::config::Config;
-use crate::control::{self, Place};
+use crate::control::{self, Gauge, Place};
 use crate::error::Errno;
 use crate::format::XattrSpace;
 use crate::fuse::{self, Serving, SessionError};
@@ -83,7 +83,7 @@ pub fn serve(mut config: Config, ready: impl FnOnce()) -> Result<(), SetupError>
         // The kernel's rule for BACKING_OPEN. Without it the mount is a file system that others can lie on as
         // ever.
         may_pass: sys::process::is_initial_admin(),
-        may_be_pushed: config.control.is_some(),
+        may_be_pushed: config.snapshots,
     };
     let prepared = fuse::prepare(device, overlay.clone(), &config.mount, &serving)
         .map_err(|error| explain(error, &config.mountpoint))?;
@@ -112,19 +112,19 @@ pub fn serve(mut config: Config, ready: impl FnOnce()) -> Result<(), SetupError>
         path: config.mountpoint.clone(),
         device,
     };
-    watch_signals(signals, place.clone());
+    let gauge = Gauge::new(overlay.clone(), requests);
+    watch_signals(signals, place.clone(), gauge.clone());
+    // Held for as long as the process lives.
+    overlay.keep_locks(locks);
     if let Some(listener) = listener {
-        control::serve(
-            listener,
-            overlay.clone(),
+        let serving = control::Serving {
+            overlay,
             config,
             place,
-            locks,
-            Box::new(move |ino| flusher.flush(ino)),
-        );
-    } else {
-        // Held for as long as the process lives.
-        overlay.keep_locks(locks);
+            gauge,
+            flush: Box::new(move |ino| flusher.flush(ino)),
+        };
+        control::serve(listener, serving);
     }
     ready();
     match session.run() {
@@ -236,10 +236,11 @@ fn explain(error: SessionError, mountpoint: &Path) -> SetupError {
     }
 }
 
-/// Blocks the signals that end the daemon, before there is a second thread.
+/// Blocks the signals that the daemon acts on, before there is a second thread.
 fn block_signals() -> Option<SigSet> {
     let mut set = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+    let ends = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+    for signal in ends.into_iter().chain([Signal::SIGUSR1]) {
         set.add(signal);
     }
     match set.thread_block() {
@@ -251,12 +252,21 @@ fn block_signals() -> Option<SigSet> {
     }
 }
 
-/// A signal takes the mount out of the tree; the daemon goes on until its last user is gone.
-fn watch_signals(set: Option<SigSet>, place: Place) {
+/// SIGUSR1 has it said in the log what was done so far. Every other signal takes the mount out of the tree;
+/// the daemon goes on until its last user is gone.
+fn watch_signals(set: Option<SigSet>, place: Place, gauge: Gauge) {
     let Some(set) = set else { return };
     thread::spawn(move || {
         loop {
             match set.wait() {
+                Ok(Signal::SIGUSR1) => {
+                    // A warning, because somebody asked for it and the log keeps nothing less.
+                    match gauge.read() {
+                        Ok(stats) => log::warn!("{stats}"),
+                        Err(error) => log::warn!("what was done can't be told: {error}"),
+                    }
+                    continue;
+                }
                 Ok(signal) => log::info!("{signal}: unmounting {}", place.path.display()),
                 Err(error) => log::warn!("waiting for signals: {error}"),
             }

@@ -91,6 +91,7 @@ fn names_that_are_not_there() {
         &["snapshot", "wbe"],
         &["list", "wbe"],
         &["status", "wbe"],
+        &["stats", "wbe"],
         &["diff", "wbe"],
         &["diff", "web", "wbe"],
         &["restore", "wbe", "snap0"],

@@ -161,6 +161,81 @@ print(sorted(os.listdir("d")))
     );
 }
 
+/// The kernel keeps listings, and looks for the position of one who is still reading in what it keeps. An
+/// entry that another one removed meanwhile must not be the end for him.
+#[test]
+fn two_who_read_a_folder_beside_removals_miss_nothing() {
+    beside(
+        "listing-two",
+        "os.mkdir('d')
+for i in range(3000): write(f'd/f{i:05d}')",
+        r#"
+def parts(fd, size):
+    buffer = ctypes.create_string_buffer(size)
+    while True:
+        got = libc.syscall(217, fd, buffer, size)
+        assert got >= 0
+        if got == 0: return
+        names, at = [], 0
+        while at < got:
+            length = int.from_bytes(buffer.raw[at + 16:at + 18], "little")
+            names.append(buffer.raw[at + 19:at + length].split(b"\0")[0].decode()); at += length
+        yield names
+names = {f"f{i:05d}" for i in range(3000)}
+os.listdir("d"); os.listdir("d")
+for turn in range(16):
+    fd = os.open("d", os.O_RDONLY); reader = parts(fd, 300 + 97 * turn); seen = []
+    for _ in range(1 + turn % 5): seen += next(reader)
+    # Some of those that he has not seen go, and some that he has.
+    going = set(random.Random(turn).sample(sorted(names), 30)); names -= going
+    for name in going: os.unlink(f"d/{name}")
+    # Others list it to the end, so that the kernel has it all.
+    for _ in range(2): assert set(os.listdir("d")) == names
+    for more in reader: seen += more
+    os.close(fd)
+    assert names <= set(seen), (turn, len(names - set(seen)))
+    assert len(seen) == len(set(seen)), turn
+# One who removes as he reads on, beside one who lists.
+fd = os.open("d", os.O_RDONLY)
+for some in parts(fd, 512):
+    for name in some:
+        if name not in (".", ".."): os.unlink(f"d/{name}")
+    os.listdir("d")
+os.close(fd); print(os.listdir("d")); os.rmdir("d")
+"#,
+    );
+}
+
+/// The kernel goes by a folder's own changes, and `..` changes with none of them.
+#[test]
+fn a_moved_folder_has_another_parent_in_its_listing() {
+    beside(
+        "listing-moved",
+        "for n in ('a/moved/in', 'b', 'c/swapped/in'): os.makedirs(n)",
+        &format!(
+            "{LISTING}{}",
+            r#"
+def above(path):
+    d = Listing(path); found = {}
+    while True:
+        entry = libc.readdir(d.dir)
+        if not entry: break
+        found[entry.contents.name.decode()] = entry.contents.ino
+    d.close()
+    assert found["."] == os.stat(path).st_ino
+    return found[".."]
+for _ in range(3): assert above("a/moved") == os.stat("a").st_ino and above("c/swapped") == os.stat("c").st_ino
+os.rename("a/moved", "b/moved")
+for _ in range(3): assert above("b/moved") == os.stat("b").st_ino
+exchange = 2
+assert libc.renameat2(-100, b"b/moved", -100, b"c/swapped", exchange) == 0
+for _ in range(3): assert above("c/swapped") == os.stat("c").st_ino and above("b/moved") == os.stat("b").st_ino
+print(os.listdir("b/moved"), os.listdir("c/swapped"))
+"#
+        ),
+    );
+}
+
 #[test]
 fn a_folder_of_100000_names() {
     if !can("listing-large", &NEEDS) {

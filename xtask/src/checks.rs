@@ -102,16 +102,17 @@ const CRATES: [Rooms; 2] = [
     },
 ];
 
-/// Words that may stand only below one folder, with the reason.
-const CONFINED: [(&str, &str, &str); 2] = [
+/// Words that may stand only below some folders, with the reason.
+const CONFINED: [(&str, &[&str], &str); 2] = [
     (
         "unsafe",
-        "fs/src/sys/",
+        &["fs/src/sys/"],
         "each unsafe block is argued in one room",
     ),
     (
         "fuser",
-        "fs/src/fuse/",
+        // The second is a disk that a test pulls out, and no part of cowl.
+        &["fs/src/fuse/", "tests/src/power_cut/disk.rs"],
         "the protocol library can be exchanged only if one room knows it",
     ),
 ];
@@ -167,16 +168,17 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 
 fn confined(path: &str, code: &str) -> Vec<String> {
     let mut problems = Vec::new();
-    for (word, home, reason) in CONFINED {
+    for (word, homes, reason) in CONFINED {
         // The words stand in the table above, too.
-        if path.starts_with(home) || path.starts_with("xtask/") {
+        if homes.iter().any(|home| path.starts_with(home)) || path.starts_with("xtask/") {
             continue;
         }
         for (number, line) in code.lines().enumerate() {
             if words(line).any(|found| found == word) {
                 problems.push(format!(
-                    "{path}:{}: `{word}` outside {home}: {reason}",
-                    number + 1
+                    "{path}:{}: `{word}` outside {}: {reason}",
+                    number + 1,
+                    homes.join(" and ")
                 ));
             }
         }

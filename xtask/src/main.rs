@@ -10,6 +10,7 @@ mod demo;
 mod differential;
 mod fsx;
 mod install;
+mod power_cut;
 mod promises;
 mod run;
 mod setup;
@@ -38,6 +39,8 @@ enum Command {
     Check,
     /// Run random operations on a mount and on a plain folder, with as many seeds as one likes
     Differential(differential::Options),
+    /// Cut the power of a disk under a mount, at many moments, and look at what is left
+    PowerCut(power_cut::Options),
     /// Measure what snapshots cost, beside lxc-snapshot, copies, reflinks and btrfs
     Bench(bench::Options),
     /// Write docs/man anew, from the text of the help
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::Check => checks::run(),
         Command::Differential(options) => differential::run(&options),
+        Command::PowerCut(options) => power_cut::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Man => install::man(),
         Command::Completions => install::completions(),

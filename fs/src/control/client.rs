@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Answer, Ask, Status, short_path};
+use super::{Answer, Ask, NOT_UNDERSTOOD, Stats, Status, short_path};
 
 /// A connection to a daemon.
 #[derive(Debug)]
@@ -29,6 +29,9 @@ pub enum ControlError {
         /// Processes in other mount namespaces that hold it; those of this one are found by who asked.
         pids: Vec<u32>,
     },
+    /// It is of another version and does not know the question.
+    #[error("{0}")]
+    NotUnderstood(String),
     /// It tried and failed.
     #[error("{0}")]
     Failed(String),
@@ -56,6 +59,14 @@ impl Client {
             .set_read_timeout(Some(Duration::from_secs(12)))?;
         match self.ask(&Ask::Status)? {
             Answer::Status(status) => Ok(status),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// What it has done since it was started.
+    pub fn stats(&mut self) -> Result<Stats, ControlError> {
+        match self.ask(&Ask::Stats)? {
+            Answer::Stats(stats) => Ok(stats),
             other => Err(unexpected(other)),
         }
     }
@@ -98,7 +109,9 @@ impl Client {
         if self.stream.read_line(&mut answer)? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        Ok(serde_json::from_str(&answer)?)
+        serde_json::from_str(&answer).map_err(|error| {
+            io::Error::other(format!("it answers as another version does: {error}"))
+        })
     }
 }
 
@@ -106,8 +119,11 @@ fn unexpected(answer: Answer) -> ControlError {
     match answer {
         Answer::Busy { writers } => ControlError::Busy { writers },
         Answer::InUse { pids } => ControlError::InUse { pids },
+        Answer::Failed { why } if why.starts_with(NOT_UNDERSTOOD) => {
+            ControlError::NotUnderstood(why)
+        }
         Answer::Failed { why } => ControlError::Failed(why),
-        Answer::Done | Answer::Status(_) => {
+        Answer::Done | Answer::Status(_) | Answer::Stats(_) => {
             ControlError::Io(io::Error::other("an answer to another question"))
         }
     }

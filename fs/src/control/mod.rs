@@ -1,9 +1,13 @@
 //! Talking to a running daemon over a unix socket: what it serves, how busy it is, a new layer on top,
-//! and the end of its mount. One JSON line asks, one answers.
+//! what it has done so far, and the end of its mount. One JSON line asks, one answers.
+//!
+//! Daemon and command may be of different versions: a daemon lives on when a newer cowl is installed. So a
+//! question that is not known is answered, and with words that say what to do.
 
 mod client;
 mod detach;
 mod server;
+mod stats;
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -12,7 +16,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use client::{Client, ControlError};
-pub(crate) use server::{listen, serve};
+pub(crate) use server::{Serving, listen, serve};
+pub(crate) use stats::Gauge;
+pub use stats::Stats;
+
+/// How the refusal of a question begins that the daemon does not know.
+const NOT_UNDERSTOOD: &str = "not understood";
 
 /// What a client asks.
 #[derive(Debug, Serialize, Deserialize)]
@@ -22,6 +31,7 @@ enum Ask {
     PushLayer { upper: Vec<u8>, work: Vec<u8> },
     Flush,
     Detach,
+    Stats,
 }
 
 /// What the daemon answers.
@@ -29,6 +39,7 @@ enum Ask {
 #[serde(rename_all = "snake_case", tag = "answer")]
 enum Answer {
     Status(Status),
+    Stats(Stats),
     Done,
     Busy { writers: u32 },
     InUse { pids: Vec<u32> },

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::{Answer, Ask, Place, Status, detach, short_path};
+use super::{Answer, Ask, Gauge, NOT_UNDERSTOOD, Place, Status, detach, short_path};
 use crate::config::Config;
 use crate::format::XattrSpace;
 use crate::layer::{Layer, Upper};
@@ -43,6 +43,7 @@ struct Daemon {
     overlay: Arc<Overlay>,
     config: Config,
     place: Place,
+    gauge: Gauge,
     /// Has the kernel hand over what it keeps of a file.
     flush: Flush,
 }
@@ -50,22 +51,24 @@ struct Daemon {
 /// See [`crate::fuse`].
 pub(crate) type Flush = Box<dyn Fn(u64) -> io::Result<()> + Send + Sync>;
 
+/// What there is to be asked about.
+pub(crate) struct Serving {
+    pub(crate) overlay: Arc<Overlay>,
+    pub(crate) config: Config,
+    pub(crate) place: Place,
+    pub(crate) gauge: Gauge,
+    pub(crate) flush: Flush,
+}
+
 /// Answers until the process ends, each client in a thread of its own.
-pub(crate) fn serve(
-    listener: UnixListener,
-    overlay: Arc<Overlay>,
-    config: Config,
-    place: Place,
-    locks: Vec<OwnedFd>,
-    flush: Flush,
-) {
-    overlay.keep_locks(locks);
+pub(crate) fn serve(listener: UnixListener, serving: Serving) {
     let daemon = Arc::new(Daemon {
         answering: Mutex::new(()),
-        overlay,
-        config,
-        place,
-        flush,
+        overlay: serving.overlay,
+        config: serving.config,
+        place: serving.place,
+        gauge: serving.gauge,
+        flush: serving.flush,
     });
     thread::spawn(move || {
         for stream in listener.incoming() {
@@ -97,10 +100,7 @@ fn answer_all(stream: UnixStream, daemon: &Daemon) -> io::Result<()> {
                 }
                 answer(ask, daemon)
             }
-            Err(error) => {
-                let why = format!("not understood: {error}");
-                (Answer::Failed { why }, None)
-            }
+            Err(error) => (not_understood(&line, &error), None),
         };
         let mut text = serde_json::to_vec(&answer)?;
         text.push(b'\n');
@@ -113,6 +113,24 @@ fn answer_all(stream: UnixStream, daemon: &Daemon) -> io::Result<()> {
     Ok(())
 }
 
+/// An older or a newer client's question is named; what is no question at all is told as it is.
+fn not_understood(line: &str, error: &serde_json::Error) -> Answer {
+    let asked = serde_json::from_str::<serde_json::Value>(line);
+    let asked = asked
+        .as_ref()
+        .ok()
+        .and_then(|asked| asked.get("ask")?.as_str());
+    let why = match asked {
+        Some(ask) => format!(
+            "{NOT_UNDERSTOOD}: a daemon of version {} does not know the question \"{}\" ({error})",
+            env!("CARGO_PKG_VERSION"),
+            ask.escape_default()
+        ),
+        None => format!("{NOT_UNDERSTOOD}: {error}"),
+    };
+    Answer::Failed { why }
+}
+
 fn answer(ask: Ask, daemon: &Daemon) -> (Answer, Option<OwnedFd>) {
     let (overlay, config) = (&daemon.overlay, &daemon.config);
     match ask {
@@ -123,6 +141,7 @@ fn answer(ask: Ask, daemon: &Daemon) -> (Answer, Option<OwnedFd>) {
             (push(overlay, config, upper, work), None)
         }
         Ask::Flush => (flush(daemon), None),
+        Ask::Stats => (stats(daemon), None),
         Ask::Detach => detach::detach(overlay, &daemon.place),
     }
 }
@@ -142,6 +161,15 @@ fn status(overlay: &Overlay, config: &Config) -> Status {
     }
 }
 
+fn stats(daemon: &Daemon) -> Answer {
+    match daemon.gauge.read() {
+        Ok(stats) => Answer::Stats(stats),
+        Err(error) => Answer::Failed {
+            why: format!("cannot tell how much memory it takes: {error}"),
+        },
+    }
+}
+
 /// What programs stored through mappings is in the layers afterwards.
 fn flush(daemon: &Daemon) -> Answer {
     for ino in daemon.overlay.written() {
@@ -155,6 +183,9 @@ fn flush(daemon: &Daemon) -> Answer {
 
 fn push(overlay: &Overlay, config: &Config, upper: &Path, work: &Path) -> Answer {
     let failed = |why: String| Answer::Failed { why };
+    if !config.snapshots {
+        return failed("this mount takes no new layers".into());
+    }
     let space = config.space.unwrap_or_else(XattrSpace::detect);
     let opened =
         Layer::open(upper, space).and_then(|layer| Upper::of(config.mount.through(), layer, work));
@@ -180,6 +211,23 @@ mod tests {
 
     use crate::overlay::Behaviour;
 
+    #[test]
+    fn a_question_of_another_version_is_named() {
+        let refused = |line: &str| {
+            let error = serde_json::from_str::<Ask>(line).unwrap_err();
+            match not_understood(line, &error) {
+                Answer::Failed { why } => why,
+                other => panic!("{other:?}"),
+            }
+        };
+        let why = refused("{\"ask\": \"of_tomorrow\", \"more\": 1}\n");
+        assert!(why.starts_with(NOT_UNDERSTOOD), "{why}");
+        assert!(why.contains("\"of_tomorrow\""), "{why}");
+        assert!(why.contains(env!("CARGO_PKG_VERSION")), "{why}");
+        let why = refused("what?\n");
+        assert!(why.starts_with(NOT_UNDERSTOOD), "{why}");
+    }
+
     /// The next command has decided by then that the killed one changed nothing.
     #[test]
     fn what_a_killed_command_asked_for_is_not_done() {
@@ -192,10 +240,15 @@ mod tests {
         let upper = Upper::open(&path("upper"), &path("work"), space).unwrap();
         let lower = Layer::open(&path("lower"), space).unwrap();
         let overlay = Overlay::new(Some(upper), vec![lower], Behaviour::default()).unwrap();
-        let config = Config::new(vec![path("lower")], None, path("mount"));
+        let config = Config {
+            snapshots: true,
+            ..Config::new(vec![path("lower")], None, path("mount"))
+        };
+        let overlay = Arc::new(overlay);
         let daemon = Daemon {
             answering: Mutex::new(()),
-            overlay: Arc::new(overlay),
+            gauge: Gauge::new(overlay.clone(), Arc::default()),
+            overlay,
             place: Place {
                 path: path("mount"),
                 device: 0,

@@ -4,18 +4,18 @@ use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, FileHandle as Fh, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, FileHandle as Fh, Filesystem, Generation, INodeNo, InitFlags,
+    IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::convert::{
-    attr, caller, device_from_protocol, errno, kind, name_of, rename_flags, set_time, writer,
+    attr, caller, device_from_protocol, errno, name_of, rename_flags, set_time, writer,
 };
 use super::handles::Handles;
 use super::passthrough::Passing;
@@ -25,7 +25,7 @@ use super::session::Serving;
 use super::turn::{Lookout, Turn};
 use crate::error::{Errno, Error, Result};
 use crate::inode::Inode;
-use crate::overlay::{Attr, DirHandle, FileHandle, Op, Overlay, SetAttr};
+use crate::overlay::{Attr, FileHandle, Op, Overlay, SetAttr};
 use crate::requests::{Opcode, Requests};
 
 pub(super) const GENERATION: Generation = Generation(0);
@@ -41,10 +41,13 @@ thread_local! {
 pub(crate) struct Adapter {
     pub(super) overlay: Arc<Overlay>,
     pub(super) files: Handles<FileHandle>,
-    dirs: Handles<DirHandle>,
     pub(super) keep: Duration,
+    /// Whether the kernel knows what it means that folders are not opened.
+    pub(super) knows_no_opendir: bool,
     pub(super) passing: Passing,
     max_stack_depth: u32,
+    /// There once the session is.
+    pub(super) notifier: Arc<OnceLock<Notifier>>,
     requests: Arc<Requests>,
     lookout: Lookout,
 }
@@ -69,8 +72,9 @@ impl Adapter {
             passing,
             max_stack_depth,
             files: Handles::default(),
-            dirs: Handles::default(),
             keep: serving.keep,
+            knows_no_opendir: false,
+            notifier: Arc::default(),
             requests: serving.requests.clone(),
             lookout,
         }
@@ -95,7 +99,7 @@ impl Adapter {
     }
 
     /// Replies with a new or found object, and only then counts that the kernel knows it.
-    fn entry(&self, done: Result<(Arc<Inode>, Attr)>, reply: ReplyEntry) {
+    pub(super) fn entry(&self, done: Result<(Arc<Inode>, Attr)>, reply: ReplyEntry) {
         match done {
             Ok((inode, found)) => {
                 let number = self.overlay.inodes().number(&inode);
@@ -115,7 +119,7 @@ impl Adapter {
     }
 
     /// How long the kernel may keep attributes of the object that it knows by this number.
-    fn keep_attr(&self, ino: u64) -> Duration {
+    pub(super) fn keep_attr(&self, ino: u64) -> Duration {
         if self.passing.is_unsure(ino) {
             Duration::ZERO
         } else {
@@ -147,6 +151,8 @@ impl Filesystem for Adapter {
                 log::info!("the kernel lacks {missing:?}");
             }
         }
+        let capabilities = config.capabilities();
+        self.knows_no_opendir = capabilities.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         for result in [
             config.set_max_write(MAX_WRITE).map(drop),
             config.set_max_background(64).map(|_| ()).map_err(u32::from),
@@ -165,18 +171,7 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, out: ReplyEntry) {
         let _turn = self.turn(Opcode::Lookup);
-        let done = self.run("lookup", parent, Some(name), |op| {
-            match op.lookup(&op.inode(parent.0)?, &name_of(name)?)? {
-                Some(inode) => with_attr(op, inode),
-                None => Err(Error::NOT_FOUND),
-            }
-        });
-        match done {
-            Err(error) if error == Error::NOT_FOUND => {
-                out.entry(&self.keep, &reply::absent(), GENERATION);
-            }
-            other => self.entry(other, out),
-        }
+        self.look_up(parent, name, out);
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
@@ -308,7 +303,10 @@ impl Filesystem for Adapter {
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _turn = self.turn(Opcode::Unlink);
         let done = self.run("unlink", parent, Some(name), |op| {
-            op.unlink(&op.inode(parent.0)?, &name_of(name)?)
+            let parent = op.inode(parent.0)?;
+            op.unlink(&parent, &name_of(name)?)?;
+            parent.lost_name();
+            Ok(())
         });
         empty(done, reply);
     }
@@ -316,7 +314,10 @@ impl Filesystem for Adapter {
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _turn = self.turn(Opcode::Rmdir);
         let done = self.run("rmdir", parent, Some(name), |op| {
-            op.rmdir(&op.inode(parent.0)?, &name_of(name)?)
+            let parent = op.inode(parent.0)?;
+            op.rmdir(&parent, &name_of(name)?)?;
+            parent.lost_name();
+            Ok(())
         });
         empty(done, reply);
     }
@@ -336,7 +337,15 @@ impl Filesystem for Adapter {
             let (from, to) = (op.inode(parent.0)?, op.inode(new_parent.0)?);
             let (name, new_name) = (name_of(name)?, name_of(new_name)?);
             let flags = rename_flags(flags)?;
-            op.rename(caller(req, 0), &from, &name, &to, &new_name, flags)
+            op.rename(caller(req, 0), &from, &name, &to, &new_name, flags)?;
+            from.lost_name();
+            if !Arc::ptr_eq(&from, &to) {
+                self.after_move(op, &to, &new_name);
+                if flags.exchange {
+                    self.after_move(op, &from, &name);
+                }
+            }
+            Ok(())
         });
         empty(done, reply);
     }
@@ -441,81 +450,23 @@ impl Filesystem for Adapter {
         empty(done, reply);
     }
 
-    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let _turn = self.turn(Opcode::Opendir);
-        match self.run("opendir", ino, None, |op| op.open_dir(&op.inode(ino.0)?)) {
-            Ok(handle) => {
-                let fh = self.dirs.insert(Arc::new(handle));
-                reply.opened(Fh(fh), FopenFlags::empty());
-            }
-            Err(error) => reply.error(errno(error)),
-        }
+        self.open_dir(reply);
     }
 
-    fn readdir(&self, _: &Request, ino: INodeNo, fh: Fh, offset: u64, mut out: ReplyDirectory) {
+    fn readdir(&self, _: &Request, ino: INodeNo, _: Fh, offset: u64, out: ReplyDirectory) {
         let _turn = self.turn(Opcode::Readdir);
-        let listing = self.run("readdir", ino, None, |op| {
-            op.entries(&*self.dirs.get(fh.0)?, offset)
-        });
-        match listing {
-            Ok(entries) => {
-                for (next, entry) in reply::from(&entries, offset) {
-                    let name = OsStr::from_bytes(&entry.name);
-                    if out.add(INodeNo(entry.ino), next, kind(entry.kind), name) {
-                        break;
-                    }
-                }
-                out.ok();
-            }
-            Err(error) => out.error(errno(error)),
-        }
+        self.list(ino, offset, out);
     }
 
-    fn readdirplus(
-        &self,
-        _: &Request,
-        ino: INodeNo,
-        fh: Fh,
-        offset: u64,
-        mut out: ReplyDirectoryPlus,
-    ) {
+    fn readdirplus(&self, _: &Request, ino: INodeNo, _: Fh, at: u64, out: ReplyDirectoryPlus) {
         let _turn = self.turn(Opcode::Readdirplus);
-        let done = self.run("readdirplus", ino, None, |op| {
-            let handle = self.dirs.get(fh.0)?;
-            let entries = op.entries(&handle, offset)?;
-            for (next, entry) in reply::from(&entries, offset) {
-                // Removed since the listing was taken: passed over.
-                let Some(plus) = reply::plus_entry(op, &handle, entry)? else {
-                    continue;
-                };
-                let name = OsStr::from_bytes(&entry.name);
-                let mut found = attr(&plus.attr);
-                let number = plus.inode.as_ref().map(|i| self.overlay.inodes().number(i));
-                let own = found.ino;
-                found.ino = number.map_or(own, INodeNo);
-                let keep = if plus.keep && found.ino == own {
-                    self.keep_attr(own.0)
-                } else {
-                    Duration::ZERO
-                };
-                if out.add(found.ino, next, name, &keep, &found, GENERATION) {
-                    break;
-                }
-                if let Some(inode) = plus.inode {
-                    self.overlay.inodes().remember_as(&inode, found.ino.0);
-                }
-            }
-            Ok(())
-        });
-        match done {
-            Ok(()) => out.ok(),
-            Err(error) => out.error(errno(error)),
-        }
+        self.list_plus(ino, at, out);
     }
 
-    fn releasedir(&self, _: &Request, _: INodeNo, fh: Fh, _: OpenFlags, reply: ReplyEmpty) {
+    fn releasedir(&self, _: &Request, _: INodeNo, _: Fh, _: OpenFlags, reply: ReplyEmpty) {
         let _turn = self.turn(Opcode::Releasedir);
-        self.dirs.remove(fh.0);
         reply.ok();
     }
 

@@ -4,6 +4,7 @@
 mod adapter;
 mod convert;
 mod handles;
+mod listing;
 mod opening;
 mod passthrough;
 mod policy;

@@ -11,8 +11,7 @@ use rustix::fs::StatVfs;
 
 use crate::error::{Errno, Error, Result};
 use crate::inode::Inode;
-use crate::name::Name;
-use crate::overlay::{Attr, DirEntry, DirHandle, Op};
+use crate::overlay::{Attr, Op};
 use crate::sys::stat::Stat;
 
 pub(super) fn empty(done: Result<()>, reply: ReplyEmpty) {
@@ -66,62 +65,6 @@ pub(super) fn absent() -> FileAttr {
         ino: 0,
         stat: Stat::default(),
     })
-}
-
-/// The rest of a listing from `offset` on, each entry with the offset behind it.
-pub(super) fn from(entries: &[DirEntry], offset: u64) -> impl Iterator<Item = (u64, &DirEntry)> {
-    let skip = usize::try_from(offset).unwrap_or(usize::MAX);
-    (offset + 1..).zip(entries.iter().skip(skip))
-}
-
-/// What a listing with attributes says of one entry.
-pub(super) struct Plus {
-    /// The object, of which the kernel then counts a lookup.
-    pub(super) inode: Option<Arc<Inode>>,
-    pub(super) attr: Attr,
-    /// Whether the kernel may keep it.
-    pub(super) keep: bool,
-}
-
-/// `None` when the entry is gone. Of `.` and `..` the kernel takes only number and type, and counts no
-/// lookup. One damaged entry does not hide the others: it is named, and whoever asks for it gets the
-/// error.
-pub(super) fn plus_entry(
-    op: &Op<'_>,
-    handle: &DirHandle,
-    entry: &DirEntry,
-) -> Result<Option<Plus>> {
-    let bare = Plus {
-        inode: None,
-        attr: Attr {
-            ino: entry.ino,
-            stat: Stat {
-                mode: entry.kind.mode_bits(),
-                ..Stat::default()
-            },
-        },
-        keep: false,
-    };
-    if matches!(&*entry.name, b"." | b"..") {
-        return Ok(Some(bare));
-    }
-    let name = Name::new(&entry.name)?;
-    let looked = op.lookup(handle.inode(), &name).and_then(|found| {
-        let with_attr = |inode| with_attr(op, inode).map(Some);
-        found.map_or(Ok(None), with_attr)
-    });
-    match looked {
-        Ok(found) => Ok(found.map(|(inode, attr)| Plus {
-            inode: Some(inode),
-            attr,
-            keep: true,
-        })),
-        Err(error) => {
-            let folder = INodeNo(handle.inode().ino());
-            log_failure("listing", folder, Some(OsStr::from_bytes(&name)), error);
-            Ok(Some(bare))
-        }
-    }
 }
 
 /// An object with its attributes.

@@ -78,7 +78,9 @@ pub(crate) fn prepare(
     // `from_fd` leaves mounting and unmounting to us: fuser's own unmount would, after somebody
     // else's, unmount whatever lies at the path by then.
     let adapter = Adapter::new(overlay, serving, lookout);
+    let notifier = adapter.notifier.clone();
     let session = Session::from_fd(adapter, device, acl, config).map_err(SessionError::Greeting)?;
+    notifier.get_or_init(|| session.notifier());
     Ok(Prepared { session, mount })
 }
 

@@ -8,9 +8,11 @@
 mod renewed;
 mod table;
 
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
@@ -27,6 +29,15 @@ pub use table::InodeTable;
 /// How many names of one file are remembered. All that need all of them ask the layers; this state is
 /// copied for every operation.
 const KNOWN_NAMES: usize = 8;
+
+/// So many seconds a program may rest in the middle of a listing.
+const LATELY: u32 = 60;
+
+/// Seconds since this was first asked, and one.
+fn seconds() -> u32 {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    u32::try_from(START.elapsed().as_secs() + 1).unwrap_or(u32::MAX)
+}
 
 /// Which object on disk this is: device and inode number of the place that gives its attributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,14 +68,16 @@ pub struct Inode {
     /// Folders: one change of the names in it at a time.
     pub(crate) names: Mutex<()>,
     /// Folders: counts copy-ups of what is in it, so that a lookup beside one notices.
-    turn: AtomicU64,
+    turn: AtomicU32,
+    /// Folders: when a name in it was last removed, in seconds of [`seconds`]; 0 for never.
+    lost: AtomicU32,
     /// Files: counts how often the content moved, so that open descriptors follow it.
     data_turn: AtomicU32,
     writers: AtomicU32,
     /// How many opens for execve(2) there are; the kernel keeps one for as long as the program runs.
     runs: AtomicU32,
     /// Times that are shown instead of the layer's.
-    held: Mutex<Option<Held>>,
+    held: Mutex<Option<Box<Held>>>,
     /// Counts how often that changed, so that who read the layer's times before notices.
     held_turn: AtomicU32,
 }
@@ -103,9 +116,9 @@ pub(crate) struct DirState {
 pub(crate) struct FileState {
     pub loc: Loc,
     /// The content's place when that is elsewhere.
-    pub data: Option<Loc>,
+    pub data: Option<Box<Loc>>,
     /// The redirect mark at `loc`.
-    pub redirect: Option<Redirect>,
+    pub redirect: Option<Box<Redirect>>,
     /// Names that are known, at most [`KNOWN_NAMES`]; the object may have more.
     pub aliases: SmallVec<[Alias; 1]>,
     /// Its last name was removed: `anchor` (upper) or `loc` (lower) still leads to it.
@@ -114,7 +127,7 @@ pub(crate) struct FileState {
     pub anchor: Option<Arc<OwnedFd>>,
     /// How many names of a lower file with several links show, once they were counted. It holds as long
     /// as the file is not in the upper: any change of its names brings it there.
-    pub visible: Option<u64>,
+    pub visible: Option<NonZeroU64>,
     pub identity: Identity,
 }
 
@@ -126,7 +139,8 @@ impl Inode {
             state: RwLock::new(state),
             copying: Mutex::new(()),
             names: Mutex::new(()),
-            turn: AtomicU64::new(0),
+            turn: AtomicU32::new(0),
+            lost: AtomicU32::new(0),
             data_turn: AtomicU32::new(0),
             writers: AtomicU32::new(0),
             runs: AtomicU32::new(0),
@@ -155,6 +169,23 @@ impl Inode {
         match &*self.state.read() {
             State::Dir(dir) => Ok(dir.clone()),
             State::File(_) => Err(Error::Errno(Errno::NOTDIR)),
+        }
+    }
+
+    /// Where a folder lies, topmost first; `None` when it was removed.
+    pub(crate) fn places(&self) -> Result<Option<Arc<[Arc<LayerDir>]>>> {
+        match &*self.state.read() {
+            State::Dir(dir) if dir.removed => Ok(None),
+            State::Dir(dir) => Ok(Some(dir.locs.clone())),
+            State::File(_) => Err(Error::Errno(Errno::NOTDIR)),
+        }
+    }
+
+    /// The number of the folder above a folder; the root's own.
+    pub(crate) fn parent_ino(&self) -> u64 {
+        match &*self.state.read() {
+            State::Dir(dir) => dir.alias.as_ref().map_or(self.ino, |a| a.parent.ino()),
+            State::File(_) => self.ino,
         }
     }
 
@@ -238,12 +269,23 @@ impl Inode {
         Ok(())
     }
 
-    pub(crate) fn turn(&self) -> u64 {
+    pub(crate) fn turn(&self) -> u32 {
         self.turn.load(Ordering::Acquire)
     }
 
     pub(crate) fn next_turn(&self) {
         self.turn.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Told when a name in this folder is removed or moved away.
+    pub(crate) fn lost_name(&self) {
+        self.lost.store(seconds(), Ordering::Relaxed);
+    }
+
+    /// Whether that was so lately that somebody may be in the middle of a listing with the name in it.
+    pub(crate) fn lost_name_lately(&self) -> bool {
+        let lost = self.lost.load(Ordering::Relaxed);
+        lost > 0 && seconds() - lost <= LATELY
     }
 
     pub(crate) fn data_turn(&self) -> u32 {
@@ -256,7 +298,7 @@ impl Inode {
 
     /// The change time to show where the layer says `real`.
     pub(crate) fn shown_ctime(&self, real: Time) -> Time {
-        match *self.held.lock() {
+        match self.held.lock().as_deref().copied() {
             Some(Held::Always { ctime, .. }) => ctime,
             Some(Held::For { real: held, shown }) if held == real => shown,
             _ => real,
@@ -265,7 +307,7 @@ impl Inode {
 
     /// The modification time to show where the layer says `real`.
     pub(crate) fn shown_mtime(&self, real: Time) -> Time {
-        match *self.held.lock() {
+        match self.held.lock().as_deref().copied() {
             Some(Held::Always {
                 mtime: Some(mtime), ..
             }) => mtime,
@@ -278,21 +320,27 @@ impl Inode {
         self.held_turn.load(Ordering::Acquire)
     }
 
+    /// Whether other times than the layer's are or were shown.
+    pub(crate) fn held_ever(&self) -> bool {
+        self.held_turn() > 0 || self.holds_ctime()
+    }
+
     /// From here on these times are shown, whatever the layer says. Returns what was held before.
     pub(crate) fn hold_times(&self, ctime: Time, mtime: Option<Time>) -> Option<Held> {
         let mut now = self.held.lock();
         self.held_turn.fetch_add(1, Ordering::AcqRel);
-        let before = now.replace(Held::Always { ctime, mtime });
+        let before = now.replace(Box::new(Held::Always { ctime, mtime }));
         // What ends with another copy-up is nothing to come back to.
+        let before = before.map(|held| *held);
         before.filter(|held| !matches!(held, Held::Always { .. }))
     }
 
     /// The end of [`Self::hold_times`], unless a real change ended it before.
     pub(crate) fn hold_instead(&self, held: Option<Held>) -> bool {
         let mut now = self.held.lock();
-        let still = matches!(*now, Some(Held::Always { .. }));
+        let still = matches!(now.as_deref(), Some(Held::Always { .. }));
         if still {
-            *now = held;
+            *now = held.map(Box::new);
             self.held_turn.fetch_add(1, Ordering::AcqRel);
         }
         still
@@ -300,7 +348,7 @@ impl Inode {
 
     /// From here on `shown` is shown where the layer says `real`.
     pub(crate) fn hold_ctime(&self, real: Time, shown: Time) {
-        *self.held.lock() = Some(Held::For { real, shown });
+        *self.held.lock() = Some(Box::new(Held::For { real, shown }));
     }
 
     /// Whether another change time than the layer's is shown.
@@ -378,7 +426,7 @@ impl State {
 impl FileState {
     /// Where its content lies.
     pub(crate) fn data_loc(&self) -> &Loc {
-        self.data.as_ref().unwrap_or(&self.loc)
+        self.data.as_deref().unwrap_or(&self.loc)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Owner, mode, size, times.
 
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -15,6 +16,10 @@ use crate::layer::zero_device;
 use crate::sys;
 use crate::sys::attr::SetTime;
 use crate::sys::stat::{FileKind, Stat};
+
+/// How many links a merged folder shows: the subfolders lie in several layers, and 1 says "not counted" to
+/// find(1) and fts(3).
+pub(super) const UNCOUNTED: u64 = 1;
 
 /// What stat shows of an object: `stat` with the owner as the mount shows it, and the number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,19 +77,27 @@ impl Op<'_> {
             turn = inode.held_turn();
             stat = read()?;
         }
-        let ids = &self.overlay.behaviour;
         // The kernel writes to some files by itself, which is told of nowhere but in these times; a copy-up
         // sets the one back.
         if inode.kind() != FileKind::Regular || stat.mtime != stat.ctime {
             stat.ctime = inode.shown_ctime(stat.ctime);
         }
         stat.mtime = inode.shown_mtime(stat.mtime);
+        Ok(self.shown(inode, stat))
+    }
+
+    /// What stat shows where the disk says `stat`, and links and times are those to show.
+    pub(super) fn shown(&self, inode: &Inode, mut stat: Stat) -> Attr {
+        let ids = &self.overlay.behaviour;
         stat.uid = ids.uids.to_mount(stat.uid);
         stat.gid = ids.gids.to_mount(stat.gid);
-        Ok(Attr {
+        if ids.static_nlink && !inode.is_dir() {
+            stat.nlink = 1;
+        }
+        Attr {
             ino: inode.ino(),
             stat,
-        })
+        }
     }
 
     fn dir_stat(&self, inode: &Inode) -> Result<Stat> {
@@ -93,8 +106,7 @@ impl Op<'_> {
         if dir.removed {
             stat.nlink = 0;
         } else if dir.locs.len() > 1 {
-            // The subfolders lie in several layers; 1 says "not counted" to find(1) and fts(3).
-            stat.nlink = 1;
+            stat.nlink = UNCOUNTED;
         }
         Ok(stat)
     }
@@ -140,10 +152,10 @@ impl Op<'_> {
             return Ok(on_disk);
         }
         if let Some(visible) = file.visible {
-            return Ok(visible);
+            return Ok(visible.get());
         }
         let visible = self.visible_names(inode, file)?.len() as u64;
-        inode.change_file(|file| file.visible = Some(visible))?;
+        inode.change_file(|file| file.visible = NonZeroU64::new(visible))?;
         Ok(visible)
     }
 

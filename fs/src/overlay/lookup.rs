@@ -4,22 +4,49 @@ use std::sync::Arc;
 
 use smallvec::smallvec;
 
-use super::Op;
+use super::attr::UNCOUNTED;
+use super::{Attr, Op};
 use crate::error::{Errno, Error, Result};
 use crate::inode::{Alias, DirState, FileState, Identity, Inode, State};
+use crate::layer::LayerDir;
 use crate::name::Name;
 use crate::sys::stat::Stat;
-use crate::view::{DirNode, FileNode, Found, Listed};
+use crate::view::{DirNode, FileNode, Found, Line};
 
 /// What one look at a name gave.
 enum Looked {
-    Sure(Option<Arc<Inode>>),
+    Sure(Option<(Arc<Inode>, Stat)>),
     Unsure,
 }
 
 impl Op<'_> {
     /// The object `name` in `parent`, or `None`.
     pub fn lookup(&self, parent: &Arc<Inode>, name: &Name) -> Result<Option<Arc<Inode>>> {
+        Ok(self.find_in(parent, name)?.map(|(inode, _)| inode))
+    }
+
+    /// The same with what stat shows of it.
+    pub fn lookup_attr(
+        &self,
+        parent: &Arc<Inode>,
+        name: &Name,
+    ) -> Result<Option<(Arc<Inode>, Attr)>> {
+        let Some((inode, stat)) = self.find_in(parent, name)? else {
+            return Ok(None);
+        };
+        // What was read while looking is what shows, unless a copy-up moved or moves its times, or the
+        // names of a file that has several are to be counted.
+        let plain = inode.is_dir() || stat.nlink == 1 || self.overlay.behaviour.static_nlink;
+        let attr = if plain && !inode.held_ever() {
+            self.shown(&inode, stat)
+        } else {
+            self.attr(&inode)?
+        };
+        Ok(Some((inode, attr)))
+    }
+
+    /// With the attributes as they were found on the disk.
+    fn find_in(&self, parent: &Arc<Inode>, name: &Name) -> Result<Option<(Arc<Inode>, Stat)>> {
         // A copy-up beside this may move the object between looking and taking it in: then what was
         // seen is out of date, and is looked at again. Each turn means that a copy-up has ended.
         loop {
@@ -29,7 +56,10 @@ impl Op<'_> {
                 // up, or really another. While the folder's names stand still it can be told.
                 Looked::Unsure => {
                     let _names = parent.names.lock();
-                    return self.lookup_locked(parent, name);
+                    return match self.look(parent, name, true)? {
+                        Looked::Sure(found) => Ok(found),
+                        Looked::Unsure => Err(Error::Errno(Errno::STALE)),
+                    };
                 }
                 Looked::Sure(found) if parent.turn() == turn => return Ok(found),
                 Looked::Sure(_) => {}
@@ -44,47 +74,64 @@ impl Op<'_> {
         name: &Name,
     ) -> Result<Option<Arc<Inode>>> {
         match self.look(parent, name, true)? {
-            Looked::Sure(found) => Ok(found),
+            Looked::Sure(found) => Ok(found.map(|(inode, _)| inode)),
             Looked::Unsure => Err(Error::Errno(Errno::STALE)),
         }
     }
 
     fn look(&self, parent: &Arc<Inode>, name: &Name, sure: bool) -> Result<Looked> {
-        let dir = parent.dir()?;
-        if dir.removed {
+        let Some(locs) = parent.places()? else {
             return Ok(Looked::Sure(None));
-        }
-        let taken = match self.view().lookup(&node_of(&dir), name)? {
+        };
+        let (taken, stat) = match self.resolve(&locs, name)? {
             Found::Absent | Found::Whiteout => return Ok(Looked::Sure(None)),
-            Found::Dir(node) => self.take_dir(parent, name, node, sure),
+            Found::Dir(node) => {
+                let mut stat = node.stat;
+                if node.locs.len() > 1 {
+                    stat.nlink = UNCOUNTED;
+                }
+                (self.take_dir(parent, name, node, sure), stat)
+            }
             Found::File(node) => {
-                let loc = node.loc.clone();
+                let (loc, stat) = (node.loc.clone(), node.stat);
                 let inode = self.take_file(parent, name, node, sure);
                 if let Some(inode) = &inode {
                     // The first name that is known of a file whose known names all went.
                     inode.found_again(loc)?;
                 }
-                inode
+                (inode, stat)
             }
         };
-        Ok(taken.map_or(Looked::Unsure, |inode| Looked::Sure(Some(inode))))
+        Ok(taken.map_or(Looked::Unsure, |inode| Looked::Sure(Some((inode, stat)))))
     }
 
-    /// The names of a folder.
-    pub(super) fn names_in(&self, dir: &DirState) -> Result<Vec<Listed>> {
-        if dir.removed {
-            return Ok(Vec::new());
+    /// What `name` means in a folder that lies there.
+    fn resolve(&self, locs: &[Arc<LayerDir>], name: &Name) -> Result<Found> {
+        let names = self.deep_names(locs, false);
+        let known = self.known(locs, names.as_ref());
+        self.view().lookup_at(locs, name, known)
+    }
+
+    /// The names in a folder that lies there.
+    pub(super) fn lines_of(&self, locs: &[Arc<LayerDir>]) -> Result<Vec<Line>> {
+        let names = self.deep_names(locs, true);
+        let known = self.known(locs, names.as_ref());
+        let mut lines = self.view().lines(locs, known)?;
+        lines.retain(|line| !line.whiteout);
+        Ok(lines)
+    }
+
+    /// Whether a folder shows no name.
+    pub(super) fn shows_nothing(&self, inode: &Inode) -> Result<bool> {
+        match inode.places()? {
+            Some(locs) => Ok(self.lines_of(&locs)?.is_empty()),
+            None => Ok(true),
         }
-        self.view().list(&node_of(dir))
     }
 
     /// What would show under `name` if the upper had nothing there.
     pub(super) fn below(&self, dir: &DirState, name: &Name) -> Result<Found> {
-        let skip = usize::from(self.upper_dir(dir).is_some());
-        if dir.locs.len() == skip {
-            return Ok(Found::Absent);
-        }
-        self.view().lookup_from(&node_of(dir), name, skip)
+        self.resolve(self.below_upper(&dir.locs), name)
     }
 
     /// Takes a folder in; for `sure` see [`crate::inode::InodeTable`].
@@ -130,8 +177,8 @@ impl Op<'_> {
             |alias, identity| {
                 State::File(FileState {
                     loc: node.loc,
-                    data: node.data,
-                    redirect: node.redirect,
+                    data: node.data.map(Box::new),
+                    redirect: node.redirect.map(Box::new),
                     aliases: smallvec![alias],
                     orphan: false,
                     anchor: None,
@@ -198,16 +245,5 @@ impl Op<'_> {
         }
         parts.reverse();
         Ok(parts.join(&b'/'))
-    }
-}
-
-/// The view's shape of a folder's state.
-pub(super) fn node_of(dir: &DirState) -> DirNode {
-    DirNode {
-        locs: dir.locs.to_vec(),
-        below: None,
-        redirect: None,
-        stat: crate::sys::stat::Stat::default(),
-        ino: 0,
     }
 }

@@ -5,8 +5,10 @@
 //! [`Overlay::push_layer`] waits for all of them.
 
 mod attr;
+mod cookies;
 mod copy_up;
 mod create;
+mod deep;
 mod files;
 mod hardlinks;
 mod index;
@@ -14,6 +16,8 @@ mod lookup;
 pub mod plan;
 mod push;
 mod readdir;
+#[cfg(test)]
+mod readdir_tests;
 mod remove;
 mod rename;
 mod stage;
@@ -40,9 +44,10 @@ use crate::sys::stat::FileKind;
 use crate::view::View;
 
 pub use attr::{Attr, SetAttr};
+pub use cookies::END;
 pub use files::{FileHandle, OpenHow, Writer};
 pub use push::PushError;
-pub use readdir::{DirEntry, DirHandle};
+pub use readdir::{DirEntry, Listing};
 pub use rename::RenameFlags;
 
 /// What a caller of the overlay is allowed and wants, beside the operation itself.
@@ -90,6 +95,9 @@ pub struct Overlay {
     inodes: InodeTable,
     root: Arc<Inode>,
     links: hardlinks::LinkIndex,
+    cookies: cookies::Cookies,
+    listings: readdir::Listings,
+    deep: deep::DeepFolders,
     writers: AtomicU32,
     readers: AtomicU32,
     /// How many files the kernel may write to without asking here.
@@ -147,6 +155,9 @@ impl Overlay {
             inodes,
             root,
             links: hardlinks::LinkIndex::default(),
+            cookies: cookies::Cookies::default(),
+            listings: readdir::Listings::default(),
+            deep: deep::DeepFolders::default(),
             writers: AtomicU32::new(0),
             pushes: AtomicU32::new(0),
             readers: AtomicU32::new(0),

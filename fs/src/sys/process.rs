@@ -99,6 +99,18 @@ pub fn give_memory_back() {
     }
 }
 
+/// The memory that this process takes for itself, in bytes: what it shares with other processes, such as
+/// the program's text, is left out.
+pub fn own_memory() -> Result<u64> {
+    let status = status(std::process::id())?.unwrap_or_default();
+    Ok(parse_own_memory(&status).unwrap_or(0))
+}
+
+fn parse_own_memory(status: &[u8]) -> Option<u64> {
+    let kilobytes = parse_line(status, b"RssAnon:")?.strip_suffix("kB")?;
+    Some(kilobytes.trim().parse::<u64>().ok()? << 10)
+}
+
 /// The supplementary groups of a thread; none of one that is gone or can't be seen from here. They can't
 /// change under a request, because the thread that made it waits for the answer.
 pub fn groups(pid: u32) -> Result<Vec<u32>> {
@@ -171,6 +183,17 @@ mod tests {
         assert!(parse_groups(b"Groups:\t \n").is_empty());
         assert!(parse_groups(b"Uid:\t1\n").is_empty());
         assert!(groups(u32::MAX).unwrap().is_empty());
+    }
+
+    #[test]
+    fn memory_is_read() {
+        let status = b"VmRSS:\t    2000 kB\nRssAnon:\t    1536 kB\nRssFile:\t 464 kB\n";
+        assert_eq!(parse_own_memory(status), Some(1536 << 10));
+        assert_eq!(parse_own_memory(b"RssAnon:\tx kB\n"), None);
+        let before = own_memory().unwrap();
+        let taken = vec![1_u8; 64 << 20];
+        assert!(own_memory().unwrap() >= before + (32 << 20));
+        drop(taken);
     }
 
     #[test]

@@ -35,6 +35,7 @@ mod rm;
 mod serve;
 mod show;
 mod snapshot;
+mod stats;
 mod status;
 mod table;
 mod text;
@@ -174,6 +175,7 @@ verbs! {
     Du(du::Args),
     ImportLxcSnapshots(import_lxc::Args),
     Status(status::Args),
+    Stats(stats::Args),
     Destroy(destroy::Args),
     Undelete(undelete::Args),
     Gc(gc::Args),

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cowl_fs::control::{Client, ControlError, Status};
+use cowl_fs::control::{Client, ControlError, Stats, Status};
 
 use super::state::{self, Mounted, RunState};
 use crate::error::{Error, Result};
@@ -41,9 +41,24 @@ fn status(store: &Store, id: ContainerId) -> Result<Status> {
     connect(store, id)?.status().map_err(|error| told(&error))
 }
 
+/// What the daemon has done and what it takes; `None` when there is no daemon.
+pub fn stats(store: &Store, id: ContainerId) -> Result<Option<Stats>> {
+    if ask(store, id)?.is_none() {
+        return Ok(None);
+    }
+    let stats = connect(store, id)?.stats();
+    stats.map(Some).map_err(|error| told(&error))
+}
+
 /// A daemon's refusal as an error of ours.
 pub fn told(error: &ControlError) -> Error {
-    Error::failed("the daemon could not do it").because(error.to_string())
+    let told = Error::failed("the daemon could not do it").because(error.to_string());
+    match error {
+        ControlError::NotUnderstood(_) => {
+            told.hint("unmount it with `cowl umount`, and mount it again")
+        }
+        _ => told,
+    }
 }
 
 /// The mount and what its daemon says of itself; `None` when there is no daemon, or one that is ending.

@@ -24,6 +24,13 @@ const LOG_LIMIT: u64 = 1 << 20;
 /// What the daemon says when the mount is there.
 pub(super) const READY: &str = "ready";
 
+/// Why a mount can't be taken away.
+struct InTheWay {
+    error: Error,
+    /// Nobody uses it; copies of it are in other mount namespaces.
+    copies: bool,
+}
+
 impl Container<'_> {
     /// Whether it is mounted. After [`Container::open`] never [`Mounted::Dead`].
     pub fn mounted(&self) -> Result<Mounted> {
@@ -154,14 +161,16 @@ impl Container<'_> {
         }
     }
 
-    /// Has the daemon unmount. A user that is gone a moment later was none (somebody made a mount namespace
-    /// just then, or a child of somebody's that holds his files until it has become another program): it is
-    /// tried again.
+    /// Has the daemon unmount. A user that is gone a moment later was none (a child of somebody's that holds
+    /// his files until it has become another program): it is tried again. Longer where nothing but a copy of
+    /// the mount in another mount namespace is in the way: whoever starts a container or a service makes such
+    /// a copy with the namespace, and takes it out of it a moment later.
     fn detach(&self, state: &RunState, dev: Option<Device>) -> Result<()> {
-        const TRIES: u32 = 10;
+        const TRIES: u32 = 14;
         const SURE_AFTER: u32 = 4;
         let mut client = daemon::connect(self.store, self.id)?;
-        for left in (0..TRIES).rev() {
+        let mut pause = Duration::from_millis(20);
+        for tried in 1..=TRIES {
             let pids = match client.detach() {
                 Ok(()) => return Ok(()),
                 Err(ControlError::InUse { pids }) => pids,
@@ -170,9 +179,17 @@ impl Container<'_> {
                 Err(error) => return Err(daemon::told(&error)),
             };
             match self.who_is_in_the_way(state, dev, &pids)? {
-                Some(error) if TRIES - left >= SURE_AFTER => return Err(error),
-                None if left == 0 => break,
-                _ => std::thread::sleep(Duration::from_millis(20)),
+                Some(InTheWay { error, copies }) => {
+                    if tried == TRIES || (!copies && tried >= SURE_AFTER) {
+                        return Err(error);
+                    }
+                }
+                None if tried == TRIES => break,
+                None => {}
+            }
+            std::thread::sleep(pause);
+            if tried > SURE_AFTER {
+                pause = (pause * 2).min(Duration::from_millis(400));
             }
         }
         Err(Error::busy(format!("{} is in use", self.name()))
@@ -184,7 +201,7 @@ impl Container<'_> {
         state: &RunState,
         dev: Option<Device>,
         pids: &[u32],
-    ) -> Result<Option<Error>> {
+    ) -> Result<Option<InTheWay>> {
         let mut users = self.users(state, dev)?;
         for pid in pids {
             // They hold a copy of the mount in a namespace of theirs, even if they use nothing of it.
@@ -193,14 +210,18 @@ impl Container<'_> {
             }
         }
         if !users.is_empty() {
-            return Ok(Some(self.in_use(&users)));
+            return Ok(Some(InTheWay {
+                copies: users.iter().all(User::has_only_a_copy),
+                error: self.in_use(&users),
+            }));
         }
         let mounts = mountinfo::read()?;
         let inner: Vec<_> = mountinfo::below(&mounts, &state.mountpoint)
             .map(|mount| mount.at.display().to_string())
             .collect();
-        Ok(inner.last().map(|last| {
-            Error::busy(format!(
+        Ok(inner.last().map(|last| InTheWay {
+            copies: false,
+            error: Error::busy(format!(
                 "{} is in use: mounted inside it: {}",
                 self.name(),
                 inner.join(", ")
@@ -209,7 +230,7 @@ impl Container<'_> {
                 "unmount that first (umount {}), then type: {}",
                 users::quoted(last),
                 self.store.session().who
-            ))
+            )),
         }))
     }
 

@@ -241,9 +241,8 @@ impl Target for InProcess {
 
     fn names(&self, path: &[u8]) -> Result<Vec<Vec<u8>>> {
         let op = self.overlay.begin();
-        let folder = op.open_dir(&op.find(path)?)?;
-        let entries = op.entries(&folder, 0)?;
-        let names = entries.iter().map(|entry| entry.name.to_vec());
+        let entries = op.listing(&op.find(path)?, 0)?;
+        let names = entries.iter().map(|entry| entry.name().to_vec());
         Ok(names.filter(|n| n != b"." && n != b"..").collect())
     }
 

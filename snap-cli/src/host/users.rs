@@ -67,6 +67,13 @@ impl User {
         })
     }
 
+    /// Whether it uses nothing of the mount that it has a copy of.
+    pub fn has_only_a_copy(&self) -> bool {
+        self.holds
+            .iter()
+            .all(|hold| matches!(hold, Hold::Namespace))
+    }
+
     /// "pid 12 (bash: working directory, open file)"
     pub fn describe(&self) -> String {
         let holds: Vec<_> = self.holds.iter().map(Hold::name).collect();

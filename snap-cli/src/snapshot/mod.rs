@@ -196,6 +196,7 @@ impl Container<'_> {
                 // It answered, so it did nothing.
                 Err(
                     error @ (ControlError::Failed(_)
+                    | ControlError::NotUnderstood(_)
                     | ControlError::Busy { .. }
                     | ControlError::InUse { .. }),
                 ) => Ok(Swap::Refused(daemon::told(&error))),

@@ -5,7 +5,7 @@ mod looking;
 mod mapping;
 mod operation;
 mod perform;
-mod rng;
+pub mod rng;
 mod story;
 mod values;
 

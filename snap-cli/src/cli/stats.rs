@@ -1,0 +1,109 @@
+//! `cowl stats`
+
+use std::ffi::OsString;
+
+use cowl_fs::control::Stats;
+use serde_json::json;
+
+use super::{Context, Verb, output};
+use crate::container::{Container, daemon};
+use crate::error::{Error, Result};
+use crate::store::name::ContainerName;
+
+/// Show what a mounted container's daemon has done, and what it takes
+///
+/// The kernel's requests are counted by kind, from the moment of the mount. SIGUSR1 has the daemon write
+/// the same to its log.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The container
+    name: OsString,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Verb for Args {
+    fn run(&self, context: &Context) -> Result<u8> {
+        let name = ContainerName::parse(&self.name)?;
+        let store = context.store_of(&name)?;
+        let container = Container::open(&store, &name)?;
+        let Some(stats) = daemon::stats(&store, container.id())? else {
+            return Err(Error::failed(format!("{name} is not mounted"))
+                .hint(format!("mount it with: cowl mount {name}")));
+        };
+        if self.json {
+            output::data(&json!({
+                "name": name,
+                "pid": stats.pid,
+                "uptime": stats.uptime,
+                "inodes": stats.inodes,
+                "open_files": stats.open_files,
+                "open_for_write": stats.open_for_write,
+                "memory": stats.memory,
+                "requests": stats.requests,
+                "total": stats.total(),
+            }))?;
+        } else {
+            print(&stats)?;
+        }
+        Ok(0)
+    }
+
+    fn json(&self) -> bool {
+        self.json
+    }
+}
+
+fn print(stats: &Stats) -> Result<()> {
+    let open = u64::from(stats.open_files) + u64::from(stats.open_for_write);
+    let facts = [
+        ("daemon", stats.pid.to_string()),
+        ("mounted for", lasted(stats.uptime)),
+        ("memory", output::size(stats.memory)),
+        ("known inodes", stats.inodes.to_string()),
+        ("open files", open.to_string()),
+        ("for writing", stats.open_for_write.to_string()),
+        ("requests", stats.total().to_string()),
+    ];
+    let facts = facts.map(|(what, value)| vec![what.to_owned(), value]);
+    output::table(&[], facts.into(), &[])?;
+    if stats.requests.is_empty() {
+        return Ok(());
+    }
+    output::line(b"")?;
+    let kinds = stats.by_count().into_iter();
+    let rows = kinds.map(|(kind, count)| vec![kind.to_owned(), count.to_string()]);
+    output::table(&["REQUEST", "COUNT"], rows.collect(), &[1])
+}
+
+/// A time as people say it: its two largest units.
+fn lasted(seconds: f64) -> String {
+    // Never negative, and rounded down: a mount has not lasted a minute before it has.
+    let seconds = std::time::Duration::from_secs_f64(seconds.max(0.0)).as_secs();
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, _) => format!("{minutes} min {} s", seconds % 60),
+        (0, _, _) => format!("{hours} h {minutes} min"),
+        _ => format!("{days} d {hours} h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_told_by_their_two_largest_units() {
+        for (seconds, text) in [
+            (0.9, "0 s"),
+            (59.99, "59 s"),
+            (61.0, "1 min 1 s"),
+            (3_600.0 * 5.0 + 120.0, "5 h 2 min"),
+            (86_400.0 * 3.0 + 3_600.0, "3 d 1 h"),
+        ] {
+            assert_eq!(lasted(seconds), text);
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! What a power cut leaves of a mount, over and over.
+//!
+//! [`disk`] is a disk that remembers every write and every flush it was given, [`work`] uses a mount whose
+//! layers lie on it, [`kinds`] says what is done to each file and what may be found of it afterwards, and
+//! [`judge`] plugs the disk in again as it was at some moment and looks.
+//!
+//! A copy of a disk image taken at a random moment would be kinder than a real cut: it has every write
+//! that was ever handed over, in order. A disk owes that only for what was done before a flush that
+//! has ended; of the rest it may have written any part, in any order. So a moment is a place in the log, and
+//! what was not flushed by then is on the disk or not as a coin falls, 4 KiB by 4 KiB.
+
+pub mod disk;
+pub mod judge;
+pub mod kinds;
+pub mod work;

@@ -1,0 +1,204 @@
+//! Programs that use the mount, some at once, and what they were told.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use super::disk::{Disk, Log};
+use super::kinds::{FOLDERS, KINDS, Kind, Subject};
+use crate::mount::{Overlay, Stack};
+use crate::random::rng::Rng;
+use crate::scratch::Scratch;
+
+/// How many programs work at a time.
+const PROGRAMS: usize = 4;
+
+/// A file system that layers lie on.
+#[derive(Debug, Clone)]
+pub struct Base {
+    /// Its type.
+    pub kind: String,
+    /// Its mount options.
+    pub options: String,
+    /// More arguments for mkfs.
+    pub mkfs: String,
+    /// Options of the overlay.
+    pub overlay: String,
+}
+
+/// One step that was taken, in moments of the disk.
+#[derive(Debug, Clone, Copy)]
+pub struct Step {
+    /// When it began: nothing of it can be there before.
+    pub began: u64,
+    /// When it was over.
+    pub ended: u64,
+    /// When the program was told that it is on the disk, if it was.
+    pub durable: Option<u64>,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub struct Past {
+    /// Every subject with the steps taken.
+    pub subjects: Vec<(Subject, Vec<Step>)>,
+    /// The first and the last moment.
+    pub span: (u64, u64),
+}
+
+/// The layers on a disk that is mounted at `place`.
+#[must_use]
+pub fn stack(place: &Path) -> Stack {
+    Stack {
+        lowers: vec![place.join("lower")],
+        upper: Some((place.join("upper"), place.join("work"))),
+    }
+}
+
+/// Mounts the file system on `device`.
+pub fn mount(base: &Base, device: &str, place: &Path) {
+    let args = ["-t", &base.kind, "-o", &base.options, device];
+    let place = place.as_os_str();
+    crate::command::run("mount", args.iter().map(AsRef::as_ref).chain([place])).ok();
+}
+
+/// Makes layers on a disk, has programs work in a mount of them, and unplugs it. The disk as it was before
+/// goes to `before`.
+#[must_use]
+pub fn run(
+    scratch: &Scratch,
+    base: &Base,
+    seed: u64,
+    count: usize,
+    before: &Path,
+) -> (Past, std::sync::Arc<Log>) {
+    let disk = Disk::new(scratch);
+    let more = base.mkfs.split_whitespace();
+    let args = std::iter::once("-q").chain(more).chain([disk.device()]);
+    crate::command::run(format!("mkfs.{}", base.kind), args).ok();
+    let place = scratch.make("base");
+    mount(base, disk.device(), &place);
+    let mut luck = Rng::new(seed);
+    let subjects: Vec<Subject> = (0..count)
+        .map(|id| Subject {
+            kind: if id % 60 == 59 {
+                Kind::PokeBig
+            } else {
+                luck.pick(KINDS)
+            },
+            id,
+            synced: luck.chance(30),
+        })
+        .collect();
+    for folder in ["upper", "work", "lower"] {
+        std::fs::create_dir(place.join(folder)).unwrap();
+    }
+    for folder in 0..FOLDERS {
+        std::fs::create_dir(place.join(format!("lower/d{folder}"))).unwrap();
+    }
+    for subject in &subjects {
+        subject.plant(&place.join("lower"));
+    }
+    crate::command::run("sync", ["-f".as_ref(), place.as_os_str()]).ok();
+    let log = disk.log();
+    disk.watch(before);
+    let overlay = Overlay::cowlfs(&stack(&place), &scratch.make("mount"), &base.overlay);
+    let began = log.now();
+    let subjects = work(overlay.path(), &place, &log, subjects, seed);
+    let span = (began, log.now());
+    overlay.unmount();
+    crate::mount::unmount_free(&place);
+    disk.unplug();
+    (Past { subjects, span }, log)
+}
+
+/// All subjects' steps, by some programs, while others write to the same disk and sync all of it.
+fn work(
+    root: &Path,
+    base: &Path,
+    log: &Log,
+    subjects: Vec<Subject>,
+    seed: u64,
+) -> Vec<(Subject, Vec<Step>)> {
+    let next = AtomicUsize::new(0);
+    let over = AtomicBool::new(false);
+    let done = Mutex::new(Vec::new());
+    let syncs = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        let programs: Vec<_> = (0..PROGRAMS)
+            .map(|program| {
+                let (next, subjects, done) = (&next, &subjects, &done);
+                scope.spawn(move || {
+                    let mut luck = Rng::new(seed ^ (program as u64) << 32);
+                    while let Some(subject) = subjects.get(next.fetch_add(1, Ordering::SeqCst)) {
+                        let steps = steps(subject, root, log, &mut luck);
+                        done.lock().unwrap().push((subject.clone(), steps));
+                    }
+                })
+            })
+            .collect();
+        scope.spawn(|| commit_often(base, &over));
+        scope.spawn(|| sync_at_times(base, log, &over, &syncs));
+        for program in programs {
+            program.join().unwrap();
+        }
+        over.store(true, Ordering::SeqCst);
+    });
+    let mut done = done.into_inner().unwrap();
+    for (from, to) in syncs.into_inner().unwrap() {
+        for step in done.iter_mut().flat_map(|(_, steps)| steps) {
+            if step.ended <= from {
+                step.durable = Some(step.durable.map_or(to, |at| at.min(to)));
+            }
+        }
+    }
+    done
+}
+
+fn steps(subject: &Subject, root: &Path, log: &Log, luck: &mut Rng) -> Vec<Step> {
+    (1..=subject.steps())
+        .map(|step| {
+            let began = log.now();
+            let synced = subject.take(root, step);
+            let ended = log.now();
+            std::thread::sleep(Duration::from_micros(luck.below(6000)));
+            Step {
+                began,
+                ended,
+                durable: synced.then_some(ended),
+            }
+        })
+        .collect()
+}
+
+/// A program beside the overlay, whose fsync commits the file system's journal with whatever is in it.
+fn commit_often(base: &Path, over: &AtomicBool) {
+    let mut file = File::create(base.join("database")).unwrap();
+    let mut luck = Rng::new(file.metadata().unwrap().ino());
+    while !over.load(Ordering::SeqCst) {
+        file.write_all(b"a record").unwrap();
+        file.sync_all().unwrap();
+        std::thread::sleep(Duration::from_micros(luck.below(10_000)));
+    }
+}
+
+/// Now and then, all that was done is synced. It is the layers' file system that is: since Linux 6.16
+/// syncfs(2) of a FUSE mount does not ask for it, and sync(2) would be about every disk of the machine.
+fn sync_at_times(base: &Path, log: &Log, over: &AtomicBool, syncs: &Mutex<Vec<(u64, u64)>>) {
+    let place: PathBuf = base.to_owned();
+    let folder = File::open(place).unwrap();
+    let mut rounds = 0;
+    while !over.load(Ordering::SeqCst) {
+        std::thread::sleep(Duration::from_millis(100));
+        rounds += 1;
+        if rounds % 15 == 0 {
+            let from = log.now();
+            rustix::fs::syncfs(&folder).unwrap();
+            syncs.lock().unwrap().push((from, log.now()));
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Power cuts, as many as one likes, on each file system that layers are likely to lie on. The last of the
+//! tests it runs gives up the promise (`volatile`), and must be seen to lose.
+
+use crate::run::{Result, Run, note};
+
+/// How `cargo xtask power-cut` is called.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// How many cuts, on each file system
+    #[arg(value_name = "N", default_value_t = 100)]
+    cuts: u64,
+    /// The first seed; one run of the programs is cut at 50 moments
+    #[arg(long, value_name = "S", default_value_t = 1000)]
+    seed: u64,
+    /// Only this file system, or only the run with `volatile`
+    #[arg(long, value_parser = ["ext4", "xfs", "btrfs", "volatile"])]
+    only: Option<String>,
+    /// Mount options of the file system
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    base_options: String,
+    /// More for mkfs
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        allow_hyphen_values = true
+    )]
+    mkfs: String,
+}
+
+/// Runs them.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    crate::setup::run()?;
+    Run::cargo()?
+        .args(["build", "--release", "--locked", "-p", "cowl-fs", "--bins"])
+        .run()?;
+    let only = match options.only.as_deref() {
+        None => "cut",
+        Some("volatile") => "without_syncs",
+        Some("ext4") => "on_ext4",
+        Some("xfs") => "on_xfs",
+        Some(_) => "on_btrfs",
+    };
+    Run::cargo()?
+        .args([
+            "test",
+            "-p",
+            "cowl-tests",
+            "--locked",
+            "--test",
+            "power_cut",
+        ])
+        .args(["--", "--nocapture", "--test-threads=1", only])
+        .env("COWLFS_BIN", crate::run::target()?.join("release/cowlfs"))
+        .env("COWL_CUTS", options.cuts.to_string())
+        .env("COWL_SEED", options.seed.to_string())
+        .env("COWL_BASE_OPTIONS", &options.base_options)
+        .env("COWL_MKFS", &options.mkfs)
+        .run()?;
+    note("nothing was lost that was promised, and losses are seen where nothing is promised");
+    Ok(())
+}
