@@ -20,6 +20,7 @@ use super::convert::{
 };
 use super::handles::Handles;
 use super::reply::{self, empty, with_attr, xattr};
+use super::session::Serving;
 use super::turn::{Lookout, Turn};
 use crate::error::{Errno, Error, Result};
 use crate::inode::Inode;
@@ -40,8 +41,8 @@ pub(crate) struct Adapter {
     pub(super) overlay: Arc<Overlay>,
     files: Handles<FileHandle>,
     pub(super) keep: Duration,
-    /// Whether the kernel knows what it means that folders are not opened.
-    pub(super) knows_no_opendir: bool,
+    /// Whether the kernel may keep listings, and knows what it means that folders are not opened.
+    pub(super) keep_listings: bool,
     /// There once the session is.
     pub(super) notifier: Arc<OnceLock<Notifier>>,
     requests: Arc<Requests>,
@@ -49,19 +50,14 @@ pub(crate) struct Adapter {
 }
 
 impl Adapter {
-    pub(super) fn new(
-        overlay: Arc<Overlay>,
-        keep: Duration,
-        requests: Arc<Requests>,
-        lookout: Lookout,
-    ) -> Self {
+    pub(super) fn new(overlay: Arc<Overlay>, serving: &Serving, lookout: Lookout) -> Self {
         Self {
             overlay,
             files: Handles::default(),
-            keep,
-            knows_no_opendir: false,
+            keep: serving.keep,
+            keep_listings: serving.keep_listings,
             notifier: Arc::default(),
-            requests,
+            requests: serving.requests.clone(),
             lookout,
         }
     }
@@ -126,7 +122,7 @@ impl Filesystem for Adapter {
             }
         }
         let capabilities = config.capabilities();
-        self.knows_no_opendir = capabilities.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        self.keep_listings &= capabilities.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         for result in [
             config.set_max_write(MAX_WRITE).map(drop),
             config.set_max_background(64).map(|_| ()).map_err(u32::from),
@@ -304,13 +300,7 @@ impl Filesystem for Adapter {
             let (name, new_name) = (name_of(name)?, name_of(new_name)?);
             let flags = rename_flags(flags)?;
             op.rename(caller(req, 0), &from, &name, &to, &new_name, flags)?;
-            from.lost_name();
-            if !Arc::ptr_eq(&from, &to) {
-                self.after_move(op, &to, &new_name);
-                if flags.exchange {
-                    self.after_move(op, &from, &name);
-                }
-            }
+            self.after_rename(op, (&from, &name), (&to, &new_name), flags.exchange);
             Ok(())
         });
         empty(done, reply);

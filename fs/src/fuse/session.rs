@@ -37,6 +37,8 @@ pub(crate) struct Serving {
     pub(crate) threads: usize,
     /// How long the kernel may keep what it is told.
     pub(crate) keep: Duration,
+    /// Whether it may keep listings, of which it does not ask after a while whether they are still right.
+    pub(crate) keep_listings: bool,
     /// How long a thread that has answered looks out for the next request before it sleeps.
     pub(crate) lookout: Duration,
     /// Where they are counted.
@@ -68,7 +70,7 @@ pub(crate) fn prepare(
     let acl = config.acl;
     // `from_fd` leaves mounting and unmounting to us: fuser's own unmount would, after somebody
     // else's, unmount whatever lies at the path by then.
-    let adapter = Adapter::new(overlay, serving.keep, serving.requests.clone(), lookout);
+    let adapter = Adapter::new(overlay, serving, lookout);
     let notifier = adapter.notifier.clone();
     let session = Session::from_fd(adapter, device, acl, config).map_err(SessionError::Greeting)?;
     notifier.get_or_init(|| session.notifier());

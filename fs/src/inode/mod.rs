@@ -67,14 +67,13 @@ pub struct Inode {
     /// Folders: one change of the names in it at a time.
     pub(crate) names: Mutex<()>,
     /// Folders: counts copy-ups of what is in it, so that a lookup beside one notices.
-    turn: AtomicU32,
-    /// Folders: when a name in it was last removed, in seconds of [`seconds`]; 0 for never.
-    lost: AtomicU32,
     /// Files: counts how often the content moved, so that open descriptors follow it.
-    data_turn: AtomicU32,
+    turn: AtomicU32,
+    /// Files: how many descriptors may write.
     writers: AtomicU32,
-    /// How many opens for execve(2) there are; the kernel keeps one for as long as the program runs.
-    runs: AtomicU32,
+    /// Files: how many opens for execve(2) there are; the kernel keeps one for as long as the program runs.
+    /// Folders: when a name in it was last removed, in seconds of [`seconds`]; 0 for never.
+    runs_or_lost: AtomicU32,
     /// Times that are shown instead of the layer's.
     held: Mutex<Option<Box<Held>>>,
     /// Counts how often that changed, so that who read the layer's times before notices.
@@ -139,10 +138,8 @@ impl Inode {
             copying: Mutex::new(()),
             names: Mutex::new(()),
             turn: AtomicU32::new(0),
-            lost: AtomicU32::new(0),
-            data_turn: AtomicU32::new(0),
             writers: AtomicU32::new(0),
-            runs: AtomicU32::new(0),
+            runs_or_lost: AtomicU32::new(0),
             held: Mutex::new(None),
             held_turn: AtomicU32::new(0),
         })
@@ -278,21 +275,21 @@ impl Inode {
 
     /// Told when a name in this folder is removed or moved away.
     pub(crate) fn lost_name(&self) {
-        self.lost.store(seconds(), Ordering::Relaxed);
+        self.runs_or_lost.store(seconds(), Ordering::Relaxed);
     }
 
     /// Whether that was so lately that somebody may be in the middle of a listing with the name in it.
     pub(crate) fn lost_name_lately(&self) -> bool {
-        let lost = self.lost.load(Ordering::Relaxed);
+        let lost = self.runs_or_lost.load(Ordering::Relaxed);
         lost > 0 && seconds() - lost <= LATELY
     }
 
     pub(crate) fn data_turn(&self) -> u32 {
-        self.data_turn.load(Ordering::Acquire)
+        self.turn.load(Ordering::Acquire)
     }
 
     pub(crate) fn next_data_turn(&self) {
-        self.data_turn.fetch_add(1, Ordering::AcqRel);
+        self.turn.fetch_add(1, Ordering::AcqRel);
     }
 
     /// The change time to show where the layer says `real`.
@@ -368,7 +365,7 @@ impl Inode {
 
     /// Whether a program is running from it.
     pub(crate) fn is_run(&self) -> bool {
-        self.runs.load(Ordering::Acquire) > 0
+        !self.is_dir() && self.runs_or_lost.load(Ordering::Acquire) > 0
     }
 
     pub(crate) fn opened(&self, writing: bool, running: bool) {
@@ -376,7 +373,7 @@ impl Inode {
             self.writers.fetch_add(1, Ordering::AcqRel);
         }
         if running {
-            self.runs.fetch_add(1, Ordering::AcqRel);
+            self.runs_or_lost.fetch_add(1, Ordering::AcqRel);
         }
     }
 
@@ -385,7 +382,7 @@ impl Inode {
             self.writers.fetch_sub(1, Ordering::AcqRel);
         }
         if running {
-            self.runs.fetch_sub(1, Ordering::AcqRel);
+            self.runs_or_lost.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }
