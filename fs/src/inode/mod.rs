@@ -9,7 +9,7 @@ mod table;
 
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
@@ -74,6 +74,9 @@ pub struct Inode {
     /// Files: how many opens for execve(2) there are; the kernel keeps one for as long as the program runs.
     /// Folders: when a name in it was last removed, in seconds of [`seconds`]; 0 for never.
     runs_or_lost: AtomicU32,
+    /// Its name leads to a copy, or its mark to content below is gone, and no sync has brought that to the
+    /// disk yet.
+    unsynced_name: AtomicBool,
     /// Times that are shown instead of the layer's.
     held: Mutex<Option<Box<Held>>>,
     /// Counts how often that changed, so that who read the layer's times before notices.
@@ -140,6 +143,7 @@ impl Inode {
             turn: AtomicU32::new(0),
             writers: AtomicU32::new(0),
             runs_or_lost: AtomicU32::new(0),
+            unsynced_name: AtomicBool::new(false),
             held: Mutex::new(None),
             held_turn: AtomicU32::new(0),
         })
@@ -356,6 +360,21 @@ impl Inode {
     /// between a copy-up and the change could not tell the two apart.)
     pub(crate) fn changed(&self) {
         *self.held.lock() = None;
+    }
+
+    /// Told after a copy-up.
+    pub(crate) fn named_anew(&self) {
+        self.unsynced_name.store(true, Ordering::Release);
+    }
+
+    /// Whether a sync of its content alone would not bring its name to the disk.
+    pub(crate) fn has_unsynced_name(&self) -> bool {
+        self.unsynced_name.load(Ordering::Acquire)
+    }
+
+    /// Told after a sync of all of it.
+    pub(crate) fn synced(&self) {
+        self.unsynced_name.store(false, Ordering::Release);
     }
 
     /// Whether somebody has it open for writing.

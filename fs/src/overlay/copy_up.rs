@@ -175,7 +175,7 @@ impl Op<'_> {
         // Writing takes a file's capabilities away; only a user's writing may.
         let capability = sys::xattr::get(target.as_fd(), CAPABILITY)?;
         let data = file.data_loc().open_read()?;
-        sys::copy::copy_data(data.as_fd(), target.as_fd(), before.size)?;
+        let copied = sys::copy::copy_data(data.as_fd(), target.as_fd(), before.size)?;
         if let Some(value) = capability {
             sys::xattr::set(target.as_fd(), CAPABILITY, &value)?;
         }
@@ -184,9 +184,7 @@ impl Op<'_> {
             SetTime::At(before.atime),
             SetTime::At(before.mtime),
         )?;
-        if !self.volatile() {
-            sys::copy::sync(&target, false)?;
-        }
+        self.order()?.content_first(&target, copied)?;
         let space = self.upper()?.layer.space();
         // An attempt that failed between the two may have taken the first.
         remove_mark(target.as_fd(), space.metacopy())?;
@@ -197,6 +195,7 @@ impl Op<'_> {
             file.data = None;
             file.redirect = None;
         })?;
+        inode.named_anew();
         inode.next_data_turn();
         Ok(())
     }
@@ -276,6 +275,7 @@ impl Op<'_> {
         let marked =
             self.upper()?.layer.space() == XattrSpace::Trusted || inode.kind() == FileKind::Regular;
         self.overlay.inodes.moved(inode.ino(), old, new, marked);
+        inode.named_anew();
         if !metacopy {
             inode.next_data_turn();
         }

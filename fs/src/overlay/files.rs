@@ -274,11 +274,18 @@ impl Op<'_> {
             )?),
             None => self.content(handle)?,
         };
-        match sys::copy::sync(&*fd, data_only) {
+        // fdatasync(2) brings neither a copy-up's rename to the disk (ext4: only what moved its content or
+        // its size counts), and without that the name leads to the old content.
+        let named = handle.inode.has_unsynced_name();
+        match sys::copy::sync(&*fd, data_only && !named) {
             // A file system that is never written knows no fsync.
-            Err(error) if error.errno() == Errno::INVAL && !self.in_upper(&file) => Ok(()),
-            other => other,
+            Err(error) if error.errno() == Errno::INVAL && !self.in_upper(&file) => return Ok(()),
+            other => other?,
         }
+        if named && self.in_upper(&file) {
+            handle.inode.synced();
+        }
+        Ok(())
     }
 
     /// Writes a folder's names to the disk.

@@ -39,6 +39,7 @@ use crate::inode::{DirState, FileState, Identity, Inode, InodeTable, State};
 use crate::layer::{Layer, LayerDir, Upper};
 use crate::name::Name;
 use crate::sys;
+use crate::sys::order::Order;
 use crate::sys::stat::FileKind;
 use crate::view::View;
 
@@ -268,6 +269,14 @@ impl Op<'_> {
     /// Whether a power cut may cost what was not synced.
     fn volatile(&self) -> bool {
         self.overlay.behaviour.volatile
+    }
+
+    /// In which order what is made gets to the disk.
+    fn order(&self) -> Result<Order> {
+        if self.volatile() {
+            return Ok(Order::Careless);
+        }
+        Ok(self.upper()?.order())
     }
 
     /// Runs `make` with the caller's ids, as they lie on disk, to make something new.

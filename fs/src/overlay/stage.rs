@@ -51,6 +51,7 @@ impl Op<'_> {
             && how == CopyUp::Metadata
             && stat.size > 0
             && self.overlay.behaviour.metacopy;
+        let mut copied = None;
         let (staged, target) = upper.work.stage(|dir, name| match kind {
             FileKind::Regular => {
                 let new = sys::node::create(dir, name, 0o600, OFlags::RDWR)?;
@@ -64,7 +65,7 @@ impl Op<'_> {
                         }
                         _ => file.data_loc().open_read()?,
                     };
-                    sys::copy::copy_data(data.as_fd(), new.as_fd(), stat.size)?;
+                    copied = Some(sys::copy::copy_data(data.as_fd(), new.as_fd(), stat.size)?);
                 }
                 Ok(new)
             }
@@ -98,11 +99,13 @@ impl Op<'_> {
             let mark = upper.layer.space().metacopy().as_bytes();
             sys::xattr::set(target.as_fd(), mark, b"")?;
         }
-        let copied = kind == FileKind::Regular && how != CopyUp::Truncate && !metacopy;
-        if copied && stat.size > 0 && !self.volatile() {
-            // The kernel's own rule: the data is on disk before the name is, or a power cut could
-            // leave an empty file over a good one. Where no data was copied there is none to lose.
-            sys::copy::sync(&target, false)?;
+        if kind == FileKind::Regular {
+            match copied.filter(|_| stat.size > 0) {
+                // Or a power cut could leave an empty file over a good one.
+                Some(copied) => self.order()?.content_first(&target, copied)?,
+                // Where no data was copied there is none to lose.
+                None => self.order()?.attributes_first(&target)?,
+            }
         }
         let stat = sys::stat::stat_fd(&target)?;
         Ok(StagedFile {

@@ -11,6 +11,7 @@ pub mod fault;
 pub mod handle;
 pub mod mount;
 pub mod node;
+pub mod order;
 pub mod private;
 pub mod process;
 pub mod socket;

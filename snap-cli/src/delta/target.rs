@@ -114,7 +114,7 @@ impl Target for Folder {
         let (parent, name) = self.parent(path)?;
         let to = node::create(parent.as_fd(), name, 0o600, OFlags::RDWR)?;
         match content {
-            Some((from, size)) => copy::copy_data(from.as_fd(), to.as_fd(), size),
+            Some((from, size)) => copy::copy_data(from.as_fd(), to.as_fd(), size).map(drop),
             None => Ok(()),
         }
     }
