@@ -7,7 +7,7 @@ use std::thread;
 
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::config::Config;
+use crate::config::{Config, KEEP};
 use crate::control::{self, Gauge, Place};
 use crate::error::Errno;
 use crate::format::XattrSpace;
@@ -76,6 +76,7 @@ pub fn serve(mut config: Config, ready: impl FnOnce()) -> Result<(), SetupError>
     let serving = Serving {
         threads,
         keep: config.keep,
+        keep_listings: config.keep >= KEEP,
         lookout: config.lookout,
         requests: requests.clone(),
         passthrough: config.passthrough,

@@ -42,8 +42,8 @@ pub(crate) struct Adapter {
     pub(super) overlay: Arc<Overlay>,
     pub(super) files: Handles<FileHandle>,
     pub(super) keep: Duration,
-    /// Whether the kernel knows what it means that folders are not opened.
-    pub(super) knows_no_opendir: bool,
+    /// Whether the kernel may keep listings, and knows what it means that folders are not opened.
+    pub(super) keep_listings: bool,
     pub(super) passing: Passing,
     max_stack_depth: u32,
     /// There once the session is.
@@ -73,7 +73,7 @@ impl Adapter {
             max_stack_depth,
             files: Handles::default(),
             keep: serving.keep,
-            knows_no_opendir: false,
+            keep_listings: serving.keep_listings,
             notifier: Arc::default(),
             requests: serving.requests.clone(),
             lookout,
@@ -152,7 +152,7 @@ impl Filesystem for Adapter {
             }
         }
         let capabilities = config.capabilities();
-        self.knows_no_opendir = capabilities.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        self.keep_listings &= capabilities.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         for result in [
             config.set_max_write(MAX_WRITE).map(drop),
             config.set_max_background(64).map(|_| ()).map_err(u32::from),
@@ -338,13 +338,7 @@ impl Filesystem for Adapter {
             let (name, new_name) = (name_of(name)?, name_of(new_name)?);
             let flags = rename_flags(flags)?;
             op.rename(caller(req, 0), &from, &name, &to, &new_name, flags)?;
-            from.lost_name();
-            if !Arc::ptr_eq(&from, &to) {
-                self.after_move(op, &to, &new_name);
-                if flags.exchange {
-                    self.after_move(op, &from, &name);
-                }
-            }
+            self.after_rename(op, (&from, &name), (&to, &new_name), flags.exchange);
             Ok(())
         });
         empty(done, reply);

@@ -38,6 +38,8 @@ pub(crate) struct Serving {
     pub(crate) threads: usize,
     /// How long the kernel may keep what it is told.
     pub(crate) keep: Duration,
+    /// Whether it may keep listings, of which it does not ask after a while whether they are still right.
+    pub(crate) keep_listings: bool,
     /// How long a thread that has answered looks out for the next request before it sleeps.
     pub(crate) lookout: Duration,
     /// Where they are counted.

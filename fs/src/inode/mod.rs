@@ -68,17 +68,16 @@ pub struct Inode {
     /// Folders: one change of the names in it at a time.
     pub(crate) names: Mutex<()>,
     /// Folders: counts copy-ups of what is in it, so that a lookup beside one notices.
-    turn: AtomicU32,
-    /// Folders: when a name in it was last removed, in seconds of [`seconds`]; 0 for never.
-    lost: AtomicU32,
     /// Files: counts how often the content moved, so that open descriptors follow it.
-    data_turn: AtomicU32,
+    turn: AtomicU32,
+    /// Files: how many descriptors may write.
     writers: AtomicU32,
+    /// Files: how many opens for execve(2) there are; the kernel keeps one for as long as the program runs.
+    /// Folders: when a name in it was last removed, in seconds of [`seconds`]; 0 for never.
+    runs_or_lost: AtomicU32,
     /// Its name leads to a copy, or its mark to content below is gone, and no sync has brought that to the
     /// disk yet.
     unsynced_name: AtomicBool,
-    /// How many opens for execve(2) there are; the kernel keeps one for as long as the program runs.
-    runs: AtomicU32,
     /// Times that are shown instead of the layer's.
     held: Mutex<Option<Box<Held>>>,
     /// Counts how often that changed, so that who read the layer's times before notices.
@@ -143,11 +142,9 @@ impl Inode {
             copying: Mutex::new(()),
             names: Mutex::new(()),
             turn: AtomicU32::new(0),
-            lost: AtomicU32::new(0),
-            data_turn: AtomicU32::new(0),
             writers: AtomicU32::new(0),
+            runs_or_lost: AtomicU32::new(0),
             unsynced_name: AtomicBool::new(false),
-            runs: AtomicU32::new(0),
             held: Mutex::new(None),
             held_turn: AtomicU32::new(0),
         })
@@ -283,21 +280,21 @@ impl Inode {
 
     /// Told when a name in this folder is removed or moved away.
     pub(crate) fn lost_name(&self) {
-        self.lost.store(seconds(), Ordering::Relaxed);
+        self.runs_or_lost.store(seconds(), Ordering::Relaxed);
     }
 
     /// Whether that was so lately that somebody may be in the middle of a listing with the name in it.
     pub(crate) fn lost_name_lately(&self) -> bool {
-        let lost = self.lost.load(Ordering::Relaxed);
+        let lost = self.runs_or_lost.load(Ordering::Relaxed);
         lost > 0 && seconds() - lost <= LATELY
     }
 
     pub(crate) fn data_turn(&self) -> u32 {
-        self.data_turn.load(Ordering::Acquire)
+        self.turn.load(Ordering::Acquire)
     }
 
     pub(crate) fn next_data_turn(&self) {
-        self.data_turn.fetch_add(1, Ordering::AcqRel);
+        self.turn.fetch_add(1, Ordering::AcqRel);
     }
 
     /// The change time to show where the layer says `real`.
@@ -388,7 +385,7 @@ impl Inode {
 
     /// Whether a program is running from it.
     pub(crate) fn is_run(&self) -> bool {
-        self.runs.load(Ordering::Acquire) > 0
+        !self.is_dir() && self.runs_or_lost.load(Ordering::Acquire) > 0
     }
 
     pub(crate) fn opened(&self, writing: bool, running: bool) {
@@ -396,7 +393,7 @@ impl Inode {
             self.writers.fetch_add(1, Ordering::AcqRel);
         }
         if running {
-            self.runs.fetch_add(1, Ordering::AcqRel);
+            self.runs_or_lost.fetch_add(1, Ordering::AcqRel);
         }
     }
 
@@ -405,7 +402,7 @@ impl Inode {
             self.writers.fetch_sub(1, Ordering::AcqRel);
         }
         if running {
-            self.runs.fetch_sub(1, Ordering::AcqRel);
+            self.runs_or_lost.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }
