@@ -18,6 +18,9 @@ use crate::requests::Requests;
 use crate::setup::{SetupError, SetupKind, shown};
 use crate::sys;
 
+/// How much the kernel reads ahead, in KiB: as much as the largest request brings.
+const READ_AHEAD: u32 = 1024;
+
 /// Mounts, calls `ready` once the mount is there, and serves until it is unmounted.
 pub fn serve(mut config: Config, ready: impl FnOnce()) -> Result<(), SetupError> {
     sys::process::raise_open_files();
@@ -76,6 +79,12 @@ pub fn serve(mut config: Config, ready: impl FnOnce()) -> Result<(), SetupError>
         keep_listings: config.keep >= KEEP,
         lookout: config.lookout,
         requests: requests.clone(),
+        passthrough: config.passthrough,
+        coherence: config.coherence,
+        // The kernel's rule for BACKING_OPEN. Without it the mount is a file system that others can lie on as
+        // ever.
+        may_pass: sys::process::is_initial_admin(),
+        may_be_pushed: config.snapshots,
     };
     let prepared = fuse::prepare(device, overlay.clone(), &config.mount, &serving)
         .map_err(|error| explain(error, &config.mountpoint))?;
@@ -96,6 +105,10 @@ pub fn serve(mut config: Config, ready: impl FnOnce()) -> Result<(), SetupError>
     let session = prepared
         .attach(&config.mountpoint)
         .map_err(|error| SetupError::at("cannot mount at", &config.mountpoint, error))?;
+    if let Err(error) = sys::mount::read_ahead(device, READ_AHEAD) {
+        // Only slower: without the right to it, or without /sys.
+        log::debug!("reading ahead stays as it is: {error}");
+    }
     let place = Place {
         path: config.mountpoint.clone(),
         device,

@@ -85,14 +85,22 @@ impl Adapter {
                     continue;
                 };
                 let name = OsStr::from_bytes(entry.name());
-                let found = attr(&plus.attr);
-                let keep = if plus.keep { self.keep } else { Duration::ZERO };
+                let mut found = attr(&plus.attr);
+                let own = found.ino;
+                if let Some(inode) = &plus.inode {
+                    found.ino = INodeNo(self.overlay.inodes().number(inode));
+                }
+                let keep = if plus.keep && found.ino == own {
+                    self.keep_attr(own.0)
+                } else {
+                    Duration::ZERO
+                };
                 if out.add(found.ino, next, name, &keep, &found, GENERATION) {
                     break;
                 }
                 empty = false;
                 if let Some(inode) = plus.inode {
-                    self.overlay.inodes().remember(&inode);
+                    self.overlay.inodes().remember_as(&inode, found.ino.0);
                 }
             }
             self.before_end(&inode, empty);

@@ -10,6 +10,7 @@ use fuser::{Session, SessionACL};
 
 use super::adapter::Adapter;
 use super::turn::Lookout;
+use crate::config::{Coherence, Passthrough};
 use crate::overlay::Overlay;
 use crate::requests::Requests;
 use crate::sys::mount::{self, MountOptions, PreparedMount};
@@ -43,6 +44,14 @@ pub(crate) struct Serving {
     pub(crate) lookout: Duration,
     /// Where they are counted.
     pub(crate) requests: Arc<Requests>,
+    /// Which files the kernel reads and writes by itself.
+    pub(crate) passthrough: Passthrough,
+    /// What old descriptors of lower files show.
+    pub(crate) coherence: Coherence,
+    /// Whether this process may let the kernel do so.
+    pub(crate) may_pass: bool,
+    /// Whether somebody can push a layer while the mount lives.
+    pub(crate) may_be_pushed: bool,
 }
 
 /// Opens /dev/fuse.

@@ -5,6 +5,7 @@
 //! (one change of names), any inode's `state`, two of them by their numbers (over no system call but the
 //! one that changes the object's own name).
 
+mod renewed;
 mod table;
 
 use std::num::NonZeroU64;

@@ -10,6 +10,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
+use super::renewed::Renewed;
 use super::{Held, Identity, Inode};
 use crate::sys::stat::Time;
 
@@ -42,6 +43,8 @@ pub struct InodeTable {
     /// What [`Inode::hold_ctime`] was told, for when the kernel forgets an inode and asks again. One that
     /// is out of date does no harm: it names the time on the disk that it stands for.
     ctimes: Mutex<LruCache<u64, (Time, Time)>>,
+    /// Objects that the kernel knows under second numbers.
+    renewed: Renewed,
     /// How many are known, and how many were dropped since room was last made.
     known: AtomicUsize,
     dropped: AtomicUsize,
@@ -54,6 +57,7 @@ impl Default for InodeTable {
             substitutes: Mutex::default(),
             next_substitute: AtomicU64::new(SUBSTITUTE | 1),
             ctimes: Mutex::new(LruCache::unbounded()),
+            renewed: Renewed::default(),
             known: AtomicUsize::new(0),
             dropped: AtomicUsize::new(0),
         }
@@ -79,11 +83,17 @@ impl InodeTable {
                     .map(|inode| inode.ino()),
             );
         }
+        let again = |own: &u64| Some(self.renewed.number(*own)).filter(|number| number != own);
+        let renewed: Vec<u64> = found.iter().filter_map(again).collect();
+        found.extend(renewed);
         found
     }
 
     /// The inode with this number, when it is known.
     pub fn get(&self, ino: u64) -> Option<Arc<Inode>> {
+        if Renewed::has(ino) {
+            return self.renewed.get(ino);
+        }
         let shard = self.shard(ino).lock();
         shard.get(&ino)?.living()
     }
@@ -190,8 +200,28 @@ impl InodeTable {
         self.substitutes.lock().get(&identity).copied()
     }
 
-    /// The kernel was told of this inode once more.
+    /// The number under which the kernel is to know an object: mostly its own.
+    pub fn number(&self, inode: &Inode) -> u64 {
+        self.renewed.number(inode.ino())
+    }
+
+    /// Has the kernel know an object under another number than `old`, unless it is to already. Whoever has it
+    /// open under the old one keeps it.
+    pub fn renew(&self, inode: &Arc<Inode>, old: u64) {
+        self.renewed.renew(inode, old);
+    }
+
+    /// The kernel was told of this inode once more, under its own number.
     pub fn remember(&self, inode: &Arc<Inode>) {
+        self.remember_as(inode, inode.ino());
+    }
+
+    /// The kernel was told of this inode once more, under this number.
+    pub fn remember_as(&self, inode: &Arc<Inode>, number: u64) {
+        if Renewed::has(number) {
+            self.renewed.remember(inode, number);
+            return;
+        }
         let mut shard = self.shard(inode.ino()).lock();
         let entry = shard.entry(inode.ino()).or_insert_with(|| {
             self.known.fetch_add(1, Ordering::Relaxed);
@@ -216,6 +246,18 @@ impl InodeTable {
 
     /// The kernel forgot `count` of its lookups.
     pub fn forget(&self, ino: u64, count: u64) {
+        if Renewed::has(ino) {
+            if let Some(inode) = self.renewed.get(ino) {
+                self.renewed
+                    .forget(ino, count, !self.is_forgotten(inode.ino()));
+                // In case that it was forgotten by its own number meanwhile.
+                if self.is_forgotten(inode.ino()) {
+                    self.renewed.forgotten(inode.ino());
+                }
+                self.prune(inode);
+            }
+            return;
+        }
         let freed = {
             let mut shard = self.shard(ino).lock();
             let Some(entry) = shard.get_mut(&ino) else {
@@ -235,7 +277,17 @@ impl InodeTable {
             *entry = Entry::Known(Arc::downgrade(&inode));
             inode
         };
+        self.renewed.forgotten(ino);
         self.prune(freed);
+    }
+
+    /// Whether the kernel knows nothing under this number.
+    pub fn is_forgotten(&self, ino: u64) -> bool {
+        if Renewed::has(ino) {
+            return self.renewed.is_forgotten(ino);
+        }
+        let shard = self.shard(ino).lock();
+        !matches!(shard.get(&ino), Some(Entry::Held { .. }))
     }
 
     /// Drops an inode that the kernel does not know, and then the folders that only it kept alive.

@@ -88,7 +88,7 @@ impl Op<'_> {
             Some(fd) => fd,
             None => return Err(Error::Errno(Errno::IO)),
         };
-        let handle = self.handle(&inode, fd, how, inode.data_turn());
+        let handle = self.handle(&inode, Some((fd, inode.data_turn())), how);
         Ok((inode, handle))
     }
 

@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::XattrFlags;
 
 use crate::error::{Errno, Result};
-use crate::sys::{fault, proc_path, proc_path_at, xattr_at};
+use crate::sys::{by_descriptor, fault, proc_path, proc_path_at, xattr_at};
 
 /// The value of `name`, or `None` where there is none or the file system keeps none.
 pub fn get(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Vec<u8>>> {
@@ -15,7 +15,13 @@ pub fn get(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Vec<u8>>> {
 /// The value of `name`; ENODATA where there is none, EOPNOTSUPP where the file system keeps none.
 pub fn value(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>> {
     let path = proc_path(fd);
-    sized(|buffer| rustix::fs::getxattr(path.as_slice(), name, buffer))
+    sized(|buffer| {
+        let again = &mut *buffer;
+        match rustix::fs::fgetxattr(fd, name, again) {
+            Err(Errno::BADF) => rustix::fs::getxattr(path.as_slice(), name, buffer),
+            done => done,
+        }
+    })
 }
 
 /// The same for the object `entry` in `dir`, following no link.
@@ -66,11 +72,9 @@ pub fn list_at(dir: BorrowedFd<'_>, entry: &[u8]) -> Result<Vec<Box<[u8]>>> {
 pub fn set_with(fd: BorrowedFd<'_>, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
     fault::hit()?;
     let flags = XattrFlags::from_bits_retain(flags);
-    Ok(rustix::fs::setxattr(
-        proc_path(fd).as_slice(),
-        name,
-        value,
-        flags,
+    Ok(by_descriptor(
+        || rustix::fs::fsetxattr(fd, name, value, flags),
+        || rustix::fs::setxattr(proc_path(fd).as_slice(), name, value, flags),
     )?)
 }
 

@@ -41,9 +41,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         return report::write(&outcome::Outcome::kept()?);
     }
     crate::setup::run()?;
+    let packages: &[&str] = match &options.which {
+        Some(Which::Mounted(_)) => &["-p", "cowl-fs"],
+        Some(Which::Snapshots(_)) => &["-p", "cowl"],
+        Some(Which::Report) | None => &["-p", "cowl-fs", "-p", "cowl"],
+    };
     Run::cargo()?
         .args(["build", "--release", "--locked", "--bins"])
-        .args(["-p", "cowl", "-p", "cowl-fs"])
+        .args(packages)
         .run()?;
     match &options.which {
         Some(Which::Mounted(options)) => mounted::run_and_tell(options),
