@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use cowl_fs::Name;
 use cowl_fs::format::XattrSpace;
 use cowl_fs::layer::{Layer, Upper};
 use cowl_fs::overlay::{Behaviour, Caller, Overlay};
@@ -34,7 +35,16 @@ impl Stage {
         layers: usize,
         fill: impl Fn(usize, &Path) -> std::io::Result<()>,
     ) -> Result<Self, Failure> {
-        let place = tempfile::tempdir_in("/var/tmp")?;
+        Self::new_in(Path::new("/var/tmp"), layers, fill)
+    }
+
+    /// The same in another folder.
+    pub fn new_in(
+        parent: &Path,
+        layers: usize,
+        fill: impl Fn(usize, &Path) -> std::io::Result<()>,
+    ) -> Result<Self, Failure> {
+        let place = tempfile::tempdir_in(parent)?;
         let mut lowers = Vec::new();
         for number in 0..layers {
             let path = place.path().join(format!("lower{number}"));
@@ -61,6 +71,27 @@ impl Stage {
         self.uppers += 1;
         Ok(upper)
     }
+}
+
+/// So many files, spread over so many layers: what [`Stage::new`] fills them with.
+pub fn spread(layers: usize, files: usize) -> impl Fn(usize, &Path) -> std::io::Result<()> {
+    move |number, path| {
+        for file in (number..files).step_by(layers) {
+            std::fs::write(path.join(format!("f{file}")), b"content")?;
+        }
+        Ok(())
+    }
+}
+
+/// A name.
+///
+/// # Panics
+///
+/// When it can't be one.
+#[must_use]
+#[allow(clippy::expect_used, reason = "of the benchmarks' own making")]
+pub fn name(text: &str) -> Name {
+    Name::new(text).expect("a name")
 }
 
 fn make_upper(place: &Path, number: u32) -> Result<Arc<Upper>, Failure> {

@@ -135,6 +135,12 @@ impl Run {
         self
     }
 
+    /// Runs it in this folder.
+    pub(crate) fn within(mut self, folder: &Path) -> Run {
+        self.command.current_dir(folder);
+        self
+    }
+
     /// Does not print the command line.
     pub(crate) fn unseen(mut self) -> Run {
         self.shown = false;

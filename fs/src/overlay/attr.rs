@@ -1,5 +1,6 @@
 //! Owner, mode, size, times.
 
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -76,7 +77,11 @@ impl Op<'_> {
             turn = inode.held_turn();
             stat = read()?;
         }
-        stat.ctime = inode.shown_ctime(stat.ctime);
+        // The kernel writes to some files by itself, which is told of nowhere but in these times; a copy-up
+        // sets the one back.
+        if inode.kind() != FileKind::Regular || stat.mtime != stat.ctime {
+            stat.ctime = inode.shown_ctime(stat.ctime);
+        }
         stat.mtime = inode.shown_mtime(stat.mtime);
         Ok(self.shown(inode, stat))
     }
@@ -147,10 +152,10 @@ impl Op<'_> {
             return Ok(on_disk);
         }
         if let Some(visible) = file.visible {
-            return Ok(visible);
+            return Ok(visible.get());
         }
         let visible = self.visible_names(inode, file)?.len() as u64;
-        inode.change_file(|file| file.visible = Some(visible))?;
+        inode.change_file(|file| file.visible = NonZeroU64::new(visible))?;
         Ok(visible)
     }
 

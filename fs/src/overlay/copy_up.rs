@@ -267,8 +267,8 @@ impl Op<'_> {
         };
         let old = inode.change_file(|file| {
             file.loc = loc;
-            file.data = metacopy.then(|| before.data_loc().clone());
-            file.redirect = redirect;
+            file.data = metacopy.then(|| Box::new(before.data_loc().clone()));
+            file.redirect = redirect.map(Box::new);
             if !file.orphan {
                 // It led to the original.
                 file.anchor = None;

@@ -17,6 +17,7 @@ pub mod process;
 pub mod socket;
 pub mod stat;
 pub mod xattr;
+mod xattr_at;
 
 use std::io::Write as _;
 use std::os::fd::{AsRawFd, BorrowedFd};

@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use cowl_tests::scratch::Scratch;
 
-use crate::run::{Result, Run, note, target, title};
+use crate::run::{Result, Run, failure, note, target, title};
 
-/// How `cargo xtask bench` is called.
+/// How `cargo xtask bench snapshots` is called.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// How many files the base has, and how many the head
-    #[arg(long, default_value_t = 20_000)]
-    files: usize,
+    /// How many files the base has, and how many the head; several sizes with commas between them
+    #[arg(long, default_values_t = [20_000], value_delimiter = ',')]
+    files: Vec<usize>,
     /// How often each is measured; the median counts
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -22,45 +22,107 @@ pub(crate) struct Options {
     alone: bool,
 }
 
+impl Options {
+    /// As they are when nothing is said.
+    pub(super) fn usual(quick: bool) -> Self {
+        let (files, rounds) = match quick {
+            true => (vec![200], 1),
+            false => (vec![1_000, 20_000], 5),
+        };
+        Self {
+            files,
+            rounds,
+            alone: false,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Figure {
+    Took(Duration),
+    Bytes(u64),
+}
+
+impl std::fmt::Display for Figure {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Took(took) => write!(out, "{:.1} ms", took.as_secs_f64() * 1000.0),
+            Self::Bytes(bytes) => write!(out, "{} KiB", bytes >> 10),
+        }
+    }
+}
+
+type Rows = Vec<(String, Figure)>;
+
 struct Bench {
     cowl: PathBuf,
     scratch: Scratch,
     rounds: usize,
-    rows: Vec<(String, Duration)>,
+    rows: Rows,
 }
 
-/// Runs it.
-pub(crate) fn run(options: &Options) -> Result<()> {
-    crate::setup::run()?;
-    Run::cargo()?
-        .args(["build", "--release", "--locked", "--bins", "-p", "cowl"])
-        .run()?;
+/// Runs it, with the program that was built for release.
+pub(super) fn run(options: &Options) -> Result<()> {
+    let cowl = target()?.join("release/cowl");
+    let mut tables = Vec::new();
+    for files in &options.files {
+        title(&format!("{files} files"));
+        tables.push(of_size(options, &cowl, *files)?);
+    }
+    title("what it costs");
+    let sizes: Vec<_> = options.files.iter().map(ToString::to_string).collect();
+    println!(
+        "| files in the base and in the head | {} |",
+        sizes.join(" | ")
+    );
+    println!("|---|{}", "---|".repeat(sizes.len()));
+    for (at, (what, _)) in tables.first().into_iter().flatten().enumerate() {
+        let figures = tables.iter().map(|rows| match rows.get(at) {
+            Some((_, figure)) => figure.to_string(),
+            None => "-".to_owned(),
+        });
+        println!("| {what} | {} |", figures.collect::<Vec<_>>().join(" | "));
+    }
+    Ok(())
+}
+
+fn of_size(options: &Options, cowl: &Path, files: usize) -> Result<Rows> {
     let mut bench = Bench {
-        cowl: target()?.join("release/cowl"),
+        cowl: cowl.to_owned(),
         scratch: Scratch::new("bench"),
         rounds: options.rounds.max(1),
         rows: Vec::new(),
     };
-    title("a tree");
     let base = bench.scratch.make("base");
-    fill(&base, options.files)?;
-    bench.cowl(&base, options.files)?;
+    fill(&base, files)?;
+    bench.cowl(&base, files)?;
     if !options.alone {
         bench.copy(&base)?;
         bench.lxc(&base)?;
         bench.reflink(&base)?;
         bench.btrfs(&base)?;
     }
-    title("what it costs");
-    println!(
-        "| {} files in the base and in the head | ms |",
-        options.files
-    );
-    println!("|---|---|");
-    for (what, took) in &bench.rows {
-        println!("| {what} | {:.1} |", took.as_secs_f64() * 1000.0);
+    Ok(bench.rows)
+}
+
+/// What a folder takes on the disk.
+fn taken(folder: &Path) -> Result<u64> {
+    let said = Run::new("du").arg("-skx").arg(folder).unseen().output()?;
+    let kilobytes = said
+        .split_whitespace()
+        .next()
+        .and_then(|n| n.parse::<u64>().ok());
+    match kilobytes {
+        Some(kilobytes) => Ok(kilobytes << 10),
+        None => failure(format!("du said {said:?}")),
     }
-    Ok(())
+}
+
+/// What is used of a file system: where files share blocks, du counts them twice.
+fn used(place: &Path) -> Result<u64> {
+    Run::new("sync").arg("-f").arg(place).unseen().run()?;
+    let stat = rustix::fs::statvfs(place).map_err(std::io::Error::from)?;
+    Ok((stat.f_blocks - stat.f_bfree) * stat.f_frsize)
 }
 
 /// Files of 4 KiB, a hundred a folder.
@@ -95,8 +157,15 @@ impl Bench {
         took.sort();
         let median = took.get(took.len() / 2).copied().unwrap_or_default();
         note(&format!("{what}: {median:.1?}"));
-        self.rows.push((what.to_owned(), median));
+        self.rows.push((what.to_owned(), Figure::Took(median)));
         Ok(())
+    }
+
+    /// What was taken on the disk more than `before`.
+    fn bytes(&mut self, what: &str, before: u64, after: u64) {
+        let bytes = after.saturating_sub(before);
+        note(&format!("{what}: {bytes} bytes"));
+        self.rows.push((what.to_owned(), Figure::Bytes(bytes)));
     }
 
     fn cowl(&mut self, base: &Path, files: usize) -> Result<()> {
@@ -140,12 +209,19 @@ impl Bench {
             std::fs::write(head.join(format!("touched{round}")), "x").map_err(Into::into)
         };
         touch(100)?;
+        let before = taken(&store)?;
         self.time(
             "cowl snapshot, mounted",
             rounds,
             |_| call(&["snapshot", "web"]),
             touch,
         )?;
+        let each = (taken(&store)?.saturating_sub(before)) / rounds as u64;
+        self.bytes(
+            "a snapshot of cowl's, and one new file, on the disk",
+            0,
+            each,
+        );
         self.time(
             "cowl clone",
             rounds,
@@ -185,6 +261,12 @@ impl Bench {
             "cowl diff against what it was made from",
             rounds,
             |_| call(&["diff", "web@snap0"]),
+            nothing,
+        )?;
+        self.time(
+            "cowl rm of a snapshot",
+            rounds.min(4),
+            |round| call(&["rm", &format!("web@snap{}", round + 1), "--yes"]),
             nothing,
         )?;
         let tar = self.scratch.join("out.tar");
@@ -244,7 +326,10 @@ impl Bench {
                 .unseen()
                 .run()
         };
+        let before = taken(&path)?;
         self.time("lxc-snapshot (base alone)", 1, |_| call(&[]), |_| Ok(()))?;
+        let after = taken(&path)?;
+        self.bytes("a snapshot of lxc-snapshot's on the disk", before, after);
         self.time(
             "lxc-snapshot -r (base alone)",
             1,
@@ -283,6 +368,7 @@ impl Bench {
     fn reflink(&mut self, base: &Path) -> Result<()> {
         title("cp --reflink on XFS");
         let place = self.image("xfs", base)?;
+        let before = used(&place)?;
         let timed = self.time(
             "cp -a --reflink=always on XFS (base alone)",
             1,
@@ -296,6 +382,8 @@ impl Bench {
             },
             |_| Ok(()),
         );
+        let after = used(&place)?;
+        self.bytes("a reflinked copy on XFS on the disk", before, after);
         Run::new("umount").arg(&place).unseen().run()?;
         timed
     }
@@ -304,20 +392,40 @@ impl Bench {
         title("btrfs");
         let place = self.image("btrfs", base)?;
         let rounds = self.rounds;
+        let call = |words: &[&str], paths: &[&str]| {
+            Run::new("btrfs")
+                .args(["-q", "subvolume"])
+                .args(words)
+                .args(paths)
+                .within(&place)
+                .unseen()
+                .run()
+        };
+        let before = used(&place)?;
         let timed = self.time(
             "btrfs subvolume snapshot (base alone)",
             rounds,
-            |round| {
-                Run::new("btrfs")
-                    .args(["-q", "subvolume", "snapshot"])
-                    .arg(place.join("base"))
-                    .arg(place.join(format!("s{round}")))
-                    .unseen()
-                    .run()
+            |round| call(&["snapshot"], &["base", &format!("s{round}")]),
+            |_| Ok(()),
+        );
+        let each = used(&place)?.saturating_sub(before) / rounds as u64;
+        self.bytes("a snapshot of btrfs's on the disk", 0, each);
+        let restored = self.time(
+            "btrfs: the snapshot in place of the base",
+            1,
+            |_| {
+                call(&["delete"], &["base"])?;
+                call(&["snapshot"], &["s0", "base"])
             },
             |_| Ok(()),
         );
+        let deleted = self.time(
+            "btrfs subvolume delete",
+            1,
+            |_| call(&["delete"], &["s0"]),
+            |_| Ok(()),
+        );
         Run::new("umount").arg(&place).unseen().run()?;
-        timed
+        timed.and(restored).and(deleted)
     }
 }

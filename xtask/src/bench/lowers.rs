@@ -1,0 +1,119 @@
+//! The layers that everything is mounted over, made once.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use super::load;
+use super::rows::{Lowers, Sizes};
+use crate::run::{Result, Run};
+
+/// Makes all of them in `top`, and a tar of the small tree.
+pub(super) fn make(top: &Path, sizes: &Sizes) -> Result<()> {
+    for (name, files, size) in [
+        ("small", sizes.files, 4096),
+        ("owned", sizes.owned, 64),
+        ("few", 100, 64),
+    ] {
+        let tree = top.join(name).join("tree");
+        fs::create_dir_all(&tree)?;
+        load::tree(&tree, files, size)?;
+    }
+    let flat = top.join("flat/flat");
+    fs::create_dir_all(&flat)?;
+    for name in 0..sizes.names {
+        fs::File::create_new(flat.join(format!("entry-{name:05}")))?;
+    }
+    big(&top.join("big"), sizes.big_mib)?;
+    for lowers in Lowers::ALL {
+        if let Lowers::Many(layers) = lowers {
+            spread(top, lowers, layers, sizes.files)?;
+        }
+    }
+    Run::new("tar")
+        .args(["cf", "small.tar", "-C", "small", "tree"])
+        .within(top)
+        .unseen()
+        .run()?;
+    Run::new("sync").arg("-f").arg(top).unseen().run()
+}
+
+/// A file of bytes that no file system can store in less, and a library of the same.
+fn big(folder: &Path, mib: usize) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::create_dir_all(folder)?;
+    let mut file = fs::File::create_new(folder.join("big"))?;
+    let mut word = 0x2545_f491_4f6c_dd1d_u64;
+    let mut content = Vec::with_capacity(1 << 20);
+    for _ in 0..mib {
+        content.clear();
+        while content.len() < 1 << 20 {
+            word ^= word << 13;
+            word ^= word >> 7;
+            word ^= word << 17;
+            content.extend_from_slice(&word.to_le_bytes());
+        }
+        file.write_all(&content)?;
+    }
+    drop(file);
+    // As a library looks: what begins so, and may be run, is mapped by its readers and never written.
+    let lib = folder.join("lib.so");
+    fs::copy(folder.join("big"), &lib)?;
+    let mut file = fs::OpenOptions::new().write(true).open(&lib)?;
+    file.write_all(b"\x7fELF\x02\x01\x01\0")?;
+    drop(file);
+    fs::set_permissions(&lib, fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
+
+/// So many files over so many layers, in folders of a hundred at most, so that each layer has one at least.
+fn spread(top: &Path, lowers: Lowers, layers: usize, files: usize) -> Result<()> {
+    let (folder, names) = lowers.at(top);
+    let each = (files / layers).clamp(1, 100);
+    for name in &names {
+        fs::create_dir_all(folder.join(name).join("tree"))?;
+    }
+    for number in 0..files.div_ceil(each) {
+        let Some(layer) = names.get(number % layers) else {
+            continue;
+        };
+        let folder = folder.join(layer).join(format!("tree/d{number:05}"));
+        fs::create_dir(&folder)?;
+        for file in 0..each.min(files - number * each) {
+            fs::write(folder.join(format!("f{file:02}")), [b'x'; 64])?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn the_same_number_of_files_lies_in_few_and_in_many_layers() {
+        let dir = tempfile::tempdir().unwrap();
+        for layers in [2, 64, 500] {
+            let lowers = Lowers::Many(layers);
+            spread(dir.path(), lowers, layers, 1010).unwrap();
+            let (folder, names) = lowers.at(dir.path());
+            let mut files = 0;
+            for name in names {
+                let here = cowl_tests::command::run(
+                    "find",
+                    [
+                        folder.join(name).as_os_str(),
+                        "-type".as_ref(),
+                        "f".as_ref(),
+                    ],
+                );
+                let here = here.ok().out().lines().count();
+                assert!(here > 0);
+                files += here;
+            }
+            assert_eq!(files, 1010);
+        }
+    }
+}

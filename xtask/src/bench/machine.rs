@@ -1,0 +1,60 @@
+//! What a run was made on: figures mean little without it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::run::{Result, Run};
+
+/// A machine, and what it ran.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Machine {
+    pub(super) date: String,
+    pub(super) kernel: String,
+    pub(super) cpu: String,
+    pub(super) cpus: usize,
+    pub(super) memory_gib: u64,
+    /// One-minute load average at the start: others' work on the machine.
+    pub(super) load: String,
+    /// The tree that was measured.
+    pub(super) commit: String,
+    pub(super) fuse_overlayfs: String,
+}
+
+impl Machine {
+    /// This one, now.
+    pub(super) fn look() -> Result<Self> {
+        let ask = |program: &str, args: &[&str]| Run::new(program).args(args).unseen().output();
+        let line = |text: &str, label: &str| {
+            let mut lines = text.lines();
+            let rest = lines.find_map(|line| line.strip_prefix(label));
+            rest.map(|rest| rest.trim_start_matches([' ', '\t', ':']).to_owned())
+                .unwrap_or_default()
+        };
+        let cpuinfo = std::fs::read_to_string("/proc/cpuinfo")?;
+        let meminfo = std::fs::read_to_string("/proc/meminfo")?;
+        let load = std::fs::read_to_string("/proc/loadavg")?;
+        let total = line(&meminfo, "MemTotal");
+        let total = total.trim_end_matches(" kB").parse::<u64>().unwrap_or(0);
+        let (_, fuse_overlayfs) = Run::new("fuse-overlayfs")
+            .arg("--version")
+            .unseen()
+            .code_and_text()?;
+        let root = crate::run::root()?;
+        let commit = Run::new("git")
+            .arg("-C")
+            .arg(&root)
+            .args(["describe", "--always", "--dirty"])
+            .unseen()
+            .output();
+        Ok(Self {
+            date: ask("date", &["-u", "+%Y-%m-%d"])?,
+            kernel: ask("uname", &["-sr"])?,
+            cpu: line(&cpuinfo, "model name"),
+            cpus: std::thread::available_parallelism()?.get(),
+            memory_gib: total >> 20,
+            load: load.split(' ').next().unwrap_or_default().to_owned(),
+            // A tree that was unpacked has no history.
+            commit: commit.unwrap_or_else(|_| "an unpacked tree".to_owned()),
+            fuse_overlayfs: line(&fuse_overlayfs, "fuse-overlayfs: version"),
+        })
+    }
+}

@@ -1,0 +1,361 @@
+//! The rows of the mounted comparison, as data: which layers, what comes before, what is measured.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::load::{self, Each, There};
+use crate::run::{Result, Run};
+
+/// How large the work is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    /// Files of the trees that are walked and changed.
+    pub(super) files: usize,
+    /// Files that get another owner.
+    pub(super) owned: usize,
+    /// Names of the flat folder.
+    pub(super) names: usize,
+    /// Of the big file and of the library.
+    pub(super) big_mib: usize,
+    /// A hundred: every loop as long as it is meant to be.
+    pub(super) percent: usize,
+}
+
+impl Sizes {
+    /// So many times, in a loop that is that long in full.
+    fn times(&self, full: usize) -> usize {
+        (full * self.percent / 100).max(10)
+    }
+}
+
+/// Which layers lie below.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Lowers {
+    /// One tree of small files.
+    Small,
+    /// Two big files, one of them a library.
+    Big,
+    /// One folder of empty files.
+    Flat,
+    /// A tree of files for another owner.
+    Owned,
+    /// The small tree's files spread over so many layers.
+    Many(usize),
+    /// A hundred files.
+    Few,
+}
+
+impl Lowers {
+    /// Every set of layers there is.
+    pub(super) const ALL: [Self; 8] = [
+        Self::Small,
+        Self::Big,
+        Self::Flat,
+        Self::Owned,
+        Self::Many(2),
+        Self::Many(64),
+        Self::Many(500),
+        Self::Few,
+    ];
+
+    /// The folder that they lie in, and their names there, topmost first. Short names, because all of
+    /// them have to fit into the page that mount(2) takes.
+    pub(super) fn at(self, top: &Path) -> (PathBuf, Vec<String>) {
+        let one = |name: &str| (top.to_owned(), vec![name.to_owned()]);
+        match self {
+            Self::Small => one("small"),
+            Self::Big => one("big"),
+            Self::Flat => one("flat"),
+            Self::Owned => one("owned"),
+            Self::Few => one("few"),
+            Self::Many(layers) => (
+                top.join(format!("many{layers}")),
+                (0..layers).map(|layer| layer.to_string()).collect(),
+            ),
+        }
+    }
+}
+
+/// Rows that are told together, and drawn in one picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Group {
+    /// Names and attributes.
+    Metadata,
+    /// What is in files.
+    Data,
+    /// Making and removing.
+    Changes,
+    /// The first change of what lies below.
+    CopyUp,
+    /// Programs as people use them.
+    Programs,
+    /// How long a mount takes.
+    Mounting,
+}
+
+impl Group {
+    /// In the order of the report.
+    pub(super) const ALL: [Self; 6] = [
+        Self::Metadata,
+        Self::Data,
+        Self::Changes,
+        Self::CopyUp,
+        Self::Programs,
+        Self::Mounting,
+    ];
+
+    /// For a heading, and for the name of a file.
+    pub(super) fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Metadata => ("Names and attributes", "metadata"),
+            Self::Data => ("Data", "data"),
+            Self::Changes => ("Making and removing", "changes"),
+            Self::CopyUp => ("First change of what lies below", "copy-up"),
+            Self::Programs => ("Whole programs", "programs"),
+            Self::Mounting => ("Mounting", "mounting"),
+        }
+    }
+}
+
+/// Where the work is done.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    /// The mount.
+    pub(super) root: PathBuf,
+    /// A tar of the small tree.
+    pub(super) tar: PathBuf,
+    /// How large it is.
+    pub(super) sizes: Sizes,
+}
+
+type Work = fn(&Place) -> Result<Duration>;
+
+/// What a row measures.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum What {
+    /// Work on a mount, after other work on the same mount.
+    Work(Option<Work>, Work),
+    /// The same with nothing cached.
+    Cold(Work),
+    /// The mount itself, unmounted in between.
+    Mount,
+    /// A second mount of the same layers reads what the first has read.
+    Second(Work),
+}
+
+/// One row.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Row {
+    pub(super) name: &'static str,
+    pub(super) group: Group,
+    pub(super) lowers: Lowers,
+    pub(super) what: What,
+    /// What one of the things is that are counted, and how many there are.
+    pub(super) unit: &'static str,
+    pub(super) units: fn(&Sizes) -> usize,
+}
+
+fn shell(place: &Place, line: &str) -> Result<Duration> {
+    let start = Instant::now();
+    let line = format!("cd '{}' && {line}", place.root.display());
+    Run::shell(&line).unseen().run()?;
+    Ok(start.elapsed())
+}
+
+fn walk(place: &Place) -> Result<Duration> {
+    load::walk(&place.root.join("tree"), 1)
+}
+
+fn read_all(place: &Place) -> Result<Duration> {
+    load::each(&place.root.join("tree"), Each::Read)
+}
+
+fn read_big(place: &Place) -> Result<Duration> {
+    load::read(&place.root.join("big"))
+}
+
+fn touch_big(place: &Place) -> Result<Duration> {
+    load::touch(&place.root.join("big"))
+}
+
+fn fill(place: &Place) -> Result<Duration> {
+    load::tree(&place.root.join("flat"), place.sizes.files, 64)
+}
+
+fn first_file(place: &Place) -> PathBuf {
+    place.root.join("tree/d00000/f00")
+}
+
+fn map_lib(place: &Place) -> Result<Duration> {
+    load::mapped(&place.root.join("lib.so"), place.sizes.times(50_000))
+}
+
+const fn row(name: &'static str, group: Group, lowers: Lowers, what: What) -> Row {
+    Row {
+        name,
+        group,
+        lowers,
+        what,
+        unit: "file",
+        units: |sizes| sizes.files,
+    }
+}
+
+impl Row {
+    const fn by(mut self, unit: &'static str, units: fn(&Sizes) -> usize) -> Self {
+        self.unit = unit;
+        self.units = units;
+        self
+    }
+}
+
+/// All of them, in the order of the report.
+pub(super) fn all() -> Vec<Row> {
+    let mut rows = metadata();
+    rows.extend(data());
+    rows.extend(changes());
+    rows.extend(copy_up());
+    rows.extend(programs());
+    rows.extend(mounting());
+    rows
+}
+
+fn metadata() -> Vec<Row> {
+    use Lowers::{Flat, Many, Small};
+    use What::Work;
+    let row = |name, lowers, what| row(name, Group::Metadata, lowers, what);
+    let threads: self::Work = |place| load::walk(&place.root.join("tree"), 4);
+    let list: self::Work = |place| load::list(&place.root.join("flat"));
+    let stat: self::Work = |place| load::stat(&first_file(place), place.sizes.times(200_000));
+    let missing: self::Work =
+        |place| load::missing(&place.root.join("tree/d00000"), place.sizes.times(50_000));
+    let open: self::Work = |place| load::open_close(&first_file(place), place.sizes.times(20_000));
+    vec![
+        row("walk-first", Small, Work(None, walk)),
+        row("walk-again", Small, Work(Some(walk), walk)),
+        row("walk-4threads", Small, Work(None, threads)),
+        row("walk-2layers", Many(2), Work(None, walk)),
+        row("walk-64layers", Many(64), Work(None, walk)),
+        row("walk-64layers-again", Many(64), Work(Some(walk), walk)),
+        row("walk-500layers", Many(500), Work(None, walk)),
+        row("walk-500layers-again", Many(500), Work(Some(walk), walk)),
+        row("readdir-10k", Flat, Work(None, list)).by("name", |sizes| sizes.names),
+        row("stat-hot", Small, Work(None, stat)).by("call", |sizes| sizes.times(200_000)),
+        row("missing-names", Small, Work(None, missing)).by("call", |sizes| sizes.times(50_000)),
+        row("open-close", Small, Work(None, open)).by("time", |sizes| sizes.times(20_000)),
+        row("read-small-first", Small, Work(None, read_all)),
+        row("read-small-again", Small, Work(Some(read_all), read_all)),
+    ]
+}
+
+fn data() -> Vec<Row> {
+    use Lowers::Big;
+    use What::{Cold, Second, Work};
+    fn at_random(place: &Place, full: usize, what: There) -> Result<Duration> {
+        load::random(&place.root.join("big"), place.sizes.times(full), what)
+    }
+    let row = |name, what| row(name, Group::Data, Big, what).by("MiB", |sizes| sizes.big_mib);
+    let read: self::Work = |place| at_random(place, 50_000, There::Read);
+    let write: self::Work = |place| at_random(place, 20_000, There::Write);
+    let commit: self::Work = |place| at_random(place, 300, There::Commit);
+    let map: self::Work = |place| load::mapped(&place.root.join("big"), place.sizes.times(50_000));
+    let new: self::Work = |place| load::write(&place.root.join("new"), place.sizes.big_mib);
+    vec![
+        row("seqread-warm", Work(Some(read_big), read_big)),
+        row("seqread-cold", Cold(read_big)),
+        row("randread-upper", Work(Some(touch_big), read)).by("page", |sizes| sizes.times(50_000)),
+        row("mmapread", Work(None, map)).by("page", |sizes| sizes.times(50_000)),
+        row("mmapread-lib", Work(None, map_lib)).by("page", |sizes| sizes.times(50_000)),
+        row("second-container-lib", Second(map_lib)).by("page", |sizes| sizes.times(50_000)),
+        row("seqwrite", Work(None, new)),
+        row("randwrite-upper", Work(Some(touch_big), write))
+            .by("page", |sizes| sizes.times(20_000)),
+        row("db-fdatasync", Work(Some(touch_big), commit)).by("page", |sizes| sizes.times(300)),
+    ]
+}
+
+fn changes() -> Vec<Row> {
+    use Lowers::{Flat, Small};
+    use What::Work;
+    let row = |name, lowers, what| row(name, Group::Changes, lowers, what);
+    let create: self::Work = |place| load::tree(&place.root, place.sizes.files, 4096);
+    let untar: self::Work = |place| shell(place, &format!("tar xf '{}'", place.tar.display()));
+    let dpkg: self::Work = |place| load::replace(&place.root, place.sizes.times(200));
+    let remove: self::Work = |place| load::remove(&place.root.join("tree"));
+    let remove_new: self::Work = |place| load::remove(&place.root.join("flat"));
+    let rename: self::Work = |place| load::each(&place.root.join("tree"), Each::Rename);
+    let move_folder: self::Work = |place| shell(place, "mv tree moved");
+    vec![
+        row("create-small", Flat, Work(None, create)),
+        row("untar", Flat, Work(None, untar)),
+        row("dpkg-like", Flat, Work(None, dpkg)).by("file", |sizes| sizes.times(200)),
+        row("unlink-lower", Small, Work(None, remove)),
+        row("unlink-upper", Flat, Work(Some(fill), remove_new))
+            .by("file", |sizes| sizes.files + sizes.names),
+        row("rename-lower", Small, Work(None, rename)),
+        row("mv-lower-dir", Small, Work(None, move_folder)).by("time", |_| 1),
+    ]
+}
+
+fn copy_up() -> Vec<Row> {
+    use Lowers::{Big, Owned, Small};
+    use What::Work;
+    let row = |name, lowers, what| row(name, Group::CopyUp, lowers, what);
+    let append: self::Work = |place| load::each(&place.root.join("tree"), Each::Append);
+    let chmod: self::Work = |place| load::each(&place.root.join("tree"), Each::Chmod);
+    let chown: self::Work = |place| shell(place, "chown -R 4711:4712 tree");
+    vec![
+        row("copyup-small", Small, Work(None, append)),
+        row("copyup-meta", Small, Work(None, chmod)),
+        row("chown-r", Owned, Work(None, chown)).by("file", |sizes| sizes.owned),
+        row("copyup-big-1byte", Big, Work(None, touch_big)).by("time", |_| 1),
+    ]
+}
+
+fn programs() -> Vec<Row> {
+    use What::Work;
+    let row = |name, what| row(name, Group::Programs, Lowers::Small, what);
+    let grep: self::Work = |place| shell(place, "{ grep -r needle tree || true; }");
+    let copy: self::Work = |place| shell(place, "cp -a tree copy");
+    let remove: self::Work = |place| shell(place, "rm -rf tree");
+    let find: self::Work = |place| shell(place, "find tree -ls > /dev/null");
+    vec![
+        row("grep-r", Work(None, grep)),
+        row("cp-a", Work(None, copy)),
+        row("rm-rf", Work(None, remove)),
+        row("find-first", Work(None, find)).by("folder", |sizes| sizes.files / 100 + 1),
+        row("find-again", Work(Some(find), find)).by("folder", |sizes| sizes.files / 100 + 1),
+    ]
+}
+
+fn mounting() -> Vec<Row> {
+    let row = |name, lowers| row(name, Group::Mounting, lowers, What::Mount).by("time", |_| 1);
+    vec![
+        row("mount-2layers", Lowers::Many(2)),
+        row("mount-64layers", Lowers::Many(64)),
+        row("mount-500layers", Lowers::Many(500)),
+        row("mount-few-files", Lowers::Few),
+        row("mount-many-files", Lowers::Owned),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_has_a_name_of_its_own_and_layers_that_there_are() {
+        let rows = all();
+        for (at, row) in rows.iter().enumerate() {
+            assert!(rows.iter().skip(at + 1).all(|other| other.name != row.name));
+            assert!(Lowers::ALL.contains(&row.lowers), "{}", row.name);
+        }
+    }
+
+    #[test]
+    fn five_hundred_layers_fit_into_the_page_that_mount_takes() {
+        let (_, names) = Lowers::Many(500).at(Path::new("/top"));
+        assert!(names.join(":").len() < 3000);
+    }
+}
