@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use crate::config::Config;
+use crate::config::{Coherence, Config, Passthrough, named};
 use crate::format::XattrSpace;
 use crate::idmap::IdMap;
 
@@ -21,7 +21,10 @@ pub struct Args {
     /// Options, separated by commas: lowerdir=TOP:NEXT:...[::DATA-ONLY]..., upperdir=DIR, workdir=DIR
     /// (without the last two the mount is read-only), ro, nosuid, nodev, noexec, noatime, volatile, metacopy=on|off,
     /// userxattr, fuse_overlayfs (its .wh. names and attributes are marks too), uidmapping=DISK:SHOWN:COUNT, gidmapping=..., squash_to_root, squash_to_uid=N,
-    /// squash_to_gid=N, static_nlink, noacl, timeout=SECONDS, lookout=MICROSECONDS, threaded=0|1, fsname=NAME, subtype=NAME;
+    /// squash_to_gid=N, static_nlink, noacl, timeout=SECONDS, lookout=MICROSECONDS, threaded=0|1,
+    /// passthrough=auto|all|read|off (which files the kernel reads and writes by itself: those of the upper, programs and libraries;
+    /// programs and libraries alone; none), coherence=posix|overlay (old descriptors of a lower file see what is written
+    /// to it, those of programs and libraries excepted; or none does, and the kernel reads all lower files by itself), fsname=NAME, subtype=NAME;
     /// control=SOCKET, on which the daemon can be asked what it has done;
     /// remount, to change ro, nosuid, nodev, noexec, noatime of a mount that is there.
     /// SIGUSR1 has the daemon say on standard error what it has done.
@@ -165,6 +168,14 @@ impl Build {
                 self.config.keep = keep.min(crate::config::KEEP);
             }
             "lookout" => self.config.lookout = Duration::from_micros(number()?.into()),
+            "passthrough" => {
+                self.config.passthrough = named(&Passthrough::NAMES, value)
+                    .ok_or_else(|| unknown_value(key, value, "auto, all, read, off"))?;
+            }
+            "coherence" => {
+                self.config.coherence = named(&Coherence::NAMES, value)
+                    .ok_or_else(|| unknown_value(key, value, "posix, overlay"))?;
+            }
             "fsync" => self.config.behaviour.volatile = !switch()?,
             "threaded" => self.config.threads = if switch()? { None } else { Some(1) },
             "metacopy" => self.config.behaviour.metacopy = switch()?,
@@ -282,6 +293,10 @@ fn lowers(
     Ok((shown, data))
 }
 
+fn unknown_value(key: &str, value: &str, known: &str) -> String {
+    format!("option {key}: '{value}' is none of {known}")
+}
+
 fn unknown(key: &str) -> String {
     format!("unknown option '{key}' (cowlfs --help lists them)")
 }
@@ -375,7 +390,7 @@ mod tests {
         let config = parse(&[
             "-o",
             "lowerdir=A,ro,nosuid,nodev,noexec,noatime,static_nlink,noacl,squash_to_root,userxattr,\
-             timeout=0.5,threaded=0,metacopy=off,fsync=0,fsname=n,subtype=s,xino=auto,x-foo",
+             timeout=0.5,threaded=0,passthrough=read,coherence=overlay,metacopy=off,fsync=0,fsname=n,subtype=s,xino=auto,x-foo",
             "M",
         ])
         .unwrap();
@@ -388,6 +403,8 @@ mod tests {
         assert_eq!(config.space, Some(XattrSpace::User));
         assert_eq!(config.keep, Duration::from_millis(500));
         assert_eq!(config.threads, Some(1));
+        assert_eq!(config.passthrough, Passthrough::Read);
+        assert_eq!(config.coherence, Coherence::Overlay);
     }
 
     /// As mount.fuse(8) calls it for `mount -o remount,ro M`.
@@ -426,6 +443,8 @@ mod tests {
             ("lowerdir=A,uidmapping=1:2", "uidmapping"),
             ("lowerdir=A,metacopy=maybe", "metacopy"),
             ("lowerdir=A,xino=maybe", "xino"),
+            ("lowerdir=A,passthrough=maybe", "passthrough"),
+            ("lowerdir=A,coherence=maybe", "coherence"),
             ("lowerdir=A,redirect_dir=off", "redirect_dir"),
         ] {
             let error = parse(&["-o", options, "M"]).unwrap_err();

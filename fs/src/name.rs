@@ -2,15 +2,16 @@
 
 use std::fmt;
 use std::ops::Deref;
+use std::sync::Arc;
 
 use crate::error::{Errno, Error, Result};
 
 /// The longest name in bytes (NAME_MAX of every Linux file system that can be a layer).
 pub const NAME_MAX: usize = 255;
 
-/// One component of a path: 1 to 255 bytes without `/` and NUL, neither `.` nor `..`.
+/// One component of a path: 1 to 255 bytes without `/` and NUL, neither `.` nor `..`. Copies share them.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Name(Box<[u8]>);
+pub struct Name(Arc<[u8]>);
 
 impl Name {
     /// Checks and takes a name. ENAMETOOLONG above 255 bytes; EINVAL for what is no name.
@@ -30,9 +31,9 @@ impl Name {
         Ok(Self(bytes.into()))
     }
 
-    /// The bytes alone.
-    pub fn into_bytes(self) -> Box<[u8]> {
-        self.0
+    /// `.` and `..`, which only listings have.
+    pub(crate) fn dots(number: usize) -> Self {
+        Self(Arc::from(&b".."[..number.min(2)]))
     }
 
     /// The bytes of the name.

@@ -7,7 +7,7 @@ use std::thread;
 
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::config::Config;
+use crate::config::{Config, KEEP};
 use crate::control::{self, Gauge, Place};
 use crate::error::Errno;
 use crate::format::XattrSpace;
@@ -17,6 +17,9 @@ use crate::overlay::Overlay;
 use crate::requests::Requests;
 use crate::setup::{SetupError, SetupKind, shown};
 use crate::sys;
+
+/// How much the kernel reads ahead, in KiB: as much as the largest request brings.
+const READ_AHEAD: u32 = 1024;
 
 /// Mounts, calls `ready` once the mount is there, and serves until it is unmounted.
 pub fn serve(mut config: Config, ready: impl FnOnce()) -> Result<(), SetupError> {
@@ -73,8 +76,15 @@ pub fn serve(mut config: Config, ready: impl FnOnce()) -> Result<(), SetupError>
     let serving = Serving {
         threads,
         keep: config.keep,
+        keep_listings: config.keep >= KEEP,
         lookout: config.lookout,
         requests: requests.clone(),
+        passthrough: config.passthrough,
+        coherence: config.coherence,
+        // The kernel's rule for BACKING_OPEN. Without it the mount is a file system that others can lie on as
+        // ever.
+        may_pass: sys::process::is_initial_admin(),
+        may_be_pushed: config.snapshots,
     };
     let prepared = fuse::prepare(device, overlay.clone(), &config.mount, &serving)
         .map_err(|error| explain(error, &config.mountpoint))?;
@@ -95,6 +105,10 @@ pub fn serve(mut config: Config, ready: impl FnOnce()) -> Result<(), SetupError>
     let session = prepared
         .attach(&config.mountpoint)
         .map_err(|error| SetupError::at("cannot mount at", &config.mountpoint, error))?;
+    if let Err(error) = sys::mount::read_ahead(device, READ_AHEAD) {
+        // Only slower: without the right to it, or without /sys.
+        log::debug!("reading ahead stays as it is: {error}");
+    }
     let place = Place {
         path: config.mountpoint.clone(),
         device,

@@ -9,12 +9,13 @@
 mod common;
 
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
 
 use common::{Fs, Lab, R, READ, WRITE, caller, disk, is_root, plant};
 use cowl_fs::error::Errno;
 use cowl_fs::format::XattrSpace;
 use cowl_fs::idmap::{IdMap, OVERFLOW, Range};
-use cowl_fs::overlay::{Behaviour, Caller, SetAttr};
+use cowl_fs::overlay::{Behaviour, Caller, PushError, SetAttr};
 
 /// Numbers that look random and are the same in every run.
 struct Dice(u64);
@@ -323,4 +324,23 @@ fn ids_are_mapped_both_ways() {
         (owner(&fs, "new"), on_disk("new")),
         ((8, 9), (100_008, 100_009))
     );
+}
+
+/// Whoever lets the kernel write by itself counts the files; the frozen layer would be written to.
+#[test]
+fn no_layer_is_pushed_while_files_are_written_unseen() {
+    let lab = Lab::new(|_| {});
+    let fs = lab.open();
+    fs.create("file", b"content").unwrap();
+    let unattended = fs.overlay.unattended();
+    unattended.fetch_add(1, Ordering::AcqRel);
+    let refused = lab.push(&fs);
+    assert!(
+        matches!(refused, Err(PushError::Unattended(1))),
+        "{refused:?}"
+    );
+    fs.append("file", b"!").unwrap();
+    unattended.fetch_sub(1, Ordering::AcqRel);
+    lab.push(&fs).unwrap();
+    assert_eq!(fs.read("file").unwrap(), b"content!");
 }

@@ -34,6 +34,7 @@ fn main() {
     let session = Session {
         who: "many".to_owned(),
         patience: Duration::from_secs(5),
+        mounts: Default::default(),
     };
     let store = Store::open_or_make(&root, session).unwrap();
     let mut making = Making::begin(&store).unwrap();

@@ -141,6 +141,7 @@ impl World {
         let session = Session {
             who: "test".to_owned(),
             patience: Duration::from_secs(5),
+            mounts: Default::default(),
         };
         Store::open(&self.path("store"), session).unwrap()
     }

@@ -202,17 +202,30 @@ impl Overlay {
     #[track_caller]
     #[must_use]
     pub fn cowlfs_at(program: &Path, stack: &Stack, place: &Path, extra: &str) -> Overlay {
-        let mut daemon = Command::new(program)
-            .arg("-f")
+        Overlay::started(Command::new(program).arg("-f"), stack, place, extra)
+    }
+
+    /// Mounts `stack` with the program under test, which writes to the file `log` what the kernel asks it.
+    #[track_caller]
+    #[must_use]
+    pub fn cowlfs_logging(stack: &Stack, place: &Path, extra: &str, log: &Path) -> Overlay {
+        let log = std::fs::File::create(log).expect("the log");
+        let mut program = Command::new(crate::programs::cowlfs());
+        Overlay::started(program.arg("-d").stderr(log), stack, place, extra)
+    }
+
+    #[track_caller]
+    fn started(program: &mut Command, stack: &Stack, place: &Path, extra: &str) -> Overlay {
+        let mut daemon = program
             .arg("-o")
             .arg(stack.options(extra))
             .arg(place)
             .stdin(Stdio::null())
             .spawn()
-            .unwrap_or_else(|error| panic!("cannot start {}: {error}", program.display()));
+            .unwrap_or_else(|error| panic!("cannot start {program:?}: {error}"));
         wait_until("the mount", || {
             if let Some(status) = daemon.try_wait().expect("waiting for the daemon") {
-                panic!("{} ended instead of mounting: {status}", program.display());
+                panic!("{program:?} ended instead of mounting: {status}");
             }
             at(place).is_some_and(|mounted| mounted.kind.starts_with("fuse"))
         });

@@ -143,10 +143,11 @@ fn against_plain(
         Ok("plain") => Under::Plain,
         Ok("kernel") => Under::Kernel,
         _ => match seed % 12 {
-            0 => Under::Cowlfs("dev,suid,metacopy=off"),
-            4 => Under::Cowlfs("dev,suid,volatile"),
+            0 => Under::Cowlfs("dev,suid,metacopy=off,passthrough=read"),
+            4 => Under::Cowlfs("dev,suid,volatile,passthrough=off"),
             // The kernel keeps nothing and asks for everything.
-            7 => Under::Cowlfs("dev,suid,timeout=0"),
+            7 => Under::Cowlfs("dev,suid,timeout=0,passthrough=all"),
+            // What the kernel can it reads and writes by itself.
             8 | 9 => Under::Cowlfs("dev,suid"),
             _ => Under::Container,
         },

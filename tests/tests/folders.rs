@@ -183,11 +183,13 @@ def parts(fd, size):
         yield names
 names = {f"f{i:05d}" for i in range(3000)}
 os.listdir("d"); os.listdir("d")
-for turn in range(40):
+for turn in range(16):
+    fd = os.open("d", os.O_RDONLY); whole = sum(parts(fd, 1 << 16), []); os.close(fd)
     fd = os.open("d", os.O_RDONLY); reader = parts(fd, 300 + 97 * turn); seen = []
-    for _ in range(1 + turn % 5): seen += next(reader)
-    # Some of those that he has not seen go, and some that he has.
-    going = set(random.Random(turn).sample(sorted(names), 30)); names -= going
+    for _ in range(1 + turn % 5): seen += reader.__next__()
+    # The one goes that comes next, its neighbours, and some others.
+    next = whole.index(seen[-1]) + 1
+    going = set(whole[next - 2:next + 2] + random.Random(turn).sample(sorted(names), 30)) & names; names -= going
     for name in going: os.unlink(f"d/{name}")
     # Others list it to the end, so that the kernel has it all.
     for _ in range(2): assert set(os.listdir("d")) == names

@@ -183,6 +183,9 @@ fn flush(daemon: &Daemon) -> Answer {
 
 fn push(overlay: &Overlay, config: &Config, upper: &Path, work: &Path) -> Answer {
     let failed = |why: String| Answer::Failed { why };
+    if !config.snapshots {
+        return failed("this mount takes no new layers".into());
+    }
     let space = config.space.unwrap_or_else(XattrSpace::detect);
     let opened =
         Layer::open(upper, space).and_then(|layer| Upper::of(config.mount.through(), layer, work));
@@ -193,6 +196,11 @@ fn push(overlay: &Overlay, config: &Config, upper: &Path, work: &Path) -> Answer
     match overlay.push_layer(new) {
         Ok(()) => Answer::Done,
         Err(PushError::TooBusy) => failed("requests went on for ten seconds; try again".into()),
+        Err(PushError::Unattended(writers)) => failed(format!(
+            "{writers} file(s) are written to past the daemon, which a snapshot can't stop: close them (one that \
+             was opened for reading and writing counts until the kernel forgets it: 'sysctl vm.drop_caches=2'), or \
+             mount anew with passthrough=read"
+        )),
         Err(PushError::Setup(error)) => failed(error.to_string()),
     }
 }
@@ -232,7 +240,10 @@ mod tests {
         let upper = Upper::open(&path("upper"), &path("work"), space).unwrap();
         let lower = Layer::open(&path("lower"), space).unwrap();
         let overlay = Overlay::new(Some(upper), vec![lower], Behaviour::default()).unwrap();
-        let config = Config::new(vec![path("lower")], None, path("mount"));
+        let config = Config {
+            snapshots: true,
+            ..Config::new(vec![path("lower")], None, path("mount"))
+        };
         let overlay = Arc::new(overlay);
         let daemon = Daemon {
             answering: Mutex::new(()),

@@ -8,18 +8,20 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, FileHandle as Fh, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags,
-    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
-    WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, FileHandle as Fh, Filesystem, Generation, INodeNo, InitFlags,
+    IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::convert::{
-    attr, caller, device_from_protocol, errno, how, name_of, rename_flags, set_time, writer,
+    attr, caller, device_from_protocol, errno, name_of, rename_flags, set_time, writer,
 };
 use super::handles::Handles;
+use super::passthrough::Passing;
+use super::policy::Policy;
 use super::reply::{self, empty, with_attr, xattr};
+use super::session::Serving;
 use super::turn::{Lookout, Turn};
 use crate::error::{Errno, Error, Result};
 use crate::inode::Inode;
@@ -38,10 +40,12 @@ thread_local! {
 #[derive(Debug)]
 pub(crate) struct Adapter {
     pub(super) overlay: Arc<Overlay>,
-    files: Handles<FileHandle>,
+    pub(super) files: Handles<FileHandle>,
     pub(super) keep: Duration,
-    /// Whether the kernel knows what it means that folders are not opened.
-    pub(super) knows_no_opendir: bool,
+    /// Whether the kernel may keep listings, and knows what it means that folders are not opened.
+    pub(super) keep_listings: bool,
+    pub(super) passing: Passing,
+    max_stack_depth: u32,
     /// There once the session is.
     pub(super) notifier: Arc<OnceLock<Notifier>>,
     requests: Arc<Requests>,
@@ -49,19 +53,29 @@ pub(crate) struct Adapter {
 }
 
 impl Adapter {
-    pub(super) fn new(
-        overlay: Arc<Overlay>,
-        keep: Duration,
-        requests: Arc<Requests>,
-        lookout: Lookout,
-    ) -> Self {
+    pub(super) fn new(overlay: Arc<Overlay>, serving: &Serving, lookout: Lookout) -> Self {
+        let policy = if serving.may_pass {
+            Policy::new(
+                serving.passthrough,
+                serving.coherence,
+                serving.may_be_pushed,
+            )
+        } else {
+            Policy::OFF
+        };
+        let passing = Passing::new(policy, overlay.unattended());
+        // An overlayfs of the kernel on this mount wants as little as there is; files of one below it need
+        // two.
+        let max_stack_depth = if overlay.is_on_overlayfs() { 2 } else { 1 };
         Self {
             overlay,
+            passing,
+            max_stack_depth,
             files: Handles::default(),
-            keep,
-            knows_no_opendir: false,
+            keep: serving.keep,
+            keep_listings: serving.keep_listings,
             notifier: Arc::default(),
-            requests,
+            requests: serving.requests.clone(),
             lookout,
         }
     }
@@ -88,22 +102,29 @@ impl Adapter {
     pub(super) fn entry(&self, done: Result<(Arc<Inode>, Attr)>, reply: ReplyEntry) {
         match done {
             Ok((inode, found)) => {
-                self.overlay.inodes().remember(&inode);
-                reply.entry(&self.keep, &attr(&found), GENERATION);
+                let number = self.overlay.inodes().number(&inode);
+                self.overlay.inodes().remember_as(&inode, number);
+                let mut found = attr(&found);
+                let keep = if number == inode.ino() {
+                    self.keep_attr(number)
+                } else {
+                    // The crate has one field for both numbers: what stat shows is asked for at once.
+                    found.ino = INodeNo(number);
+                    Duration::ZERO
+                };
+                reply.entry_with_ttls(&keep, &self.keep, &found, GENERATION);
             }
             Err(error) => reply.error(errno(error)),
         }
     }
 
-    fn opened(&self, handle: Arc<FileHandle>, direct: bool) -> (Fh, FopenFlags) {
-        // What is written is written: a flush has nothing to do.
-        let cache = if direct {
-            FopenFlags::FOPEN_DIRECT_IO
+    /// How long the kernel may keep attributes of the object that it knows by this number.
+    pub(super) fn keep_attr(&self, ino: u64) -> Duration {
+        if self.passing.is_unsure(ino) {
+            Duration::ZERO
         } else {
-            FopenFlags::FOPEN_KEEP_CACHE
-        };
-        let flags = cache | FopenFlags::FOPEN_NOFLUSH;
-        (Fh(self.files.insert(handle)), flags)
+            self.keep
+        }
     }
 }
 
@@ -120,16 +141,26 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_POSIX_ACL,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+            if self.passing.policy().any() {
+                InitFlags::FUSE_PASSTHROUGH
+            } else {
+                InitFlags::empty()
+            },
         ] {
             if let Err(missing) = config.add_capabilities(wanted) {
                 log::info!("the kernel lacks {missing:?}");
             }
         }
         let capabilities = config.capabilities();
-        self.knows_no_opendir = capabilities.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        self.keep_listings &= capabilities.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         for result in [
             config.set_max_write(MAX_WRITE).map(drop),
             config.set_max_background(64).map(|_| ()).map_err(u32::from),
+            if self.passing.policy().any() {
+                config.set_max_stack_depth(self.max_stack_depth).map(drop)
+            } else {
+                Ok(())
+            },
         ] {
             if let Err(limit) = result {
                 log::info!("the kernel allows only {limit}");
@@ -146,12 +177,15 @@ impl Filesystem for Adapter {
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
         let _turn = self.turn(Opcode::Forget);
         self.overlay.forget(ino.0, count);
+        if self.overlay.inodes().is_forgotten(ino.0) {
+            self.passing.forget(ino.0);
+        }
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<Fh>, reply: ReplyAttr) {
         let _turn = self.turn(Opcode::Getattr);
         match self.run("getattr", ino, None, |op| op.attr(&op.inode(ino.0)?)) {
-            Ok(found) => reply.attr(&self.keep, &attr(&found)),
+            Ok(found) => reply.attr(&self.keep_attr(ino.0), &attr(&found)),
             Err(error) => reply.error(errno(error)),
         }
     }
@@ -188,7 +222,7 @@ impl Filesystem for Adapter {
             op.set_attr(caller(req, 0), &op.inode(ino.0)?, &set, handle.as_deref())
         });
         match done {
-            Ok(found) => reply.attr(&self.keep, &attr(&found)),
+            Ok(found) => reply.attr(&self.keep_attr(ino.0), &attr(&found)),
             Err(error) => reply.error(errno(error)),
         }
     }
@@ -304,13 +338,7 @@ impl Filesystem for Adapter {
             let (name, new_name) = (name_of(name)?, name_of(new_name)?);
             let flags = rename_flags(flags)?;
             op.rename(caller(req, 0), &from, &name, &to, &new_name, flags)?;
-            from.lost_name();
-            if !Arc::ptr_eq(&from, &to) {
-                self.after_move(op, &to, &new_name);
-                if flags.exchange {
-                    self.after_move(op, &from, &name);
-                }
-            }
+            self.after_rename(op, (&from, &name), (&to, &new_name), flags.exchange);
             Ok(())
         });
         empty(done, reply);
@@ -318,17 +346,7 @@ impl Filesystem for Adapter {
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let _turn = self.turn(Opcode::Open);
-        let (how, direct) = how(flags);
-        let done = self.run("open", ino, None, |op| {
-            op.open(caller(req, 0), &op.inode(ino.0)?, how)
-        });
-        match done {
-            Ok(handle) => {
-                let (fh, flags) = self.opened(handle, direct);
-                reply.opened(fh, flags);
-            }
-            Err(error) => reply.error(errno(error)),
-        }
+        self.open_file(req, ino, flags, reply);
     }
 
     fn create(
@@ -342,27 +360,8 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let _turn = self.turn(Opcode::Create);
-        let (how, direct) = how(OpenFlags(flags));
-        let done = self.run("create", parent, Some(name), |op| {
-            let who = caller(req, umask);
-            let parent = op.inode(parent.0)?;
-            let (inode, handle) = op.create(who, &parent, &name_of(name)?, mode, how)?;
-            match op.attr(&inode) {
-                Ok(attr) => Ok((inode, handle, attr)),
-                Err(error) => {
-                    self.overlay.close(&handle);
-                    Err(error)
-                }
-            }
-        });
-        match done {
-            Ok((inode, handle, found)) => {
-                let (fh, flags) = self.opened(handle, direct);
-                self.overlay.inodes().remember(&inode);
-                reply.created(&self.keep, &attr(&found), GENERATION, fh, flags);
-            }
-            Err(error) => reply.error(errno(error)),
-        }
+        let flags = OpenFlags(flags);
+        self.create_file(req, (parent, name), (mode, umask), flags, reply);
     }
 
     fn read(
@@ -425,7 +424,7 @@ impl Filesystem for Adapter {
     fn release(
         &self,
         _: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         fh: Fh,
         _: OpenFlags,
         _: Option<LockOwner>,
@@ -433,9 +432,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let _turn = self.turn(Opcode::Release);
-        if let Some(handle) = self.files.remove(fh.0) {
-            self.overlay.close(&handle);
-        }
+        self.release_file(ino, fh);
         reply.ok();
     }
 

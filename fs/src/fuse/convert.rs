@@ -136,6 +136,11 @@ pub(super) fn writer(request: &Request, flags: WriteFlags) -> Writer {
     }
 }
 
+/// Whether what is opened so can be mapped to be stored to.
+pub(super) fn maps(flags: OpenFlags) -> bool {
+    flags.acc_mode() == OpenAccMode::O_RDWR
+}
+
 pub(super) fn how(flags: OpenFlags) -> (OpenHow, bool) {
     let how = OpenHow {
         write: flags.acc_mode() != OpenAccMode::O_RDONLY,

@@ -2,8 +2,8 @@
 //!
 //! Folders are not opened: the kernel takes ENOSYS for "there is no need" (fc->no_opendir), asks for
 //! listings with handle 0, and keeps every listing until the folder changes through it
-//! (fs/fuse/readdir.c). What it can't know is told it here, see [`Adapter::before_kept`] and
-//! [`Adapter::after_move`]; docs/decisions/0011 has the reasons.
+//! (fs/fuse/readdir.c). What it can't know is told it here, see [`Adapter::before_end`] and
+//! [`Adapter::after_rename`]; docs/decisions/0011 has the reasons.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -15,11 +15,10 @@ use fuser::{INodeNo, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry, ReplyOpen};
 use super::adapter::{Adapter, GENERATION};
 use super::convert::{attr, errno, kind, name_of};
 use super::reply::{absent, log_failure};
-use crate::config::KEEP;
 use crate::error::{Error, Result};
 use crate::inode::Inode;
 use crate::name::Name;
-use crate::overlay::{Attr, DirEntry, END, Op};
+use crate::overlay::{Attr, DirEntry, Op};
 use crate::sys::stat::Stat;
 
 /// What a listing with attributes says of one entry.
@@ -45,10 +44,8 @@ impl Adapter {
         }
     }
 
-    /// With a time limit on what the kernel keeps it is not to keep listings, of which it does not ask
-    /// whether they are still right.
     pub(super) fn open_dir(&self, out: ReplyOpen) {
-        if self.keep >= KEEP && self.knows_no_opendir {
+        if self.keep_listings {
             out.error(fuser::Errno::ENOSYS);
         } else {
             out.opened(fuser::FileHandle(0), fuser::FopenFlags::empty());
@@ -58,13 +55,17 @@ impl Adapter {
     pub(super) fn list(&self, ino: INodeNo, offset: u64, mut out: ReplyDirectory) {
         let done = self.run("readdir", ino, None, |op| {
             let inode = op.inode(ino.0)?;
-            self.before_kept(&inode, offset);
-            for (next, entry) in op.listing(&inode, offset)?.from(offset) {
-                let name = OsStr::from_bytes(&entry.name);
-                if out.add(INodeNo(entry.ino), next, kind(entry.kind), name) {
+            let listing = op.listing(&inode, offset)?;
+            let mut empty = true;
+            for (next, entry) in listing.from(offset) {
+                let ino = op.entry_number(&listing, entry)?;
+                let name = OsStr::from_bytes(entry.name());
+                if out.add(INodeNo(ino), next, kind(entry.kind()), name) {
                     break;
                 }
+                empty = false;
             }
+            self.before_end(&inode, empty);
             Ok(())
         });
         match done {
@@ -76,22 +77,33 @@ impl Adapter {
     pub(super) fn list_plus(&self, ino: INodeNo, offset: u64, mut out: ReplyDirectoryPlus) {
         let done = self.run("readdirplus", ino, None, |op| {
             let inode = op.inode(ino.0)?;
-            self.before_kept(&inode, offset);
-            for (next, entry) in op.listing(&inode, offset)?.from(offset) {
+            let listing = op.listing(&inode, offset)?;
+            let mut empty = true;
+            for (next, entry) in listing.from(offset) {
                 // Removed since the listing was taken: passed over.
                 let Some(plus) = plus_entry(op, &inode, entry)? else {
                     continue;
                 };
-                let name = OsStr::from_bytes(&entry.name);
-                let found = attr(&plus.attr);
-                let keep = if plus.keep { self.keep } else { Duration::ZERO };
+                let name = OsStr::from_bytes(entry.name());
+                let mut found = attr(&plus.attr);
+                let own = found.ino;
+                if let Some(inode) = &plus.inode {
+                    found.ino = INodeNo(self.overlay.inodes().number(inode));
+                }
+                let keep = if plus.keep && found.ino == own {
+                    self.keep_attr(own.0)
+                } else {
+                    Duration::ZERO
+                };
                 if out.add(found.ino, next, name, &keep, &found, GENERATION) {
                     break;
                 }
+                empty = false;
                 if let Some(inode) = plus.inode {
-                    self.overlay.inodes().remember(&inode);
+                    self.overlay.inodes().remember_as(&inode, found.ino.0);
                 }
             }
+            self.before_end(&inode, empty);
             Ok(())
         });
         match done {
@@ -100,25 +112,37 @@ impl Adapter {
         }
     }
 
-    /// To be called for every part of a listing. The last, empty one makes the kernel keep what it was
-    /// told before. From then on it looks for the positions of all that are still reading the folder in
-    /// what it kept, and takes one that it does not find there for the end: a program whose position
-    /// names an entry that was removed lately, by another one, would miss what comes behind. So the
-    /// pages of that folder's listing are dropped first, and all of them go on asking.
-    fn before_kept(&self, inode: &Inode, offset: u64) {
-        if offset == END && inode.lost_name_lately() {
+    /// To be called before a part of a listing is answered. An empty one is the end, and makes the kernel
+    /// keep what it was told before. From then on it looks for the positions of all that are still reading
+    /// the folder in what it kept, and takes one that it does not find there for the end: a program
+    /// whose position names an entry that was removed lately, by another one, would miss what comes
+    /// behind. So the pages of that folder's listing are dropped first, and all of them go on asking.
+    fn before_end(&self, inode: &Inode, empty: bool) {
+        if empty && self.keep_listings && inode.lost_name_lately() {
             self.drop_listing(inode.ino());
         }
     }
 
-    /// To be called after names were swapped or moved from one folder to another: a folder among them has
-    /// another `..`, and the kernel goes by the folder's own changes.
-    pub(super) fn after_move(&self, op: &Op<'_>, parent: &Arc<Inode>, name: &Name) {
-        match op.lookup(parent, name) {
-            Ok(Some(moved)) if moved.is_dir() => self.drop_listing(moved.ino()),
-            Ok(_) => {}
-            // The move is made: an error here would tell that it is not.
-            Err(error) => log::warn!("cannot look at what was moved to {name}: {error}"),
+    /// To be called after a rename. A folder that came to another one has another `..`, and the kernel
+    /// goes by the folder's own changes.
+    pub(super) fn after_rename(
+        &self,
+        op: &Op<'_>,
+        from: (&Arc<Inode>, &Name),
+        to: (&Arc<Inode>, &Name),
+        exchange: bool,
+    ) {
+        from.0.lost_name();
+        if Arc::ptr_eq(from.0, to.0) || !self.keep_listings {
+            return;
+        }
+        for (parent, name) in [to, from].into_iter().take(1 + usize::from(exchange)) {
+            match op.lookup(parent, name) {
+                Ok(Some(moved)) if moved.is_dir() => self.drop_listing(moved.ino()),
+                Ok(_) => {}
+                // The move is made: an error here would tell that it is not.
+                Err(error) => log::warn!("cannot look at what was moved to {name}: {error}"),
+            }
         }
     }
 
@@ -140,31 +164,32 @@ impl Adapter {
 /// lookup. One damaged entry does not hide the others: it is named, and whoever asks for it gets the
 /// error.
 fn plus_entry(op: &Op<'_>, folder: &Arc<Inode>, entry: &DirEntry) -> Result<Option<Plus>> {
-    let bare = || Plus {
-        inode: None,
-        attr: Attr {
-            ino: entry.ino,
-            stat: Stat {
-                mode: entry.kind.mode_bits(),
-                ..Stat::default()
+    let bare = || {
+        Ok(Some(Plus {
+            inode: None,
+            attr: Attr {
+                ino: entry.number_on_disk(),
+                stat: Stat {
+                    mode: entry.kind().mode_bits(),
+                    ..Stat::default()
+                },
             },
-        },
-        keep: false,
+            keep: false,
+        }))
     };
-    if matches!(&*entry.name, b"." | b"..") {
-        return Ok(Some(bare()));
+    if entry.is_dots() {
+        return bare();
     }
-    let name = Name::new(&entry.name)?;
-    match op.lookup_attr(folder, &name) {
+    match op.lookup_attr(folder, entry.name()) {
         Ok(found) => Ok(found.map(|(inode, attr)| Plus {
             inode: Some(inode),
             attr,
             keep: true,
         })),
         Err(error) => {
-            let folder = INodeNo(folder.ino());
-            log_failure("listing", folder, Some(OsStr::from_bytes(&name)), error);
-            Ok(Some(bare()))
+            let name = OsStr::from_bytes(entry.name());
+            log_failure("listing", INodeNo(folder.ino()), Some(name), error);
+            bare()
         }
     }
 }

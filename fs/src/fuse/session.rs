@@ -10,6 +10,7 @@ use fuser::{Session, SessionACL};
 
 use super::adapter::Adapter;
 use super::turn::Lookout;
+use crate::config::{Coherence, Passthrough};
 use crate::overlay::Overlay;
 use crate::requests::Requests;
 use crate::sys::mount::{self, MountOptions, PreparedMount};
@@ -37,10 +38,20 @@ pub(crate) struct Serving {
     pub(crate) threads: usize,
     /// How long the kernel may keep what it is told.
     pub(crate) keep: Duration,
+    /// Whether it may keep listings, of which it does not ask after a while whether they are still right.
+    pub(crate) keep_listings: bool,
     /// How long a thread that has answered looks out for the next request before it sleeps.
     pub(crate) lookout: Duration,
     /// Where they are counted.
     pub(crate) requests: Arc<Requests>,
+    /// Which files the kernel reads and writes by itself.
+    pub(crate) passthrough: Passthrough,
+    /// What old descriptors of lower files show.
+    pub(crate) coherence: Coherence,
+    /// Whether this process may let the kernel do so.
+    pub(crate) may_pass: bool,
+    /// Whether somebody can push a layer while the mount lives.
+    pub(crate) may_be_pushed: bool,
 }
 
 /// Opens /dev/fuse.
@@ -68,7 +79,7 @@ pub(crate) fn prepare(
     let acl = config.acl;
     // `from_fd` leaves mounting and unmounting to us: fuser's own unmount would, after somebody
     // else's, unmount whatever lies at the path by then.
-    let adapter = Adapter::new(overlay, serving.keep, serving.requests.clone(), lookout);
+    let adapter = Adapter::new(overlay, serving, lookout);
     let notifier = adapter.notifier.clone();
     let session = Session::from_fd(adapter, device, acl, config).map_err(SessionError::Greeting)?;
     notifier.get_or_init(|| session.notifier());

@@ -65,7 +65,10 @@ impl Lookout {
 
     fn pays(&self) -> bool {
         self.vain.load(Ordering::Relaxed) < VAIN
-            || self.passed.fetch_add(1, Ordering::Relaxed) % SELDOM == 0
+            || self
+                .passed
+                .fetch_add(1, Ordering::Relaxed)
+                .is_multiple_of(SELDOM)
     }
 }
 

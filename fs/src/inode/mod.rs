@@ -5,10 +5,12 @@
 //! (one change of names), any inode's `state`, two of them by their numbers (over no system call but the
 //! one that changes the object's own name).
 
+mod renewed;
 mod table;
 
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
@@ -66,16 +68,18 @@ pub struct Inode {
     /// Folders: one change of the names in it at a time.
     pub(crate) names: Mutex<()>,
     /// Folders: counts copy-ups of what is in it, so that a lookup beside one notices.
-    turn: AtomicU64,
-    /// Folders: when a name in it was last removed, in seconds of [`seconds`]; 0 for never.
-    lost: AtomicU32,
     /// Files: counts how often the content moved, so that open descriptors follow it.
-    data_turn: AtomicU32,
+    turn: AtomicU32,
+    /// Files: how many descriptors may write.
     writers: AtomicU32,
-    /// How many opens for execve(2) there are; the kernel keeps one for as long as the program runs.
-    runs: AtomicU32,
+    /// Files: how many opens for execve(2) there are; the kernel keeps one for as long as the program runs.
+    /// Folders: when a name in it was last removed, in seconds of [`seconds`]; 0 for never.
+    runs_or_lost: AtomicU32,
+    /// Its name leads to a copy, or its mark to content below is gone, and no sync has brought that to the
+    /// disk yet.
+    unsynced_name: AtomicBool,
     /// Times that are shown instead of the layer's.
-    held: Mutex<Option<Held>>,
+    held: Mutex<Option<Box<Held>>>,
     /// Counts how often that changed, so that who read the layer's times before notices.
     held_turn: AtomicU32,
 }
@@ -114,9 +118,9 @@ pub(crate) struct DirState {
 pub(crate) struct FileState {
     pub loc: Loc,
     /// The content's place when that is elsewhere.
-    pub data: Option<Loc>,
+    pub data: Option<Box<Loc>>,
     /// The redirect mark at `loc`.
-    pub redirect: Option<Redirect>,
+    pub redirect: Option<Box<Redirect>>,
     /// Names that are known, at most [`KNOWN_NAMES`]; the object may have more.
     pub aliases: SmallVec<[Alias; 1]>,
     /// Its last name was removed: `anchor` (upper) or `loc` (lower) still leads to it.
@@ -125,7 +129,7 @@ pub(crate) struct FileState {
     pub anchor: Option<Arc<OwnedFd>>,
     /// How many names of a lower file with several links show, once they were counted. It holds as long
     /// as the file is not in the upper: any change of its names brings it there.
-    pub visible: Option<u64>,
+    pub visible: Option<NonZeroU64>,
     pub identity: Identity,
 }
 
@@ -137,11 +141,10 @@ impl Inode {
             state: RwLock::new(state),
             copying: Mutex::new(()),
             names: Mutex::new(()),
-            turn: AtomicU64::new(0),
-            lost: AtomicU32::new(0),
-            data_turn: AtomicU32::new(0),
+            turn: AtomicU32::new(0),
             writers: AtomicU32::new(0),
-            runs: AtomicU32::new(0),
+            runs_or_lost: AtomicU32::new(0),
+            unsynced_name: AtomicBool::new(false),
             held: Mutex::new(None),
             held_turn: AtomicU32::new(0),
         })
@@ -176,6 +179,14 @@ impl Inode {
             State::Dir(dir) if dir.removed => Ok(None),
             State::Dir(dir) => Ok(Some(dir.locs.clone())),
             State::File(_) => Err(Error::Errno(Errno::NOTDIR)),
+        }
+    }
+
+    /// The number of the folder above a folder; the root's own.
+    pub(crate) fn parent_ino(&self) -> u64 {
+        match &*self.state.read() {
+            State::Dir(dir) => dir.alias.as_ref().map_or(self.ino, |a| a.parent.ino()),
+            State::File(_) => self.ino,
         }
     }
 
@@ -259,7 +270,7 @@ impl Inode {
         Ok(())
     }
 
-    pub(crate) fn turn(&self) -> u64 {
+    pub(crate) fn turn(&self) -> u32 {
         self.turn.load(Ordering::Acquire)
     }
 
@@ -269,26 +280,26 @@ impl Inode {
 
     /// Told when a name in this folder is removed or moved away.
     pub(crate) fn lost_name(&self) {
-        self.lost.store(seconds(), Ordering::Relaxed);
+        self.runs_or_lost.store(seconds(), Ordering::Relaxed);
     }
 
     /// Whether that was so lately that somebody may be in the middle of a listing with the name in it.
     pub(crate) fn lost_name_lately(&self) -> bool {
-        let lost = self.lost.load(Ordering::Relaxed);
+        let lost = self.runs_or_lost.load(Ordering::Relaxed);
         lost > 0 && seconds() - lost <= LATELY
     }
 
     pub(crate) fn data_turn(&self) -> u32 {
-        self.data_turn.load(Ordering::Acquire)
+        self.turn.load(Ordering::Acquire)
     }
 
     pub(crate) fn next_data_turn(&self) {
-        self.data_turn.fetch_add(1, Ordering::AcqRel);
+        self.turn.fetch_add(1, Ordering::AcqRel);
     }
 
     /// The change time to show where the layer says `real`.
     pub(crate) fn shown_ctime(&self, real: Time) -> Time {
-        match *self.held.lock() {
+        match self.held.lock().as_deref().copied() {
             Some(Held::Always { ctime, .. }) => ctime,
             Some(Held::For { real: held, shown }) if held == real => shown,
             _ => real,
@@ -297,7 +308,7 @@ impl Inode {
 
     /// The modification time to show where the layer says `real`.
     pub(crate) fn shown_mtime(&self, real: Time) -> Time {
-        match *self.held.lock() {
+        match self.held.lock().as_deref().copied() {
             Some(Held::Always {
                 mtime: Some(mtime), ..
             }) => mtime,
@@ -319,17 +330,18 @@ impl Inode {
     pub(crate) fn hold_times(&self, ctime: Time, mtime: Option<Time>) -> Option<Held> {
         let mut now = self.held.lock();
         self.held_turn.fetch_add(1, Ordering::AcqRel);
-        let before = now.replace(Held::Always { ctime, mtime });
+        let before = now.replace(Box::new(Held::Always { ctime, mtime }));
         // What ends with another copy-up is nothing to come back to.
+        let before = before.map(|held| *held);
         before.filter(|held| !matches!(held, Held::Always { .. }))
     }
 
     /// The end of [`Self::hold_times`], unless a real change ended it before.
     pub(crate) fn hold_instead(&self, held: Option<Held>) -> bool {
         let mut now = self.held.lock();
-        let still = matches!(*now, Some(Held::Always { .. }));
+        let still = matches!(now.as_deref(), Some(Held::Always { .. }));
         if still {
-            *now = held;
+            *now = held.map(Box::new);
             self.held_turn.fetch_add(1, Ordering::AcqRel);
         }
         still
@@ -337,7 +349,7 @@ impl Inode {
 
     /// From here on `shown` is shown where the layer says `real`.
     pub(crate) fn hold_ctime(&self, real: Time, shown: Time) {
-        *self.held.lock() = Some(Held::For { real, shown });
+        *self.held.lock() = Some(Box::new(Held::For { real, shown }));
     }
 
     /// Whether another change time than the layer's is shown.
@@ -351,6 +363,21 @@ impl Inode {
         *self.held.lock() = None;
     }
 
+    /// Told after a copy-up.
+    pub(crate) fn named_anew(&self) {
+        self.unsynced_name.store(true, Ordering::Release);
+    }
+
+    /// Whether a sync of its content alone would not bring its name to the disk.
+    pub(crate) fn has_unsynced_name(&self) -> bool {
+        self.unsynced_name.load(Ordering::Acquire)
+    }
+
+    /// Told after a sync of all of it.
+    pub(crate) fn synced(&self) {
+        self.unsynced_name.store(false, Ordering::Release);
+    }
+
     /// Whether somebody has it open for writing.
     pub(crate) fn is_written(&self) -> bool {
         self.writers.load(Ordering::Acquire) > 0
@@ -358,7 +385,7 @@ impl Inode {
 
     /// Whether a program is running from it.
     pub(crate) fn is_run(&self) -> bool {
-        self.runs.load(Ordering::Acquire) > 0
+        !self.is_dir() && self.runs_or_lost.load(Ordering::Acquire) > 0
     }
 
     pub(crate) fn opened(&self, writing: bool, running: bool) {
@@ -366,7 +393,7 @@ impl Inode {
             self.writers.fetch_add(1, Ordering::AcqRel);
         }
         if running {
-            self.runs.fetch_add(1, Ordering::AcqRel);
+            self.runs_or_lost.fetch_add(1, Ordering::AcqRel);
         }
     }
 
@@ -375,7 +402,7 @@ impl Inode {
             self.writers.fetch_sub(1, Ordering::AcqRel);
         }
         if running {
-            self.runs.fetch_sub(1, Ordering::AcqRel);
+            self.runs_or_lost.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }
@@ -415,7 +442,7 @@ impl State {
 impl FileState {
     /// Where its content lies.
     pub(crate) fn data_loc(&self) -> &Loc {
-        self.data.as_ref().unwrap_or(&self.loc)
+        self.data.as_deref().unwrap_or(&self.loc)
     }
 }
 

@@ -3,13 +3,14 @@
 //! A number never stands for two objects at once: an object whose number is taken gets another one
 //! from a range of its own for as long as it is known.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use lru::LruCache;
 use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
 
+use super::renewed::Renewed;
 use super::{Held, Identity, Inode};
 use crate::sys::stat::Time;
 
@@ -22,24 +23,28 @@ const MANY: usize = 4096;
 const SUBSTITUTE: u64 = 1 << 63;
 
 #[derive(Debug)]
-struct Entry {
-    inode: Weak<Inode>,
-    /// Held while the kernel's count is above zero.
-    held: Option<Arc<Inode>>,
-    lookups: u64,
+enum Entry {
+    /// An operation or an open file holds it, or nobody any more.
+    Known(Weak<Inode>),
+    /// The kernel knows it. A count that reaches the largest number stays there, and the inode with it.
+    Held { inode: Arc<Inode>, lookups: u32 },
 }
+
+type Shard = FxHashMap<u64, Entry>;
 
 /// The inodes that are known.
 #[derive(Debug)]
 pub struct InodeTable {
-    shards: Vec<Mutex<HashMap<u64, Entry>>>,
+    shards: Vec<Mutex<Shard>>,
     /// Objects that show another number than their place on disk says, and which: those whose number was
     /// taken, and those that could not be marked with the number that they had before their copy-up.
-    substitutes: Mutex<HashMap<Identity, u64>>,
+    substitutes: Mutex<FxHashMap<Identity, u64>>,
     next_substitute: AtomicU64,
     /// What [`Inode::hold_ctime`] was told, for when the kernel forgets an inode and asks again. One that
     /// is out of date does no harm: it names the time on the disk that it stands for.
     ctimes: Mutex<LruCache<u64, (Time, Time)>>,
+    /// Objects that the kernel knows under second numbers.
+    renewed: Renewed,
     /// How many are known, and how many were dropped since room was last made.
     known: AtomicUsize,
     dropped: AtomicUsize,
@@ -52,6 +57,7 @@ impl Default for InodeTable {
             substitutes: Mutex::default(),
             next_substitute: AtomicU64::new(SUBSTITUTE | 1),
             ctimes: Mutex::new(LruCache::unbounded()),
+            renewed: Renewed::default(),
             known: AtomicUsize::new(0),
             dropped: AtomicUsize::new(0),
         }
@@ -59,7 +65,7 @@ impl Default for InodeTable {
 }
 
 impl InodeTable {
-    fn shard(&self, ino: u64) -> &Mutex<HashMap<u64, Entry>> {
+    fn shard(&self, ino: u64) -> &Mutex<Shard> {
         let at = usize::try_from(ino % SHARDS as u64).unwrap_or(0);
         // `at` is below SHARDS, the length.
         #[allow(clippy::indexing_slicing)]
@@ -71,20 +77,25 @@ impl InodeTable {
         let mut found = Vec::new();
         for shard in &self.shards {
             let shard = shard.lock();
-            let live = shard.values().filter_map(|entry| entry.inode.upgrade());
+            let live = shard.values().filter_map(Entry::living);
             found.extend(
                 live.filter(|inode| inode.is_written())
                     .map(|inode| inode.ino()),
             );
         }
+        let again = |own: &u64| Some(self.renewed.number(*own)).filter(|number| number != own);
+        let renewed: Vec<u64> = found.iter().filter_map(again).collect();
+        found.extend(renewed);
         found
     }
 
     /// The inode with this number, when it is known.
     pub fn get(&self, ino: u64) -> Option<Arc<Inode>> {
+        if Renewed::has(ino) {
+            return self.renewed.get(ino);
+        }
         let shard = self.shard(ino).lock();
-        let entry = shard.get(&ino)?;
-        entry.held.clone().or_else(|| entry.inode.upgrade())
+        shard.get(&ino)?.living()
     }
 
     /// The inode for an object that shows `number`: the known one, or a new one made of `make`'s
@@ -100,7 +111,7 @@ impl InodeTable {
     ) -> Option<(Arc<Inode>, bool)> {
         let ino = self.substitute(identity).unwrap_or(number);
         let mut shard = self.shard(ino).lock();
-        let living = shard.get(&ino).and_then(|e| e.inode.upgrade());
+        let living = shard.get(&ino).and_then(Entry::living);
         match living {
             Some(inode) if inode.identity() == identity => Some((inode, false)),
             Some(_) if sure => {
@@ -129,7 +140,7 @@ impl InodeTable {
             .entry(identity)
             .or_insert_with(|| self.next_substitute.fetch_add(1, Ordering::Relaxed));
         let mut shard = self.shard(ino).lock();
-        if let Some(inode) = shard.get(&ino).and_then(|e| e.inode.upgrade()) {
+        if let Some(inode) = shard.get(&ino).and_then(Entry::living) {
             return (inode, false);
         }
         let inode = make(ino);
@@ -139,16 +150,19 @@ impl InodeTable {
 
     /// Before a map grows, what is left of objects that nobody knows any more goes: one that was forgotten
     /// while an operation or an open file still held it was not pruned then.
-    fn insert(&self, shard: &mut HashMap<u64, Entry>, inode: &Arc<Inode>) {
+    fn insert(&self, shard: &mut Shard, inode: &Arc<Inode>) {
         if shard.len() >= shard.capacity() {
             let before = shard.len();
-            shard.retain(|_, entry| entry.inode.strong_count() > 0);
+            shard.retain(|_, entry| entry.is_alive());
             self.known
                 .fetch_sub(before - shard.len(), Ordering::Relaxed);
             // Not again before as many have come as there are.
             shard.reserve(shard.len() + 1);
         }
-        if shard.insert(inode.ino(), Entry::new(inode)).is_none() {
+        if shard
+            .insert(inode.ino(), Entry::Known(Arc::downgrade(inode)))
+            .is_none()
+        {
             self.known.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -186,33 +200,94 @@ impl InodeTable {
         self.substitutes.lock().get(&identity).copied()
     }
 
-    /// The kernel was told of this inode once more.
+    /// The number under which the kernel is to know an object: mostly its own.
+    pub fn number(&self, inode: &Inode) -> u64 {
+        self.renewed.number(inode.ino())
+    }
+
+    /// Has the kernel know an object under another number than `old`, unless it is to already. Whoever has it
+    /// open under the old one keeps it.
+    pub fn renew(&self, inode: &Arc<Inode>, old: u64) {
+        self.renewed.renew(inode, old);
+    }
+
+    /// The kernel was told of this inode once more, under its own number.
     pub fn remember(&self, inode: &Arc<Inode>) {
+        self.remember_as(inode, inode.ino());
+    }
+
+    /// The kernel was told of this inode once more, under this number.
+    pub fn remember_as(&self, inode: &Arc<Inode>, number: u64) {
+        if Renewed::has(number) {
+            self.renewed.remember(inode, number);
+            return;
+        }
         let mut shard = self.shard(inode.ino()).lock();
         let entry = shard.entry(inode.ino()).or_insert_with(|| {
             self.known.fetch_add(1, Ordering::Relaxed);
-            Entry::new(inode)
+            Entry::Known(Weak::new())
         });
-        entry.lookups += 1;
-        entry.held = Some(inode.clone());
+        match entry {
+            Entry::Held {
+                inode: held,
+                lookups,
+            } if Arc::ptr_eq(held, inode) => {
+                *lookups = lookups.saturating_add(1);
+            }
+            // What was held under this number has been replaced; its count went with it.
+            entry => {
+                *entry = Entry::Held {
+                    inode: inode.clone(),
+                    lookups: 1,
+                };
+            }
+        }
     }
 
     /// The kernel forgot `count` of its lookups.
     pub fn forget(&self, ino: u64, count: u64) {
+        if Renewed::has(ino) {
+            if let Some(inode) = self.renewed.get(ino) {
+                self.renewed
+                    .forget(ino, count, !self.is_forgotten(inode.ino()));
+                // In case that it was forgotten by its own number meanwhile.
+                if self.is_forgotten(inode.ino()) {
+                    self.renewed.forgotten(inode.ino());
+                }
+                self.prune(inode);
+            }
+            return;
+        }
         let freed = {
             let mut shard = self.shard(ino).lock();
             let Some(entry) = shard.get_mut(&ino) else {
                 return;
             };
-            entry.lookups = entry.lookups.saturating_sub(count);
-            if entry.lookups > 0 {
+            let Entry::Held { inode, lookups } = entry else {
+                return;
+            };
+            if *lookups < u32::MAX {
+                let left = u64::from(*lookups).saturating_sub(count);
+                *lookups = u32::try_from(left).unwrap_or(u32::MAX);
+            }
+            if *lookups > 0 {
                 return;
             }
-            entry.held.take()
+            let inode = inode.clone();
+            *entry = Entry::Known(Arc::downgrade(&inode));
+            inode
         };
-        if let Some(inode) = freed {
-            self.prune(inode);
+        self.renewed.forgotten(ino);
+        self.prune(freed);
+    }
+
+    /// Whether the kernel knows nothing under this number.
+    pub fn is_forgotten(&self, ino: u64) -> bool {
+        if Renewed::has(ino) {
+            return self.renewed.is_forgotten(ino);
         }
+        let shard = self.shard(ino).lock();
+        !matches!(shard.get(&ino), Some(Entry::Held { .. }))
     }
 
     /// Drops an inode that the kernel does not know, and then the folders that only it kept alive.
@@ -222,7 +297,7 @@ impl InodeTable {
             let mut shard = self.shard(inode.ino()).lock();
             let unknown = shard
                 .get(&inode.ino())
-                .is_none_or(|entry| entry.held.is_none());
+                .is_none_or(|entry| matches!(entry, Entry::Known(_)));
             // Ours is the only reference and nobody can get another while the shard is locked.
             if !unknown || Arc::strong_count(&inode) > 1 {
                 return;
@@ -279,11 +354,29 @@ impl InodeTable {
 }
 
 impl Entry {
-    fn new(inode: &Arc<Inode>) -> Self {
-        Self {
-            inode: Arc::downgrade(inode),
-            held: None,
-            lookups: 0,
+    fn living(&self) -> Option<Arc<Inode>> {
+        match self {
+            Self::Known(inode) => inode.upgrade(),
+            Self::Held { inode, .. } => Some(inode.clone()),
         }
+    }
+
+    fn is_alive(&self) -> bool {
+        match self {
+            Self::Known(inode) => inode.strong_count() > 0,
+            Self::Held { .. } => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Millions of them are held when a large tree was walked; docs/semantics.md tells what one costs.
+    #[test]
+    fn what_is_kept_of_an_object_is_small() {
+        assert_eq!(size_of::<Entry>(), 16);
+        assert!(size_of::<Inode>() <= 168, "{}", size_of::<Inode>());
     }
 }

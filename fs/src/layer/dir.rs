@@ -60,18 +60,37 @@ impl LayerDir {
         &self.layer
     }
 
+    /// A number of this place alone, for as long as the process lives.
+    pub fn key(&self) -> u64 {
+        self.key
+    }
+
     /// Its inode number on disk.
     pub fn ino(&self) -> u64 {
         self.ino
     }
 
-    /// An O_PATH descriptor of the folder.
+    /// A descriptor of the folder, to find names in it with; O_PATH or more.
     pub fn fd(&self) -> Result<Arc<OwnedFd>> {
+        Ok(self.opened(false)?.0)
+    }
+
+    /// A descriptor that the folder can be read with, once and from its beginning.
+    pub(super) fn readable(&self) -> Result<Arc<OwnedFd>> {
+        match self.opened(true)? {
+            (fd, true) => Ok(fd),
+            (fd, false) => Ok(Arc::new(sys::dir::reopen_dir(fd.as_fd())?)),
+        }
+    }
+
+    /// A descriptor, and whether it is a readable one that was made just now. That is kept for finding names
+    /// as well: a second open costs as much as a look at a name.
+    fn opened(&self, to_read: bool) -> Result<(Arc<OwnedFd>, bool)> {
         // A rename of a folder on the way may come between reading its name and opening it: then
         // the name is gone or leads to another inode, and the way is read anew.
         let mut last = Error::NOT_FOUND;
         for _ in 0..8 {
-            match self.open_chain() {
+            match self.open_chain(to_read) {
                 Err(error) if error.is_absent() || error.errno() == Errno::STALE => last = error,
                 other => return other,
             }
@@ -79,13 +98,13 @@ impl LayerDir {
         Err(last)
     }
 
-    fn open_chain(&self) -> Result<Arc<OwnedFd>> {
+    fn open_chain(&self, to_read: bool) -> Result<(Arc<OwnedFd>, bool)> {
         if let Some(fd) = descriptors::get(self.key) {
-            return Ok(fd);
+            return Ok((fd, false));
         }
         let (parent, name) = match self.place.read().clone() {
-            Place::Root => return Ok(self.layer.root.clone()),
-            Place::Gone(fd) => return Ok(fd),
+            Place::Root => return Ok((self.layer.root.clone(), false)),
+            Place::Gone(fd) => return Ok((fd, false)),
             Place::Child { parent, name } => (parent, name),
         };
         // Upwards to the nearest open folder, then down again, without recursion: trees are deep.
@@ -106,14 +125,18 @@ impl LayerDir {
             }
         };
         while let Some((key, ino, name)) = way.pop() {
-            let next = sys::dir::open_dir(fd.as_fd(), &name)?;
+            let next = if to_read && way.is_empty() {
+                sys::dir::open_dir_to_read(fd.as_fd(), &name)?
+            } else {
+                sys::dir::open_dir(fd.as_fd(), &name)?
+            };
             if sys::stat::stat_fd(&next)?.ino != ino {
                 return Err(Error::Errno(Errno::STALE));
             }
             fd = Arc::new(next);
             descriptors::put(key, fd.clone());
         }
-        Ok(fd)
+        Ok((fd, to_read))
     }
 
     /// Where it lies, from the layer's root, without a leading slash; empty for the root.

@@ -10,7 +10,9 @@ use super::{Layer, LayerDir, Staged, WorkDir};
 use crate::error::{Error, Result};
 use crate::name::Name;
 use crate::sys;
+use crate::sys::copy::Copied;
 use crate::sys::node::RenameHow;
+use crate::sys::order::Order;
 
 const LIST: &[u8] = b"links-";
 const INODE: &[u8] = b"inode-";
@@ -27,7 +29,7 @@ pub(crate) fn write(
     work: &Arc<WorkDir>,
     staged: Staged,
     paths: &[Vec<u8>],
-    sync: bool,
+    order: Order,
 ) -> Result<Entry> {
     let own = staged.name().to_vec();
     let entry = Entry {
@@ -37,18 +39,15 @@ pub(crate) fn write(
     let (list, file) =
         work.stage(|dir, name| sys::node::create(dir, name, 0o600, OFlags::WRONLY))?;
     sys::copy::write_all(&file, &paths.join(&0), 0)?;
-    if sync {
-        sys::copy::sync(&file, false)?;
-    }
+    order.content_first(&file, Copied::Written)?;
     staged.commit(work.fd(), &entry.inode, RenameHow::NoReplace)?;
     // The list is what makes the entry count, so it comes last.
     if let Err(error) = list.commit(work.fd(), &entry.list, RenameHow::NoReplace) {
         sys::node::unlink(work.fd(), &entry.inode)?;
         return Err(error);
     }
-    if sync {
-        sys::dir::sync_dir(work.fd())?;
-    }
+    // Before the first of the names.
+    order.name_first(work.fd())?;
     Ok(entry)
 }
 
@@ -141,7 +140,7 @@ mod tests {
                     .stage(|dir, name| sys::node::create(dir, name, 0o644, OFlags::WRONLY))
                     .unwrap();
                 sys::copy::write_all(&file, b"content", 0).unwrap();
-                let entry = write(&upper.work, staged, &names, false).unwrap();
+                let entry = write(&upper.work, staged, &names, Order::Careless).unwrap();
                 let root = upper.layer.root_dir().fd().unwrap();
                 if done >= 1 {
                     sys::node::link(upper.work.fd(), entry.inode_name(), (*root).as_fd(), b"a")

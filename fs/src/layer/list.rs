@@ -21,23 +21,21 @@ pub struct LayerEntry {
     pub ino: u64,
     /// It hides the name in the layers below and is nothing itself.
     pub whiteout: bool,
-    /// The number that it keeps from before its copy-up.
-    pub number: Option<NumberMark>,
 }
 
-/// Reads a folder of a layer, whiteouts included. Number marks are read where `marks` says so.
+/// Reads a folder of a layer, whiteouts included; those that are marked files where `marks` says so.
 pub fn list(dir: &LayerDir, marks: bool) -> Result<Vec<LayerEntry>> {
-    let fd = dir.fd()?;
-    let fd = (*fd).as_fd();
+    let open = dir.readable()?;
+    let fd = (*open).as_fd();
     let space = dir.layer().space();
-    let marks_here = sys::xattr::list(fd)?;
+    let marks_here = sys::xattr::list_open(fd)?;
     let has = |mark: &str| marks_here.iter().any(|name| **name == *mark.as_bytes());
     let marked_files = marks
         && has(space.opaque())
         && sys::xattr::get(fd, space.opaque().as_bytes())?
             .is_some_and(|value| value == OPAQUE_XATTR_WHITEOUTS);
     let devices = has(space.nodes());
-    let mut raw = sys::dir::entries(fd)?;
+    let mut raw = sys::dir::read(&open)?;
     let hidden = if dir.layer().is_foreign() {
         foreign::take_marks(&mut raw)
     } else {
@@ -50,7 +48,6 @@ pub fn list(dir: &LayerDir, marks: bool) -> Result<Vec<LayerEntry>> {
             kind: FileKind::CharDevice,
             ino: 0,
             whiteout: true,
-            number: None,
         });
     }
     for entry in raw {
@@ -75,21 +72,23 @@ pub fn list(dir: &LayerDir, marks: bool) -> Result<Vec<LayerEntry>> {
         {
             kind = FileKind::CharDevice;
         }
-        let number = if marks && !whiteout {
-            match sys::xattr::get_at(fd, &entry.name, space.ino().as_bytes())? {
-                Some(raw) => NumberMark::parse(&raw)?,
-                None => None,
-            }
-        } else {
-            None
-        };
         found.push(LayerEntry {
             name: Name::new(&entry.name)?,
             kind,
             ino: entry.ino,
             whiteout,
-            number,
         });
     }
     Ok(found)
+}
+
+/// The number that `name` keeps from before its copy-up; `None` also when it is gone by now.
+pub fn number_at(dir: &LayerDir, name: &[u8]) -> Result<Option<NumberMark>> {
+    let mark = dir.layer().space().ino();
+    match sys::xattr::get_at((*dir.fd()?).as_fd(), name, mark.as_bytes()) {
+        Ok(Some(raw)) => NumberMark::parse(&raw),
+        Ok(None) => Ok(None),
+        Err(error) if error.is_absent() => Ok(None),
+        Err(error) => Err(error),
+    }
 }

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use dir::{LayerDir, Moving};
-pub use list::{LayerEntry, list};
+pub use list::{LayerEntry, list, number_at};
 pub use probe::{Probe, Seen, probe};
 pub use upper::{Upper, WhiteoutForm};
 pub use work::{Staged, WorkDir};

@@ -10,6 +10,7 @@ use crate::format::{OPAQUE_XATTR_WHITEOUTS, XattrSpace};
 use crate::setup::{SetupError, SetupKind, shown};
 use crate::sys;
 use crate::sys::node::RenameHow;
+use crate::sys::order::Order;
 use crate::sys::private::Through;
 use crate::sys::stat::FileKind;
 
@@ -30,6 +31,7 @@ pub struct Upper {
     /// Where new things are made.
     pub work: Arc<WorkDir>,
     form: WhiteoutForm,
+    order: Order,
     locks: [OwnedFd; 2],
 }
 
@@ -78,10 +80,12 @@ impl Upper {
         work.clean().map_err(at)?;
         check_marks(&layer, &work)?;
         let form = probe_whiteout(&work).map_err(at)?;
+        let order = Order::of(layer.root_fd());
         Ok(Arc::new(Self {
             layer,
             work,
             form,
+            order,
             locks,
         }))
     }
@@ -104,6 +108,11 @@ impl Upper {
     /// The form in which this upper hides names.
     pub fn whiteout_form(&self) -> WhiteoutForm {
         self.form
+    }
+
+    /// In which order its file system brings to the disk what it is given.
+    pub fn order(&self) -> Order {
+        self.order
     }
 
     /// Hides `name` in `dir`, which must have no such name yet in this layer.

@@ -1,5 +1,6 @@
 //! Owner, mode, size, times.
 
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -76,7 +77,11 @@ impl Op<'_> {
             turn = inode.held_turn();
             stat = read()?;
         }
-        stat.ctime = inode.shown_ctime(stat.ctime);
+        // The kernel writes to some files by itself, which is told of nowhere but in these times; a copy-up
+        // sets the one back.
+        if inode.kind() != FileKind::Regular || stat.mtime != stat.ctime {
+            stat.ctime = inode.shown_ctime(stat.ctime);
+        }
         stat.mtime = inode.shown_mtime(stat.mtime);
         Ok(self.shown(inode, stat))
     }
@@ -147,10 +152,10 @@ impl Op<'_> {
             return Ok(on_disk);
         }
         if let Some(visible) = file.visible {
-            return Ok(visible);
+            return Ok(visible.get());
         }
         let visible = self.visible_names(inode, file)?.len() as u64;
-        inode.change_file(|file| file.visible = Some(visible))?;
+        inode.change_file(|file| file.visible = NonZeroU64::new(visible))?;
         Ok(visible)
     }
 
@@ -305,8 +310,17 @@ impl Op<'_> {
 
     /// An O_PATH descriptor of an object, whatever it is.
     pub(super) fn target(&self, inode: &Inode) -> Result<Arc<OwnedFd>> {
+        self.target_and_stat(inode).map(|(fd, _)| fd)
+    }
+
+    /// The same, with what stat says of it.
+    pub(super) fn target_and_stat(&self, inode: &Inode) -> Result<(Arc<OwnedFd>, Stat)> {
+        let with_stat = |fd: Arc<OwnedFd>| {
+            let stat = sys::stat::stat_fd(&*fd)?;
+            Ok((fd, stat))
+        };
         if inode.is_dir() {
-            return inode.dir()?.top()?.fd();
+            return with_stat(inode.dir()?.top()?.fd()?);
         }
         // Neither reading attributes nor an open keeps the kernel from moving the name meanwhile: what
         // lies there by now may be nothing, or another file.
@@ -314,13 +328,15 @@ impl Op<'_> {
         for _ in 0..8 {
             let file = inode.file()?;
             if let Some(anchor) = file.anchor {
-                return Ok(anchor);
+                return with_stat(anchor);
             }
             match file.loc.open_path() {
-                Ok(fd) if sys::stat::stat_fd(&fd)?.ino == file.identity.ino => {
-                    return Ok(Arc::new(fd));
+                Ok(fd) => {
+                    let found = with_stat(Arc::new(fd))?;
+                    if found.1.ino == file.identity.ino {
+                        return Ok(found);
+                    }
                 }
-                Ok(_) => {}
                 Err(error) if error.is_absent() => last = error,
                 Err(error) => return Err(error),
             }

@@ -18,6 +18,7 @@ use std::hash::{BuildHasher, RandomState};
 use parking_lot::Mutex;
 
 use super::readdir::DirEntry;
+use crate::name::Name;
 
 /// The bits of the hash.
 const HASH_BITS: u32 = 31;
@@ -70,7 +71,7 @@ pub(super) struct Cookies {
     hash: Box<dyn Fn(&[u8]) -> u64 + Send + Sync>,
     /// By folder and hash, the names that were there together. A name's place in its list is its rank; it
     /// keeps it, because somebody may hold a position that says so. Few: of n names about n²/2³² meet.
-    met: Mutex<HashMap<u64, HashMap<u32, Vec<Box<[u8]>>>>>,
+    met: Mutex<HashMap<u64, HashMap<u32, Vec<Name>>>>,
 }
 
 impl std::fmt::Debug for Cookies {
@@ -106,9 +107,10 @@ impl Cookies {
     /// Puts the names of a folder in order and gives each its position.
     pub(super) fn arrange(&self, folder: u64, entries: &mut [DirEntry]) {
         for entry in &mut *entries {
-            entry.at.hash = self.hash(&entry.name);
+            entry.at.hash = self.hash(entry.name());
         }
-        let order = |one: &DirEntry, two: &DirEntry| (one.at, &one.name).cmp(&(two.at, &two.name));
+        let order =
+            |one: &DirEntry, two: &DirEntry| (one.at, one.name()).cmp(&(two.at, two.name()));
         entries.sort_unstable_by(order);
         let mut met = self.met.lock();
         let meet = |one: &DirEntry, two: &DirEntry| one.at.hash == two.at.hash;
@@ -126,7 +128,7 @@ impl Cookies {
             }
             let names = met.entry(hash).or_default();
             for entry in &mut *group {
-                entry.at.rank = rank(names, &entry.name);
+                entry.at.rank = rank(names, entry.name());
             }
             group.sort_unstable_by(order);
         }
@@ -138,10 +140,10 @@ fn meets(two: &[DirEntry]) -> bool {
 }
 
 /// The place of `name` in the list, at its end when it is new.
-fn rank(names: &mut Vec<Box<[u8]>>, name: &[u8]) -> u32 {
-    let known = names.iter().position(|known| **known == *name);
+fn rank(names: &mut Vec<Name>, name: &Name) -> u32 {
+    let known = names.iter().position(|known| known == name);
     let at = known.unwrap_or_else(|| {
-        names.push(name.into());
+        names.push(name.clone());
         names.len() - 1
     });
     u32::try_from(at).unwrap_or(u32::MAX)

@@ -3,7 +3,7 @@
 //! Everything is made in the work folder and gets its name by one call, so that a crash leaves the
 //! old object or the new one. The object's own lock is held meanwhile, and no other.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::OFlags;
@@ -17,7 +17,7 @@ use crate::layer::LayerDir;
 use crate::sys;
 use crate::sys::attr::SetTime;
 use crate::sys::node::RenameHow;
-use crate::sys::stat::FileKind;
+use crate::sys::stat::{FileKind, Stat};
 use crate::view::Loc;
 
 /// Where file capabilities are kept.
@@ -49,7 +49,7 @@ impl Op<'_> {
         while let Some(next) = way.pop() {
             let _copying = next.copying.lock();
             if self.upper_dir(&next.dir()?).is_none() {
-                self.keeping_ctime(&next, || self.one_dir_up(&next))?;
+                self.keeping_ctime(&next, |_, _| self.one_dir_up(&next))?;
             }
         }
         let dir = inode.dir()?;
@@ -114,11 +114,11 @@ impl Op<'_> {
         if self.is_up(&file, how) {
             return Ok(file);
         }
-        self.keeping_ctime(inode, || {
+        self.keeping_ctime(inode, |fd, stat| {
             if self.in_upper(&file) {
                 self.fill(inode, &file)
             } else {
-                self.first_up(inode, &file, how)
+                self.first_up(inode, &file, (fd, stat), how)
             }
         })?;
         inode.file()
@@ -175,7 +175,7 @@ impl Op<'_> {
         // Writing takes a file's capabilities away; only a user's writing may.
         let capability = sys::xattr::get(target.as_fd(), CAPABILITY)?;
         let data = file.data_loc().open_read()?;
-        sys::copy::copy_data(data.as_fd(), target.as_fd(), before.size)?;
+        let copied = sys::copy::copy_data(data.as_fd(), target.as_fd(), before.size)?;
         if let Some(value) = capability {
             sys::xattr::set(target.as_fd(), CAPABILITY, &value)?;
         }
@@ -184,9 +184,7 @@ impl Op<'_> {
             SetTime::At(before.atime),
             SetTime::At(before.mtime),
         )?;
-        if !self.volatile() {
-            sys::copy::sync(&target, false)?;
-        }
+        self.order()?.content_first(&target, copied)?;
         let space = self.upper()?.layer.space();
         // An attempt that failed between the two may have taken the first.
         remove_mark(target.as_fd(), space.metacopy())?;
@@ -197,21 +195,28 @@ impl Op<'_> {
             file.data = None;
             file.redirect = None;
         })?;
+        inode.named_anew();
         inode.next_data_turn();
         Ok(())
     }
 
-    fn first_up(&self, inode: &Arc<Inode>, file: &FileState, how: CopyUp) -> Result<()> {
+    fn first_up(
+        &self,
+        inode: &Arc<Inode>,
+        file: &FileState,
+        source: (&OwnedFd, &Stat),
+        how: CopyUp,
+    ) -> Result<()> {
         if file.orphan {
-            return self.orphan_up(inode, file, how);
+            return self.orphan_up(inode, file, source, how);
         }
         let aliases = self.visible_names(inode, file)?;
         for alias in &aliases {
             self.dir_up(&alias.parent)?;
         }
-        let made = self.stage_file(inode.kind(), file, how)?;
+        let made = self.stage_file(inode.kind(), file, source, how)?;
         match aliases.as_slice() {
-            [] => self.orphan_up(inode, file, how),
+            [] => self.orphan_up(inode, file, source, how),
             [only] => self.commit_one(inode, file, made, only),
             several => self.commit_group(inode, file, made, several),
         }
@@ -253,7 +258,7 @@ impl Op<'_> {
         before: &FileState,
         loc: Loc,
         metacopy: bool,
-        stat: &sys::stat::Stat,
+        stat: &Stat,
         redirect: Option<Redirect>,
     ) -> Result<()> {
         let new = Identity {
@@ -262,8 +267,8 @@ impl Op<'_> {
         };
         let old = inode.change_file(|file| {
             file.loc = loc;
-            file.data = metacopy.then(|| before.data_loc().clone());
-            file.redirect = redirect;
+            file.data = metacopy.then(|| Box::new(before.data_loc().clone()));
+            file.redirect = redirect.map(Box::new);
             if !file.orphan {
                 // It led to the original.
                 file.anchor = None;
@@ -276,6 +281,7 @@ impl Op<'_> {
         let marked =
             self.upper()?.layer.space() == XattrSpace::Trusted || inode.kind() == FileKind::Regular;
         self.overlay.inodes.moved(inode.ino(), old, new, marked);
+        inode.named_anew();
         if !metacopy {
             inode.next_data_turn();
         }
@@ -283,13 +289,19 @@ impl Op<'_> {
     }
 
     /// A file that is open but has no name left: its copy has none either.
-    fn orphan_up(&self, inode: &Arc<Inode>, file: &FileState, how: CopyUp) -> Result<()> {
+    fn orphan_up(
+        &self,
+        inode: &Arc<Inode>,
+        file: &FileState,
+        source: (&OwnedFd, &Stat),
+        how: CopyUp,
+    ) -> Result<()> {
         let how = if how == CopyUp::Metadata && inode.kind() == FileKind::Regular {
             CopyUp::Data
         } else {
             how
         };
-        let made = self.stage_file(inode.kind(), file, how)?;
+        let made = self.stage_file(inode.kind(), file, source, how)?;
         self.adopt_orphan(inode, file, made)
     }
 

@@ -88,7 +88,7 @@ impl Op<'_> {
             Some(fd) => fd,
             None => return Err(Error::Errno(Errno::IO)),
         };
-        let handle = self.handle(&inode, fd, how, inode.data_turn());
+        let handle = self.handle(&inode, Some((fd, inode.data_turn())), how);
         Ok((inode, handle))
     }
 
@@ -135,11 +135,11 @@ impl Op<'_> {
     /// found by the name so far.
     pub(super) fn anchor_redirect(&self, inode: &Arc<Inode>) -> Result<()> {
         let file = inode.file()?;
-        if file.data.is_none() || matches!(file.redirect, Some(Redirect::Path(_))) {
+        if file.data.is_none() || matches!(file.redirect.as_deref(), Some(Redirect::Path(_))) {
             return Ok(());
         }
         let alias = file.aliases.first().ok_or(Error::NOT_FOUND)?;
-        let last = match &file.redirect {
+        let last = match file.redirect.as_deref() {
             Some(Redirect::Sibling(name)) => name.clone(),
             _ => alias.name.clone(),
         };
@@ -147,7 +147,7 @@ impl Op<'_> {
         let redirect = Redirect::Path(path.into());
         let mark = self.upper()?.layer.space().redirect().as_bytes();
         match sys::xattr::set((*self.target(inode)?).as_fd(), mark, &redirect.to_value()) {
-            Ok(()) => inode.change_file(|file| file.redirect = Some(redirect)),
+            Ok(()) => inode.change_file(|file| file.redirect = Some(Box::new(redirect))),
             // A path of thousands of bytes does not fit: then the content comes up and needs no mark.
             Err(Error::Errno(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE)) => {
                 self.file_up(inode, CopyUp::Data).map(drop)

@@ -60,7 +60,8 @@ pub enum Writer {
 pub struct FileHandle {
     inode: Arc<Inode>,
     how: OpenHow,
-    open: Mutex<(Arc<OwnedFd>, u32)>,
+    /// Opened when a request first needs it, and which content it is.
+    open: Mutex<Option<(Arc<OwnedFd>, u32)>>,
     /// For how many pushed layers it is known that its content lies in the upper.
     pushes: AtomicU32,
 }
@@ -74,6 +75,16 @@ impl FileHandle {
     /// Whether it can be written through.
     pub fn writes(&self) -> bool {
         self.how.write
+    }
+
+    /// How it was opened.
+    pub fn how(&self) -> OpenHow {
+        self.how
+    }
+
+    /// The content, where it is open, and which it is.
+    pub fn opened(&self) -> Option<(Arc<OwnedFd>, u32)> {
+        self.open.lock().clone()
     }
 }
 
@@ -97,6 +108,18 @@ impl Op<'_> {
         caller: Caller,
         inode: &Arc<Inode>,
         how: OpenHow,
+    ) -> Result<Arc<FileHandle>> {
+        self.open_unless(caller, inode, how, |_| false)
+    }
+
+    /// The same, but for what only a request through the handle needs: where `known` says that this content
+    /// was opened before, it is not opened again until then.
+    pub fn open_unless(
+        &self,
+        caller: Caller,
+        inode: &Arc<Inode>,
+        how: OpenHow,
+        known: impl FnOnce(u32) -> bool,
     ) -> Result<Arc<FileHandle>> {
         if inode.kind() != FileKind::Regular {
             let errno = if inode.is_dir() {
@@ -122,20 +145,22 @@ impl Op<'_> {
         }
         // Before the content is opened: when it moves meanwhile, the handle opens it anew.
         let turn = inode.data_turn();
+        if !how.write && !how.truncate && known(turn) {
+            return Ok(self.handle(inode, None, how));
+        }
         let fd = self.open_content(inode, how.flags())?;
         if how.truncate {
             inode.changed();
             self.cut(caller, &fd, 0)?;
         }
-        Ok(self.handle(inode, fd, how, turn))
+        Ok(self.handle(inode, Some((fd, turn)), how))
     }
 
     pub(super) fn handle(
         &self,
         inode: &Arc<Inode>,
-        fd: OwnedFd,
+        opened: Option<(OwnedFd, u32)>,
         how: OpenHow,
-        turn: u32,
     ) -> Arc<FileHandle> {
         let counter = if how.write {
             &self.overlay.writers
@@ -147,7 +172,7 @@ impl Op<'_> {
         Arc::new(FileHandle {
             inode: inode.clone(),
             how,
-            open: Mutex::new((Arc::new(fd), turn)),
+            open: Mutex::new(opened.map(|(fd, turn)| (Arc::new(fd), turn))),
             pushes: AtomicU32::new(self.overlay.pushes.load(Ordering::Acquire)),
         })
     }
@@ -201,11 +226,14 @@ impl Op<'_> {
     pub(super) fn content(&self, handle: &FileHandle) -> Result<Arc<OwnedFd>> {
         let mut open = handle.open.lock();
         let turn = handle.inode.data_turn();
-        if open.1 != turn {
-            let fd = self.open_content(&handle.inode, handle.how.flags())?;
-            *open = (Arc::new(fd), turn);
+        if let Some((fd, of)) = &*open
+            && *of == turn
+        {
+            return Ok(fd.clone());
         }
-        Ok(open.0.clone())
+        let fd = Arc::new(self.open_content(&handle.inode, handle.how.flags())?);
+        *open = Some((fd.clone(), turn));
+        Ok(fd)
     }
 
     /// The same for a change of the content. A descriptor that was opened for writing before a snapshot was
@@ -274,11 +302,18 @@ impl Op<'_> {
             )?),
             None => self.content(handle)?,
         };
-        match sys::copy::sync(&*fd, data_only) {
+        // fdatasync(2) brings neither a copy-up's rename to the disk (ext4: only what moved its content or
+        // its size counts), and without that the name leads to the old content.
+        let named = handle.inode.has_unsynced_name();
+        match sys::copy::sync(&*fd, data_only && !named) {
             // A file system that is never written knows no fsync.
-            Err(error) if error.errno() == Errno::INVAL && !self.in_upper(&file) => Ok(()),
-            other => other,
+            Err(error) if error.errno() == Errno::INVAL && !self.in_upper(&file) => return Ok(()),
+            other => other?,
         }
+        if named && self.in_upper(&file) {
+            handle.inode.synced();
+        }
+        Ok(())
     }
 
     /// Writes a folder's names to the disk.

@@ -150,7 +150,7 @@ impl Op<'_> {
         for (parent, alias) in &places {
             paths.push(join(&parent.path_in_layer()?, &alias.name));
         }
-        let entry = journal::write(&upper.work, made.staged, &paths, !self.volatile())?;
+        let entry = journal::write(&upper.work, made.staged, &paths, self.order()?)?;
         let mut linked = Vec::new();
         // Held until the inode knows its new place: a lookup of a name that is linked already would
         // take it for another file.

@@ -8,9 +8,10 @@ use super::attr::UNCOUNTED;
 use super::{Attr, Op};
 use crate::error::{Errno, Error, Result};
 use crate::inode::{Alias, DirState, FileState, Identity, Inode, State};
+use crate::layer::LayerDir;
 use crate::name::Name;
 use crate::sys::stat::Stat;
-use crate::view::{DirNode, FileNode, Found, Listed};
+use crate::view::{DirNode, FileNode, Found, Line};
 
 /// What one look at a name gave.
 enum Looked {
@@ -82,7 +83,7 @@ impl Op<'_> {
         let Some(locs) = parent.places()? else {
             return Ok(Looked::Sure(None));
         };
-        let (taken, stat) = match self.view().lookup_at(&locs, name)? {
+        let (taken, stat) = match self.resolve(&locs, name)? {
             Found::Absent | Found::Whiteout => return Ok(Looked::Sure(None)),
             Found::Dir(node) => {
                 let mut stat = node.stat;
@@ -104,22 +105,33 @@ impl Op<'_> {
         Ok(taken.map_or(Looked::Unsure, |inode| Looked::Sure(Some((inode, stat)))))
     }
 
-    /// The names of a folder.
-    pub(super) fn names_in(&self, dir: &DirState) -> Result<Vec<Listed>> {
-        if dir.removed {
-            return Ok(Vec::new());
+    /// What `name` means in a folder that lies there.
+    fn resolve(&self, locs: &[Arc<LayerDir>], name: &Name) -> Result<Found> {
+        let names = self.deep_names(locs, false);
+        let known = self.known(locs, names.as_ref());
+        self.view().lookup_at(locs, name, known)
+    }
+
+    /// The names in a folder that lies there.
+    pub(super) fn lines_of(&self, locs: &[Arc<LayerDir>]) -> Result<Vec<Line>> {
+        let names = self.deep_names(locs, true);
+        let known = self.known(locs, names.as_ref());
+        let mut lines = self.view().lines(locs, known)?;
+        lines.retain(|line| !line.whiteout);
+        Ok(lines)
+    }
+
+    /// Whether a folder shows no name.
+    pub(super) fn shows_nothing(&self, inode: &Inode) -> Result<bool> {
+        match inode.places()? {
+            Some(locs) => Ok(self.lines_of(&locs)?.is_empty()),
+            None => Ok(true),
         }
-        self.view().list(&node_of(dir))
     }
 
     /// What would show under `name` if the upper had nothing there.
     pub(super) fn below(&self, dir: &DirState, name: &Name) -> Result<Found> {
-        let skip = usize::from(self.upper_dir(dir).is_some());
-        if dir.locs.len() == skip {
-            return Ok(Found::Absent);
-        }
-        self.view()
-            .lookup_at(dir.locs.get(skip..).unwrap_or_default(), name)
+        self.resolve(self.below_upper(&dir.locs), name)
     }
 
     /// Takes a folder in; for `sure` see [`crate::inode::InodeTable`].
@@ -165,8 +177,8 @@ impl Op<'_> {
             |alias, identity| {
                 State::File(FileState {
                     loc: node.loc,
-                    data: node.data,
-                    redirect: node.redirect,
+                    data: node.data.map(Box::new),
+                    redirect: node.redirect.map(Box::new),
                     aliases: smallvec![alias],
                     orphan: false,
                     anchor: None,
@@ -233,16 +245,5 @@ impl Op<'_> {
         }
         parts.reverse();
         Ok(parts.join(&b'/'))
-    }
-}
-
-/// The view's shape of a folder's state.
-pub(super) fn node_of(dir: &DirState) -> DirNode {
-    DirNode {
-        locs: dir.locs.to_vec(),
-        below: None,
-        redirect: None,
-        stat: crate::sys::stat::Stat::default(),
-        ino: 0,
     }
 }

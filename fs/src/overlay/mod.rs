@@ -8,6 +8,7 @@ mod attr;
 mod cookies;
 mod copy_up;
 mod create;
+mod deep;
 mod files;
 mod hardlinks;
 mod index;
@@ -21,6 +22,7 @@ mod remove;
 mod rename;
 mod stage;
 mod times;
+mod traits;
 mod xattr;
 mod zero_device;
 
@@ -38,6 +40,7 @@ use crate::inode::{DirState, FileState, Identity, Inode, InodeTable, State};
 use crate::layer::{Layer, LayerDir, Upper};
 use crate::name::Name;
 use crate::sys;
+use crate::sys::order::Order;
 use crate::sys::stat::FileKind;
 use crate::view::View;
 
@@ -95,8 +98,11 @@ pub struct Overlay {
     links: hardlinks::LinkIndex,
     cookies: cookies::Cookies,
     listings: readdir::Listings,
+    deep: deep::DeepFolders,
     writers: AtomicU32,
     readers: AtomicU32,
+    /// How many files the kernel may write to without asking here.
+    unattended: Arc<AtomicU32>,
     /// How many layers were pushed; changed with the stack.
     pushes: AtomicU32,
     /// Shared locks on the layers that are only read, held for as long as the mount lives.
@@ -152,9 +158,11 @@ impl Overlay {
             links: hardlinks::LinkIndex::default(),
             cookies: cookies::Cookies::default(),
             listings: readdir::Listings::default(),
+            deep: deep::DeepFolders::default(),
             writers: AtomicU32::new(0),
             pushes: AtomicU32::new(0),
             readers: AtomicU32::new(0),
+            unattended: Arc::default(),
             locks: Mutex::default(),
         })
     }
@@ -206,6 +214,28 @@ impl Overlay {
     /// The files that somebody has open for writing.
     pub fn written(&self) -> Vec<u64> {
         self.inodes.written()
+    }
+
+    /// How many files of the upper may be written to without [`Op::write`]: to be counted by whoever lets
+    /// that happen, inside of an operation. While there is one, no layer can be pushed.
+    pub fn unattended(&self) -> Arc<AtomicU32> {
+        self.unattended.clone()
+    }
+
+    /// Whether a layer lies on an overlayfs of the kernel.
+    pub fn is_on_overlayfs(&self) -> bool {
+        let stack = self.stack.read();
+        let mut layers = stack.view.layers().iter().chain(stack.view.data_only());
+        layers.any(|layer| match sys::stat::is_on_overlayfs(layer.root_fd()) {
+            Ok(is) => is,
+            Err(error) => {
+                log::warn!(
+                    "cannot ask what {} lies on: {error}",
+                    layer.path().display()
+                );
+                false
+            }
+        })
     }
 
     /// How many descriptors are open: for reading only, and for writing.
@@ -265,6 +295,14 @@ impl Op<'_> {
     /// Whether a power cut may cost what was not synced.
     fn volatile(&self) -> bool {
         self.overlay.behaviour.volatile
+    }
+
+    /// In which order what is made gets to the disk.
+    fn order(&self) -> Result<Order> {
+        if self.volatile() {
+            return Ok(Order::Careless);
+        }
+        Ok(self.upper()?.order())
     }
 
     /// Runs `make` with the caller's ids, as they lie on disk, to make something new.

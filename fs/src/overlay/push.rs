@@ -24,6 +24,8 @@ const TURN: Duration = Duration::from_millis(20);
 pub enum PushError {
     /// Operations went on for too long.
     TooBusy,
+    /// So many files may be written to without asking here, and would be when they are frozen.
+    Unattended(u32),
     /// The new layer can't be used.
     Setup(SetupError),
 }
@@ -44,6 +46,10 @@ impl Overlay {
                 return Err(PushError::TooBusy);
             }
         };
+        match self.unattended.load(Ordering::Acquire) {
+            0 => {}
+            writers => return Err(PushError::Unattended(writers)),
+        }
         self.exchange_stack(&mut stack, &upper).map_err(|error| {
             PushError::Setup(SetupError::at("cannot use", upper.layer.path(), error))
         })

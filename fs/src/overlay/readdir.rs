@@ -11,35 +11,58 @@ use super::Op;
 use super::cookies::{END, Position};
 use crate::error::{Errno, Error, Result};
 use crate::inode::{Identity, Inode};
+use crate::layer::LayerDir;
+use crate::name::Name;
 use crate::sys::stat::FileKind;
-use crate::view::Listed;
+use crate::view::Line;
 
 /// How many names the listings that are kept may have together. The one that was used last is kept
 /// whatever its length, or reading a large folder would take its listing anew for every part.
 pub(super) const MOST_NAMES: usize = 1 << 17;
 
-/// One line of a listing.
+/// One line of a listing; `.` and `..` are among them.
 #[derive(Clone, Debug)]
 pub struct DirEntry {
-    /// The name's bytes; `.` and `..` are among them.
-    pub name: Box<[u8]>,
-    /// Its type.
-    pub kind: FileKind,
-    /// The number that it shows.
-    pub ino: u64,
+    pub(super) line: Line,
     pub(super) at: Position,
 }
 
+impl DirEntry {
+    /// The name.
+    pub fn name(&self) -> &Name {
+        &self.line.name
+    }
+
+    /// Its type.
+    pub fn kind(&self) -> FileKind {
+        self.line.kind
+    }
+
+    /// The inode number that lies on the disk; of `.` and `..` the one that shows.
+    pub fn number_on_disk(&self) -> u64 {
+        self.line.ino
+    }
+
+    /// Whether it is `.` or `..`.
+    pub fn is_dots(&self) -> bool {
+        self.at <= Position::DOT_DOT
+    }
+}
+
 /// What a folder held when it was listed, in the order of the positions.
-#[derive(Debug)]
-pub struct Listing(Vec<DirEntry>);
+#[derive(Debug, Default)]
+pub struct Listing {
+    entries: Vec<DirEntry>,
+    /// Where the folder lay.
+    places: Option<Arc<[Arc<LayerDir>]>>,
+}
 
 impl Listing {
     /// The entries from a position on, each with the position behind it.
     pub fn from(&self, offset: u64) -> impl Iterator<Item = (u64, &DirEntry)> {
         let at = Position::from_cookie(offset);
-        let skip = self.0.partition_point(|entry| entry.at < at);
-        let rest = self.0.get(skip..).unwrap_or_default();
+        let skip = self.entries.partition_point(|entry| entry.at < at);
+        let rest = self.entries.get(skip..).unwrap_or_default();
         let behind = rest.iter().skip(1).map(|next| next.at.to_cookie());
         behind.chain(std::iter::once(END)).zip(rest)
     }
@@ -49,7 +72,7 @@ impl Deref for Listing {
     type Target = [DirEntry];
 
     fn deref(&self) -> &[DirEntry] {
-        &self.0
+        &self.entries
     }
 }
 
@@ -108,7 +131,7 @@ impl Op<'_> {
         if offset == END {
             // Nothing is left, and whoever asks has read it all.
             listings.drop(inode.ino());
-            return Ok(Arc::new(Listing(Vec::new())));
+            return Ok(Arc::default());
         }
         if offset > 0
             && let Some(known) = listings.get(inode.ino())
@@ -121,34 +144,45 @@ impl Op<'_> {
     }
 
     fn take_listing(&self, inode: &Arc<Inode>) -> Result<Listing> {
-        let dir = inode.dir()?;
-        if dir.removed {
-            return Ok(Listing(Vec::new()));
-        }
-        let above = dir.alias.as_ref().map_or(inode.ino(), |a| a.parent.ino());
-        let dot = |name: &[u8], ino, at| DirEntry {
-            name: name.into(),
-            kind: FileKind::Directory,
-            ino,
+        let Some(places) = inode.places()? else {
+            return Ok(Listing::default());
+        };
+        let dot = |number, ino, at| DirEntry {
+            line: Line {
+                name: Name::dots(number),
+                kind: FileKind::Directory,
+                ino,
+                place: usize::MAX,
+                whiteout: false,
+            },
             at,
         };
-        let listed = self.names_in(&dir)?;
-        let mut entries = Vec::with_capacity(listed.len() + 2);
-        entries.push(dot(b".", inode.ino(), Position::DOT));
-        entries.push(dot(b"..", above, Position::DOT_DOT));
-        entries.extend(listed.into_iter().map(
-            |Listed {
-                 name, kind, ino, ..
-             }| DirEntry {
-                name: name.into_bytes(),
-                kind,
-                ino: self.known_number(kind, ino),
-                at: Position::DOT,
-            },
-        ));
+        let lines = self.lines_of(&places)?;
+        let mut entries = Vec::with_capacity(lines.len() + 2);
+        entries.push(dot(1, inode.ino(), Position::DOT));
+        entries.push(dot(2, inode.parent_ino(), Position::DOT_DOT));
+        entries.extend(lines.into_iter().map(|line| DirEntry {
+            line,
+            at: Position::DOT,
+        }));
         let names = entries.get_mut(2..).unwrap_or_default();
         self.overlay.cookies.arrange(inode.ino(), names);
-        Ok(Listing(entries))
+        Ok(Listing {
+            entries,
+            places: Some(places),
+        })
+    }
+
+    /// The number that an entry shows. Asked for only where it is told: a listing with attributes has it
+    /// from those.
+    pub fn entry_number(&self, listing: &Listing, entry: &DirEntry) -> Result<u64> {
+        match &listing.places {
+            Some(places) if !entry.is_dots() => {
+                let number = self.view().line_number(places, &entry.line)?;
+                Ok(self.known_number(entry.kind(), number))
+            }
+            _ => Ok(entry.line.ino),
+        }
     }
 
     /// What can't carry the mark of its number shows the one from before its copy-up, for as long as the

@@ -24,8 +24,8 @@ fn read(overlay: &Overlay, at: u64, most: usize) -> (Vec<String>, u64) {
     let listing = overlay.begin().listing(overlay.root(), at).unwrap();
     let part: Vec<_> = listing.from(at).take(most).collect();
     let next = part.last().map_or(END, |(next, _)| *next);
-    let names = part.into_iter().map(|(_, entry)| &entry.name[..]);
-    let names = names.map(|name| String::from_utf8(name.to_vec()).unwrap());
+    let names = part.into_iter().map(|(_, entry)| entry.name().to_vec());
+    let names = names.map(|name| String::from_utf8(name).unwrap());
     (names.collect(), next)
 }
 

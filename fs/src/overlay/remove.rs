@@ -60,7 +60,7 @@ impl Op<'_> {
         // Both: nothing can be made in a folder while it is being removed.
         let _names = lock_both(parent, &inode);
         let dir = live(parent)?;
-        if !self.names_in(&inode.dir()?)?.is_empty() {
+        if !self.shows_nothing(&inode)? {
             return Err(Error::Errno(Errno::NOTEMPTY));
         }
         let state = self.name_state(&dir, &up, name)?;

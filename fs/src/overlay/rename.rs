@@ -121,9 +121,7 @@ impl Op<'_> {
         match (inode.is_dir(), target.is_dir()) {
             (true, false) => Err(Error::Errno(Errno::NOTDIR)),
             (false, true) => Err(Error::Errno(Errno::ISDIR)),
-            (true, true) if !self.names_in(&target.dir()?)?.is_empty() => {
-                Err(Error::Errno(Errno::NOTEMPTY))
-            }
+            (true, true) if !self.shows_nothing(target)? => Err(Error::Errno(Errno::NOTEMPTY)),
             _ => Ok(()),
         }
     }

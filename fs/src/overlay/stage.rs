@@ -1,6 +1,6 @@
 //! Making, in the work folder, what a copy-up or a creation puts in place.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::OFlags;
 
@@ -34,29 +34,26 @@ pub(super) struct StagedFile {
 }
 
 impl Op<'_> {
-    /// Makes a copy of `file` with everything that belongs to it.
+    /// Makes a copy of `file`, which `source` leads to, with everything that belongs to it.
     pub(super) fn stage_file(
         &self,
         kind: FileKind,
         file: &FileState,
+        (source, stat): (&OwnedFd, &Stat),
         how: CopyUp,
     ) -> Result<StagedFile> {
         let upper = self.upper()?;
-        let source = match &file.anchor {
-            Some(anchor) => anchor.try_clone().map_err(|_| Errno::MFILE)?,
-            None => file.loc.open_path()?,
-        };
-        let stat = sys::stat::stat_fd(&source)?;
         let metacopy = kind == FileKind::Regular
             && how == CopyUp::Metadata
             && stat.size > 0
             && self.overlay.behaviour.metacopy;
+        let mut copied = None;
         let (staged, target) = upper.work.stage(|dir, name| match kind {
             FileKind::Regular => {
                 let new = sys::node::create(dir, name, 0o600, OFlags::RDWR)?;
                 if metacopy {
                     sys::attr::truncate(&new, stat.size)?;
-                } else if how != CopyUp::Truncate {
+                } else if how != CopyUp::Truncate && stat.size > 0 {
                     let data = match (&file.data, &file.anchor) {
                         // Its name is another's now, or a whiteout.
                         (None, Some(anchor)) => {
@@ -64,7 +61,7 @@ impl Op<'_> {
                         }
                         _ => file.data_loc().open_read()?,
                     };
-                    sys::copy::copy_data(data.as_fd(), new.as_fd(), stat.size)?;
+                    copied = Some(sys::copy::copy_data(data.as_fd(), new.as_fd(), stat.size)?);
                 }
                 Ok(new)
             }
@@ -89,26 +86,30 @@ impl Op<'_> {
             }
         })?;
         let layer = file.loc.dir.layer();
-        self.copy_attributes(layer, source.as_fd(), &stat, target.as_fd())?;
-        if how == CopyUp::Truncate {
-            // The cut is a change of the content, and it shows with the name already.
-            sys::attr::utimens(target.as_fd(), SetTime::Keep, SetTime::Now)?;
-        }
+        // The cut is a change of the content, and it shows with the name already.
+        let cut = how == CopyUp::Truncate;
+        let mtime = if cut {
+            SetTime::Now
+        } else {
+            SetTime::At(stat.mtime)
+        };
+        let made = self.copy_attributes(layer, source.as_fd(), stat, target.as_fd(), mtime)?;
         if metacopy {
             let mark = upper.layer.space().metacopy().as_bytes();
             sys::xattr::set(target.as_fd(), mark, b"")?;
         }
-        let copied = kind == FileKind::Regular && how != CopyUp::Truncate && !metacopy;
-        if copied && stat.size > 0 && !self.volatile() {
-            // The kernel's own rule: the data is on disk before the name is, or a power cut could
-            // leave an empty file over a good one. Where no data was copied there is none to lose.
-            sys::copy::sync(&target, false)?;
+        if kind == FileKind::Regular {
+            match copied {
+                // Or a power cut could leave an empty file over a good one.
+                Some(copied) => self.order()?.content_first(&target, copied)?,
+                // Where no data was copied there is none to lose.
+                None => self.order()?.attributes_first(&target)?,
+            }
         }
-        let stat = sys::stat::stat_fd(&target)?;
         Ok(StagedFile {
             staged,
             metacopy,
-            stat,
+            stat: made,
         })
     }
 
@@ -121,9 +122,9 @@ impl Op<'_> {
             sys::node::mkdir(dir, name, 0o700)?;
             sys::dir::open_dir(dir, name)
         })?;
-        self.copy_attributes(source.layer(), (*fd).as_fd(), &stat, target.as_fd())?;
-        let stat = sys::stat::stat_fd(&target)?;
-        Ok((staged, stat))
+        let (layer, mtime) = (source.layer(), SetTime::At(stat.mtime));
+        let made = self.copy_attributes(layer, (*fd).as_fd(), &stat, target.as_fd(), mtime)?;
+        Ok((staged, made))
     }
 
     /// A folder in the work folder in which a new object comes out as it would in `parent`: with its
@@ -179,43 +180,22 @@ impl Op<'_> {
     }
 
     /// Owner, attributes, mode and times, in an order in which the copy is never open to more than
-    /// the original: it was made for us alone, and the mode comes after the owner and the ACL.
+    /// the original: it was made for us alone, and the mode comes after the owner and the ACL. Each is
+    /// a change of its own in the journal below, so what is there already is not set. Returns which object
+    /// the copy is, as it was made.
     fn copy_attributes(
         &self,
         layer: &Layer,
         source: BorrowedFd<'_>,
         stat: &Stat,
         target: BorrowedFd<'_>,
-    ) -> Result<()> {
-        sys::attr::chown(target, Some(stat.uid), Some(stat.gid))?;
-        let mut lent = NumberMark {
-            layer: layer.id(),
-            ino: stat.ino,
-        };
-        let marks = |name: &str| sys::xattr::get(source, name.as_bytes());
-        let ours = layer.space().not_a_users(marks)?;
-        for (name, value) in sys::xattr::all(source)? {
-            if ours.is_some_and(|ours| name == ours.as_bytes()) {
-                continue;
-            }
-            if name == layer.space().ino().as_bytes() {
-                // Already borrowed: it stays with its first owner, as long as that one is there.
-                if let Some(mark) = NumberMark::parse(&value)?
-                    && self.view().layers().iter().any(|l| l.id() == mark.layer)
-                {
-                    lent = mark;
-                }
-                continue;
-            }
-            if layer.is_foreign() && is_attribute(&name) {
-                continue;
-            }
-            // The other marks are about the source's own layer; escaped ones are a user's.
-            if layer.space().to_mount(&name).is_none() {
-                continue;
-            }
-            sys::xattr::set(target, &name, &value)?;
+        mtime: SetTime,
+    ) -> Result<Stat> {
+        let made = sys::stat::stat_fd(target)?;
+        if (made.uid, made.gid) != (stat.uid, stat.gid) {
+            sys::attr::chown(target, Some(stat.uid), Some(stat.gid))?;
         }
+        let lent = self.copy_xattrs(layer, source, stat, target)?;
         if stat.kind() != FileKind::Symlink {
             sys::attr::chmod(target, stat.perm())?;
         }
@@ -228,6 +208,50 @@ impl Op<'_> {
                 if !matches!(stat.kind(), FileKind::Regular | FileKind::Directory) => {}
             Err(error) => return Err(error),
         }
-        sys::attr::utimens(target, SetTime::At(stat.atime), SetTime::At(stat.mtime))
+        sys::attr::utimens(target, SetTime::At(stat.atime), mtime)?;
+        Ok(made)
+    }
+
+    /// The attributes that are a user's. Returns which object's number the copy shows.
+    fn copy_xattrs(
+        &self,
+        layer: &Layer,
+        source: BorrowedFd<'_>,
+        stat: &Stat,
+        target: BorrowedFd<'_>,
+    ) -> Result<NumberMark> {
+        let mut lent = NumberMark {
+            layer: layer.id(),
+            ino: stat.ino,
+        };
+        let all = sys::xattr::all(source)?;
+        let value = |name: &str| {
+            let found = all.iter().find(|(other, _)| other == name.as_bytes());
+            Ok::<_, Error>(found.map(|(_, value)| value.clone()))
+        };
+        let ours = layer.space().not_a_users(value)?;
+        for (name, value) in &all {
+            if ours.is_some_and(|ours| name == ours.as_bytes()) {
+                continue;
+            }
+            if name == layer.space().ino().as_bytes() {
+                // Already borrowed: it stays with its first owner, as long as that one is there.
+                if let Some(mark) = NumberMark::parse(value)?
+                    && self.view().layers().iter().any(|l| l.id() == mark.layer)
+                {
+                    lent = mark;
+                }
+                continue;
+            }
+            if layer.is_foreign() && is_attribute(name) {
+                continue;
+            }
+            // The other marks are about the source's own layer; escaped ones are a user's.
+            if layer.space().to_mount(name).is_none() {
+                continue;
+            }
+            sys::xattr::set(target, name, value)?;
+        }
+        Ok(lent)
     }
 }

@@ -3,7 +3,7 @@
 //! times can't be, so the old one is shown for as long as the mount lives and nothing really changes.
 //! Without this, tar(1) says that a folder changed as it read it.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::Op;
@@ -12,16 +12,17 @@ use crate::inode::Inode;
 use crate::layer::LayerDir;
 use crate::sys;
 use crate::sys::attr::SetTime;
-use crate::sys::stat::Time;
+use crate::sys::stat::{Stat, Time};
 
 impl Op<'_> {
-    /// Makes a change of an object that is none to its users.
+    /// Makes a change of an object that is none to its users. `change` is told where it lies now.
     pub(super) fn keeping_ctime<T>(
         &self,
         inode: &Arc<Inode>,
-        change: impl FnOnce() -> Result<T>,
+        change: impl FnOnce(&OwnedFd, &Stat) -> Result<T>,
     ) -> Result<T> {
-        self.keeping(inode, None, change)
+        let (fd, stat) = self.target_and_stat(inode)?;
+        self.keeping(inode, stat.ctime, None, || change(&fd, &stat))
     }
 
     /// The same, with a modification time that is put back before the change ends. Whoever asks meanwhile
@@ -29,17 +30,17 @@ impl Op<'_> {
     fn keeping<T>(
         &self,
         inode: &Arc<Inode>,
+        ctime: Time,
         mtime: Option<Time>,
         change: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
-        let ctime = || Ok::<_, crate::Error>(sys::stat::stat_fd(&*self.target(inode)?)?.ctime);
-        let shown = inode.shown_ctime(ctime()?);
+        let shown = inode.shown_ctime(ctime);
         let before = inode.hold_times(shown, mtime);
         let done = change().inspect_err(|_| {
             inode.hold_instead(before);
         })?;
-        match ctime() {
-            Ok(real) => self.overlay.inodes.hold_ctime(inode, real, shown),
+        match self.target_and_stat(inode) {
+            Ok((_, now)) => self.overlay.inodes.hold_ctime(inode, now.ctime, shown),
             // The change is made: an error here would tell that it is not.
             Err(error) => {
                 inode.hold_instead(before);
@@ -60,7 +61,7 @@ impl Op<'_> {
         let fd = dir.fd()?;
         let fd = (*fd).as_fd();
         let before = sys::stat::stat_fd(fd)?;
-        self.keeping(inode, Some(before.mtime), || {
+        self.keeping(inode, before.ctime, Some(before.mtime), || {
             let done = change(fd)?;
             let back = sys::attr::utimens(fd, SetTime::At(before.atime), SetTime::At(before.mtime));
             // The change is made: an error here would tell that it is not.

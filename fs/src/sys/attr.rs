@@ -6,7 +6,7 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, Timespec, Timestamps, UTIME_NOW, UTIME
 
 use crate::error::Result;
 use crate::sys::stat::Time;
-use crate::sys::{fault, proc_path};
+use crate::sys::{by_descriptor, fault, proc_path};
 
 /// A change of one of the two times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,11 +42,9 @@ impl SetTime {
 pub fn chmod(fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
     fault::hit()?;
     let mode = Mode::from_raw_mode(mode & 0o7777);
-    Ok(rustix::fs::chmodat(
-        CWD,
-        proc_path(fd).as_slice(),
-        mode,
-        AtFlags::empty(),
+    Ok(by_descriptor(
+        || rustix::fs::fchmod(fd, mode),
+        || rustix::fs::chmodat(CWD, proc_path(fd).as_slice(), mode, AtFlags::empty()),
     )?)
 }
 
@@ -69,11 +67,9 @@ pub fn utimens(fd: BorrowedFd<'_>, atime: SetTime, mtime: SetTime) -> Result<()>
         last_access: atime.to_kernel(),
         last_modification: mtime.to_kernel(),
     };
-    Ok(rustix::fs::utimensat(
-        CWD,
-        proc_path(fd).as_slice(),
-        &times,
-        AtFlags::empty(),
+    Ok(by_descriptor(
+        || rustix::fs::futimens(fd, &times),
+        || rustix::fs::utimensat(CWD, proc_path(fd).as_slice(), &times, AtFlags::empty()),
     )?)
 }
 

@@ -11,15 +11,24 @@ use crate::sys::fault;
 /// One step of a copy, in bytes; between two steps others get their turn.
 const STEP: usize = 4 << 20;
 
+/// How the content of a file was copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Copied {
+    /// Both files have the same blocks.
+    Shared,
+    /// It was written, or there was none.
+    Written,
+}
+
 /// Copies the first `len` bytes of `src` over the empty file `dst`, and makes `dst` that long.
 /// `src` must not change meanwhile.
-pub fn copy_data(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, len: u64) -> Result<()> {
+pub fn copy_data(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, len: u64) -> Result<Copied> {
     fault::hit()?;
     if len == 0 {
-        return Ok(());
+        return Ok(Copied::Written);
     }
     if rustix::fs::ioctl_ficlone(dst, src).is_ok() {
-        return Ok(());
+        return Ok(Copied::Shared);
     }
     rustix::fs::ftruncate(dst, len)?;
     let mut at = 0;
@@ -30,7 +39,7 @@ pub fn copy_data(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, len: u64) -> Result<(
         copy_range(src, dst, start, end)?;
         at = end;
     }
-    Ok(())
+    Ok(Copied::Written)
 }
 
 /// The next run of data at or after `at`; `None` when only a hole is left.

@@ -93,6 +93,11 @@ pub fn dropping_setid<T>(group: u32, act: impl FnOnce() -> Result<T>) -> Result<
         }
     }
     let _back = Back(setfsgid(Gid::from_raw(group)));
+    without_setid(act)
+}
+
+/// Runs `act` without CAP_FSETID.
+pub fn without_setid<T>(act: impl FnOnce() -> Result<T>) -> Result<T> {
     let before = capabilities(None)?;
     let mut less = before;
     less.effective -= CapabilitySet::FSETID;

@@ -32,6 +32,12 @@ pub fn open_dir(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> {
     Ok(rustix::fs::openat(dir, name, flags, Mode::empty())?)
 }
 
+/// The same as one that can be read.
+pub fn open_dir_to_read(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(dir, name, flags, Mode::empty())?)
+}
+
 /// Opens anything named `name` in `dir` as an O_PATH descriptor, following no link.
 pub fn open_path(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -63,10 +69,14 @@ pub fn reopen(fd: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd> {
 
 /// Reads a whole folder, without `.` and `..`, in the file system's order.
 pub fn entries(dir: BorrowedFd<'_>) -> Result<Vec<RawEntry>> {
-    let fd = reopen_dir(dir)?;
+    read(&reopen_dir(dir)?)
+}
+
+/// The same by a descriptor that can be read and is at its beginning.
+pub fn read(fd: &OwnedFd) -> Result<Vec<RawEntry>> {
     let mut found = Vec::new();
     let mut buffer = [MaybeUninit::uninit(); 32 * 1024];
-    let mut raw = RawDir::new(&fd, &mut buffer);
+    let mut raw = RawDir::new(fd, &mut buffer);
     while let Some(entry) = raw.next() {
         let entry = match entry {
             // A folder that was removed while open has nothing in it.

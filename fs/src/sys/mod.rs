@@ -11,16 +11,20 @@ pub mod fault;
 pub mod handle;
 pub mod mount;
 pub mod node;
+pub mod order;
 pub mod private;
 pub mod process;
 pub mod socket;
 pub mod stat;
 pub mod xattr;
+mod xattr_at;
 
 use std::io::Write as _;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use smallvec::SmallVec;
+
+use crate::error::Errno;
 
 /// A short path kept on the stack.
 pub(crate) type PathBuf = SmallVec<[u8; 304]>;
@@ -42,4 +46,16 @@ pub(crate) fn proc_path_at(dir: BorrowedFd<'_>, name: &[u8]) -> PathBuf {
     path.push(b'/');
     path.extend_from_slice(name);
     path
+}
+
+/// Makes a call on a descriptor, and where that is an O_PATH one, which such calls refuse with EBADF, the same
+/// by its path in /proc: the way through there costs more than many a call.
+pub(crate) fn by_descriptor<T>(
+    direct: impl FnOnce() -> Result<T, Errno>,
+    by_path: impl FnOnce() -> Result<T, Errno>,
+) -> Result<T, Errno> {
+    match direct() {
+        Err(Errno::BADF) => by_path(),
+        done => done,
+    }
 }

@@ -121,6 +121,14 @@ pub fn device_of(fd: impl AsFd) -> Result<u64> {
     Ok(rustix::fs::makedev(got.stx_dev_major, got.stx_dev_minor))
 }
 
+/// Has the kernel read ahead so many KiB in files of the file system with this device number. The protocol can
+/// only lower what it begins with (128).
+pub fn read_ahead(device: u64, kib: u32) -> std::io::Result<()> {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let place = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    std::fs::write(place, kib.to_string())
+}
+
 /// The device number of what is mounted at `at`.
 pub fn device_at(at: &Path) -> Result<u64> {
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::SYMLINK_NOFOLLOW;

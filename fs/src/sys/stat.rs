@@ -166,6 +166,18 @@ pub fn birth_time(fd: impl AsFd) -> Result<Option<Time>> {
     }))
 }
 
+/// Whether nothing can be written through the mount that `fd` was opened by.
+pub fn is_read_only(fd: impl AsFd) -> bool {
+    // One that can't be asked counts as one that can be written.
+    statvfs(fd).is_ok_and(|all| all.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+}
+
+/// Whether `fd` lies on overlayfs of the kernel, whose files lie on another file system in turn.
+pub fn is_on_overlayfs(fd: impl AsFd) -> Result<bool> {
+    // statfs(2): OVERLAYFS_SUPER_MAGIC.
+    Ok(rustix::fs::fstatfs(fd)?.f_type == 0x794c_7630)
+}
+
 /// What statvfs says of the file system that holds `fd`.
 pub fn statvfs(fd: impl AsFd) -> Result<rustix::fs::StatVfs> {
     Ok(rustix::fs::fstatvfs(fd)?)

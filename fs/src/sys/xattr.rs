@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::XattrFlags;
 
 use crate::error::{Errno, Result};
-use crate::sys::{fault, proc_path, proc_path_at};
+use crate::sys::{by_descriptor, fault, proc_path, proc_path_at, xattr_at};
 
 /// The value of `name`, or `None` where there is none or the file system keeps none.
 pub fn get(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Vec<u8>>> {
@@ -15,14 +15,22 @@ pub fn get(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Vec<u8>>> {
 /// The value of `name`; ENODATA where there is none, EOPNOTSUPP where the file system keeps none.
 pub fn value(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>> {
     let path = proc_path(fd);
-    sized(|buffer| rustix::fs::getxattr(path.as_slice(), name, buffer))
+    sized(|buffer| {
+        let again = &mut *buffer;
+        match rustix::fs::fgetxattr(fd, name, again) {
+            Err(Errno::BADF) => rustix::fs::getxattr(path.as_slice(), name, buffer),
+            done => done,
+        }
+    })
 }
 
 /// The same for the object `entry` in `dir`, following no link.
 pub fn get_at(dir: BorrowedFd<'_>, entry: &[u8], name: &[u8]) -> Result<Option<Vec<u8>>> {
-    let path = proc_path_at(dir, entry);
     absent_as_none(sized(|buffer| {
-        rustix::fs::lgetxattr(path.as_slice(), name, buffer)
+        xattr_at::get(dir, entry, name, buffer).unwrap_or_else(|| {
+            let path = proc_path_at(dir, entry);
+            rustix::fs::lgetxattr(path.as_slice(), name, buffer)
+        })
     }))
 }
 
@@ -33,16 +41,27 @@ pub fn list(fd: BorrowedFd<'_>) -> Result<Vec<Box<[u8]>>> {
     Ok(split(&absent_as_none(raw)?.unwrap_or_default()))
 }
 
+/// The same by a descriptor that is no O_PATH one, in one look.
+pub fn list_open(fd: BorrowedFd<'_>) -> Result<Vec<Box<[u8]>>> {
+    let raw = sized(|buffer| rustix::fs::flistxattr(fd, buffer));
+    Ok(split(&absent_as_none(raw)?.unwrap_or_default()))
+}
+
 /// All names of the object `entry` in `dir`, following no link.
 pub fn list_at(dir: BorrowedFd<'_>, entry: &[u8]) -> Result<Vec<Box<[u8]>>> {
-    let path = proc_path_at(dir, entry);
+    let call = |buffer: &mut [u8]| {
+        xattr_at::list(dir, entry, buffer).unwrap_or_else(|| {
+            let path = proc_path_at(dir, entry);
+            rustix::fs::llistxattr(path.as_slice(), buffer)
+        })
+    };
     let mut small = [0_u8; 512];
-    match rustix::fs::llistxattr(path.as_slice(), &mut small[..]) {
+    match call(&mut small) {
         // Nearly every file has none: no allocation for those.
         Ok(0) | Err(Errno::NOTSUP) => Ok(Vec::new()),
         Ok(n) => Ok(split(small.get(..n).unwrap_or_default())),
         Err(Errno::RANGE) => {
-            let raw = sized(|buffer| rustix::fs::llistxattr(path.as_slice(), buffer))?;
+            let raw = sized(call)?;
             Ok(split(&raw))
         }
         Err(error) => Err(error.into()),
@@ -53,11 +72,9 @@ pub fn list_at(dir: BorrowedFd<'_>, entry: &[u8]) -> Result<Vec<Box<[u8]>>> {
 pub fn set_with(fd: BorrowedFd<'_>, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
     fault::hit()?;
     let flags = XattrFlags::from_bits_retain(flags);
-    Ok(rustix::fs::setxattr(
-        proc_path(fd).as_slice(),
-        name,
-        value,
-        flags,
+    Ok(by_descriptor(
+        || rustix::fs::fsetxattr(fd, name, value, flags),
+        || rustix::fs::setxattr(proc_path(fd).as_slice(), name, value, flags),
     )?)
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::names::Known;
 use super::resolve::{Fold, Kind, Target, Use, join, replace_last};
 use super::{DirNode, FileNode, Found, Loc, View};
 use crate::error::{Error, Result};
@@ -27,12 +28,18 @@ struct Gathered {
 impl View {
     /// What `name` in `dir` means.
     pub fn lookup(&self, dir: &DirNode, name: &Name) -> Result<Found> {
-        self.lookup_below(&dir.locs, dir.below.as_ref(), name)
+        self.lookup_below(&dir.locs, dir.below.as_ref(), name, None)
     }
 
-    /// The same for a folder that lies at these places of a whole stack.
-    pub fn lookup_at(&self, locs: &[Arc<LayerDir>], name: &Name) -> Result<Found> {
-        self.lookup_below(locs, None, name)
+    /// The same for a folder that lies at these places of a whole stack. Those whose names are known
+    /// are asked only where they have the name.
+    pub fn lookup_at(
+        &self,
+        locs: &[Arc<LayerDir>],
+        name: &Name,
+        known: Option<Known<'_>>,
+    ) -> Result<Found> {
+        self.lookup_below(locs, None, name, known)
     }
 
     fn lookup_below(
@@ -40,22 +47,27 @@ impl View {
         locs: &[Arc<LayerDir>],
         below: Option<&Arc<[u8]>>,
         name: &Name,
+        known: Option<Known<'_>>,
     ) -> Result<Found> {
         let mut fold = Fold::new(name.clone());
         let mut got = Gathered::default();
-        let mut locs = locs.iter();
+        let mut next = 0;
         // From a redirect with a path on, all layers below count, also those where `dir` is not.
         let mut layer_at = 0;
         let mut last = None;
-        while let Some(target) = fold.target().cloned() {
+        while let Some(target) = fold.target() {
             match target {
                 Target::InParent(name) => {
-                    let Some(loc) = locs.next() else { break };
+                    let at = known.map_or(Some(next), |known| known.next(next, name));
+                    let Some((at, loc)) = at.and_then(|at| Some((at, locs.get(at)?))) else {
+                        break;
+                    };
+                    next = at + 1;
                     last = Some(loc);
-                    let hit = probe(loc, &name, self.marks(loc.layer()))?;
+                    let hit = probe(loc, name, self.marks(loc.layer()))?;
                     let hit = hit.map(|probe| Hit {
                         dir: loc.clone(),
-                        name,
+                        name: name.clone(),
                         probe,
                     });
                     got.take(&mut fold, hit);
@@ -69,6 +81,7 @@ impl View {
                         break;
                     };
                     layer_at += 1;
+                    let path = path.clone();
                     let hit = self.walk(layer, &path, &mut fold)?;
                     got.take(&mut fold, hit);
                 }

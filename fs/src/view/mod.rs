@@ -5,7 +5,13 @@
 
 mod listing;
 mod lookup;
+mod names;
+#[cfg(test)]
+mod names_tests;
 pub mod resolve;
+
+pub use listing::Line;
+pub use names::{Known, PlaceNames};
 
 use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cowl_fs::inode::Inode;
 use cowl_fs::name::Name;
-use cowl_fs::overlay::{Attr, FileHandle, Listing, Overlay, RenameFlags, SetAttr, Writer};
+use cowl_fs::overlay::{Attr, FileHandle, Overlay, RenameFlags, SetAttr, Writer};
 use cowl_fs::sys::stat::{FileKind, Stat, Time};
 
 use super::{CUT, OpenHow, R, READ, WRITE, caller};
@@ -28,6 +28,14 @@ pub struct Shown {
 }
 
 pub type Tree = BTreeMap<String, Shown>;
+
+/// One line of a listing.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub name: Vec<u8>,
+    pub kind: FileKind,
+    pub ino: u64,
+}
 
 /// An overlay, by paths.
 pub struct Fs {
@@ -246,8 +254,15 @@ impl Fs {
         names
     }
 
-    pub fn entries(&self, inode: &Arc<Inode>) -> Arc<Listing> {
-        self.overlay.begin().listing(inode, 0).unwrap()
+    pub fn entries(&self, inode: &Arc<Inode>) -> Vec<Entry> {
+        let op = self.overlay.begin();
+        let listing = op.listing(inode, 0).unwrap();
+        let entries = listing.iter().map(|entry| Entry {
+            name: entry.name().to_vec(),
+            kind: entry.kind(),
+            ino: op.entry_number(&listing, entry).unwrap(),
+        });
+        entries.collect()
     }
 
     /// The names of a folder, sorted, without `.` and `..`.

@@ -233,6 +233,7 @@ impl Known {
         let session = Session {
             who: "cowl (completion)".to_owned(),
             patience: Duration::ZERO,
+            mounts: Default::default(),
         };
         let stores = Config::load(asked)
             .and_then(|config| Store::locate(config.store))

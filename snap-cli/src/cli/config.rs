@@ -1,5 +1,6 @@
 //! `cowl config`
 
+use cowl_fs::config::{Coherence, Passthrough, name_of};
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -61,6 +62,14 @@ fn settings(context: &Context) -> Vec<(&'static str, Value)> {
         ("wait", config.wait.into()),
         ("trash_days", config.trash_days.into()),
         ("depth_limit", config.depth_limit.into()),
+        (
+            "passthrough",
+            name_of(&Passthrough::NAMES, &config.mounts.passthrough).into(),
+        ),
+        (
+            "coherence",
+            name_of(&Coherence::NAMES, &config.mounts.coherence).into(),
+        ),
         ("color", json!(config.color)),
         ("lxcpath", json_path(&config.lxcpath)),
         ("hooks.dir", json_path(&config.hooks.dir)),

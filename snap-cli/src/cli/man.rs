@@ -52,7 +52,7 @@ const ENVIRONMENT: Section = (
             "As --store, --wait and --color. An option comes before its variable, a variable before the configuration file.",
         ),
         (
-            "COWL_TRASH_DAYS, COWL_DEPTH_LIMIT, COWL_LXCPATH, COWL_HOOKS_DIR, COWL_HOOKS_TIMEOUT",
+            "COWL_TRASH_DAYS, COWL_DEPTH_LIMIT, COWL_PASSTHROUGH, COWL_COHERENCE, COWL_LXCPATH, COWL_HOOKS_DIR, COWL_HOOKS_TIMEOUT",
             "The settings of the same names in the configuration file.",
         ),
         (
@@ -81,6 +81,14 @@ const CONFIGURATION: Section = (
         (
             "depth_limit = 128",
             "A container with more layers than this is flattened; from 2 to 500.",
+        ),
+        (
+            "passthrough = \"auto\"",
+            "Which files of a container the kernel reads and writes by itself: `read`: programs and libraries, for reading, which is what `auto` means; `all`: those that were written to as well, and then no snapshot is taken while one is open for writing; `off`. It counts from the next mount.",
+        ),
+        (
+            "coherence = \"posix\"",
+            "`overlay`: the kernel reads all files below the top by itself; a descriptor that was opened before such a file was written to keeps what it had.",
         ),
         (
             "lxcpath = \"/var/lib/lxc\"",

@@ -328,6 +328,7 @@ pub fn main() -> ExitCode {
             session: Session {
                 who: typed(&args),
                 patience: Duration::from_secs(config.wait.min(24 * 3600)),
+                mounts: config.mounts,
             },
             config,
         };

@@ -4,6 +4,7 @@
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
+use cowl_fs::config::{Coherence, Passthrough, named};
 use serde::{Deserialize, Deserializer, de};
 
 use super::{Prune, When};
@@ -12,6 +13,10 @@ use crate::store::name::nearest;
 
 /// How many layers a container may be kept at: the kernel's own overlayfs mounts no more than 500.
 pub(super) const DEPTHS: RangeInclusive<usize> = 2..=500;
+
+/// What is wrong with another value.
+pub(super) const PASSTHROUGH: &str = "it must be auto, all, read or off";
+pub(super) const COHERENCE: &str = "it must be posix or overlay";
 
 /// The tables with their keys; the first are those of no table.
 const KEYS: [(&str, &[&str]); 3] = [
@@ -22,6 +27,8 @@ const KEYS: [(&str, &[&str]); 3] = [
             "wait",
             "trash_days",
             "depth_limit",
+            "passthrough",
+            "coherence",
             "color",
             "lxcpath",
             "hooks",
@@ -54,6 +61,10 @@ pub(super) struct Settings {
     pub(super) trash_days: Option<u32>,
     #[serde(default, deserialize_with = "depth")]
     pub(super) depth_limit: Option<usize>,
+    #[serde(default, deserialize_with = "passthrough")]
+    pub(super) passthrough: Option<Passthrough>,
+    #[serde(default, deserialize_with = "coherence")]
+    pub(super) coherence: Option<Coherence>,
     pub(super) color: Option<When>,
     #[serde(default, deserialize_with = "absolute")]
     pub(super) lxcpath: Option<PathBuf>,
@@ -86,6 +97,16 @@ fn depth<'de, D: Deserializer<'de>>(from: D) -> Result<Option<usize>, D::Error> 
         return Ok(Some(depth));
     }
     Err(de::Error::custom("it must be from 2 to 500"))
+}
+
+fn passthrough<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Passthrough>, D::Error> {
+    let found = named(&Passthrough::NAMES, &String::deserialize(from)?);
+    found.map(Some).ok_or(de::Error::custom(PASSTHROUGH))
+}
+
+fn coherence<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Coherence>, D::Error> {
+    let found = named(&Coherence::NAMES, &String::deserialize(from)?);
+    found.map(Some).ok_or(de::Error::custom(COHERENCE))
 }
 
 /// Reads a file; `None` where there is none and none is wanted.
@@ -187,6 +208,11 @@ mod tests {
             "[prune]\nkeep_dayly = 3\n",
             "line 2: keep_dayly",
             "did you mean keep_daily?",
+        );
+        refused(
+            "passthrough = \"none\"\n",
+            "line 1: passthrough: it must be auto, all, read or off",
+            "man cowl",
         );
         refused(
             "keep_last = 3\n",

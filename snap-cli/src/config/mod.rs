@@ -12,9 +12,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use cowl_fs::config::{Coherence, Passthrough, named};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::store::Mounts;
 
 /// When output is coloured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
@@ -95,6 +97,8 @@ pub struct Config {
     pub trash_days: u32,
     /// A container with more layers than this is flattened.
     pub depth_limit: usize,
+    /// How containers are mounted.
+    pub mounts: Mounts,
     /// When output is coloured.
     pub color: When,
     /// Where LXC keeps its containers.
@@ -250,6 +254,26 @@ impl Sources<'_> {
                     depth,
                 )?
                 .unwrap_or(128),
+            mounts: Mounts {
+                passthrough: self
+                    .pick(
+                        "passthrough",
+                        "COWL_PASSTHROUGH",
+                        None,
+                        file.passthrough,
+                        passthrough,
+                    )?
+                    .unwrap_or_default(),
+                coherence: self
+                    .pick(
+                        "coherence",
+                        "COWL_COHERENCE",
+                        None,
+                        file.coherence,
+                        coherence,
+                    )?
+                    .unwrap_or_default(),
+            },
             color: color.unwrap_or(unset),
             lxcpath: self
                 .pick("lxcpath", "COWL_LXCPATH", None, file.lxcpath, path)?
@@ -352,6 +376,20 @@ fn depth(value: OsString) -> Result<usize, &'static str> {
     })
 }
 
+fn passthrough(value: OsString) -> Result<Passthrough, &'static str> {
+    let found = value
+        .to_str()
+        .and_then(|text| named(&Passthrough::NAMES, text));
+    found.ok_or(file::PASSTHROUGH)
+}
+
+fn coherence(value: OsString) -> Result<Coherence, &'static str> {
+    let found = value
+        .to_str()
+        .and_then(|text| named(&Coherence::NAMES, text));
+    found.ok_or(file::COHERENCE)
+}
+
 fn colour(value: OsString) -> Result<When, &'static str> {
     match value.to_str() {
         Some("auto") => Ok(When::Auto),
@@ -404,6 +442,16 @@ mod tests {
     }
 
     #[test]
+    fn how_containers_are_mounted() {
+        let text = "passthrough = \"off\"\ncoherence = \"overlay\"\n";
+        let config = merged(text, &[("COWL_PASSTHROUGH", "all")], Asked::default()).unwrap();
+        assert_eq!(config.mounts.passthrough, Passthrough::All);
+        assert_eq!(config.mounts.coherence, Coherence::Overlay);
+        let config = merged("", &[], Asked::default()).unwrap();
+        assert_eq!(config.mounts, Mounts::default());
+    }
+
+    #[test]
     fn what_is_built_in() {
         let config = Config::merge(Asked::default(), &|_| None, false).unwrap();
         assert_eq!((config.wait, config.trash_days), (10, 7));
@@ -450,6 +498,8 @@ mod tests {
             ("COWL_TRASH_DAYS", "-1"),
             ("COWL_COLOR", "pink"),
             ("COWL_DEPTH_LIMIT", "1"),
+            ("COWL_PASSTHROUGH", "some"),
+            ("COWL_COHERENCE", "none"),
         ] {
             let error = merged("", &[(name, value)], Asked::default()).unwrap_err();
             assert_eq!(error.kind, crate::error::Kind::Usage);

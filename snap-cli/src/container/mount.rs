@@ -1,5 +1,6 @@
 //! Mounting: starting the daemon in the background, ending it, and mounting anew what a dead one left.
 
+use cowl_fs::config::{Coherence, Passthrough, name_of};
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -357,6 +358,20 @@ pub(super) fn launch(store: &Store, log: &Path, fill: impl FnOnce(&mut Command))
     let mut command = Command::new(&program);
     command.stdin(Stdio::null());
     command.arg("--store").arg(store.root()).arg("serve");
+    // It reads no configuration file: what this command has read, or was told, holds.
+    let mounts = store.session().mounts;
+    for (variable, value) in [
+        (
+            "COWL_PASSTHROUGH",
+            name_of(&Passthrough::NAMES, &mounts.passthrough),
+        ),
+        (
+            "COWL_COHERENCE",
+            name_of(&Coherence::NAMES, &mounts.coherence),
+        ),
+    ] {
+        command.env(variable, value);
+    }
     fill(&mut command);
     command
         .current_dir("/")

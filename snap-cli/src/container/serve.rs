@@ -73,6 +73,9 @@ fn serve_locked(
     let mut config = Config::new(lowers.collect(), Some(upper), place.to_path_buf());
     config.space = Some(store.space());
     config.control = Some(daemon::socket(store, id));
+    config.snapshots = true;
+    let mounts = store.session().mounts;
+    (config.passthrough, config.coherence) = (mounts.passthrough, mounts.coherence);
     config.mount.source = manifest.name.to_string();
     let state = RunState {
         pid: std::process::id(),

@@ -114,7 +114,7 @@ impl Target for Folder {
         let (parent, name) = self.parent(path)?;
         let to = node::create(parent.as_fd(), name, 0o600, OFlags::RDWR)?;
         match content {
-            Some((from, size)) => copy::copy_data(from.as_fd(), to.as_fd(), size),
+            Some((from, size)) => copy::copy_data(from.as_fd(), to.as_fd(), size).map(drop),
             None => Ok(()),
         }
     }
@@ -242,7 +242,7 @@ impl Target for InProcess {
     fn names(&self, path: &[u8]) -> Result<Vec<Vec<u8>>> {
         let op = self.overlay.begin();
         let entries = op.listing(&op.find(path)?, 0)?;
-        let names = entries.iter().map(|entry| entry.name.to_vec());
+        let names = entries.iter().map(|entry| entry.name().to_vec());
         Ok(names.filter(|n| n != b"." && n != b"..").collect())
     }
 

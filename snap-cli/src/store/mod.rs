@@ -45,6 +45,7 @@ use serde_json::Map;
 use uuid::Uuid;
 
 use crate::error::{Error, Kind, Result};
+use cowl_fs::config::{Coherence, Passthrough};
 use lock::{Lock, Mode};
 use manifest::{
     ContainerId, ContainerManifest, LayerId, Marks, SnapshotId, SnapshotManifest, StoreManifest,
@@ -59,6 +60,17 @@ pub struct Session {
     pub who: String,
     /// How long to wait for a lock.
     pub patience: Duration,
+    /// How containers are mounted.
+    pub mounts: Mounts,
+}
+
+/// How containers are mounted, where that can be chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mounts {
+    /// Which files the kernel reads and writes by itself.
+    pub passthrough: Passthrough,
+    /// What descriptors of a base's files show that were opened before the file was written to.
+    pub coherence: Coherence,
 }
 
 /// An open store.
@@ -489,6 +501,7 @@ pub(crate) mod tests {
         Session {
             who: "cowl test".to_owned(),
             patience: Duration::from_millis(50),
+            mounts: Default::default(),
         }
     }
 

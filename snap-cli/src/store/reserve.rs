@@ -118,6 +118,7 @@ mod tests {
         let session = Session {
             who: "test".to_owned(),
             patience: Duration::ZERO,
+            mounts: Default::default(),
         };
         let store = Store::open_or_make(&dir.path().join("store"), session).unwrap();
         assert!(!store.give_up_reserve().unwrap());

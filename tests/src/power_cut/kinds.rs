@@ -91,6 +91,9 @@ pub struct Subject {
     pub id: usize,
     /// Whether the program asks for its change to be on the disk.
     pub synced: bool,
+    /// Whether a rename that was not synced may show both names: btrfs writes the new name with any sync
+    /// of another file, and the whiteout with the next commit.
+    pub both_names: bool,
 }
 
 impl Subject {
@@ -189,18 +192,18 @@ impl Subject {
             (Kind::Append | Kind::Group | Kind::AppendRename, 1) | (Kind::Metadata, 4) => {
                 let mut file = OpenOptions::new().append(true).open(&path).unwrap();
                 file.write_all(&self.tail()).unwrap();
-                self.sync(&file)
+                self.sync_content(&file)
             }
             (Kind::Rewrite, _) => {
                 let mut file = File::create(&path).unwrap();
                 file.write_all(&self.other()).unwrap();
-                self.sync(&file)
+                self.sync_content(&file)
             }
             (Kind::Poke | Kind::PokeBig, _) => {
                 let file = OpenOptions::new().write(true).open(&path).unwrap();
                 let middle = self.original().len() as u64 / 2;
                 file.write_all_at(b"!", middle).unwrap();
-                self.sync(&file)
+                self.sync_content(&file)
             }
             (Kind::Metadata, 1) => {
                 std::fs::set_permissions(&path, Permissions::from_mode(0o6711)).unwrap();
@@ -268,6 +271,15 @@ impl Subject {
         }
     }
 
+    /// One way or the other: what fdatasync(2) promises of the content is no less.
+    fn sync_content(&self, file: &File) -> bool {
+        if self.synced && self.id.is_multiple_of(2) {
+            file.sync_data().unwrap();
+            return true;
+        }
+        self.sync(file)
+    }
+
     fn sync(&self, file: &File) -> bool {
         if self.synced {
             file.sync_all().unwrap();
@@ -296,17 +308,22 @@ impl Subject {
             (Kind::RenameOver | Kind::AppendRename, 0) => whole(&path)
                 .and_then(|()| content(&self.named(root, "over"), &self.other(), b"", true))
                 .and_then(|()| old(&path)),
-            (Kind::RenameOver, _) => gone(&path).and_then(|()| whole(&self.named(root, "over"))),
+            (Kind::RenameOver, _) => self
+                .moved(root, exact)
+                .and_then(|()| whole(&self.named(root, "over"))),
             (Kind::AppendRename, 1) => grown(&path)
                 .and_then(|()| content(&self.named(root, "over"), &self.other(), b"", true)),
-            (Kind::AppendRename, _) => gone(&path).and_then(|()| grown(&self.named(root, "over"))),
+            (Kind::AppendRename, _) => self
+                .moved(root, exact)
+                .and_then(|()| grown(&self.named(root, "over"))),
             (Kind::Lchown, _) => {
                 let found = path.symlink_metadata().map_err(|e| e.to_string())?.uid();
                 same("owner", found, if step == 0 { 0 } else { 77 })
             }
             (Kind::RenameDir | Kind::RemoveDir, 0) => whole(&path.join("in")),
             (Kind::RenameDir, _) => {
-                gone(&path).and_then(|()| whole(&self.named(root, "to").join("in")))
+                let moved = self.named(root, "to").join("in");
+                self.moved(root, exact).and_then(|()| whole(&moved))
             }
             (Kind::RemoveDir, 1 | 3) => gone(&path.join("in")).and_then(|()| {
                 let found = path.symlink_metadata().map_err(|e| e.to_string())?;
@@ -338,10 +355,25 @@ impl Subject {
             }
             (Kind::Rename, 1) => {
                 let to = self.named(root, "to");
-                gone(&path).and_then(|()| whole(&to).and_then(|()| old(&to)))
+                self.moved(root, exact)
+                    .and_then(|()| whole(&to).and_then(|()| old(&to)))
             }
             (Kind::Unlink, 1) => gone(&path),
             _ => whole(&path).and_then(|()| old(&path)),
+        }
+    }
+
+    /// The old name is free.
+    fn moved(&self, root: &Path, exact: bool) -> Verdict {
+        let path = self.path(root);
+        match gone(&path) {
+            Err(_) if self.both_names && !exact && path.is_file() => {
+                content(&path, &self.original(), b"", true)
+            }
+            Err(_) if self.both_names && !exact => {
+                content(&path.join("in"), &self.original(), b"", true)
+            }
+            other => other,
         }
     }
 

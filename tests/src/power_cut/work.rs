@@ -92,6 +92,7 @@ pub fn run(
             },
             id,
             synced: luck.chance(30),
+            both_names: base.kind == "btrfs",
         })
         .collect();
     for folder in ["upper", "work", "lower"] {

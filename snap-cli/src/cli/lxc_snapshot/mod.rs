@@ -126,6 +126,7 @@ fn context(words: &[OsString]) -> Result<Context> {
         session: Session {
             who: who.join(" "),
             patience: Duration::from_secs(config.wait.min(24 * 3600)),
+            mounts: config.mounts,
         },
         config,
     })

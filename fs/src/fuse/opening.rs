@@ -1,0 +1,174 @@
+//! The requests that open and close files.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use fuser::{
+    BackingId, FileHandle as Fh, FopenFlags, INodeNo, OpenFlags, ReplyCreate, ReplyOpen, Request,
+};
+
+use super::adapter::{Adapter, GENERATION};
+use super::convert::{attr, caller, errno, how, maps, name_of};
+use super::passthrough::{Answer, Opening, Register};
+use super::policy::Asked;
+use crate::error::{Errno, Error, Result};
+use crate::inode::Inode;
+use crate::overlay::{Attr, FileHandle, Op, OpenHow};
+
+/// An open that counts.
+struct Opened {
+    handle: Arc<FileHandle>,
+    flags: FopenFlags,
+    backing: Option<Arc<BackingId>>,
+}
+
+impl Adapter {
+    pub(super) fn open_file(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        flags: OpenFlags,
+        reply: ReplyOpen,
+    ) {
+        let (how, direct) = how(flags);
+        let done = self.run("open", ino, None, |op| {
+            let inode = op.inode(ino.0)?;
+            // Whoever has it open under its old number keeps what it had; nobody else comes by that.
+            if self.overlay.inodes().number(&inode) != ino.0 {
+                return Err(Error::Errno(Errno::STALE));
+            }
+            let known = |turn| self.passing.is_kept(ino.0, turn);
+            let handle = op.open_unless(caller(req, 0), &inode, how, known)?;
+            let register: Register<'_> = &|fd| reply.open_backing(fd);
+            self.count_open(op, (ino, flags, direct), &inode, handle, register)
+        });
+        match done {
+            Ok(opened) => {
+                let fh = Fh(self.files.insert(opened.handle));
+                match opened.backing {
+                    Some(backing) => reply.opened_passthrough(fh, opened.flags, &backing),
+                    None => reply.opened(fh, opened.flags),
+                }
+            }
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    pub(super) fn create_file(
+        &self,
+        req: &Request,
+        (parent, name): (INodeNo, &std::ffi::OsStr),
+        (mode, umask): (u32, u32),
+        flags: OpenFlags,
+        reply: ReplyCreate,
+    ) {
+        let (how, direct) = how(flags);
+        let done = self.run("create", parent, Some(name), |op| {
+            let who = caller(req, umask);
+            let parent = op.inode(parent.0)?;
+            let (inode, handle) = op.create(who, &parent, &name_of(name)?, mode, how)?;
+            let found = op
+                .attr(&inode)
+                .inspect_err(|_| self.overlay.close(&handle))?;
+            let register: Register<'_> = &|fd| reply.open_backing(fd);
+            let ino = INodeNo(inode.ino());
+            let opened = self.count_open(op, (ino, flags, direct), &inode, handle, register)?;
+            Ok((inode, opened, found))
+        });
+        match done {
+            Ok((inode, opened, found)) => {
+                self.created(&inode, opened, &found, reply);
+            }
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn created(&self, inode: &Arc<Inode>, opened: Opened, found: &Attr, reply: ReplyCreate) {
+        let fh = Fh(self.files.insert(opened.handle));
+        self.overlay.inodes().remember(inode);
+        // The file is empty: whatever makes it worth mapping has the kernel ask for its attributes again.
+        let (keep, found) = (&self.keep, attr(found));
+        match opened.backing {
+            Some(id) => reply.created_passthrough(keep, &found, GENERATION, fh, opened.flags, &id),
+            None => reply.created(keep, &found, GENERATION, fh, opened.flags),
+        }
+    }
+
+    /// Decides how an open file is read and written.
+    fn count_open(
+        &self,
+        op: &Op<'_>,
+        (ino, flags, direct): (INodeNo, OpenFlags, bool),
+        inode: &Arc<Inode>,
+        handle: Arc<FileHandle>,
+        register: Register<'_>,
+    ) -> Result<Opened> {
+        let close = |_: &Error| self.overlay.close(&handle);
+        let asked = self.asked(op, &handle, direct).inspect_err(close)?;
+        let content = handle.opened();
+        let present = inode.data_turn();
+        let answer = self.passing.open(
+            &Opening {
+                ino: ino.0,
+                asked,
+                maps: maps(flags),
+                turn: present,
+                // One that has moved meanwhile is not registered for what it is not.
+                content: content
+                    .as_ref()
+                    .filter(|(_, turn)| *turn == present)
+                    .map(|(fd, _)| fd.as_fd()),
+            },
+            register,
+        );
+        let (flags, backing) = match answer {
+            Answer::Served(flags) => (flags, None),
+            Answer::Passed(flags, id) => (flags, Some(id)),
+            Answer::Renew => {
+                self.overlay.close(&handle);
+                self.overlay.inodes().renew(inode, ino.0);
+                return Err(Error::Errno(Errno::STALE));
+            }
+        };
+        Ok(Opened {
+            handle,
+            flags,
+            backing,
+        })
+    }
+
+    /// What the decision depends on, as far as it does.
+    fn asked(&self, op: &Op<'_>, handle: &FileHandle, direct: bool) -> Result<Asked> {
+        let policy = self.passing.policy();
+        let OpenHow { write, .. } = handle.how();
+        let mut asked = Asked {
+            upper: false,
+            write,
+            program: false,
+            privileged: false,
+            direct,
+        };
+        if !policy.any() {
+            return Ok(asked);
+        }
+        asked.upper = op.content_is_up(handle)?;
+        match handle.opened() {
+            Some((fd, _)) => {
+                let passes = policy.upper && asked.upper;
+                asked.program =
+                    !write && !passes && policy.programs && op.is_program(handle, &fd)?;
+                asked.privileged = write && passes && op.is_privileged(&fd)?;
+            }
+            // Its backing file is known, so it was found to be one that is passed through.
+            None => asked.program = true,
+        }
+        Ok(asked)
+    }
+
+    pub(super) fn release_file(&self, ino: INodeNo, fh: Fh) {
+        self.passing.release(ino.0);
+        if let Some(handle) = self.files.remove(fh.0) {
+            self.overlay.close(&handle);
+        }
+    }
+}
