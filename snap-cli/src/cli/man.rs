@@ -84,7 +84,7 @@ const CONFIGURATION: Section = (
         ),
         (
             "passthrough = \"auto\"",
-            "Which files of a container the kernel reads and writes by itself: `read`: programs and libraries, for reading, which is what `auto` means; `all`: those that were written to as well, and then no snapshot is taken while one is open for writing; `off`. It counts from the next mount.",
+            "Which files of a container the kernel reads and writes by itself: `read`: programs and libraries of the layers below, for reading, which is what `auto` means; `all`: those that were written to as well, and then no snapshot is taken while one is open for writing; `off`. It counts from the next mount.",
         ),
         (
             "coherence = \"posix\"",

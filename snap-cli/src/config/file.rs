@@ -289,6 +289,8 @@ mod tests {
                     "hooks" | "prune" => continue,
                     "store" | "lxcpath" | "dir" => "\"/x\"",
                     "color" => "\"never\"",
+                    "passthrough" => "\"all\"",
+                    "coherence" => "\"overlay\"",
                     "keep_within" => "\"2w\"",
                     "keep_tag" => "[\"release\"]",
                     _ => "9",
@@ -298,6 +300,8 @@ mod tests {
         }
         let settings: Settings = toml::from_str(&text).unwrap();
         assert_eq!(settings.depth_limit, Some(9));
+        assert_eq!(settings.passthrough, Some(Passthrough::All));
+        assert_eq!(settings.coherence, Some(Coherence::Overlay));
         assert_eq!(settings.hooks.timeout, Some(9));
         assert_eq!(settings.prune.keep_yearly, Some(9));
     }
