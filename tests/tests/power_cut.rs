@@ -9,8 +9,10 @@ use cowl_tests::power_cut::judge::{Findings, cut_often};
 use cowl_tests::power_cut::work::{self, Base};
 use cowl_tests::scratch::Scratch;
 
-/// A cut can be made at any of some thousand moments of a run.
-const CUTS_A_RUN: u64 = 50;
+/// A cut can be made at any of some thousand moments of a run. There are two runs at least.
+fn cuts_a_run(cuts: u64) -> u64 {
+    (cuts / 2).clamp(1, 50)
+}
 
 fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().unwrap())
@@ -21,12 +23,15 @@ fn cuts(base: &Base, cuts: u64, durable: bool) -> Findings {
     let subjects = usize::try_from(number("COWL_SUBJECTS", 200)).unwrap();
     let first = number("COWL_SEED", 1);
     let mut all = Findings::default();
-    for (run, start) in (0..cuts).step_by(CUTS_A_RUN as usize).enumerate() {
+    let most = cuts_a_run(cuts);
+    let mut start = 0;
+    while start < cuts {
         let scratch = Scratch::new_in(Path::new("/dev/shm"), "power-cut");
         let before = scratch.join("before.image");
-        let seed = first + run as u64;
+        let seed = first + start / most;
         let (past, log) = work::run(&scratch, base, seed, subjects, &before);
-        let now = CUTS_A_RUN.min(cuts - start);
+        let now = most.min(cuts - start);
+        start += now;
         let found = cut_often(&scratch, base, (&past, &log), &before, (now, seed, durable));
         eprintln!(
             "seed {seed}: {} requests of the disk, {now} cuts, {} with losses",

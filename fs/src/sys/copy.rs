@@ -11,6 +11,10 @@ use crate::sys::fault;
 /// One step of a copy, in bytes; between two steps others get their turn.
 const STEP: usize = 4 << 20;
 
+/// Up to here a file without holes is read and written in one step: copy_file_range goes through a pipe,
+/// and looking for holes takes two calls.
+const SMALL: u64 = 64 << 10;
+
 /// How the content of a file was copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Copied {
@@ -29,6 +33,12 @@ pub fn copy_data(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, len: u64) -> Result<C
     }
     if rustix::fs::ioctl_ficlone(dst, src).is_ok() {
         return Ok(Copied::Shared);
+    }
+    if len <= SMALL && super::stat::stat_fd(src)?.blocks * 512 >= len {
+        if read_write(src, dst, 0, len)? < len {
+            rustix::fs::ftruncate(dst, len)?;
+        }
+        return Ok(Copied::Written);
     }
     rustix::fs::ftruncate(dst, len)?;
     let mut at = 0;
@@ -72,7 +82,7 @@ fn copy_range(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, start: u64, end: u64) ->
             Ok(_) => {}
             Err(Errno::INTR) => {}
             Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                return read_write(src, dst, from, end);
+                return read_write(src, dst, from, end).map(drop);
             }
             Err(error) => return Err(error.into()),
         }
@@ -80,8 +90,11 @@ fn copy_range(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, start: u64, end: u64) ->
     Ok(())
 }
 
-fn read_write(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, start: u64, end: u64) -> Result<()> {
-    let mut buffer = vec![0_u8; 256 << 10];
+/// Returns how far there was something to copy: what is gone when the file got shorter under us reads as
+/// zero, as a hole.
+fn read_write(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, start: u64, end: u64) -> Result<u64> {
+    let most = usize::try_from(end - start).unwrap_or(usize::MAX);
+    let mut buffer = vec![0_u8; most.min(256 << 10)];
     let mut at = start;
     while at < end {
         let want = usize::try_from(end - at)
@@ -90,12 +103,12 @@ fn read_write(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, start: u64, end: u64) ->
         let part = buffer.get_mut(..want).unwrap_or_default();
         let got = rustix::io::retry_on_intr(|| rustix::io::pread(src, &mut *part, at))?;
         if got == 0 {
-            return Ok(());
+            break;
         }
         write_all(dst, part.get(..got).unwrap_or_default(), at)?;
         at += got as u64;
     }
-    Ok(())
+    Ok(at)
 }
 
 /// Writes all of `data` at `at`.
@@ -124,4 +137,47 @@ pub fn sync(fd: impl AsFd, data_only: bool) -> Result<()> {
         rustix::fs::fsync(fd)
     };
     Ok(done?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    use super::*;
+
+    /// Bytes around every size at which the way changes, and holes, arrive as they were.
+    #[test]
+    fn every_size_is_copied_whole_and_holes_stay() {
+        for len in [0, 1, 4096, SMALL - 1, SMALL, SMALL + 1, 9 << 20] {
+            let (src, dst) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+            let data: Vec<u8> = (0..len).map(|at| (at % 251) as u8 + 1).collect();
+            src.write_all_at(&data, 0).unwrap();
+            copy_data(src.as_fd(), dst.as_fd(), len).unwrap();
+            let mut found = vec![0; data.len()];
+            assert_eq!(dst.metadata().unwrap().len(), len);
+            dst.read_exact_at(&mut found, 0).unwrap();
+            assert!(found == data, "{len} bytes");
+        }
+        for len in [SMALL, 1 << 20] {
+            let (src, dst) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+            src.set_len(len).unwrap();
+            src.write_all_at(b"end", len - 3).unwrap();
+            copy_data(src.as_fd(), dst.as_fd(), len).unwrap();
+            let mut found = vec![1; usize::try_from(len).unwrap()];
+            dst.read_exact_at(&mut found, 0).unwrap();
+            assert!(found.ends_with(b"\0end"));
+            assert!(dst.metadata().unwrap().blocks() * 512 < len, "{len} bytes");
+        }
+    }
+
+    /// What is not there any more reads as zero.
+    #[test]
+    fn a_file_that_got_shorter_is_copied_to_its_old_size() {
+        let (src, dst) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        src.write_all_at(&[7; 4096], 0).unwrap();
+        copy_data(src.as_fd(), dst.as_fd(), 4099).unwrap();
+        let mut found = [1; 4099];
+        dst.read_exact_at(&mut found, 0).unwrap();
+        assert_eq!((found[4095], found[4096], found[4098]), (7, 0, 0));
+    }
 }
