@@ -21,7 +21,7 @@ const FILES_IN_A_FOLDER: usize = 1000;
 /// a machine with 8 GiB.
 const HELD: usize = 50_000;
 /// What one object that the kernel knows may cost the daemon, and what may stay of it when it is forgotten.
-const BYTES_PER_INODE: usize = 640;
+const BYTES_PER_INODE: usize = 300;
 const BYTES_LEFT: usize = 150;
 
 /// The daemon's memory that is really there, in bytes.

@@ -295,9 +295,8 @@ impl Filesystem for Adapter {
         let _turn = self.turn(Opcode::Unlink);
         let done = self.run("unlink", parent, Some(name), |op| {
             let parent = op.inode(parent.0)?;
-            op.unlink(&parent, &name_of(name)?)?;
-            parent.lost_name();
-            Ok(())
+            op.unlink(&parent, &name_of(name)?)
+                .inspect(|()| parent.lost_name())
         });
         empty(done, reply);
     }
@@ -306,9 +305,8 @@ impl Filesystem for Adapter {
         let _turn = self.turn(Opcode::Rmdir);
         let done = self.run("rmdir", parent, Some(name), |op| {
             let parent = op.inode(parent.0)?;
-            op.rmdir(&parent, &name_of(name)?)?;
-            parent.lost_name();
-            Ok(())
+            op.rmdir(&parent, &name_of(name)?)
+                .inspect(|()| parent.lost_name())
         });
         empty(done, reply);
     }
