@@ -177,7 +177,7 @@ impl Op<'_> {
         let data = file.data_loc().open_read()?;
         let waited_for = !self.volatile();
         let (from, to) = (data.as_fd(), target.as_fd());
-        let copied = sys::copy::copy_data(from, to, before.size, waited_for)?;
+        let copied = sys::copy::copy_content(from, to, before.size, waited_for)?;
         if let Some(value) = capability {
             sys::xattr::set(target.as_fd(), CAPABILITY, &value)?;
         }

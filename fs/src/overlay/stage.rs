@@ -62,7 +62,7 @@ impl Op<'_> {
                         _ => file.data_loc().open_read()?,
                     };
                     let (from, to, waited_for) = (data.as_fd(), new.as_fd(), !self.volatile());
-                    copied = Some(sys::copy::copy_data(from, to, stat.size, waited_for)?);
+                    copied = Some(sys::copy::copy_content(from, to, stat.size, waited_for)?);
                 }
                 Ok(new)
             }

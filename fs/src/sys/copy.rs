@@ -25,9 +25,14 @@ pub enum Copied {
 }
 
 /// Copies the first `len` bytes of `src` over the empty file `dst`, and makes `dst` that long.
-/// `src` must not change meanwhile. With `waited_for` the disk is given each step as soon as it is copied, for
+/// `src` must not change meanwhile.
+pub fn copy_data(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, len: u64) -> Result<()> {
+    copy_content(src, dst, len, false).map(drop)
+}
+
+/// The same, and says how. With `waited_for` the disk is given each step as soon as it is copied, for
 /// somebody will wait for all of it.
-pub fn copy_data(
+pub fn copy_content(
     src: BorrowedFd<'_>,
     dst: BorrowedFd<'_>,
     len: u64,
@@ -166,7 +171,7 @@ mod tests {
             let (src, dst) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
             let data: Vec<u8> = (0..len).map(|at| (at % 251) as u8 + 1).collect();
             src.write_all_at(&data, 0).unwrap();
-            copy_data(src.as_fd(), dst.as_fd(), len, true).unwrap();
+            copy_content(src.as_fd(), dst.as_fd(), len, true).unwrap();
             let mut found = vec![0; data.len()];
             assert_eq!(dst.metadata().unwrap().len(), len);
             dst.read_exact_at(&mut found, 0).unwrap();
@@ -176,7 +181,7 @@ mod tests {
             let (src, dst) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
             src.set_len(len).unwrap();
             src.write_all_at(b"end", len - 3).unwrap();
-            copy_data(src.as_fd(), dst.as_fd(), len, true).unwrap();
+            copy_content(src.as_fd(), dst.as_fd(), len, true).unwrap();
             let mut found = vec![1; usize::try_from(len).unwrap()];
             dst.read_exact_at(&mut found, 0).unwrap();
             assert!(found.ends_with(b"\0end"));
@@ -189,7 +194,7 @@ mod tests {
     fn a_file_that_got_shorter_is_copied_to_its_old_size() {
         let (src, dst) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         src.write_all_at(&[7; 4096], 0).unwrap();
-        copy_data(src.as_fd(), dst.as_fd(), 4099, false).unwrap();
+        copy_data(src.as_fd(), dst.as_fd(), 4099).unwrap();
         let mut found = [1; 4099];
         dst.read_exact_at(&mut found, 0).unwrap();
         assert_eq!((found[4095], found[4096], found[4098]), (7, 0, 0));
