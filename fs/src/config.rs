@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::format::XattrSpace;
 use crate::overlay::Behaviour;
+pub use crate::overlay::{Coherence, Passthrough, name_of, named};
 use crate::sys::mount::MountOptions;
 
 /// How long the kernel may keep names and attributes: everything changes through the mount, so for as
@@ -14,57 +15,6 @@ pub const KEEP: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How long a thread looks out for the next request: a program that waits for one answer after the other
 /// sends it within this time.
 pub const LOOKOUT: Duration = Duration::from_micros(30);
-
-/// Which files the kernel reads and writes by itself, without asking the daemon.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Passthrough {
-    /// Those that it can, as long as nobody can take a snapshot of the mount; else as [`Self::Read`].
-    #[default]
-    Auto,
-    /// Files in the upper, and programs and libraries wherever they are.
-    All,
-    /// Programs and libraries, for reading.
-    Read,
-    /// None.
-    Off,
-}
-
-impl Passthrough {
-    /// All of them, by the names that options give them.
-    pub const NAMES: [(&str, Self); 4] = [
-        ("auto", Self::Auto),
-        ("all", Self::All),
-        ("read", Self::Read),
-        ("off", Self::Off),
-    ];
-}
-
-/// What a descriptor of a lower file shows that was opened before the file was written to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Coherence {
-    /// What was written, as on a plain folder; of programs and libraries what was.
-    #[default]
-    Posix,
-    /// What was, as on overlayfs of the kernel. Then the kernel reads all lower files by itself.
-    Overlay,
-}
-
-impl Coherence {
-    /// Both, by the names that options give them.
-    pub const NAMES: [(&str, Self); 2] = [("posix", Self::Posix), ("overlay", Self::Overlay)];
-}
-
-/// What an option's value names.
-pub fn named<T: Copy>(names: &[(&str, T)], value: &str) -> Option<T> {
-    let found = names.iter().find(|(name, _)| *name == value);
-    found.map(|(_, what)| *what)
-}
-
-/// The name that options give something.
-pub fn name_of<T: PartialEq>(names: &[(&'static str, T)], what: &T) -> &'static str {
-    let found = names.iter().find(|(_, known)| known == what);
-    found.map_or("", |(name, _)| name)
-}
 
 /// A mount.
 #[derive(Clone, Debug)]

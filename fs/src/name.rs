@@ -1,8 +1,11 @@
 //! One file name: bytes, never text.
 
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::ops::Deref;
-use std::sync::Arc;
+
+use triomphe::ThinArc;
 
 use crate::error::{Errno, Error, Result};
 
@@ -10,8 +13,10 @@ use crate::error::{Errno, Error, Result};
 pub const NAME_MAX: usize = 255;
 
 /// One component of a path: 1 to 255 bytes without `/` and NUL, neither `.` nor `..`. Copies share them.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Name(Arc<[u8]>);
+///
+/// One word wide, because millions of them are held.
+#[derive(Clone)]
+pub struct Name(ThinArc<(), u8>);
 
 impl Name {
     /// Checks and takes a name. ENAMETOOLONG above 255 bytes; EINVAL for what is no name.
@@ -28,17 +33,18 @@ impl Name {
         {
             return Err(Error::Errno(Errno::INVAL));
         }
-        Ok(Self(bytes.into()))
+        Ok(Self(ThinArc::from_header_and_slice((), bytes)))
     }
 
     /// `.` and `..`, which only listings have.
     pub(crate) fn dots(number: usize) -> Self {
-        Self(Arc::from(&b".."[..number.min(2)]))
+        let dots = b"..".get(..number).unwrap_or(b"..");
+        Self(ThinArc::from_header_and_slice((), dots))
     }
 
     /// The bytes of the name.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        &self.0.slice
     }
 }
 
@@ -46,31 +52,58 @@ impl Deref for Name {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0
+        self.as_bytes()
     }
 }
 
 impl AsRef<[u8]> for Name {
     fn as_ref(&self) -> &[u8] {
-        &self.0
+        self.as_bytes()
     }
 }
 
 impl std::borrow::Borrow<[u8]> for Name {
     fn borrow(&self) -> &[u8] {
-        &self.0
+        self.as_bytes()
+    }
+}
+
+impl PartialEq for Name {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for Name {}
+
+impl PartialOrd for Name {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Name {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.as_bytes().cmp(other.as_bytes())
+    }
+}
+
+impl Hash for Name {
+    /// As the bytes alone, by which maps are asked too.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_bytes().hash(state);
     }
 }
 
 impl fmt::Debug for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "\"{}\"", self.0.escape_ascii())
+        write!(f, "\"{}\"", self.as_bytes().escape_ascii())
     }
 }
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.escape_ascii().fmt(f)
+        self.as_bytes().escape_ascii().fmt(f)
     }
 }
 

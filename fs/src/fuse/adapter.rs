@@ -117,15 +117,6 @@ impl Adapter {
             Err(error) => reply.error(errno(error)),
         }
     }
-
-    /// How long the kernel may keep attributes of the object that it knows by this number.
-    pub(super) fn keep_attr(&self, ino: u64) -> Duration {
-        if self.passing.is_unsure(ino) {
-            Duration::ZERO
-        } else {
-            self.keep
-        }
-    }
 }
 
 impl Filesystem for Adapter {

@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use fuser::{
     BackingId, FileHandle as Fh, FopenFlags, INodeNo, OpenFlags, ReplyCreate, ReplyOpen, Request,
@@ -126,7 +127,7 @@ impl Adapter {
             Answer::Passed(flags, id) => (flags, Some(id)),
             Answer::Renew => {
                 self.overlay.close(&handle);
-                self.overlay.inodes().renew(inode, ino.0);
+                self.renew(inode, ino);
                 return Err(Error::Errno(Errno::STALE));
             }
         };
@@ -169,6 +170,31 @@ impl Adapter {
         self.passing.release(ino.0);
         if let Some(handle) = self.files.remove(fh.0) {
             self.overlay.close(&handle);
+        }
+    }
+
+    /// How long the kernel may keep attributes of the object that it knows by this number.
+    pub(super) fn keep_attr(&self, ino: u64) -> Duration {
+        if self.passing.is_unsure(ino) {
+            Duration::ZERO
+        } else {
+            self.keep
+        }
+    }
+
+    /// Whoever has the object open goes on under the old number; what the kernel keeps of its attributes there
+    /// is asked for again.
+    fn renew(&self, inode: &Arc<Inode>, old: INodeNo) {
+        self.overlay.inodes().renew(inode, old.0);
+        let Some(notifier) = self.notifier.get() else {
+            return;
+        };
+        // An offset below nothing: attributes alone, for which nothing is waited for.
+        match notifier.inval_inode(old, -1, 0) {
+            // The kernel does not know it any more.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => log::warn!("attributes of {old} may be out of date: {error}"),
+            Ok(()) => {}
         }
     }
 }

@@ -246,14 +246,21 @@ impl Passing {
         // the program that will write may not have it.
         match sys::creds::without_setid(|| Ok(register(content.as_fd()))) {
             Ok(Ok(id)) => Some(Arc::new(id)),
-            Ok(Err(error)) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
-                log::info!("files of device {dev} are not passed through: it lies on another");
-                refused.push(dev);
-                None
-            }
             Ok(Err(error)) => {
-                log::info!("nothing is passed through: {error}");
-                self.refused.store(true, Ordering::Relaxed);
+                match Errno::from_io_error(&error) {
+                    Some(Errno::LOOP) => {
+                        log::info!(
+                            "device {dev} lies on another: its files are not passed through"
+                        );
+                        refused.push(dev);
+                    }
+                    Some(Errno::PERM | Errno::NOTTY | Errno::OPNOTSUPP | Errno::INVAL) => {
+                        log::info!("nothing is passed through: {error}");
+                        self.refused.store(true, Ordering::Relaxed);
+                    }
+                    // Out of memory, say: the next one may be taken.
+                    _ => log::debug!("a file is not passed through: {error}"),
+                }
                 None
             }
             Err(error) => {

@@ -2,14 +2,14 @@
 //! fs/fuse/passthrough.c, tried on Linux 6.18): while any open of an inode is passed through, all others
 //! must be too, with the same backing file; while any is not, none can be.
 
-use crate::config::{Coherence, Passthrough};
+use crate::overlay::{Coherence, Passthrough};
 
 /// What a mount passes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Policy {
     /// Files in the upper, for reading and for writing.
     pub(super) upper: bool,
-    /// Programs and libraries, for reading.
+    /// Programs and libraries in lowers, for reading.
     pub(super) programs: bool,
     /// All files of lowers, for reading.
     pub(super) lowers: bool,
@@ -93,8 +93,9 @@ pub(super) fn decide(policy: Policy, asked: Asked, state: State) -> Verdict {
     } else {
         Verdict::Cached
     };
-    let reads =
-        !asked.write && ((policy.programs && asked.program) || (policy.lowers && !asked.upper));
+    // What lies in the upper may be written at any time without a copy-up: its readers are to be no reason
+    // for another number.
+    let reads = !asked.write && !asked.upper && (policy.lowers || policy.programs && asked.program);
     let wanted = if policy.upper && asked.upper {
         if asked.write && asked.privileged {
             Verdict::PassMappings
@@ -177,19 +178,19 @@ mod tests {
                 Auto,
                 Posix,
                 true,
-                [Cached, Pass, Cached, Cached, Cached, Direct, Pass],
+                [Cached, Pass, Cached, Cached, Cached, Direct, Cached],
             ),
             (
                 Auto,
                 Overlay,
                 true,
-                [Pass, Pass, Cached, Cached, Cached, Pass, Pass],
+                [Pass, Pass, Cached, Cached, Cached, Pass, Cached],
             ),
             (
                 Read,
                 Posix,
                 false,
-                [Cached, Pass, Cached, Cached, Cached, Direct, Pass],
+                [Cached, Pass, Cached, Cached, Cached, Direct, Cached],
             ),
             (
                 All,

@@ -10,8 +10,7 @@ use fuser::{Session, SessionACL};
 
 use super::adapter::Adapter;
 use super::turn::Lookout;
-use crate::config::{Coherence, Passthrough};
-use crate::overlay::Overlay;
+use crate::overlay::{Coherence, Overlay, Passthrough};
 use crate::requests::Requests;
 use crate::sys::mount::{self, MountOptions, PreparedMount};
 

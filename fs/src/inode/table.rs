@@ -377,6 +377,6 @@ mod tests {
     #[test]
     fn what_is_kept_of_an_object_is_small() {
         assert_eq!(size_of::<Entry>(), 16);
-        assert!(size_of::<Inode>() <= 168, "{}", size_of::<Inode>());
+        assert!(size_of::<Inode>() <= 152, "{}", size_of::<Inode>());
     }
 }

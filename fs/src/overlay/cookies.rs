@@ -66,12 +66,16 @@ impl Position {
     }
 }
 
+type Hash = Box<dyn Fn(&[u8]) -> u64 + Send + Sync>;
+/// By folder and hash.
+type Met = HashMap<u64, HashMap<u32, Vec<Name>>>;
+
 /// How names are hashed, and the names that met.
 pub(super) struct Cookies {
-    hash: Box<dyn Fn(&[u8]) -> u64 + Send + Sync>,
-    /// By folder and hash, the names that were there together. A name's place in its list is its rank; it
+    hash: Hash,
+    /// The names that were there together. A name's place in its list is its rank; it
     /// keeps it, because somebody may hold a position that says so. Few: of n names about n²/2³² meet.
-    met: Mutex<HashMap<u64, HashMap<u32, Vec<Name>>>>,
+    met: Mutex<Met>,
 }
 
 impl std::fmt::Debug for Cookies {

@@ -5,6 +5,7 @@
 //! [`Overlay::push_layer`] waits for all of them.
 
 mod attr;
+mod choices;
 mod cookies;
 mod copy_up;
 mod create;
@@ -45,6 +46,7 @@ use crate::sys::stat::FileKind;
 use crate::view::View;
 
 pub use attr::{Attr, SetAttr};
+pub use choices::{Coherence, Passthrough, name_of, named};
 pub use cookies::END;
 pub use files::{FileHandle, OpenHow, Writer};
 pub use push::PushError;

@@ -263,6 +263,7 @@ impl Bench<'_> {
                 if let Some(first) = first {
                     first(place)?;
                 }
+                self.settle(&mounted.place)?;
                 work
             }
             What::Cold(work) => {
@@ -288,6 +289,16 @@ impl Bench<'_> {
             for layer in layers {
                 load::walk(&folder.join(layer), 1)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Nothing waits to be written, of what was made ready and of what the one before left: whoever came next
+    /// would pay for it with his first fsync.
+    fn settle(&self, mounted: &Path) -> Result<()> {
+        for place in [mounted, &self.ground.path()] {
+            let folder = std::fs::File::open(place)?;
+            rustix::fs::syncfs(folder).map_err(std::io::Error::from)?;
         }
         Ok(())
     }

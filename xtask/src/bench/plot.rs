@@ -58,7 +58,7 @@ fn draw_lines(lines: &[&Line], names: &[&str], title: &str) -> Drawn<String> {
         let mut chart = ChartBuilder::on(&area)
             .margin_right(60)
             .x_label_area_size(30)
-            .y_label_area_size(170)
+            .y_label_area_size(210)
             .build_cartesian_2d((RANGE[0]..RANGE[1]).log_scale(), 0.0..rows)?;
         chart
             .configure_mesh()
@@ -73,12 +73,9 @@ fn draw_lines(lines: &[&Line], names: &[&str], title: &str) -> Drawn<String> {
             // The first row stands on top.
             let top = rows - f64::from(row) * at as f64 - f64::from(GAP) / 2.0;
             let middle = top - f64::from(bars * BAR) / 2.0;
-            text(
-                &area,
-                chart.backend_coord(&(RANGE[0], middle)),
-                &line.name,
-                (13, HPos::Right),
-            )?;
+            // Beside the figure of a bar that goes to the edge.
+            let (x, y) = chart.backend_coord(&(RANGE[0], middle));
+            text(&area, (x - 36, y), &line.name, (13, HPos::Right))?;
             for (bar, name) in names.iter().enumerate() {
                 let Some([median, ..]) = line.ratio(name) else {
                     continue;
