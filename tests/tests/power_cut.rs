@@ -1,10 +1,18 @@
 //! A power cut leaves no empty, half or mixed file over a good lower one, no rename half done, and all
 //! that was synced. `cargo xtask power-cut N` makes more cuts than the tests of every change.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test"
+)]
 
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use cowl_tests::command;
 use cowl_tests::conditions::{Need, can};
+use cowl_tests::mount::Overlay;
 use cowl_tests::power_cut::judge::{Findings, cut_often};
 use cowl_tests::power_cut::work::{self, Base};
 use cowl_tests::scratch::Scratch;
@@ -100,6 +108,55 @@ fn a_cut_loses_nothing_on_btrfs() {
     if possible("a_cut_loses_nothing_on_btrfs", "btrfs", "mkfs.btrfs") {
         nothing_is_lost("btrfs");
     }
+}
+
+/// fdatasync(2) of what overwrote a part of a lower file: the name leads to it from then on. The rename of the
+/// copy-up is nothing that ext4 commits for an fdatasync.
+#[test]
+fn what_fdatasync_wrote_has_its_name() {
+    if !possible("what_fdatasync_wrote_has_its_name", "ext4", "mkfs.ext4") {
+        return;
+    }
+    let scratch = Scratch::new_in(Path::new("/dev/shm"), "fdatasync");
+    let image = scratch.join("image");
+    let (place, after) = (scratch.make("base"), scratch.make("after"));
+    std::fs::File::create(&image)
+        .unwrap()
+        .set_len(64 << 20)
+        .unwrap();
+    let name = image.to_str().unwrap();
+    command::run("mkfs.ext4", ["-qF", name]).ok();
+    // No commit but those that are asked for.
+    let rare = Base {
+        options: "loop,commit=600".to_owned(),
+        ..base("ext4")
+    };
+    work::mount(&rare, name, &place);
+    for folder in ["lower", "upper", "work"] {
+        std::fs::create_dir(place.join(folder)).unwrap();
+    }
+    std::fs::write(place.join("lower/file"), [b'a'; 10_000]).unwrap();
+    command::run("sync", [Path::new("-f"), &place]).ok();
+    let overlay = Overlay::cowlfs(&work::stack(&place), &scratch.make("mount"), "");
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(overlay.path().join("file"))
+        .unwrap();
+    file.write_all_at(b"!", 5000).unwrap();
+    file.sync_data().unwrap();
+    // The power cut: the loop device has no cache of its own.
+    let cut = scratch.join("cut");
+    std::fs::copy(&image, &cut).unwrap();
+    drop(file);
+    overlay.unmount();
+    cowl_tests::mount::unmount_free(&place);
+    work::mount(&rare, cut.to_str().unwrap(), &after);
+    let found = std::fs::read(after.join("upper/file")).unwrap();
+    assert_eq!(
+        (found.len(), found[4999], found[5000]),
+        (10_000, b'a', b'!')
+    );
+    cowl_tests::mount::unmount_free(&after);
 }
 
 /// The other tests see losses where there are some.

@@ -175,7 +175,9 @@ impl Op<'_> {
         // Writing takes a file's capabilities away; only a user's writing may.
         let capability = sys::xattr::get(target.as_fd(), CAPABILITY)?;
         let data = file.data_loc().open_read()?;
-        let copied = sys::copy::copy_data(data.as_fd(), target.as_fd(), before.size)?;
+        let waited_for = !self.volatile();
+        let (from, to) = (data.as_fd(), target.as_fd());
+        let copied = sys::copy::copy_content(from, to, before.size, waited_for)?;
         if let Some(value) = capability {
             sys::xattr::set(target.as_fd(), CAPABILITY, &value)?;
         }

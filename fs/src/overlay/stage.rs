@@ -61,7 +61,8 @@ impl Op<'_> {
                         }
                         _ => file.data_loc().open_read()?,
                     };
-                    copied = Some(sys::copy::copy_data(data.as_fd(), new.as_fd(), stat.size)?);
+                    let (from, to, waited_for) = (data.as_fd(), new.as_fd(), !self.volatile());
+                    copied = Some(sys::copy::copy_content(from, to, stat.size, waited_for)?);
                 }
                 Ok(new)
             }

@@ -6,10 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::fs::SeekFrom;
 
 use crate::error::{Errno, Error, Result};
-use crate::sys::fault;
+use crate::sys::{fault, order};
 
 /// One step of a copy, in bytes; between two steps others get their turn.
-const STEP: usize = 4 << 20;
+const STEP: u64 = 4 << 20;
 
 /// Up to here a file without holes is read and written in one step: copy_file_range goes through a pipe,
 /// and looking for holes takes two calls.
@@ -26,7 +26,18 @@ pub enum Copied {
 
 /// Copies the first `len` bytes of `src` over the empty file `dst`, and makes `dst` that long.
 /// `src` must not change meanwhile.
-pub fn copy_data(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, len: u64) -> Result<Copied> {
+pub fn copy_data(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, len: u64) -> Result<()> {
+    copy_content(src, dst, len, false).map(drop)
+}
+
+/// The same, and says how. With `waited_for` the disk is given each step as soon as it is copied, for
+/// somebody will wait for all of it.
+pub fn copy_content(
+    src: BorrowedFd<'_>,
+    dst: BorrowedFd<'_>,
+    len: u64,
+    waited_for: bool,
+) -> Result<Copied> {
     fault::hit()?;
     if len == 0 {
         return Ok(Copied::Written);
@@ -46,7 +57,15 @@ pub fn copy_data(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, len: u64) -> Result<C
         let Some((start, end)) = next_data(src, at, len)? else {
             break;
         };
-        copy_range(src, dst, start, end)?;
+        let mut step = start;
+        while step < end {
+            let next = end.min(step + STEP);
+            copy_range(src, dst, step, next)?;
+            if waited_for && len > STEP {
+                order::begin_write_back(dst, step, next - step)?;
+            }
+            step = next;
+        }
         at = end;
     }
     Ok(Copied::Written)
@@ -75,7 +94,7 @@ fn next_data(src: BorrowedFd<'_>, at: u64, len: u64) -> Result<Option<(u64, u64)
 fn copy_range(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, start: u64, end: u64) -> Result<()> {
     let (mut from, mut to) = (start, start);
     while from < end {
-        let want = usize::try_from(end - from).unwrap_or(STEP).min(STEP);
+        let want = usize::try_from(end - from).unwrap_or(usize::MAX);
         match rustix::fs::copy_file_range(src, Some(&mut from), dst, Some(&mut to), want) {
             // The file got shorter under us: what is gone reads as zero, as a hole.
             Ok(0) => return Ok(()),
@@ -152,7 +171,7 @@ mod tests {
             let (src, dst) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
             let data: Vec<u8> = (0..len).map(|at| (at % 251) as u8 + 1).collect();
             src.write_all_at(&data, 0).unwrap();
-            copy_data(src.as_fd(), dst.as_fd(), len).unwrap();
+            copy_content(src.as_fd(), dst.as_fd(), len, true).unwrap();
             let mut found = vec![0; data.len()];
             assert_eq!(dst.metadata().unwrap().len(), len);
             dst.read_exact_at(&mut found, 0).unwrap();
@@ -162,7 +181,7 @@ mod tests {
             let (src, dst) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
             src.set_len(len).unwrap();
             src.write_all_at(b"end", len - 3).unwrap();
-            copy_data(src.as_fd(), dst.as_fd(), len).unwrap();
+            copy_content(src.as_fd(), dst.as_fd(), len, true).unwrap();
             let mut found = vec![1; usize::try_from(len).unwrap()];
             dst.read_exact_at(&mut found, 0).unwrap();
             assert!(found.ends_with(b"\0end"));

@@ -78,12 +78,20 @@ impl Order {
 /// set the size, in the journal. Neither a commit of that nor a flush of the disk's cache is asked for.
 fn write_back(file: BorrowedFd<'_>) -> Result<()> {
     fault::hit()?;
-    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
-        | libc::SYNC_FILE_RANGE_WRITE
-        | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    let wait = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    sync_range(file, 0, 0, wait | libc::SYNC_FILE_RANGE_WRITE)
+}
+
+/// Has the disk begin to write a part of a file. That promises nothing.
+pub(super) fn begin_write_back(file: BorrowedFd<'_>, at: u64, len: u64) -> Result<()> {
+    let range = |number| i64::try_from(number).map_err(|_| crate::error::Errno::FBIG);
+    sync_range(file, range(at)?, range(len)?, libc::SYNC_FILE_RANGE_WRITE)
+}
+
+fn sync_range(file: BorrowedFd<'_>, at: i64, len: i64, flags: libc::c_uint) -> Result<()> {
     loop {
         // SAFETY: the descriptor is open, and no memory is passed.
-        let done = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) };
+        let done = unsafe { libc::sync_file_range(file.as_raw_fd(), at, len, flags) };
         match nix::errno::Errno::result(done) {
             Ok(_) => return Ok(()),
             Err(nix::errno::Errno::EINTR) => {}
