@@ -80,7 +80,8 @@ fn open_to_write(path: &Path) -> File {
 fn text(file: &File) -> String {
     let mut buffer = vec![0; 1 << 16];
     let got = file.read_at(&mut buffer, 0).unwrap();
-    String::from_utf8_lossy(&buffer[..got]).into_owned()
+    buffer.truncate(got);
+    String::from_utf8(buffer).unwrap()
 }
 
 #[test]
@@ -412,7 +413,7 @@ fn a_snapshot_waits_for_writers_that_are_passed_through() {
     writer.write_all(b"two\n").unwrap();
     let refused = snapshot();
     assert_ne!(refused.code, 0);
-    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    let said = String::from_utf8(refused.stderr).unwrap();
     assert!(
         said.contains("1 file(s)") && said.contains("passthrough=read"),
         "{said}"

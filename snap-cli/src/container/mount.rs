@@ -179,13 +179,13 @@ impl Container<'_> {
                 Err(error) => return Err(daemon::told(&error)),
             };
             match self.who_is_in_the_way(state, dev, &pids)? {
-                Some(InTheWay { error, copies }) => {
-                    if tried == TRIES || (!copies && tried >= SURE_AFTER) {
-                        return Err(error);
-                    }
+                Some(InTheWay { error, copies })
+                    if tried == TRIES || (!copies && tried >= SURE_AFTER) =>
+                {
+                    return Err(error);
                 }
                 None if tried == TRIES => break,
-                None => {}
+                Some(_) | None => {}
             }
             std::thread::sleep(pause);
             if tried > SURE_AFTER {
