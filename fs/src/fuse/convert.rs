@@ -141,6 +141,11 @@ pub(super) fn maps(flags: OpenFlags) -> bool {
     flags.acc_mode() == OpenAccMode::O_RDWR
 }
 
+/// Whether each write is to be on the disk when it ends (O_SYNC has the bit of O_DSYNC in it).
+pub(super) fn syncs(flags: OpenFlags) -> bool {
+    flags.0 & libc::O_DSYNC != 0
+}
+
 pub(super) fn how(flags: OpenFlags) -> (OpenHow, bool) {
     let how = OpenHow {
         write: flags.acc_mode() != OpenAccMode::O_RDONLY,

@@ -9,7 +9,7 @@ use fuser::{
 };
 
 use super::adapter::{Adapter, GENERATION};
-use super::convert::{attr, caller, errno, how, maps, name_of};
+use super::convert::{attr, caller, errno, how, maps, name_of, syncs};
 use super::passthrough::{Answer, Opening, Register};
 use super::policy::Asked;
 use crate::error::{Errno, Error, Result};
@@ -108,6 +108,7 @@ impl Adapter {
         let asked = self.asked(op, &handle, direct).inspect_err(close)?;
         let content = handle.opened();
         let present = inode.data_turn();
+        let synced = asked.write && syncs(flags);
         let answer = self.passing.open(
             &Opening {
                 ino: ino.0,
@@ -131,6 +132,13 @@ impl Adapter {
                 return Err(Error::Errno(Errno::STALE));
             }
         };
+        if backing.is_some() && synced {
+            // The kernel syncs each write to the file below, and by that not the name of a fresh copy.
+            op.sync_name(&handle).inspect_err(|_| {
+                self.passing.release(ino.0);
+                self.overlay.close(&handle);
+            })?;
+        }
         Ok(Opened {
             handle,
             flags,

@@ -316,6 +316,14 @@ impl Op<'_> {
         Ok(())
     }
 
+    /// Writes the name of a fresh copy-up to the disk, unless that was done since.
+    pub fn sync_name(&self, handle: &FileHandle) -> Result<()> {
+        if handle.inode.has_unsynced_name() {
+            self.fsync(handle, false)?;
+        }
+        Ok(())
+    }
+
     /// Writes a folder's names to the disk.
     pub fn fsync_dir(&self, inode: &Inode) -> Result<()> {
         let dir = inode.dir()?;
