@@ -61,10 +61,25 @@ impl Store {
     /// What the manifest of a destroyed container says.
     pub fn deleted_manifest(&self, deleted: &Deleted) -> Result<Record<ContainerManifest>> {
         let path = deleted.dir.join("container.json");
-        self.container_at(&path)?.ok_or_else(|| {
-            Error::damaged(format!("the file {} is missing", path.display()))
-                .hint("if nobody wants that container back, `cowl gc --empty-trash` takes it away")
-        })
+        if let Some(record) = self.container_at(&path)? {
+            return Ok(record);
+        }
+        match std::fs::symlink_metadata(&deleted.dir) {
+            // Brought back, or taken away for good, since it was listed.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let id = deleted.id;
+                Err(
+                    Error::not_found(format!("{id} is not in the trash any more"))
+                        .hint("`cowl undelete --list` shows what is"),
+                )
+            }
+            Err(error) => Err(Error::at("look at", &deleted.dir, error)),
+            Ok(_) => Err(
+                Error::damaged(format!("the file {} is missing", path.display())).hint(
+                    "if nobody wants that container back, `cowl gc --empty-trash` takes it away",
+                ),
+            ),
+        }
     }
 
     /// Takes a container out of the store, to be kept until this second. Nobody may be using it.
