@@ -26,6 +26,8 @@ fn numbers(place: &Path) -> HashMap<u64, PathBuf> {
                 let linked = stat.nlink() > 1 && stat.is_file();
                 let (one, two) = (other.display(), entry.path());
                 assert!(linked, "{one} and {} have one number", two.display());
+                // Listings have no order that lasts; of two names one is told.
+                found.insert(stat.ino(), other.min(entry.path()));
             }
             if stat.is_dir() {
                 open.push(entry.path());
