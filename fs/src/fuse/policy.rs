@@ -97,13 +97,18 @@ pub(super) fn decide(policy: Policy, asked: Asked, state: State) -> Verdict {
     // for another number.
     let reads = !asked.write && !asked.upper && (policy.lowers || policy.programs && asked.program);
     let wanted = if policy.upper && asked.upper {
-        if asked.write && asked.privileged {
+        if asked.direct || (asked.write && asked.privileged) {
+            // A daemon takes O_DIRECT at any offset; the file system below may not.
             Verdict::PassMappings
         } else {
             Verdict::Pass
         }
     } else if reads {
-        Verdict::Pass
+        if asked.direct {
+            Verdict::PassMappings
+        } else {
+            Verdict::Pass
+        }
     } else {
         served
     };
@@ -196,7 +201,7 @@ mod tests {
                 All,
                 Overlay,
                 true,
-                [Pass, Pass, Pass, Pass, PassMappings, Pass, Pass],
+                [Pass, Pass, Pass, Pass, PassMappings, PassMappings, Pass],
             ),
             (
                 Off,
