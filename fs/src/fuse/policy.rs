@@ -189,7 +189,7 @@ mod tests {
                 Auto,
                 Overlay,
                 true,
-                [Pass, Pass, Cached, Cached, Cached, Pass, Cached],
+                [Pass, Pass, Cached, Cached, Cached, PassMappings, Cached],
             ),
             (
                 Read,
