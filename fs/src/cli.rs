@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use crate::config::{Coherence, Config, Passthrough, named};
+use crate::config::{Awake, Coherence, Config, Passthrough, named};
 use crate::format::XattrSpace;
 use crate::idmap::IdMap;
 
@@ -22,6 +22,7 @@ pub struct Args {
     /// (without the last two the mount is read-only), ro, nosuid, nodev, noexec, noatime, volatile, metacopy=on|off,
     /// userxattr, fuse_overlayfs (its .wh. names and attributes are marks too), uidmapping=DISK:SHOWN:COUNT, gidmapping=..., squash_to_root, squash_to_uid=N,
     /// squash_to_gid=N, static_nlink, noacl, timeout=SECONDS, lookout=MICROSECONDS, threaded=0|1,
+    /// awake=auto|on|off (whether idle CPUs are kept from sleeping while requests come in numbers; auto: on small virtual machines where they halt),
     /// passthrough=auto|all|read|off (which files the kernel reads and writes by itself: those of the upper, programs and libraries;
     /// programs and libraries alone; none), coherence=posix|overlay (old descriptors of a lower file see what is written
     /// to it, those of programs and libraries excepted; or none does, and the kernel reads all lower files by itself), fsname=NAME, subtype=NAME;
@@ -168,6 +169,10 @@ impl Build {
                 self.config.keep = keep.min(crate::config::KEEP);
             }
             "lookout" => self.config.lookout = Duration::from_micros(number()?.into()),
+            "awake" => {
+                self.config.awake = named(&Awake::NAMES, value)
+                    .ok_or_else(|| unknown_value(key, value, "auto, on, off"))?;
+            }
             "passthrough" => {
                 self.config.passthrough = named(&Passthrough::NAMES, value)
                     .ok_or_else(|| unknown_value(key, value, "auto, all, read, off"))?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::format::XattrSpace;
 use crate::overlay::Behaviour;
-pub use crate::overlay::{Coherence, Passthrough, name_of, named};
+pub use crate::overlay::{Awake, Coherence, Passthrough, name_of, named};
 use crate::sys::mount::MountOptions;
 
 /// How long the kernel may keep names and attributes: everything changes through the mount, so for as
@@ -35,12 +35,14 @@ pub struct Config {
     pub space: Option<XattrSpace>,
     /// Marks of fuse-overlayfs and of tar layers are read as well.
     pub foreign: bool,
-    /// Threads that serve requests; `None`: as many as CPUs, at least two.
+    /// Threads that serve requests; `None`: as many as CPUs, at least four, because disks hold them up.
     pub threads: Option<usize>,
     /// How long the kernel may keep names and attributes.
     pub keep: Duration,
     /// How long a thread that has answered a request looks out for the next one before it sleeps.
     pub lookout: Duration,
+    /// Whether idle CPUs are kept awake while requests come in numbers.
+    pub awake: Awake,
     /// Which files the kernel reads and writes by itself.
     pub passthrough: Passthrough,
     /// What old descriptors of lower files show.
@@ -80,6 +82,7 @@ impl Config {
             threads: None,
             keep: KEEP,
             lookout: LOOKOUT,
+            awake: Awake::default(),
             passthrough: Passthrough::default(),
             coherence: Coherence::default(),
             control: None,

@@ -7,7 +7,7 @@ use std::thread;
 
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::config::{Config, KEEP};
+use crate::config::{Awake, Config, KEEP};
 use crate::control::{self, Gauge, Place};
 use crate::error::Errno;
 use crate::format::XattrSpace;
@@ -70,7 +70,7 @@ pub fn serve(mut config: Config, ready: impl FnOnce()) -> Result<(), SetupError>
     let signals = block_signals();
     let threads = config.threads.unwrap_or_else(|| {
         let cpus = thread::available_parallelism().map_or(2, NonZeroUsize::get);
-        cpus.clamp(2, 16)
+        cpus.clamp(4, 16)
     });
     let requests = Arc::new(Requests::default());
     let serving = Serving {
@@ -78,6 +78,11 @@ pub fn serve(mut config: Config, ready: impl FnOnce()) -> Result<(), SetupError>
         keep: config.keep,
         keep_listings: config.keep >= KEEP,
         lookout: config.lookout,
+        awake: match config.awake {
+            Awake::Auto => sys::idle::is_small_guest_that_halts(),
+            Awake::On => true,
+            Awake::Off => false,
+        },
         requests: requests.clone(),
         passthrough: config.passthrough,
         coherence: config.coherence,

@@ -17,6 +17,7 @@ use fuser::{
 use super::convert::{
     attr, caller, device_from_protocol, errno, name_of, rename_flags, set_time, writer,
 };
+use super::crew::Crew;
 use super::handles::Handles;
 use super::passthrough::Passing;
 use super::policy::Policy;
@@ -49,11 +50,17 @@ pub(crate) struct Adapter {
     /// There once the session is.
     pub(super) notifier: Arc<OnceLock<Notifier>>,
     requests: Arc<Requests>,
+    crew: Arc<Crew>,
     lookout: Lookout,
 }
 
 impl Adapter {
-    pub(super) fn new(overlay: Arc<Overlay>, serving: &Serving, lookout: Lookout) -> Self {
+    pub(super) fn new(
+        overlay: Arc<Overlay>,
+        serving: &Serving,
+        crew: Arc<Crew>,
+        lookout: Lookout,
+    ) -> Self {
         let policy = if serving.may_pass {
             Policy::new(
                 serving.passthrough,
@@ -76,6 +83,7 @@ impl Adapter {
             keep_listings: serving.keep_listings,
             notifier: Arc::default(),
             requests: serving.requests.clone(),
+            crew,
             lookout,
         }
     }
@@ -83,7 +91,7 @@ impl Adapter {
     /// Begins a request; what this returns is dropped after the reply.
     fn turn(&self, opcode: Opcode) -> Turn<'_> {
         self.requests.count(opcode);
-        Turn(&self.lookout)
+        Turn::begin(&self.crew, &self.lookout)
     }
 
     /// Runs one operation; an error that speaks of a damaged layer or of the machine is logged once,
@@ -166,7 +174,8 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
-        let _turn = self.turn(Opcode::Forget);
+        // Many come in one request, so none of them is a turn.
+        self.requests.count(Opcode::Forget);
         self.overlay.forget(ino.0, count);
         if self.overlay.inodes().is_forgotten(ino.0) {
             self.passing.forget(ino.0);

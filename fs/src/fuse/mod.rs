@@ -3,6 +3,7 @@
 
 mod adapter;
 mod convert;
+mod crew;
 mod handles;
 mod listing;
 mod opening;
@@ -11,5 +12,6 @@ mod policy;
 mod reply;
 mod session;
 mod turn;
+mod watch;
 
 pub(crate) use session::{Serving, SessionError, open_device, prepare};

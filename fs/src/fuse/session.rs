@@ -9,9 +9,12 @@ use std::time::Duration;
 use fuser::{Session, SessionACL};
 
 use super::adapter::Adapter;
+use super::crew::Crew;
 use super::turn::Lookout;
+use super::watch;
 use crate::overlay::{Coherence, Overlay, Passthrough};
 use crate::requests::Requests;
+use crate::sys::idle::Awake;
 use crate::sys::mount::{self, MountOptions, PreparedMount};
 
 /// A session that the kernel has greeted; its mount is not in the tree yet.
@@ -41,6 +44,8 @@ pub(crate) struct Serving {
     pub(crate) keep_listings: bool,
     /// How long a thread that has answered looks out for the next request before it sleeps.
     pub(crate) lookout: Duration,
+    /// Whether CPUs are kept awake while requests come in numbers.
+    pub(crate) awake: bool,
     /// Where they are counted.
     pub(crate) requests: Arc<Requests>,
     /// Which files the kernel reads and writes by itself.
@@ -66,7 +71,9 @@ pub(crate) fn prepare(
     serving: &Serving,
 ) -> Result<Prepared, SessionError> {
     let second = device.try_clone().map_err(SessionError::Greeting)?;
+    let third = device.try_clone().map_err(SessionError::Greeting)?;
     let lookout = Lookout::new(second, serving.lookout);
+    let crew = Arc::new(Crew::new(serving.threads));
     let mount = PreparedMount::new(device.as_fd(), options).map_err(SessionError::Mount)?;
     let mut config = fuser::Config::default();
     config.acl = if options.allow_other {
@@ -78,10 +85,20 @@ pub(crate) fn prepare(
     let acl = config.acl;
     // `from_fd` leaves mounting and unmounting to us: fuser's own unmount would, after somebody
     // else's, unmount whatever lies at the path by then.
-    let adapter = Adapter::new(overlay, serving, lookout);
+    let adapter = Adapter::new(overlay, serving, crew.clone(), lookout);
     let notifier = adapter.notifier.clone();
     let session = Session::from_fd(adapter, device, acl, config).map_err(SessionError::Greeting)?;
     notifier.get_or_init(|| session.notifier());
+    let awake = match serving.awake.then(Awake::new) {
+        Some(Ok(awake)) => Some(awake),
+        Some(Err(error)) => {
+            // Only slower: without the right to it, or without the device.
+            log::info!("CPUs are not kept awake: {error}");
+            None
+        }
+        None => None,
+    };
+    watch::start(&crew, third, awake).map_err(SessionError::Greeting)?;
     Ok(Prepared { session, mount })
 }
 

@@ -1,4 +1,4 @@
-//! A thread's turn at one request: counts it, and looks out for the next one before the thread sleeps.
+//! A thread's turn at one request; after it, it looks out for the next one before it sleeps.
 //!
 //! Most of what a request costs is waking up: the program's CPU wakes the daemon on another one, and the
 //! daemon wakes the program again, 10 to 40 microseconds each where an idle CPU has been halted. A
@@ -7,9 +7,11 @@
 //! so, and only as long as it pays: where requests come seldom it costs nothing.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use super::crew::Crew;
 use crate::sys;
 
 /// After so many vain looks none is taken...
@@ -41,26 +43,30 @@ impl Lookout {
         }
     }
 
-    /// Comes back when there is a request, when `window` is over, or at once.
-    fn look(&self) {
+    /// Comes back when there is a request, when `window` is over, or at once. Says whether one was there
+    /// already.
+    fn look(&self) -> bool {
         if self.window.is_zero() || !self.pays() || self.taken.swap(true, Ordering::Acquire) {
-            return;
+            return false;
         }
+        let at_once = sys::process::is_readable(&self.device);
         let until = Instant::now() + self.window;
-        let found = loop {
-            if sys::process::is_readable(&self.device) {
-                break true;
-            }
-            if Instant::now() >= until {
-                break false;
-            }
-        };
+        let found = at_once
+            || loop {
+                if sys::process::is_readable(&self.device) {
+                    break true;
+                }
+                if Instant::now() >= until {
+                    break false;
+                }
+            };
         if found {
             self.vain.store(0, Ordering::Relaxed);
         } else {
             self.vain.fetch_add(1, Ordering::Relaxed);
         }
         self.taken.store(false, Ordering::Release);
+        at_once
     }
 
     fn pays(&self) -> bool {
@@ -73,10 +79,23 @@ impl Lookout {
 }
 
 /// One request, from its arrival until after its reply.
-pub(super) struct Turn<'a>(pub(super) &'a Lookout);
+pub(super) struct Turn<'a> {
+    crew: &'a Crew,
+    lookout: &'a Lookout,
+}
+
+impl<'a> Turn<'a> {
+    /// The calling thread has a request.
+    pub(super) fn begin(crew: &'a Arc<Crew>, lookout: &'a Lookout) -> Self {
+        crew.begin();
+        Self { crew, lookout }
+    }
+}
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.0.look();
+        if self.crew.finish() && self.lookout.look() {
+            self.crew.was_pressed();
+        }
     }
 }

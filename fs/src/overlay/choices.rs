@@ -39,6 +39,24 @@ impl Coherence {
     pub const NAMES: [(&str, Self); 2] = [("posix", Self::Posix), ("overlay", Self::Overlay)];
 }
 
+/// Whether idle CPUs are kept awake while requests come in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Awake {
+    /// On a small virtual machine whose idle CPUs halt.
+    #[default]
+    Auto,
+    /// Wherever this process may.
+    On,
+    /// Never.
+    Off,
+}
+
+impl Awake {
+    /// All of them, by the names that options give them.
+    pub const NAMES: [(&str, Self); 3] =
+        [("auto", Self::Auto), ("on", Self::On), ("off", Self::Off)];
+}
+
 /// What an option's value names.
 pub fn named<T: Copy>(names: &[(&str, T)], value: &str) -> Option<T> {
     let found = names.iter().find(|(name, _)| *name == value);

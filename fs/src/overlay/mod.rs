@@ -46,7 +46,7 @@ use crate::sys::stat::FileKind;
 use crate::view::View;
 
 pub use attr::{Attr, SetAttr};
-pub use choices::{Coherence, Passthrough, name_of, named};
+pub use choices::{Awake, Coherence, Passthrough, name_of, named};
 pub use cookies::END;
 pub use files::{FileHandle, OpenHow, Writer};
 pub use push::PushError;

@@ -9,6 +9,7 @@ pub mod creds;
 pub mod dir;
 pub mod fault;
 pub mod handle;
+pub mod idle;
 pub mod mount;
 pub mod node;
 pub mod order;

@@ -4,12 +4,14 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use nix::unistd::{ForkResult, fork};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CapabilitySet, capabilities};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::error::{Errno, Result};
 
@@ -87,6 +89,12 @@ pub fn raise_open_files() -> u64 {
 pub fn is_readable(fd: &OwnedFd) -> bool {
     let mut asked = [PollFd::new(fd, PollFlags::IN)];
     poll(&mut asked, Some(&Timespec::default())) != Ok(0)
+}
+
+/// For how long this process has had CPUs so far.
+pub fn cpu_time() -> Duration {
+    let spent = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::try_from(spent).unwrap_or_default()
 }
 
 /// Gives memory that was freed back to the machine: the C library's allocator keeps it otherwise, and a

@@ -1,0 +1,311 @@
+//! The threads that answer requests: how many of them wait for one in read(2), and where the others are.
+//!
+//! The kernel hands requests to waiting threads in turn. A program that asks one thing after the other would
+//! wake up a thread that slept for each of them, though the thread that has just answered is still running.
+//! So no more threads wait than are of use, mostly one, and the others are parked. A thread that takes long,
+//! because a disk does, must not hold up other programs: then one that was parked is called in. Who decides
+//! that is the [watch](super::watch); what is kept here is who does what.
+//!
+//! Whoever is parked depends on somebody who waits in read(2) and notices that the mount is gone: so only
+//! threads that have had a turn count as waiting, and each of them, when it ends, sets all others free.
+
+use std::cell::OnceCell;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::thread::Thread;
+
+use parking_lot::{Condvar, Mutex};
+
+/// The threads of one mount.
+#[derive(Debug)]
+pub(super) struct Crew {
+    /// How many there are.
+    size: u32,
+    /// Threads that had a turn and wait for the next.
+    waiting: AtomicU32,
+    /// So many of them are of use.
+    wanted: AtomicU32,
+    /// Turns begun.
+    begun: AtomicU64,
+    /// Turns at whose end the next request was there already.
+    pressed: AtomicU64,
+    spare: Mutex<Spare>,
+    called: Condvar,
+    /// The mount is gone.
+    over: AtomicBool,
+    /// Who looks after them, and whether it sleeps until there is a turn.
+    watch: OnceLock<Thread>,
+    watch_sleeps: AtomicBool,
+}
+
+/// The threads that are parked.
+#[derive(Debug, Default)]
+struct Spare {
+    parked: u32,
+    /// How many of them are called in and have not noticed yet. They count as waiting for a request.
+    called: u32,
+}
+
+/// What has happened so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tally {
+    /// Turns begun.
+    pub(super) begun: u64,
+    /// Turns at whose end the next request was there already.
+    pub(super) pressed: u64,
+}
+
+thread_local! {
+    static MEMBER: OnceCell<Member> = const { OnceCell::new() };
+}
+
+/// A thread that has had a turn.
+struct Member(Arc<Crew>);
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+impl Crew {
+    /// Of so many threads.
+    pub(super) fn new(size: usize) -> Self {
+        Self {
+            size: u32::try_from(size).unwrap_or(u32::MAX),
+            waiting: AtomicU32::new(0),
+            wanted: AtomicU32::new(1),
+            begun: AtomicU64::new(0),
+            pressed: AtomicU64::new(0),
+            spare: Mutex::default(),
+            called: Condvar::new(),
+            over: AtomicBool::new(false),
+            watch: OnceLock::new(),
+            watch_sleeps: AtomicBool::new(false),
+        }
+    }
+
+    /// The calling thread has a request.
+    pub(super) fn begin(self: &Arc<Self>) {
+        let new = MEMBER.with(|member| {
+            let new = member.get().is_none();
+            member.get_or_init(|| Member(self.clone()));
+            new
+        });
+        if !new {
+            self.waiting.fetch_sub(1, Ordering::SeqCst);
+        }
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        if self.watch_sleeps.load(Ordering::SeqCst)
+            && self.watch_sleeps.swap(false, Ordering::SeqCst)
+            && let Some(watch) = self.watch.get()
+        {
+            watch.unpark();
+        }
+    }
+
+    /// The calling thread has answered. Says whether it may look out for the next request: it comes back when it
+    /// is to wait for it.
+    pub(super) fn finish(&self) -> bool {
+        if self.stay() {
+            return true;
+        }
+        let mut spare = self.spare.lock();
+        spare.parked += 1;
+        while spare.called == 0 && !self.is_over() {
+            self.called.wait(&mut spare);
+        }
+        spare.parked -= 1;
+        match spare.called.checked_sub(1) {
+            Some(left) => spare.called = left,
+            None => drop(self.waiting.fetch_add(1, Ordering::SeqCst)),
+        }
+        false
+    }
+
+    /// Counts the calling thread as waiting, if it is of use.
+    fn stay(&self) -> bool {
+        let wanted = if self.is_over() {
+            u32::MAX
+        } else {
+            self.wanted.load(Ordering::SeqCst)
+        };
+        let more = |waiting| (waiting < wanted).then_some(waiting + 1);
+        self.waiting
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, more)
+            .is_ok()
+    }
+
+    /// The next request was there when this one was answered.
+    pub(super) fn was_pressed(&self) {
+        self.pressed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Has one more thread wait for requests, if one is parked.
+    pub(super) fn call(&self) {
+        let mut spare = self.spare.lock();
+        if spare.called < spare.parked {
+            spare.called += 1;
+            self.waiting.fetch_add(1, Ordering::SeqCst);
+            self.called.notify_one();
+        }
+    }
+
+    /// How many threads are of use.
+    pub(super) fn wanted(&self) -> u32 {
+        self.wanted.load(Ordering::SeqCst)
+    }
+
+    /// That many are, as far as there are so many.
+    pub(super) fn want(&self, threads: u32) {
+        let threads = threads.clamp(1, self.size);
+        self.wanted.store(threads, Ordering::SeqCst);
+    }
+
+    /// Whether no thread waits for a request, as far as they had a turn.
+    pub(super) fn nobody_waits(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) == 0
+    }
+
+    /// What has happened so far.
+    pub(super) fn tally(&self) -> Tally {
+        Tally {
+            begun: self.begun.load(Ordering::SeqCst),
+            pressed: self.pressed.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Whether the mount is gone.
+    pub(super) fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
+    }
+
+    /// The calling thread looks after the others from here on.
+    pub(super) fn watched_by(&self, watch: Thread) {
+        self.watch.get_or_init(|| watch);
+    }
+
+    /// Keeps the watch asleep until there is a turn after `seen`.
+    pub(super) fn sleep_until_turn(&self, seen: Tally) {
+        self.watch_sleeps.store(true, Ordering::SeqCst);
+        while self.watch_sleeps.load(Ordering::SeqCst)
+            && self.begun.load(Ordering::SeqCst) == seen.begun
+            && !self.is_over()
+        {
+            std::thread::park();
+        }
+        self.watch_sleeps.store(false, Ordering::SeqCst);
+    }
+
+    /// Sets everybody free.
+    fn end(&self) {
+        let spare = self.spare.lock();
+        self.over.store(true, Ordering::SeqCst);
+        self.called.notify_all();
+        drop(spare);
+        if let Some(watch) = self.watch.get() {
+            watch.unpark();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Threads that take numbers from a channel, as those of a session take requests.
+    fn serve(crew: &Arc<Crew>, threads: usize) -> (mpsc::Sender<u64>, mpsc::Receiver<u64>) {
+        let (ask, asked) = mpsc::channel::<u64>();
+        let (reply, replies) = mpsc::channel();
+        let asked = Arc::new(Mutex::new(asked));
+        for _ in 0..threads {
+            let (crew, asked, reply) = (crew.clone(), asked.clone(), reply.clone());
+            thread::spawn(move || {
+                loop {
+                    let Ok(pause) = asked.lock().recv() else {
+                        return;
+                    };
+                    crew.begin();
+                    thread::sleep(Duration::from_millis(pause));
+                    if reply.send(pause).is_err() {
+                        return;
+                    }
+                    crew.finish();
+                }
+            });
+        }
+        (ask, replies)
+    }
+
+    /// Waits until a number of threads are parked.
+    fn parked(crew: &Crew, wanted: u32) {
+        while crew.spare.lock().parked != wanted {
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn one_waits_and_the_others_are_parked() {
+        let crew = Arc::new(Crew::new(4));
+        let (ask, replies) = serve(&crew, 4);
+        for _ in 0..100 {
+            ask.send(0).unwrap();
+            replies.recv().unwrap();
+        }
+        parked(&crew, 3);
+        while crew.nobody_waits() {
+            thread::yield_now();
+        }
+        // One that is called in answers while another takes its time.
+        ask.send(60_000).unwrap();
+        while !crew.nobody_waits() {
+            thread::yield_now();
+        }
+        crew.call();
+        parked(&crew, 2);
+        ask.send(1).unwrap();
+        assert_eq!(replies.recv(), Ok(1));
+        assert!(!crew.is_over());
+    }
+
+    #[test]
+    fn whoever_ends_sets_the_others_free() {
+        let crew = Arc::new(Crew::new(3));
+        let (ask, replies) = serve(&crew, 3);
+        for _ in 0..10 {
+            ask.send(0).unwrap();
+            replies.recv().unwrap();
+        }
+        parked(&crew, 2);
+        drop(ask);
+        // All of them drop their end.
+        assert!(replies.recv().is_err());
+        assert!(crew.is_over());
+        parked(&crew, 0);
+        assert!(crew.finish(), "nobody is parked any more");
+    }
+
+    #[test]
+    fn as_many_wait_as_are_wanted() {
+        let crew = Arc::new(Crew::new(4));
+        crew.want(9);
+        assert_eq!(crew.wanted(), 4);
+        crew.want(0);
+        assert_eq!(crew.wanted(), 1);
+        crew.want(2);
+        let (ask, replies) = serve(&crew, 4);
+        for _ in 0..100 {
+            ask.send(0).unwrap();
+            replies.recv().unwrap();
+        }
+        parked(&crew, 2);
+        crew.call();
+        parked(&crew, 1);
+        assert_eq!(crew.tally().begun, 100);
+    }
+}
