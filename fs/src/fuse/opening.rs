@@ -67,10 +67,8 @@ impl Adapter {
         let done = self.run("create", parent, Some(name), |op| {
             let who = caller(req, umask);
             let parent = op.inode(parent.0)?;
-            let (inode, handle) = op.create(who, &parent, &name_of(name)?, mode, how)?;
-            let found = op
-                .attr(&inode)
-                .inspect_err(|_| self.overlay.close(&handle))?;
+            let (inode, handle, found) =
+                op.create_attr(who, &parent, &name_of(name)?, mode, how)?;
             let register: Register<'_> = &|fd| reply.open_backing(fd);
             let ino = INodeNo(inode.ino());
             let opened = self.count_open(op, (ino, flags, direct), &inode, handle, register)?;
@@ -115,6 +113,8 @@ impl Adapter {
                 asked,
                 maps: maps(flags),
                 turn: present,
+                // What is in the upper has its content beside its attributes.
+                dev: asked.upper.then(|| inode.identity().dev),
                 // One that has moved meanwhile is not registered for what it is not.
                 content: content
                     .as_ref()
@@ -166,7 +166,7 @@ impl Adapter {
                 let passes = policy.upper && asked.upper;
                 asked.program =
                     !write && !passes && policy.programs && op.is_program(handle, &fd)?;
-                asked.privileged = write && passes && op.is_privileged(&fd)?;
+                asked.privileged = write && passes && op.is_privileged(handle.inode(), &fd)?;
             }
             // Its backing file is known, so it was found to be one that is passed through.
             None => asked.program = true,

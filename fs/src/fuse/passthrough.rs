@@ -74,6 +74,8 @@ pub(super) struct Opening<'a> {
     pub(super) maps: bool,
     /// Which content is the present one.
     pub(super) turn: u32,
+    /// The file system that it lies on, where that is known.
+    pub(super) dev: Option<u64>,
     /// The content, where it was opened.
     pub(super) content: Option<BorrowedFd<'a>>,
 }
@@ -172,7 +174,7 @@ impl Passing {
                 dropped.extend(entry.backing.take());
                 entry.backing = opening
                     .content
-                    .and_then(|fd| self.register(fd, opening.asked, &mut table.refused, register))
+                    .and_then(|fd| self.register(fd, opening, &mut table.refused, register))
                     .map(|id| Backing { id, turn });
             }
             if entry.backing.is_none() {
@@ -223,12 +225,15 @@ impl Passing {
     fn register(
         &self,
         content: BorrowedFd<'_>,
-        asked: Asked,
+        opening: &Opening<'_>,
         refused: &mut Vec<u64>,
         register: Register<'_>,
     ) -> Option<Arc<BackingId>> {
-        let dev = match sys::stat::stat_fd(content) {
-            Ok(stat) => stat.dev,
+        let dev = opening
+            .dev
+            .map_or_else(|| sys::stat::stat_fd(content).map(|stat| stat.dev), Ok);
+        let dev = match dev {
+            Ok(dev) => dev,
             Err(error) => {
                 log::warn!("a file is not passed through: {error}");
                 return None;
@@ -239,7 +244,7 @@ impl Passing {
         }
         // The kernel opens the backing file as the program opened ours. What is only read must not be
         // writable by that, so it goes by a read-only mount.
-        if !asked.upper && !sys::stat::is_read_only(content) {
+        if !opening.asked.upper && !sys::stat::is_read_only(content) {
             return None;
         }
         // Without the right to keep setuid and setgid: the kernel writes with the rights of this moment, and

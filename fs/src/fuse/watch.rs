@@ -11,15 +11,15 @@ use crate::sys;
 use crate::sys::idle::Awake;
 
 /// How often it looks.
-const TICK: Duration = Duration::from_millis(1);
+const TICK: Duration = Duration::from_millis(2);
 /// After so many ticks without a request it sleeps.
-const QUIET: usize = 32;
+const QUIET: usize = 16;
 /// The CPUs are kept awake as long as there were so many requests...
 const BUSY: u64 = 4;
 /// ...in the last so many ticks.
-const SPAN: usize = 8;
+const SPAN: usize = 4;
 /// A thread more is kept for at least so many ticks.
-const PATIENCE: u32 = 64;
+const PATIENCE: u32 = 32;
 
 /// What is known of the last ticks.
 #[derive(Debug)]

@@ -78,6 +78,8 @@ pub struct Inode {
     /// Its name leads to a copy, or its mark to content below is gone, and no sync has brought that to the
     /// disk yet.
     unsynced_name: AtomicBool,
+    /// Odd: it has no file capabilities. Moves on whenever attributes may change.
+    attributes: AtomicU32,
     /// Times that are shown instead of the layer's.
     held: Mutex<Option<Box<Held>>>,
     /// Counts how often that changed, so that who read the layer's times before notices.
@@ -145,6 +147,7 @@ impl Inode {
             writers: AtomicU32::new(0),
             runs_or_lost: AtomicU32::new(0),
             unsynced_name: AtomicBool::new(false),
+            attributes: AtomicU32::new(0),
             held: Mutex::new(None),
             held_turn: AtomicU32::new(0),
         })
@@ -361,6 +364,38 @@ impl Inode {
     /// between a copy-up and the change could not tell the two apart.)
     pub(crate) fn changed(&self) {
         *self.held.lock() = None;
+    }
+
+    /// Whether it is known to have no file capabilities.
+    pub(crate) fn is_bare(&self) -> bool {
+        self.attributes.load(Ordering::Acquire) & 1 != 0
+    }
+
+    /// To be asked before capabilities are looked for, for [`Self::found_bare`].
+    pub(crate) fn attributes(&self) -> u32 {
+        self.attributes.load(Ordering::Acquire)
+    }
+
+    /// Told that none were found, since `before` was asked for. When attributes were set meanwhile it is not
+    /// noted.
+    pub(crate) fn found_bare(&self, before: u32) {
+        let noted = self.attributes.compare_exchange(
+            before,
+            before | 1,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+        if noted.is_err() {
+            log::trace!("attributes of {} change", self.ino);
+        }
+    }
+
+    /// Told before an attribute is set and after it was.
+    pub(crate) fn sets_attributes(&self) {
+        let next = |turn: u32| Some((turn & !1).wrapping_add(2));
+        self.attributes
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, next)
+            .unwrap_or_default();
     }
 
     /// Told after a copy-up.

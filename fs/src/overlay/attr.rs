@@ -308,6 +308,23 @@ impl Op<'_> {
         sys::creds::dropping_setid(if keeps { stat.gid } else { own }, change)
     }
 
+    /// What the disk says of an object, and nothing else.
+    pub(super) fn stat_now(&self, inode: &Inode) -> Result<Stat> {
+        if !inode.is_dir() {
+            let file = inode.file()?;
+            if file.anchor.is_none() {
+                let stat = file.loc.stat();
+                if let Ok(stat) = stat
+                    && stat.ino == file.identity.ino
+                {
+                    return Ok(stat);
+                }
+            }
+        }
+        // Its name was moved meanwhile, or it has none.
+        Ok(self.target_and_stat(inode)?.1)
+    }
+
     /// An O_PATH descriptor of an object, whatever it is.
     pub(super) fn target(&self, inode: &Inode) -> Result<Arc<OwnedFd>> {
         self.target_and_stat(inode).map(|(fd, _)| fd)

@@ -212,7 +212,7 @@ impl Op<'_> {
         if file.orphan {
             return self.orphan_up(inode, file, source, how);
         }
-        let aliases = self.visible_names(inode, file)?;
+        let aliases = self.visible_names_of(inode, file, source.1)?;
         for alias in &aliases {
             self.dir_up(&alias.parent)?;
         }

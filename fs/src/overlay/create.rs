@@ -9,7 +9,7 @@ use rustix::fs::OFlags;
 use super::files::{FileHandle, OpenHow};
 use super::plan::UpperHas;
 use super::stage::CopyUp;
-use super::{Caller, Op};
+use super::{Attr, Caller, Op};
 use crate::error::{Errno, Error, Result};
 use crate::format::Redirect;
 use crate::format::foreign::is_mark;
@@ -19,7 +19,7 @@ use crate::layer::{LayerDir, Seen, probe};
 use crate::name::Name;
 use crate::sys;
 use crate::sys::node::RenameHow;
-use crate::sys::stat::FileKind;
+use crate::sys::stat::{FileKind, Stat};
 use crate::view::resolve::join;
 use crate::view::{DirNode, FileNode, Found, Loc};
 
@@ -35,6 +35,7 @@ impl Op<'_> {
         self.make(caller, parent, name, true, |dir, name| {
             sys::node::mkdir(dir, name, mode & 0o7777)
         })
+        .map(|(inode, _)| inode)
     }
 
     /// Makes an empty file, a fifo, a socket or a device.
@@ -53,6 +54,7 @@ impl Op<'_> {
         self.make(caller, parent, name, false, |dir, name| {
             sys::node::mknod(dir, name, kind, mode & 0o7777, rdev)
         })
+        .map(|(inode, _)| inode)
     }
 
     /// Makes a symbolic link.
@@ -66,6 +68,7 @@ impl Op<'_> {
         self.make(caller, parent, name, false, |dir, name| {
             sys::node::symlink(dir, name, target)
         })
+        .map(|(inode, _)| inode)
     }
 
     /// Makes a regular file and opens it.
@@ -77,10 +80,23 @@ impl Op<'_> {
         mode: u32,
         how: OpenHow,
     ) -> Result<(Arc<Inode>, Arc<FileHandle>)> {
+        let (inode, handle, _) = self.create_attr(caller, parent, name, mode, how)?;
+        Ok((inode, handle))
+    }
+
+    /// The same with what stat shows of it.
+    pub fn create_attr(
+        &self,
+        caller: Caller,
+        parent: &Arc<Inode>,
+        name: &Name,
+        mode: u32,
+        how: OpenHow,
+    ) -> Result<(Arc<Inode>, Arc<FileHandle>, Attr)> {
         // The descriptor that makes the file is kept: its access was granted with the creation,
         // whatever the mode says.
         let mut opened: Option<OwnedFd> = None;
-        let inode = self.make(caller, parent, name, false, |dir, name| {
+        let (inode, stat) = self.make(caller, parent, name, false, |dir, name| {
             opened = Some(sys::node::create(dir, name, mode & 0o7777, OFlags::RDWR)?);
             Ok(())
         })?;
@@ -88,8 +104,11 @@ impl Op<'_> {
             Some(fd) => fd,
             None => return Err(Error::Errno(Errno::IO)),
         };
+        // It is nobody's yet.
+        inode.found_bare(inode.attributes());
+        let attr = self.attr_as_found(&inode, stat)?;
         let handle = self.handle(&inode, Some((fd, inode.data_turn())), how);
-        Ok((inode, handle))
+        Ok((inode, handle, attr))
     }
 
     /// Gives a file one more name.
@@ -184,7 +203,7 @@ impl Op<'_> {
         name: &Name,
         is_dir: bool,
         mut how: impl FnMut(BorrowedFd<'_>, &[u8]) -> Result<()>,
-    ) -> Result<Arc<Inode>> {
+    ) -> Result<(Arc<Inode>, Stat)> {
         live(parent)?;
         let (_, up) = self.dir_up(parent)?;
         let _names = parent.names.lock();
@@ -215,7 +234,9 @@ impl Op<'_> {
 
     /// A name that only a lower layer has is taken, though the upper's folder would let it be made.
     pub(super) fn must_be_free(&self, dir: &DirState, up: &LayerDir, name: &Name) -> Result<()> {
-        if dir.locs.len() > 1 && self.upper_has(up, name)? == UpperHas::Nothing {
+        // A foreign mark is more than a name that is taken.
+        let known = !up.layer().is_foreign() && self.overlay.absent.was(&dir.locs, name);
+        if dir.locs.len() > 1 && !known && self.upper_has(up, name)? == UpperHas::Nothing {
             self.must_be_free_below(dir, name)?;
         }
         Ok(())
@@ -228,7 +249,7 @@ impl Op<'_> {
         up: &Arc<LayerDir>,
         name: &Name,
         zero_device: bool,
-    ) -> Result<Arc<Inode>> {
+    ) -> Result<(Arc<Inode>, Stat)> {
         let mut stat = sys::stat::stat_at((*up.fd()?).as_fd(), name)?;
         if zero_device {
             stat = zero_device::shown(stat);
@@ -242,9 +263,8 @@ impl Op<'_> {
                 stat,
                 ino,
             };
-            return self
-                .take_dir(parent, name, node, true)
-                .ok_or(Error::Errno(Errno::STALE));
+            let inode = self.take_dir(parent, name, node, true);
+            return Ok((inode.ok_or(Error::Errno(Errno::STALE))?, stat));
         }
         let node = FileNode {
             loc: Loc {
@@ -258,8 +278,8 @@ impl Op<'_> {
             stat,
             ino,
         };
-        self.take_file(parent, name, node, true)
-            .ok_or(Error::Errno(Errno::STALE))
+        let inode = self.take_file(parent, name, node, true);
+        Ok((inode.ok_or(Error::Errno(Errno::STALE))?, stat))
     }
 }
 

@@ -18,7 +18,7 @@ use crate::inode::{Alias, FileState, Inode};
 use crate::layer::{Layer, LayerDir, Seen, WorkDir, journal, list, probe};
 use crate::name::Name;
 use crate::sys;
-use crate::sys::stat::FileKind;
+use crate::sys::stat::{FileKind, Stat};
 use crate::view::Loc;
 use crate::view::resolve::join;
 
@@ -64,6 +64,16 @@ impl Op<'_> {
             Some(anchor) => sys::stat::stat_fd(&**anchor)?,
             None => file.loc.stat()?,
         };
+        self.visible_names_of(inode, file, &stat)
+    }
+
+    /// The same for who has read already what the disk says of it.
+    pub(super) fn visible_names_of(
+        &self,
+        inode: &Arc<Inode>,
+        file: &FileState,
+        stat: &Stat,
+    ) -> Result<Vec<Alias>> {
         if stat.nlink == 1 && file.aliases.len() == 1 {
             return Ok(file.aliases.to_vec());
         }

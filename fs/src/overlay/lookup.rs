@@ -34,15 +34,19 @@ impl Op<'_> {
         let Some((inode, stat)) = self.find_in(parent, name)? else {
             return Ok(None);
         };
-        // What was read while looking is what shows, unless a copy-up moved or moves its times, or the
-        // names of a file that has several are to be counted.
-        let plain = inode.is_dir() || stat.nlink == 1 || self.overlay.behaviour.static_nlink;
-        let attr = if plain && !inode.held_ever() {
-            self.shown(&inode, stat)
-        } else {
-            self.attr(&inode)?
-        };
+        let attr = self.attr_as_found(&inode, stat)?;
         Ok(Some((inode, attr)))
+    }
+
+    /// What stat shows of an object that was just found or made. What was read then is what shows, unless a
+    /// copy-up moved or moves its times, or the names of a file that has several are to be counted.
+    pub(super) fn attr_as_found(&self, inode: &Arc<Inode>, stat: Stat) -> Result<Attr> {
+        let plain = inode.is_dir() || stat.nlink == 1 || self.overlay.behaviour.static_nlink;
+        if plain && !inode.held_ever() {
+            Ok(self.shown(inode, stat))
+        } else {
+            self.attr(inode)
+        }
     }
 
     /// With the attributes as they were found on the disk.
@@ -84,7 +88,10 @@ impl Op<'_> {
             return Ok(Looked::Sure(None));
         };
         let (taken, stat) = match self.resolve(&locs, name)? {
-            Found::Absent | Found::Whiteout => return Ok(Looked::Sure(None)),
+            Found::Absent | Found::Whiteout => {
+                self.overlay.absent.note(&locs, name);
+                return Ok(Looked::Sure(None));
+            }
             Found::Dir(node) => {
                 let mut stat = node.stat;
                 if node.locs.len() > 1 {

@@ -4,6 +4,7 @@
 //! [`crate::sys`] only. An operation runs on an [`Op`], which holds the stack still while it lasts;
 //! [`Overlay::push_layer`] waits for all of them.
 
+mod absent;
 mod attr;
 mod choices;
 mod cookies;
@@ -101,6 +102,7 @@ pub struct Overlay {
     cookies: cookies::Cookies,
     listings: readdir::Listings,
     deep: deep::DeepFolders,
+    absent: absent::Absent,
     writers: AtomicU32,
     readers: AtomicU32,
     /// How many files the kernel may write to without asking here.
@@ -161,6 +163,7 @@ impl Overlay {
             cookies: cookies::Cookies::default(),
             listings: readdir::Listings::default(),
             deep: deep::DeepFolders::default(),
+            absent: absent::Absent::default(),
             writers: AtomicU32::new(0),
             pushes: AtomicU32::new(0),
             readers: AtomicU32::new(0),

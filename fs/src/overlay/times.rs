@@ -39,8 +39,8 @@ impl Op<'_> {
         let done = change().inspect_err(|_| {
             inode.hold_instead(before);
         })?;
-        match self.target_and_stat(inode) {
-            Ok((_, now)) => self.overlay.inodes.hold_ctime(inode, now.ctime, shown),
+        match self.stat_now(inode) {
+            Ok(now) => self.overlay.inodes.hold_ctime(inode, now.ctime, shown),
             // The change is made: an error here would tell that it is not.
             Err(error) => {
                 inode.hold_instead(before);

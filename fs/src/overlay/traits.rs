@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use super::copy_up::CAPABILITY;
 use super::{FileHandle, Op};
 use crate::error::{Errno, Result};
-use crate::inode::FileState;
+use crate::inode::{FileState, Inode};
 use crate::sys;
 
 /// How an ELF file begins.
@@ -29,15 +29,23 @@ impl Op<'_> {
     }
 
     /// Whether a write may take something else from it than its content: setuid, setgid, capabilities.
-    pub fn is_privileged(&self, fd: &OwnedFd) -> Result<bool> {
+    pub fn is_privileged(&self, inode: &Inode, fd: &OwnedFd) -> Result<bool> {
         if sys::stat::stat_fd(fd)?.perm() & 0o6000 != 0 {
             return Ok(true);
         }
-        match sys::xattr::get(fd.as_fd(), CAPABILITY) {
-            Ok(value) => Ok(value.is_some()),
-            Err(error) if error.errno() == Errno::OPNOTSUPP => Ok(false),
-            Err(error) => Err(error),
+        if inode.is_bare() {
+            return Ok(false);
         }
+        let before = inode.attributes();
+        let found = match sys::xattr::get(fd.as_fd(), CAPABILITY) {
+            Ok(value) => value.is_some(),
+            Err(error) if error.errno() == Errno::OPNOTSUPP => false,
+            Err(error) => return Err(error),
+        };
+        if !found {
+            inode.found_bare(before);
+        }
+        Ok(found)
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use rustix::thread::CapabilitySet;
 
+use super::copy_up::CAPABILITY;
 use super::{Caller, Op};
 use crate::error::{Errno, Error, Result};
 use crate::format::foreign::is_attribute;
@@ -30,13 +31,23 @@ impl Op<'_> {
     /// The value of an attribute; ENODATA where there is none.
     pub fn get_xattr(&self, inode: &Arc<Inode>, name: &[u8]) -> Result<Vec<u8>> {
         self.refuse_acl(name)?;
+        let capability = name == CAPABILITY;
+        // The kernel asks for it at the first write to every file.
+        if capability && inode.is_bare() {
+            return Err(Error::Errno(Errno::NODATA));
+        }
+        let before = inode.attributes();
         let space = self.space();
         let target = self.target(inode)?;
         let disk = space.to_disk(name);
         if self.is_ours(target.as_fd(), &disk)? {
             return Err(Error::Errno(Errno::NODATA));
         }
-        let value = self.value(target.as_fd(), &disk)?;
+        let value = self.value(target.as_fd(), &disk).inspect_err(|error| {
+            if capability && error.errno() == Errno::NODATA {
+                inode.found_bare(before);
+            }
+        })?;
         let ids = &self.overlay.behaviour;
         if is_acl(name) && !(ids.uids.is_identity() && ids.gids.is_identity()) {
             return map_acl(
@@ -100,6 +111,8 @@ impl Op<'_> {
             return Err(Error::Errno(Errno::PERM));
         }
         inode.changed();
+        inode.sets_attributes();
+        let _after = Setting(inode);
         let mut flags = flags;
         if self.is_ours(target.as_fd(), &disk)? {
             // What does not show is not there to a user.
@@ -195,6 +208,15 @@ impl Op<'_> {
     fn space(&self) -> crate::format::XattrSpace {
         let first = self.view().layers().first();
         first.map_or(crate::format::XattrSpace::User, |layer| layer.space())
+    }
+}
+
+/// An attribute is being set: what was known of them before does not hold after it either.
+struct Setting<'a>(&'a Inode);
+
+impl Drop for Setting<'_> {
+    fn drop(&mut self) {
+        self.0.sets_attributes();
     }
 }
 

@@ -35,6 +35,7 @@ impl Op<'_> {
         self.commit_zero_device(staged, &up, name)?;
         parent.changed();
         self.take_new(parent, &up, name, true)
+            .map(|(inode, _)| inode)
     }
 
     /// Makes one in the work folder, as the caller would make it in `up`.

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{AtFlags, CWD, Gid, Mode, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
 
-use crate::error::Result;
+use crate::error::{Errno, Result};
 use crate::sys::stat::Time;
 use crate::sys::{by_descriptor, fault, proc_path};
 
@@ -67,9 +67,17 @@ pub fn utimens(fd: BorrowedFd<'_>, atime: SetTime, mtime: SetTime) -> Result<()>
         last_access: atime.to_kernel(),
         last_modification: mtime.to_kernel(),
     };
-    Ok(by_descriptor(
-        || rustix::fs::futimens(fd, &times),
-        || rustix::fs::utimensat(CWD, proc_path(fd).as_slice(), &times, AtFlags::empty()),
+    match rustix::fs::utimensat(fd, "", &times, AtFlags::EMPTY_PATH) {
+        // Before Linux 5.8 there is no such flag.
+        Err(Errno::INVAL) => {}
+        done => return Ok(done?),
+    }
+    let path = proc_path(fd);
+    Ok(rustix::fs::utimensat(
+        CWD,
+        path.as_slice(),
+        &times,
+        AtFlags::empty(),
     )?)
 }
 

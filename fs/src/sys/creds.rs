@@ -6,7 +6,7 @@
 use std::cell::Cell;
 
 use nix::sched::{CloneFlags, unshare};
-use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
+use nix::unistd::{Gid, Uid, getegid, geteuid, setfsgid, setfsuid};
 use rustix::fs::Mode;
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
@@ -16,6 +16,30 @@ thread_local! {
     /// Whether this thread has its own umask (CLONE_FS undone), without which a change of it would
     /// be seen by every thread of the process.
     static OWN_UMASK: Cell<bool> = const { Cell::new(false) };
+    /// The file system ids of this thread, once they were set: to set what is there costs as much as a change.
+    static IDS: Cell<Option<(Uid, Gid)>> = const { Cell::new(None) };
+}
+
+/// The file system ids that the calling thread has.
+fn ids() -> (Uid, Gid) {
+    // A thread starts with the effective ones, which this process does not change.
+    IDS.get().unwrap_or_else(|| (geteuid(), getegid()))
+}
+
+fn set_user(uid: Uid) {
+    let (before, gid) = ids();
+    if before != uid {
+        setfsuid(uid);
+    }
+    IDS.set(Some((uid, gid)));
+}
+
+fn set_group(gid: Gid) {
+    let (uid, before) = ids();
+    if before != gid {
+        setfsgid(gid);
+    }
+    IDS.set(Some((uid, gid)));
 }
 
 /// Who is behind a request, in the layers' ids.
@@ -39,8 +63,8 @@ struct Restore {
 impl Drop for Restore {
     fn drop(&mut self) {
         // The order matters: the user first, so that the right to set the group is back.
-        setfsuid(self.uid);
-        setfsgid(self.gid);
+        set_user(self.uid);
+        set_group(self.gid);
         rustix::process::umask(self.umask);
     }
 }
@@ -51,8 +75,9 @@ fn enter(who: Identity) -> Result<Restore> {
         OWN_UMASK.set(true);
     }
     let umask = rustix::process::umask(Mode::from_raw_mode(who.umask & 0o777));
-    let gid = setfsgid(Gid::from_raw(who.gid));
-    let uid = setfsuid(Uid::from_raw(who.uid));
+    let (uid, gid) = ids();
+    set_group(Gid::from_raw(who.gid));
+    set_user(Uid::from_raw(who.uid));
     Ok(Restore { uid, gid, umask })
 }
 
@@ -89,10 +114,11 @@ pub fn dropping_setid<T>(group: u32, act: impl FnOnce() -> Result<T>) -> Result<
     struct Back(Gid);
     impl Drop for Back {
         fn drop(&mut self) {
-            setfsgid(self.0);
+            set_group(self.0);
         }
     }
-    let _back = Back(setfsgid(Gid::from_raw(group)));
+    let _back = Back(ids().1);
+    set_group(Gid::from_raw(group));
     without_setid(act)
 }
 
