@@ -15,14 +15,23 @@ use crate::view::{DirNode, FileNode, Found, Line};
 
 /// What one look at a name gave.
 enum Looked {
-    Sure(Option<(Arc<Inode>, Stat)>),
+    Sure(Option<Hit>),
     Unsure,
+}
+
+/// An object that was found under a name.
+pub(super) struct Hit {
+    pub(super) inode: Arc<Inode>,
+    /// What was read on the disk.
+    pub(super) stat: Stat,
+    /// The topmost layer has it under this name.
+    pub(super) in_top: bool,
 }
 
 impl Op<'_> {
     /// The object `name` in `parent`, or `None`.
     pub fn lookup(&self, parent: &Arc<Inode>, name: &Name) -> Result<Option<Arc<Inode>>> {
-        Ok(self.find_in(parent, name)?.map(|(inode, _)| inode))
+        Ok(self.find_in(parent, name)?.map(|hit| hit.inode))
     }
 
     /// The same with what stat shows of it.
@@ -31,7 +40,7 @@ impl Op<'_> {
         parent: &Arc<Inode>,
         name: &Name,
     ) -> Result<Option<(Arc<Inode>, Attr)>> {
-        let Some((inode, stat)) = self.find_in(parent, name)? else {
+        let Some(Hit { inode, stat, .. }) = self.find_in(parent, name)? else {
             return Ok(None);
         };
         let attr = self.attr_as_found(&inode, stat)?;
@@ -50,7 +59,7 @@ impl Op<'_> {
     }
 
     /// With the attributes as they were found on the disk.
-    fn find_in(&self, parent: &Arc<Inode>, name: &Name) -> Result<Option<(Arc<Inode>, Stat)>> {
+    fn find_in(&self, parent: &Arc<Inode>, name: &Name) -> Result<Option<Hit>> {
         // A copy-up beside this may move the object between looking and taking it in: then what was
         // seen is out of date, and is looked at again. Each turn means that a copy-up has ended.
         loop {
@@ -60,10 +69,7 @@ impl Op<'_> {
                 // up, or really another. While the folder's names stand still it can be told.
                 Looked::Unsure => {
                     let _names = parent.names.lock();
-                    return match self.look(parent, name, true)? {
-                        Looked::Sure(found) => Ok(found),
-                        Looked::Unsure => Err(Error::Errno(Errno::STALE)),
-                    };
+                    return self.find_locked(parent, name);
                 }
                 Looked::Sure(found) if parent.turn() == turn => return Ok(found),
                 Looked::Sure(_) => {}
@@ -77,8 +83,13 @@ impl Op<'_> {
         parent: &Arc<Inode>,
         name: &Name,
     ) -> Result<Option<Arc<Inode>>> {
+        Ok(self.find_locked(parent, name)?.map(|hit| hit.inode))
+    }
+
+    /// The same with what was found.
+    pub(super) fn find_locked(&self, parent: &Arc<Inode>, name: &Name) -> Result<Option<Hit>> {
         match self.look(parent, name, true)? {
-            Looked::Sure(found) => Ok(found.map(|(inode, _)| inode)),
+            Looked::Sure(found) => Ok(found),
             Looked::Unsure => Err(Error::Errno(Errno::STALE)),
         }
     }
@@ -87,7 +98,11 @@ impl Op<'_> {
         let Some(locs) = parent.places()? else {
             return Ok(Looked::Sure(None));
         };
-        let (taken, stat) = match self.resolve(&locs, name)? {
+        let is_top = |dir: &Arc<LayerDir>| {
+            locs.first()
+                .is_some_and(|top| Arc::ptr_eq(top.layer(), dir.layer()))
+        };
+        let (taken, stat, in_top) = match self.resolve(&locs, name)? {
             Found::Absent | Found::Whiteout => {
                 self.overlay.absent.note(&locs, name);
                 return Ok(Looked::Sure(None));
@@ -97,19 +112,28 @@ impl Op<'_> {
                 if node.locs.len() > 1 {
                     stat.nlink = UNCOUNTED;
                 }
-                (self.take_dir(parent, name, node, sure), stat)
+                let in_top = node.locs.first().is_some_and(is_top);
+                (self.take_dir(parent, name, node, sure), stat, in_top)
             }
             Found::File(node) => {
                 let (loc, stat) = (node.loc.clone(), node.stat);
+                let node_dir = loc.dir.clone();
                 let inode = self.take_file(parent, name, node, sure);
                 if let Some(inode) = &inode {
                     // The first name that is known of a file whose known names all went.
                     inode.found_again(loc)?;
                 }
-                (inode, stat)
+                (inode, stat, is_top(&node_dir))
             }
         };
-        Ok(taken.map_or(Looked::Unsure, |inode| Looked::Sure(Some((inode, stat)))))
+        let hit = |inode| {
+            Looked::Sure(Some(Hit {
+                inode,
+                stat,
+                in_top,
+            }))
+        };
+        Ok(taken.map_or(Looked::Unsure, hit))
     }
 
     /// What `name` means in a folder that lies there.

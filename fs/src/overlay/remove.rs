@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::Op;
 use super::create::{live, lock_both};
-use super::plan::{self, NameState, RemovePlan};
+use super::lookup::Hit;
+use super::plan::{self, NameState, RemovePlan, UpperHas};
 use super::stage::CopyUp;
 use crate::error::{Errno, Error, Result};
 use crate::inode::{DirState, Inode, State};
@@ -18,16 +19,33 @@ use crate::view::{Found, Loc};
 impl Op<'_> {
     /// Removes a name that is no folder.
     pub fn unlink(&self, parent: &Arc<Inode>, name: &Name) -> Result<()> {
-        let inode = self.lookup(parent, name)?.ok_or(Error::NOT_FOUND)?;
-        if inode.is_dir() {
-            return Err(Error::Errno(Errno::ISDIR));
-        }
-        self.upper()?;
-        self.gather_links(&inode)?;
-        let (_, up) = self.dir_up(parent)?;
-        let _names = parent.names.lock();
+        let up = match self.upper_dir(&live(parent)?) {
+            Some(up) => up.clone(),
+            None => {
+                // The folder is not brought up for a name that can't be removed.
+                let inode = self.lookup(parent, name)?.ok_or(Error::NOT_FOUND)?;
+                refuse_dir(&inode)?;
+                self.upper()?;
+                self.dir_up(parent)?.1
+            }
+        };
+        let find = || {
+            let hit = self.find_locked(parent, name)?.ok_or(Error::NOT_FOUND)?;
+            refuse_dir(&hit.inode)?;
+            Ok::<_, Error>(hit)
+        };
+        let names = parent.names.lock();
+        let hit = find()?;
+        let (_names, hit) = if !hit.in_top && hit.stat.nlink > 1 {
+            drop(names);
+            self.gather_links(&hit.inode)?;
+            (parent.names.lock(), find()?)
+        } else {
+            (names, hit)
+        };
         let dir = live(parent)?;
-        let state = self.name_state(&dir, &up, name)?;
+        let state = self.state_of(&hit, &dir, &up, name)?;
+        let inode = hit.inode;
         let keeper = self.keeper(&inode, parent, name)?;
         inode.change_name(None, |file, _| {
             self.remove_name(&up, name, state)?;
@@ -111,6 +129,25 @@ impl Op<'_> {
         })
     }
 
+    /// The same for a name at which something was just found, with the folder's `names` held.
+    fn state_of(&self, hit: &Hit, dir: &DirState, up: &LayerDir, name: &Name) -> Result<NameState> {
+        if up.layer().is_foreign() {
+            // There may be more to it than was found.
+            return self.name_state(dir, up, name);
+        }
+        Ok(if hit.in_top {
+            NameState {
+                upper: UpperHas::Object,
+                below: matches!(self.below(dir, name)?, Found::Dir(_) | Found::File(_)),
+            }
+        } else {
+            NameState {
+                upper: UpperHas::Nothing,
+                below: true,
+            }
+        })
+    }
+
     fn remove_name(&self, up: &LayerDir, name: &Name, state: NameState) -> Result<()> {
         let fd = up.fd()?;
         let fd = (*fd).as_fd();
@@ -177,6 +214,13 @@ impl Op<'_> {
         }
         Ok(Some(Arc::new(file.loc.open_path()?)))
     }
+}
+
+fn refuse_dir(inode: &Inode) -> Result<()> {
+    if inode.is_dir() {
+        return Err(Error::Errno(Errno::ISDIR));
+    }
+    Ok(())
 }
 
 /// Drops a name that is gone. `keeper` leads to a file of which no other name is known; one that has
