@@ -38,10 +38,15 @@ impl Adapter {
             if self.overlay.inodes().number(&inode) != ino.0 {
                 return Err(Error::Errno(Errno::STALE));
             }
-            let known = |turn| self.passing.is_kept(ino.0, turn);
+            let mut kept = false;
+            let known = |turn| {
+                kept = self.passing.is_kept(ino.0, turn);
+                kept
+            };
             let handle = op.open_unless(caller(req, 0), &inode, how, known)?;
             let register: Register<'_> = &|fd| reply.open_backing(fd);
-            self.count_open(op, (ino, flags, direct), &inode, handle, register)
+            let flags = (flags, direct, kept);
+            self.count_open(op, (ino, flags), &inode, handle, register)
         });
         match done {
             Ok(opened) => {
@@ -71,7 +76,8 @@ impl Adapter {
                 op.create_attr(who, &parent, &name_of(name)?, mode, how)?;
             let register: Register<'_> = &|fd| reply.open_backing(fd);
             let ino = INodeNo(inode.ino());
-            let opened = self.count_open(op, (ino, flags, direct), &inode, handle, register)?;
+            let opened =
+                self.count_open(op, (ino, (flags, direct, false)), &inode, handle, register)?;
             Ok((inode, opened, found))
         });
         match done {
@@ -97,13 +103,13 @@ impl Adapter {
     fn count_open(
         &self,
         op: &Op<'_>,
-        (ino, flags, direct): (INodeNo, OpenFlags, bool),
+        (ino, (flags, direct, kept)): (INodeNo, (OpenFlags, bool, bool)),
         inode: &Arc<Inode>,
         handle: Arc<FileHandle>,
         register: Register<'_>,
     ) -> Result<Opened> {
         let close = |_: &Error| self.overlay.close(&handle);
-        let asked = self.asked(op, &handle, direct).inspect_err(close)?;
+        let asked = self.asked(op, &handle, direct, kept).inspect_err(close)?;
         let content = handle.opened();
         let present = inode.data_turn();
         let synced = asked.write && syncs(flags);
@@ -146,8 +152,8 @@ impl Adapter {
         })
     }
 
-    /// What the decision depends on, as far as it does.
-    fn asked(&self, op: &Op<'_>, handle: &FileHandle, direct: bool) -> Result<Asked> {
+    /// What the decision depends on, as far as it does. `kept`: its backing file is known.
+    fn asked(&self, op: &Op<'_>, handle: &FileHandle, direct: bool, kept: bool) -> Result<Asked> {
         let policy = self.passing.policy();
         let OpenHow { write, .. } = handle.how();
         let mut asked = Asked {
@@ -157,19 +163,19 @@ impl Adapter {
             privileged: false,
             direct,
         };
-        if !policy.any() {
-            return Ok(asked);
-        }
+        let inode = handle.inode();
+        let before = inode.known();
         asked.upper = op.content_is_up(handle)?;
-        match handle.opened() {
-            Some((fd, _)) => {
-                let passes = policy.upper && asked.upper;
-                asked.program =
-                    !write && !passes && policy.programs && op.is_program(handle, &fd)?;
-                asked.privileged = write && passes && op.is_privileged(handle.inode(), &fd)?;
+        if let Some((fd, _)) = handle.opened() {
+            let passes = policy.upper && asked.upper;
+            asked.program = !write && !passes && policy.programs && op.is_program(handle, &fd)?;
+            asked.privileged = write && passes && op.is_privileged(inode, &fd)?;
+            if !write && !asked.upper && !asked.program && !policy.lowers {
+                op.note_plain(inode, before);
             }
-            // Its backing file is known, so it was found to be one that is passed through.
-            None => asked.program = true,
+        } else {
+            // It was found to be one that is passed through, or nothing but data.
+            asked.program = kept;
         }
         Ok(asked)
     }

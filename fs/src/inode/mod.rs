@@ -33,6 +33,11 @@ const KNOWN_NAMES: usize = 8;
 /// So many seconds a program may rest in the middle of a listing.
 const LATELY: u32 = 60;
 
+/// It has no file capabilities.
+pub(crate) const BARE: u32 = 1;
+/// Its content is no program's or library's, and lies in a layer that is only read.
+pub(crate) const PLAIN: u32 = 2;
+
 /// Seconds since this was first asked, and one.
 fn seconds() -> u32 {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -78,8 +83,9 @@ pub struct Inode {
     /// Its name leads to a copy, or its mark to content below is gone, and no sync has brought that to the
     /// disk yet.
     unsynced_name: AtomicBool,
-    /// Odd: it has no file capabilities. Moves on whenever attributes may change.
-    attributes: AtomicU32,
+    /// What is known of it, [`BARE`] and [`PLAIN`], for as long as it holds: whenever attributes may change,
+    /// or the content moves, the rest of the bits count on.
+    known: AtomicU32,
     /// Times that are shown instead of the layer's.
     held: Mutex<Option<Box<Held>>>,
     /// Counts how often that changed, so that who read the layer's times before notices.
@@ -147,7 +153,7 @@ impl Inode {
             writers: AtomicU32::new(0),
             runs_or_lost: AtomicU32::new(0),
             unsynced_name: AtomicBool::new(false),
-            attributes: AtomicU32::new(0),
+            known: AtomicU32::new(0),
             held: Mutex::new(None),
             held_turn: AtomicU32::new(0),
         })
@@ -298,6 +304,7 @@ impl Inode {
 
     pub(crate) fn next_data_turn(&self) {
         self.turn.fetch_add(1, Ordering::AcqRel);
+        self.nothing_known();
     }
 
     /// The change time to show where the layer says `real`.
@@ -368,32 +375,35 @@ impl Inode {
 
     /// Whether it is known to have no file capabilities.
     pub(crate) fn is_bare(&self) -> bool {
-        self.attributes.load(Ordering::Acquire) & 1 != 0
+        self.known.load(Ordering::Acquire) & BARE != 0
     }
 
-    /// To be asked before capabilities are looked for, for [`Self::found_bare`].
-    pub(crate) fn attributes(&self) -> u32 {
-        self.attributes.load(Ordering::Acquire)
+    /// Whether its content is known to be nothing but data, and to lie in a layer that is only read.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.known.load(Ordering::Acquire) & PLAIN != 0
     }
 
-    /// Told that none were found, since `before` was asked for. When attributes were set meanwhile it is not
-    /// noted.
-    pub(crate) fn found_bare(&self, before: u32) {
-        let noted = self.attributes.compare_exchange(
-            before,
-            before | 1,
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        );
+    /// To be asked before something is found out, for [`Self::found`].
+    pub(crate) fn known(&self) -> u32 {
+        self.known.load(Ordering::Acquire)
+    }
+
+    /// Told what was found, [`BARE`] or [`PLAIN`], since `before` was asked for. When something changes
+    /// meanwhile it is not noted.
+    pub(crate) fn found(&self, before: u32, what: u32) {
+        let (order, failed) = (Ordering::AcqRel, Ordering::Acquire);
+        let noted = self
+            .known
+            .compare_exchange(before, before | what, order, failed);
         if noted.is_err() {
-            log::trace!("attributes of {} change", self.ino);
+            log::trace!("{} changes", self.ino);
         }
     }
 
-    /// Told before an attribute is set and after it was.
-    pub(crate) fn sets_attributes(&self) {
-        let next = |turn: u32| Some((turn & !1).wrapping_add(2));
-        self.attributes
+    /// Told before an attribute is set and after it was, and when the content moves.
+    pub(crate) fn nothing_known(&self) {
+        let next = |known: u32| Some((known & !(BARE | PLAIN)).wrapping_add(PLAIN << 1));
+        self.known
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, next)
             .unwrap_or_default();
     }

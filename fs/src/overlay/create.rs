@@ -13,7 +13,7 @@ use super::{Attr, Caller, Op};
 use crate::error::{Errno, Error, Result};
 use crate::format::Redirect;
 use crate::format::foreign::is_mark;
-use crate::inode::{Alias, DirState, Inode};
+use crate::inode::{Alias, BARE, DirState, Inode};
 use crate::layer::zero_device::{self, is_zero_device};
 use crate::layer::{LayerDir, Seen, probe};
 use crate::name::Name;
@@ -105,7 +105,7 @@ impl Op<'_> {
             None => return Err(Error::Errno(Errno::IO)),
         };
         // It is nobody's yet.
-        inode.found_bare(inode.attributes());
+        inode.found(inode.known(), BARE);
         let attr = self.attr_as_found(&inode, stat)?;
         let handle = self.handle(&inode, Some((fd, inode.data_turn())), how);
         Ok((inode, handle, attr))

@@ -113,7 +113,8 @@ impl Op<'_> {
     }
 
     /// The same, but for what only a request through the handle needs: where `known` says that this content
-    /// was opened before, it is not opened again until then.
+    /// was opened before, or where it is nothing but data of a layer that is only read, it is not opened until
+    /// then.
     pub fn open_unless(
         &self,
         caller: Caller,
@@ -145,7 +146,7 @@ impl Op<'_> {
         }
         // Before the content is opened: when it moves meanwhile, the handle opens it anew.
         let turn = inode.data_turn();
-        if !how.write && !how.truncate && known(turn) {
+        if !how.write && !how.truncate && (known(turn) || inode.is_plain()) {
             return Ok(self.handle(inode, None, how));
         }
         let fd = self.open_content(inode, how.flags())?;

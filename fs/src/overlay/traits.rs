@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use super::copy_up::CAPABILITY;
 use super::{FileHandle, Op};
 use crate::error::{Errno, Result};
-use crate::inode::{FileState, Inode};
+use crate::inode::{BARE, FileState, Inode, PLAIN};
 use crate::sys;
 
 /// How an ELF file begins.
@@ -28,6 +28,12 @@ impl Op<'_> {
         Ok(runs && rustix::io::pread(fd, &mut start, 0)? == ELF.len() && start == ELF)
     }
 
+    /// Notes that a file is neither, and lies in a layer that is only read: the next open for reading need not
+    /// open its content before somebody asks for it, because the kernel may have all of it.
+    pub fn note_plain(&self, inode: &Inode, before: u32) {
+        inode.found(before, PLAIN);
+    }
+
     /// Whether a write may take something else from it than its content: setuid, setgid, capabilities.
     pub fn is_privileged(&self, inode: &Inode, fd: &OwnedFd) -> Result<bool> {
         if sys::stat::stat_fd(fd)?.perm() & 0o6000 != 0 {
@@ -36,14 +42,14 @@ impl Op<'_> {
         if inode.is_bare() {
             return Ok(false);
         }
-        let before = inode.attributes();
+        let before = inode.known();
         let found = match sys::xattr::get(fd.as_fd(), CAPABILITY) {
             Ok(value) => value.is_some(),
             Err(error) if error.errno() == Errno::OPNOTSUPP => false,
             Err(error) => return Err(error),
         };
         if !found {
-            inode.found_bare(before);
+            inode.found(before, BARE);
         }
         Ok(found)
     }

@@ -11,7 +11,7 @@ use super::{Caller, Op};
 use crate::error::{Errno, Error, Result};
 use crate::format::foreign::is_attribute;
 use crate::idmap::IdMap;
-use crate::inode::Inode;
+use crate::inode::{BARE, Inode};
 use crate::layer::zero_device;
 use crate::sys;
 
@@ -36,7 +36,7 @@ impl Op<'_> {
         if capability && inode.is_bare() {
             return Err(Error::Errno(Errno::NODATA));
         }
-        let before = inode.attributes();
+        let before = inode.known();
         let space = self.space();
         let target = self.target(inode)?;
         let disk = space.to_disk(name);
@@ -45,7 +45,7 @@ impl Op<'_> {
         }
         let value = self.value(target.as_fd(), &disk).inspect_err(|error| {
             if capability && error.errno() == Errno::NODATA {
-                inode.found_bare(before);
+                inode.found(before, BARE);
             }
         })?;
         let ids = &self.overlay.behaviour;
@@ -111,7 +111,7 @@ impl Op<'_> {
             return Err(Error::Errno(Errno::PERM));
         }
         inode.changed();
-        inode.sets_attributes();
+        inode.nothing_known();
         let _after = Setting(inode);
         let mut flags = flags;
         if self.is_ours(target.as_fd(), &disk)? {
@@ -216,7 +216,7 @@ struct Setting<'a>(&'a Inode);
 
 impl Drop for Setting<'_> {
     fn drop(&mut self) {
-        self.0.sets_attributes();
+        self.0.nothing_known();
     }
 }
 
