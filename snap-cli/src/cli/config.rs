@@ -1,6 +1,6 @@
 //! `cowl config`
 
-use cowl_fs::config::{Coherence, Passthrough, name_of};
+use cowl_fs::config::{Awake, Coherence, Passthrough, name_of};
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -70,6 +70,7 @@ fn settings(context: &Context) -> Vec<(&'static str, Value)> {
             "coherence",
             name_of(&Coherence::NAMES, &config.mounts.coherence).into(),
         ),
+        ("awake", name_of(&Awake::NAMES, &config.mounts.awake).into()),
         ("color", json!(config.color)),
         ("lxcpath", json_path(&config.lxcpath)),
         ("hooks.dir", json_path(&config.hooks.dir)),

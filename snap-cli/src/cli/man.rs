@@ -52,7 +52,7 @@ const ENVIRONMENT: Section = (
             "As --store, --wait and --color. An option comes before its variable, a variable before the configuration file.",
         ),
         (
-            "COWL_TRASH_DAYS, COWL_DEPTH_LIMIT, COWL_PASSTHROUGH, COWL_COHERENCE, COWL_LXCPATH, COWL_HOOKS_DIR, COWL_HOOKS_TIMEOUT",
+            "COWL_TRASH_DAYS, COWL_DEPTH_LIMIT, COWL_PASSTHROUGH, COWL_COHERENCE, COWL_AWAKE, COWL_LXCPATH, COWL_HOOKS_DIR, COWL_HOOKS_TIMEOUT",
             "The settings of the same names in the configuration file.",
         ),
         (
@@ -89,6 +89,10 @@ const CONFIGURATION: Section = (
         (
             "coherence = \"posix\"",
             "`overlay`: the kernel reads all files below the top by itself; a descriptor that was opened before such a file was written to keeps what it had.",
+        ),
+        (
+            "awake = \"auto\"",
+            "Whether idle CPUs are kept from sleeping while a mount has requests in numbers: `auto`: on virtual machines of at most 8 CPUs where they halt; `on`; `off`.",
         ),
         (
             "lxcpath = \"/var/lib/lxc\"",

@@ -4,7 +4,7 @@
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use cowl_fs::config::{Coherence, Passthrough, named};
+use cowl_fs::config::{Awake, Coherence, Passthrough, named};
 use serde::{Deserialize, Deserializer, de};
 
 use super::{Prune, When};
@@ -17,6 +17,7 @@ pub(super) const DEPTHS: RangeInclusive<usize> = 2..=500;
 /// What is wrong with another value.
 pub(super) const PASSTHROUGH: &str = "it must be auto, all, read or off";
 pub(super) const COHERENCE: &str = "it must be posix or overlay";
+pub(super) const AWAKE: &str = "it must be auto, on or off";
 
 /// The tables with their keys; the first are those of no table.
 const KEYS: [(&str, &[&str]); 3] = [
@@ -29,6 +30,7 @@ const KEYS: [(&str, &[&str]); 3] = [
             "depth_limit",
             "passthrough",
             "coherence",
+            "awake",
             "color",
             "lxcpath",
             "hooks",
@@ -65,6 +67,8 @@ pub(super) struct Settings {
     pub(super) passthrough: Option<Passthrough>,
     #[serde(default, deserialize_with = "coherence")]
     pub(super) coherence: Option<Coherence>,
+    #[serde(default, deserialize_with = "awake")]
+    pub(super) awake: Option<Awake>,
     pub(super) color: Option<When>,
     #[serde(default, deserialize_with = "absolute")]
     pub(super) lxcpath: Option<PathBuf>,
@@ -107,6 +111,11 @@ fn passthrough<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Passthrough>
 fn coherence<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Coherence>, D::Error> {
     let found = named(&Coherence::NAMES, &String::deserialize(from)?);
     found.map(Some).ok_or(de::Error::custom(COHERENCE))
+}
+
+fn awake<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Awake>, D::Error> {
+    let found = named(&Awake::NAMES, &String::deserialize(from)?);
+    found.map(Some).ok_or(de::Error::custom(AWAKE))
 }
 
 /// Reads a file; `None` where there is none and none is wanted.
@@ -291,6 +300,7 @@ mod tests {
                     "color" => "\"never\"",
                     "passthrough" => "\"all\"",
                     "coherence" => "\"overlay\"",
+                    "awake" => "\"off\"",
                     "keep_within" => "\"2w\"",
                     "keep_tag" => "[\"release\"]",
                     _ => "9",
@@ -302,6 +312,7 @@ mod tests {
         assert_eq!(settings.depth_limit, Some(9));
         assert_eq!(settings.passthrough, Some(Passthrough::All));
         assert_eq!(settings.coherence, Some(Coherence::Overlay));
+        assert_eq!(settings.awake, Some(Awake::Off));
         assert_eq!(settings.hooks.timeout, Some(9));
         assert_eq!(settings.prune.keep_yearly, Some(9));
     }

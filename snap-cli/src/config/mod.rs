@@ -12,7 +12,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cowl_fs::config::{Coherence, Passthrough, named};
+use cowl_fs::config::{Awake, Coherence, Passthrough, named};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -273,6 +273,9 @@ impl Sources<'_> {
                         coherence,
                     )?
                     .unwrap_or_default(),
+                awake: self
+                    .pick("awake", "COWL_AWAKE", None, file.awake, awake)?
+                    .unwrap_or_default(),
             },
             color: color.unwrap_or(unset),
             lxcpath: self
@@ -390,6 +393,11 @@ fn coherence(value: OsString) -> Result<Coherence, &'static str> {
     found.ok_or(file::COHERENCE)
 }
 
+fn awake(value: OsString) -> Result<Awake, &'static str> {
+    let found = value.to_str().and_then(|text| named(&Awake::NAMES, text));
+    found.ok_or(file::AWAKE)
+}
+
 fn colour(value: OsString) -> Result<When, &'static str> {
     match value.to_str() {
         Some("auto") => Ok(When::Auto),
@@ -443,10 +451,11 @@ mod tests {
 
     #[test]
     fn how_containers_are_mounted() {
-        let text = "passthrough = \"off\"\ncoherence = \"overlay\"\n";
+        let text = "passthrough = \"off\"\ncoherence = \"overlay\"\nawake = \"off\"\n";
         let config = merged(text, &[("COWL_PASSTHROUGH", "all")], Asked::default()).unwrap();
         assert_eq!(config.mounts.passthrough, Passthrough::All);
         assert_eq!(config.mounts.coherence, Coherence::Overlay);
+        assert_eq!(config.mounts.awake, Awake::Off);
         let config = merged("", &[], Asked::default()).unwrap();
         assert_eq!(config.mounts, Mounts::default());
     }
@@ -500,6 +509,7 @@ mod tests {
             ("COWL_DEPTH_LIMIT", "1"),
             ("COWL_PASSTHROUGH", "some"),
             ("COWL_COHERENCE", "none"),
+            ("COWL_AWAKE", "never"),
         ] {
             let error = merged("", &[(name, value)], Asked::default()).unwrap_err();
             assert_eq!(error.kind, crate::error::Kind::Usage);

@@ -264,8 +264,7 @@ pub fn serve(
     let stack = store.snapshot(id, snapshot)?.stack;
     let lowers = stack.iter().map(|layer| store.layer_tree(*layer));
     let mut config = Config::new(lowers.collect(), None, place.to_owned());
-    let mounts = store.session().mounts;
-    (config.passthrough, config.coherence) = (mounts.passthrough, mounts.coherence);
+    store.session().mounts.apply(&mut config);
     config.space = Some(store.space());
     config.mount.source = format!("{}@{name}", record.body.name);
     log::info!("mounting {} at {}", config.mount.source, place.display());

@@ -1,6 +1,6 @@
 //! Mounting: starting the daemon in the background, ending it, and mounting anew what a dead one left.
 
-use cowl_fs::config::{Coherence, Passthrough, name_of};
+use cowl_fs::config::{Awake, Coherence, Passthrough, name_of};
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -369,6 +369,7 @@ pub(super) fn launch(store: &Store, log: &Path, fill: impl FnOnce(&mut Command))
             "COWL_COHERENCE",
             name_of(&Coherence::NAMES, &mounts.coherence),
         ),
+        ("COWL_AWAKE", name_of(&Awake::NAMES, &mounts.awake)),
     ] {
         command.env(variable, value);
     }

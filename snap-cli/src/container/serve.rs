@@ -74,8 +74,7 @@ fn serve_locked(
     config.space = Some(store.space());
     config.control = Some(daemon::socket(store, id));
     config.snapshots = true;
-    let mounts = store.session().mounts;
-    (config.passthrough, config.coherence) = (mounts.passthrough, mounts.coherence);
+    store.session().mounts.apply(&mut config);
     config.mount.source = manifest.name.to_string();
     let state = RunState {
         pid: std::process::id(),

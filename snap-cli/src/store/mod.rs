@@ -45,7 +45,7 @@ use serde_json::Map;
 use uuid::Uuid;
 
 use crate::error::{Error, Kind, Result};
-use cowl_fs::config::{Coherence, Passthrough};
+use cowl_fs::config::{Awake, Coherence, Passthrough};
 use lock::{Lock, Mode};
 use manifest::{
     ContainerId, ContainerManifest, LayerId, Marks, SnapshotId, SnapshotManifest, StoreManifest,
@@ -71,6 +71,17 @@ pub struct Mounts {
     pub passthrough: Passthrough,
     /// What descriptors of a base's files show that were opened before the file was written to.
     pub coherence: Coherence,
+    /// Whether idle CPUs are kept awake while requests come in numbers.
+    pub awake: Awake,
+}
+
+impl Mounts {
+    /// Has a mount be like that.
+    pub(crate) fn apply(self, config: &mut cowl_fs::config::Config) {
+        config.passthrough = self.passthrough;
+        config.coherence = self.coherence;
+        config.awake = self.awake;
+    }
 }
 
 /// An open store.

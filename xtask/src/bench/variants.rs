@@ -59,6 +59,7 @@ pub(super) fn all(cowlfs: &Path, more: &[String]) -> Result<Vec<Variant>> {
         ours("cowlfs", ""),
         ours("cowlfs-overlay", "coherence=overlay"),
         ours("cowlfs-plain", "passthrough=off"),
+        ours("cowlfs-asleep", "awake=off"),
     ];
     for text in more {
         let Some((name, program)) = text.split_once('=') else {
