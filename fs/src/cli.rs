@@ -395,7 +395,7 @@ mod tests {
         let config = parse(&[
             "-o",
             "lowerdir=A,ro,nosuid,nodev,noexec,noatime,static_nlink,noacl,squash_to_root,userxattr,\
-             timeout=0.5,threaded=0,passthrough=read,coherence=overlay,metacopy=off,fsync=0,fsname=n,subtype=s,xino=auto,x-foo",
+             timeout=0.5,threaded=0,awake=off,passthrough=read,coherence=overlay,metacopy=off,fsync=0,fsname=n,subtype=s,xino=auto,x-foo",
             "M",
         ])
         .unwrap();
@@ -410,6 +410,7 @@ mod tests {
         assert_eq!(config.threads, Some(1));
         assert_eq!(config.passthrough, Passthrough::Read);
         assert_eq!(config.coherence, Coherence::Overlay);
+        assert_eq!(config.awake, Awake::Off);
     }
 
     /// As mount.fuse(8) calls it for `mount -o remount,ro M`.
@@ -449,6 +450,7 @@ mod tests {
             ("lowerdir=A,metacopy=maybe", "metacopy"),
             ("lowerdir=A,xino=maybe", "xino"),
             ("lowerdir=A,passthrough=maybe", "passthrough"),
+            ("lowerdir=A,awake=maybe", "awake"),
             ("lowerdir=A,coherence=maybe", "coherence"),
             ("lowerdir=A,redirect_dir=off", "redirect_dir"),
         ] {

@@ -1,7 +1,6 @@
 //! Owner, mode, times, size of an object that is named by a descriptor (O_PATH will do, but for size).
-#![allow(unsafe_code)]
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{AtFlags, CWD, Gid, Mode, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
 
@@ -45,38 +44,8 @@ pub fn chmod(fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
     let mode = Mode::from_raw_mode(mode & 0o7777);
     Ok(by_descriptor(
         || rustix::fs::fchmod(fd, mode),
-        || match fchmodat2(fd, mode) {
-            // Before Linux 6.6, or kept from us by a filter that does not know the call. The old way tells a
-            // right that lacks from a call that does.
-            Err(Errno::NOSYS | Errno::PERM) => {
-                rustix::fs::chmodat(CWD, proc_path(fd).as_slice(), mode, AtFlags::empty())
-            }
-            done => done,
-        },
+        || rustix::fs::chmodat(CWD, proc_path(fd).as_slice(), mode, AtFlags::empty()),
     )?)
-}
-
-/// fchmodat2(2) of what an O_PATH descriptor stands for.
-fn fchmodat2(fd: BorrowedFd<'_>, mode: Mode) -> std::result::Result<(), Errno> {
-    // The same on all architectures but alpha and mips.
-    const FCHMODAT2: libc::c_long = 452;
-    if cfg!(any(target_arch = "mips", target_arch = "mips64")) {
-        return Err(Errno::NOSYS);
-    }
-    // SAFETY: the descriptor is open, and the name is a constant that ends with a NUL.
-    let done = unsafe {
-        libc::syscall(
-            FCHMODAT2,
-            fd.as_raw_fd(),
-            c"".as_ptr(),
-            mode.as_raw_mode(),
-            libc::AT_EMPTY_PATH,
-        )
-    };
-    match nix::errno::Errno::result(done) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(Errno::from_raw_os_error(error as i32)),
-    }
 }
 
 /// Sets owner and group; `None` leaves one.

@@ -1,0 +1,148 @@
+//! The threads of a mount: nobody waits for what others wait for, and idle CPUs are kept awake where that
+//! is asked for.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
+
+use std::fs;
+use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::mount::{Overlay, Stack, wait_until};
+use cowl_tests::scratch::Scratch;
+use rustix::process::{Pid, Signal, kill_process};
+
+const NEEDS: &[Need] = &[Need::Root, Need::Fuse];
+const DEVICE: &str = "/dev/cpu_dma_latency";
+
+/// A daemon that is stopped, as a disk that does not answer.
+struct Stopped(Pid);
+
+impl Stopped {
+    fn new(overlay: &Overlay) -> Self {
+        let pid = Pid::from_raw(overlay.pid().unwrap().cast_signed()).unwrap();
+        kill_process(pid, Signal::STOP).unwrap();
+        let stopped = Self(pid);
+        // Each of its threads goes on until it hears of it.
+        wait_until("all its threads have stopped", || {
+            let tasks = format!("/proc/{}/task", pid.as_raw_nonzero());
+            fs::read_dir(tasks).unwrap().all(|task| {
+                let stat = fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+                stat.rsplit_once(") ").unwrap().1.starts_with('T')
+            })
+        });
+        stopped
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        kill_process(self.0, Signal::CONT).unwrap();
+    }
+}
+
+fn plant(folder: &Path) {
+    fs::create_dir_all(folder).unwrap();
+    for file in 0..50 {
+        fs::write(folder.join(format!("f{file}")), "a few bytes\n").unwrap();
+    }
+}
+
+/// How many programs wait for the layer that does not answer.
+const HUNG: usize = 3;
+
+#[test]
+fn a_layer_that_does_not_answer_holds_up_nobody_else() {
+    if !can("a_layer_that_does_not_answer", NEEDS) {
+        return;
+    }
+    let scratch = Scratch::new("threads-held-up");
+    plant(&scratch.make("below").join("slow"));
+    plant(&scratch.make("fast").join("fast"));
+    let lazy = Overlay::cowlfs(
+        &Stack::of(&[&scratch.join("below")]),
+        &scratch.make("lazy"),
+        "",
+    );
+    let stack = Stack {
+        lowers: vec![scratch.join("fast"), scratch.join("lazy")],
+        upper: Some((scratch.make("upper"), scratch.make("work"))),
+    };
+    let overlay = Overlay::cowlfs(&stack, &scratch.make("m"), "");
+    let place = overlay.path().to_owned();
+    // The kernel knows the two folders from here on.
+    for folder in ["slow", "fast"] {
+        fs::metadata(place.join(folder)).unwrap();
+    }
+    let stopped = Stopped::new(&lazy);
+    let (done, answers) = mpsc::channel();
+    for hung in 0..HUNG {
+        let (slow, done) = (place.join(format!("slow/f{hung}")), done.clone());
+        thread::spawn(move || {
+            let found = fs::metadata(slow);
+            done.send(found.map(|found| found.len())).unwrap();
+        });
+        // Until this one waits there is nothing to hold up.
+        for round in 0..50 {
+            let name = format!("fast/new{hung}-{round}");
+            fs::write(place.join(&name), "x").unwrap();
+            assert_eq!(fs::read(place.join(&name)).unwrap(), b"x");
+            fs::remove_file(place.join(&name)).unwrap();
+        }
+    }
+    for file in 0..50 {
+        let found = fs::read(place.join(format!("fast/f{file}"))).unwrap();
+        assert_eq!(found, b"a few bytes\n");
+    }
+    assert!(answers.try_recv().is_err(), "nobody was held up");
+    drop(stopped);
+    for _ in 0..HUNG {
+        assert_eq!(answers.recv().unwrap().unwrap(), 12);
+    }
+    overlay.unmount();
+    lazy.unmount();
+}
+
+/// Whether a daemon has the device open by which it keeps CPUs awake.
+fn holds_device(overlay: &Overlay) -> bool {
+    let descriptors = format!("/proc/{}/fd", overlay.pid().unwrap());
+    let mut open = fs::read_dir(descriptors).unwrap();
+    open.any(|fd| fs::read_link(fd.unwrap().path()).is_ok_and(|to| to == Path::new(DEVICE)))
+}
+
+/// How many microseconds idle CPUs may take to wake up: the strictest wish of all on the machine.
+fn wished() -> i32 {
+    i32::from_ne_bytes(fs::read(DEVICE).unwrap().try_into().unwrap())
+}
+
+#[test]
+fn cpus_are_kept_awake_where_that_is_asked_for() {
+    // Without the device there is nothing to ask for, and mounts work all the same.
+    if !can("cpus_are_kept_awake", NEEDS) || !Path::new(DEVICE).try_exists().unwrap() {
+        return;
+    }
+    let scratch = Scratch::new("threads-awake");
+    plant(&scratch.make("lower"));
+    for (options, holds) in [("awake=on", true), ("awake=off", false)] {
+        let stack = Stack {
+            lowers: vec![scratch.join("lower")],
+            upper: Some((scratch.make("upper"), scratch.make("work"))),
+        };
+        let overlay = Overlay::cowlfs(&stack, &scratch.make("m"), options);
+        assert_eq!(holds_device(&overlay), holds, "{options}");
+        if holds {
+            wait_until("the CPUs are awake", || {
+                for name in 0..50 {
+                    let name = overlay.path().join(format!("n{name}"));
+                    fs::write(&name, "x").unwrap();
+                    fs::remove_file(&name).unwrap();
+                }
+                wished() == 0
+            });
+        }
+        overlay.unmount();
+        for name in ["m", "upper", "work"] {
+            fs::remove_dir_all(scratch.join(name)).unwrap();
+        }
+    }
+}
