@@ -174,8 +174,10 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
-        // Many come in one request, so none of them is a turn.
+        // Many come in one request, so none of them is a turn. But one may take long: what nothing leads to any
+        // more is freed on the disk.
         self.requests.count(Opcode::Forget);
+        let _busy = self.crew.busy();
         self.overlay.forget(ino.0, count);
         if self.overlay.inodes().is_forgotten(ino.0) {
             self.passing.forget(ino.0);

@@ -69,6 +69,15 @@ impl Drop for Member {
     }
 }
 
+/// What [`Crew::busy`] returns.
+pub(super) struct Busy<'a>(&'a Crew);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
 impl Crew {
     /// Of so many threads.
     pub(super) fn new(size: usize) -> Self {
@@ -88,6 +97,21 @@ impl Crew {
 
     /// The calling thread has a request.
     pub(super) fn begin(self: &Arc<Self>) {
+        self.take();
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        self.wake_watch();
+    }
+
+    /// The calling thread is busy with something that may not be all of its request, so that it can't be parked
+    /// after it: it waits for requests again as soon as what this returns is dropped.
+    pub(super) fn busy(self: &Arc<Self>) -> Busy<'_> {
+        self.take();
+        self.wake_watch();
+        Busy(self)
+    }
+
+    /// The calling thread does not wait any more.
+    fn take(self: &Arc<Self>) {
         let new = MEMBER.with(|member| {
             let new = member.get().is_none();
             member.get_or_init(|| Member(self.clone()));
@@ -96,7 +120,9 @@ impl Crew {
         if !new {
             self.waiting.fetch_sub(1, Ordering::SeqCst);
         }
-        self.begun.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn wake_watch(&self) {
         if self.watch_sleeps.load(Ordering::SeqCst)
             && self.watch_sleeps.swap(false, Ordering::SeqCst)
             && let Some(watch) = self.watch.get()
@@ -163,9 +189,9 @@ impl Crew {
         self.wanted.store(threads, Ordering::SeqCst);
     }
 
-    /// Whether no thread waits for a request, as far as they had a turn.
+    /// Whether no thread waits for a request, as far as they had a turn. Before the first one all do.
     pub(super) fn nobody_waits(&self) -> bool {
-        self.waiting.load(Ordering::SeqCst) == 0
+        self.begun.load(Ordering::SeqCst) > 0 && self.waiting.load(Ordering::SeqCst) == 0
     }
 
     /// What has happened so far.
@@ -212,100 +238,141 @@ impl Crew {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::sync::{Barrier, mpsc};
     use std::thread;
-    use std::time::Duration;
 
     use super::*;
 
-    /// Threads that take numbers from a channel, as those of a session take requests.
-    fn serve(crew: &Arc<Crew>, threads: usize) -> (mpsc::Sender<u64>, mpsc::Receiver<u64>) {
-        let (ask, asked) = mpsc::channel::<u64>();
-        let (reply, replies) = mpsc::channel();
-        let asked = Arc::new(Mutex::new(asked));
-        for _ in 0..threads {
-            let (crew, asked, reply) = (crew.clone(), asked.clone(), reply.clone());
-            thread::spawn(move || {
-                loop {
-                    let Ok(pause) = asked.lock().recv() else {
-                        return;
-                    };
-                    crew.begin();
-                    thread::sleep(Duration::from_millis(pause));
-                    if reply.send(pause).is_err() {
-                        return;
-                    }
-                    crew.finish();
-                }
-            });
-        }
-        (ask, replies)
+    type Request = Box<dyn FnOnce() + Send>;
+
+    /// Threads that take requests from a channel, as those of a session do from the device.
+    struct Served {
+        crew: Arc<Crew>,
+        requests: mpsc::Sender<Request>,
+        done: mpsc::Receiver<()>,
     }
 
-    /// Waits until a number of threads are parked.
-    fn parked(crew: &Crew, wanted: u32) {
-        while crew.spare.lock().parked != wanted {
-            thread::yield_now();
+    impl Served {
+        /// Each of the threads has had a turn.
+        fn new(threads: usize, wanted: u32) -> Self {
+            let crew = Arc::new(Crew::new(threads));
+            crew.want(wanted);
+            let (requests, taken) = mpsc::channel::<Request>();
+            let (finished, done) = mpsc::channel();
+            let taken = Arc::new(Mutex::new(taken));
+            for _ in 0..threads {
+                let (crew, taken, finished) = (crew.clone(), taken.clone(), finished.clone());
+                thread::spawn(move || {
+                    loop {
+                        let Ok(request) = taken.lock().recv() else {
+                            return;
+                        };
+                        crew.begin();
+                        request();
+                        if finished.send(()).is_err() {
+                            return;
+                        }
+                        crew.finish();
+                    }
+                });
+            }
+            let served = Self {
+                crew,
+                requests,
+                done,
+            };
+            let all = Arc::new(Barrier::new(threads));
+            for _ in 0..threads {
+                let all = all.clone();
+                served.ask(move || {
+                    all.wait();
+                });
+            }
+            (0..threads).for_each(|_| served.done.recv().unwrap());
+            served
+        }
+
+        fn ask(&self, request: impl FnOnce() + Send + 'static) {
+            self.requests.send(Box::new(request)).unwrap();
+        }
+
+        /// Waits until that many are parked.
+        fn parked(&self, wanted: u32) {
+            while self.crew.spare.lock().parked != wanted {
+                thread::yield_now();
+            }
         }
     }
 
     #[test]
     fn one_waits_and_the_others_are_parked() {
-        let crew = Arc::new(Crew::new(4));
-        let (ask, replies) = serve(&crew, 4);
+        let served = Served::new(4, 1);
         for _ in 0..100 {
-            ask.send(0).unwrap();
-            replies.recv().unwrap();
+            served.ask(|| {});
+            served.done.recv().unwrap();
         }
-        parked(&crew, 3);
-        while crew.nobody_waits() {
+        served.parked(3);
+        while served.crew.nobody_waits() {
             thread::yield_now();
         }
         // One that is called in answers while another takes its time.
-        ask.send(60_000).unwrap();
-        while !crew.nobody_waits() {
+        let (end, ended) = mpsc::channel::<()>();
+        served.ask(move || assert!(ended.recv().is_ok()));
+        while !served.crew.nobody_waits() {
             thread::yield_now();
         }
-        crew.call();
-        parked(&crew, 2);
-        ask.send(1).unwrap();
-        assert_eq!(replies.recv(), Ok(1));
-        assert!(!crew.is_over());
+        served.crew.call();
+        served.parked(2);
+        served.ask(|| {});
+        served.done.recv().unwrap();
+        assert!(!served.crew.is_over());
+        end.send(()).unwrap();
+        served.done.recv().unwrap();
+        served.parked(3);
     }
 
     #[test]
     fn whoever_ends_sets_the_others_free() {
-        let crew = Arc::new(Crew::new(3));
-        let (ask, replies) = serve(&crew, 3);
-        for _ in 0..10 {
-            ask.send(0).unwrap();
-            replies.recv().unwrap();
-        }
-        parked(&crew, 2);
-        drop(ask);
+        let served = Served::new(3, 1);
+        served.parked(2);
+        let Served {
+            crew,
+            requests,
+            done,
+        } = served;
+        drop(requests);
         // All of them drop their end.
-        assert!(replies.recv().is_err());
+        assert!(done.recv().is_err());
         assert!(crew.is_over());
-        parked(&crew, 0);
+        assert_eq!(crew.spare.lock().parked, 0);
         assert!(crew.finish(), "nobody is parked any more");
     }
 
     #[test]
     fn as_many_wait_as_are_wanted() {
-        let crew = Arc::new(Crew::new(4));
-        crew.want(9);
-        assert_eq!(crew.wanted(), 4);
-        crew.want(0);
-        assert_eq!(crew.wanted(), 1);
-        crew.want(2);
-        let (ask, replies) = serve(&crew, 4);
-        for _ in 0..100 {
-            ask.send(0).unwrap();
-            replies.recv().unwrap();
-        }
-        parked(&crew, 2);
-        crew.call();
-        parked(&crew, 1);
-        assert_eq!(crew.tally().begun, 100);
+        let served = Served::new(4, 2);
+        served.parked(2);
+        served.crew.call();
+        served.parked(1);
+        assert_eq!(served.crew.tally().begun, 4);
+        served.crew.want(9);
+        assert_eq!(served.crew.wanted(), 4);
+        served.crew.want(0);
+        assert_eq!(served.crew.wanted(), 1);
+    }
+
+    #[test]
+    fn who_is_busy_does_not_wait() {
+        let crew = Arc::new(Crew::new(2));
+        assert!(!crew.nobody_waits(), "before the first turn all do");
+        crew.begin();
+        assert!(crew.nobody_waits());
+        assert!(crew.finish());
+        assert!(!crew.nobody_waits());
+        let busy = crew.busy();
+        assert!(crew.nobody_waits());
+        drop(busy);
+        assert!(!crew.nobody_waits());
+        assert_eq!(crew.tally().begun, 1);
     }
 }

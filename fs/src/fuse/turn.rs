@@ -94,6 +94,10 @@ impl<'a> Turn<'a> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
+        // A thread that panics ends, and must not be parked before.
+        if std::thread::panicking() {
+            return;
+        }
         if self.crew.finish() && self.lookout.look() {
             self.crew.was_pressed();
         }

@@ -27,6 +27,8 @@ struct Watch {
     /// The tallies of the last ticks, the oldest first.
     past: [Tally; SPAN],
     quiet: usize,
+    /// A request waited for a thread at the last tick.
+    pending: bool,
     /// Ticks since a thread more was last found to be of use.
     since: u32,
     /// So many threads can have a CPU, besides the programs that wait for them.
@@ -63,6 +65,7 @@ impl Watch {
         Self {
             past: [Tally::default(); SPAN],
             quiet: 0,
+            pending: false,
             since: 0,
             cpus,
         }
@@ -72,7 +75,9 @@ impl Watch {
         let now = seen.tally;
         let [oldest, .., last] = self.past;
         let (turns, pressed) = (now.begun - last.begun, now.pressed - last.pressed);
-        let held_up = turns == 0 && seen.nobody_waits && seen.pending;
+        // Whoever waits may still be held up: by memory that its buffer needs, or between two parts of a request.
+        let held_up = turns == 0 && seen.pending && (seen.nobody_waits || self.pending);
+        self.pending = seen.pending;
         // Requests queue up, and those who answer them wait for something, or there are CPUs left.
         let queue = turns > 1 && pressed * 4 >= turns * 3;
         let idle = seen.worked < TICK * seen.wanted * 6 / 10;
@@ -90,7 +95,7 @@ impl Watch {
             seen.wanted
         };
         let awake = now.begun - oldest.begun >= BUSY;
-        self.quiet = if turns == 0 && !seen.nobody_waits {
+        self.quiet = if turns == 0 && !seen.nobody_waits && !seen.pending {
             self.quiet + 1
         } else {
             0
@@ -202,6 +207,12 @@ mod tests {
         let advice = watch.tick(waiting);
         assert!(advice.call);
         assert_eq!(advice.want, 2);
+        // Somebody waits, and yet nothing is answered.
+        let odd = Seen {
+            nobody_waits: false,
+            ..waiting
+        };
+        assert!(watch.tick(odd).call);
         // There was a turn since.
         let other = Seen {
             tally: seen(2, 0).tally,
