@@ -25,8 +25,7 @@ use super::reply::{self, empty, with_attr, xattr};
 use super::session::Serving;
 use super::turn::{Lookout, Turn};
 use crate::error::{Errno, Error, Result};
-use crate::inode::Inode;
-use crate::overlay::{Attr, FileHandle, Op, Overlay, SetAttr};
+use crate::overlay::{FileHandle, Op, Overlay, SetAttr};
 use crate::requests::{Opcode, Requests};
 
 pub(super) const GENERATION: Generation = Generation(0);
@@ -104,26 +103,6 @@ impl Adapter {
         run: impl FnOnce(&Op<'_>) -> Result<T>,
     ) -> Result<T> {
         run(&self.overlay.begin()).inspect_err(|error| reply::log_failure(what, ino, name, *error))
-    }
-
-    /// Replies with a new or found object, and only then counts that the kernel knows it.
-    pub(super) fn entry(&self, done: Result<(Arc<Inode>, Attr)>, reply: ReplyEntry) {
-        match done {
-            Ok((inode, found)) => {
-                let number = self.overlay.inodes().number(&inode);
-                self.overlay.inodes().remember_as(&inode, number);
-                let mut found = attr(&found);
-                let keep = if number == inode.ino() {
-                    self.keep_attr(number)
-                } else {
-                    // The crate has one field for both numbers: what stat shows is asked for at once.
-                    found.ino = INodeNo(number);
-                    Duration::ZERO
-                };
-                reply.entry_with_ttls(&keep, &self.keep, &found, GENERATION);
-            }
-            Err(error) => reply.error(errno(error)),
-        }
     }
 }
 

@@ -31,6 +31,26 @@ struct Plus {
 }
 
 impl Adapter {
+    /// Replies with a new or found object, and only then counts that the kernel knows it.
+    pub(super) fn entry(&self, done: Result<(Arc<Inode>, Attr)>, reply: ReplyEntry) {
+        match done {
+            Ok((inode, found)) => {
+                let number = self.overlay.inodes().number(&inode);
+                self.overlay.inodes().remember_as(&inode, number);
+                let mut found = attr(&found);
+                let keep = if number == inode.ino() {
+                    self.keep_attr(number)
+                } else {
+                    // The crate has one field for both numbers: what stat shows is asked for at once.
+                    found.ino = INodeNo(number);
+                    Duration::ZERO
+                };
+                reply.entry_with_ttls(&keep, &self.keep, &found, GENERATION);
+            }
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
     pub(super) fn look_up(&self, parent: INodeNo, name: &OsStr, out: ReplyEntry) {
         let done = self.run("lookup", parent, Some(name), |op| {
             op.lookup_attr(&op.inode(parent.0)?, &name_of(name)?)?
