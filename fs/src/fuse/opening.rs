@@ -16,6 +16,17 @@ use crate::error::{Errno, Error, Result};
 use crate::inode::Inode;
 use crate::overlay::{Attr, FileHandle, Op, OpenHow};
 
+/// What the kernel asks to be opened.
+#[derive(Clone, Copy)]
+struct Wanted {
+    ino: INodeNo,
+    flags: OpenFlags,
+    /// With O_DIRECT.
+    direct: bool,
+    /// Its backing file is known.
+    kept: bool,
+}
+
 /// An open that counts.
 struct Opened {
     handle: Arc<FileHandle>,
@@ -45,8 +56,13 @@ impl Adapter {
             };
             let handle = op.open_unless(caller(req, 0), &inode, how, known)?;
             let register: Register<'_> = &|fd| reply.open_backing(fd);
-            let flags = (flags, direct, kept);
-            self.count_open(op, (ino, flags), &inode, handle, register)
+            let wanted = Wanted {
+                ino,
+                flags,
+                direct,
+                kept,
+            };
+            self.count_open(op, wanted, &inode, handle, register)
         });
         match done {
             Ok(opened) => {
@@ -75,9 +91,13 @@ impl Adapter {
             let (inode, handle, found) =
                 op.create_attr(who, &parent, &name_of(name)?, mode, how)?;
             let register: Register<'_> = &|fd| reply.open_backing(fd);
-            let ino = INodeNo(inode.ino());
-            let opened =
-                self.count_open(op, (ino, (flags, direct, false)), &inode, handle, register)?;
+            let wanted = Wanted {
+                ino: INodeNo(inode.ino()),
+                flags,
+                direct,
+                kept: false,
+            };
+            let opened = self.count_open(op, wanted, &inode, handle, register)?;
             Ok((inode, opened, found))
         });
         match done {
@@ -103,13 +123,14 @@ impl Adapter {
     fn count_open(
         &self,
         op: &Op<'_>,
-        (ino, (flags, direct, kept)): (INodeNo, (OpenFlags, bool, bool)),
+        wanted: Wanted,
         inode: &Arc<Inode>,
         handle: Arc<FileHandle>,
         register: Register<'_>,
     ) -> Result<Opened> {
+        let Wanted { ino, flags, .. } = wanted;
         let close = |_: &Error| self.overlay.close(&handle);
-        let asked = self.asked(op, &handle, direct, kept).inspect_err(close)?;
+        let asked = self.asked(op, &handle, wanted).inspect_err(close)?;
         let content = handle.opened();
         let present = inode.data_turn();
         let synced = asked.write && syncs(flags);
@@ -152,8 +173,8 @@ impl Adapter {
         })
     }
 
-    /// What the decision depends on, as far as it does. `kept`: its backing file is known.
-    fn asked(&self, op: &Op<'_>, handle: &FileHandle, direct: bool, kept: bool) -> Result<Asked> {
+    /// What the decision depends on, as far as it does.
+    fn asked(&self, op: &Op<'_>, handle: &FileHandle, wanted: Wanted) -> Result<Asked> {
         let policy = self.passing.policy();
         let OpenHow { write, .. } = handle.how();
         let mut asked = Asked {
@@ -161,7 +182,7 @@ impl Adapter {
             write,
             program: false,
             privileged: false,
-            direct,
+            direct: wanted.direct,
         };
         let inode = handle.inode();
         let before = inode.known();
@@ -175,7 +196,7 @@ impl Adapter {
             }
         } else {
             // It was found to be one that is passed through, or nothing but data.
-            asked.program = kept;
+            asked.program = wanted.kept;
         }
         Ok(asked)
     }

@@ -51,15 +51,10 @@ impl Lookout {
         }
         let at_once = sys::process::is_readable(&self.device);
         let until = Instant::now() + self.window;
-        let found = at_once
-            || loop {
-                if sys::process::is_readable(&self.device) {
-                    break true;
-                }
-                if Instant::now() >= until {
-                    break false;
-                }
-            };
+        let mut found = at_once;
+        while !found && Instant::now() < until {
+            found = sys::process::is_readable(&self.device);
+        }
         if found {
             self.vain.store(0, Ordering::Relaxed);
         } else {

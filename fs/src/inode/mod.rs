@@ -83,8 +83,8 @@ pub struct Inode {
     /// Its name leads to a copy, or its mark to content below is gone, and no sync has brought that to the
     /// disk yet.
     unsynced_name: AtomicBool,
-    /// What is known of it, [`BARE`] and [`PLAIN`], for as long as it holds: whenever attributes may change,
-    /// or the content moves, the rest of the bits count on.
+    /// What is known of it, [`BARE`] and [`PLAIN`], for as long as it holds: whenever something may end that, the
+    /// rest of the bits count on.
     known: AtomicU32,
     /// Times that are shown instead of the layer's.
     held: Mutex<Option<Box<Held>>>,
@@ -304,7 +304,7 @@ impl Inode {
 
     pub(crate) fn next_data_turn(&self) {
         self.turn.fetch_add(1, Ordering::AcqRel);
-        self.nothing_known();
+        self.unknown(BARE | PLAIN);
     }
 
     /// The change time to show where the layer says `real`.
@@ -400,12 +400,13 @@ impl Inode {
         }
     }
 
-    /// Told before an attribute is set and after it was, and when the content moves.
-    pub(crate) fn nothing_known(&self) {
-        let next = |known: u32| Some((known & !(BARE | PLAIN)).wrapping_add(PLAIN << 1));
-        self.known
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, next)
-            .unwrap_or_default();
+    /// Told when something may end what was found, before and after it is done where that is a call of its own.
+    pub(crate) fn unknown(&self, what: u32) {
+        let next = |known: u32| Some((known & !what).wrapping_add(PLAIN << 1));
+        // Never refused: there is always a next one.
+        let _before = self
+            .known
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
     }
 
     /// Told after a copy-up.

@@ -11,7 +11,7 @@ use super::files::FileHandle;
 use super::stage::CopyUp;
 use super::{Caller, Op};
 use crate::error::{Errno, Error, Result};
-use crate::inode::{FileState, Inode};
+use crate::inode::{FileState, Inode, PLAIN};
 use crate::layer::zero_device;
 use crate::sys;
 use crate::sys::attr::SetTime;
@@ -195,6 +195,8 @@ impl Op<'_> {
                 return Err(Error::Errno(Errno::OPNOTSUPP));
             }
             sys::attr::chmod(fd, mode)?;
+            // What may be run now was nothing but data before.
+            inode.unknown(PLAIN);
         }
         if set.atime != SetTime::Keep || set.mtime != SetTime::Keep {
             sys::attr::utimens(fd, set.atime, set.mtime)?;

@@ -146,9 +146,7 @@ impl Op<'_> {
         }
         // Before the content is opened: when it moves meanwhile, the handle opens it anew.
         let turn = inode.data_turn();
-        // Since it was found to be plain data it may have been made a program.
-        let plain = inode.is_plain() && !how.exec;
-        if !how.write && !how.truncate && (known(turn) || plain) {
+        if !how.write && !how.truncate && (known(turn) || inode.is_plain()) {
             return Ok(self.handle(inode, None, how));
         }
         let fd = self.open_content(inode, how.flags())?;

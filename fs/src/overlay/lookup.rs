@@ -117,13 +117,13 @@ impl Op<'_> {
             }
             Found::File(node) => {
                 let (loc, stat) = (node.loc.clone(), node.stat);
-                let node_dir = loc.dir.clone();
+                let in_top = is_top(&loc.dir);
                 let inode = self.take_file(parent, name, node, sure);
                 if let Some(inode) = &inode {
                     // The first name that is known of a file whose known names all went.
                     inode.found_again(loc)?;
                 }
-                (inode, stat, is_top(&node_dir))
+                (inode, stat, in_top)
             }
         };
         let hit = |inode| {

@@ -10,7 +10,7 @@ use super::stage::CopyUp;
 use super::{Caller, Op};
 use crate::error::{Errno, Error, Result};
 use crate::format::Redirect;
-use crate::inode::{Alias, DirState, Identity, Inode, State};
+use crate::inode::{Alias, DirState, Identity, Inode, PLAIN, State};
 use crate::layer::{LayerDir, Moving, WhiteoutForm, zero_device};
 use crate::name::Name;
 use crate::sys;
@@ -241,6 +241,8 @@ impl Op<'_> {
             note_moved(state, moving, from, to);
             Ok(())
         })?;
+        // A library is known by its name.
+        inode.unknown(PLAIN);
         for changed in [inode, from.parent, to.parent].into_iter().chain(target) {
             changed.changed();
         }
@@ -345,6 +347,9 @@ impl Op<'_> {
             }
             Ok(())
         })?;
+        for moved in [inode, target] {
+            moved.unknown(PLAIN);
+        }
         for changed in [inode, target, from.parent, to.parent] {
             changed.changed();
         }

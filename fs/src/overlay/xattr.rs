@@ -111,7 +111,7 @@ impl Op<'_> {
             return Err(Error::Errno(Errno::PERM));
         }
         inode.changed();
-        inode.nothing_known();
+        inode.unknown(BARE);
         let _after = Setting(inode);
         let mut flags = flags;
         if self.is_ours(target.as_fd(), &disk)? {
@@ -216,7 +216,7 @@ struct Setting<'a>(&'a Inode);
 
 impl Drop for Setting<'_> {
     fn drop(&mut self) {
-        self.0.nothing_known();
+        self.0.unknown(BARE);
     }
 }
 
