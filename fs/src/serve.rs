@@ -7,7 +7,7 @@ use std::thread;
 
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::config::{Awake, Config, KEEP};
+use crate::config::{Config, KEEP};
 use crate::control::{self, Gauge, Place};
 use crate::error::Errno;
 use crate::format::XattrSpace;
@@ -78,11 +78,7 @@ pub fn serve(mut config: Config, ready: impl FnOnce()) -> Result<(), SetupError>
         keep: config.keep,
         keep_listings: config.keep >= KEEP,
         lookout: config.lookout,
-        awake: match config.awake {
-            Awake::Auto => sys::idle::is_small_guest_that_halts(),
-            Awake::On => true,
-            Awake::Off => false,
-        },
+        awake: config.awake,
         requests: requests.clone(),
         passthrough: config.passthrough,
         coherence: config.coherence,

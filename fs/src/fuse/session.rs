@@ -12,9 +12,9 @@ use super::adapter::Adapter;
 use super::crew::Crew;
 use super::turn::Lookout;
 use super::watch;
-use crate::overlay::{Coherence, Overlay, Passthrough};
+use crate::overlay::{Awake, Coherence, Overlay, Passthrough};
 use crate::requests::Requests;
-use crate::sys::idle::Awake;
+use crate::sys::idle::{self, Wish};
 use crate::sys::mount::{self, MountOptions, PreparedMount};
 
 /// A session that the kernel has greeted; its mount is not in the tree yet.
@@ -45,7 +45,7 @@ pub(crate) struct Serving {
     /// How long a thread that has answered looks out for the next request before it sleeps.
     pub(crate) lookout: Duration,
     /// Whether CPUs are kept awake while requests come in numbers.
-    pub(crate) awake: bool,
+    pub(crate) awake: Awake,
     /// Where they are counted.
     pub(crate) requests: Arc<Requests>,
     /// Which files the kernel reads and writes by itself.
@@ -70,9 +70,9 @@ pub(crate) fn prepare(
     options: &MountOptions,
     serving: &Serving,
 ) -> Result<Prepared, SessionError> {
-    let second = device.try_clone().map_err(SessionError::Greeting)?;
-    let third = device.try_clone().map_err(SessionError::Greeting)?;
-    let lookout = Lookout::new(second, serving.lookout);
+    let again = || device.try_clone().map_err(SessionError::Greeting);
+    let (looked_at, watched) = (again()?, again()?);
+    let lookout = Lookout::new(looked_at, serving.lookout);
     let crew = Arc::new(Crew::new(serving.threads));
     let mount = PreparedMount::new(device.as_fd(), options).map_err(SessionError::Mount)?;
     let mut config = fuser::Config::default();
@@ -89,17 +89,30 @@ pub(crate) fn prepare(
     let notifier = adapter.notifier.clone();
     let session = Session::from_fd(adapter, device, acl, config).map_err(SessionError::Greeting)?;
     notifier.get_or_init(|| session.notifier());
-    let awake = match serving.awake.then(Awake::new) {
-        Some(Ok(awake)) => Some(awake),
-        Some(Err(error)) => {
-            // Only slower: without the right to it, or without the device.
-            log::info!("CPUs are not kept awake: {error}");
+    watch::start(&crew, watched, wish(serving.awake)).map_err(SessionError::Greeting)?;
+    Ok(Prepared { session, mount })
+}
+
+/// The wish for awake CPUs, where it is asked for and can be had. Without it everything is only slower.
+fn wish(asked: Awake) -> Option<Wish> {
+    if asked == Awake::Off || (asked == Awake::Auto && !idle::is_small_guest_that_halts()) {
+        return None;
+    }
+    match Wish::new() {
+        Ok(wish) => Some(wish),
+        Err(error) => {
+            let level = if asked == Awake::On {
+                log::Level::Warn
+            } else {
+                log::Level::Info
+            };
+            log::log!(
+                level,
+                "CPUs are not kept awake: /dev/cpu_dma_latency: {error}"
+            );
             None
         }
-        None => None,
-    };
-    watch::start(&crew, third, awake).map_err(SessionError::Greeting)?;
-    Ok(Prepared { session, mount })
+    }
 }
 
 /// Has the kernel hand over what it keeps of files.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::crew::{Crew, Tally};
 use crate::sys;
-use crate::sys::idle::Awake;
+use crate::sys::idle::Wish;
 
 /// How often it looks.
 const TICK: Duration = Duration::from_millis(2);
@@ -123,18 +123,18 @@ impl Watch {
 pub(super) fn start(
     crew: &Arc<Crew>,
     device: OwnedFd,
-    mut awake: Option<Awake>,
+    mut wish: Option<Wish>,
 ) -> std::io::Result<()> {
     let crew = crew.clone();
     let cpus = thread::available_parallelism().map_or(1, |cpus| cpus.get() / 2);
     let mut watch = Watch::new(u32::try_from(cpus).unwrap_or(u32::MAX));
     let run = move || {
         crew.watched_by(thread::current());
-        let mut wish = |on| {
-            let done = awake.as_mut().map_or(Ok(()), |awake| awake.wish(on));
+        let mut keep_awake = |on| {
+            let done = wish.as_mut().map_or(Ok(()), |wish| wish.be(on));
             if let Err(error) = done {
-                log::info!("CPUs are not kept awake: {error}");
-                awake = None;
+                log::warn!("CPUs are not kept awake any more: {error}");
+                wish = None;
             }
         };
         let mut worked = sys::process::cpu_time();
@@ -153,9 +153,9 @@ pub(super) fn start(
             if advice.call {
                 crew.call();
             }
-            wish(advice.awake);
+            keep_awake(advice.awake);
             if advice.sleep {
-                wish(false);
+                keep_awake(false);
                 crew.sleep_until_turn(seen.tally);
                 watch.woken(seen.tally);
             }

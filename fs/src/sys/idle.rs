@@ -6,7 +6,6 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::thread;
 
 /// What the kernel itself takes for "any".
 const ANY: i32 = 2_000_000_000;
@@ -15,12 +14,12 @@ const FEW_CPUS: usize = 8;
 
 /// A wish for CPUs that wake up at once.
 #[derive(Debug)]
-pub struct Awake {
+pub struct Wish {
     device: File,
     wished: bool,
 }
 
-impl Awake {
+impl Wish {
     /// Wishes nothing yet. Fails where this process may not wish.
     pub fn new() -> io::Result<Self> {
         let device = OpenOptions::new()
@@ -33,7 +32,7 @@ impl Awake {
     }
 
     /// Wishes it, or no longer. Every idle CPU is woken up once for a change.
-    pub fn wish(&mut self, on: bool) -> io::Result<()> {
+    pub fn be(&mut self, on: bool) -> io::Result<()> {
         if self.wished != on {
             let most: i32 = if on { 0 } else { ANY };
             self.device.write_all(&most.to_ne_bytes())?;
@@ -47,8 +46,20 @@ impl Awake {
 /// small one.
 pub fn is_small_guest_that_halts() -> bool {
     let driver = std::fs::read("/sys/devices/system/cpu/cpuidle/current_driver");
+    // Those of the machine, and not only those that this process may run on: the wish is for all.
+    let online = std::fs::read_to_string("/sys/devices/system/cpu/online");
     driver.is_ok_and(|name| name.trim_ascii() == b"haltpoll")
-        && thread::available_parallelism().is_ok_and(|cpus| cpus.get() <= FEW_CPUS)
+        && online.is_ok_and(|cpus| count(&cpus).is_some_and(|cpus| cpus <= FEW_CPUS))
+}
+
+/// How many numbers a list like `0-3,8` names.
+fn count(list: &str) -> Option<usize> {
+    let ranges = list.trim().split(',').map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+        last.checked_sub(first)?.checked_add(1)
+    });
+    ranges.sum()
 }
 
 #[cfg(test)]
@@ -56,12 +67,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn cpus_are_counted() {
+        assert_eq!(count("0-1\n"), Some(2));
+        assert_eq!(count("0-3,8,10-11\n"), Some(7));
+        for other in ["", "x", "3-1", "0-"] {
+            assert_eq!(count(other), None, "{other}");
+        }
+    }
+
+    #[test]
     fn a_wish_can_be_taken_back() {
-        match Awake::new() {
-            Ok(mut awake) => {
+        match Wish::new() {
+            Ok(mut wish) => {
                 for on in [false, true, true, false] {
-                    awake.wish(on).unwrap();
-                    assert_eq!(awake.wished, on);
+                    wish.be(on).unwrap();
+                    assert_eq!(wish.wished, on);
                 }
             }
             // Nobody but root may, and in a container not even root can.
