@@ -14,7 +14,8 @@ use crate::store::name::{Address, ContainerName};
 
 /// Mount a container, or a snapshot to browse in it, and print where
 ///
-/// The daemon runs in the background and outlives the shell; its log is run/<id>/log in the store.
+/// The daemon runs in the background and outlives the shell; `cowl status NAME --json` names its log. On a full
+/// disk, the space that the store has set aside is used.
 /// A container that is mounted already stays as it is, and the place is printed. A snapshot is mounted
 /// read-only, at as many places as you like, whatever becomes of the container; while it is, it can't
 /// be removed. What a container is now can't be mounted read-only beside itself: snapshot it first, and
@@ -60,6 +61,11 @@ impl Verb for MountArgs {
         };
         output::line(place.as_os_str().as_bytes())?;
         Ok(0)
+    }
+
+    /// Files are removed through a mount, too.
+    fn frees(&self) -> bool {
+        true
     }
 }
 

@@ -18,8 +18,8 @@ use crate::store::lock::Lock;
 use crate::store::manifest::Ephemeral;
 use crate::store::{Store, disk};
 
-/// A log longer than this is put aside when the next daemon starts.
-const LOG_LIMIT: u64 = 1 << 20;
+/// A log longer than this is put aside.
+pub const LOG_LIMIT: u64 = 1 << 20;
 
 /// What the daemon says when the mount is there.
 pub(super) const READY: &str = "ready";
@@ -105,8 +105,8 @@ impl Container<'_> {
 
     /// Starts a daemon and waits until the mount is there.
     fn start(&self, place: &Path, transient: bool) -> Result<()> {
-        daemon::ensure_run_dir(self.store, self.id)?;
-        let log = self.store.run_dir(self.id).join("log");
+        self.store.make_room_to_remove()?;
+        let log = daemon::ensure_run_dir(self.store, self.id)?.join("log");
         // Until it has noted that it is there: were we killed before, others would take the container for
         // one that nobody has mounted, and freeze the layer that it is about to write to.
         let held = self.lock.for_child()?;

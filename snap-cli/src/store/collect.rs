@@ -362,8 +362,9 @@ impl Store {
     /// Mount points, run folders and caches of containers that are gone.
     fn orphans(&self) -> Result<Vec<PathBuf>> {
         let mut orphans = Vec::new();
-        for folder in ["mnt", "run", "cache"] {
-            let dir = self.root.join(folder);
+        let own = ["mnt", "cache"].map(|folder| self.root.join(folder));
+        let run = self.run_roots().map(Path::to_path_buf);
+        for dir in own.into_iter().chain(run) {
             for name in disk::names(&dir)? {
                 let own = name.strip_suffix(".json").unwrap_or(&name);
                 if let Some(id) = ContainerId::parse(own)

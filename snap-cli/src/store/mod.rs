@@ -9,7 +9,7 @@
 //!                      /container.json.next   a change under way (see `crate::container`)
 //!                      /snapshots/<id>.json
 //!       mnt/<id>                         mount points
-//!       run/<id>                         socket, log and state of a running mount
+//!       run/<id>                         socket, log and state of a running mount (root's: see [`run`])
 //!       locks/                           one file a lock
 //!       deleted/<id>.<since>.<until>     destroyed containers that may still come back
 //!       trash/                           on its way out
@@ -32,6 +32,7 @@ pub mod name;
 pub mod outside;
 pub mod record;
 pub mod reserve;
+pub mod run;
 pub mod sizes;
 pub mod span;
 pub mod usage;
@@ -92,6 +93,7 @@ pub struct Store {
     home: PathBuf,
     manifest: StoreManifest,
     session: Session,
+    run: run::RunPlaces,
 }
 
 /// A container's id with what its manifest says, or why that can't be read.
@@ -152,6 +154,7 @@ impl Store {
             );
         };
         Ok(Self {
+            run: run::RunPlaces::of(root, record.body.uuid)?,
             root: root.to_path_buf(),
             home: root.to_path_buf(),
             manifest: record.body,
@@ -226,6 +229,7 @@ impl Store {
         disk::replace(&root.join("store.json"), &Record::first(manifest.clone()))?;
         disk::sync_parent(root)?;
         Ok(Self {
+            run: run::RunPlaces::of(root, manifest.uuid)?,
             root: root.to_path_buf(),
             home: root.to_path_buf(),
             manifest,
@@ -299,11 +303,6 @@ impl Store {
     /// Where a container is mounted when nobody says otherwise.
     pub fn mount_dir(&self, id: ContainerId) -> PathBuf {
         self.root.join("mnt").join(id.to_string())
-    }
-
-    /// Where a running mount keeps its socket, log and state.
-    pub fn run_dir(&self, id: ContainerId) -> PathBuf {
-        self.root.join("run").join(id.to_string())
     }
 
     /// The file of the lock `name`.
