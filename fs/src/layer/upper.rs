@@ -50,8 +50,9 @@ impl Upper {
         let outer = sys::dir::open_root(work).map_err(at)?;
         let root = sys::dir::open_root(upper)
             .map_err(|error| SetupError::at("cannot use the layer", upper, error))?;
-        let [root, outer] = private::for_writing([root, outer], [upper, work], through);
-        let layer = layer.opened_as(root);
+        let ([root, outer], no_devices) =
+            private::for_writing([root, outer], [upper, work], through);
+        let layer = layer.opened_as(root, no_devices);
         check_separate(upper, work, &layer, &outer)?;
         let locks = [
             lock::for_writing("upper layer", upper, layer.root_fd())?,

@@ -4,6 +4,7 @@
 //! that a test can make the k-th change fail.
 
 pub mod attr;
+pub mod content;
 pub mod copy;
 pub mod creds;
 pub mod dir;

@@ -198,9 +198,13 @@ impl Loc {
         self.open(rustix::fs::OFlags::RDONLY)
     }
 
-    /// Opens the regular file.
+    /// Opens the regular file; EIO where it is anything else.
     pub fn open(&self, flags: rustix::fs::OFlags) -> Result<OwnedFd> {
-        sys::dir::open_file((*self.dir.fd()?).as_fd(), &self.name, flags)
+        let dir = self.dir.fd()?;
+        match self.dir.layer().has_no_devices() {
+            true => sys::content::open_nodev((*dir).as_fd(), &self.name, flags),
+            false => sys::content::open((*dir).as_fd(), &self.name, flags),
+        }
     }
 
     /// lstat.

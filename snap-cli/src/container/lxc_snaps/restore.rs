@@ -11,7 +11,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cowl_fs::sys::{self, dir};
+use cowl_fs::sys::{self, content, dir};
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 
 use super::{Place, copy, lock_dir, refuse_base, refuse_unfinished};
@@ -346,7 +346,7 @@ fn rename_host(rootfs: &Path, old: &str, new: &str) -> Result<()> {
             let found = sys::stat::stat_at(etc.as_fd(), b"hostname")?;
             match found.kind() {
                 sys::stat::FileKind::Regular => {
-                    dir::open_file(etc.as_fd(), b"hostname", OFlags::RDWR).map(Some)
+                    content::open(etc.as_fd(), b"hostname", OFlags::RDWR).map(Some)
                 }
                 _ => Ok(None),
             }
