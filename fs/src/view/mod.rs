@@ -161,9 +161,11 @@ impl View {
         })
     }
 
-    /// Whether marks in this layer count: at the bottom of a stack there is nothing to mark.
+    /// Whether marks in this layer count: at the bottom of a stack there is nothing to mark, unless data-only
+    /// layers have the content of its metacopies.
     fn marks(&self, layer: &Arc<Layer>) -> bool {
         self.part
+            || !self.data.is_empty()
             || self.layers.len() == 1
             || self
                 .layers
