@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use cowl_fs::sys;
 
 use super::{Fix, Known, Level, Report, Wish};
-use crate::delta::digest_dir;
+use crate::delta::digest_layer;
 use crate::delta::error::OnProgress;
 use crate::error::{Error, Result};
 use crate::store::manifest::{LayerId, LayerKind, LayerManifest};
@@ -191,7 +191,7 @@ fn compare(
         }
     }
     if wish.deep {
-        let found = digest_dir(&tree, progress)?.to_string();
+        let found = digest_layer(&tree, progress)?.to_string();
         match &record.body.digest {
             Some(known) if *known != found => {
                 let what = changed("it has another content");
