@@ -53,7 +53,7 @@ fn import_into(
         Source::Stdin => import::tar(std::io::stdin().lock(), &tree, store.space(), progress),
     }?;
     // A container must not be there before its data is: this is the one command that copies data.
-    disk::sync_all(&tree)?;
+    making.sync_content()?;
     // Now its names are at hand; later somebody would wait for it. It can be counted then all the same.
     if let Err(error) = store.measured(base) {
         log::debug!("cannot measure a layer: {error}");
