@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 
 use super::{Context, Verb, output};
 use crate::container::browse;
+use crate::container::durability::{filesystem, make_durable};
 use crate::container::state::{self, Mounted};
 use crate::container::{Container, find_snapshot_ref};
 use crate::error::{Error, Result};
 use crate::host::users::quoted;
+use crate::snapshot::resolve;
 use crate::store::name::{Address, ContainerName};
 
 /// Mount a container, or a snapshot to browse in it, and print where
@@ -44,7 +46,12 @@ impl Verb for MountArgs {
         let store = context.store_of(name)?;
         let mut container = Container::open(&store, name)?;
         let place = match &address.snapshot {
-            Some(snapshot) => container.browse(snapshot, at)?,
+            Some(snapshot) => {
+                if let Some(why) = resolve(&store, &address)?.loss()? {
+                    log::warn!("{why}");
+                }
+                container.browse(snapshot, at)?
+            }
             None if self.ro => {
                 let dir = at.map(|at| format!(" {}", quoted(at))).unwrap_or_default();
                 return Err(Error::usage(format!(
@@ -107,8 +114,14 @@ fn head(context: &Context, name: &ContainerName) -> Result<u8> {
         return Err(Error::failed(format!("{name} is not mounted"))
             .hint(format!("mount it with: cowl mount {name}")));
     }
+    let id = container.id();
     if container.end_if_ephemeral()? {
         output::note(&format!("{name} was there for one mount, and is gone"));
+        return Ok(0);
+    }
+    // Its daemon can no more, and the disk may be unmounted next.
+    if let Err(error) = filesystem(&store).and_then(|fs| make_durable(&store, id, &fs)) {
+        log::warn!("snapshots of {name} stay settling: {error}");
     }
     Ok(0)
 }

@@ -449,7 +449,7 @@ pub(super) fn check_empty(place: &Path) -> Result<()> {
     }
 }
 
-fn open_log(path: &Path) -> Result<std::fs::File> {
+pub(super) fn open_log(path: &Path) -> Result<std::fs::File> {
     let at = |error| Error::at("open the log", path, error);
     match std::fs::metadata(path) {
         Ok(meta) if meta.len() > LOG_LIMIT => {

@@ -407,7 +407,10 @@ impl Store {
             let gone = match (container, layer) {
                 (Some(id), _) => !disk::is_there(&self.container_dir(id))?,
                 (None, Some(id)) => !disk::is_there(&self.layer_dir(id))?,
-                (None, None) => own.starts_with("name-") && !Lock::is_held(&path)?,
+                (None, None) => {
+                    let passing = own.starts_with("name-") || own.starts_with("settling-");
+                    passing && !Lock::is_held(&path)?
+                }
             };
             if gone {
                 stale.push(path);

@@ -369,6 +369,11 @@ impl Store {
         Ok(lock)
     }
 
+    /// The right to sync a container's snapshots in the background.
+    pub fn settling_alone(&self, id: ContainerId) -> Result<Lock> {
+        self.lock(&format!("settling-{id}"), Mode::Exclusive)
+    }
+
     /// The right to take something over into the family of stores.
     pub fn adopting(&self) -> Result<Lock> {
         let session = &self.session;
