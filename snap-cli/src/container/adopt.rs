@@ -14,6 +14,7 @@ use super::moving::{self, Leftover};
 use super::{Container, Swap, lxc};
 use crate::delta::walk;
 use crate::error::{Error, Result};
+use crate::host::files;
 use crate::host::lxc as host;
 use crate::host::lxc::config;
 use crate::host::lxc_snaps;
@@ -125,9 +126,9 @@ fn look_at_lxc(
     notes: &mut Vec<String>,
 ) -> Result<(PathBuf, Lxc)> {
     let path = container.config();
-    let text = match std::fs::read(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+    let text = match files::read_opt(&path)? {
+        Some(text) => text,
+        None => {
             let lxcpath = &container.lxcpath;
             return Err(Error::not_found(format!(
                 "there is no LXC container named {} in {}",
@@ -139,7 +140,6 @@ fn look_at_lxc(
                 quoted(lxcpath)
             )));
         }
-        Err(error) => return Err(Error::at("read", &path, error)),
     };
     refuse_adopted(home, container)?;
     if let host::State::Running { word, pid } = container.state()? {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::state::Mounted;
 use super::{Container, Swap, moving};
 use crate::error::{Error, Kind, Result};
+use crate::host::files;
 use crate::host::lxc::config;
 use crate::host::process;
 use crate::host::users::quoted;
@@ -44,7 +45,7 @@ fn who(manifest: &ContainerManifest, id: ContainerId, caller: &Caller) -> Result
         }
         // Where it was there is nothing any more.
         (Err(error), Ok(called)) if error.kind() == std::io::ErrorKind::NotFound => {
-            let text = std::fs::read(&called).map_err(|e| Error::at("read", &called, e))?;
+            let text = files::read(&called)?;
             let lxcpath = called.parent().and_then(Path::parent);
             if let Some(lxcpath) = lxcpath
                 && called.parent() == Some(&lxcpath.join(&caller.name))
@@ -142,7 +143,7 @@ pub fn post_stop(store: &Store, id: ContainerId, caller: &Caller) -> Result<()> 
 /// Whether the caller's root file system is, or lies over, the container's.
 fn stands_on(caller: &Caller, id: ContainerId) -> Result<bool> {
     let path = &caller.config;
-    let text = std::fs::read(path).map_err(|e| Error::at("read", path, e))?;
+    let text = files::read(path)?;
     let rootfs = config::get(&text, config::ROOTFS).unwrap_or_default();
     let id = id.to_string();
     let named = rootfs.windows(id.len()).any(|part| part == id.as_bytes());

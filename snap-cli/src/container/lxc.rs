@@ -8,12 +8,16 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use cowl_fs::name::Name;
+use cowl_fs::sys;
+use cowl_fs::sys::stat::FileKind;
+use cowl_fs::sys::within::{self, Links, Named};
 use cowl_fs::view::Found;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::OFlags;
 use serde_json::Map;
 
 use super::{Container, Swap};
 use crate::error::{Error, Result};
+use crate::host::files;
 use crate::host::lxc as host;
 use crate::host::lxc::config::{Ours, Renamed, attach, detach, renamed, shell_word};
 use crate::store::Store;
@@ -95,8 +99,7 @@ pub(super) fn how_to_stop(container: &Container<'_>, who: &str) -> Option<String
 
 /// The config of an LXC container.
 pub(super) fn read_config(link: &Lxc) -> Result<Vec<u8>> {
-    let path = link.config();
-    std::fs::read(&path).map_err(|e| Error::at("read", &path, e))
+    files::read(&link.config())
 }
 
 /// The copy of the config that a snapshot keeps.
@@ -179,7 +182,7 @@ impl Copy {
     pub fn by_config(path: &Path, lxcpath: PathBuf, name: &ContainerName) -> Result<Self> {
         check_free(&lxcpath, name)?;
         let path = std::path::absolute(path).map_err(|e| Error::at("read", path, e))?;
-        let text = std::fs::read(&path).map_err(|e| Error::at("read", &path, e))?;
+        let text = files::read(&path)?;
         let dir = path.parent().unwrap_or(Path::new("/"));
         let folder = dir.file_name().and_then(|name| name.to_str());
         Ok(Self {
@@ -343,7 +346,13 @@ fn has_hostname(container: &Container<'_>) -> Result<bool> {
         Ok(match etc {
             Found::Dir(etc) => {
                 let found = view.lookup(&etc, &Name::new(b"hostname")?)?;
-                matches!(found, Found::File(_))
+                // A link may lead to a file: the mount shows it. Nothing else is written to.
+                match found {
+                    Found::File(found) => {
+                        matches!(found.stat.kind(), FileKind::Regular | FileKind::Symlink)
+                    }
+                    Found::Dir(_) | Found::Absent | Found::Whiteout => false,
+                }
             }
             // A link may lead to one: the mount tells.
             Found::File(_) => true,
@@ -368,28 +377,15 @@ pub(super) fn write_hostname(container: &Container<'_>, name: &str) -> Result<()
 }
 
 fn write_hostname_at(place: &Path, name: &str) -> Result<()> {
-    let at = |error: rustix::io::Errno| {
-        Error::at("write etc/hostname in", place, std::io::Error::from(error))
-    };
-    let dir = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::openat(CWD, place, dir, Mode::empty()).map_err(at)?;
-    // Links in the container lead nowhere outside it.
-    let file = rustix::fs::openat2(
-        root.as_fd(),
-        "etc/hostname",
-        OFlags::WRONLY | OFlags::TRUNC | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT,
-    );
-    let file = match file {
-        Ok(file) => file,
+    let at = |error: cowl_fs::Error| Error::at("write etc/hostname in", place, error);
+    let root = sys::dir::open_root(place).map_err(at)?;
+    let access = OFlags::WRONLY | OFlags::TRUNC;
+    let found = within::open(root.as_fd(), b"etc/hostname", Links::InTree, access).map_err(at)?;
+    let mut file = match found {
+        Named::File(file) => std::fs::File::from(file),
         // Like LXC: a container that keeps no name there is given none.
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => {
-            return Ok(());
-        }
-        Err(error) => return Err(at(error)),
+        Named::Nothing | Named::Other(_) => return Ok(()),
     };
-    let mut file = std::fs::File::from(file);
     std::io::Write::write_all(&mut file, format!("{name}\n").as_bytes())
         .and_then(|()| file.sync_all())
         .map_err(|e| Error::at("write etc/hostname in", place, e))

@@ -2,6 +2,7 @@
 //! containers in them.
 
 pub mod cgroup;
+pub mod files;
 pub mod flocks;
 pub mod hooks;
 pub mod inside;
