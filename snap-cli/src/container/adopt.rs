@@ -221,7 +221,7 @@ pub fn renew(store: &Store, name: &ContainerName) -> Result<bool> {
         return Ok(false);
     };
     let now = lxc::read_config(link)?;
-    let ours = lxc::ours(store, container.id, name)?;
+    let ours = lxc::ours(store, container.id, name, (link, &now))?;
     let with = config::attach(&now, &ours);
     if with == now {
         return Ok(false);
@@ -448,9 +448,9 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
         moving: Some(Moving::Adopting),
         ..ContainerManifest::new(name.clone(), head, &[base])
     };
-    if manifest.lxc.is_some() {
+    if let Some(link) = &manifest.lxc {
         // Whatever is wrong with the lines is told before anything is moved.
-        lxc::ours(store, id, name)?;
+        lxc::ours(store, id, name, (link, &link.written.0))?;
     }
     // Nobody else is to finish, or take back, what we are about to do.
     let lock = store.lock_container(id)?;

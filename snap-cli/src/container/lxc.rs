@@ -19,6 +19,7 @@ use super::{Container, Swap};
 use crate::error::{Error, Result};
 use crate::host::files;
 use crate::host::lxc as host;
+use crate::host::lxc::config;
 use crate::host::lxc::config::{Ours, Renamed, attach, detach, renamed, shell_word};
 use crate::store::Store;
 use crate::store::bytes::Blob;
@@ -35,8 +36,39 @@ pub fn of(link: &Lxc) -> host::Container {
     }
 }
 
-/// The lines of a container's LXC config that are cowl's.
-pub(super) fn ours(store: &Store, id: ContainerId, name: &ContainerName) -> Result<Ours> {
+/// The user and group of this machine that are root in an LXC container whose config is `text`, where that is
+/// not root itself.
+pub(super) fn mapped_root(link: &Lxc, text: &[u8]) -> Result<Option<(u32, u32)>> {
+    let own = config::mapped_root(text);
+    if own.is_some() || config::get(text, config::INCLUDE).is_none() {
+        return Ok(own);
+    }
+    let found = of(link).value("lxc.idmap")?.unwrap_or_default();
+    Ok(config::mapped_root_of(found.split(|&byte| byte == b'\n')))
+}
+
+/// Where a container is mounted for LXC: the one of its two places that its config names.
+pub(super) fn place(store: &Store, id: ContainerId, text: &[u8]) -> PathBuf {
+    let mapped = store.mapped_dir(id);
+    let named = config::get(text, config::ROOTFS).unwrap_or_default();
+    let named = named.strip_prefix(b"dir:").unwrap_or(named);
+    match named == mapped.as_os_str().as_bytes() {
+        true => mapped,
+        false => store.mount_dir(id),
+    }
+}
+
+/// The lines that are cowl's in a container's LXC config, which else says `text`.
+pub(super) fn ours(
+    store: &Store,
+    id: ContainerId,
+    name: &ContainerName,
+    (link, text): (&Lxc, &[u8]),
+) -> Result<Ours> {
+    let rootfs = match mapped_root(link, text)? {
+        Some(_) => store.mapped_dir(id),
+        None => store.mount_dir(id),
+    };
     let program = std::env::current_exe()
         .map_err(|e| Error::failed("cannot find the cowl program itself").because(e))?;
     let (program, root) = (
@@ -58,7 +90,7 @@ pub(super) fn ours(store: &Store, id: ContainerId, name: &ContainerName) -> Resu
     };
     Ok(Ours {
         id: id.to_string(),
-        rootfs: store.mount_dir(id).into_os_string().into_encoded_bytes(),
+        rootfs: rootfs.into_os_string().into_encoded_bytes(),
         pre_start: hook("pre-start"),
         post_stop: hook("post-stop"),
         destroy: hook("destroy"),
@@ -119,17 +151,17 @@ impl Container<'_> {
     /// today.
     pub fn with_config_of(&mut self, name: &SnapshotName) -> Result<()> {
         let (_, snapshot) = self.snapshot(name)?;
-        if self.manifest().lxc.is_none() {
+        let Some(link) = &self.manifest().lxc else {
             return Err(Error::usage(format!("{} is no LXC container", self.name()))
                 .hint("leave --with-config out"));
-        }
+        };
         let Some(kept) = snapshot.config else {
             return Err(
                 Error::failed(format!("{name} has no copy of the LXC config"))
                     .hint("leave --with-config out: the config stays as it is"),
             );
         };
-        let ours = ours(self.store, self.id, self.name())?;
+        let ours = ours(self.store, self.id, self.name(), (link, &kept.0))?;
         self.config = Some(Blob(attach(&kept.0, &ours)));
         Ok(())
     }
@@ -273,7 +305,8 @@ impl Copy {
         let plain = detach(&self.text, Some(&line), &self.id.to_string());
         let (plain, notes) = renamed(&plain, &how, host::random_address);
         self.notes = notes;
-        let config = Blob(attach(&plain, &ours(store, id, &self.name)?));
+        let ours = ours(store, id, &self.name, (&self.from, &plain))?;
+        let config = Blob(attach(&plain, &ours));
         link.original = Some(Blob(plain));
         link.written = config.clone();
         super::moving::mark(store, id, &super::moving::Leftover::default())?;

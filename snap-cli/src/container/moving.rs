@@ -235,8 +235,8 @@ pub(super) fn adopted(container: &mut Container<'_>) -> Result<()> {
     write_readme(&place(container)?.rootfs, &name)?;
     let mut next = container.manifest().clone();
     if let Some(link) = &mut next.lxc {
-        let ours = lxc::ours(container.store, container.id, &name)?;
         let now = lxc::read_config(link)?;
+        let ours = lxc::ours(container.store, container.id, &name, (link, &now))?;
         let with = config::attach(&now, &ours);
         files::replace(&link.config(), &with, CONFIG_MODE)?;
         link.written = Blob(with);

@@ -10,6 +10,7 @@ pub mod lxc;
 pub mod lxc_snaps;
 pub mod mountinfo;
 pub mod process;
+pub mod reach;
 pub mod users;
 
 use std::path::Path;
