@@ -214,9 +214,7 @@ impl Op<'_> {
         }
         self.any_up(inode)?;
         let target = self.target(inode)?;
-        self.changing_xattrs(inode, &target, || {
-            sys::xattr::remove(target.as_fd(), &disk)
-        })
+        self.changing_xattrs(inode, &target, || sys::xattr::remove(target.as_fd(), &disk))
     }
 
     /// The value of an attribute on disk; ENODATA where there is none. A lower may lie on a file system that
