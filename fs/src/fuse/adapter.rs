@@ -14,7 +14,7 @@ use fuser::{
     ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::attributes::{Accepted, Repeats};
+use super::attributes::{Accepted, Refused};
 use super::convert::{
     caller, device_from_protocol, errno, name_of, rename_flags, set_time, writer,
 };
@@ -46,7 +46,7 @@ pub(crate) struct Adapter {
     /// Whether the kernel may keep listings, and knows what it means that folders are not opened.
     pub(super) keep_listings: bool,
     pub(super) passing: Passing,
-    pub(super) repeats: Repeats,
+    pub(super) refused: Refused,
     max_stack_depth: u32,
     /// There once the session is.
     pub(super) notifier: Arc<OnceLock<Notifier>>,
@@ -78,7 +78,7 @@ impl Adapter {
         Self {
             overlay,
             passing,
-            repeats: Repeats::default(),
+            refused: Refused::default(),
             max_stack_depth,
             files: Handles::default(),
             keep: serving.keep,

@@ -21,7 +21,7 @@ use crate::overlay::{Attr, Op, OpenHow, SETID};
 use crate::sys::stat::{FileKind, Time};
 
 /// How many refused opens are remembered until they are repeated.
-const REPEATS: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+const REFUSED: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 
 /// How the kernel takes the attributes of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,28 +33,31 @@ pub(super) enum Accepted {
     Always,
 }
 
-/// Opens that were refused with ESTALE, upon which the kernel looks the name up and opens it once more.
+/// Opens that were refused with ESTALE, upon which the kernel looks the name up and opens it once more: the
+/// inode and the thread, and the change time of the file then.
 #[derive(Debug)]
-pub(super) struct Repeats(Mutex<LruCache<Refused, ()>>);
+pub(super) struct Refused(Mutex<LruCache<(u64, u32), Time>>);
 
-/// An open: of this inode, by this thread, of the file as it was at this change time.
-type Refused = (u64, u32, Time);
-
-impl Default for Repeats {
+impl Default for Refused {
     fn default() -> Self {
-        Self(Mutex::new(LruCache::new(REPEATS)))
+        Self(Mutex::new(LruCache::new(REFUSED)))
     }
 }
 
-impl Repeats {
-    /// Whether this open repeats one that was refused; if not, it is remembered as refused.
-    fn is_repeated(&self, open: Refused) -> bool {
+impl Refused {
+    /// Answers an open. The first time that it cannot be admitted it is refused with ESTALE, the second time with
+    /// ETXTBSY; the kernel has the mode of the change time at which it was refused.
+    fn answer(&self, open: (u64, u32), ctime: Time, admission: Admission) -> Result<()> {
         let mut refused = self.0.lock();
-        let repeated = refused.pop(&open).is_some();
-        if !repeated {
-            refused.put(open, ());
+        match (refused.pop(&open), admission) {
+            (_, Admission::Admitted) => Ok(()),
+            (None, _) => {
+                refused.put(open, ctime);
+                Err(Error::Errno(Errno::STALE))
+            }
+            (Some(then), Admission::Outdated) if then == ctime => Ok(()),
+            (Some(_), _) => Err(Error::Errno(Errno::TXTBSY)),
         }
-        repeated
     }
 }
 
@@ -159,15 +162,8 @@ impl Adapter {
         let stat = op.stat_now(inode)?;
         let has_bits = stat.perm() & SETID != 0;
         let admission = admission(how, has_bits, inode.is_written(), inode.is_run());
-        if admission == Admission::Admitted {
-            return Ok(());
-        }
-        let repeated = self.repeats.is_repeated((inode.ino(), thread, stat.ctime));
-        match admission {
-            Admission::Outdated if repeated => Ok(()),
-            Admission::Busy if repeated => Err(Error::Errno(Errno::TXTBSY)),
-            _ => Err(Error::Errno(Errno::STALE)),
-        }
+        self.refused
+            .answer((inode.ino(), thread), stat.ctime, admission)
     }
 }
 
@@ -221,14 +217,29 @@ mod tests {
     }
 
     #[test]
-    fn only_the_same_open_of_the_same_state_is_a_repetition() {
-        let repeats = Repeats::default();
-        let at = |secs| Time { secs, nanos: 0 };
-        assert!(!repeats.is_repeated((1, 7, at(1))));
-        assert!(!repeats.is_repeated((1, 8, at(1))));
-        assert!(!repeats.is_repeated((2, 7, at(1))));
-        assert!(!repeats.is_repeated((1, 7, at(2))));
-        assert!(repeats.is_repeated((1, 7, at(1))));
-        assert!(!repeats.is_repeated((1, 7, at(1))));
+    fn an_open_is_refused_for_another_look_first() {
+        use Admission::{Admitted, Busy, Outdated};
+        const STALE: Result<()> = Err(Error::Errno(Errno::STALE));
+        const BUSY: Result<()> = Err(Error::Errno(Errno::TXTBSY));
+        let refused = Refused::default();
+        let answer =
+            |open, secs, admission| refused.answer(open, Time { secs, nanos: 0 }, admission);
+        for (open, ctime, admission, wanted) in [
+            ((1, 7), 1, Admitted, Ok(())),
+            ((1, 7), 1, Busy, STALE),
+            // Another thread and another file.
+            ((1, 8), 1, Busy, STALE),
+            ((2, 7), 1, Busy, STALE),
+            ((1, 7), 1, Busy, BUSY),
+            ((1, 8), 1, Admitted, Ok(())),
+            ((1, 8), 1, Busy, STALE),
+            ((1, 7), 2, Outdated, STALE),
+            ((1, 7), 2, Outdated, Ok(())),
+            ((1, 7), 2, Outdated, STALE),
+            // The bits went after the second look.
+            ((1, 7), 3, Outdated, BUSY),
+        ] {
+            assert_eq!(answer(open, ctime, admission), wanted, "{open:?} {ctime}");
+        }
     }
 }
