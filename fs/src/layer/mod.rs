@@ -9,6 +9,7 @@ pub(crate) mod lock;
 mod private;
 mod probe;
 mod upper;
+mod whiteout;
 mod work;
 pub mod zero_device;
 
@@ -21,7 +22,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub use dir::{LayerDir, Moving};
 pub use list::{LayerEntry, list, number_at};
 pub use probe::{Probe, Seen, probe};
-pub use upper::{Upper, WhiteoutForm};
+pub use upper::Upper;
+pub use whiteout::WhiteoutForm;
 pub use work::{Staged, WorkDir};
 
 use crate::format::XattrSpace;
