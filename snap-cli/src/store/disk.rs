@@ -262,7 +262,10 @@ mod tests {
     use super::*;
 
     fn layer() -> Record<LayerManifest> {
-        Record::first(LayerManifest::new(LayerKind::Delta, &[], &[]))
+        Record::first(LayerManifest {
+            created: String::new(),
+            ..LayerManifest::new(LayerKind::Delta, &[], &[])
+        })
     }
 
     #[test]
