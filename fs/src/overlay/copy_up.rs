@@ -160,6 +160,15 @@ impl Op<'_> {
         }
     }
 
+    /// Whether an object, of any kind, lies in the upper.
+    pub(super) fn is_any_up(&self, inode: &Inode) -> Result<bool> {
+        if inode.is_dir() {
+            Ok(self.upper_dir(&inode.dir()?).is_some())
+        } else {
+            Ok(self.in_upper(&inode.file()?))
+        }
+    }
+
     fn is_up(&self, file: &FileState, how: CopyUp) -> bool {
         self.in_upper(file) && (how == CopyUp::Metadata || file.data.is_none())
     }

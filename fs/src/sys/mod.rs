@@ -18,6 +18,7 @@ pub mod private;
 pub mod process;
 pub mod socket;
 pub mod stat;
+pub mod within;
 pub mod xattr;
 mod xattr_at;
 

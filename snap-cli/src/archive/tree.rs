@@ -105,13 +105,8 @@ fn refuse_overlap(source: &Stat, target: &OwnedFd, name: &[u8]) -> Result<()> {
             return Ok(());
         }
         seen = Some(here);
-        at = up(&at).context("can't open the folder above the target", name)?;
+        at = make::up(&at).context("can't open the folder above the target", name)?;
     }
-}
-
-fn up(fd: &impl AsFd) -> std::result::Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::openat(fd, "..", flags, rustix::fs::Mode::empty())
 }
 
 impl Copy<'_> {
@@ -269,8 +264,8 @@ impl Copy<'_> {
         };
         if above.source.is_none() {
             let what = "can't go back to the folder above";
-            let from = up(&source).context(what, &path)?;
-            let to = up(&target).context(what, &path)?;
+            let from = make::up(&source).context(what, &path)?;
+            let to = make::up(&target).context(what, &path)?;
             let same =
                 id(&from)? == (above.stat.dev, above.stat.ino) && id(&to)? == above.target_id;
             if !same {

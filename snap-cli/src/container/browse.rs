@@ -273,6 +273,9 @@ pub fn serve(
     store.session().mounts.apply(&mut config);
     config.space = Some(store.space());
     config.mount.source = format!("{}@{name}", record.body.name);
+    // It is for reading: nobody needs the rights that a container's root gave to programs in it.
+    config.mount.nosuid = true;
+    config.mount.nodev = true;
     log::info!("mounting {} at {}", config.mount.source, place.display());
     let served = cowl_fs::serve(config, || {
         if let Err(error) = serve::say_ready() {

@@ -11,6 +11,7 @@ pub mod browse;
 pub mod create;
 pub mod daemon;
 pub mod destroy;
+pub mod durability;
 pub mod enter;
 pub mod ephemeral;
 pub mod exec;

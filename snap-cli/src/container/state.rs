@@ -57,6 +57,9 @@ pub struct RunState {
     pub boot: String,
     /// Nobody asked for the mount but a command that ran in it.
     pub transient: bool,
+    /// Set-user-ID programs and device nodes have no effect in it.
+    #[serde(default)]
+    pub nosuid: bool,
     /// It is being taken down only to be mounted anew: the state outlives the daemon.
     pub replacing: bool,
 }
@@ -184,6 +187,7 @@ mod tests {
             daemon: Uuid::new_v4(),
             boot,
             transient: false,
+            nosuid: false,
             replacing: false,
         }
     }
