@@ -51,6 +51,9 @@ pub struct Config {
     pub control: Option<PathBuf>,
     /// Whether it may be told there to put a new layer on top.
     pub snapshots: bool,
+    /// Paths that this process uses later: they stay in reach when it leaves the mount namespace that it was
+    /// started in.
+    pub reach: Vec<PathBuf>,
 }
 
 impl Config {
@@ -87,6 +90,7 @@ impl Config {
             coherence: Coherence::default(),
             control: None,
             snapshots: false,
+            reach: Vec::new(),
         }
     }
 }

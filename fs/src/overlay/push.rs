@@ -68,6 +68,13 @@ impl Overlay {
         }
     }
 
+    /// Syncs the file system of the layer that is written.
+    pub fn sync_upper(&self) -> Result<()> {
+        let upper = self.stack.read().upper.clone();
+        let Some(upper) = upper else { return Ok(()) };
+        sys::dir::sync_fs(upper.layer.root_fd())
+    }
+
     /// Everything that can fail comes before the first change.
     fn exchange_stack(&self, stack: &mut Stack, upper: &Arc<Upper>) -> Result<()> {
         let old_root = self.root.dir()?.top()?.clone();

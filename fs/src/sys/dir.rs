@@ -50,6 +50,11 @@ pub fn reopen_dir(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
     Ok(rustix::fs::openat(dir, ".", flags, Mode::empty())?)
 }
 
+/// Syncs the file system that a directory lies on.
+pub fn sync_fs(dir: BorrowedFd<'_>) -> Result<()> {
+    Ok(rustix::fs::syncfs(reopen_dir(dir)?)?)
+}
+
 /// Opens the regular file `name` in `dir`; never blocks on a fifo and follows no link.
 pub fn open_file(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Result<OwnedFd> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;

@@ -11,12 +11,14 @@ pub mod fault;
 pub mod handle;
 pub mod idle;
 pub mod mount;
+pub mod namespace;
 pub mod node;
 pub mod order;
 pub mod private;
 pub mod process;
 pub mod socket;
 pub mod stat;
+pub mod users;
 pub mod xattr;
 mod xattr_at;
 

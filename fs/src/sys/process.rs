@@ -141,6 +141,12 @@ pub fn has_capability(pid: u32, which: CapabilitySet) -> Result<Option<bool>> {
     Ok(held.map(|bits| CapabilitySet::from_bits_retain(bits).contains(which)))
 }
 
+/// Returns the state of a process, as proc(5) names it: 'T' of one that was stopped.
+pub fn state(pid: u32) -> Option<char> {
+    let status = status(pid).ok()??;
+    parse_line(&status, b"State:")?.chars().next()
+}
+
 /// What proc(5)'s status tells of a thread; `None` of one that is gone or can't be seen from here.
 fn status(pid: u32) -> Result<Option<Vec<u8>>> {
     if pid == 0 {

@@ -1,0 +1,120 @@
+//! Signals: a line in the log of what was done so far, and the end of the mount.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{SigSet, Signal};
+
+use super::server::Flush;
+use super::{Gauge, Place, Session, place};
+use crate::overlay::Overlay;
+use crate::sys::namespace::Inside;
+
+/// How long programs that use the mount may go on after the signal that ends it.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The signals that a daemon acts on, blocked in all its threads.
+#[derive(Debug)]
+pub(crate) struct Signals(Option<SigSet>);
+
+/// What ending a mount takes.
+pub(crate) struct Mounted {
+    pub(crate) overlay: Arc<Overlay>,
+    pub(crate) place: Place,
+    pub(crate) gauge: Gauge,
+    pub(crate) flush: Arc<Flush>,
+    pub(crate) session: Session,
+}
+
+impl Signals {
+    /// Blocks them, before there is a second thread.
+    pub(crate) fn block() -> Self {
+        let mut set = SigSet::empty();
+        let ends = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+        for signal in ends.into_iter().chain([Signal::SIGUSR1]) {
+            set.add(signal);
+        }
+        match set.thread_block() {
+            Ok(()) => Self(Some(set)),
+            Err(error) => {
+                log::warn!("cannot block signals: {error}");
+                Self(None)
+            }
+        }
+    }
+
+    /// Waits for them in a thread of its own. SIGUSR1 logs what was done so far. Every other one ends the
+    /// mount, and with it the daemon; a second one does so at once.
+    pub(crate) fn watch(self, mounted: Mounted) {
+        let Some(set) = self.0 else { return };
+        let mounted = Arc::new(mounted);
+        thread::spawn(move || {
+            let ending = AtomicBool::new(false);
+            loop {
+                match set.wait() {
+                    // A warning, because it was asked for and the log keeps nothing less.
+                    Ok(Signal::SIGUSR1) => match mounted.gauge.read() {
+                        Ok(stats) => log::warn!("{stats}"),
+                        Err(error) => log::warn!("what was done is not known: {error}"),
+                    },
+                    Ok(signal) if ending.swap(true, Ordering::Relaxed) => {
+                        log::warn!("{signal} again: the connection is broken off");
+                        mounted.session.abort(mounted.place.device);
+                    }
+                    Ok(signal) => {
+                        log::info!("{signal}: unmounting {}", mounted.place.path.display());
+                        let mounted = mounted.clone();
+                        thread::spawn(move || mounted.end());
+                    }
+                    Err(error) => {
+                        log::warn!("waiting for signals: {error}");
+                        return;
+                    }
+                }
+            }
+        });
+    }
+}
+
+impl Mounted {
+    /// Takes the mount out of every tree that it is in, writes back what is not on the disk yet, and ends the
+    /// session: when the last user has gone, or after a while.
+    fn end(&self) {
+        let mut alive = None;
+        match self.place.find() {
+            // What was mounted elsewhere on purpose, a container's root for one, ends with the connection.
+            Ok(mut found) => {
+                found.retain(|one| one.role != place::Role::Bind);
+                // Until all is written back.
+                alive = found.first().and_then(|one| one.act(Inside::clone_of).ok());
+                place::detach_all(&found);
+            }
+            Err(error) => log::warn!("cannot find the mount: {error}"),
+        }
+        self.write_back();
+        drop(alive);
+        if self.session.ends_within(GRACE) {
+            return;
+        }
+        let (readers, writers) = self.overlay.open_files();
+        log::warn!(
+            "{} is in use still ({readers} files open for reading, {writers} for writing): the connection is broken off",
+            self.place.path.display()
+        );
+        self.write_back();
+        self.session.abort(self.place.device);
+    }
+
+    fn write_back(&self) {
+        for ino in self.overlay.written() {
+            if let Err(error) = (self.flush)(ino) {
+                log::warn!("cannot have the kernel write what it keeps: {error}");
+            }
+        }
+        if let Err(error) = self.overlay.sync_upper() {
+            log::warn!("cannot sync the upper layer: {error}");
+        }
+    }
+}
