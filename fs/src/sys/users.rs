@@ -206,6 +206,20 @@ fn holds(pid: u32, dev: Device) -> Vec<Hold> {
     holds
 }
 
+/// Returns a link in /proc that leads from a process to what it holds on `dev`.
+pub fn link_to(pid: u32, dev: Device) -> Option<PathBuf> {
+    let proc = PathBuf::from(format!("/proc/{pid}"));
+    let tasks = threads(pid).into_iter().flat_map(|thread| {
+        let task = proc.join("task").join(thread.to_string());
+        ["cwd", "root", "exe"].map(|link| task.join(link))
+    });
+    let entries = |name: &str| fs::read_dir(proc.join(name)).into_iter().flatten().flatten();
+    let open = entries("fd").chain(entries("map_files"));
+    tasks
+        .chain(open.map(|entry| entry.path()))
+        .find(|link| lies_on(link, dev))
+}
+
 fn open_files(task: &Path, open: fs::ReadDir, dev: Device, holds: &mut Vec<Hold>) {
     for fd in open.flatten() {
         if lies_on(&fd.path(), dev) {

@@ -71,17 +71,21 @@ pub(super) struct UmountArgs {
     /// The container; or the snapshot, wherever it is mounted; or a mount point, with a slash in it
     #[arg(value_name = "NAME[@SNAP]|DIR")]
     what: OsString,
+    /// Kill a daemon that does not answer: what programs do in the mount fails from then on, and what
+    /// they stored through mappings may be lost. One that answers unmounts as without this option
+    #[arg(long)]
+    force: bool,
 }
 
 impl Verb for UmountArgs {
     fn run(&self, context: &Context) -> Result<u8> {
         if self.what.as_bytes().contains(&b'/') {
-            return by_place(context, Path::new(&self.what));
+            return by_place(context, Path::new(&self.what), self.force);
         }
         let address = Address::parse(&self.what)?;
         let name = &address.container;
         let Some(snapshot) = &address.snapshot else {
-            return head(context, name);
+            return head(context, name, self.force);
         };
         let store = context.store_of(name)?;
         let (container, _) = Container::open_to_unmount(&store, name)?;
@@ -94,9 +98,13 @@ impl Verb for UmountArgs {
     }
 }
 
-fn head(context: &Context, name: &ContainerName) -> Result<u8> {
+fn head(context: &Context, name: &ContainerName, force: bool) -> Result<u8> {
     let store = context.store_of(name)?;
-    let (container, dead) = Container::open_to_unmount(&store, name)?;
+    let (mut container, mut dead) = Container::open_to_unmount(&store, name)?;
+    if force && container.kill_silent_daemon()? {
+        drop(container);
+        (container, dead) = Container::open_to_unmount(&store, name)?;
+    }
     if container.unmount(false)?.is_none() && !dead {
         return Err(Error::failed(format!("{name} is not mounted"))
             .hint(format!("mount it with: cowl mount {name}")));
@@ -108,7 +116,7 @@ fn head(context: &Context, name: &ContainerName) -> Result<u8> {
 }
 
 /// Unmounts whatever of ours is mounted at a place.
-fn by_place(context: &Context, at: &Path) -> Result<u8> {
+fn by_place(context: &Context, at: &Path, force: bool) -> Result<u8> {
     // Where a daemon died the place itself can't be looked at any more.
     let place = match at.canonicalize() {
         Ok(place) => place,
@@ -124,7 +132,7 @@ fn by_place(context: &Context, at: &Path) -> Result<u8> {
                 Mounted::No => false,
             };
             if mounted {
-                return head(context, name);
+                return head(context, name, force);
             }
             let browsed = browse::mounts(&store, id)?;
             if browsed.iter().any(|browse| browse.mountpoint == place) {

@@ -76,16 +76,19 @@ fn serve_locked(
     config.snapshots = true;
     store.session().mounts.apply(&mut config);
     config.mount.source = manifest.name.to_string();
-    let state = RunState {
+    config.reach = vec![store.root().to_path_buf(), store.run_dir(id)];
+    let mut state = RunState {
         pid: std::process::id(),
         mountpoint: place.to_path_buf(),
         daemon,
         boot: host::boot_id()?,
         transient,
         replacing: false,
+        device: None,
     };
     log::info!("mounting {} at {}", manifest.name, place.display());
-    cowl_fs::serve(config, || {
+    cowl_fs::serve(config, |device| {
+        state.device = Some(device);
         // Without the state the next command would not find the mount; it serves all the same.
         if let Err(error) = state::write(store, id, &state)
             .and_then(|()| let_go_of_lock())

@@ -200,7 +200,8 @@ impl Container<'_> {
                     | ControlError::Busy { .. }
                     | ControlError::InUse { .. }),
                 ) => Ok(Swap::Refused(daemon::told(&error))),
-                Err(error @ ControlError::Io(_)) => Err(daemon::told(&error)),
+                // What became of it is not known.
+                Err(error @ (ControlError::Io(_) | ControlError::Silent { .. })) => Err(daemon::told(&error)),
             }
         })
     }
