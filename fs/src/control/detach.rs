@@ -125,6 +125,12 @@ pub(super) fn detach(overlay: &Overlay, place: &Place) -> Result<Detached, Answe
     }
 }
 
+/// Ends what is left of a mount that was unmounted.
+pub(super) fn end_copies(overlay: &Overlay, place: &Place) -> Result<Detached, Answer> {
+    let alive = None;
+    detach_copies(overlay, place).map(|locked| Detached { alive, locked })
+}
+
 /// Detaches what is left elsewhere and lets go of the layer that is written. Whether copies stay.
 fn detach_copies(overlay: &Overlay, place: &Place) -> Result<bool, Answer> {
     let failed = |error: crate::Error| Answer::Failed {
@@ -168,7 +174,7 @@ fn detach_copies(overlay: &Overlay, place: &Place) -> Result<bool, Answer> {
 }
 
 /// Refuses while a process uses the file system, or it is mounted somewhere on purpose.
-fn refuse_users(place: &Place, found: &[Found]) -> Result<(), Answer> {
+pub(super) fn refuse_users(place: &Place, found: &[Found]) -> Result<(), Answer> {
     let users = sys::users::of(place.device, &[std::process::id()]);
     let users = users.map_err(|error| Answer::Failed {
         why: format!("cannot list processes: {error}"),

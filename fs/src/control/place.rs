@@ -73,6 +73,13 @@ impl Place {
         Ok((home.ino, covers))
     }
 
+    /// Whether a visible process lives in the namespace where the mount was attached; `None` where that is not
+    /// known.
+    pub(super) fn sees_home(&self) -> Option<bool> {
+        let (home, namespaces) = (self.home?, MountNamespace::all().ok()?);
+        Some(namespaces.iter().any(|namespace| namespace.ino == home))
+    }
+
     /// Finds all mounts of the file system in all namespaces that a visible process lives in, later ones
     /// first.
     pub(super) fn find(&self) -> Result<Vec<Found>> {

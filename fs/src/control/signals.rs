@@ -8,9 +8,10 @@ use std::time::Duration;
 use nix::sys::signal::{SigSet, Signal};
 
 use super::server::Flush;
-use super::{Gauge, Place, Session, place};
+use super::{Gauge, Place, Session, detach, place};
 use crate::overlay::Overlay;
 use crate::sys::namespace::Inside;
+use crate::sys::process::CHECK;
 
 /// How long programs that use the mount may go on after the signal that ends it.
 const GRACE: Duration = Duration::from_secs(5);
@@ -33,7 +34,7 @@ impl Signals {
     pub(crate) fn block() -> Self {
         let mut set = SigSet::empty();
         let ends = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
-        for signal in ends.into_iter().chain([Signal::SIGUSR1]) {
+        for signal in ends.into_iter().chain([Signal::SIGUSR1, CHECK]) {
             set.add(signal);
         }
         match set.thread_block() {
@@ -45,8 +46,9 @@ impl Signals {
         }
     }
 
-    /// Waits for them in a thread of its own. SIGUSR1 logs what was done so far. Every other one ends the
-    /// mount, and with it the daemon; a second one does so at once.
+    /// Waits for them in a thread of its own. SIGUSR1 logs what was done so far. SIGUSR2 ends the mount if only
+    /// copies of it are left that nothing uses. Every other one ends the mount, and with it the daemon; a second
+    /// one does so at once.
     pub(crate) fn watch(self, mounted: Mounted) {
         let Some(set) = self.0 else { return };
         let mounted = Arc::new(mounted);
@@ -59,6 +61,7 @@ impl Signals {
                         Ok(stats) => log::warn!("{stats}"),
                         Err(error) => log::warn!("what was done is not known: {error}"),
                     },
+                    Ok(CHECK) => mounted.check(),
                     Ok(signal) if ending.swap(true, Ordering::Relaxed) => {
                         log::warn!("{signal} again: the connection is broken off");
                         mounted.session.abort(mounted.place.device);
@@ -79,6 +82,30 @@ impl Signals {
 }
 
 impl Mounted {
+    /// Ends the session when the mount was unmounted, and unused copies in other mount namespaces are all that is
+    /// left of it. Otherwise nothing changes.
+    fn check(&self) {
+        let found = match self.place.find() {
+            Ok(found) => found,
+            Err(error) => return log::warn!("cannot find the mount: {error}"),
+        };
+        let home = self.place.sees_home();
+        if found.is_empty() || found.iter().any(|one| one.role != place::Role::Copy) {
+            return;
+        }
+        if home != Some(true) {
+            // It may be in use in its own namespace, which is not visible: nothing is forced.
+            if home == Some(false) && detach::refuse_users(&self.place, &found).is_ok() {
+                place::detach_all(&found);
+            }
+            return;
+        }
+        match detach::end_copies(&self.overlay, &self.place) {
+            Ok(detached) => detached.end(&self.place, &self.session),
+            Err(refused) => log::info!("copies of the mount are in use: {refused:?}"),
+        }
+    }
+
     /// Takes the mount out of every tree that it is in, writes back what is not on the disk yet, and ends the
     /// session: when the last user has gone, or after a while.
     fn end(&self) {

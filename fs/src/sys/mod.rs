@@ -8,6 +8,7 @@ pub mod copy;
 pub mod creds;
 pub mod dir;
 pub mod fault;
+pub mod flocks;
 pub mod handle;
 pub mod idle;
 pub mod mount;

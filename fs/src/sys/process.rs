@@ -141,6 +141,24 @@ pub fn has_capability(pid: u32, which: CapabilitySet) -> Result<Option<bool>> {
     Ok(held.map(|bits| CapabilitySet::from_bits_retain(bits).contains(which)))
 }
 
+/// The signal by which a daemon is asked to check whether its mount is still in use.
+pub const CHECK: nix::sys::signal::Signal = nix::sys::signal::Signal::SIGUSR2;
+
+/// Sends [`CHECK`] to a process, if it is one that waits for it: others would be killed by it.
+pub fn ask_to_check(pid: u32) -> Result<bool> {
+    let blocked = status(pid)?.and_then(|status| {
+        let mask = u64::from_str_radix(parse_line(&status, b"SigBlk:")?, 16).ok()?;
+        Some(mask & (1 << (CHECK as u32 - 1)) != 0)
+    });
+    let Some(raw) = i32::try_from(pid).ok().filter(|pid| *pid > 0) else {
+        return Ok(false);
+    };
+    if blocked == Some(true) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(raw), CHECK)?;
+    }
+    Ok(blocked == Some(true))
+}
+
 /// Returns the state of a process, as proc(5) names it: 'T' of one that was stopped.
 pub fn state(pid: u32) -> Option<char> {
     let status = status(pid).ok()??;

@@ -292,10 +292,9 @@ mod tests {
         let found = || of(proc, &[]).unwrap().into_iter().find(|u| u.pid == me);
         let works_in_proc = || found().is_some_and(|user| user.holds.contains(&Hold::Cwd));
         assert!(!works_in_proc());
+        let ready = std::sync::Barrier::new(2);
         std::thread::scope(|scope| {
-            let ready = std::sync::Barrier::new(2);
-            let ready = &ready;
-            scope.spawn(move || {
+            scope.spawn(|| {
                 nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).unwrap();
                 std::env::set_current_dir("/proc").unwrap();
                 ready.wait();

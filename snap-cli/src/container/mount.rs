@@ -161,6 +161,12 @@ impl Container<'_> {
     fn wait_for_end(&self, state: &RunState) -> Result<()> {
         const PATIENCE: Duration = Duration::from_secs(2);
         let until = Instant::now() + self.store.session().patience.min(PATIENCE);
+        // It ends at once if only unused copies in other mount namespaces are left.
+        let asked = daemon::connect(self.store, self.id)
+            .map(|client| cowl_fs::sys::process::ask_to_check(client.pid()));
+        if let Ok(Err(error)) = asked {
+            log::info!("cannot ask the daemon whether its mount is in use: {error}");
+        }
         let path = state::daemon_lock(self.store, self.id, state.daemon);
         while Lock::is_held(&path)? {
             if Instant::now() >= until {

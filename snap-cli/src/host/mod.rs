@@ -2,7 +2,6 @@
 //! containers in them.
 
 pub mod cgroup;
-pub mod flocks;
 pub mod hooks;
 pub mod inside;
 pub mod lxc;
