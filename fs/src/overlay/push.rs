@@ -55,13 +55,14 @@ impl Overlay {
         })
     }
 
-    /// Lets go of the upper: nothing can be written from here on. For a mount that is being taken down;
-    /// refused with their number while descriptors are open for writing.
+    /// Lets go of the upper and of the locks on all layers: nothing can be written from here on. For a mount that
+    /// is being taken down; refused with their number while descriptors are open for writing.
     pub fn retire(&self) -> Result<(), u32> {
         let mut stack = self.stack.write();
         match self.writers.load(Ordering::Acquire) {
             0 => {
                 stack.upper = None;
+                self.locks.lock().clear();
                 Ok(())
             }
             writers => Err(writers),
