@@ -68,6 +68,8 @@ pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), Setup
     if overlay.take_over_index().map_err(told)? {
         overlay = make().map_err(told)?;
     }
+    // The overlay alone holds it from here on, and releases its locks when it lets go of it.
+    drop(upper);
     let overlay = Arc::new(overlay);
     let signals = Signals::block();
     let threads = config.threads.unwrap_or_else(|| {
