@@ -90,7 +90,12 @@ impl Verb for UmountArgs {
         let store = context.store_of(name)?;
         let (container, _) = Container::open_to_unmount(&store, name)?;
         let id = find_snapshot_ref(container.manifest(), snapshot)?.id;
-        if container.end_browsing(|browse| browse.snapshot == id)? == 0 {
+        let meant = |browse: &browse::Browse| browse.snapshot == id;
+        let killed = match self.force {
+            true => container.kill_silent_browsing(meant)?,
+            false => 0,
+        };
+        if container.end_browsing(meant)? + killed == 0 {
             return Err(Error::failed(format!("{address} is not mounted"))
                 .hint(format!("mount it with: cowl mount {address} DIR")));
         }
@@ -137,7 +142,11 @@ fn by_place(context: &Context, at: &Path, force: bool) -> Result<u8> {
             let browsed = browse::mounts(&store, id)?;
             if browsed.iter().any(|browse| browse.mountpoint == place) {
                 let (container, _) = Container::open_to_unmount(&store, name)?;
-                container.end_browsing(|browse| browse.mountpoint == place)?;
+                let meant = |browse: &browse::Browse| browse.mountpoint == place;
+                if force {
+                    container.kill_silent_browsing(meant)?;
+                }
+                container.end_browsing(meant)?;
                 return Ok(0);
             }
         }

@@ -202,6 +202,21 @@ impl Container<'_> {
         Ok(ended)
     }
 
+    /// Kills those daemons of mounted snapshots that are meant and do not answer, and takes their mounts away;
+    /// says how many.
+    pub fn kill_silent_browsing(&self, meant: impl Fn(&Browse) -> bool) -> Result<usize> {
+        let mut killed = 0;
+        for browse in mounts(self.store, self.id)?.iter().filter(|one| meant(one)) {
+            let folder = folder(self.store, self.id, browse.mount);
+            let done = self.kill_if_silent(&folder.join(SOCKET), &folder.join("lock"))?;
+            killed += usize::from(done);
+        }
+        if killed > 0 {
+            tidy(self.store, self.id)?;
+        }
+        Ok(killed)
+    }
+
     fn end(&self, browse: &Browse) -> Result<()> {
         let place = &browse.mountpoint;
         let socket = folder(self.store, self.id, browse.mount).join(SOCKET);

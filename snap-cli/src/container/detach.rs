@@ -5,9 +5,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cowl_fs::control::{Bind, ControlError};
+use cowl_fs::control::{Bind, Client, ControlError};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::state::{self, Mounted};
 use super::{Container, daemon, lxc};
 use crate::error::{Error, Result};
 use crate::host::mountinfo;
@@ -204,11 +205,17 @@ impl Container<'_> {
     /// Kills the daemon if it lives and does not answer; whether it did. What programs do in the mount fails
     /// from then on.
     pub fn kill_silent_daemon(&self) -> Result<bool> {
-        let super::state::Mounted::Alive(state) = self.mounted()? else {
+        let Mounted::Alive(state) = self.mounted()? else {
             return Ok(false);
         };
         let socket = daemon::socket(self.store, self.id);
-        let pid = match cowl_fs::control::Client::connect(&socket) {
+        let lock = state::daemon_lock(self.store, self.id, state.daemon);
+        self.kill_if_silent(&socket, &lock)
+    }
+
+    /// Kills the daemon that listens at `socket` and holds `lock` for life if it does not answer.
+    pub(super) fn kill_if_silent(&self, socket: &Path, lock: &Path) -> Result<bool> {
+        let pid = match Client::connect(socket) {
             Err(ControlError::Silent { pid, .. }) => pid,
             Ok(_) | Err(_) => return Ok(false),
         };
@@ -218,14 +225,14 @@ impl Container<'_> {
         };
         let unseen = || Error::failed("the daemon's process is not visible here");
         let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        let process = pidfd_open(process.ok_or_else(unseen)?, PidfdFlags::empty()).map_err(failed)?;
-        let lock = super::state::daemon_lock(self.store, self.id, state.daemon);
+        let process =
+            pidfd_open(process.ok_or_else(unseen)?, PidfdFlags::empty()).map_err(failed)?;
         // Its lock shows that the process is still the one that did not answer.
-        if Lock::is_held(&lock)? {
+        if Lock::is_held(lock)? {
             pidfd_send_signal(&process, Signal::KILL).map_err(failed)?;
         }
         let until = Instant::now() + daemon::ENDING;
-        while Lock::is_held(&lock)? {
+        while Lock::is_held(lock)? {
             if Instant::now() >= until {
                 return Err(Error::busy(format!(
                     "the daemon (pid {pid}) was killed and has not ended yet: it waits for a disk"
@@ -233,7 +240,8 @@ impl Container<'_> {
             }
             std::thread::sleep(daemon::PAUSE);
         }
-        log::warn!("the daemon of {} (pid {pid}) did not answer: killed", self.name());
+        let name = self.name();
+        log::warn!("the daemon of {name} (pid {pid}) did not answer: killed");
         Ok(true)
     }
 }
