@@ -232,6 +232,42 @@ fn a_daemon_that_was_killed_is_dead_at_once() {
     }
 }
 
+/// Its process may hold its lock, and the kernel take connections for it, for as long as its end takes.
+#[test]
+fn a_killed_daemon_that_has_not_ended_is_waited_for() {
+    if !can("a_killed_daemon_that_has_not_ended_is_waited_for", NEEDS) {
+        return;
+    }
+    use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal};
+    let store = Store::new("life-ending");
+    let place = created(&store, &["web"]).remove(0);
+    let pid = Pid::from_raw(i32::try_from(store.pid("web")).unwrap()).unwrap();
+    let process = rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap();
+    // What the process would still hold.
+    let held: Vec<_> = std::fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero()))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| {
+            let to = std::fs::read_link(path).unwrap().display().to_string();
+            to.ends_with(".lock") || to.starts_with("socket:")
+        })
+        .map(|path| path.file_name().unwrap().to_str().unwrap().parse().unwrap())
+        .map(|fd| rustix::process::pidfd_getfd(&process, fd, PidfdGetfdFlags::empty()).unwrap())
+        .collect();
+    assert!(held.len() >= 2, "{held:?}");
+    rustix::process::pidfd_send_signal(&process, Signal::KILL).unwrap();
+    let mut asked = store.command(["mount", "web"]);
+    let asked = asked.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut asked = asked.spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    assert!(asked.try_wait().unwrap().is_none(), "it took the dead for alive");
+    drop(held);
+    let said = asked.wait_with_output().unwrap();
+    let err = said.stderr.escape_ascii().to_string();
+    assert!(said.status.success() && err.contains("had died"), "{err}");
+    assert_eq!(std::fs::read(place.join("file")).unwrap(), b"one\n");
+}
+
 /// What was inside when a daemon died sees nothing of the container any more, also when it is mounted anew.
 #[test]
 fn processes_on_a_dead_mount_are_named() {

@@ -51,6 +51,12 @@ pub enum ControlError {
         /// The state of its process, as proc(5) names it.
         state: Option<char>,
     },
+    /// It was killed, and the kernel has not ended its process yet.
+    #[error("the daemon (pid {pid}) was killed and has not ended yet")]
+    Ending {
+        /// Its process.
+        pid: u32,
+    },
     /// It is of another version and does not know the question.
     #[error("{0}")]
     NotUnderstood(String),
@@ -151,9 +157,12 @@ impl Client {
                 Ok(_) if answer.ends_with(b"\n") => break,
                 Ok(_) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let state = sys::process::state(self.pid);
+                    let (pid, seen) = (self.pid, sys::process::inspect(self.pid));
+                    if seen.is_some_and(|seen| seen.killed) || sys::process::is_gone(pid) {
+                        return Err(ControlError::Ending { pid });
+                    }
+                    let state = seen.map(|seen| seen.state);
                     if state == Some('T') || Instant::now() >= until {
-                        let pid = self.pid;
                         return Err(ControlError::Silent { pid, state });
                     }
                 }

@@ -20,7 +20,7 @@ use crate::sys::namespace::Inside;
 /// How long a file that was closed may count as open: the kernel reports it a moment later.
 const CLOSING: Duration = Duration::from_millis(200);
 /// How long a mount that is in no tree any more may take to end by itself.
-const ENDING: Duration = Duration::from_secs(1);
+pub(super) const ENDING: Duration = Duration::from_secs(1);
 /// How often copies are searched anew: one may be copied while another is detached.
 const ROUNDS: usize = 3;
 

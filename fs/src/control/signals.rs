@@ -122,6 +122,18 @@ impl Mounted {
         }
         self.write_back();
         drop(alive);
+        if self.session.ends_within(detach::ENDING) {
+            return;
+        }
+        let unused = || {
+            let found = self.place.find().unwrap_or_default();
+            self.overlay.open_files() == (0, 0)
+                && detach::refuse_users(&self.place, &found).is_ok()
+        };
+        if unused() {
+            log::info!("copies of the mount are out of reach: the connection is broken off");
+            return self.session.abort(self.place.device);
+        }
         if self.session.ends_within(GRACE) {
             return;
         }

@@ -18,7 +18,7 @@ use crate::store::{Store, disk};
 const SOCKET: &str = "sock";
 
 /// How long a daemon that was killed may take to end: what it holds open is closed first.
-pub const ENDING: Duration = Duration::from_secs(5);
+pub const ENDING: Duration = Duration::from_secs(3);
 /// How often that is checked.
 pub const PAUSE: Duration = Duration::from_millis(5);
 
@@ -56,6 +56,8 @@ pub fn stats(store: &Store, id: ContainerId) -> Result<Option<Stats>> {
 pub fn told(error: &ControlError) -> Error {
     let told = Error::failed("the daemon could not do it").because(error.to_string());
     match error {
+        ControlError::Ending { .. } => Error::busy(error.to_string())
+            .hint("try again when it has: it waits for a disk, or for another file system"),
         ControlError::Silent { pid, state } => Error::busy(error.to_string()).hint(match state {
             Some('T') => format!(
                 "let it go on: kill -CONT {pid}; or end it, and with it what programs do in the mount: cowl umount --force NAME"
@@ -78,7 +80,9 @@ pub fn ask(store: &Store, id: ContainerId) -> Result<Option<(RunState, Status)>>
         };
         match Client::connect(&socket(store, id)).and_then(|mut client| client.status()) {
             Ok(status) => return Ok(Some((state, status))),
-            Err(error @ ControlError::Silent { .. }) => return Err(told(&error)),
+            Err(error @ (ControlError::Silent { .. } | ControlError::Ending { .. })) => {
+                return Err(told(&error));
+            }
             // Killed since the state was read.
             Err(_) if Instant::now() < until => std::thread::sleep(PAUSE),
             Err(error) => return Err(told(&error)),
@@ -103,6 +107,7 @@ pub(super) fn lives(lock: &Path, socket: &Path) -> Result<bool> {
 /// Whether the connection to a daemon is closed by its end.
 fn is_ending(socket: &Path) -> bool {
     match Client::connect(socket) {
+        Err(ControlError::Ending { .. }) => true,
         Err(ControlError::Io(error)) => matches!(
             error.kind(),
             ErrorKind::ConnectionRefused

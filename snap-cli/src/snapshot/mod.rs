@@ -201,7 +201,11 @@ impl Container<'_> {
                     | ControlError::InUse { .. }),
                 ) => Ok(Swap::Refused(daemon::told(&error))),
                 // What became of it is not known.
-                Err(error @ (ControlError::Io(_) | ControlError::Silent { .. })) => Err(daemon::told(&error)),
+                Err(
+                    error @ (ControlError::Io(_)
+                    | ControlError::Silent { .. }
+                    | ControlError::Ending { .. }),
+                ) => Err(daemon::told(&error)),
             }
         })
     }
