@@ -1,6 +1,7 @@
 //! What a mount is to be: checked values, no parsing and no system calls.
 
 use std::path::PathBuf;
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use crate::format::XattrSpace;
@@ -54,6 +55,8 @@ pub struct Config {
     /// Paths that this process uses later: they stay in reach when it leaves the mount namespace that it was
     /// started in.
     pub reach: Vec<PathBuf>,
+    /// Receives a message when a client asks for the frozen layers to be synced.
+    pub settle: Option<Sender<()>>,
 }
 
 impl Config {
@@ -91,6 +94,7 @@ impl Config {
             control: None,
             snapshots: false,
             reach: Vec::new(),
+            settle: None,
         }
     }
 }

@@ -134,6 +134,11 @@ impl Client {
         self.done(&Ask::Flush, Duration::from_secs(600))
     }
 
+    /// Starts making the frozen layers durable in the background, and returns at once.
+    pub fn settle(&mut self) -> Result<(), ControlError> {
+        self.done(&Ask::Settle, PATIENCE)
+    }
+
     /// Unmounts, unless the mount is in use anywhere, and returns at once.
     pub fn detach(&mut self) -> Result<(), ControlError> {
         self.done(&Ask::Detach, PATIENCE)

@@ -39,6 +39,7 @@ enum Ask {
     Flush,
     Detach,
     Stats,
+    Settle,
 }
 
 /// What the daemon answers.

@@ -55,23 +55,6 @@ pub fn sync_fs(dir: BorrowedFd<'_>) -> Result<()> {
     Ok(rustix::fs::syncfs(reopen_dir(dir)?)?)
 }
 
-/// Opens the regular file `name` in `dir`; never blocks on a fifo and follows no link.
-pub fn open_file(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Result<OwnedFd> {
-    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    Ok(rustix::fs::openat(dir, name, flags, Mode::empty())?)
-}
-
-/// Opens the object behind an O_PATH descriptor anew, with other flags.
-pub fn reopen(fd: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd> {
-    let flags = flags | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    Ok(rustix::fs::openat(
-        CWD,
-        crate::sys::proc_path(fd).as_slice(),
-        flags,
-        Mode::empty(),
-    )?)
-}
-
 /// Reads a whole folder, without `.` and `..`, in the file system's order.
 pub fn entries(dir: BorrowedFd<'_>) -> Result<Vec<RawEntry>> {
     read(&reopen_dir(dir)?)

@@ -224,6 +224,15 @@ impl Inside {
     }
 }
 
+/// Whether the file system is mounted in a namespace that a visible process lives in.
+pub fn is_mounted(device: Device) -> Result<bool> {
+    let namespaces = MountNamespace::all()?;
+    Ok(namespaces.iter().any(|namespace| {
+        let table = namespace.inside(Inside::mounts).unwrap_or_default();
+        table.iter().any(|mount| mount.device == device)
+    }))
+}
+
 fn is_mount(fd: impl AsFd, mount: &Mount) -> Result<bool> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let stat = rustix::fs::statx(&fd, "", flags, StatxFlags::MNT_ID)?;
