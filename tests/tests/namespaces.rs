@@ -300,6 +300,69 @@ fn a_bind_mount_in_another_namespace_is_refused_and_named() {
     assert_eq!(std::fs::read(place.join("file")).unwrap(), b"one\n");
 }
 
+/// It holds the file system although no process and no descriptor does.
+#[test]
+fn an_overlay_of_the_kernel_on_a_mount_is_refused_and_named() {
+    let needs = [NEEDS, &[Need::KernelOverlay]].concat();
+    if !can("an_overlay_of_the_kernel_on_a_mount_is_refused", &needs) {
+        return;
+    }
+    let store = Store::new("namespace-overlay");
+    let place = changed(&store);
+    let (other, merged) = (store.scratch().make("other"), store.scratch().make("merged"));
+    let overlay = Overlay::kernel(&Stack::of(&[&other, &place]), &merged);
+    store
+        .cowl(["restore", "web", "snap0"])
+        .fails(4, &["overlay at", merged.to_str().unwrap()]);
+    assert_eq!(std::fs::read(merged.join("file")).unwrap(), b"changed\n");
+    overlay.unmount();
+    // Another test's namespace may have a copy of the overlay for a while.
+    wait_until("the container is restored", || {
+        store.cowl(["restore", "web", "snap0"]).code == 0
+    });
+}
+
+/// A mount that is covered by another file system is not taken for that.
+#[test]
+fn a_mount_below_another_one_is_left_alone() {
+    if !can("a_mount_below_another_one_is_left_alone", NEEDS) {
+        return;
+    }
+    let store = Store::new("namespace-covered");
+    let place = changed(&store);
+    let at = place.to_str().unwrap();
+    run("mount", ["-t", "tmpfs", "none", at]).ok();
+    store
+        .cowl(["umount", "web"])
+        .fails(1, &["another file system is mounted over"]);
+    run("umount", [at]).ok();
+    assert_eq!(std::fs::read(place.join("file")).unwrap(), b"changed\n");
+    store.cowl(["umount", "web"]).ok();
+}
+
+/// A daemon that was started in a chroot knows its mount by another path than it has there.
+#[test]
+fn a_mount_made_in_a_chroot_is_found() {
+    let needs = [NEEDS, &[Need::Program("chroot")]].concat();
+    if !can("a_mount_made_in_a_chroot_is_found", &needs) {
+        return;
+    }
+    let store = Store::new("namespace-chroot");
+    let source = store.scratch().make("source");
+    std::fs::write(source.join("file"), "one\n").unwrap();
+    store.create("web", &source);
+    // The whole machine below another directory.
+    let root = store.scratch().make("root");
+    let cowl = store.command(["mount", "web"]);
+    let line = format!("{cowl:?}").replace('"', "'");
+    let script = format!(
+        "mount --rbind / {0}; mount --make-rprivate {0}; chroot {0} sh -euc \"{line}; cd /; {1}\"",
+        root.display(),
+        line.replace("'mount'", "'umount'"),
+    );
+    run("unshare", [PRIVATE, &["sh", "-euc", &script]].concat()).ok();
+}
+
 /// The daemon lives in a namespace of its own, so that it does not keep the one it was started in.
 #[test]
 fn a_mount_ends_with_the_namespace_that_it_was_made_in() {

@@ -5,6 +5,7 @@
 //! connection is broken off; by then nothing can be written through it any more.
 
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::thread;
@@ -91,33 +92,44 @@ pub(super) fn detach(overlay: &Overlay, place: &Place) -> Result<Detached, Answe
             why: format!("cannot {what} {}: {error}", place.path.display()),
         }
     };
+    // Something else may be mounted over it.
+    let covered = |error: crate::Error| match error.errno() {
+        Errno::STALE => Answer::Failed {
+            why: format!(
+                "another file system is mounted over {}: unmount that first",
+                place.path.display()
+            ),
+        },
+        _ => failed("unmount")(error),
+    };
     let found = place.find().map_err(failed("find"))?;
     refuse_users(place, &found)?;
     let own = found.iter().find(|one| one.role == Role::Own);
     // Keeps the file system alive, so that the unmount need not wait until the kernel has dropped every cached
     // inode, and so that it can be put back.
-    let any = own.or(found.first());
-    let alive = any
-        .map(|one| one.act(Inside::clone_of))
-        .transpose()
-        .map_err(failed("hold"))?;
-    if let Some(own) = own {
-        match own.act(Inside::unmount) {
-            Ok(()) => {}
-            Err(error) if error.errno() == Errno::BUSY => return Err(Answer::InUse {
-                    pids: Vec::new(),
-                    binds: Vec::new(),
-                }),
-            Err(error) => return Err(failed("unmount")(error)),
+    let alive = match own {
+        Some(own) => {
+            let alive = own.act(Inside::clone_of).map_err(covered)?;
+            match own.act(Inside::unmount) {
+                Ok(()) => {}
+                Err(error) if error.errno() == Errno::BUSY => {
+                    return Err(Answer::InUse {
+                        pids: Vec::new(),
+                        binds: Vec::new(),
+                    });
+                }
+                Err(error) => return Err(covered(error)),
+            }
+            Some(alive)
         }
-    }
+        None => found.first().and_then(|one| one.act(Inside::clone_of).ok()),
+    };
     // Copies that follow this one were unmounted with it.
     match detach_copies(overlay, place) {
         Ok(locked) => Ok(Detached { alive, locked }),
         Err(answer) => {
             if let (Some(own), Some(alive)) = (own, alive) {
-                let path = place.path.clone();
-                own.act(move |_, _| sys::mount::attach(&alive, &path))
+                own.act(move |_, mount| sys::mount::attach(&alive, &mount.at))
                     .map_err(failed("put back the mount at"))?;
             }
             Err(answer)
@@ -146,7 +158,7 @@ fn detach_copies(overlay: &Overlay, place: &Place) -> Result<bool, Answer> {
         // Before they are detached, and again when they can't be reached any more.
         refuse_users(place, &found)?;
         locked = place::detach_all(&found);
-        if locked == found.len() {
+        if locked > 0 {
             break;
         }
     }
@@ -179,11 +191,14 @@ pub(super) fn refuse_users(place: &Place, found: &[Found]) -> Result<(), Answer>
     let users = users.map_err(|error| Answer::Failed {
         why: format!("cannot list processes: {error}"),
     })?;
-    let binds = found.iter().filter(|one| one.role == Role::Bind);
-    let binds: Vec<_> = binds
+    let on_purpose = |one: &&Found| matches!(one.role, Role::Bind | Role::Overlay);
+    let binds: Vec<_> = found
+        .iter()
+        .filter(on_purpose)
         .map(|one| Bind {
             pid: one.namespace.pid,
-            at: std::os::unix::ffi::OsStrExt::as_bytes(one.mount.at.as_os_str()).to_vec(),
+            at: one.mount.at.as_os_str().as_bytes().to_vec(),
+            overlay: one.role == Role::Overlay,
         })
         .collect();
     if users.is_empty() && binds.is_empty() {

@@ -65,13 +65,16 @@ enum Answer {
     },
 }
 
-/// A mount of the daemon's file system that was made on purpose, besides its own.
+/// A mount of the daemon's file system that was made on purpose, besides its own, or one that lies on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bind {
     /// A process of the mount namespace that it is in.
     pub pid: u32,
     /// Where it is there; the bytes of the path.
     pub at: Vec<u8>,
+    /// It is an overlay of the kernel's that has a layer in the mount.
+    #[serde(default)]
+    pub overlay: bool,
 }
 
 /// What a daemon says of itself.

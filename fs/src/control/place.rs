@@ -1,12 +1,16 @@
 //! Finding the daemon's mount again, in whatever mount namespace: the daemon itself lives in one of its own, where
 //! the mount is not.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::error::{Errno, Result};
 use crate::sys::namespace::{self, Inside, Mount, MountNamespace};
 use crate::sys::users::Device;
+
+/// How long all copies together may take to be detached.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The mount of a daemon.
 #[derive(Clone, Debug)]
@@ -15,8 +19,16 @@ pub(crate) struct Place {
     pub(crate) path: PathBuf,
     /// Its file system.
     pub(crate) device: Device,
+    home: Option<Home>,
+}
+
+/// What the daemon's own mount is known by.
+#[derive(Clone, Debug)]
+struct Home {
     /// The mount namespace in which it was attached, by its number.
-    home: Option<u64>,
+    namespace: u64,
+    /// Where it is, seen from the root of that namespace.
+    at: PathBuf,
     /// The directory that it covers.
     covers: Option<(Device, PathBuf)>,
 }
@@ -30,6 +42,8 @@ pub(super) enum Role {
     Copy,
     /// One that was made on purpose, at another place.
     Bind,
+    /// An overlay of the kernel's, with a layer in the mount.
+    Overlay,
 }
 
 /// A mount of the daemon's file system.
@@ -46,42 +60,35 @@ pub(super) struct Found {
 impl Place {
     /// Notes what a mount that was attached just now, in the namespace of this thread, is known by.
     pub(crate) fn attached(path: PathBuf, device: Device) -> Self {
-        let mut place = Self {
-            path,
-            device,
-            home: None,
-            covers: None,
-        };
-        match place.look() {
-            Ok((home, covers)) => {
-                place.home = Some(home);
-                place.covers = covers;
-            }
-            Err(error) => log::warn!("cannot read the table of mounts: {error}"),
-        }
-        place
+        let home = Self::home(&path, device).unwrap_or_else(|error| {
+            log::warn!("cannot read the table of mounts: {error}");
+            None
+        });
+        Self { path, device, home }
     }
 
-    fn look(&self) -> Result<(u64, Option<(Device, PathBuf)>)> {
-        let home = MountNamespace::own()?;
-        let table = home.inside(Inside::mounts)?;
-        let is_it = |mount: &&Mount| mount.device == self.device && mount.at == self.path;
-        let covers = table
-            .iter()
-            .rfind(is_it)
-            .and_then(|mount| namespace::covered(&table, mount));
-        Ok((home.ino, covers))
+    fn home(path: &Path, device: Device) -> Result<Option<Home>> {
+        let namespace = MountNamespace::own()?;
+        let table = namespace.inside(Inside::mounts)?;
+        // Seen from a chroot the path is shorter.
+        let below = path.strip_prefix("/").unwrap_or(path);
+        let is_it = |mount: &&Mount| mount.device == device && mount.at.ends_with(below);
+        Ok(table.iter().rfind(is_it).map(|mount| Home {
+            namespace: namespace.ino,
+            at: mount.at.clone(),
+            covers: namespace::covered(&table, mount),
+        }))
     }
 
     /// Whether a visible process lives in the namespace where the mount was attached; `None` where that is not
     /// known.
     pub(super) fn sees_home(&self) -> Option<bool> {
-        let (home, namespaces) = (self.home?, MountNamespace::all().ok()?);
-        Some(namespaces.iter().any(|namespace| namespace.ino == home))
+        let (home, namespaces) = (self.home.as_ref()?, MountNamespace::all().ok()?);
+        Some(namespaces.iter().any(|one| one.ino == home.namespace))
     }
 
-    /// Finds all mounts of the file system in all namespaces that a visible process lives in, later ones
-    /// first.
+    /// Finds all mounts of the file system, and overlays that lie on it, in all namespaces that a visible process
+    /// lives in; later ones first.
     pub(super) fn find(&self) -> Result<Vec<Found>> {
         let mut found = Vec::new();
         for namespace in MountNamespace::all()? {
@@ -94,16 +101,23 @@ impl Place {
                     continue;
                 }
             };
-            let mut own = self.home == Some(namespace.ino);
-            for mount in table.iter().rev().filter(|m| m.device == self.device) {
-                let covers = namespace::covered(&table, mount);
-                let role = if covers.is_none() || covers != self.covers {
-                    Role::Bind
-                } else if own && mount.at == self.path {
-                    own = false;
-                    Role::Own
+            let mut home = self.home.as_ref();
+            home = home.filter(|home| home.namespace == namespace.ino);
+            for mount in table.iter().rev() {
+                let role = if mount.layers.iter().any(|dir| dir.starts_with(&self.path)) {
+                    Role::Overlay
+                } else if mount.device != self.device {
+                    continue;
                 } else {
-                    Role::Copy
+                    let covers = namespace::covered(&table, mount);
+                    match (&self.home, home) {
+                        (_, Some(own)) if own.at == mount.at && own.covers == covers => {
+                            home = None;
+                            Role::Own
+                        }
+                        (Some(own), _) if covers.is_some() && own.covers == covers => Role::Copy,
+                        _ => Role::Bind,
+                    }
                 };
                 found.push(Found {
                     namespace: namespace.clone(),
@@ -128,13 +142,14 @@ impl Found {
 }
 
 /// Takes all of these mounts out of their trees, and returns how many stay: a mount is locked where a namespace
-/// with less rights inherited it.
+/// with less rights inherited it, and out of reach where the way to it leads through a file system that does not
+/// answer.
 pub(super) fn detach_all(found: &[Found]) -> usize {
     let mut locked = 0;
-    let mut hanging = None;
+    let until = Instant::now() + PATIENCE;
     for one in found {
-        // Each try would take its time.
-        if hanging == Some(one.namespace.ino) {
+        // Whoever can make namespaces can make many of that kind: all together get this long.
+        if Instant::now() >= until {
             locked += 1;
             continue;
         }
@@ -148,7 +163,6 @@ pub(super) fn detach_all(found: &[Found]) -> usize {
             Err(error) if matches!(error.errno(), Errno::STALE | Errno::NOENT) => {}
             Err(error) => {
                 locked += 1;
-                hanging = (error.errno() == Errno::TIMEDOUT).then_some(one.namespace.ino);
                 log::info!(
                     "{} stays in the mount namespace of pid {}: {error}",
                     one.mount.at.display(),

@@ -113,7 +113,7 @@ impl Mounted {
         match self.place.find() {
             // What was mounted elsewhere on purpose, a container's root for one, ends with the connection.
             Ok(mut found) => {
-                found.retain(|one| one.role != place::Role::Bind);
+                found.retain(|one| matches!(one.role, place::Role::Own | place::Role::Copy));
                 // Until all is written back.
                 alive = found.first().and_then(|one| one.act(Inside::clone_of).ok());
                 place::detach_all(&found);

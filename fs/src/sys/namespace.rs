@@ -20,7 +20,7 @@ use super::users::{self, Device};
 use crate::error::{Errno, Result};
 
 /// How long a path in another namespace may take to be resolved: one of its inhabitants may serve a part of it.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A mount, as mountinfo describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub struct Mount {
     pub root: PathBuf,
     /// Where it is mounted.
     pub at: PathBuf,
+    /// The layers of an overlay of the kernel's, as they were named when it was mounted.
+    pub layers: Vec<PathBuf>,
 }
 
 /// Parses mountinfo. Lines of another form are left out.
@@ -52,13 +54,44 @@ fn line(line: &[u8]) -> Option<Mount> {
     let device = (half()?, half()?).into();
     let path = |field: &[u8]| PathBuf::from(OsString::from_vec(unescape(field)));
     let (root, at) = (path(next()?), path(next()?));
+    // Mount options, then any number of optional fields up to a dash.
+    fields.find(|field| *field == b"-")?;
+    let (kind, options) = (fields.next()?, fields.nth(1).unwrap_or_default());
+    let layers = match kind {
+        b"overlay" => layers(&unescape(options)),
+        _ => Vec::new(),
+    };
     Some(Mount {
         id,
         parent,
         device,
         root,
         at,
+        layers,
     })
+}
+
+/// The directories that the options of an overlay name. A colon or comma in a name splits it; what is left of it
+/// is compared with paths all the same.
+fn layers(options: &[u8]) -> Vec<PathBuf> {
+    let options = options.split(|&b| b == b',');
+    let dirs = options.filter_map(|option| {
+        let at = option.iter().position(|&b| b == b'=')?;
+        let (key, value) = (option.get(..at)?, option.get(at + 1..)?);
+        let named: [&[u8]; 6] = [
+            b"lowerdir",
+            b"lowerdir+",
+            b"datadir+",
+            b"upperdir",
+            b"workdir",
+            b"datadir",
+        ];
+        named.contains(&key).then_some(value)
+    });
+    dirs.flat_map(|value| value.split(|&b| b == b':'))
+        .filter(|dir| !dir.is_empty())
+        .map(|dir| PathBuf::from(OsString::from_vec(dir.to_vec())))
+        .collect()
 }
 
 /// Undoes the kernel's `\040` and the like.
@@ -171,8 +204,11 @@ impl Inside {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let proc = rustix::fs::openat(CWD, "/proc", flags, Mode::empty())?;
         unshare(CloneFlags::CLONE_FS)?;
-        if rustix::fs::fstat(&namespace)?.st_ino != MountNamespace::own()?.ino {
-            setns(&namespace, CloneFlags::CLONE_NEWNS)?;
+        let is_own = rustix::fs::fstat(&namespace)?.st_ino == MountNamespace::own()?.ino;
+        // Also where it is in already: that leads out of a chroot, so that the whole table is seen.
+        match setns(&namespace, CloneFlags::CLONE_NEWNS) {
+            Err(_) if is_own => {}
+            done => done?,
         }
         rustix::process::fchdir(&proc)?;
         Ok(Self { _private: () })
@@ -315,6 +351,7 @@ mod tests {
 41 40 0:36 / /mnt/a\\040b/proc rw - proc proc rw
 42 31 8:1 /srv /data rw - ext4 /dev/sda1 rw
 43 42 0:35 /sub /data/a rw - fuse.cowlfs web rw
+44 31 0:44 / /merged rw shared:3 - overlay overlay rw,lowerdir=/a\\040b/x::/data,upperdir=/u,index=off
 broken line
 50 31 0:x / /y rw - a b c
 ";
@@ -322,7 +359,9 @@ broken line
     #[test]
     fn the_table() {
         let table = parse(TABLE);
-        assert_eq!(table.len(), 5);
+        assert_eq!(table.len(), 6);
+        let layers = ["/a b/x", "/data", "/u"].map(PathBuf::from);
+        assert_eq!(table[5].layers, layers);
         assert_eq!(table[1].at, Path::new("/mnt/a b"));
         assert_eq!(table[1].device, (0, 35).into());
         assert_eq!(table[4].root, Path::new("/sub"));

@@ -133,14 +133,17 @@ impl Container<'_> {
         let places: Vec<_> = binds
             .iter()
             .map(|bind| {
-                let at = bind.at.escape_ascii();
+                let at = match bind.overlay {
+                    true => format!("as a layer of the overlay at {}", bind.at.escape_ascii()),
+                    false => format!("at {}", bind.at.escape_ascii()),
+                };
                 if is_here(bind) {
-                    return format!("at {at}");
+                    return at;
                 }
                 let proc = PathBuf::from(format!("/proc/{}", bind.pid));
                 let command = cowl_fs::sys::users::command(&proc);
                 format!(
-                    "at {at} in the mount namespace of pid {} ({command})",
+                    "{at} in the mount namespace of pid {} ({command})",
                     bind.pid
                 )
             })
