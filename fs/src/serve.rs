@@ -117,7 +117,11 @@ pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), Setup
     let place = Place::attached(config.mountpoint.clone(), device);
     leave_namespace(&config, device);
     let session = attached.start().map_err(|error| {
-        SetupError::new(SetupKind::Host, format!("cannot start a thread: {error}"), "")
+        SetupError::new(
+            SetupKind::Host,
+            format!("cannot start a thread: {error}"),
+            "",
+        )
     })?;
     let gauge = Gauge::new(overlay.clone(), requests);
     let state = Session::default();
@@ -257,7 +261,12 @@ fn explain(error: SessionError, mountpoint: &Path) -> SetupError {
 /// Moves to a mount namespace that holds what this process still has to reach by a path: its own files in /proc
 /// and /dev, and what the configuration names for later.
 fn leave_namespace(config: &Config, device: Device) {
-    let mut keep = vec![Path::new("/"), Path::new("/proc"), Path::new("/sys"), Path::new("/dev/null")];
+    let mut keep = vec![
+        Path::new("/"),
+        Path::new("/proc"),
+        Path::new("/sys"),
+        Path::new("/dev/null"),
+    ];
     keep.extend(config.reach.iter().map(PathBuf::as_path));
     if config.snapshots {
         keep.extend(config.upper.iter().map(|(upper, _)| upper.as_path()));

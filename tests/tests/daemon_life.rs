@@ -118,7 +118,11 @@ fn a_container_whose_daemon_got_a_signal_is_unmounted() {
     std::fs::write(place.join("new"), "new").unwrap();
     signal(store.pid("web"), "-TERM");
     wait_until("it is unmounted", || {
-        store.cowl(["status", "web"]).ok().out().contains("not mounted")
+        store
+            .cowl(["status", "web"])
+            .ok()
+            .out()
+            .contains("not mounted")
     });
     assert_eq!(store.cowl(["cat", "web:new"]).ok().out(), "new");
     store.cowl(["umount", "web"]).fails(1, &["not mounted"]);
@@ -137,7 +141,11 @@ fn a_stopped_daemon_is_named_and_can_be_ended() {
     let cont = format!("kill -cont {pid}");
     let words = [&*format!("pid {pid}"), "state t", &cont];
     let status = store.cowl(["status"]).ok();
-    assert!(status.err().to_lowercase().contains(&cont), "{}", status.report());
+    assert!(
+        status.err().to_lowercase().contains(&cont),
+        "{}",
+        status.report()
+    );
     for line in status.out().lines().skip(1) {
         let words: Vec<_> = line.split_whitespace().collect();
         let state = match words[0] {
@@ -206,7 +214,17 @@ fn a_daemon_that_was_killed_is_dead_at_once() {
     let store = Store::new("life-killed");
     let place = created(&store, &["web"]).remove(0);
     // Memory to tear down, and a snapshot's daemon beside it.
-    run("sh", ["-euc", &format!("cd {}; for n in $(seq 2000); do echo $n > $n; done", place.display())]).ok();
+    run(
+        "sh",
+        [
+            "-euc",
+            &format!(
+                "cd {}; for n in $(seq 2000); do echo $n > $n; done",
+                place.display()
+            ),
+        ],
+    )
+    .ok();
     for round in 0..24 {
         let pid = store.pid("web");
         let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
@@ -217,7 +235,9 @@ fn a_daemon_that_was_killed_is_dead_at_once() {
                 assert!(said.err().contains("had died"), "{}", said.report());
             }
             1 => {
-                store.cowl(["snapshot", "web", "--name", &format!("s{round}")]).ok();
+                store
+                    .cowl(["snapshot", "web", "--name", &format!("s{round}")])
+                    .ok();
             }
             2 => {
                 store.cowl(["umount", "web"]).ok();
@@ -260,7 +280,10 @@ fn a_killed_daemon_that_has_not_ended_is_waited_for() {
     let asked = asked.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut asked = asked.spawn().unwrap();
     std::thread::sleep(std::time::Duration::from_millis(700));
-    assert!(asked.try_wait().unwrap().is_none(), "it took the dead for alive");
+    assert!(
+        asked.try_wait().unwrap().is_none(),
+        "it took the dead for alive"
+    );
     drop(held);
     let said = asked.wait_with_output().unwrap();
     let err = said.stderr.escape_ascii().to_string();

@@ -269,6 +269,34 @@ fn what_is_used_in_another_namespace_is_refused_and_named() {
     assert_eq!(std::fs::read(place.join("file")).unwrap(), b"one\n");
 }
 
+/// Who can make namespaces can put a file system that does not answer in the way to a copy.
+#[test]
+fn a_namespace_that_does_not_answer_holds_up_nobody() {
+    if !can("a_namespace_that_does_not_answer_holds_up_nobody", NEEDS) {
+        return;
+    }
+    let store = Store::new("namespace-hanging");
+    let place = changed(&store);
+    let dir = store.scratch().make("hanging");
+    let line = format!(
+        "cd {dir}; mkdir -p l/sub u w m; {cowlfs} -f -o lowerdir=l,upperdir=u,workdir=w,timeout=0 m & D=$!
+         while ! mountpoint -q m; do sleep 0.02; done
+         mount --rbind / m/sub; test -e m/sub{place}/file; umount {place}; echo $D > pid
+         cd /; kill -STOP $D",
+        dir = dir.display(),
+        cowlfs = programs::cowlfs().display(),
+        place = place.display(),
+    );
+    let mut holder = Holder::in_namespace(PRIVATE, &line);
+    let daemon = store.pid("web");
+    store.restore("web", "snap0");
+    wait_for_end(daemon);
+    assert_eq!(std::fs::read(place.join("file")).unwrap(), b"one\n");
+    holder.lives();
+    let stopped = std::fs::read_to_string(dir.join("pid")).unwrap();
+    run("kill", ["-KILL", stopped.trim()]).ok();
+}
+
 /// A mount that was made on purpose is no mere copy: taken away, its users would write into the directory below.
 #[test]
 fn a_bind_mount_in_another_namespace_is_refused_and_named() {
@@ -309,7 +337,10 @@ fn an_overlay_of_the_kernel_on_a_mount_is_refused_and_named() {
     }
     let store = Store::new("namespace-overlay");
     let place = changed(&store);
-    let (other, merged) = (store.scratch().make("other"), store.scratch().make("merged"));
+    let (other, merged) = (
+        store.scratch().make("other"),
+        store.scratch().make("merged"),
+    );
     let overlay = Overlay::kernel(&Stack::of(&[&other, &place]), &merged);
     store
         .cowl(["restore", "web", "snap0"])
@@ -375,11 +406,18 @@ fn a_mount_ends_with_the_namespace_that_it_was_made_in() {
     store.create("web", &source);
     let cowl = store.command(["mount", "web"]);
     let line = format!("{cowl:?}").replace('"', "'");
-    let script = format!("cd \"$({line})\"; echo two > file; {} status web", line.rsplit_once(" 'mount'").unwrap().0);
+    let script = format!(
+        "cd \"$({line})\"; echo two > file; {} status web",
+        line.rsplit_once(" 'mount'").unwrap().0
+    );
     let said = run("unshare", [PRIVATE, &["sh", "-euc", &script]].concat()).ok();
     assert!(said.out().contains("mounted"), "{}", said.report());
     wait_until("the container is unmounted", || {
-        store.cowl(["status", "web"]).ok().out().contains("not mounted")
+        store
+            .cowl(["status", "web"])
+            .ok()
+            .out()
+            .contains("not mounted")
     });
     assert_eq!(store.cowl(["cat", "web:file"]).ok().out(), "two");
 

@@ -22,7 +22,9 @@ pub(crate) fn enter() {
             Ok(())
         });
     if let Err(error) = moved {
-        note(&format!("the tests share the machine's mount namespace: {error}"));
+        note(&format!(
+            "the tests share the machine's mount namespace: {error}"
+        ));
     }
 }
 

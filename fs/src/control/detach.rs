@@ -6,8 +6,8 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -146,7 +146,10 @@ pub(super) fn end_copies(overlay: &Overlay, place: &Place) -> Result<Detached, A
 /// Detaches what is left elsewhere and lets go of the layer that is written. Whether copies stay.
 fn detach_copies(overlay: &Overlay, place: &Place) -> Result<bool, Answer> {
     let failed = |error: crate::Error| Answer::Failed {
-        why: format!("cannot find the copies of {}: {error}", place.path.display()),
+        why: format!(
+            "cannot find the copies of {}: {error}",
+            place.path.display()
+        ),
     };
     let mut locked = 0;
     for _ in 0..ROUNDS {
@@ -171,10 +174,7 @@ fn detach_copies(overlay: &Overlay, place: &Place) -> Result<bool, Answer> {
         }
         if Instant::now() >= until {
             // Held by no process: by a loop device, say, or in a message that nobody has received.
-            return Err(Answer::Busy {
-                writers,
-                readers,
-            });
+            return Err(Answer::Busy { writers, readers });
         }
         thread::sleep(Duration::from_millis(5));
     }

@@ -35,7 +35,10 @@ enum Ask {
     /// Answered at once, whatever else is under way.
     Ping,
     Status,
-    PushLayer { upper: Vec<u8>, work: Vec<u8> },
+    PushLayer {
+        upper: Vec<u8>,
+        work: Vec<u8>,
+    },
     Flush,
     Detach,
     Stats,

@@ -127,8 +127,7 @@ impl Mounted {
         }
         let unused = || {
             let found = self.place.find().unwrap_or_default();
-            self.overlay.open_files() == (0, 0)
-                && detach::refuse_users(&self.place, &found).is_ok()
+            self.overlay.open_files() == (0, 0) && detach::refuse_users(&self.place, &found).is_ok()
         };
         if unused() {
             log::info!("copies of the mount are out of reach: the connection is broken off");

@@ -175,7 +175,9 @@ pub fn inspect(pid: u32) -> Option<Seen> {
 
 /// Whether there is no process of this id; `false` where that is not known.
 pub fn is_gone(pid: u32) -> bool {
-    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
     pid.is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(Errno::SRCH))
 }
 

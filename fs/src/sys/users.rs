@@ -213,7 +213,12 @@ pub fn link_to(pid: u32, dev: Device) -> Option<PathBuf> {
         let task = proc.join("task").join(thread.to_string());
         ["cwd", "root", "exe"].map(|link| task.join(link))
     });
-    let entries = |name: &str| fs::read_dir(proc.join(name)).into_iter().flatten().flatten();
+    let entries = |name: &str| {
+        fs::read_dir(proc.join(name))
+            .into_iter()
+            .flatten()
+            .flatten()
+    };
     let open = entries("fd").chain(entries("map_files"));
     tasks
         .chain(open.map(|entry| entry.path()))

@@ -202,7 +202,10 @@ impl Container<'_> {
             return how;
         }
         let pids: Vec<_> = users.iter().map(|user| user.pid.to_string()).collect();
-        format!("end what uses it (kill {}), then type: {who}", pids.join(" "))
+        format!(
+            "end what uses it (kill {}), then type: {who}",
+            pids.join(" ")
+        )
     }
 
     /// Kills the daemon if it lives and does not answer; whether it did. What programs do in the mount fails

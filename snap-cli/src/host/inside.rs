@@ -17,7 +17,11 @@ pub fn of(folder: &Path) -> Result<Vec<User>> {
     let id = (meta.dev(), meta.ino());
     let me = std::process::id();
     let mut users = Vec::new();
-    for pid in pids().map_err(|e| Error::at("list", Path::new("/proc"), e))?.into_iter().filter(|pid| *pid != me) {
+    for pid in pids()
+        .map_err(|e| Error::at("list", Path::new("/proc"), e))?
+        .into_iter()
+        .filter(|pid| *pid != me)
+    {
         let proc = PathBuf::from(format!("/proc/{pid}"));
         let holds = holds(&proc, folder, id);
         if !holds.is_empty() {

@@ -11,7 +11,8 @@ use crate::error::{Error, Result};
 /// Lists all processes but `except` that use the file system `dev`. Processes that end meanwhile, or that
 /// this one may not inspect, are left out.
 pub fn of(dev: Device, except: &[u32]) -> Result<Vec<User>> {
-    cowl_fs::sys::users::of(dev, except).map_err(|error| Error::at("list", Path::new("/proc"), error))
+    cowl_fs::sys::users::of(dev, except)
+        .map_err(|error| Error::at("list", Path::new("/proc"), error))
 }
 
 /// Lists users for a message, a few of many.

@@ -39,8 +39,8 @@ impl Held {
                     .extend(record.into_iter().flat_map(|record| record.body.stack));
             }
         }
-        let locks = flocks::read()
-            .map_err(|error| Error::at("read", Path::new("/proc/locks"), error))?;
+        let locks =
+            flocks::read().map_err(|error| Error::at("read", Path::new("/proc/locks"), error))?;
         for lock in locks {
             held.by.entry(lock.pid).or_default().insert(lock.ino);
         }
