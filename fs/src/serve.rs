@@ -124,7 +124,7 @@ pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), Setup
         )
     })?;
     let gauge = Gauge::new(overlay.clone(), requests);
-    let state = Session::default();
+    let state = Session::of(device);
     let flush: Arc<control::Flush> = Arc::new(Box::new(move |ino| flusher.flush(ino)));
     signals.watch(Mounted {
         overlay: overlay.clone(),

@@ -16,7 +16,8 @@ use super::{Answer, Bind};
 use crate::error::Errno;
 use crate::overlay::Overlay;
 use crate::sys;
-use crate::sys::namespace::Inside;
+use crate::sys::namespace::{AbortSwitch, Inside};
+use crate::sys::users::Device;
 
 /// How long a file that was closed may count as open: the kernel reports it a moment later.
 const CLOSING: Duration = Duration::from_millis(200);
@@ -36,33 +37,46 @@ pub(super) struct Detached {
 
 impl Detached {
     /// Lets the file system end, or ends it.
-    pub(super) fn end(self, place: &Place, session: &Session) {
-        let (device, session) = (place.device, session.clone());
+    pub(super) fn end(self, session: &Session) {
+        let session = session.clone();
         drop(self.alive);
         let patience = if self.locked { Duration::ZERO } else { ENDING };
         thread::spawn(move || {
             if !session.ends_within(patience) {
                 log::info!("copies of the mount are out of reach: the connection is broken off");
-                session.abort(device);
+                session.abort();
             }
         });
     }
 }
 
-/// Whether the kernel still sends requests.
+/// The session of a mount: whether the kernel still sends requests, and how to end that.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Session(Arc<AtomicBool>);
+pub(crate) struct Session {
+    ended: Arc<AtomicBool>,
+    switch: Option<Arc<AbortSwitch>>,
+}
 
 impl Session {
+    /// The session of a file system that is mounted.
+    pub(crate) fn of(device: Device) -> Self {
+        let switch = AbortSwitch::open(device);
+        let switch = switch.inspect_err(|error| log::debug!("no fusectl: {error}"));
+        Self {
+            ended: Arc::default(),
+            switch: switch.ok().map(Arc::new),
+        }
+    }
+
     /// Notes that the last request was answered.
     pub(crate) fn has_ended(&self) {
-        self.0.store(true, Ordering::Release);
+        self.ended.store(true, Ordering::Release);
     }
 
     /// Waits for the end; whether it came in time.
     pub(super) fn ends_within(&self, patience: Duration) -> bool {
         let until = Instant::now() + patience;
-        while !self.0.load(Ordering::Acquire) {
+        while !self.ended.load(Ordering::Acquire) {
             if Instant::now() >= until {
                 return false;
             }
@@ -71,16 +85,18 @@ impl Session {
         true
     }
 
-    /// Ends it, whoever uses the mount.
-    pub(super) fn abort(&self, device: sys::users::Device) {
-        let Err(error) = sys::namespace::abort_connection(device) else {
-            return;
-        };
-        if self.ends_within(Duration::ZERO) || error.errno() == Errno::NOENT {
+    /// Ends it, whatever uses the mount.
+    pub(super) fn abort(&self) {
+        if self.ends_within(Duration::ZERO) {
             return;
         }
-        // Without the right to mount: with the last descriptor of /dev/fuse the connection ends, too.
-        log::info!("cannot break off the connection ({error}): the process ends");
+        match self.switch.as_ref().map(|switch| switch.abort()) {
+            Some(Ok(())) => return,
+            Some(Err(error)) => log::warn!("cannot break off the connection: {error}"),
+            None => {}
+        }
+        // With the last descriptor of /dev/fuse the connection ends, too.
+        log::info!("the process ends, and with it the connection");
         std::process::exit(0);
     }
 }

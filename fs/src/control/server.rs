@@ -113,7 +113,7 @@ fn answer_all(stream: UnixStream, daemon: &Daemon) -> io::Result<()> {
         // What keeps a detached mount alive goes: the kernel drops its caches now, whose requests the other
         // threads answer, and then the process ends.
         if let Some(detached) = detached {
-            detached.end(&daemon.place, &daemon.session);
+            detached.end(&daemon.session);
         }
         line.clear();
     }

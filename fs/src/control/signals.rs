@@ -64,7 +64,7 @@ impl Signals {
                     Ok(CHECK) => mounted.check(),
                     Ok(signal) if ending.swap(true, Ordering::Relaxed) => {
                         log::warn!("{signal} again: the connection is broken off");
-                        mounted.session.abort(mounted.place.device);
+                        mounted.session.abort();
                     }
                     Ok(signal) => {
                         log::info!("{signal}: unmounting {}", mounted.place.path.display());
@@ -101,7 +101,7 @@ impl Mounted {
             return;
         }
         match detach::end_copies(&self.overlay, &self.place) {
-            Ok(detached) => detached.end(&self.place, &self.session),
+            Ok(detached) => detached.end(&self.session),
             Err(refused) => log::info!("copies of the mount are in use: {refused:?}"),
         }
     }
@@ -131,7 +131,7 @@ impl Mounted {
         };
         if unused() {
             log::info!("copies of the mount are out of reach: the connection is broken off");
-            return self.session.abort(self.place.device);
+            return self.session.abort();
         }
         if self.session.ends_within(GRACE) {
             return;
@@ -142,7 +142,7 @@ impl Mounted {
             self.place.path.display()
         );
         self.write_back();
-        self.session.abort(self.place.device);
+        self.session.abort();
     }
 
     fn write_back(&self) {

@@ -286,23 +286,23 @@ pub fn leave(keep: &[&Path], device: Device) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private)?;
-    let inside = Inside { _private: () };
-    rustix::process::chdir("/proc")?;
-    let trimmed = trim(&inside, keep, device);
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    let kept = keep
+        .iter()
+        .filter_map(|path| rustix::fs::statx(CWD, *path, flags, StatxFlags::MNT_ID).ok());
+    let kept: Vec<u64> = kept.map(|stat| stat.stx_mnt_id).collect();
+    // From the root of the namespace, which a process in a chroot does not see.
+    let trimmed = MountNamespace::own()?.inside(move |inside| trim(inside, &kept, device));
     // Where it was before may have been unmounted here.
     rustix::process::chdir("/")?;
     trimmed
 }
 
-fn trim(inside: &Inside, keep: &[&Path], device: Device) -> Result<()> {
+fn trim(inside: &Inside, paths: &[u64], device: Device) -> Result<()> {
     let table = inside.mounts()?;
     let mut kept = std::collections::HashSet::new();
-    for path in keep {
-        let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
-        let Ok(stat) = rustix::fs::statx(CWD, *path, flags, StatxFlags::MNT_ID) else {
-            continue;
-        };
-        let mut id = stat.stx_mnt_id;
+    for id in paths {
+        let mut id = *id;
         while let Some(mount) = table.iter().find(|mount| mount.id == id) {
             if mount.device == device || !kept.insert(id) {
                 break;
@@ -328,19 +328,31 @@ fn trim(inside: &Inside, keep: &[&Path], device: Device) -> Result<()> {
     Ok(())
 }
 
-/// Breaks the connection of the FUSE file system `device` off: all that waits for an answer, and all that is asked
-/// from here on, fails. Nothing needs to be mounted for it, but the right to mount.
-pub fn abort_connection(device: Device) -> Result<()> {
-    let context = rustix::mount::fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    rustix::mount::fsconfig_create(context.as_fd())?;
-    let flags = FsMountFlags::FSMOUNT_CLOEXEC;
-    let mount = rustix::mount::fsmount(context.as_fd(), flags, MountAttrFlags::empty())?;
-    // The kernel names a connection by its own form of the device number.
-    let switch = format!("{}/abort", device.major << 20 | device.minor);
-    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(&mount, switch, flags, Mode::empty())?;
-    rustix::io::write(&file, b"1")?;
-    Ok(())
+/// The switch by which the kernel breaks off the connection of one FUSE file system.
+#[derive(Debug)]
+pub struct AbortSwitch(OwnedFd);
+
+impl AbortSwitch {
+    /// Opens the switch of the file system `device`, which must be mounted: its number is another one's later.
+    /// Nothing need be mounted for it, but the right to mount is needed.
+    pub fn open(device: Device) -> Result<Self> {
+        let context = rustix::mount::fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        rustix::mount::fsconfig_create(context.as_fd())?;
+        let flags = FsMountFlags::FSMOUNT_CLOEXEC;
+        let mount = rustix::mount::fsmount(context.as_fd(), flags, MountAttrFlags::empty())?;
+        // The kernel names a connection by its own form of the device number.
+        let switch = format!("{}/abort", device.major << 20 | device.minor);
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&mount, switch, flags, Mode::empty())?;
+        Ok(Self(file))
+    }
+
+    /// Breaks the connection off: what waits for an answer, and what is asked from here on, fails. Nothing
+    /// happens where the file system has ended.
+    pub fn abort(&self) -> Result<()> {
+        rustix::io::write(&self.0, b"1")?;
+        Ok(())
+    }
 }
 
 #[cfg(test)]
