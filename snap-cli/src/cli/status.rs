@@ -17,6 +17,10 @@ use crate::store::manifest::Durability;
 use crate::store::name::ContainerName;
 
 /// Show which containers are mounted, where, and who uses them
+///
+/// STATE is "mounted", "not mounted", "mounted elsewhere" (in another mount namespace than this one), or "silent":
+/// the daemon lives and does not answer, and a note says why. Processes on the mount of a daemon that died are
+/// listed as such until they end.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Only this container
