@@ -51,14 +51,15 @@ pub fn cut_often(
         let (from, to) = past.span;
         let moment = from + coin.below(to - from);
         let percent = coin.pick(&[0, 30, 50, 70, 100]);
-        let image = scratch.join("cut.image");
+        // One of its own: a daemon's mount namespace may hold the last one for a moment.
+        let image = scratch.join(format!("cut{cut}.image"));
         disk::copy(before, &image);
         let file = File::options().write(true).open(&image).unwrap();
         log.replay(&file, moment, percent, &mut coin);
         drop(file);
         let after = After::of(scratch, base, &image, moment);
         let (wrong, counted) = after.judge(past);
-        after.end();
+        after.end(&image);
         counts += counted;
         findings.bad_cuts += usize::from(!wrong.is_empty());
         let said = format!("cut {cut} at {moment}, {percent} % of the unflushed kept");
@@ -100,8 +101,14 @@ impl After {
         }
     }
 
-    fn end(self) {
+    /// Unmounts it everywhere, and removes the image.
+    fn end(self, image: &Path) {
         crate::mount::unmount_free(&self.place);
+        crate::mount::wait_until("the loop device to be free", || {
+            let used = crate::command::run("losetup", ["-j".as_ref(), image.as_os_str()]);
+            used.ok().stdout.is_empty()
+        });
+        std::fs::remove_file(image).unwrap();
     }
 
     /// Runs a script in a mount namespace where the machine has been started anew. `$1` and what follows
@@ -231,8 +238,8 @@ impl After {
             }
         }
         let used = self.script(
-            "at=$(\"$@\" mount live); cat \"$at\"/n* \"$at\"/etc/* >/dev/null; echo x >\"$at\"/x; \
-             \"$@\" snapshot live --sync; \"$@\" umount live",
+            "trap '\"$@\" umount live || :' EXIT; at=$(\"$@\" mount live); cat \"$at\"/n* \"$at\"/etc/* >/dev/null; echo x >\"$at\"/x; \
+             \"$@\" snapshot live --sync",
             [""; 0],
         );
         if used.code != 0 || !shown.contains_key(LIVE) {
