@@ -7,6 +7,7 @@ mod check;
 mod complete;
 mod config;
 mod create;
+mod daemon_log;
 mod destroy;
 mod diff;
 mod du;
@@ -119,7 +120,8 @@ trait Verb {
         true
     }
 
-    /// Whether it frees space, and so is to work on a full disk as well. It may be run twice then.
+    /// Whether it frees space, or is needed to free some, and so is to work on a full disk as well. It may be
+    /// run twice then.
     fn frees(&self) -> bool {
         false
     }

@@ -44,13 +44,22 @@ pub fn detach_from_shell() -> Result<()> {
     std::env::set_current_dir("/").map_err(lost)
 }
 
+/// What a mount of a container is to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct How {
+    /// Nobody asked for it but a command that runs in it.
+    pub transient: bool,
+    /// Set-user-ID programs and device nodes have no effect in it.
+    pub nosuid: bool,
+}
+
 /// Mounts the container at `place` and serves it until it is unmounted.
-pub fn serve(store: &Store, id: ContainerId, place: &Path, transient: bool) -> Result<()> {
+pub fn serve(store: &Store, id: ContainerId, place: &Path, how: How) -> Result<()> {
     let session = store.session();
     let daemon = Uuid::new_v4();
     let lock = state::daemon_lock(store, id, daemon);
     let alive = Lock::take(&lock, Mode::Exclusive, &session.who, session.patience)?;
-    let served = serve_locked(store, id, place, daemon, transient);
+    let served = serve_locked(store, id, place, daemon, how);
     alive.remove()?;
     served?;
     ephemeral::after_serving(store, id)
@@ -61,7 +70,7 @@ fn serve_locked(
     id: ContainerId,
     place: &Path,
     daemon: Uuid,
-    transient: bool,
+    how: How,
 ) -> Result<()> {
     let Some(record) = store.container(id)? else {
         return Err(Error::not_found(format!("there is no container {id}")));
@@ -82,12 +91,15 @@ fn serve_locked(
     let filesystem = durability::filesystem(store)?;
     store.session().mounts.apply(&mut config);
     config.mount.source = manifest.name.to_string();
+    config.mount.nosuid = how.nosuid;
+    config.mount.nodev = how.nosuid;
     let state = RunState {
         pid: std::process::id(),
         mountpoint: place.to_path_buf(),
         daemon,
         boot: host::boot_id()?,
-        transient,
+        transient: how.transient,
+        nosuid: how.nosuid,
         replacing: false,
     };
     log::info!("mounting {} at {}", manifest.name, place.display());
