@@ -12,7 +12,8 @@ use crate::archive::{Compression, Exported, delta, export, folder};
 use crate::container::whole::Outgoing;
 use crate::delta::error::{OnProgress, Progress};
 use crate::error::{Error, Result};
-use crate::snapshot::{Losses, State, resolve};
+use crate::host;
+use crate::snapshot::{Losses, State, loss, resolve};
 use crate::store::Store;
 use crate::store::lock::Lock;
 use crate::store::manifest::LayerId;
@@ -73,10 +74,14 @@ impl Verb for Args {
             })?
         } else {
             let (store, state, _reading) = self.state(context)?;
+            let loss = state.loss()?;
             let view = store.view(&state.stack)?;
             sink.write(
                 store.known_size(&state.stack)?,
-                |out, compression, progress| Ok(export::tar(&view, out, compression, progress)?),
+                |out, compression, progress| {
+                    let loss = loss.as_deref();
+                    Ok(export::tar(&view, loss, out, compression, progress)?)
+                },
             )?
         };
         tell(&done);
@@ -113,13 +118,21 @@ impl Args {
         let source = Address::parse(&self.source)?;
         let (store, state, _reading) = self.state(context)?;
         let mut steps = Vec::new();
+        let boot = host::boot_id()?;
         for (snapshot, stack) in state.line(&store)? {
+            let address = |name| format!("{}@{name}", source.container);
+            let lost = snapshot
+                .as_ref()
+                .and_then(|s| loss(&address(&s.name), s.settling.as_ref(), &boot));
             steps.push(Step {
                 view: store.view(&stack)?,
                 created: snapshot
                     .as_ref()
                     .map_or_else(crate::store::now, |s| s.created.clone()),
-                comment: snapshot.map_or_else(String::new, |s| s.comment),
+                comment: match lost {
+                    Some(why) => why,
+                    None => snapshot.map_or_else(String::new, |s| s.comment),
+                },
             });
         }
         let snapshot = source

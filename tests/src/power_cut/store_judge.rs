@@ -113,11 +113,7 @@ impl After {
 
     /// Runs a script in a mount namespace where the machine has been started anew. `$1` and what follows
     /// are cowl's command line.
-    fn script<S: AsRef<OsStr>>(
-        &self,
-        script: &str,
-        args: impl IntoIterator<Item = S>,
-    ) -> Output {
+    fn script<S: AsRef<OsStr>>(&self, script: &str, args: impl IntoIterator<Item = S>) -> Output {
         let line = cowl(&store_on(&self.place), Care::Whole);
         let mut command = Command::new("unshare");
         command.args(["-m", "--propagation", "private", "sh", "-euc"]);
@@ -146,6 +142,7 @@ impl After {
 
     fn judge(&self, past: &Past) -> (Vec<String>, Counts) {
         let (mut wrong, mut counts) = (Vec::new(), Counts::default());
+        let mut incomplete = Vec::new();
         let Some(shown) = self.shown(&mut wrong) else {
             return (wrong, counts);
         };
@@ -153,7 +150,10 @@ impl After {
             let gone = fact.until.is_some_and(|until| until <= self.moment);
             let Some(is) = shown.get(&fact.address) else {
                 if fact.from <= self.moment && !gone {
-                    wrong.push(format!("{} was acknowledged, and is not there", fact.address));
+                    wrong.push(format!(
+                        "{} was acknowledged, and is not there",
+                        fact.address
+                    ));
                 }
                 continue;
             };
@@ -161,30 +161,47 @@ impl After {
                 wrong.push(format!("{} was durable, and is incomplete", fact.address));
             }
             let Some(known) = fact.content else { continue };
-            let mut args = vec!["export", fact.address.as_str(), "-"];
             if *is == Shown::Incomplete {
-                let refused = self.cowl(&args);
-                if refused.code != 1 || !refused.err().contains("is incomplete") {
-                    wrong.push(refused.report());
-                }
-                args.push("--force");
-            }
-            let Some(export) = self.must(&args, &mut wrong) else {
+                self.refuses(&fact.address, &mut wrong);
+                incomplete.push((fact.address.as_str(), known));
                 continue;
-            };
-            let whole = content(&export.stdout) == known;
-            match (is, whole) {
-                (Shown::Durable, true) => counts.durable += 1,
-                (Shown::Durable, false) => {
+            }
+            let export = self.must(&["export", &fact.address, "-"], &mut wrong);
+            match export.is_some_and(|export| content(&export.stdout) == known) {
+                true => counts.durable += 1,
+                false => {
                     counts.broken += 1;
-                    wrong.push(format!("{} is marked durable, and is not whole", fact.address));
+                    wrong.push(format!(
+                        "{} is marked durable, and is not whole",
+                        fact.address
+                    ));
                 }
-                (Shown::Incomplete, true) => counts.spared += 1,
-                (Shown::Incomplete, false) => counts.lost += 1,
             }
         }
         self.check(&shown, &mut wrong);
+        // Accepted by now, and exported without a note.
+        for (address, known) in incomplete {
+            let export = self.must(&["export", address, "-"], &mut wrong);
+            match export.is_some_and(|export| content(&export.stdout) == known) {
+                true => counts.spared += 1,
+                false => counts.lost += 1,
+            }
+        }
         (wrong, counts)
+    }
+
+    /// What may have lost something is not built on unless that is asked for.
+    fn refuses(&self, address: &str, wrong: &mut Vec<String>) {
+        for args in [
+            &["export", address, "-"][..],
+            &["clone", address, "refused"],
+        ] {
+            let refused = self.cowl(args);
+            if refused.code != 1 || !refused.err().contains("is incomplete") {
+                wrong.push(refused.report());
+            }
+        }
+        self.must(&["export", address, "-", "--force"], wrong);
     }
 
     /// All states of the store with what is said of them.
@@ -222,7 +239,10 @@ impl After {
     /// `check` tells each loss once and no damage, and nothing any more once that is accepted; then what the
     /// live container is now can be used.
     fn check(&self, shown: &HashMap<String, Shown>, wrong: &mut Vec<String>) {
-        let losses = shown.values().filter(|is| **is == Shown::Incomplete).count();
+        let losses = shown
+            .values()
+            .filter(|is| **is == Shown::Incomplete)
+            .count();
         for (args, expected) in [
             (&["check"][..], losses),
             (&["check", "--repair"], losses),
