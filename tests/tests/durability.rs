@@ -9,11 +9,12 @@
 use std::path::Path;
 use std::process::Command;
 
-use cowl_tests::command::{Output, run_command};
+use cowl_tests::command::{Output, run, run_command};
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
-use cowl_tests::mount::wait_until;
+use cowl_tests::mount::{unmount_free, wait_until};
 use cowl_tests::programs;
+use cowl_tests::scratch::Scratch;
 
 const NEEDS: [Need; 2] = [Need::Root, Need::Fuse];
 
@@ -272,7 +273,7 @@ fn a_killed_daemon_makes_nothing_incomplete() {
     std::fs::write(root.join("etc/file"), "new").unwrap();
     store.cowl(["snapshot", "web", "--no-sync"]).ok();
     let pid = store.pid("web").to_string();
-    cowl_tests::command::run("kill", ["-9", &pid]).ok();
+    run("kill", ["-9", &pid]).ok();
     // The next command mounts anew, and that daemon finishes it.
     wait_durable(&store, "snap0");
     assert_eq!(store.cowl(["check"]).ok().out(), "");
@@ -391,4 +392,49 @@ fn what_is_settling_can_be_removed_merged_and_destroyed() {
     for number in 3..7 {
         wait_durable(&store, &format!("snap{number}"));
     }
+}
+
+/// A disk that was pulled and put in again has lost what was in memory, in one and the same boot.
+#[test]
+fn on_a_disk_that_was_attached_anew_it_is_incomplete() {
+    let needs = [Need::Root, Need::Fuse, Need::Program("losetup")];
+    let test = "on_a_disk_that_was_attached_anew_it_is_incomplete";
+    if !can(test, &needs) {
+        return;
+    }
+    let scratch = Scratch::new(test);
+    let (image, place) = (scratch.join("image"), scratch.make("disk"));
+    let file = std::fs::File::create(&image).unwrap();
+    file.set_len(64 << 20).unwrap();
+    run("mkfs.ext4", ["-qF".as_ref(), image.as_os_str()]).ok();
+    let attach = || {
+        let args = [
+            "-o".as_ref(),
+            "loop".as_ref(),
+            image.as_os_str(),
+            place.as_os_str(),
+        ];
+        run("mount", args).ok();
+    };
+    attach();
+    let root = scratch.make("root");
+    std::fs::write(root.join("file"), "old").unwrap();
+    let cowl = |args: &[&str]| {
+        let mut command = Command::new(programs::cowl());
+        command.arg("--store").arg(place.join("store")).args(args);
+        run_command(command, b"").ok()
+    };
+    cowl(&["create", "web", "--from", root.to_str().unwrap()]);
+    let mounted = cowl(&["mount", "web"]).out();
+    std::fs::write(Path::new(&mounted).join("file"), "new").unwrap();
+    cowl(&["umount", "web"]);
+    cowl(&["snapshot", "web", "--no-sync"]);
+    let state = || cowl(&["list", "web", "--format", "{state}"]).out();
+    assert_eq!(state(), "settling");
+    unmount_free(&place);
+    attach();
+    assert_eq!(state(), "incomplete");
+    cowl(&["check"]);
+    assert_eq!(state(), "incomplete");
+    unmount_free(&place);
 }
