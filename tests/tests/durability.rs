@@ -216,7 +216,7 @@ fn in_another_boot_it_is_incomplete_and_nothing_builds_on_it_unasked() {
     for args in refused {
         cowl(args).fails(1, &["web@snap1 is incomplete", "--force"]);
     }
-    assert!(!Path::new(dir).exists() && !Path::new(tar).exists());
+    assert!(!Path::new(dir).try_exists().unwrap() && !Path::new(tar).try_exists().unwrap());
     // Reading it is allowed, with a warning.
     let read = cowl(&["cat", "web@snap1:/etc/file"]).ok();
     assert_eq!(

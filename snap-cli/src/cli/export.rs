@@ -237,7 +237,7 @@ impl Args {
 /// Refuses a container with any state of which a part may be lost.
 fn whole_losses(store: &Store, source: &Address, losses: Losses) -> Result<()> {
     let state = resolve(store, source)?;
-    state.refuse_loss(&store, losses)?;
+    state.refuse_loss(store, losses)?;
     for snapshot in &state.manifest.snapshots {
         if snapshot.settling.is_some() {
             let address = Address {
