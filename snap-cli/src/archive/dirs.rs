@@ -11,7 +11,7 @@ use cowl_fs::sys::dir;
 
 use super::limits;
 use crate::delta::error::{Context as _, Result};
-use crate::delta::make::{self, join};
+use crate::delta::make;
 
 /// A directory's number; the root's is 0.
 type DirId = u32;
@@ -138,7 +138,10 @@ impl<T> Dirs<T> {
                 _ => (ROOT, root),
             };
             if let Some((name, id)) = self.child_after(id, last.take()) {
-                path = join(&path, &name);
+                if !path.is_empty() {
+                    path.push(b'/');
+                }
+                path.extend_from_slice(&name);
                 let fd = Some(dir::open_dir(fd, &name).context(what, &path)?);
                 way.push(Level { id, name, fd });
                 if let Some(far) = way.len().checked_sub(OPEN + 1)
