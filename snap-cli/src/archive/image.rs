@@ -7,7 +7,7 @@ use std::path::Path;
 
 use cowl_fs::error::Errno;
 use cowl_fs::sys::stat::FileKind;
-use cowl_fs::sys::{dir, stat};
+use cowl_fs::sys::{content, dir, stat};
 use rustix::fs::OFlags;
 
 use crate::delta::error::{Context as _, ErrorKind, Result, TreeError};
@@ -84,7 +84,7 @@ fn head(root: BorrowedFd<'_>, name: &[u8]) -> cowl_fs::error::Result<Option<Vec<
         return Ok(None);
     }
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = std::fs::File::from(dir::reopen(found.as_fd(), flags)?);
+    let file = std::fs::File::from(content::reopen(found.as_fd(), flags)?);
     let mut head = Vec::new();
     let read = file.take(HEAD).read_to_end(&mut head);
     read.map_err(|error| {

@@ -10,7 +10,7 @@ use std::path::Path;
 use cowl_fs::error::Errno;
 use cowl_fs::format::XattrSpace;
 use cowl_fs::sys::stat::{FileKind, Stat};
-use cowl_fs::sys::{copy, dir, node, stat, xattr};
+use cowl_fs::sys::{content, copy, dir, node, stat, xattr};
 use rustix::fs::OFlags;
 
 use super::import::Imported;
@@ -327,8 +327,10 @@ fn copy_one(
 
 /// Opens for reading, leaving the last-read time alone where that is allowed.
 fn open_quietly(found: &OwnedFd) -> cowl_fs::error::Result<OwnedFd> {
-    match dir::reopen(found.as_fd(), OFlags::RDONLY | OFlags::NOATIME) {
-        Err(error) if error.errno() == Errno::PERM => dir::reopen(found.as_fd(), OFlags::RDONLY),
+    match content::reopen(found.as_fd(), OFlags::RDONLY | OFlags::NOATIME) {
+        Err(error) if error.errno() == Errno::PERM => {
+            content::reopen(found.as_fd(), OFlags::RDONLY)
+        }
         other => other,
     }
 }

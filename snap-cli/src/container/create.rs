@@ -65,7 +65,7 @@ fn import_into(
         image::refuse(&tree)?;
     }
     // A container must not be there before its data is: this is the one command that copies data.
-    disk::sync_all(&tree)?;
+    making.sync_content()?;
     // Now its names are at hand; later somebody would wait for it. It can be counted then all the same.
     if let Err(error) = store.measured(base) {
         log::debug!("cannot measure a layer: {error}");
