@@ -21,6 +21,9 @@ const ROOT: DirId = 0;
 /// How many descriptors are open on the way down.
 const OPEN: usize = 100;
 
+/// Is called with a value, its directory, and the directory's path.
+type Visit<'a, T> = dyn FnMut(T, BorrowedFd<'_>, &[u8]) -> Result<()> + 'a;
+
 /// Values by directory.
 #[derive(Debug)]
 pub(super) struct Dirs<T> {
@@ -120,11 +123,7 @@ impl<T> Dirs<T> {
 
     /// Calls `visit` with the value of each directory that has one, the directory, and its path; with
     /// each directory after all directories in it.
-    pub(super) fn visit(
-        mut self,
-        root: BorrowedFd<'_>,
-        visit: &mut dyn FnMut(T, BorrowedFd<'_>, &[u8]) -> Result<()>,
-    ) -> Result<()> {
+    pub(super) fn visit(mut self, root: BorrowedFd<'_>, visit: &mut Visit<'_, T>) -> Result<()> {
         let what = "can't open the folder";
         // The way down. Only the last descriptors stay open; the others are opened again through "..".
         let mut way: Vec<Level> = Vec::new();
