@@ -26,7 +26,7 @@ use super::writer::{Raw, Writer, cannot_write, hex};
 use crate::delta::error::{Context as _, ErrorKind, OnProgress, Progress, Result, TreeError};
 use crate::delta::make;
 use crate::delta::places::Places;
-use crate::delta::walk;
+use crate::delta::walk::{self, Item};
 
 /// The first entry, by which such an archive is known.
 pub(super) const MANIFEST: &[u8] = b"cowl-container.json";
@@ -72,7 +72,7 @@ pub fn write(
             lends: named.remove(&layer.id()).unwrap_or_default(),
         };
         writer.begin_layer(folder_of(name), raw);
-        walk::plain(layer.path(), &mut |item| writer.item(&item))?;
+        walk::plain(layer.path(), &mut |item: &Item<'_>| writer.item(item))?;
         let sum = format!("sha256:{}\n", writer.sum());
         writer.own_file(&sum_of(name), 0o600, sum.as_bytes())?;
     }
@@ -85,11 +85,11 @@ pub fn write(
 /// Adds the inodes whose numbers the objects of a layer borrow, by layer.
 fn borrowed(layer: &Layer, named: &mut HashMap<u64, HashSet<u64>>) -> Result<()> {
     let mark = layer.space().ino().as_bytes();
-    walk::plain(layer.path(), &mut |item| {
+    walk::plain(layer.path(), &mut |item: &Item<'_>| {
         for (name, value) in item.xattrs()? {
             if name == mark
                 && let Some(number) =
-                    NumberMark::parse(&value).context("can't read the mark", &item.path)?
+                    NumberMark::parse(&value).context("can't read the mark", item.path)?
             {
                 named.entry(number.layer).or_default().insert(number.ino);
             }
@@ -223,8 +223,8 @@ fn borrow(
         let (parent, name) = make::split(path);
         let place = places.folder(parent, false)?;
         let found = match name {
-            b"" => dir::reopen_dir(place.fd()),
-            name => dir::open_path(place.fd(), name),
+            b"" => dir::reopen_dir(place),
+            name => dir::open_path(place, name),
         };
         let found = found.context("can't open", path)?;
         use cowl_fs::sys::stat::FileKind::{Directory, Regular};

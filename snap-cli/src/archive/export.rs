@@ -12,7 +12,7 @@ use super::compress::{Compression, Encoder};
 use super::import::Imported;
 use super::writer::{Writer, cannot_write};
 use crate::delta::error::{OnProgress, Result};
-use crate::delta::walk;
+use crate::delta::walk::{self, Item};
 
 /// What was written: entries, bytes of content, and what was left out.
 pub type Exported = Imported;
@@ -25,7 +25,7 @@ pub fn tar(
     progress: OnProgress<'_>,
 ) -> Result<Exported> {
     with_entries(output, compression, progress, |writer| {
-        walk::state(view, &mut |item| writer.item(&item))
+        walk::state(view, &mut |item: &Item<'_>| writer.item(item))
     })
 }
 

@@ -6,8 +6,8 @@ use std::os::fd::AsFd;
 use cowl_fs::sys;
 
 use super::{Fix, Known, Level, Report, Wish};
-use crate::delta::digest_dir;
 use crate::delta::error::OnProgress;
+use crate::delta::{digest_dir, digest_dir_like};
 use crate::error::{Error, Result};
 use crate::store::manifest::{LayerId, LayerKind, LayerManifest};
 use crate::store::name::ContainerName;
@@ -177,7 +177,7 @@ fn compare(
             named.by(id)
         )
     };
-    let (measured, looks) = store.measure(id)?;
+    let (measured, looks) = store.measure_like(id, record.body.looks.as_deref())?;
     let mut next = record.body.clone();
     match &record.body.looks {
         Some(known) if *known != looks => {
@@ -191,7 +191,11 @@ fn compare(
         }
     }
     if wish.deep {
-        let found = digest_dir(&tree, progress)?.to_string();
+        let found = match &record.body.digest {
+            Some(known) => digest_dir_like(&tree, known, progress)?,
+            None => digest_dir(&tree, progress)?,
+        };
+        let found = found.to_string();
         match &record.body.digest {
             Some(known) if *known != found => {
                 let what = changed("it has another content");

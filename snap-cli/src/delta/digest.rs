@@ -1,6 +1,6 @@
 //! One number for a whole tree: equal exactly when two trees can't be told apart by what this counts.
 //!
-//! Counted are paths, types, modes, owners, modification times to the nanosecond, link targets, device
+//! Counted are names with their depth, types, modes, owners, modification times to the nanosecond, link targets, device
 //! numbers, contents, extended attributes, and which names are one file. Not counted are inode
 //! numbers, last-read and change times, sizes of folders, and where holes lie.
 
@@ -13,33 +13,45 @@ use sha2::{Digest as _, Sha256};
 
 use super::content::Blocks;
 use super::error::{Context as _, OnProgress, Progress, Result};
+use super::measure::Form;
 use super::walk::{self, Item, Links};
 
 /// A SHA-256 over a tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct TreeDigest(pub [u8; 32]);
+pub struct TreeDigest([u8; 32], Form);
 
 impl fmt::Display for TreeDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.1.mark())?;
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
 /// The digest of a state.
 pub fn digest(view: &View, progress: OnProgress<'_>) -> Result<TreeDigest> {
-    let mut hasher = Hasher::new(progress);
-    walk::state(view, &mut |item| hasher.add(&item))?;
+    let mut hasher = Hasher::new(Form::Names, progress);
+    walk::state(view, &mut |item: &Item<'_>| hasher.add(item))?;
     Ok(hasher.finish())
 }
 
 /// The digest of a plain folder, a mount point for one: the same function over what is there.
 pub fn digest_dir(root: &Path, progress: OnProgress<'_>) -> Result<TreeDigest> {
-    let mut hasher = Hasher::new(progress);
-    walk::plain(root, &mut |item| hasher.add(&item))?;
+    digest_as(root, Form::Names, progress)
+}
+
+/// The digest of a plain directory in the form of a `known` one, to be compared with it.
+pub fn digest_dir_like(root: &Path, known: &str, progress: OnProgress<'_>) -> Result<TreeDigest> {
+    digest_as(root, Form::of(known), progress)
+}
+
+fn digest_as(root: &Path, form: Form, progress: OnProgress<'_>) -> Result<TreeDigest> {
+    let mut hasher = Hasher::new(form, progress);
+    walk::plain(root, &mut |item: &Item<'_>| hasher.add(item))?;
     Ok(hasher.finish())
 }
 
 struct Hasher<'a> {
+    form: Form,
     sha: Sha256,
     links: Links<u64>,
     done: Progress,
@@ -47,9 +59,10 @@ struct Hasher<'a> {
 }
 
 impl<'a> Hasher<'a> {
-    fn new(progress: OnProgress<'a>) -> Self {
+    fn new(form: Form, progress: OnProgress<'a>) -> Self {
         Self {
-            sha: Sha256::new_with_prefix(b"cowl tree 1"),
+            form,
+            sha: Sha256::new_with_prefix(form.prefix("tree")),
             links: Links::default(),
             done: Progress::default(),
             progress,
@@ -66,10 +79,10 @@ impl<'a> Hasher<'a> {
         self.sha.update(bytes);
     }
 
-    fn add(&mut self, item: &Item) -> Result<()> {
+    fn add(&mut self, item: &Item<'_>) -> Result<()> {
         let own = self.done.entries;
         self.done.entries += 1;
-        self.bytes(&item.path);
+        self.form.add_name(item, &mut self.sha);
         if let Some(&first) = self.links.first(&item.stat, || own) {
             self.bytes(b"link");
             self.number(first);
@@ -97,12 +110,12 @@ impl<'a> Hasher<'a> {
         Ok(())
     }
 
-    fn content(&mut self, item: &Item) -> Result<()> {
+    fn content(&mut self, item: &Item<'_>) -> Result<()> {
         let size = item.stat.size;
         self.number(size);
         if size > 0 {
             let mut blocks = Blocks::new(item.open()?, size);
-            while let Some((at, block)) = blocks.next().context("can't read", &item.path)? {
+            while let Some((at, block)) = blocks.next().context("can't read", item.path)? {
                 self.sha.update(at.to_le_bytes());
                 self.sha.update(block);
             }
@@ -114,6 +127,6 @@ impl<'a> Hasher<'a> {
 
     fn finish(self) -> TreeDigest {
         (self.progress)(self.done);
-        TreeDigest(self.sha.finalize().into())
+        TreeDigest(self.sha.finalize().into(), self.form)
     }
 }

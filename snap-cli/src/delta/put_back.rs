@@ -4,22 +4,24 @@
 //! beside its place and renamed over it, and so is a whole folder that comes back; a folder that is there in
 //! both is changed entry by entry. What comes back comes before what goes.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::convert::Infallible;
 
 use cowl_fs::sys::attr::SetTime;
 use cowl_fs::sys::node::RenameHow;
 use cowl_fs::sys::stat::{FileKind, Stat};
-use cowl_fs::view::{Found, View};
+use cowl_fs::view::{Found, LayerPath, View};
 use uuid::Uuid;
 
 use super::diff::{Change, Status, diff};
 use super::error::{Context as _, ErrorKind, OnProgress, Progress, Result, TreeError};
-use super::find::at as find;
+use super::find::{Finder, at as find, topmost};
 use super::make::{Attrs, join, split};
+use super::path_map::PathMap;
 pub use super::scope::Scope;
-use super::scope::{covers, is_within};
+use super::scope::is_within;
 use super::target::Target;
-use super::walk::{self, Item};
+use super::walk::{self, Item, Visitor};
 
 /// What is done to a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,49 +53,60 @@ pub struct Plan {
     /// In words.
     pub steps: Vec<Step>,
     /// Paths that go.
-    remove: BTreeSet<Vec<u8>>,
+    remove: PathMap<()>,
     /// Paths that become what they were, with everything below.
-    whole: BTreeSet<Vec<u8>>,
+    whole: PathMap<()>,
     /// Folders whose attributes alone do.
-    attributes: BTreeSet<Vec<u8>>,
+    attributes: PathMap<()>,
     /// Old and new names of what was renamed within the scope.
     renames: BTreeMap<Vec<u8>, Vec<u8>>,
     /// The times of all folders of the scope, as they were.
-    times: BTreeMap<Vec<u8>, Stat>,
+    times: PathMap<Stat>,
     scope: Scope,
 }
 
 /// What a walk over a state finds in a scope.
 #[derive(Default)]
 struct Survey {
-    folders: BTreeMap<Vec<u8>, Stat>,
-    /// Files with several names, by device and inode.
-    linked: HashMap<(u64, u64), BTreeSet<Vec<u8>>>,
+    folders: PathMap<Stat>,
+    /// Which file each name of a file with several names is, and how many names of each there are.
+    grouped: PathMap<usize>,
+    sizes: Vec<usize>,
+    by_inode: HashMap<(u64, u64), usize>,
 }
 
 impl Survey {
     fn of(view: &View, scope: &Scope) -> Result<Self> {
         let mut survey = Self::default();
-        walk::state(view, &mut |item| {
-            if !scope.holds(&item.path) {
-                return Ok(());
-            }
-            if item.kind() == FileKind::Directory {
-                survey.folders.insert(item.path, item.stat);
-            } else if item.stat.nlink > 1 {
-                let key = (item.stat.dev, item.stat.ino);
-                survey.linked.entry(key).or_default().insert(item.path);
-            }
-            Ok(())
-        })?;
+        if scope.is_all() {
+            walk::state(view, &mut survey)?;
+        }
+        for top in topmost(scope.0.clone()) {
+            walk::below(view, &top, &find(view, &top)?, &mut survey)?;
+        }
         Ok(survey)
     }
 
-    /// Which names each name shares its file with, itself among them.
-    fn groups(&self) -> BTreeMap<&[u8], &BTreeSet<Vec<u8>>> {
-        let each = self.linked.values();
-        each.flat_map(|group| group.iter().map(move |path| (path.as_slice(), group)))
-            .collect()
+    /// How many names a file has.
+    fn size(&self, group: usize) -> usize {
+        self.sizes.get(group).copied().unwrap_or_default()
+    }
+}
+
+impl Visitor for Survey {
+    fn item(&mut self, item: &Item<'_>) -> Result<()> {
+        if item.kind() == FileKind::Directory {
+            self.folders.insert(item.path, item.stat);
+        } else if item.stat.nlink > 1 {
+            let key = (item.stat.dev, item.stat.ino);
+            let group = *self.by_inode.entry(key).or_insert(self.sizes.len());
+            match self.sizes.get_mut(group) {
+                Some(size) => *size += 1,
+                None => self.sizes.push(1),
+            }
+            self.grouped.insert(item.path, group);
+        }
+        Ok(())
     }
 }
 
@@ -105,26 +118,27 @@ impl Plan {
         for change in diff(old, new)? {
             plan.take(change, scope, &mut changed, &mut moved);
         }
+        let (mut before, mut now) = (Finder::new(old), Finder::new(new));
         for path in changed.union(&moved) {
             // What is in a renamed folder is told by its path of today, and goes with that.
-            if !path.is_empty() && covers(&plan.remove, split(path).0) {
+            if !path.is_empty() && plan.remove.covers(split(path).0) {
                 if changed.contains(path) {
                     plan.step(path, What::PutBack);
                 }
                 continue;
             }
-            plan.as_both_say(old, new, path, moved.contains(path))?;
+            plan.as_both_say(&mut before, &mut now, path, moved.contains(path))?;
         }
         let (then, now) = (Survey::of(old, scope)?, Survey::of(new, scope)?);
         plan.links(&then, &now);
-        let differs = |(path, stat): &(&Vec<u8>, &Stat)| {
-            let now = now.folders.get(*path);
-            now.is_some_and(|now| now.mtime != stat.mtime)
-        };
         if plan.steps.is_empty() {
-            let times = then.folders.iter().filter(differs);
-            let steps = times.map(|(path, _)| Step::new(path.clone(), What::PutBack));
-            plan.steps = steps.collect();
+            let steps = &mut plan.steps;
+            then.folders.each_with(&now.folders, |path, stat, now| {
+                if now.is_some_and(|now| now.mtime != stat.mtime) {
+                    steps.push(Step::new(path.to_vec(), What::PutBack));
+                }
+                Ok::<_, TreeError>(())
+            })?;
         }
         plan.steps.sort_by(|a, b| a.path.cmp(&b.path));
         plan.times = then.folders;
@@ -147,26 +161,32 @@ impl Plan {
     }
 
     /// What is done to a path follows from what both states have there.
-    fn as_both_say(&mut self, old: &View, new: &View, path: &[u8], moved: bool) -> Result<()> {
+    fn as_both_say(
+        &mut self,
+        old: &mut Finder<'_>,
+        new: &mut Finder<'_>,
+        path: &[u8],
+        moved: bool,
+    ) -> Result<()> {
         let gone = |found: &Found| matches!(found, Found::Absent | Found::Whiteout);
-        let (then, now) = (find(old, path)?, find(new, path)?);
+        let (then, now) = (old.at(path)?, new.at(path)?);
         match (gone(&then), gone(&now)) {
             (true, true) => {}
             (true, false) => {
                 self.step(path, What::Remove);
-                self.remove.insert(path.to_vec());
+                self.remove.insert(path, ());
             }
             (false, true) => {
                 self.step(path, What::BringBack);
-                self.whole.insert(path.to_vec());
+                self.whole.insert(path, ());
             }
             (false, false) => {
                 self.step(path, What::PutBack);
                 let both = matches!((then, now), (Found::Dir(_), Found::Dir(_)));
                 // Where a folder was moved away, another one may lie in its place.
                 match both && !moved {
-                    true => self.attributes.insert(path.to_vec()),
-                    false => self.whole.insert(path.to_vec()),
+                    true => self.attributes.insert(path, ()),
+                    false => self.whole.insert(path, ()),
                 };
             }
         }
@@ -210,19 +230,19 @@ impl Plan {
                     }
                 }
                 if here {
-                    self.remove.insert(path);
+                    self.remove.insert(&path, ());
                 }
                 if there {
-                    self.whole.insert(from);
+                    self.whole.insert(&from, ());
                 }
             }
             (Status::Added | Status::Renamed, _) if here => {
                 self.step(&path, What::Remove);
-                self.remove.insert(path);
+                self.remove.insert(&path, ());
             }
             (Status::Deleted, _) if here => {
                 self.step(&path, What::BringBack);
-                self.whole.insert(path);
+                self.whole.insert(&path, ());
             }
             (Status::TypeChanged | Status::Modified, _) if here => {
                 changed.insert(path);
@@ -233,38 +253,60 @@ impl Plan {
 
     /// Names that were one file are one file again, and those that were not are not.
     fn links(&mut self, then: &Survey, now: &Survey) {
-        let (old, new) = (then.groups(), now.groups());
-        let alone = |path: &[u8]| BTreeSet::from([path.to_vec()]);
-        let mut more = BTreeSet::new();
-        let there = old.keys().chain(new.keys());
-        for path in there.filter(|path| !covers(&self.remove, path)) {
-            let was = old.get(path).map_or_else(|| alone(path), |g| (*g).clone());
-            let is = new.get(path).map_or_else(|| alone(path), |g| (*g).clone());
-            let stays = is.into_iter().filter(|path| !covers(&self.remove, path));
-            let is: BTreeSet<_> = stays.collect();
-            if was != is {
-                more.extend(was);
+        let stays = |path: &[u8]| !self.remove.covers(path);
+        // Of each file of today the names that stay; and of each file of then and one of today those that both
+        // have.
+        let mut left = HashMap::<usize, usize>::new();
+        let mut shared = HashMap::<(usize, usize), usize>::new();
+        each(&now.grouped, |path, is| {
+            if stays(path) {
+                *left.entry(*is).or_default() += 1;
+                if let Some(was) = then.grouped.get(path) {
+                    *shared.entry((*was, *is)).or_default() += 1;
+                }
             }
-        }
-        for group in then.linked.values() {
-            if group
-                .iter()
-                .any(|path| self.is_whole(path) || more.contains(path))
-            {
-                more.extend(group.iter().cloned());
+        });
+        let count = |is: usize| left.get(&is).copied().unwrap_or_default();
+        let mut more = PathMap::default();
+        let mut anew = HashSet::new();
+        each(&then.grouped, |path, was| {
+            let same = match now.grouped.get(path) {
+                None => then.size(*was) == 1,
+                Some(is) => {
+                    let both = shared.get(&(*was, *is)).copied().unwrap_or_default();
+                    both == then.size(*was) && count(*is) == both
+                }
+            };
+            if stays(path) && !same {
+                anew.insert(*was);
             }
-        }
-        for path in more {
-            if !self.is_whole(&path) {
-                self.step(&path, What::PutBack);
-                self.whole.insert(path);
+        });
+        each(&now.grouped, |path, is| {
+            if stays(path) && !then.grouped.has(path) && count(*is) != 1 {
+                more.insert(path, ());
             }
-        }
+        });
+        each(&then.grouped, |path, was| {
+            if self.is_whole(path) || more.has(path) {
+                anew.insert(*was);
+            }
+        });
+        each(&then.grouped, |path, was| {
+            if anew.contains(was) {
+                more.insert(path, ());
+            }
+        });
+        each(&more, |path, ()| {
+            if !self.is_whole(path) {
+                self.steps.push(Step::new(path.to_vec(), What::PutBack));
+                self.whole.insert(path, ());
+            }
+        });
     }
 
     /// Whether the path, or a folder that it is in, is made anew.
     fn is_whole(&self, path: &[u8]) -> bool {
-        covers(&self.whole, path)
+        self.whole.covers(path)
     }
 
     /// Gives what was renamed its old name back where that can be done at once; true when something was
@@ -299,46 +341,59 @@ impl Plan {
         progress: OnProgress<'_>,
     ) -> Result<()> {
         let mut work = Work {
-            old,
+            old: Finder::new(old),
             target,
             made: HashMap::new(),
             staging: None,
             done: Progress::default(),
             progress,
         };
-        let places = self.whole.iter().chain(&self.remove);
-        for folder in places.map(|path| split(path).0).collect::<BTreeSet<_>>() {
-            work.clear_staged(folder)?;
+        let mut folders = PathMap::default();
+        for places in [&self.whole, &self.remove] {
+            each(places, |path, ()| {
+                folders.insert(split(path).0, ());
+            });
         }
-        for path in &self.whole {
-            if !self.is_whole(split(path).0) {
-                work.parents(path)?;
-                work.put(path)?;
+        folders.each(|folder, ()| work.clear_staged(folder))?;
+        self.whole.each(|path, ()| {
+            if self.is_whole(split(path).0) {
+                return Ok(());
             }
-        }
-        for path in &self.remove {
-            if !self.is_whole(path) && !covers(&self.remove, split(path).0) {
-                work.remove(path)?;
+            work.parents(path)?;
+            work.put(path)
+        })?;
+        self.remove.each(|path, ()| {
+            match self.is_whole(path) || self.remove.covers(split(path).0) {
+                true => Ok(()),
+                false => work.remove(path),
             }
-        }
-        for path in &self.attributes {
+        })?;
+        self.attributes.each(|path, ()| {
             if !self.is_whole(path)
-                && let Some(item) = work.item(path)?
+                && let Some((kind, attrs)) = work.of(path)?
             {
-                work.attrs(path, &item)?;
+                work.attrs((path, path), kind, &attrs)?;
             }
-        }
+            Ok::<_, TreeError>(())
+        })?;
         // The deepest first, for order's sake only: setting times changes no other folder's.
-        for (path, stat) in self.times.iter().rev() {
+        self.times.each_upward(|path, stat| {
             let what = "can't set the times of";
             let now = target.look(path).context(what, path)?;
             if now.is_some_and(|now| now.kind() == FileKind::Directory && now.mtime != stat.mtime) {
                 let (atime, mtime) = (SetTime::At(stat.atime), SetTime::At(stat.mtime));
                 target.times(path, atime, mtime).context(what, path)?;
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
+}
+
+fn each<T>(map: &PathMap<T>, mut each: impl FnMut(&[u8], &T)) {
+    let Ok(()) = map.each(|path, value| {
+        each(path, value);
+        Ok::<_, Infallible>(())
+    });
 }
 
 impl Step {
@@ -355,10 +410,10 @@ impl Step {
 const STAGED: &[u8] = b".cowl-";
 
 struct Work<'a> {
-    old: &'a View,
+    old: Finder<'a>,
     target: &'a dyn Target,
     /// Where files with several names were made.
-    made: HashMap<(u64, u64), Vec<u8>>,
+    made: HashMap<(u64, u64), LayerPath>,
     /// The path that is being made, and where.
     staging: Option<(Vec<u8>, Vec<u8>)>,
     done: Progress,
@@ -366,9 +421,14 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    fn item(&self, path: &[u8]) -> Result<Option<Item>> {
-        let space = self.old.layers().first().map(|layer| layer.space());
-        Item::of(path.to_vec(), find(self.old, path)?, space)
+    /// The type and attributes that the old state has at a path.
+    fn of(&mut self, path: &[u8]) -> Result<Option<(FileKind, Attrs)>> {
+        let space = self.old.view().layers().first().map(|layer| layer.space());
+        let found = self.old.at(path)?;
+        let Some(item) = Item::of(path, &found, space)? else {
+            return Ok(None);
+        };
+        Ok(Some((item.kind(), Attrs::of(&item.stat, item.xattrs()?))))
     }
 
     /// A name beside a path that nobody has.
@@ -378,7 +438,7 @@ impl Work<'_> {
     }
 
     /// Removes what a killed command left beside its place.
-    fn clear_staged(&self, folder: &[u8]) -> Result<()> {
+    fn clear_staged(&mut self, folder: &[u8]) -> Result<()> {
         let what = "can't read the folder";
         let found = self.target.look(folder).context(what, folder)?;
         if found.is_none_or(|stat| stat.kind() != FileKind::Directory) {
@@ -389,7 +449,7 @@ impl Work<'_> {
             let ours = name
                 .strip_prefix(STAGED)
                 .is_some_and(|id| id.len() == 32 && id.iter().all(u8::is_ascii_hexdigit));
-            if ours && matches!(find(self.old, &path)?, Found::Absent | Found::Whiteout) {
+            if ours && matches!(self.old.at(&path)?, Found::Absent | Found::Whiteout) {
                 self.remove_tree(&path)?;
             }
         }
@@ -409,32 +469,33 @@ impl Work<'_> {
 
     /// Makes folders on the way that are missing.
     fn parents(&mut self, path: &[u8]) -> Result<()> {
-        let (parent, _) = split(path);
-        if parent.is_empty() {
-            return Ok(());
-        }
-        let found = self.target.look(parent).context("can't read", parent)?;
-        match found.map(|stat| stat.kind()) {
-            Some(FileKind::Directory) => Ok(()),
-            Some(_) => Err(TreeError::new(
-                ErrorKind::Refused,
-                "what it is to be put back into is no folder now",
-            )
-            .at(parent)),
-            None => {
-                self.parents(parent)?;
-                let Some(item) = self.item(parent)? else {
-                    return Ok(());
-                };
-                self.staged(parent, |work| {
-                    let at = work.place(parent);
-                    work.target
-                        .mkdir(&at)
-                        .context("can't make the folder", parent)?;
-                    work.attrs(&at, &item)
-                })
+        let mut missing = Vec::new();
+        let mut parent = split(path).0;
+        while !parent.is_empty() {
+            let found = self.target.look(parent).context("can't read", parent)?;
+            match found.map(|stat| stat.kind()) {
+                Some(FileKind::Directory) => break,
+                Some(_) => {
+                    let what = "what it is to be put back into is no folder now";
+                    return Err(TreeError::new(ErrorKind::Refused, what).at(parent));
+                }
+                None => missing.push(parent),
             }
+            parent = split(parent).0;
         }
+        while let Some(parent) = missing.pop() {
+            let Some((kind, attrs)) = self.of(parent)? else {
+                return Ok(());
+            };
+            self.staged(parent, |work| {
+                let at = work.place(parent);
+                work.target
+                    .mkdir(&at)
+                    .context("can't make the folder", parent)?;
+                work.attrs((&at, parent), kind, &attrs)
+            })?;
+        }
+        Ok(())
     }
 
     fn put(&mut self, path: &[u8]) -> Result<()> {
@@ -476,29 +537,18 @@ impl Work<'_> {
 
     /// Makes what the old state has at a path, with everything below.
     fn fill(&mut self, path: &[u8]) -> Result<()> {
-        let space = self.old.layers().first().map(|layer| layer.space());
-        let mut todo = vec![(path.to_vec(), find(self.old, path)?)];
-        let mut folders = Vec::new();
-        while let Some((path, found)) = todo.pop() {
-            if let Found::Dir(dir) = &found {
-                todo.extend(walk::children(self.old, dir, &path)?.into_iter().rev());
-            }
-            let Some(item) = Item::of(path, found, space)? else {
-                continue;
-            };
-            self.one(&item)?;
-            if item.kind() == FileKind::Directory {
-                folders.push(item);
-            }
-        }
-        for folder in folders.iter().rev() {
-            self.attrs(&self.place(&folder.path), folder)?;
-        }
-        Ok(())
+        let (view, found) = (self.old.view(), self.old.at(path)?);
+        let mut filling = Filling {
+            top: LayerPath::from(path),
+            work: self,
+            levels: Vec::new(),
+        };
+        walk::below(view, path, &found, &mut filling)
     }
 
-    fn one(&mut self, item: &Item) -> Result<()> {
-        let (path, at) = (item.path.as_slice(), self.place(&item.path));
+    /// Makes one entry; its own path is `own`.
+    fn one(&mut self, item: &Item<'_>, own: LayerPath) -> Result<()> {
+        let (path, at) = (item.path, self.place(item.path));
         let (kind, target) = (item.kind(), self.target);
         self.done.entries += 1;
         if kind == FileKind::Directory {
@@ -507,7 +557,7 @@ impl Work<'_> {
         let key = (item.stat.dev, item.stat.ino);
         if let Some(first) = self.made.get(&key) {
             return target
-                .link(&self.place(first), &at)
+                .link(&self.place(&first.to_bytes()), &at)
                 .context("can't make the hard link", path);
         }
         match kind {
@@ -529,19 +579,20 @@ impl Work<'_> {
                 .node(&at, kind, item.stat.rdev)
                 .context("can't make", path)?,
         }
-        self.attrs(&at, item)?;
+        let attrs = Attrs::of(&item.stat, item.xattrs()?);
+        self.attrs((&at, path), kind, &attrs)?;
         if item.stat.nlink > 1 {
-            self.made.insert(key, path.to_vec());
+            self.made.insert(key, own);
         }
         (self.progress)(self.done);
         Ok(())
     }
 
-    fn attrs(&self, at: &[u8], item: &Item) -> Result<()> {
-        let attrs = Attrs::of(&item.stat, item.xattrs()?);
+    /// Sets the attributes of what lies at one path, for another.
+    fn attrs(&self, (at, path): (&[u8], &[u8]), kind: FileKind, attrs: &Attrs) -> Result<()> {
         self.target
-            .attrs(at, item.kind(), &attrs)
-            .context("can't set the attributes of", &item.path)
+            .attrs(at, kind, attrs)
+            .context("can't set the attributes of", path)
     }
 
     /// Removes a path: what has more than one entry under another name first, so that it goes at once.
@@ -562,21 +613,64 @@ impl Work<'_> {
 
     fn remove_tree(&self, path: &[u8]) -> Result<()> {
         let what = "can't remove";
-        let mut todo = vec![(path.to_vec(), false)];
-        while let Some((path, emptied)) = todo.pop() {
-            let Some(stat) = self.target.look(&path).context(what, &path)? else {
-                continue;
-            };
-            if stat.kind() != FileKind::Directory {
-                self.target.unlink(&path).context(what, &path)?;
-            } else if emptied {
+        let mut path = path.to_vec();
+        // The names that are left in each directory on the way, and the length of its path.
+        let mut levels: Vec<(Vec<Vec<u8>>, usize)> = Vec::new();
+        loop {
+            let found = self.target.look(&path).context(what, &path)?;
+            match found.map(|stat| stat.kind()) {
+                None => {}
+                Some(FileKind::Directory) => {
+                    let names = self.target.names(&path).context(what, &path)?;
+                    levels.push((names, path.len()));
+                }
+                Some(_) => self.target.unlink(&path).context(what, &path)?,
+            }
+            loop {
+                let Some((names, length)) = levels.last_mut() else {
+                    return Ok(());
+                };
+                path.truncate(*length);
+                if let Some(name) = names.pop() {
+                    path.push(b'/');
+                    path.extend_from_slice(&name);
+                    break;
+                }
                 self.target.rmdir(&path).context(what, &path)?;
-            } else {
-                let names = self.target.names(&path).context(what, &path)?;
-                todo.push((path.clone(), true));
-                todo.extend(names.iter().map(|name| (join(&path, name), false)));
+                levels.pop();
             }
         }
+    }
+}
+
+/// Making what a walk finds.
+struct Filling<'w, 'a> {
+    work: &'w mut Work<'a>,
+    /// Where the walk begins.
+    top: LayerPath,
+    /// The directories in which it is, and the attributes that they get in the end.
+    levels: Vec<(LayerPath, Attrs)>,
+}
+
+impl Visitor for Filling<'_, '_> {
+    fn item(&mut self, item: &Item<'_>) -> Result<()> {
+        let own = match self.levels.last() {
+            Some((above, _)) => above.join(item.name()),
+            None => self.top.clone(),
+        };
+        self.work.one(item, own.clone())?;
+        if item.kind() == FileKind::Directory {
+            let attrs = Attrs::of(&item.stat, item.xattrs()?);
+            self.levels.push((own, attrs));
+        }
         Ok(())
+    }
+
+    fn leave(&mut self, path: &[u8]) -> Result<()> {
+        let Some((_, attrs)) = self.levels.pop() else {
+            return Ok(());
+        };
+        let at = self.work.place(path);
+        self.work.attrs((&at, path), FileKind::Directory, &attrs)
     }
 }

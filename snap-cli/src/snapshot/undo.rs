@@ -236,7 +236,7 @@ fn live(
     let mut plan = Plan::new(old, &store.view(&frozen.state)?, &wish.scope)?;
     let place = container.mount(None, run.transient)?;
     let root = dir::open_root(&place).map_err(|error| Error::at("open", &place, error))?;
-    let target = Folder(root);
+    let target = Folder::new(root).map_err(|error| Error::at("open", &place, error))?;
     if plan.rename_back(&target)? {
         run.flush(container.store(), container.id())?;
         plan = Plan::new(old, &store.view(&container.manifest().stack)?, &wish.scope)?;
