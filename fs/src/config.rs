@@ -1,6 +1,7 @@
 //! What a mount is to be: checked values, no parsing and no system calls.
 
 use std::path::PathBuf;
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use crate::format::XattrSpace;
@@ -51,6 +52,8 @@ pub struct Config {
     pub control: Option<PathBuf>,
     /// Whether it may be told there to put a new layer on top.
     pub snapshots: bool,
+    /// Receives a message when a client asks for the frozen layers to be synced.
+    pub settle: Option<Sender<()>>,
 }
 
 impl Config {
@@ -87,6 +90,7 @@ impl Config {
             coherence: Coherence::default(),
             control: None,
             snapshots: false,
+            settle: None,
         }
     }
 }

@@ -89,6 +89,11 @@ impl Client {
         self.done(&Ask::Flush)
     }
 
+    /// Starts making the frozen layers durable in the background, and returns at once.
+    pub fn settle(&mut self) -> Result<(), ControlError> {
+        self.done(&Ask::Settle)
+    }
+
     /// Unmounts, unless the mount is in use anywhere, and returns at once.
     pub fn detach(&mut self) -> Result<(), ControlError> {
         self.done(&Ask::Detach)

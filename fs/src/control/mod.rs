@@ -32,6 +32,7 @@ enum Ask {
     Flush,
     Detach,
     Stats,
+    Settle,
 }
 
 /// What the daemon answers.

@@ -143,6 +143,7 @@ fn answer(ask: Ask, daemon: &Daemon) -> (Answer, Option<OwnedFd>) {
         Ask::Flush => (flush(daemon), None),
         Ask::Stats => (stats(daemon), None),
         Ask::Detach => detach::detach(overlay, &daemon.place),
+        Ask::Settle => (settle(config), None),
     }
 }
 
@@ -179,6 +180,19 @@ fn flush(daemon: &Daemon) -> Answer {
         }
     }
     Answer::Done
+}
+
+/// Wakes the thread of the daemon that syncs layers. The request itself waits for no disk.
+fn settle(config: &Config) -> Answer {
+    match config.settle.as_ref().map(|settle| settle.send(())) {
+        Some(Ok(())) => Answer::Done,
+        Some(Err(error)) => Answer::Failed {
+            why: format!("nothing syncs its layers: {error}"),
+        },
+        None => Answer::Failed {
+            why: format!("{NOT_UNDERSTOOD}: this daemon does not sync its layers"),
+        },
+    }
 }
 
 fn push(overlay: &Overlay, config: &Config, upper: &Path, work: &Path) -> Answer {

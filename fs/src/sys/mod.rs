@@ -4,6 +4,7 @@
 //! that a test can make the k-th change fail.
 
 pub mod attr;
+pub mod content;
 pub mod copy;
 pub mod creds;
 pub mod dir;
@@ -18,6 +19,7 @@ pub mod process;
 pub mod remove;
 pub mod socket;
 pub mod stat;
+pub mod within;
 pub mod xattr;
 mod xattr_at;
 

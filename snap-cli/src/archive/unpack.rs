@@ -13,6 +13,8 @@ use cowl_fs::format::{NumberMark, XattrSpace, foreign};
 use cowl_fs::sys::stat::{self, FileKind};
 use cowl_fs::sys::{attr, copy, dir, node, xattr};
 
+use super::directories::Directories;
+use super::dirs::Dirs;
 use super::import::Imported;
 use super::marks;
 use super::member::{Member, What};
@@ -20,7 +22,7 @@ use super::place;
 use super::stream::Members;
 use crate::delta::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
 use crate::delta::make::{self, Attrs};
-use crate::delta::path_map::{PathMap, Visit};
+use crate::delta::path_map::PathMap;
 use crate::delta::places::Places;
 
 /// What the entries are.
@@ -41,17 +43,17 @@ pub(super) struct Numbers {
     pub(super) layer: Option<u64>,
     /// Inodes whose numbers others borrow: as they were, as they are.
     pub(super) lent: Vec<(u64, u64)>,
-    /// Who borrows.
-    pub(super) borrowed: Vec<(Vec<u8>, NumberMark)>,
+    /// What borrows, by directory: names in it, and an empty one for the directory itself.
+    pub(super) borrowed: Dirs<Vec<(Box<[u8]>, NumberMark)>>,
 }
 
 /// A tree that is being filled.
 pub(super) struct Unpack<'a> {
     places: Places,
-    /// Attributes of folders: set last, because what is made inside changes them.
-    folders: PathMap<Attrs>,
     /// Where the targets of hard links are looked for.
     targets: Places,
+    directories: Directories,
+    has_root: bool,
     how: How,
     /// With [`How::Changes`]: what these entries made, which their own marks don't hide.
     made: PathMap<()>,
@@ -78,8 +80,9 @@ impl<'a> Unpack<'a> {
             .context("can't keep the target folder open", b".")?;
         Ok(Self {
             places: Places::new(root),
-            folders: PathMap::default(),
             targets: Places::new(again),
+            directories: Directories::default(),
+            has_root: false,
             how,
             made: PathMap::default(),
             cleared: PathMap::default(),
@@ -90,9 +93,14 @@ impl<'a> Unpack<'a> {
         })
     }
 
-    /// Gives the folders their attributes. Nothing comes after this.
-    pub(super) fn finish(mut self) -> Result<(Imported, Numbers)> {
-        self.finish_folders()?;
+    /// Gives the directories their attributes. Nothing comes after this.
+    pub(super) fn finish(self) -> Result<(Imported, Numbers)> {
+        self.directories.finish(self.places.root())?;
+        // As any other directory that the archive leaves out.
+        if let (How::Shown(_), false) = (self.how, self.has_root) {
+            attr::chmod(self.places.root(), make::IMPLIED_PERM)
+                .context("can't set the mode", b".")?;
+        }
         (self.progress)(self.out.done);
         Ok((self.out, self.numbers))
     }
@@ -122,8 +130,10 @@ impl<'a> Unpack<'a> {
             if let How::Changes(_) = self.how {
                 only(self.places.root(), &member.attrs, b".")?;
             }
-            self.folders.insert(&path, member.attrs);
-            return Ok(());
+            if std::mem::replace(&mut self.has_root, true) && matches!(self.how, How::Raw(..)) {
+                return Err(second(b"."));
+            }
+            return self.directories.set(self.places.root(), b"", member.attrs);
         }
         if let What::HardLink(target) = &member.what {
             return self.hard_link(&path, target);
@@ -134,16 +144,13 @@ impl<'a> Unpack<'a> {
         }
         let parent = self.places.folder(parent, true)?;
         let is_folder = member.what == What::Folder;
+        self.how.refuse_second(parent, name, &path)?;
         if place::make_room(parent, name, is_folder, &path)? {
+            let folder = dir::open_dir(parent, name).context("can't open the folder", &path)?;
             if let How::Changes(_) = self.how {
-                let folder = dir::open_dir(parent, name).context("can't open the folder", &path)?;
                 only(folder.as_fd(), &member.attrs, &path)?;
             }
-            self.numbers
-                .lent
-                .extend(number(parent, name, &member, &path)?);
-            self.folders.insert(&path, member.attrs);
-            return Ok(());
+            return self.directories.set(folder.as_fd(), &path, member.attrs);
         }
         let device = |kind, rdev| {
             self.how
@@ -168,14 +175,16 @@ impl<'a> Unpack<'a> {
             }
         };
         done?;
-        if member.own.ino.is_some() {
-            let (parent, name) = make::split(&path);
-            let place = self.places.folder(parent, false)?;
-            let number = number(place, name, &member, &path)?;
-            self.numbers.lent.extend(number);
+        if member.own.ino.is_none() && !is_folder {
+            return Ok(());
         }
+        let (parent, name) = make::split(&path);
+        let place = self.places.folder(parent, false)?;
+        let number = number(place, name, &member, &path)?;
+        self.numbers.lent.extend(number);
         if is_folder {
-            self.folders.insert(&path, member.attrs);
+            let folder = dir::open_dir(place, name).context("can't open the folder", &path)?;
+            self.directories.set(folder.as_fd(), &path, member.attrs)?;
         }
         Ok(())
     }
@@ -188,9 +197,13 @@ impl<'a> Unpack<'a> {
             How::Raw(from, to) => marks::converted(from, to, member, xattrs)?,
         };
         member.attrs.xattrs = xattrs;
-        self.numbers
-            .borrowed
-            .extend(borrowed.map(|mark| (path.to_vec(), mark)));
+        if let Some(mark) = borrowed {
+            let (parent, name) = make::split(path);
+            self.numbers.borrowed.change(parent, |names| {
+                let names = names.get_or_insert_default();
+                names.push((name.into(), mark));
+            })?;
+        }
         if path.is_empty() && self.numbers.layer.is_none() {
             self.numbers.layer = member.own.layer;
         }
@@ -268,7 +281,6 @@ impl<'a> Unpack<'a> {
     /// Removes what lies at a path, with everything below it.
     fn remove(&mut self, path: &[u8]) -> Result<()> {
         self.forget(path)?;
-        self.folders.remove_all(path);
         let (parent, name) = make::split(path);
         let place = match self.places.folder(parent, false) {
             Ok(place) => place,
@@ -285,7 +297,7 @@ impl<'a> Unpack<'a> {
     fn forget(&mut self, path: &[u8]) -> Result<()> {
         self.places.forget(path)?;
         self.targets.forget(path)?;
-        self.folders.remove(path);
+        self.directories.forget(path);
         Ok(())
     }
 
@@ -297,14 +309,15 @@ impl<'a> Unpack<'a> {
         path: &[u8],
         members: &mut Members<R>,
     ) -> Result<()> {
+        let whole = [(0, member.stored)];
         let (size, segments) = match &member.sparse {
-            Some(sparse) => (sparse.size, sparse.segments.clone()),
-            None => (member.stored, vec![(0, member.stored)]),
+            Some(sparse) => (sparse.size, sparse.map.0.as_slice()),
+            None => (member.stored, whole.as_slice()),
         };
         if member.sparse.is_some() {
             attr::truncate(fd, size).context("can't set the size", path)?;
         }
-        for (start, length) in segments {
+        for &(start, length) in segments {
             let mut done = 0;
             while done < length {
                 let want = usize::try_from(length - done).unwrap_or(usize::MAX);
@@ -328,9 +341,6 @@ impl<'a> Unpack<'a> {
         let Ok(clean) = place::clean(target) else {
             return refuse("the archive has a hard link that points outside");
         };
-        if clean == path {
-            return refuse("the archive has a hard link to itself");
-        }
         if clean.is_empty() {
             return refuse("the archive has a hard link to its root");
         }
@@ -350,26 +360,16 @@ impl<'a> Unpack<'a> {
         if kind == FileKind::Directory {
             return refuse("the archive has a hard link to a folder");
         }
+        // As tar writes it for a file that it is given twice.
+        if clean == path {
+            return Ok(());
+        }
         self.forget(path)?;
         let (parent, name) = make::split(path);
         let place = self.places.folder(parent, true)?;
+        self.how.refuse_second(place, name, path)?;
         place::make_room(place, name, false, path)?;
         self.how.link(source.as_fd(), place, name, path)
-    }
-
-    /// Folders get their attributes, the deepest first: one that its owner may not enter must not be
-    /// in the way of what is below it.
-    fn finish_folders(&mut self) -> Result<()> {
-        let folders = std::mem::take(&mut self.folders);
-        self.places.folder(b"", false)?;
-        folders.each_step(|path, visit| match visit {
-            Visit::Enter(b"", _) => Ok(()),
-            Visit::Enter(name, _) => self.places.enter(name, path),
-            Visit::Leave(attrs) => self.places.leave(path, |fd| match attrs {
-                Some(attrs) => make::apply(fd, FileKind::Directory, attrs, path),
-                None => Ok(()),
-            }),
-        })
     }
 }
 
@@ -396,6 +396,19 @@ impl How {
         }
     }
 
+    /// Refuses a second entry for what is there in a layer: none has one, and what is remembered for each
+    /// entry must not grow while the layer does not.
+    fn refuse_second(self, parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<()> {
+        if !matches!(self, Self::Raw(..)) {
+            return Ok(());
+        }
+        match stat::stat_at(parent, name) {
+            Err(error) if error.errno() == Errno::NOENT => Ok(()),
+            Err(error) => Err(error).context("can't read", path),
+            Ok(_) => Err(second(path)),
+        }
+    }
+
     fn link(
         self,
         source: BorrowedFd<'_>,
@@ -412,6 +425,11 @@ impl How {
             }
         }
     }
+}
+
+fn second(path: &[u8]) -> TreeError {
+    let what = "the archive has two entries for the same object of a layer";
+    TreeError::new(ErrorKind::Refused, what).at(path)
 }
 
 /// Takes the attributes away that a folder is not to have any more.

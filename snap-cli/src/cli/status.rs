@@ -3,13 +3,15 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{Context, Verb, output};
 use crate::container::browse::{self, Browse};
 use crate::container::{Container, daemon};
 use crate::error::{Kind, Result};
-use crate::host::users;
+use crate::host::{self, users};
+use crate::snapshot::loss;
+use crate::store::manifest::Durability;
 use crate::store::name::ContainerName;
 
 /// Show which containers are mounted, where, and who uses them
@@ -122,6 +124,13 @@ fn one(container: &Container<'_>) -> Result<Value> {
         "snapshots": manifest.snapshots.len(),
         "mountpoint": null,
     });
+    let (counts, failed) = settling(container)?;
+    if let Some(object) = value.as_object_mut() {
+        object.extend(counts);
+    }
+    for line in failed {
+        output::note(&line);
+    }
     let browsed = browsed(container)?;
     if let (false, Some(object)) = (browsed.is_empty(), value.as_object_mut()) {
         object.insert("browsed".to_owned(), browsed.into());
@@ -152,6 +161,24 @@ fn one(container: &Container<'_>) -> Result<Value> {
         .collect();
     object.insert("users".to_owned(), users.into());
     Ok(value)
+}
+
+/// How many snapshots are not durable, as fields; and the failures of their syncs, for people.
+fn settling(container: &Container<'_>) -> Result<(Map<String, Value>, Vec<String>)> {
+    let boot = host::boot_id()?;
+    let (mut counts, mut failed) = (Map::new(), Vec::new());
+    for state in [Durability::Settling, Durability::Incomplete] {
+        let snapshots = container.manifest().snapshots.iter();
+        let found: Vec<_> = snapshots
+            .filter(|s| Durability::of(s.settling.as_ref(), &boot) == state)
+            .collect();
+        counts.insert(state.name().to_owned(), found.len().into());
+        for snapshot in found {
+            let address = format!("{}@{}", container.name(), snapshot.name);
+            failed.extend(loss(&address, snapshot.settling.as_ref(), &boot));
+        }
+    }
+    Ok((counts, failed))
 }
 
 /// The mounts of its snapshots.

@@ -1,6 +1,6 @@
 //! Snapshots that are mounted to be read, any number of them at once.
 //!
-//! Each has a daemon and a folder `run/<container>/<uuid>.ro` of its own: `lock`, which the daemon holds for
+//! Each has a daemon and a folder `<uuid>.ro` of its own in the container's run directory: `lock`, which the daemon holds for
 //! life, `state.json`, which it writes before the mount is there, and `log`. What the daemon reads is kept
 //! from collection by the file system's own locks on the layers; nothing is written anywhere, so a daemon
 //! that dies leaves nothing but the folder and a dead mount, which the next command takes away.
@@ -46,27 +46,34 @@ pub struct Browse {
     pub snapshot: SnapshotId,
 }
 
+fn folder_in(run: &Path, mount: Uuid) -> PathBuf {
+    run.join(format!("{mount}.ro"))
+}
+
+/// The folder of a mount that there is.
 fn folder(store: &Store, id: ContainerId, mount: Uuid) -> PathBuf {
-    store.run_dir(id).join(format!("{mount}.ro"))
+    let folders = store.run_dirs(id).into_iter();
+    let existing = folders
+        .map(|run| folder_in(&run, mount))
+        .find(|it| it.is_dir());
+    existing.unwrap_or_else(|| folder_in(&store.run_dir(id), mount))
 }
 
 /// The mounts of a container's snapshots of which something is there: each with its folder's id, its state
 /// if there is one, and whether its daemon lives.
 fn look(store: &Store, id: ContainerId) -> Result<Vec<(Uuid, Option<Browse>, bool)>> {
-    let run = store.run_dir(id);
-    if !disk::is_there(&run)? {
-        return Ok(Vec::new());
+    let mut folders = Vec::new();
+    for run in store.run_dirs(id) {
+        for name in disk::names(&run)? {
+            let mount = name.strip_suffix(".ro");
+            if let Some(mount) = mount.and_then(|id| Uuid::try_parse(id).ok()) {
+                folders.push((mount, folder_in(&run, mount)));
+            }
+        }
     }
     let mut found = Vec::new();
     let mut boot = None;
-    for name in disk::names(&run)? {
-        let Some(mount) = name
-            .strip_suffix(".ro")
-            .and_then(|id| Uuid::try_parse(id).ok())
-        else {
-            continue;
-        };
-        let folder = folder(store, id, mount);
+    for (mount, folder) in folders {
         let state: Option<Browse> = match std::fs::read(folder.join("state.json")) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
                 // Cut short by a crash, it says nothing.
@@ -161,9 +168,8 @@ impl Container<'_> {
                 place
             }
         };
-        daemon::ensure_run_dir(store, id)?;
         let own = Uuid::new_v4();
-        let folder = folder(store, id, own);
+        let folder = folder_in(&daemon::ensure_run_dir(store, id)?, own);
         disk::ensure_dir(&folder)?;
         let started = mount::launch(store, &folder.join("log"), |command| {
             command.arg("--snapshot").arg(snapshot.to_string());
@@ -267,6 +273,9 @@ pub fn serve(
     store.session().mounts.apply(&mut config);
     config.space = Some(store.space());
     config.mount.source = format!("{}@{name}", record.body.name);
+    // It is for reading: nobody needs the rights that a container's root gave to programs in it.
+    config.mount.nosuid = true;
+    config.mount.nodev = true;
     log::info!("mounting {} at {}", config.mount.source, place.display());
     let served = cowl_fs::serve(config, || {
         if let Err(error) = serve::say_ready() {

@@ -9,8 +9,8 @@ use cowl_fs::control::{Client, ControlError, Stats, Status};
 
 use super::state::{self, Mounted, RunState};
 use crate::error::{Error, Result};
+use crate::store::Store;
 use crate::store::manifest::{ContainerId, LayerId};
-use crate::store::{Store, disk};
 
 /// The socket's name in the run folder.
 const SOCKET: &str = "sock";
@@ -105,9 +105,11 @@ fn layer_of(tree: &Path) -> Option<LayerId> {
     LayerId::parse(tree.parent()?.file_name()?.to_str()?)
 }
 
-/// Makes the run folder.
-pub fn ensure_run_dir(store: &Store, id: ContainerId) -> Result<()> {
-    disk::ensure_dir(&store.run_dir(id))
+/// Makes the directory for the run-time files of a container that the caller has locked.
+pub fn ensure_run_dir(store: &Store, id: ContainerId) -> Result<PathBuf> {
+    let dir = store.make_run_dir(id)?;
+    state::remove_unfinished(&dir)?;
+    Ok(dir)
 }
 
 #[cfg(test)]

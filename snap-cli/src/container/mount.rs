@@ -10,19 +10,28 @@ use std::time::{Duration, Instant};
 use cowl_fs::control::ControlError;
 
 use super::state::{self, Mounted, RunState};
-use super::{Container, daemon};
+use super::{Container, daemon, lxc};
 use crate::error::{Error, Kind, Result};
-use crate::host::mountinfo;
 use crate::host::users::{self, Device, User};
+use crate::host::{mountinfo, reach};
+use crate::store::Store;
 use crate::store::lock::Lock;
 use crate::store::manifest::Ephemeral;
-use crate::store::{Store, disk};
 
-/// A log longer than this is put aside when the next daemon starts.
-const LOG_LIMIT: u64 = 1 << 20;
+/// A log longer than this is put aside.
+pub const LOG_LIMIT: u64 = 1 << 20;
 
 /// What the daemon says when the mount is there.
 pub(super) const READY: &str = "ready";
+
+/// Whether set-user-ID programs and device nodes have an effect in a mount at a place that the caller chose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Privileges {
+    /// They have.
+    Honored,
+    /// Where no other user reaches the place: such a user would be root by what the container's root left there.
+    WherePrivate,
+}
 
 /// Why a mount can't be taken away.
 struct InTheWay {
@@ -38,7 +47,7 @@ impl Container<'_> {
     }
 
     /// Mounts it: at `at`, else at a place in the store. Already mounted there, it stays as it is.
-    pub fn mount(&mut self, at: Option<&Path>, transient: bool) -> Result<PathBuf> {
+    pub fn mount(&mut self, at: Option<(&Path, Privileges)>, transient: bool) -> Result<PathBuf> {
         self.note_mount(Ephemeral::Mounted)?;
         let mounted = self.mount_noted(at, transient);
         if mounted.is_err() && self.mounted()? == Mounted::No {
@@ -48,25 +57,54 @@ impl Container<'_> {
     }
 
     /// The same for a container that is not there for one mount only.
-    pub(super) fn mount_noted(&self, at: Option<&Path>, transient: bool) -> Result<PathBuf> {
+    pub(super) fn mount_noted(
+        &self,
+        at: Option<(&Path, Privileges)>,
+        transient: bool,
+    ) -> Result<PathBuf> {
         if let Mounted::Alive(state) = self.mounted()? {
-            if let Some(place) = self.already(&state, at, transient)? {
+            if let Some(place) = self.already(&state, at.map(|(at, _)| at), transient)? {
                 return Ok(place);
             }
             // It was unmounted from outside, and its daemon is about to end.
             self.wait_for_end(&state)?;
             state::remove(self.store, self.id)?;
         }
-        let place = match at {
-            Some(at) => own_place(at, self.store.root())?,
-            None => {
-                let place = self.store.mount_dir(self.id);
-                disk::ensure_dir(&place)?;
-                check_empty(&place)?;
-                place
+        let (place, nosuid) = match at {
+            Some((at, privileges)) => {
+                let place = own_place(at, self.store.root())?;
+                let nosuid = privileges == Privileges::WherePrivate && !reach::is_private(&place)?;
+                (place, nosuid)
             }
+            None => (self.make_place()?, false),
         };
-        self.start(&place, transient)?;
+        self.start(&place, transient, nosuid)?;
+        Ok(place)
+    }
+
+    /// Where it is mounted when nobody says otherwise.
+    pub(super) fn place(&self) -> Result<PathBuf> {
+        Ok(match &self.manifest().lxc {
+            Some(link) => lxc::place(self.store, self.id, &lxc::read_config(link)?),
+            None => self.store.mount_dir(self.id),
+        })
+    }
+
+    fn make_place(&self) -> Result<PathBuf> {
+        // Without its config it is none that LXC could start.
+        let place = self.place().unwrap_or_else(|error| {
+            log::info!("{error}");
+            self.store.mount_dir(self.id)
+        });
+        let root = match &self.manifest().lxc {
+            Some(link) if place != self.store.mount_dir(self.id) => {
+                lxc::mapped_root(link, &lxc::read_config(link)?)?
+            }
+            _ => None,
+        };
+        let group = root.map(|(_, group)| group);
+        self.store.make_place(self.id, &place, group)?;
+        check_empty(&place)?;
         Ok(place)
     }
 
@@ -104,9 +142,9 @@ impl Container<'_> {
     }
 
     /// Starts a daemon and waits until the mount is there.
-    fn start(&self, place: &Path, transient: bool) -> Result<()> {
-        daemon::ensure_run_dir(self.store, self.id)?;
-        let log = self.store.run_dir(self.id).join("log");
+    fn start(&self, place: &Path, transient: bool, nosuid: bool) -> Result<()> {
+        self.store.make_room_to_remove()?;
+        let log = daemon::ensure_run_dir(self.store, self.id)?.join("log");
         // Until it has noted that it is there: were we killed before, others would take the container for
         // one that nobody has mounted, and freeze the layer that it is about to write to.
         let held = self.lock.for_child()?;
@@ -114,6 +152,9 @@ impl Container<'_> {
             command.stdin(held);
             if transient {
                 command.arg("--transient");
+            }
+            if nosuid {
+                command.arg("--nosuid");
             }
             command.arg(self.id.to_string()).arg(place);
         })
@@ -153,11 +194,10 @@ impl Container<'_> {
 
     /// LXC's own tools would take an empty folder for the root file system, and snapshot that.
     fn remove_mount_point(&self) {
-        let place = self.store.mount_dir(self.id);
         if self.manifest().lxc.is_some()
-            && let Err(error) = std::fs::remove_dir(&place)
+            && let Err(error) = self.store.remove_places(self.id)
         {
-            log::debug!("{}", Error::at("remove", &place, error));
+            log::debug!("{error}");
         }
     }
 
@@ -288,7 +328,7 @@ impl Container<'_> {
 
     /// The state goes only when there is no hope: killed meanwhile, the next command tries again.
     fn start_or_forget(&self, was: &RunState) -> Result<()> {
-        let started = self.start(&was.mountpoint, was.transient);
+        let started = self.start(&was.mountpoint, was.transient, was.nosuid);
         if started.is_err() {
             state::remove(self.store, self.id)?;
         }
@@ -449,7 +489,7 @@ pub(super) fn check_empty(place: &Path) -> Result<()> {
     }
 }
 
-fn open_log(path: &Path) -> Result<std::fs::File> {
+pub(super) fn open_log(path: &Path) -> Result<std::fs::File> {
     let at = |error| Error::at("open the log", path, error);
     match std::fs::metadata(path) {
         Ok(meta) if meta.len() > LOG_LIMIT => {

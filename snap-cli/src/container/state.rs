@@ -1,4 +1,5 @@
-//! What is known of a running mount: `run/<id>/state.json`, and the lock that its daemon holds for life.
+//! What is known of a running mount: `state.json` in its run directory ([`crate::store::run`]), and the lock
+//! that its daemon holds for life.
 //!
 //! The daemon writes the state when the mount is there; whoever ends the mount in good order removes it.
 //! State without a daemon therefore means that the daemon died. Each daemon has a lock of its own, because
@@ -16,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::host;
 use crate::store::lock::Lock;
 use crate::store::manifest::ContainerId;
+use crate::store::run::STATE;
 use crate::store::{Store, disk};
 
 /// A path in JSON: text where it is text, else its bytes.
@@ -55,6 +57,9 @@ pub struct RunState {
     pub boot: String,
     /// Nobody asked for the mount but a command that ran in it.
     pub transient: bool,
+    /// Set-user-ID programs and device nodes have no effect in it.
+    #[serde(default)]
+    pub nosuid: bool,
     /// It is being taken down only to be mounted anew: the state outlives the daemon.
     pub replacing: bool,
 }
@@ -89,7 +94,7 @@ pub enum Mounted {
 }
 
 fn state_file(store: &Store, id: ContainerId) -> PathBuf {
-    store.run_dir(id).join("state.json")
+    store.run_dir(id).join(STATE)
 }
 
 /// The lock that a daemon holds for life.
@@ -143,11 +148,26 @@ pub fn read(store: &Store, id: ContainerId) -> Result<Option<RunState>> {
 /// Writes the state. It need not outlive a power cut, so nothing is synced.
 pub fn write(store: &Store, id: ContainerId, state: &RunState) -> Result<()> {
     let path = state_file(store, id);
-    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    let temporary = path.with_extension(format!("{}{}", std::process::id(), disk::TEMPORARY));
     let bytes = serde_json::to_vec(state).map_err(|e| Error::at("write", &path, e))?;
-    std::fs::write(&temporary, bytes)
-        .and_then(|()| std::fs::rename(&temporary, &path))
-        .map_err(|error| Error::at("write", &path, error))
+    let written =
+        std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, &path));
+    written.map_err(|error| {
+        if let Err(left) = disk::remove_if_there(&temporary) {
+            log::warn!("{left}");
+        }
+        Error::at("write", &path, error)
+    })
+}
+
+/// Removes what killed commands left of states that they were writing. The caller has locked the container.
+pub fn remove_unfinished(dir: &Path) -> Result<()> {
+    for name in disk::names(dir)? {
+        if name.starts_with("state.") && name.ends_with(disk::TEMPORARY) {
+            disk::remove_if_there(&dir.join(name))?;
+        }
+    }
+    Ok(())
 }
 
 /// Forgets the state.
@@ -167,6 +187,7 @@ mod tests {
             daemon: Uuid::new_v4(),
             boot,
             transient: false,
+            nosuid: false,
             replacing: false,
         }
     }
@@ -176,7 +197,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
         let id = ContainerId::fresh();
-        disk::ensure_dir(&store.run_dir(id)).unwrap();
+        daemon::ensure_run_dir(&store, id).unwrap();
         assert_eq!(look(&store, id).unwrap(), Mounted::No);
 
         let odd = PathBuf::from(std::ffi::OsString::from_vec(b"/a\xff\nb".to_vec()));

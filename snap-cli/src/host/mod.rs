@@ -2,6 +2,7 @@
 //! containers in them.
 
 pub mod cgroup;
+pub mod files;
 pub mod flocks;
 pub mod hooks;
 pub mod inside;
@@ -9,6 +10,7 @@ pub mod lxc;
 pub mod lxc_snaps;
 pub mod mountinfo;
 pub mod process;
+pub mod reach;
 pub mod users;
 
 use std::path::Path;

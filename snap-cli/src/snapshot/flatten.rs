@@ -149,6 +149,7 @@ pub(super) fn merge_run(
     let total = store.known_size(run)?;
     let mut progress = |done| progress(Progress { total, ..done });
     merge(store, run, &below, merged, &mut progress)?;
+    making.sync_content()?;
 
     let was = container.unmount(true)?;
     let mut next = container.manifest().clone();
@@ -205,7 +206,7 @@ fn merge(
     };
     let tree = store.layer_tree(merged);
     crate::delta::flatten(&view, beneath.as_ref(), &tree, progress)?;
-    disk::sync_all(&tree)
+    Ok(())
 }
 
 /// `stack` with `merged` in the place of `run`; `None` when it does not hold the whole run.
