@@ -274,21 +274,30 @@ impl Store {
         same().map_err(|error| Error::at("look at the layer", &top, error))
     }
 
-    /// Opens layers, topmost first.
-    pub fn open_layers(&self, stack: &[LayerId]) -> Result<Vec<Arc<Layer>>> {
+    /// The trees of layers, in the order of the stack. Each must be a directory: a symbolic link would lead out
+    /// of the store.
+    pub fn layer_trees(&self, stack: &[LayerId]) -> Result<Vec<PathBuf>> {
         stack
             .iter()
             .map(|id| {
                 let tree = self.layer_tree(*id);
-                if !disk::is_there(&tree)? {
-                    return Err(
-                        Error::damaged(format!("the layer {} is missing", tree.display()))
-                            .hint("bring it back from a backup; nothing was changed"),
-                    );
+                match disk::is_dir(&tree)? {
+                    true => Ok(tree),
+                    false => Err(Error::damaged(format!(
+                        "the layer {} is missing",
+                        tree.display()
+                    ))
+                    .hint("bring it back from a backup; nothing was changed")),
                 }
-                Ok(Layer::open(&tree, self.space())?)
             })
             .collect()
+    }
+
+    /// Opens layers, topmost first.
+    pub fn open_layers(&self, stack: &[LayerId]) -> Result<Vec<Arc<Layer>>> {
+        let trees = self.layer_trees(stack)?;
+        let open = |tree: &PathBuf| Ok(Layer::open(tree, self.space())?);
+        trees.iter().map(open).collect()
     }
 
     /// What a stack shows.
@@ -433,6 +442,7 @@ impl Store {
     /// The same in the form of what is `known` of the tree already.
     pub fn measure_like(&self, id: LayerId, known: Option<&str>) -> Result<(Measured, String)> {
         let tree = self.layer_tree(id);
+        disk::is_dir(&tree)?;
         let size = match known {
             Some(known) => crate::delta::measure_like(&tree, known),
             None => crate::delta::measure(&tree),
