@@ -43,7 +43,8 @@ pub(crate) fn is_open(key: u64) -> bool {
 }
 
 /// Which directories of a long chain are kept when it is opened from its beginning: the last ones, and above
-/// them some at equal distances, so that the next chain begins at one of those and not at the root.
+/// them some at equal distances, so that the next chain begins at one of those and not at the root. They are a
+/// part of what is kept, for a directory that lies in several layers has as many chains.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Spaced {
     near: usize,
@@ -57,8 +58,8 @@ impl Spaced {
 
     fn of(length: usize, keep: usize) -> Self {
         Self {
-            near: (keep / 2).max(1),
-            step: (length / (keep / 4).max(1)).max(1),
+            near: (keep / 8).max(1),
+            step: (length / (keep / 8).max(1)).max(1),
         }
     }
 
@@ -94,7 +95,7 @@ mod tests {
                 let spaced = Spaced::of(length, keep);
                 let kept = (0..length).filter(|below| spaced.keeps(*below)).count();
                 assert!(kept <= keep, "{kept} of {length}, {keep} at most");
-                assert!(kept >= length.min(keep / 2), "{kept} of {length}");
+                assert!(kept >= length.min(keep / 8), "{kept} of {length}");
             }
         }
     }

@@ -14,7 +14,7 @@ use crate::error::{Errno, Error, Result};
 
 /// How many directories of the present path are kept open. Those above are opened again through `..`
 /// when their turn comes, and are the same inodes then or nothing is removed.
-const OPEN: usize = 32;
+const OPEN: usize = 8;
 
 /// Where a removal stopped, and why.
 #[derive(Clone, Debug)]

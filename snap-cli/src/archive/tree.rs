@@ -19,7 +19,7 @@ use crate::delta::make::{self, Attrs};
 
 /// How many folders of the present path are kept open on each side; those above are opened again,
 /// through "..", when the copy comes back to them.
-const KEPT: usize = 128;
+const KEPT: usize = 8;
 
 /// A folder that is being copied.
 struct Level {

@@ -265,9 +265,10 @@ impl Known {
     fn back(&mut self, path: &[u8]) {
         let same = common(&self.path, path);
         let ends_here = |end: usize| path.get(end).is_none_or(|&byte| byte == b'/');
-        while let Some((end, _)) = self.way.last()
+        while let Some((end, inode)) = self.way.last()
             && (*end > same || !ends_here(*end))
         {
+            inode.leave();
             self.way.pop();
         }
         let end = self.way.last().map_or(0, |(end, _)| *end);

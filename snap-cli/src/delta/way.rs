@@ -11,7 +11,7 @@ use cowl_fs::sys::{dir, stat};
 use super::path_map::common;
 
 /// How many directories of the present way are kept open.
-pub(crate) const OPEN: usize = 64;
+pub(crate) const OPEN: usize = 8;
 
 /// A position in a tree.
 pub(crate) struct Way {

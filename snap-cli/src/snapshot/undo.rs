@@ -200,7 +200,12 @@ fn apart(
     let open = || -> Result<InProcess> {
         let upper = Upper::open(&tree, &store.layer_work(head), store.space())?;
         let lowers = store.open_layers(&frozen.state)?;
-        let overlay = Overlay::new(Some(upper), lowers, Behaviour::default())
+        // How many names of a lower file show is of no use here, and costs a walk to each of them.
+        let behaviour = Behaviour {
+            static_nlink: true,
+            ..Behaviour::default()
+        };
+        let overlay = Overlay::new(Some(upper), lowers, behaviour)
             .map_err(|error| Error::failed("cannot open the layers").because(error))?;
         Ok(InProcess::new(overlay))
     };
