@@ -89,7 +89,9 @@ fn seen(top: &Path) -> Vec<BTreeMap<String, (String, u64)>> {
                 continue;
             };
             let mut content = String::new();
-            std::fs::File::from(file).read_to_string(&mut content).unwrap();
+            std::fs::File::from(file)
+                .read_to_string(&mut content)
+                .unwrap();
             let stat = statat(&at, name, AtFlags::SYMLINK_NOFOLLOW).unwrap();
             level.insert(name.to_owned(), (content, stat.st_nlink.into()));
         }
@@ -223,7 +225,9 @@ fn every_verb(levels: usize) -> BTreeMap<String, u64> {
     assert_eq!(verbs.shown("whole"), after);
     assert_eq!(verbs.shown("whole@snap0"), before);
 
-    verbs.run(&["restore", "c", "snap0", "--delete", "--", "d/d", "new", "gone"]);
+    verbs.run(&[
+        "restore", "c", "snap0", "--delete", "--", "d/d", "new", "gone",
+    ]);
     let shown = verbs.shown("c");
     assert_eq!(shown[0]["file"], before[0]["file"]);
     assert_eq!(shown[1].get("new"), after[1].get("new"));
