@@ -30,6 +30,9 @@ pub(super) struct Dirs<T> {
     unused: Vec<DirId>,
 }
 
+/// What is done with the value of a directory.
+type Visit<'v, T> = dyn FnMut(T, BorrowedFd<'_>, &[u8]) -> Result<()> + 'v;
+
 impl<T> Default for Dirs<T> {
     fn default() -> Self {
         Self {
@@ -120,11 +123,7 @@ impl<T> Dirs<T> {
 
     /// Calls `visit` with the value of each directory that has one, the directory, and its path; with
     /// each directory after all directories in it.
-    pub(super) fn visit(
-        mut self,
-        root: BorrowedFd<'_>,
-        visit: &mut dyn FnMut(T, BorrowedFd<'_>, &[u8]) -> Result<()>,
-    ) -> Result<()> {
+    pub(super) fn visit(mut self, root: BorrowedFd<'_>, visit: &mut Visit<'_, T>) -> Result<()> {
         let what = "can't open the folder";
         // The way down. Only the last descriptors stay open; the others are opened again through "..".
         let mut way: Vec<Level> = Vec::new();

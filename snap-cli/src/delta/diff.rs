@@ -457,7 +457,7 @@ impl Diff<'_> {
                 let (Some(one), Some(two)) = (self.gone.get(old), self.new.get(new)) else {
                     continue;
                 };
-                if !same && !(one.open && two.open) {
+                if !(same || one.open && two.open) {
                     continue;
                 }
                 if !same {

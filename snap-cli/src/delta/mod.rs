@@ -18,6 +18,7 @@ pub mod patch;
 pub(crate) mod path_map;
 pub(crate) mod places;
 pub mod put_back;
+mod put_back_work;
 pub mod scope;
 pub(crate) mod target;
 pub(crate) mod walk;
