@@ -36,16 +36,20 @@ pub fn digest(view: &View, progress: OnProgress<'_>) -> Result<TreeDigest> {
 
 /// The digest of a plain folder, a mount point for one: the same function over what is there.
 pub fn digest_dir(root: &Path, progress: OnProgress<'_>) -> Result<TreeDigest> {
-    digest_as(root, Form::Names, progress)
+    let mut hasher = Hasher::new(Form::Names, progress);
+    walk::plain(root, &mut |item: &Item<'_>| hasher.add(item))?;
+    Ok(hasher.finish())
 }
 
-/// The digest of a plain directory in the form of a `known` one, to be compared with it.
-pub fn digest_dir_like(root: &Path, known: &str, progress: OnProgress<'_>) -> Result<TreeDigest> {
-    digest_as(root, Form::of(known), progress)
-}
-
-fn digest_as(root: &Path, form: Form, progress: OnProgress<'_>) -> Result<TreeDigest> {
-    let mut hasher = Hasher::new(form, progress);
+/// The digest of a layer as it lies, marks included, in the form of the one that is `known` of it. Which whiteouts
+/// are links to one another does not count.
+pub fn digest_layer(
+    root: &Path,
+    known: Option<&str>,
+    progress: OnProgress<'_>,
+) -> Result<TreeDigest> {
+    let mut hasher = Hasher::new(known.map_or(Form::Names, Form::of), progress);
+    hasher.marks = true;
     walk::plain(root, &mut |item: &Item<'_>| hasher.add(item))?;
     Ok(hasher.finish())
 }
@@ -53,6 +57,8 @@ fn digest_as(root: &Path, form: Form, progress: OnProgress<'_>) -> Result<TreeDi
 struct Hasher<'a> {
     form: Form,
     sha: Sha256,
+    /// Whiteouts are marks.
+    marks: bool,
     links: Links<u64>,
     done: Progress,
     progress: OnProgress<'a>,
@@ -63,6 +69,7 @@ impl<'a> Hasher<'a> {
         Self {
             form,
             sha: Sha256::new_with_prefix(form.prefix("tree")),
+            marks: false,
             links: Links::default(),
             done: Progress::default(),
             progress,
@@ -83,7 +90,9 @@ impl<'a> Hasher<'a> {
         let own = self.done.entries;
         self.done.entries += 1;
         self.form.add_name(item, &mut self.sha);
-        if let Some(&first) = self.links.first(&item.stat, || own) {
+        if !(self.marks && item.is_whiteout()?)
+            && let Some(&first) = self.links.first(&item.stat, || own)
+        {
             self.bytes(b"link");
             self.number(first);
             return Ok(());

@@ -26,7 +26,7 @@ mod way;
 
 pub use compare::What;
 pub use diff::{Change, Status, Wish, diff, diff_of};
-pub use digest::{TreeDigest, digest, digest_dir, digest_dir_like};
+pub use digest::{TreeDigest, digest, digest_dir, digest_layer};
 pub use error::{ErrorKind, OnProgress, Progress, TreeError};
 pub use flatten::flatten;
 pub use measure::{measure, measure_like};
