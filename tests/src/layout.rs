@@ -20,7 +20,7 @@ pub fn make(root: &Path, container: &str, lowers: &[PathBuf], base: bool) -> Res
         ("", 0o755),
         ("layers", 0o700),
         ("containers", 0o700),
-        ("mnt", 0o711),
+        ("mnt", 0o700),
         ("run", 0o700),
         ("locks", 0o700),
         ("trash", 0o700),

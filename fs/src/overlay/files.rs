@@ -196,7 +196,7 @@ impl Op<'_> {
         for _ in 0..8 {
             let file = inode.file()?;
             let opened = match (&file.data, &file.anchor) {
-                (None, Some(anchor)) => sys::dir::reopen((**anchor).as_fd(), access),
+                (None, Some(anchor)) => sys::content::reopen((**anchor).as_fd(), access),
                 _ => file.data_loc().open(access),
             };
             match opened {
@@ -298,7 +298,7 @@ impl Op<'_> {
         let file = handle.inode.file()?;
         let fd = match &file.data {
             // Its content lies below, untouched; what may have changed is its attributes.
-            Some(_) => Arc::new(sys::dir::reopen(
+            Some(_) => Arc::new(sys::content::reopen(
                 (*self.target(&handle.inode)?).as_fd(),
                 OFlags::RDONLY,
             )?),

@@ -31,6 +31,9 @@ impl Op<'_> {
     /// The value of an attribute; ENODATA where there is none.
     pub fn get_xattr(&self, inode: &Arc<Inode>, name: &[u8]) -> Result<Vec<u8>> {
         self.refuse_acl(name)?;
+        if sys::xattr::is_alias(name) {
+            return Err(Error::Errno(Errno::NODATA));
+        }
         let capability = name == CAPABILITY;
         // The kernel asks for it at the first write to every file.
         if capability && inode.is_bare() {
@@ -103,6 +106,10 @@ impl Op<'_> {
         flags: u32,
     ) -> Result<()> {
         self.refuse_acl(name)?;
+        // It would be the ACL on one file system and a stray attribute on another.
+        if sys::xattr::is_alias(name) {
+            return Err(Error::Errno(Errno::OPNOTSUPP));
+        }
         self.upper()?;
         if is_attribute(name) && self.reads_foreign() {
             return Err(Error::Errno(Errno::PERM));
@@ -201,6 +208,9 @@ impl Op<'_> {
     pub fn remove_xattr(&self, inode: &Arc<Inode>, name: &[u8]) -> Result<()> {
         self.refuse_acl(name)?;
         self.upper()?;
+        if sys::xattr::is_alias(name) {
+            return Err(Error::Errno(Errno::NODATA));
+        }
         // Nothing is copied up for what is not there.
         let disk = self.space().to_disk(name);
         let before = self.target(inode)?;

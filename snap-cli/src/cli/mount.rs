@@ -6,19 +6,27 @@ use std::path::{Path, PathBuf};
 
 use super::{Context, Verb, output};
 use crate::container::browse;
+use crate::container::durability::{filesystem, make_durable};
+use crate::container::mount::Privileges;
 use crate::container::state::{self, Mounted};
 use crate::container::{Container, find_snapshot_ref};
 use crate::error::{Error, Result};
 use crate::host::users::quoted;
+use crate::snapshot::resolve;
 use crate::store::name::{Address, ContainerName};
 
 /// Mount a container, or a snapshot to browse in it, and print where
 ///
-/// The daemon runs in the background and outlives the shell; its log is run/<id>/log in the store.
+/// The daemon runs in the background and outlives the shell; `cowl status NAME --json` names its log. On a full
+/// disk, the space that the store has set aside is used.
 /// A container that is mounted already stays as it is, and the place is printed. A snapshot is mounted
 /// read-only, at as many places as you like, whatever becomes of the container; while it is, it can't
 /// be removed. What a container is now can't be mounted read-only beside itself: snapshot it first, and
 /// mount that.
+///
+/// Set-user-ID programs and device nodes have no effect in a snapshot, nor in a container that is mounted at a
+/// DIR that other users can reach, unless --suid says so: the container's root may leave such programs for
+/// users of this machine. `cowl exec` runs commands with them in any case.
 #[derive(Debug, clap::Args)]
 pub(super) struct MountArgs {
     /// The container, or the snapshot
@@ -30,6 +38,9 @@ pub(super) struct MountArgs {
     /// The same
     #[arg(long, value_name = "DIR")]
     at: Option<PathBuf>,
+    /// Let set-user-ID programs and device nodes work at a DIR that other users can reach
+    #[arg(long)]
+    suid: bool,
     /// Read-only, as snapshots always are
     #[arg(long, visible_alias = "read-only")]
     ro: bool,
@@ -43,7 +54,18 @@ impl Verb for MountArgs {
         let store = context.store_of(name)?;
         let mut container = Container::open(&store, name)?;
         let place = match &address.snapshot {
-            Some(snapshot) => container.browse(snapshot, at)?,
+            Some(_) if self.suid => {
+                return Err(
+                    Error::usage("set-user-ID programs never work in a mounted snapshot")
+                        .hint("leave --suid out"),
+                );
+            }
+            Some(snapshot) => {
+                if let Some(why) = resolve(&store, &address)?.loss()? {
+                    log::warn!("{why}");
+                }
+                container.browse(snapshot, at)?
+            }
             None if self.ro => {
                 let dir = at.map(|at| format!(" {}", quoted(at))).unwrap_or_default();
                 return Err(Error::usage(format!(
@@ -55,11 +77,36 @@ impl Verb for MountArgs {
             }
             None => {
                 context.keep_depth(&mut container);
-                container.mount(at, false)?
+                let privileges = match self.suid {
+                    true => Privileges::Honored,
+                    false => Privileges::WherePrivate,
+                };
+                let place = container.mount(at.map(|at| (at, privileges)), false)?;
+                let nosuid = matches!(container.mounted()?, Mounted::Alive(state) if state.nosuid);
+                if nosuid && self.suid {
+                    return Err(Error::busy(format!(
+                        "{name} is mounted at {} already, without set-user-ID programs",
+                        quoted(&place)
+                    ))
+                    .hint(format!("unmount it first: cowl umount {name}")));
+                }
+                if nosuid {
+                    output::note(&format!(
+                        "other users can reach {}: set-user-ID programs and device nodes have no effect \
+                         there (--suid mounts without this protection)",
+                        quoted(&place)
+                    ));
+                }
+                place
             }
         };
         output::line(place.as_os_str().as_bytes())?;
         Ok(0)
+    }
+
+    /// Files are removed through a mount, too.
+    fn frees(&self) -> bool {
+        true
     }
 }
 
@@ -71,22 +118,31 @@ pub(super) struct UmountArgs {
     /// The container; or the snapshot, wherever it is mounted; or a mount point, with a slash in it
     #[arg(value_name = "NAME[@SNAP]|DIR")]
     what: OsString,
+    /// Kill a daemon that does not answer: what programs do in the mount fails from then on, and what
+    /// they stored through mappings may be lost. One that answers unmounts as without this option
+    #[arg(long)]
+    force: bool,
 }
 
 impl Verb for UmountArgs {
     fn run(&self, context: &Context) -> Result<u8> {
         if self.what.as_bytes().contains(&b'/') {
-            return by_place(context, Path::new(&self.what));
+            return by_place(context, Path::new(&self.what), self.force);
         }
         let address = Address::parse(&self.what)?;
         let name = &address.container;
         let Some(snapshot) = &address.snapshot else {
-            return head(context, name);
+            return head(context, name, self.force);
         };
         let store = context.store_of(name)?;
         let (container, _) = Container::open_to_unmount(&store, name)?;
         let id = find_snapshot_ref(container.manifest(), snapshot)?.id;
-        if container.end_browsing(|browse| browse.snapshot == id)? == 0 {
+        let meant = |browse: &browse::Browse| browse.snapshot == id;
+        let killed = match self.force {
+            true => container.kill_silent_browsing(meant)?,
+            false => 0,
+        };
+        if container.end_browsing(meant)? + killed == 0 {
             return Err(Error::failed(format!("{address} is not mounted"))
                 .hint(format!("mount it with: cowl mount {address} DIR")));
         }
@@ -94,21 +150,31 @@ impl Verb for UmountArgs {
     }
 }
 
-fn head(context: &Context, name: &ContainerName) -> Result<u8> {
+fn head(context: &Context, name: &ContainerName, force: bool) -> Result<u8> {
     let store = context.store_of(name)?;
-    let (container, dead) = Container::open_to_unmount(&store, name)?;
+    let (mut container, mut dead) = Container::open_to_unmount(&store, name)?;
+    if force && container.kill_silent_daemon()? {
+        drop(container);
+        (container, dead) = Container::open_to_unmount(&store, name)?;
+    }
     if container.unmount(false)?.is_none() && !dead {
         return Err(Error::failed(format!("{name} is not mounted"))
             .hint(format!("mount it with: cowl mount {name}")));
     }
+    let id = container.id();
     if container.end_if_ephemeral()? {
         output::note(&format!("{name} was there for one mount, and is gone"));
+        return Ok(0);
+    }
+    // Its daemon can no more, and the disk may be unmounted next.
+    if let Err(error) = filesystem(&store).and_then(|fs| make_durable(&store, id, &fs)) {
+        log::warn!("snapshots of {name} stay settling: {error}");
     }
     Ok(0)
 }
 
 /// Unmounts whatever of ours is mounted at a place.
-fn by_place(context: &Context, at: &Path) -> Result<u8> {
+fn by_place(context: &Context, at: &Path, force: bool) -> Result<u8> {
     // Where a daemon died the place itself can't be looked at any more.
     let place = match at.canonicalize() {
         Ok(place) => place,
@@ -124,12 +190,16 @@ fn by_place(context: &Context, at: &Path) -> Result<u8> {
                 Mounted::No => false,
             };
             if mounted {
-                return head(context, name);
+                return head(context, name, force);
             }
             let browsed = browse::mounts(&store, id)?;
             if browsed.iter().any(|browse| browse.mountpoint == place) {
                 let (container, _) = Container::open_to_unmount(&store, name)?;
-                container.end_browsing(|browse| browse.mountpoint == place)?;
+                let meant = |browse: &browse::Browse| browse.mountpoint == place;
+                if force {
+                    container.kill_silent_browsing(meant)?;
+                }
+                container.end_browsing(meant)?;
                 return Ok(0);
             }
         }

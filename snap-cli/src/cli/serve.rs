@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{Context, Verb, output};
 use crate::container::browse;
-use crate::container::serve::{detach_from_shell, serve};
+use crate::container::serve::{How, detach_from_shell, serve};
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::manifest::{ContainerId, SnapshotId};
@@ -23,6 +23,9 @@ pub(super) struct Args {
     /// Nobody but `exec` needs the mount
     #[arg(long)]
     transient: bool,
+    /// Set-user-ID programs and device nodes have no effect
+    #[arg(long)]
+    nosuid: bool,
     /// The id of a snapshot to be mounted instead, read-only
     #[arg(long, requires = "mount")]
     snapshot: Option<String>,
@@ -60,7 +63,11 @@ impl Args {
             .ok_or_else(|| Error::usage(format!("{:?} is no container's id", self.id)))?;
         let store = Store::open(&context.root, context.session.clone())?;
         let Some((snapshot, mount)) = self.snapshot.as_ref().zip(self.mount.as_ref()) else {
-            return serve(&store, id, &self.place, self.transient);
+            let how = How {
+                transient: self.transient,
+                nosuid: self.nosuid,
+            };
+            return serve(&store, id, &self.place, how);
         };
         let wrong = || Error::usage(format!("{snapshot:?} and {mount:?} are no ids"));
         let snapshot = SnapshotId::parse(snapshot).ok_or_else(wrong)?;

@@ -14,6 +14,7 @@ use super::moving::{self, Leftover};
 use super::{Container, Swap, lxc};
 use crate::delta::walk;
 use crate::error::{Error, Result};
+use crate::host::files;
 use crate::host::lxc as host;
 use crate::host::lxc::config;
 use crate::host::lxc_snaps;
@@ -125,9 +126,9 @@ fn look_at_lxc(
     notes: &mut Vec<String>,
 ) -> Result<(PathBuf, Lxc)> {
     let path = container.config();
-    let text = match std::fs::read(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+    let text = match files::read_opt(&path)? {
+        Some(text) => text,
+        None => {
             let lxcpath = &container.lxcpath;
             return Err(Error::not_found(format!(
                 "there is no LXC container named {} in {}",
@@ -139,7 +140,6 @@ fn look_at_lxc(
                 quoted(lxcpath)
             )));
         }
-        Err(error) => return Err(Error::at("read", &path, error)),
     };
     refuse_adopted(home, container)?;
     if let host::State::Running { word, pid } = container.state()? {
@@ -221,7 +221,7 @@ pub fn renew(store: &Store, name: &ContainerName) -> Result<bool> {
         return Ok(false);
     };
     let now = lxc::read_config(link)?;
-    let ours = lxc::ours(store, container.id, name)?;
+    let ours = lxc::ours(store, container.id, name, (link, &now))?;
     let with = config::attach(&now, &ours);
     if with == now {
         return Ok(false);
@@ -448,13 +448,15 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
         moving: Some(Moving::Adopting),
         ..ContainerManifest::new(name.clone(), head, &[base])
     };
-    if manifest.lxc.is_some() {
+    if let Some(link) = &manifest.lxc {
         // Whatever is wrong with the lines is told before anything is moved.
-        lxc::ours(store, id, name)?;
+        lxc::ours(store, id, name, (link, &link.written.0))?;
     }
     // Nobody else is to finish, or take back, what we are about to do.
     let lock = store.lock_container(id)?;
     moving::mark(store, id, &Leftover::default())?;
+    // Nobody writes to it any more, and from here on the store answers for what is in it.
+    disk::sync_all(rootfs)?;
     making.sync()?;
     let record = Record::first(manifest);
     if let Err(error) = disk::replace(&store.container_file(id), &record) {

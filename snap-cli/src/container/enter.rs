@@ -15,7 +15,7 @@ use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::SigSet;
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use crate::error::{Error, Result};
@@ -73,6 +73,8 @@ fn change_root(place: &Path) -> Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::openat(CWD, place, flags, Mode::empty())
         .map_err(|e| Error::at("enter", place, std::io::Error::from(e)))?;
+    honor_privileges(&root)
+        .map_err(|e| failed("cannot let set-user-ID programs work", e.into()))?;
     if let Some(at) = folder(&root, "proc")? {
         rustix::mount::mount_bind_recursive("/proc", &at.path)
             .map_err(|e| failed("cannot mount /proc", e.into()))?;
@@ -114,6 +116,26 @@ fn change_root(place: &Path) -> Result<()> {
         Err(e) => return Err(failed("cannot make the container the root", e.into())),
     }
     std::env::set_current_dir("/").map_err(|e| failed("cannot enter the new root", e))
+}
+
+/// Lets set-user-ID programs and device nodes work, sudo for one, in this namespace's copy of a mount in which
+/// they have no effect because other users reach it: nobody else reaches this copy.
+fn honor_privileges(root: &OwnedFd) -> rustix::io::Result<()> {
+    let now = rustix::fs::fstatvfs(root)?.f_flag;
+    let without = StatVfsMountFlags::NOSUID | StatVfsMountFlags::NODEV;
+    if !rustix::process::geteuid().is_root() || !now.intersects(without) {
+        return Ok(());
+    }
+    let mut flags = MountFlags::BIND;
+    for (has, flag) in [
+        (StatVfsMountFlags::RDONLY, MountFlags::RDONLY),
+        (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
+        (StatVfsMountFlags::NOATIME, MountFlags::NOATIME),
+    ] {
+        flags.set(flag, now.contains(has));
+    }
+    let path = format!("/proc/self/fd/{}", root.as_raw_fd());
+    rustix::mount::mount_remount(path, flags, "")
 }
 
 /// A mount namespace of our own; without root in a user namespace of our own, in which we are root.

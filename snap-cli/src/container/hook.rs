@@ -4,13 +4,16 @@
 use std::path::{Path, PathBuf};
 
 use super::state::Mounted;
-use super::{Container, Swap, moving};
+use super::{Container, Swap, lxc, moving};
 use crate::error::{Error, Kind, Result};
+use crate::host::files;
 use crate::host::lxc::config;
 use crate::host::process;
+use crate::host::reach;
 use crate::host::users::quoted;
 use crate::snapshot::depth;
 use crate::store::Store;
+use crate::store::bytes::Blob;
 use crate::store::manifest::{ContainerId, ContainerManifest};
 use crate::store::outside::Lxc;
 
@@ -44,7 +47,7 @@ fn who(manifest: &ContainerManifest, id: ContainerId, caller: &Caller) -> Result
         }
         // Where it was there is nothing any more.
         (Err(error), Ok(called)) if error.kind() == std::io::ErrorKind::NotFound => {
-            let text = std::fs::read(&called).map_err(|e| Error::at("read", &called, e))?;
+            let text = files::read(&called)?;
             let lxcpath = called.parent().and_then(Path::parent);
             if let Some(lxcpath) = lxcpath
                 && called.parent() == Some(&lxcpath.join(&caller.name))
@@ -114,7 +117,7 @@ pub fn pre_start(store: &Store, id: ContainerId, caller: &Caller, limit: usize) 
         }
     }
     if let Mounted::Alive(state) = container.mounted()?
-        && state.mountpoint != store.mount_dir(id)
+        && state.mountpoint != container.place()?
     {
         return Err(Error::busy(format!(
             "{} is mounted at {}",
@@ -125,7 +128,43 @@ pub fn pre_start(store: &Store, id: ContainerId, caller: &Caller, limit: usize) 
     }
     // Who starts containers only through LXC mounts them nowhere else.
     depth::keep(&mut container, limit, &mut |_| ());
-    container.mount(None, false).map(drop)
+    container.mount(None, false)?;
+    admit(container)
+}
+
+/// Has the container's root reach its files: LXC resolves their path with its rights.
+fn admit(mut container: Container<'_>) -> Result<()> {
+    let (store, id) = (container.store(), container.id());
+    let Some(link) = container.manifest().lxc.clone() else {
+        return Ok(());
+    };
+    let text = lxc::read_config(&link)?;
+    let place = lxc::place(store, id, &text);
+    let Some((user, group)) = lxc::mapped_root(&link, &text)? else {
+        return Ok(());
+    };
+    if place == store.mapped_dir(id) {
+        store.close_mnt(true)?;
+    } else {
+        // Written by an older version, or the map was added since. LXC has read the config already: this start
+        // goes through the place that all share; the next one finds a place of its own.
+        store.admit_to_mnt(group)?;
+        let ours = lxc::ours(store, id, container.name(), (&link, &text))?;
+        container.config = Some(Blob(config::attach(&text, &ours)));
+        let next = container.manifest().clone();
+        container.commit(next, None, |_| Ok(Swap::Done))?;
+        container.finish_outside()?;
+    }
+    if let Some(dir) = reach::blocked_for(&place, user, group)? {
+        log::warn!(
+            "uid {user}, the root of {}, cannot search {}: if LXC then cannot open the files, type: \
+             chmod o+x {}",
+            link.name,
+            quoted(&dir),
+            quoted(&dir)
+        );
+    }
+    Ok(())
 }
 
 /// After a stop: unmounts the container. One that somebody else still uses stays mounted.
@@ -134,7 +173,10 @@ pub fn post_stop(store: &Store, id: ContainerId, caller: &Caller) -> Result<()> 
         return Ok(());
     };
     match who(container.manifest(), id, caller)? {
-        Who::Itself | Who::Moved(_) => container.unmount(false).map(drop),
+        Who::Itself | Who::Moved(_) => {
+            store.close_mnt(true)?;
+            container.unmount(false).map(drop)
+        }
         Who::Copy => Ok(()),
     }
 }
@@ -142,7 +184,7 @@ pub fn post_stop(store: &Store, id: ContainerId, caller: &Caller) -> Result<()> 
 /// Whether the caller's root file system is, or lies over, the container's.
 fn stands_on(caller: &Caller, id: ContainerId) -> Result<bool> {
     let path = &caller.config;
-    let text = std::fs::read(path).map_err(|e| Error::at("read", path, e))?;
+    let text = files::read(path)?;
     let rootfs = config::get(&text, config::ROOTFS).unwrap_or_default();
     let id = id.to_string();
     let named = rootfs.windows(id.len()).any(|part| part == id.as_bytes());

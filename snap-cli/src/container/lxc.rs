@@ -8,13 +8,18 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use cowl_fs::name::Name;
+use cowl_fs::sys;
+use cowl_fs::sys::stat::FileKind;
+use cowl_fs::sys::within::{self, Links, Named};
 use cowl_fs::view::Found;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::OFlags;
 use serde_json::Map;
 
 use super::{Container, Swap};
 use crate::error::{Error, Result};
+use crate::host::files;
 use crate::host::lxc as host;
+use crate::host::lxc::config;
 use crate::host::lxc::config::{Ours, Renamed, attach, detach, renamed, shell_word};
 use crate::store::Store;
 use crate::store::bytes::Blob;
@@ -31,8 +36,39 @@ pub fn of(link: &Lxc) -> host::Container {
     }
 }
 
-/// The lines of a container's LXC config that are cowl's.
-pub(super) fn ours(store: &Store, id: ContainerId, name: &ContainerName) -> Result<Ours> {
+/// The user and group of this machine that are root in an LXC container whose config is `text`, where that is
+/// not root itself.
+pub(super) fn mapped_root(link: &Lxc, text: &[u8]) -> Result<Option<(u32, u32)>> {
+    let own = config::mapped_root(text);
+    if own.is_some() || config::get(text, config::INCLUDE).is_none() {
+        return Ok(own);
+    }
+    let found = of(link).value("lxc.idmap")?.unwrap_or_default();
+    Ok(config::mapped_root_of(found.split(|&byte| byte == b'\n')))
+}
+
+/// Where a container is mounted for LXC: the one of its two places that its config names.
+pub(super) fn place(store: &Store, id: ContainerId, text: &[u8]) -> PathBuf {
+    let mapped = store.mapped_dir(id);
+    let named = config::get(text, config::ROOTFS).unwrap_or_default();
+    let named = named.strip_prefix(b"dir:").unwrap_or(named);
+    match named == mapped.as_os_str().as_bytes() {
+        true => mapped,
+        false => store.mount_dir(id),
+    }
+}
+
+/// The lines that are cowl's in a container's LXC config, which else says `text`.
+pub(super) fn ours(
+    store: &Store,
+    id: ContainerId,
+    name: &ContainerName,
+    (link, text): (&Lxc, &[u8]),
+) -> Result<Ours> {
+    let rootfs = match mapped_root(link, text)? {
+        Some(_) => store.mapped_dir(id),
+        None => store.mount_dir(id),
+    };
     let program = std::env::current_exe()
         .map_err(|e| Error::failed("cannot find the cowl program itself").because(e))?;
     let (program, root) = (
@@ -54,7 +90,7 @@ pub(super) fn ours(store: &Store, id: ContainerId, name: &ContainerName) -> Resu
     };
     Ok(Ours {
         id: id.to_string(),
-        rootfs: store.mount_dir(id).into_os_string().into_encoded_bytes(),
+        rootfs: rootfs.into_os_string().into_encoded_bytes(),
         pre_start: hook("pre-start"),
         post_stop: hook("post-stop"),
         destroy: hook("destroy"),
@@ -95,8 +131,7 @@ pub(super) fn how_to_stop(container: &Container<'_>, who: &str) -> Option<String
 
 /// The config of an LXC container.
 pub(super) fn read_config(link: &Lxc) -> Result<Vec<u8>> {
-    let path = link.config();
-    std::fs::read(&path).map_err(|e| Error::at("read", &path, e))
+    files::read(&link.config())
 }
 
 /// The copy of the config that a snapshot keeps.
@@ -116,17 +151,17 @@ impl Container<'_> {
     /// today.
     pub fn with_config_of(&mut self, name: &SnapshotName) -> Result<()> {
         let (_, snapshot) = self.snapshot(name)?;
-        if self.manifest().lxc.is_none() {
+        let Some(link) = &self.manifest().lxc else {
             return Err(Error::usage(format!("{} is no LXC container", self.name()))
                 .hint("leave --with-config out"));
-        }
+        };
         let Some(kept) = snapshot.config else {
             return Err(
                 Error::failed(format!("{name} has no copy of the LXC config"))
                     .hint("leave --with-config out: the config stays as it is"),
             );
         };
-        let ours = ours(self.store, self.id, self.name())?;
+        let ours = ours(self.store, self.id, self.name(), (link, &kept.0))?;
         self.config = Some(Blob(attach(&kept.0, &ours)));
         Ok(())
     }
@@ -179,7 +214,7 @@ impl Copy {
     pub fn by_config(path: &Path, lxcpath: PathBuf, name: &ContainerName) -> Result<Self> {
         check_free(&lxcpath, name)?;
         let path = std::path::absolute(path).map_err(|e| Error::at("read", path, e))?;
-        let text = std::fs::read(&path).map_err(|e| Error::at("read", &path, e))?;
+        let text = files::read(&path)?;
         let dir = path.parent().unwrap_or(Path::new("/"));
         let folder = dir.file_name().and_then(|name| name.to_str());
         Ok(Self {
@@ -270,7 +305,8 @@ impl Copy {
         let plain = detach(&self.text, Some(&line), &self.id.to_string());
         let (plain, notes) = renamed(&plain, &how, host::random_address);
         self.notes = notes;
-        let config = Blob(attach(&plain, &ours(store, id, &self.name)?));
+        let ours = ours(store, id, &self.name, (&self.from, &plain))?;
+        let config = Blob(attach(&plain, &ours));
         link.original = Some(Blob(plain));
         link.written = config.clone();
         super::moving::mark(store, id, &super::moving::Leftover::default())?;
@@ -343,7 +379,13 @@ fn has_hostname(container: &Container<'_>) -> Result<bool> {
         Ok(match etc {
             Found::Dir(etc) => {
                 let found = view.lookup(&etc, &Name::new(b"hostname")?)?;
-                matches!(found, Found::File(_))
+                // A link may lead to a file: the mount shows it. Nothing else is written to.
+                match found {
+                    Found::File(found) => {
+                        matches!(found.stat.kind(), FileKind::Regular | FileKind::Symlink)
+                    }
+                    Found::Dir(_) | Found::Absent | Found::Whiteout => false,
+                }
             }
             // A link may lead to one: the mount tells.
             Found::File(_) => true,
@@ -368,28 +410,15 @@ pub(super) fn write_hostname(container: &Container<'_>, name: &str) -> Result<()
 }
 
 fn write_hostname_at(place: &Path, name: &str) -> Result<()> {
-    let at = |error: rustix::io::Errno| {
-        Error::at("write etc/hostname in", place, std::io::Error::from(error))
-    };
-    let dir = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::openat(CWD, place, dir, Mode::empty()).map_err(at)?;
-    // Links in the container lead nowhere outside it.
-    let file = rustix::fs::openat2(
-        root.as_fd(),
-        "etc/hostname",
-        OFlags::WRONLY | OFlags::TRUNC | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT,
-    );
-    let file = match file {
-        Ok(file) => file,
+    let at = |error: cowl_fs::Error| Error::at("write etc/hostname in", place, error);
+    let root = sys::dir::open_root(place).map_err(at)?;
+    let access = OFlags::WRONLY | OFlags::TRUNC;
+    let found = within::open(root.as_fd(), b"etc/hostname", Links::InTree, access).map_err(at)?;
+    let mut file = match found {
+        Named::File(file) => std::fs::File::from(file),
         // Like LXC: a container that keeps no name there is given none.
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => {
-            return Ok(());
-        }
-        Err(error) => return Err(at(error)),
+        Named::Nothing | Named::Other(_) => return Ok(()),
     };
-    let mut file = std::fs::File::from(file);
     std::io::Write::write_all(&mut file, format!("{name}\n").as_bytes())
         .and_then(|()| file.sync_all())
         .map_err(|e| Error::at("write etc/hostname in", place, e))

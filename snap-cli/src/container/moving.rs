@@ -4,14 +4,14 @@
 //! back. A file in the store's folder `moving` is the sign that there is something to finish, so that other
 //! commands need not read every manifest.
 
-use std::fs::{File, Permissions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::lxc;
 use super::{Container, Swap};
 use crate::error::{Error, Result};
+use crate::host::files;
 use crate::host::lxc::config;
 use crate::host::users::quoted;
 use crate::store::bytes::Blob;
@@ -21,6 +21,9 @@ use crate::store::manifest::{ContainerId, ContainerManifest, LayerId};
 use crate::store::name::ContainerName;
 use crate::store::outside::{Adopted, Lxc, Moving};
 use crate::store::{Store, disk};
+
+/// The mode of a config that was not there before.
+const CONFIG_MODE: u32 = 0o640;
 
 /// The folder of signs.
 const SIGNS: &str = "moving";
@@ -110,46 +113,51 @@ pub(super) fn remove_copy(config: &Path) -> Result<()> {
     remove_if_empty(dir)
 }
 
-/// Finishes, or takes back, what killed commands left under way in a store. Containers that somebody is at
-/// work on are left alone.
+/// Completes or rolls back what killed commands left under way in a store. Containers that another command
+/// works on are skipped. A container for which that fails is reported, and does not affect the others.
 pub fn finish_all(store: &Store) -> Result<()> {
     for name in disk::names(&store.root().join(SIGNS))? {
-        // One that was being written is a sign of nothing: what it is for had not begun.
-        let whole = name.split('.').next().unwrap_or_default();
-        let Some(id) = ContainerId::parse(whole) else {
-            continue;
-        };
-        let Some(lock) = store.try_lock_container(id)? else {
-            continue;
-        };
-        if name != whole {
-            disk::remove_if_there(&store.root().join(SIGNS).join(&name))?;
-            continue;
-        }
-        match store.container(id)? {
-            Some(record) => {
-                let container = Container {
-                    store,
-                    id,
-                    record,
-                    config: None,
-                    lock,
-                };
-                finish(container)?;
-                unmark(store, id)?;
-            }
-            None => {
-                // It was destroyed, or never came to be.
-                let path = sign(store, id);
-                let bytes = std::fs::read(&path).map_err(|e| Error::at("read", &path, e))?;
-                let rest: Leftover = serde_json::from_slice(&bytes).unwrap_or_default();
-                rest.remove(store, id)?;
-                unmark(store, id)?;
-                lock.remove()?;
-            }
+        if let Err(error) = finish_sign(store, &name) {
+            log::warn!("an interrupted operation cannot be completed: {error}");
         }
     }
     Ok(())
+}
+
+fn finish_sign(store: &Store, name: &str) -> Result<()> {
+    // One that was being written is a sign of nothing: what it is for had not begun.
+    let whole = name.split('.').next().unwrap_or_default();
+    let Some(id) = ContainerId::parse(whole) else {
+        return Ok(());
+    };
+    let Some(lock) = store.try_lock_container(id)? else {
+        return Ok(());
+    };
+    if name != whole {
+        return disk::remove_if_there(&store.root().join(SIGNS).join(name));
+    }
+    match store.container(id)? {
+        Some(record) => {
+            let container = Container {
+                store,
+                id,
+                record,
+                config: None,
+                lock,
+            };
+            finish(container)?;
+            unmark(store, id)
+        }
+        None => {
+            // It was destroyed, or never came to be.
+            let path = sign(store, id);
+            let bytes = std::fs::read(&path).map_err(|e| Error::at("read", &path, e))?;
+            let rest: Leftover = serde_json::from_slice(&bytes).unwrap_or_default();
+            rest.remove(store, id)?;
+            unmark(store, id)?;
+            lock.remove()
+        }
+    }
 }
 
 /// Finishes, or takes back, what is under way. `None`: then there is no such container.
@@ -227,10 +235,10 @@ pub(super) fn adopted(container: &mut Container<'_>) -> Result<()> {
     write_readme(&place(container)?.rootfs, &name)?;
     let mut next = container.manifest().clone();
     if let Some(link) = &mut next.lxc {
-        let ours = lxc::ours(container.store, container.id, &name)?;
         let now = lxc::read_config(link)?;
+        let ours = lxc::ours(container.store, container.id, &name, (link, &now))?;
         let with = config::attach(&now, &ours);
-        replace_outside(&link.config(), &with, None)?;
+        files::replace(&link.config(), &with, CONFIG_MODE)?;
         link.written = Blob(with);
     }
     done(container, next)
@@ -304,10 +312,10 @@ fn config_back(link: &Lxc, id: &str) -> Result<Option<String>> {
     if back.strip_suffix(b"\n").unwrap_or(&back)
         == original.0.strip_suffix(b"\n").unwrap_or(&original.0)
     {
-        replace_outside(&path, &original.0, None)?;
+        files::replace(&path, &original.0, CONFIG_MODE)?;
         return Ok(None);
     }
-    replace_outside(&path, &back, None)?;
+    files::replace(&path, &back, CONFIG_MODE)?;
     Ok(Some(format!(
         "{} was changed meanwhile: only cowl's lines were taken out of it",
         path.display()
@@ -332,56 +340,17 @@ pub(super) fn written(
             container.name()
         );
     }
+    if hostname.is_some() {
+        // Before the manifest says that it is done.
+        disk::sync_all(&container.store.layer_tree(container.manifest().head))?;
+    }
     lxc::ensure_dir(link)?;
     if let Some(adopted) = &next.adopted {
         write_readme(&adopted.rootfs, container.name())?;
     }
-    replace_outside(&link.config(), &config.0, None)?;
+    files::replace(&link.config(), &config.0, CONFIG_MODE)?;
     link.written = config.clone();
     done(container, next)
-}
-
-/// Replaces a file that is not the store's, keeping its owner and mode: the old one or the new one, whole.
-/// What is a link stays one.
-pub(super) fn replace_outside(path: &Path, bytes: &[u8], mode: Option<u32>) -> Result<()> {
-    let at = |error: std::io::Error| Error::at("write", path, error);
-    let path = match path.canonicalize() {
-        Ok(real) => real,
-        Err(error) if error.kind() == ErrorKind::NotFound => path.to_path_buf(),
-        Err(error) => return Err(at(error)),
-    };
-    let old = match std::fs::metadata(&path) {
-        Ok(meta) => Some(meta),
-        Err(error) if error.kind() == ErrorKind::NotFound => None,
-        Err(error) => return Err(at(error)),
-    };
-    let name = path.file_name().unwrap_or_default();
-    let mut temporary = std::ffi::OsString::from(".");
-    temporary.push(name);
-    temporary.push(".cowl");
-    let temporary = path.with_file_name(temporary);
-    // What a killed command may have left.
-    disk::remove_if_there(&temporary)?;
-    let write = || -> std::io::Result<()> {
-        let mut file = File::options()
-            .write(true)
-            .create_new(true)
-            .open(&temporary)?;
-        file.write_all(bytes)?;
-        if let Some(old) = &old {
-            fchown(&file, Some(old.uid()), Some(old.gid()))?;
-            file.set_permissions(Permissions::from_mode(old.mode() & 0o7777))?;
-        } else {
-            file.set_permissions(Permissions::from_mode(mode.unwrap_or(0o640)))?;
-        }
-        file.sync_all()?;
-        std::fs::rename(&temporary, &path)
-    };
-    if let Err(error) = write() {
-        disk::remove_if_there(&temporary)?;
-        return Err(at(error));
-    }
-    disk::sync_parent(&path)
 }
 
 fn write_readme(folder: &Path, name: &ContainerName) -> Result<()> {
@@ -392,10 +361,7 @@ fn write_readme(folder: &Path, name: &ContainerName) -> Result<()> {
          What is put in this folder is no part of the container.\n"
     );
     disk::ensure_dir(folder)?;
-    let path = folder.join(README);
-    std::fs::write(&path, text).map_err(|e| Error::at("write", &path, e))?;
-    disk::sync_file(&path)?;
-    disk::sync_dir(folder)?;
+    files::replace_name(&folder.join(README), text.as_bytes(), 0o644)?;
     disk::sync_parent(folder)
 }
 

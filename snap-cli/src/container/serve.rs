@@ -2,15 +2,17 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::sync::mpsc::{Receiver, channel};
 
 use cowl_fs::config::Config;
 use uuid::Uuid;
 
 use super::state::{self, RunState};
-use super::{daemon, ephemeral, mount};
+use super::{daemon, durability, ephemeral, mount};
 use crate::error::{Error, Result};
 use crate::host;
 use crate::store::Store;
+use crate::store::disk::Filesystem;
 use crate::store::lock::{Lock, Mode};
 use crate::store::manifest::ContainerId;
 
@@ -42,13 +44,22 @@ pub fn detach_from_shell() -> Result<()> {
     std::env::set_current_dir("/").map_err(lost)
 }
 
+/// What a mount of a container is to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct How {
+    /// Nobody asked for it but a command that runs in it.
+    pub transient: bool,
+    /// Set-user-ID programs and device nodes have no effect in it.
+    pub nosuid: bool,
+}
+
 /// Mounts the container at `place` and serves it until it is unmounted.
-pub fn serve(store: &Store, id: ContainerId, place: &Path, transient: bool) -> Result<()> {
+pub fn serve(store: &Store, id: ContainerId, place: &Path, how: How) -> Result<()> {
     let session = store.session();
     let daemon = Uuid::new_v4();
     let lock = state::daemon_lock(store, id, daemon);
     let alive = Lock::take(&lock, Mode::Exclusive, &session.who, session.patience)?;
-    let served = serve_locked(store, id, place, daemon, transient);
+    let served = serve_locked(store, id, place, daemon, how);
     alive.remove()?;
     served?;
     ephemeral::after_serving(store, id)
@@ -59,7 +70,7 @@ fn serve_locked(
     id: ContainerId,
     place: &Path,
     daemon: Uuid,
-    transient: bool,
+    how: How,
 ) -> Result<()> {
     let Some(record) = store.container(id)? else {
         return Err(Error::not_found(format!("there is no container {id}")));
@@ -74,22 +85,33 @@ fn serve_locked(
     config.space = Some(store.space());
     config.control = Some(daemon::socket(store, id));
     config.snapshots = true;
+    let (settle, told) = channel();
+    config.settle = Some(settle);
+    // Before anything is written: its sync reports every error since.
+    let filesystem = durability::filesystem(store)?;
     store.session().mounts.apply(&mut config);
     config.mount.source = manifest.name.to_string();
-    let state = RunState {
+    config.mount.nosuid = how.nosuid;
+    config.mount.nodev = how.nosuid;
+    config.reach = vec![store.root().to_path_buf(), store.run_dir(id)];
+    let mut state = RunState {
         pid: std::process::id(),
         mountpoint: place.to_path_buf(),
         daemon,
         boot: host::boot_id()?,
-        transient,
+        transient: how.transient,
+        nosuid: how.nosuid,
         replacing: false,
+        device: None,
     };
     log::info!("mounting {} at {}", manifest.name, place.display());
-    cowl_fs::serve(config, || {
+    cowl_fs::serve(config, |device| {
+        state.device = Some(device);
         // Without the state the next command would not find the mount; it serves all the same.
         if let Err(error) = state::write(store, id, &state)
             .and_then(|()| let_go_of_lock())
             .and_then(|()| say_ready())
+            .and_then(|()| settle_in_background(store, id, filesystem, told))
         {
             log::error!("{error}");
         }
@@ -98,9 +120,26 @@ fn serve_locked(
     let left = state::read(store, id)?;
     if left.is_some_and(|left| left.daemon == daemon && !left.replacing) {
         state::remove(store, id)?;
+        durability::make_durable_patiently(store, id, &durability::filesystem(store)?);
     }
     log::info!("{} was unmounted", manifest.name);
     Ok(())
+}
+
+/// Starts the thread that makes the container's states durable. It ends with the process: what it has not
+/// done by then, the command that unmounts does.
+fn settle_in_background(
+    store: &Store,
+    id: ContainerId,
+    filesystem: Filesystem,
+    told: Receiver<()>,
+) -> Result<()> {
+    let store = Store::open(store.root(), store.session().clone())?;
+    std::thread::Builder::new()
+        .name("settle".to_owned())
+        .spawn(move || durability::serve(&store, id, &filesystem, &told))
+        .map(drop)
+        .map_err(|error| Error::failed("cannot start a thread").because(error))
 }
 
 /// The standard input is the container's lock, held until others can see that it is mounted.

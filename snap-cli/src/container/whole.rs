@@ -16,6 +16,7 @@ use crate::archive::Compression;
 use crate::archive::bundle::{self, Part, Whole};
 use crate::delta::error::{OnProgress, Progress};
 use crate::error::{Error, Kind, Result};
+use crate::host;
 use crate::store::bytes::Blob;
 use crate::store::layers::Making;
 use crate::store::manifest::{
@@ -120,6 +121,7 @@ impl Outgoing {
         let mut manifest = container.manifest().clone();
         let config = lxc::config_copy(&container);
         manifest.leave_machine();
+        keep_losses(&mut manifest, &host::boot_id()?);
         let mut states = BTreeMap::new();
         for snapshot in &manifest.snapshots {
             states.insert(snapshot.id, store.snapshot(container.id(), snapshot.id)?);
@@ -138,6 +140,7 @@ impl Outgoing {
                 measured: None,
                 looks: None,
                 digest: None,
+                unsynced: false,
                 ..layer
             };
             layers.push(LayerEntry { id: *id, layer });
@@ -277,6 +280,7 @@ fn import_claimed(
             measured: None,
             looks: None,
             digest: None,
+            unsynced: false,
             ..layer
         };
         let made = making.layer_as(layer)?;
@@ -290,7 +294,7 @@ fn import_claimed(
     // Each state must at least have a root that can be read, before anything names it.
     store.view(&below)?.root().map_err(unreadable)?;
     // A container must not be there before its data is.
-    disk::sync_all(store.root())?;
+    making.sync_content()?;
     let id = making.container()?;
     let mut container = ContainerManifest {
         name: name.clone(),
@@ -301,6 +305,7 @@ fn import_claimed(
         ..old
     };
     container.leave_machine();
+    mark_losses(&mut container);
     for snapshot in &mut container.snapshots {
         let Some(state) = manifest.states.get(&snapshot.id) else {
             continue;
@@ -331,6 +336,24 @@ fn import_claimed(
             making.leave();
             Err(error)
         }
+    }
+}
+
+/// What is only settling is whole in the archive; what lost something stays marked.
+fn keep_losses(manifest: &mut ContainerManifest, boot: &str) {
+    let marks = manifest.snapshots.iter_mut().map(|s| &mut s.settling);
+    for mark in marks.chain([&mut manifest.settling]) {
+        if mark.as_ref().is_some_and(|mark| mark.is_pending(boot)) {
+            *mark = None;
+        }
+    }
+}
+
+/// The states that lost something before they were exported: by a crash of no boot of this machine.
+fn mark_losses(manifest: &mut ContainerManifest) {
+    let marks = manifest.snapshots.iter_mut().map(|s| &mut s.settling);
+    for mark in marks.chain([&mut manifest.settling]).flatten() {
+        mark.boot = String::new();
     }
 }
 

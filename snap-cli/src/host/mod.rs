@@ -2,13 +2,14 @@
 //! containers in them.
 
 pub mod cgroup;
-pub mod flocks;
+pub mod files;
 pub mod hooks;
 pub mod inside;
 pub mod lxc;
 pub mod lxc_snaps;
 pub mod mountinfo;
 pub mod process;
+pub mod reach;
 pub mod users;
 
 use std::path::Path;

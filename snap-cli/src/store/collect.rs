@@ -19,6 +19,7 @@ use super::deleted::Deleted;
 use super::layers::{NOTE, remove_tree};
 use super::lock::{Lock, Mode};
 use super::manifest::{ContainerId, ContainerManifest, LayerId};
+use super::places::{MAPPED, MNT, remove_place};
 use super::usage::{Space, head_layers};
 use super::{LOCK, Store, disk};
 use crate::error::{Error, Kind, Result};
@@ -362,8 +363,9 @@ impl Store {
     /// Mount points, run folders and caches of containers that are gone.
     fn orphans(&self) -> Result<Vec<PathBuf>> {
         let mut orphans = Vec::new();
-        for folder in ["mnt", "run", "cache"] {
-            let dir = self.root.join(folder);
+        let own = [MNT, MAPPED, "cache"].map(|folder| self.root.join(folder));
+        let run = self.run_roots().map(Path::to_path_buf);
+        for dir in own.into_iter().chain(run) {
             for name in disk::names(&dir)? {
                 let own = name.strip_suffix(".json").unwrap_or(&name);
                 if let Some(id) = ContainerId::parse(own)
@@ -378,16 +380,9 @@ impl Store {
 
     /// What can't be removed just now stays for the next time.
     pub(super) fn remove_orphan(&self, path: &Path) {
-        let removed = if path.starts_with(self.root.join("mnt")) {
-            // Never anything but an empty folder: something may still be mounted on it.
-            match std::fs::remove_dir(path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    Err(Error::at("remove", path, error))
-                }
-                Ok(()) | Err(_) => Ok(()),
-            }
-        } else {
-            remove_tree(path)
+        let removed = match self.is_place(path) {
+            true => remove_place(path),
+            false => remove_tree(path),
         };
         if let Err(error) = removed {
             log::warn!("{error}");
@@ -406,7 +401,10 @@ impl Store {
             let gone = match (container, layer) {
                 (Some(id), _) => !disk::is_there(&self.container_dir(id))?,
                 (None, Some(id)) => !disk::is_there(&self.layer_dir(id))?,
-                (None, None) => own.starts_with("name-") && !Lock::is_held(&path)?,
+                (None, None) => {
+                    let passing = own.starts_with("name-") || own.starts_with("settling-");
+                    passing && !Lock::is_held(&path)?
+                }
             };
             if gone {
                 stale.push(path);

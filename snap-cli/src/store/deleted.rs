@@ -107,7 +107,10 @@ impl Store {
 
     /// Removes what serves a container that is not there any more: its mount point, run folder and cache.
     pub fn forget_places(&self, id: ContainerId) {
-        for path in [self.mount_dir(id), self.run_dir(id), self.cache_file(id)] {
+        if let Err(error) = self.remove_places(id) {
+            log::warn!("{error}");
+        }
+        for path in std::iter::once(self.cache_file(id)).chain(self.run_dirs(id)) {
             self.remove_orphan(&path);
         }
     }

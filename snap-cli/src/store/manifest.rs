@@ -123,6 +123,10 @@ pub struct ContainerManifest {
     /// It is there for one mount, and goes when that ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ephemeral: Option<Ephemeral>,
+    /// The state below its head was not durable yet when the container came to stand on it (a clone, a
+    /// restore).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settling: Option<Settling>,
     /// Layers were merged, and the files of the snapshots that held them are still to say so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merged: Option<Merged>,
@@ -166,6 +170,7 @@ impl ContainerManifest {
             lxc: None,
             moving: None,
             ephemeral: None,
+            settling: None,
             merged: None,
             extra: Map::new(),
         }
@@ -234,6 +239,9 @@ pub struct SnapshotRef {
     /// It is not to be removed before somebody says otherwise.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub protected: bool,
+    /// It is not known to be durable; absent: it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settling: Option<Settling>,
     /// What this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
@@ -266,6 +274,70 @@ impl SnapshotManifest {
             return Err("its stack is empty".to_owned());
         }
         no_layer_twice(&self.stack)
+    }
+}
+
+/// Says of a state that it was acknowledged before its data was known to be durable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settling {
+    /// The boot in which it was acknowledged. In any other, data that was in memory only is lost.
+    pub boot: String,
+    /// Why a sync failed. What was not written then is not written by a later sync either.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
+    /// The address of the state that this one was made from, where it is not a container's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// What this version does not know.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+impl Settling {
+    /// A state that is acknowledged in the boot `boot`.
+    pub fn since(boot: String) -> Self {
+        Self {
+            boot,
+            failed: None,
+            source: None,
+            extra: Map::new(),
+        }
+    }
+
+    /// Whether a sync can still make it durable, in the boot `boot`.
+    pub fn is_pending(&self, boot: &str) -> bool {
+        self.boot == boot && self.failed.is_none()
+    }
+}
+
+/// How much of a state a power cut can take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// Nothing.
+    Durable,
+    /// What the kernel has not written yet.
+    Settling,
+    /// What the kernel had not written when the machine went down is lost.
+    Incomplete,
+}
+
+impl Durability {
+    /// The durability of what `settling` is said of, in the boot `boot`.
+    pub fn of(settling: Option<&Settling>, boot: &str) -> Self {
+        match settling {
+            None => Self::Durable,
+            Some(settling) if settling.boot == boot => Self::Settling,
+            Some(_) => Self::Incomplete,
+        }
+    }
+
+    /// The word that lists print.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Durable => "durable",
+            Self::Settling => "settling",
+            Self::Incomplete => "incomplete",
+        }
     }
 }
 
@@ -313,6 +385,10 @@ pub struct LayerManifest {
     /// A digest of its tree with all contents, taken when it was filled or first checked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
+    /// Its content is not known to be durable: nothing is recorded above. True from a head's creation until
+    /// a sync after it was frozen.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unsynced: bool,
     /// What this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
@@ -320,6 +396,23 @@ pub struct LayerManifest {
 
 impl Body for LayerManifest {
     const WHAT: &'static str = "layer";
+}
+
+impl LayerManifest {
+    /// A layer of which nothing was measured yet.
+    pub fn new(kind: LayerKind, over: &[LayerId], stands_for: &[LayerId]) -> Self {
+        Self {
+            kind,
+            over: over.to_vec(),
+            stands_for: stands_for.to_vec(),
+            created: super::now(),
+            measured: None,
+            looks: None,
+            digest: None,
+            unsynced: false,
+            extra: Map::new(),
+        }
+    }
 }
 
 /// How a layer came to be.

@@ -8,8 +8,9 @@
 //!       containers/<id>/container.json   THE commit point of every change of a container
 //!                      /container.json.next   a change under way (see `crate::container`)
 //!                      /snapshots/<id>.json
-//!       mnt/<id>                         mount points
-//!       run/<id>                         socket, log and state of a running mount
+//!       mnt/<id>                         mount points (see [`places`])
+//!       mapped/<id>/rootfs               those of LXC containers with an id map
+//!       run/<id>                         socket, log and state of a running mount (root's: see [`run`])
 //!       locks/                           one file a lock
 //!       deleted/<id>.<since>.<until>     destroyed containers that may still come back
 //!       trash/                           on its way out
@@ -30,8 +31,10 @@ pub mod lock;
 pub mod manifest;
 pub mod name;
 pub mod outside;
+pub mod places;
 pub mod record;
 pub mod reserve;
+pub mod run;
 pub mod sizes;
 pub mod span;
 pub mod usage;
@@ -92,6 +95,7 @@ pub struct Store {
     home: PathBuf,
     manifest: StoreManifest,
     session: Session,
+    run: run::RunPlaces,
 }
 
 /// A container's id with what its manifest says, or why that can't be read.
@@ -103,12 +107,12 @@ pub type Named = (ContainerId, Result<ContainerName>);
 /// What ends the names of lock files.
 pub const LOCK: &str = ".lock";
 
-/// Folders of a store and their modes. Root file systems hold set-user-id programs: nobody else may
-/// reach them by way of the layers.
+/// Folders of a store and their modes. Root file systems hold set-user-ID programs: no other user may reach
+/// them, neither by way of the layers nor by way of the mounts (see [`places`]).
 const FOLDERS: [(&str, u32); 6] = [
     ("layers", 0o700),
     ("containers", 0o700),
-    ("mnt", 0o711),
+    (places::MNT, 0o700),
     ("run", 0o700),
     ("locks", 0o700),
     ("trash", 0o700),
@@ -151,12 +155,17 @@ impl Store {
                     .hint("`cowl create` makes one; name another with --store or COWL_STORE"),
             );
         };
-        Ok(Self {
+        let store = Self {
+            run: run::RunPlaces::of(root, record.body.uuid)?,
             root: root.to_path_buf(),
             home: root.to_path_buf(),
             manifest: record.body,
             session,
-        })
+        };
+        if let Err(error) = store.close_mnt(false) {
+            log::warn!("other users may reach what is mounted in the store: {error}");
+        }
+        Ok(store)
     }
 
     /// Opens the store at `root`; makes it where there is nothing.
@@ -226,6 +235,7 @@ impl Store {
         disk::replace(&root.join("store.json"), &Record::first(manifest.clone()))?;
         disk::sync_parent(root)?;
         Ok(Self {
+            run: run::RunPlaces::of(root, manifest.uuid)?,
             root: root.to_path_buf(),
             home: root.to_path_buf(),
             manifest,
@@ -296,16 +306,6 @@ impl Store {
         self.snapshots_dir(id).join(format!("{snapshot}.json"))
     }
 
-    /// Where a container is mounted when nobody says otherwise.
-    pub fn mount_dir(&self, id: ContainerId) -> PathBuf {
-        self.root.join("mnt").join(id.to_string())
-    }
-
-    /// Where a running mount keeps its socket, log and state.
-    pub fn run_dir(&self, id: ContainerId) -> PathBuf {
-        self.root.join("run").join(id.to_string())
-    }
-
     /// The file of the lock `name`.
     pub fn lock_file(&self, name: &str) -> PathBuf {
         self.root.join("locks").join(format!("{name}{LOCK}"))
@@ -368,6 +368,11 @@ impl Store {
             }
         }
         Ok(lock)
+    }
+
+    /// The right to sync a container's snapshots in the background.
+    pub fn settling_alone(&self, id: ContainerId) -> Result<Lock> {
+        self.lock(&format!("settling-{id}"), Mode::Exclusive)
     }
 
     /// The right to take something over into the family of stores.

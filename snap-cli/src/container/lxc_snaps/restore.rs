@@ -11,12 +11,14 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cowl_fs::sys::{self, dir};
+use cowl_fs::sys::dir;
+use cowl_fs::sys::within::{self, Links, Named};
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 
 use super::{Place, copy, lock_dir, refuse_base, refuse_unfinished};
 use crate::delta::error::OnProgress;
 use crate::error::{Error, Result};
+use crate::host::files;
 use crate::host::lxc::{Container, State, config, random_address};
 use crate::host::lxc_snaps::Tree;
 use crate::host::lxc_snaps::layout::{self, Rootfs};
@@ -48,7 +50,7 @@ fn staging(path: &Path) -> Option<PathBuf> {
 /// The folder that the container writes to, links followed; as it is where it is not there.
 fn live_top(container: &Container) -> Result<Option<(Rootfs, PathBuf)>> {
     let file = container.config();
-    let text = std::fs::read(&file).map_err(|error| Error::at("read", &file, error))?;
+    let text = files::read(&file)?;
     let Some(rootfs) = layout::rootfs(&text) else {
         return Ok(None);
     };
@@ -148,7 +150,7 @@ impl Place {
     fn other_settings(&self, tree: &Tree) -> Result<Option<String>> {
         let here = &self.container;
         let file = here.config();
-        let live = std::fs::read(&file).map_err(|error| Error::at("read", &file, error))?;
+        let live = files::read(&file)?;
         let then = tree.config()?;
         if layout::same_settings((&live, &here.dir()), (&then, &tree.dir)) {
             return Ok(None);
@@ -228,8 +230,7 @@ impl Place {
             let name = entry.file_name();
             let own = OF_THE_SNAPSHOT.iter().any(|own| name == *own);
             if !own && entry.file_type().map_err(at)?.is_file() {
-                std::fs::copy(entry.path(), made.join(&name))
-                    .map_err(|error| Error::at("copy", &entry.path(), error))?;
+                files::copy_new(&entry.path(), &made.join(&name))?;
             }
         }
         // Last: what has a config counts as a container.
@@ -244,7 +245,7 @@ impl Place {
         let (text, more) = config::renamed(&text, &how, random_address);
         notes.extend(more);
         let file = made.join("config");
-        std::fs::write(&file, text).map_err(|error| Error::at("write", &file, error))?;
+        files::replace_name(&file, &text, 0o644)?;
         Ok(notes)
     }
 }
@@ -340,24 +341,13 @@ fn refuse_used(name: &str, top: &Path) -> Result<()> {
 /// Writes the new name where the old one stands: in the copy's own /etc/hostname, whatever links there are.
 fn rename_host(rootfs: &Path, old: &str, new: &str) -> Result<()> {
     let file = rootfs.join("etc/hostname");
-    let opened = dir::open_root(rootfs)
-        .and_then(|root| dir::open_dir(root.as_fd(), b"etc"))
-        .and_then(|etc| {
-            let found = sys::stat::stat_at(etc.as_fd(), b"hostname")?;
-            match found.kind() {
-                sys::stat::FileKind::Regular => {
-                    dir::open_file(etc.as_fd(), b"hostname", OFlags::RDWR).map(Some)
-                }
-                _ => Ok(None),
-            }
-        });
-    let mut hostname = match opened {
-        Ok(Some(file)) => std::fs::File::from(file),
-        // None, or one that is no plain file.
-        Ok(None) => return Ok(()),
-        Err(error) if error.is_absent() => return Ok(()),
-        Err(error) if error.errno() == rustix::io::Errno::LOOP => return Ok(()),
-        Err(error) => return Err(Error::at("open", &file, error)),
+    let at = |error| Error::at("open", &file, error);
+    let root = dir::open_root(rootfs).map_err(at)?;
+    // A link is left alone: with an absolute one the name is another file's.
+    let found = within::open(root.as_fd(), b"etc/hostname", Links::Refused, OFlags::RDWR);
+    let mut hostname = match found.map_err(at)? {
+        Named::File(file) => std::fs::File::from(file),
+        Named::Nothing | Named::Other(_) => return Ok(()),
     };
     let mut write = || {
         let mut text = Vec::new();

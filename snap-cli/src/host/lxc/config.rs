@@ -6,6 +6,10 @@ const COMMENT: &[u8] = b"# cowl keeps this container's files;";
 
 /// Where the root file system is.
 pub const ROOTFS: &str = "lxc.rootfs.path";
+/// How ids inside are mapped to those of the machine; once for each range.
+const IDMAP: &[u8] = b"lxc.idmap";
+/// A file whose lines count as well.
+pub const INCLUDE: &str = "lxc.include";
 /// Whether LXC's own tools remove it.
 const MANAGED: &str = "lxc.rootfs.managed";
 /// The hooks, in the order in which they are added.
@@ -46,6 +50,39 @@ pub fn get<'t>(text: &'t [u8], key: &str) -> Option<&'t [u8]> {
     let last = values.filter(|(found, _)| *found == key.as_bytes()).last();
     last.map(|(_, value)| value)
         .filter(|value| !value.is_empty())
+}
+
+/// The user and group of this machine that are root in the container, where that is not root itself.
+pub fn mapped_root(text: &[u8]) -> Option<(u32, u32)> {
+    let mut values = Vec::new();
+    for (_, value) in lines(text)
+        .filter_map(entry)
+        .filter(|(key, _)| *key == IDMAP)
+    {
+        match value.is_empty() {
+            true => values.clear(),
+            false => values.push(value),
+        }
+    }
+    mapped_root_of(values)
+}
+
+/// Like [`mapped_root`], by the values of the id map: kind, first id inside, first id outside, number.
+pub fn mapped_root_of<'v>(values: impl IntoIterator<Item = &'v [u8]>) -> Option<(u32, u32)> {
+    let (mut user, mut group) = (None, None);
+    for value in values {
+        let mut words = std::str::from_utf8(value).ok()?.split_ascii_whitespace();
+        let kind = words.next()?;
+        let mut number = || words.next()?.parse::<u32>().ok();
+        if let (Some(0), Some(outside), Some(1..)) = (number(), number(), number()) {
+            match kind {
+                "u" => user = Some(outside),
+                "g" => group = Some(outside),
+                _ => {}
+            }
+        }
+    }
+    user.zip(group).filter(|(user, _)| *user != 0)
 }
 
 /// What cowl writes into a container's config. Each value but the note holds the container's id, by which
@@ -346,6 +383,23 @@ mod tests {
              lxc.mount.fstab = /l/c2/fstab\nlxc.mount.entry = /l/c10 /l/c2/rootfs/x none bind\n"
         );
         assert_eq!(notes.len(), 2);
+    }
+
+    #[test]
+    fn the_mapped_root() {
+        let map = b"lxc.idmap = u 0 100000 65536\nlxc.idmap = g 0 200000 65536\n";
+        assert_eq!(mapped_root(map), Some((100_000, 200_000)));
+        for none in [
+            &b"lxc.uts.name = c1\n"[..],
+            b"lxc.idmap = u 0 100000 65536\n",
+            b"lxc.idmap = u 1 100000 65536\nlxc.idmap = g 1 100000 65536\n",
+            b"lxc.idmap = u 0 0 65536\nlxc.idmap = g 0 0 65536\n",
+            b"lxc.idmap = u 0 100000 0\nlxc.idmap = g 0 100000 0\n",
+            b"lxc.idmap = u 0 1 2\nlxc.idmap = g 0 1 2\nlxc.idmap =\n",
+            b"lxc.idmap = u 0 x 2\nlxc.idmap = g 0 -1 2\nlxc.idmap = \xff 0 1\n",
+        ] {
+            assert_eq!(mapped_root(none), None, "{}", none.escape_ascii());
+        }
     }
 
     #[test]

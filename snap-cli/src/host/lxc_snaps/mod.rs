@@ -4,11 +4,12 @@
 
 pub mod layout;
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use super::files::{self, read_opt};
 use super::lxc::Container;
 use crate::error::{Error, Result};
 use layout::{Dependant, Rootfs};
@@ -49,14 +50,6 @@ fn there(path: &Path) -> Result<bool> {
             Ok(false)
         }
         Err(error) => Err(Error::at("look at", path, error)),
-    }
-}
-
-fn read_opt(path: &Path) -> Result<Option<Vec<u8>>> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::at("read", path, error)),
     }
 }
 
@@ -118,8 +111,7 @@ pub fn next_number(folder: &Path) -> Result<u64> {
 impl Tree {
     /// The text of its config.
     pub fn config(&self) -> Result<Vec<u8>> {
-        let path = self.dir.join("config");
-        std::fs::read(&path).map_err(|error| Error::at("read", &path, error))
+        files::read(&self.dir.join("config"))
     }
 
     /// What was said about it; nothing in general.
@@ -200,26 +192,15 @@ pub fn forget_dependant(dir: &Path) -> Result<()> {
             continue;
         };
         let new = layout::without_pair(&old, parent.as_os_str().as_bytes(), name.as_bytes());
-        let done = match (new == old, new.is_empty()) {
-            (true, _) => Ok(()),
-            (false, true) => std::fs::remove_file(&file),
-            (false, false) => replace(&file, &new),
-        };
-        done.map_err(|error| Error::at("write", &file, error))?;
+        match (new == old, new.is_empty()) {
+            (true, _) => {}
+            (false, true) => {
+                std::fs::remove_file(&file).map_err(|error| Error::at("remove", &file, error))?;
+            }
+            (false, false) => files::replace(&file, &new, 0o644)?,
+        }
     }
     Ok(())
-}
-
-fn replace(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut name = file
-        .file_name()
-        .unwrap_or_else(|| OsStr::new("x"))
-        .to_owned();
-    name.push(".cowl.tmp");
-    let temporary = file.with_file_name(name);
-    std::fs::write(&temporary, bytes)?;
-    std::fs::File::open(&temporary)?.sync_all()?;
-    std::fs::rename(&temporary, file)
 }
 
 #[cfg(test)]

@@ -1,0 +1,174 @@
+//! Opening files by a path inside a tree whose content is not trusted: a container's root file system, or a
+//! directory that another user may write.
+//!
+//! Whoever writes the tree can put anything at a name: a link out of the tree, a device, a FIFO, a file with a
+//! lease. So the path is resolved beneath the tree (openat2(2)), never through a magic link and never onto
+//! another mount; the first descriptor is an O_PATH one, which neither blocks nor has side effects; the type is
+//! checked on that descriptor; and only a regular file is then opened, through /proc/self/fd, with O_NONBLOCK
+//! (a lease gives EAGAIN instead of a wait).
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+use crate::error::{Errno, Result};
+use crate::sys::content;
+#[cfg(test)]
+use crate::sys::dir;
+use crate::sys::stat::{FileKind, stat_fd};
+
+/// What a symbolic link in the path does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Links {
+    /// It is followed as a process with the tree as its root would follow it.
+    InTree,
+    /// It ends the resolution: the path counts as naming no file.
+    Refused,
+}
+
+/// What a path inside a tree names.
+#[derive(Debug)]
+pub enum Named {
+    /// A regular file, open.
+    File(OwnedFd),
+    /// Nothing; or a path that leads through a file, around in a circle, out of the tree, or onto another mount.
+    Nothing,
+    /// An object that is never opened: a directory, a device, a FIFO, a socket, or a link that is not followed.
+    Other(FileKind),
+}
+
+/// How often a resolution is repeated that another process's renames disturbed.
+const TRIES: u32 = 16;
+
+/// Opens the regular file `path` inside the tree `root`, with the access mode of `access`.
+pub fn open(root: BorrowedFd<'_>, path: &[u8], links: Links, access: OFlags) -> Result<Named> {
+    let found = match resolve(root, path, links) {
+        Ok(found) => found,
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV | Errno::NAMETOOLONG) => {
+            return Ok(Named::Nothing);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    match stat_fd(&found)?.kind() {
+        FileKind::Regular => Ok(Named::File(content::reopen(found.as_fd(), access)?)),
+        other => Ok(Named::Other(other)),
+    }
+}
+
+fn resolve(root: BorrowedFd<'_>, path: &[u8], links: Links) -> std::result::Result<OwnedFd, Errno> {
+    let mut flags = OFlags::PATH | OFlags::CLOEXEC;
+    let mut how = ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+    match links {
+        Links::InTree => how |= ResolveFlags::IN_ROOT,
+        Links::Refused => {
+            how |= ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+            flags |= OFlags::NOFOLLOW;
+        }
+    }
+    let mut tries = TRIES;
+    loop {
+        match rustix::fs::openat2(root, path, flags, Mode::empty(), how) {
+            Err(Errno::AGAIN) if tries > 0 => tries -= 1,
+            done => return done,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::os::unix::fs::symlink;
+    use std::path::Path;
+
+    use super::*;
+
+    fn tree() -> (tempfile::TempDir, OwnedFd) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        std::fs::create_dir_all(root.join("etc/inner")).unwrap();
+        std::fs::write(dir.path().join("outside"), "secret").unwrap();
+        std::fs::write(root.join("etc/file"), "text").unwrap();
+        std::fs::write(root.join("outside"), "own").unwrap();
+        let opened = dir::open_root(&root).unwrap();
+        (dir, opened)
+    }
+
+    fn text(root: &OwnedFd, path: &str, links: Links) -> Option<String> {
+        match open(root.as_fd(), path.as_bytes(), links, OFlags::RDONLY).unwrap() {
+            Named::File(fd) => {
+                let mut text = String::new();
+                std::fs::File::from(fd).read_to_string(&mut text).unwrap();
+                Some(text)
+            }
+            Named::Nothing | Named::Other(_) => None,
+        }
+    }
+
+    #[test]
+    fn links_lead_nowhere_outside() {
+        let (dir, root) = tree();
+        let place = dir.path().join("root");
+        let outside = dir.path().join("outside");
+        let link = |to: &Path, at: &str| symlink(to, place.join(at)).unwrap();
+        link(Path::new("../../outside"), "etc/up");
+        link(&outside, "etc/absolute");
+        link(Path::new("/outside"), "etc/rooted");
+        link(Path::new("etc"), "folder");
+        link(Path::new("/proc/self/root/etc/passwd"), "etc/magic");
+        link(Path::new("round"), "etc/round");
+        // `..` stops at the tree's root, as it does for a process in there.
+        assert_eq!(text(&root, "etc/up", Links::InTree).as_deref(), Some("own"));
+        assert_eq!(
+            text(&root, "etc/rooted", Links::InTree).as_deref(),
+            Some("own")
+        );
+        assert_eq!(
+            text(&root, "folder/file", Links::InTree).as_deref(),
+            Some("text")
+        );
+        for path in [
+            "etc/absolute",
+            "etc/magic",
+            "etc/round",
+            "etc/absent",
+            "etc/file/x",
+        ] {
+            assert_eq!(text(&root, path, Links::InTree), None, "{path}");
+        }
+        for path in [
+            "etc/up",
+            "etc/rooted",
+            "folder/file",
+            "../outside",
+            "/etc/passwd",
+        ] {
+            assert_eq!(text(&root, path, Links::Refused), None, "{path}");
+        }
+        assert_eq!(
+            text(&root, "etc/file", Links::Refused).as_deref(),
+            Some("text")
+        );
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_not_opened() {
+        let (dir, root) = tree();
+        let place = dir.path().join("root/etc");
+        let made = dir::open_root(&place).unwrap();
+        crate::sys::node::mknod(made.as_fd(), b"fifo", FileKind::Fifo, 0o600, 0).unwrap();
+        drop(std::os::unix::net::UnixListener::bind(place.join("socket")).unwrap());
+        for (path, kind) in [
+            ("etc/fifo", FileKind::Fifo),
+            ("etc/socket", FileKind::Socket),
+            ("etc/inner", FileKind::Directory),
+        ] {
+            for access in [OFlags::RDONLY, OFlags::WRONLY | OFlags::TRUNC] {
+                let found = open(root.as_fd(), path.as_bytes(), Links::InTree, access).unwrap();
+                assert!(
+                    matches!(found, Named::Other(other) if other == kind),
+                    "{path}: {found:?}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Files outside the store that other users may have a hand in: LXC's configs, and what lies beside them. LXC's
+//! directories may belong to another user than root, who can put anything at a name.
+//!
+//! Every open goes through [`chase`]: component by component with O_PATH descriptors, so that nothing is opened
+//! before its type is known, and a link that another user owns is followed only to what is that user's own (the
+//! rule of the kernel's fs.protected_symlinks, in every directory). What is read has a limit; what is written is
+//! written beside its place and renamed, relative to the directory that was found.
+
+use std::collections::VecDeque;
+use std::fs::{File, Permissions};
+use std::io::{Error as IoError, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{PermissionsExt, fchown};
+use std::path::Path;
+
+use cowl_fs::error::Errno;
+use cowl_fs::sys::stat::{FileKind, Stat, stat_fd};
+use cowl_fs::sys::{content, dir, node};
+use rustix::fs::{AtFlags, OFlags};
+
+use crate::error::{Error, Result};
+
+/// The longest file that is read: a config of LXC's has some kilobytes.
+const LIMIT: u64 = 4 << 20;
+
+/// How many links a path may lead through, as in the kernel.
+const LINKS: u32 = 40;
+
+/// Where a path leads.
+#[derive(Debug)]
+struct Chased {
+    /// The directory that holds the name.
+    dir: OwnedFd,
+    /// The name in it; empty for the root directory.
+    name: Vec<u8>,
+    /// What is there, by a descriptor that opens nothing; `None` where the name is free.
+    found: Option<OwnedFd>,
+}
+
+fn lost(error: cowl_fs::Error) -> IoError {
+    IoError::from(error.errno())
+}
+
+fn parts(path: &[u8]) -> impl DoubleEndedIterator<Item = Vec<u8>> {
+    path.split(|&byte| byte == b'/')
+        .filter(|part| !part.is_empty() && *part != b".")
+        .map(<[u8]>::to_vec)
+}
+
+/// Resolves a path. With `last` false a link in the last place is what is found.
+fn chase(path: &Path, last: bool) -> std::io::Result<Chased> {
+    let path = std::path::absolute(path)?;
+    let root = || dir::open_root(Path::new("/")).map_err(lost);
+    let own = rustix::process::geteuid().as_raw();
+    let mut owners = Vec::new();
+    let mut todo: VecDeque<Vec<u8>> = parts(path.as_os_str().as_bytes()).collect();
+    let mut at = Chased {
+        dir: root()?,
+        name: Vec::new(),
+        found: Some(root()?),
+    };
+    let mut links = 0;
+    while let Some(name) = todo.pop_front() {
+        let Some(here) = at.found else {
+            return Err(Errno::NOENT.into());
+        };
+        let found = match dir::open_path(here.as_fd(), &name) {
+            Ok(found) => Some(found),
+            Err(error) if error.errno() == Errno::NOENT => None,
+            Err(error) => return Err(lost(error)),
+        };
+        let stat = found.as_ref().map(stat_fd).transpose().map_err(lost)?;
+        if let (Some(link), Some(stat)) = (&found, &stat)
+            && stat.kind() == FileKind::Symlink
+            && (last || !todo.is_empty())
+        {
+            links += 1;
+            if links > LINKS {
+                return Err(Errno::LOOP.into());
+            }
+            if stat.uid != 0 && stat.uid != own {
+                owners.push(stat.uid);
+            }
+            let target = dir::readlink_fd(link).map_err(lost)?;
+            for part in parts(&target).rev() {
+                todo.push_front(part);
+            }
+            let absolute = target.first() == Some(&b'/');
+            at.found = Some(if absolute { root()? } else { here });
+            continue;
+        }
+        at = Chased {
+            dir: here,
+            name,
+            found,
+        };
+    }
+    let end = stat_fd(at.found.as_ref().unwrap_or(&at.dir)).map_err(lost)?;
+    match owners.iter().find(|owner| **owner != end.uid) {
+        Some(owner) => Err(IoError::new(
+            ErrorKind::PermissionDenied,
+            format!(
+                "it leads through a link of uid {owner} to a file of uid {}",
+                end.uid
+            ),
+        )),
+        None => Ok(at),
+    }
+}
+
+fn is_regular(stat: &Stat) -> std::io::Result<()> {
+    match stat.kind() {
+        FileKind::Regular => Ok(()),
+        FileKind::Directory => Err(ErrorKind::IsADirectory.into()),
+        _ => Err(IoError::new(
+            ErrorKind::InvalidInput,
+            "it is not a regular file",
+        )),
+    }
+}
+
+fn read_found(found: &OwnedFd) -> std::io::Result<Vec<u8>> {
+    is_regular(&stat_fd(found).map_err(lost)?)?;
+    let file = File::from(content::reopen(found.as_fd(), OFlags::RDONLY).map_err(lost)?);
+    let mut bytes = Vec::new();
+    file.take(LIMIT + 1).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 > LIMIT {
+        true => Err(IoError::new(
+            ErrorKind::FileTooLarge,
+            format!("it is longer than {LIMIT} bytes"),
+        )),
+        false => Ok(bytes),
+    }
+}
+
+/// Reads a whole file; `None` where there is none.
+pub fn read_opt(path: &Path) -> Result<Option<Vec<u8>>> {
+    let read = || match chase(path, true)?.found {
+        Some(found) => read_found(&found).map(Some),
+        None => Ok(None),
+    };
+    match read() {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        done => done.map_err(|error| Error::at("read", path, error)),
+    }
+}
+
+/// Reads a whole file that must be there.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    read_opt(path)?.ok_or_else(|| Error::at("read", path, IoError::from(ErrorKind::NotFound)))
+}
+
+/// Replaces a file: the old one or the new one is there, whole. A link stays one; owner and mode stay, or are
+/// `mode` where there was no file.
+pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    chase(path, true)
+        .and_then(|place| replace_in(&place, bytes, mode))
+        .map_err(|error| Error::at("write", path, error))
+}
+
+/// Like [`replace`], but a link is replaced and not followed.
+pub fn replace_name(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    chase(path, false)
+        .and_then(|mut place| {
+            place.found = None;
+            replace_in(&place, bytes, mode)
+        })
+        .map_err(|error| Error::at("write", path, error))
+}
+
+fn replace_in(place: &Chased, bytes: &[u8], mode: u32) -> std::io::Result<()> {
+    let old = place.found.as_ref().map(stat_fd).transpose();
+    let old = old.map_err(lost)?;
+    old.as_ref().map_or(Ok(()), is_regular)?;
+    let temporary = [b".".as_slice(), &place.name, b".cowl"].concat();
+    // A killed command may have left it.
+    unlink(place, &temporary)?;
+    let write = || -> std::io::Result<()> {
+        let flags = OFlags::WRONLY | OFlags::NOFOLLOW;
+        let made = node::create(place.dir.as_fd(), &temporary, 0o600, flags).map_err(lost)?;
+        let mut file = File::from(made);
+        file.write_all(bytes)?;
+        if let Some(old) = &old {
+            fchown(&file, Some(old.uid), Some(old.gid))?;
+        }
+        let mode = old.as_ref().map_or(mode, |old| old.mode & 0o7777);
+        file.set_permissions(Permissions::from_mode(mode))?;
+        file.sync_all()?;
+        rustix::fs::renameat(
+            &place.dir,
+            temporary.as_slice(),
+            &place.dir,
+            place.name.as_slice(),
+        )?;
+        Ok(())
+    };
+    if let Err(error) = write() {
+        unlink(place, &temporary)?;
+        return Err(error);
+    }
+    dir::sync_dir(place.dir.as_fd()).map_err(lost)
+}
+
+fn unlink(place: &Chased, name: &[u8]) -> std::io::Result<()> {
+    match rustix::fs::unlinkat(&place.dir, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Copies a regular file to a new one, with its mode; a link is not followed.
+pub fn copy_new(from: &Path, to: &Path) -> Result<()> {
+    let copy = || -> std::io::Result<()> {
+        let found = chase(from, false)?.found;
+        let found = found.ok_or(ErrorKind::NotFound)?;
+        let stat = stat_fd(&found).map_err(lost)?;
+        is_regular(&stat)?;
+        let mut source = File::from(content::reopen(found.as_fd(), OFlags::RDONLY).map_err(lost)?);
+        let place = chase(to, false)?;
+        let flags = OFlags::WRONLY | OFlags::NOFOLLOW;
+        let made = node::create(place.dir.as_fd(), &place.name, 0o600, flags).map_err(lost)?;
+        let mut target = File::from(made);
+        std::io::copy(&mut source, &mut target)?;
+        target.set_permissions(Permissions::from_mode(stat.mode & 0o777))
+    };
+    copy().map_err(|error| Error::at("copy", from, error))
+}

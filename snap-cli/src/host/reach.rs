@@ -1,0 +1,98 @@
+//! Which users the modes of the directories above a path let through to it.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use cowl_fs::error::Errno;
+use rustix::fs::{CWD, OFlags};
+
+use crate::error::{Error, Result};
+
+/// Search permission in the three classes.
+const OWNER: u32 = 0o100;
+const GROUP: u32 = 0o010;
+const OTHERS: u32 = 0o001;
+
+/// Whether some directory above `path` lets through only root and, for another user, that user: then nobody
+/// else reaches what is mounted there. What is uncertain (another group, an ACL) counts as open.
+pub fn is_private(path: &Path) -> Result<bool> {
+    let own = rustix::process::geteuid().as_raw();
+    for dir in path.ancestors().skip(1) {
+        let meta = std::fs::symlink_metadata(dir).map_err(|e| Error::at("inspect", dir, e))?;
+        let owner_is_trusted = meta.uid() == 0 || meta.uid() == own;
+        let group_is_shut =
+            meta.mode() & GROUP == 0 || (meta.gid() == 0 && own == 0 && !has_acl(dir)?);
+        if owner_is_trusted && group_is_shut && meta.mode() & OTHERS == 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The directory above `path` whose mode keeps this user and group from it, if any. An ACL may still let them
+/// through.
+pub fn blocked_for(path: &Path, uid: u32, gid: u32) -> Result<Option<PathBuf>> {
+    for dir in path.ancestors().skip(1) {
+        let meta = std::fs::symlink_metadata(dir).map_err(|e| Error::at("inspect", dir, e))?;
+        let class = match (meta.uid() == uid, meta.gid() == gid) {
+            (true, _) => OWNER,
+            (false, true) => GROUP,
+            (false, false) => OTHERS,
+        };
+        if meta.mode() & class == 0 && !has_acl(dir)? {
+            return Ok(Some(dir.to_owned()));
+        }
+    }
+    Ok(None)
+}
+
+fn has_acl(dir: &Path) -> Result<bool> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = rustix::fs::openat(CWD, dir, flags, rustix::fs::Mode::empty());
+    let found = opened
+        .and_then(|dir| rustix::fs::fgetxattr(&dir, "system.posix_acl_access", &mut [0_u8; 0][..]));
+    match found {
+        Ok(_) => Ok(true),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),
+        // It may not be read: what is uncertain counts as open.
+        Err(Errno::ACCESS) => Ok(true),
+        Err(error) => Err(Error::at("inspect", dir, std::io::Error::from(error))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn one_closed_directory_above_is_enough() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let (above, place) = (root.join("above"), root.join("above/place"));
+        std::fs::create_dir_all(&place).unwrap();
+        let set = |path: &Path, mode: u32| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let strangers = (4242, 4242);
+        for (top, mode, private) in [
+            (0o755, 0o755, false),
+            (0o755, 0o711, false),
+            (0o755, 0o701, false),
+            (0o755, 0o700, true),
+            (0o700, 0o755, true),
+        ] {
+            set(&root, top);
+            set(&above, mode);
+            assert_eq!(is_private(&place).unwrap(), private, "{top:o} {mode:o}");
+            let blocked = blocked_for(&place, strangers.0, strangers.1).unwrap();
+            assert_eq!(blocked.is_some(), private, "{top:o} {mode:o}: {blocked:?}");
+        }
+        // The mode of the mount point itself counts for nothing: the mount's root covers it.
+        set(&root, 0o755);
+        set(&above, 0o755);
+        set(&place, 0o700);
+        assert!(!is_private(&place).unwrap());
+    }
+}

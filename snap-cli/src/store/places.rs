@@ -1,0 +1,171 @@
+//! Where containers are mounted when no place was asked for, and who may reach that.
+//!
+//! A root file system holds set-user-ID programs and device nodes, which its root can make at will: another
+//! user of the machine who reached them would be root. So `mnt` is closed to everybody but the store's owner.
+//! One more user has to get through: LXC resolves the path of a container with an id map as the container's
+//! root, which is an ordinary user of this machine. Such a container is mounted below a directory of its own,
+//! `mapped/<id>`, whose group is that root's and which nobody else can search: neither other users, nor the
+//! root of another container. (A group works on every file system; an ACL does not.)
+
+use std::fs::Permissions;
+use std::io::ErrorKind;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use super::manifest::ContainerId;
+use super::{Store, disk};
+use crate::error::{Error, Result};
+
+/// Mount points that only the store's owner reaches.
+pub(super) const MNT: &str = "mnt";
+/// Mount points that a mapped root reaches as well.
+pub(super) const MAPPED: &str = "mapped";
+/// The mount point in a directory of `mapped`.
+const ROOTFS: &str = "rootfs";
+
+const PRIVATE: u32 = 0o700;
+const GROUP_PASSES: u32 = 0o710;
+const ALL_PASS: u32 = 0o711;
+
+impl Store {
+    /// Where a container is mounted when nobody says otherwise.
+    pub fn mount_dir(&self, id: ContainerId) -> PathBuf {
+        self.root.join(MNT).join(id.to_string())
+    }
+
+    fn mapped_parent(&self, id: ContainerId) -> PathBuf {
+        self.root.join(MAPPED).join(id.to_string())
+    }
+
+    /// Where a container with an id map is mounted for LXC.
+    pub fn mapped_dir(&self, id: ContainerId) -> PathBuf {
+        self.mapped_parent(id).join(ROOTFS)
+    }
+
+    /// Makes the mount point `place`, one of the two above. `group` is the one that reaches a mapped one, root's
+    /// in the container.
+    pub fn make_place(&self, id: ContainerId, place: &Path, group: Option<u32>) -> Result<()> {
+        if place == self.mapped_dir(id) {
+            let parent = self.mapped_parent(id);
+            disk::ensure_dir(&self.root.join(MAPPED))?;
+            set_mode(&self.root.join(MAPPED), ALL_PASS)?;
+            disk::ensure_dir(&parent)?;
+            admit(&parent, group)?;
+        }
+        disk::ensure_dir(place)
+    }
+
+    /// Has the root of a container with an id map reach `mnt`: for one start of a container whose config names a
+    /// place there, as those that an older version wrote do.
+    pub fn admit_to_mnt(&self, group: u32) -> Result<()> {
+        admit(&self.root.join(MNT), Some(group))
+    }
+
+    /// Closes `mnt` where it is open: to everybody, as an older version made it, or, with `mapped`, to the mapped
+    /// root that was admitted last.
+    pub fn close_mnt(&self, mapped: bool) -> Result<()> {
+        let dir = self.root.join(MNT);
+        let meta = match std::fs::symlink_metadata(&dir) {
+            Ok(meta) => meta,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(Error::at("inspect", &dir, error)),
+        };
+        let open = if mapped { 0o077 } else { 0o007 };
+        match meta.mode() & open {
+            0 => Ok(()),
+            _ => admit(&dir, None),
+        }
+    }
+
+    /// Whether the path is in one of the two directories of mount points.
+    pub(super) fn is_place(&self, path: &Path) -> bool {
+        [MNT, MAPPED]
+            .iter()
+            .any(|places| path.starts_with(self.root.join(places)))
+    }
+
+    /// Removes a container's mount points.
+    pub fn remove_places(&self, id: ContainerId) -> Result<()> {
+        remove_place(&self.mount_dir(id))?;
+        remove_place(&self.mapped_parent(id))
+    }
+}
+
+/// Removes a container's directory in one of the two directories of mount points. Only empty directories are
+/// removed: something may still be mounted there.
+pub(super) fn remove_place(dir: &Path) -> Result<()> {
+    for empty in [&dir.join(ROOTFS), dir] {
+        match std::fs::remove_dir(empty) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(Error::at("remove", empty, error));
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+fn set_mode(dir: &Path, mode: u32) -> Result<()> {
+    std::fs::set_permissions(dir, Permissions::from_mode(mode))
+        .map_err(|error| Error::at("set the mode of", dir, error))
+}
+
+/// Has the owner and a group search a directory, or the owner alone.
+fn admit(dir: &Path, group: Option<u32>) -> Result<()> {
+    // Closed first, so that no group but the one that is meant gets through meanwhile.
+    set_mode(dir, PRIVATE)?;
+    let owners = rustix::process::getegid().as_raw();
+    chown(dir, None, Some(group.unwrap_or(owners)))
+        .map_err(|error| Error::at("set the group of", dir, error))?;
+    match group {
+        Some(_) => set_mode(dir, GROUP_PASSES),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tests::session;
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().mode() & 0o7777
+    }
+
+    #[test]
+    fn what_an_older_version_left_open_is_closed_when_the_store_is_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("s");
+        let store = Store::open_or_make(&root, session()).unwrap();
+        let mnt = root.join(MNT);
+        assert_eq!(mode(&mnt), PRIVATE);
+        set_mode(&mnt, ALL_PASS).unwrap();
+        drop(store);
+        let store = Store::open(&root, session()).unwrap();
+        assert_eq!(mode(&mnt), PRIVATE);
+        // One who was admitted stays so until that start is over.
+        let group = rustix::process::getegid().as_raw();
+        store.admit_to_mnt(group).unwrap();
+        let store = Store::open(&root, session()).unwrap();
+        assert_eq!(mode(&mnt), GROUP_PASSES);
+        store.close_mnt(true).unwrap();
+        assert_eq!(mode(&mnt), PRIVATE);
+    }
+
+    #[test]
+    fn a_mapped_place_is_below_a_directory_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
+        let id = ContainerId::fresh();
+        let place = store.mapped_dir(id);
+        let group = rustix::process::getegid().as_raw();
+        for (group, expected) in [(Some(group), GROUP_PASSES), (None, PRIVATE)] {
+            store.make_place(id, &place, group).unwrap();
+            assert!(place.is_dir());
+            assert_eq!(mode(place.parent().unwrap()), expected);
+            assert_eq!(mode(&store.root().join(MAPPED)), ALL_PASS);
+        }
+        store.remove_places(id).unwrap();
+        assert_eq!(disk::names(&store.root().join(MAPPED)).unwrap().len(), 0);
+    }
+}
