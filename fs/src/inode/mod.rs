@@ -40,8 +40,10 @@ pub(crate) const PLAIN: u32 = 2;
 
 /// Its name leads to a copy, or its mark to content below is gone, and no sync has brought that to the disk yet.
 const UNSYNCED_NAME: u8 = 1;
-/// A file; the kernel was ever answered with setuid or setgid bits in its mode.
-const SETID_SHOWN: u8 = 2;
+/// A file; the kernel was ever answered with S_ISUID in its mode.
+const SETUID_SHOWN: u8 = 2;
+/// A file; the kernel was ever answered with S_ISGID in its mode.
+const SETGID_SHOWN: u8 = 4;
 
 /// Seconds since this was first asked, and one.
 fn seconds() -> u32 {
@@ -85,7 +87,7 @@ pub struct Inode {
     /// Files: how many opens for execve(2) there are; the kernel keeps one for as long as the program runs.
     /// Folders: when a name in it was last removed, in seconds of [`seconds`]; 0 for never.
     runs_or_lost: AtomicU32,
-    /// [`UNSYNCED_NAME`] and [`SETID_SHOWN`]. One byte: there are as many of these as objects are known.
+    /// [`UNSYNCED_NAME`], [`SETUID_SHOWN`] and [`SETGID_SHOWN`]. One byte: there are as many of these as objects are known.
     flags: AtomicU8,
     /// What is known of it, [`BARE`] and [`PLAIN`], for as long as it holds: whenever something may end that, the
     /// rest of the bits count on.
@@ -433,14 +435,19 @@ impl Inode {
         self.writers.load(Ordering::SeqCst) > 0
     }
 
-    /// Notes that a reply shows it with setuid or setgid bits; to be called before the reply.
-    pub(crate) fn shown_with_setid(&self) {
-        self.flags.fetch_or(SETID_SHOWN, Ordering::SeqCst);
+    /// Notes that a reply shows it with these setuid and setgid bits; to be called before the reply.
+    pub(crate) fn shown_with_setid(&self, bits: u32) {
+        let setuid = if bits & 0o4000 != 0 { SETUID_SHOWN } else { 0 };
+        let setgid = if bits & 0o2000 != 0 { SETGID_SHOWN } else { 0 };
+        self.flags.fetch_or(setuid | setgid, Ordering::SeqCst);
     }
 
-    /// Whether the kernel's cache may have setuid or setgid bits in its mode.
-    pub(crate) fn was_shown_with_setid(&self) -> bool {
-        self.flags.load(Ordering::SeqCst) & SETID_SHOWN != 0
+    /// Returns the setuid and setgid bits that the mode in the kernel's cache may have.
+    pub(crate) fn setid_shown(&self) -> u32 {
+        let flags = self.flags.load(Ordering::SeqCst);
+        let setuid = if flags & SETUID_SHOWN != 0 { 0o4000 } else { 0 };
+        let setgid = if flags & SETGID_SHOWN != 0 { 0o2000 } else { 0 };
+        setuid | setgid
     }
 
     /// Whether a program is running from it.
