@@ -137,7 +137,9 @@ impl<'a, W: Write> Writer<'a, W> {
         }
         self.result.done.entries += 1;
         let mut entry = Entry::new(item, &self.prefix, self.raw.as_ref())?;
-        if let Some(first) = self.links.first(&item.stat, || entry.path.clone()) {
+        if !(self.raw.is_some() && item.is_whiteout()?)
+            && let Some(first) = self.links.first(&item.stat, || entry.path.clone())
+        {
             entry.kind = EntryType::Link;
             entry.link.clone_from(first);
             // The first name has brought the attributes.

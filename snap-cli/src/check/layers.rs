@@ -7,7 +7,7 @@ use cowl_fs::sys;
 
 use super::{Fix, Known, Level, Report, Wish};
 use crate::container::durability::epoch;
-use crate::delta::digest_dir;
+use crate::delta::digest_layer;
 use crate::delta::error::OnProgress;
 use crate::error::{Error, Result};
 use crate::store::manifest::{LayerId, LayerKind, LayerManifest, Settling};
@@ -206,7 +206,7 @@ fn compare(
         }
     }
     if wish.deep {
-        let found = digest_dir(&tree, progress)?.to_string();
+        let found = digest_layer(&tree, progress)?.to_string();
         match &record.body.digest {
             Some(known) if *known != found => {
                 let what = changed("it has another content");

@@ -3,7 +3,6 @@
 
 pub mod cgroup;
 pub mod files;
-pub mod flocks;
 pub mod hooks;
 pub mod inside;
 pub mod lxc;

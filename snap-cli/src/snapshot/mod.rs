@@ -266,7 +266,12 @@ impl Container<'_> {
                     | ControlError::Busy { .. }
                     | ControlError::InUse { .. }),
                 ) => Ok(Swap::Refused(daemon::told(&error))),
-                Err(error @ ControlError::Io(_)) => Err(daemon::told(&error)),
+                // What became of it is not known.
+                Err(
+                    error @ (ControlError::Io(_)
+                    | ControlError::Silent { .. }
+                    | ControlError::Ending { .. }),
+                ) => Err(daemon::told(&error)),
             }
         })
     }

@@ -27,6 +27,7 @@ pub fn restore(container: &mut Container<'_>, name: &SnapshotName) -> Result<Res
     // Everything that can be refused is, before the mount is taken down.
     let (_, snapshot) = container.snapshot(name)?;
     container.store().open_layers(&snapshot.stack)?;
+    container.refuse_stranded()?;
     let was = container.unmount(true)?;
     let done = swap(container, name);
     let mounted = again(container, was.as_ref());
