@@ -163,7 +163,7 @@ impl Copy<'_> {
             return Err(TreeError::new(ErrorKind::Io, "a folder was closed too early").at(path));
         };
         let bytes = copy_one(source, target, &name, &found, &stat, self.space, &path)?;
-        self.out.done.bytes += bytes;
+        self.out.done.bytes = self.out.done.bytes.saturating_add(bytes);
         if bytes > 0 {
             (self.progress)(self.out.done);
         }

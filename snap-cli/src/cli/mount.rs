@@ -61,7 +61,7 @@ impl Verb for MountArgs {
                 );
             }
             Some(snapshot) => {
-                if let Some(why) = resolve(&store, &address)?.loss()? {
+                if let Some(why) = resolve(&store, &address)?.loss(&store)? {
                     log::warn!("{why}");
                 }
                 container.browse(snapshot, at)?

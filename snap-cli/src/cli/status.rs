@@ -7,10 +7,10 @@ use serde_json::{Map, Value, json};
 
 use super::{Context, Verb, output};
 use crate::container::browse::{self, Browse};
+use crate::container::durability::epoch;
 use crate::container::state::Mounted;
 use crate::container::{Container, daemon, dead};
 use crate::error::{Kind, Result};
-use crate::host;
 use crate::host::users::{Hold, User};
 use crate::snapshot::loss;
 use crate::store::manifest::Durability;
@@ -212,17 +212,17 @@ fn shown_users(users: &[User]) -> Value {
 
 /// How many snapshots are not durable, as fields; and the failures of their syncs, for people.
 fn settling(container: &Container<'_>) -> Result<(Map<String, Value>, Vec<String>)> {
-    let boot = host::boot_id()?;
+    let epoch = epoch(container.store())?;
     let (mut counts, mut failed) = (Map::new(), Vec::new());
     for state in [Durability::Settling, Durability::Incomplete] {
         let snapshots = container.manifest().snapshots.iter();
         let found: Vec<_> = snapshots
-            .filter(|s| Durability::of(s.settling.as_ref(), &boot) == state)
+            .filter(|s| Durability::of(s.settling.as_ref(), &epoch) == state)
             .collect();
         counts.insert(state.name().to_owned(), found.len().into());
         for snapshot in found {
             let address = format!("{}@{}", container.name(), snapshot.name);
-            failed.extend(loss(&address, snapshot.settling.as_ref(), &boot));
+            failed.extend(loss(&address, snapshot.settling.as_ref(), &epoch));
         }
     }
     Ok((counts, failed))
