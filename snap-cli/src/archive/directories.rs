@@ -30,7 +30,6 @@ struct Pending {
     mtime: SetTime,
     /// `None`: like `mtime`.
     atime: Option<Box<SetTime>>,
-    /// Names and values.
     acls: Option<Box<[Acl]>>,
 }
 

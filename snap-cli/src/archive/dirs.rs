@@ -11,7 +11,7 @@ use cowl_fs::sys::dir;
 
 use super::limits;
 use crate::delta::error::{Context as _, Result};
-use crate::delta::make::{self, join};
+use crate::delta::make;
 
 /// A directory's number; the root's is 0.
 type DirId = u32;
@@ -21,6 +21,9 @@ const ROOT: DirId = 0;
 /// How many descriptors are open on the way down.
 const OPEN: usize = 8;
 
+/// Is called with a value, its directory, and the directory's path.
+type Visit<'a, T> = dyn FnMut(T, BorrowedFd<'_>, &[u8]) -> Result<()> + 'a;
+
 /// Values by directory.
 #[derive(Debug)]
 pub(super) struct Dirs<T> {
@@ -29,9 +32,6 @@ pub(super) struct Dirs<T> {
     /// Numbers of directories that were forgotten.
     unused: Vec<DirId>,
 }
-
-/// What is done with the value of a directory.
-type Visit<'v, T> = dyn FnMut(T, BorrowedFd<'_>, &[u8]) -> Result<()> + 'v;
 
 impl<T> Default for Dirs<T> {
     fn default() -> Self {
@@ -137,7 +137,10 @@ impl<T> Dirs<T> {
                 _ => (ROOT, root),
             };
             if let Some((name, id)) = self.child_after(id, last.take()) {
-                path = join(&path, &name);
+                if !path.is_empty() {
+                    path.push(b'/');
+                }
+                path.extend_from_slice(&name);
                 let fd = Some(dir::open_dir(fd, &name).context(what, &path)?);
                 way.push(Level { id, name, fd });
                 if let Some(far) = way.len().checked_sub(OPEN + 1)

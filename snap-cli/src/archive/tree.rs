@@ -174,7 +174,7 @@ impl Copy<'_> {
         };
         let place = (target.as_fd(), name);
         self.linked.note(&stat, place, path, self.levels.len())?;
-        self.out.done.bytes += bytes;
+        self.out.done.bytes = self.out.done.bytes.saturating_add(bytes);
         if bytes > 0 {
             (self.progress)(self.out.done);
         }
