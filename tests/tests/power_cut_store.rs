@@ -100,7 +100,11 @@ fn a_cut_takes_nothing_durable_on_xfs() {
 
 #[test]
 fn a_cut_takes_nothing_durable_on_btrfs() {
-    if possible("a_cut_takes_nothing_durable_on_btrfs", "btrfs", "mkfs.btrfs") {
+    if possible(
+        "a_cut_takes_nothing_durable_on_btrfs",
+        "btrfs",
+        "mkfs.btrfs",
+    ) {
         nothing_durable_is_lost("btrfs");
     }
 }

@@ -83,6 +83,8 @@ pub struct Inode {
     /// Its name leads to a copy, or its mark to content below is gone, and no sync has brought that to the
     /// disk yet.
     unsynced_name: AtomicBool,
+    /// It was truncated, and write-back of what is written next is to be started when it is closed.
+    rewritten: AtomicBool,
     /// Files: the kernel was ever answered with setuid or setgid bits in the mode.
     setid: AtomicBool,
     /// What is known of it, [`BARE`] and [`PLAIN`], for as long as it holds: whenever something may end that, the
@@ -155,6 +157,7 @@ impl Inode {
             writers: AtomicU32::new(0),
             runs_or_lost: AtomicU32::new(0),
             unsynced_name: AtomicBool::new(false),
+            rewritten: AtomicBool::new(false),
             setid: AtomicBool::new(false),
             known: AtomicU32::new(0),
             held: Mutex::new(None),
@@ -415,6 +418,16 @@ impl Inode {
     /// Told after a copy-up.
     pub(crate) fn named_anew(&self) {
         self.unsynced_name.store(true, Ordering::Release);
+    }
+
+    /// Marks it as truncated, or as closed since.
+    pub(crate) fn set_rewritten(&self, rewritten: bool) {
+        self.rewritten.store(rewritten, Ordering::Release);
+    }
+
+    /// Whether it was truncated and not closed since.
+    pub(crate) fn is_rewritten(&self) -> bool {
+        self.rewritten.load(Ordering::Acquire)
     }
 
     /// Whether a sync of its content alone would not bring its name to the disk.

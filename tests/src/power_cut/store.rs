@@ -456,7 +456,8 @@ impl Work {
         let file = self.beside.join("whole.tar");
         let name = self.name("back");
         let (arg, option) = (file.as_os_str(), "--with-snapshots".as_ref());
-        self.cowl(["export".as_ref(), IDLE.as_ref(), arg, option]).ok();
+        self.cowl(["export".as_ref(), IDLE.as_ref(), arg, option])
+            .ok();
         self.cowl(["import".as_ref(), arg, name.as_ref()]).ok();
         let from = self.log.now();
         let content = self.content_of(&name);

@@ -106,11 +106,7 @@ impl After {
 
     /// Runs a script in a mount namespace where the machine has been started anew. `$1` and what follows
     /// are cowl's command line.
-    fn script<S: AsRef<OsStr>>(
-        &self,
-        script: &str,
-        args: impl IntoIterator<Item = S>,
-    ) -> Output {
+    fn script<S: AsRef<OsStr>>(&self, script: &str, args: impl IntoIterator<Item = S>) -> Output {
         let line = cowl(&store_on(&self.place), Care::Whole);
         let mut command = Command::new("unshare");
         command.args(["-m", "--propagation", "private", "sh", "-euc"]);
@@ -146,7 +142,10 @@ impl After {
             let gone = fact.until.is_some_and(|until| until <= self.moment);
             let Some(is) = shown.get(&fact.address) else {
                 if fact.from <= self.moment && !gone {
-                    wrong.push(format!("{} was acknowledged, and is not there", fact.address));
+                    wrong.push(format!(
+                        "{} was acknowledged, and is not there",
+                        fact.address
+                    ));
                 }
                 continue;
             };
@@ -170,7 +169,10 @@ impl After {
                 (Shown::Durable, true) => counts.durable += 1,
                 (Shown::Durable, false) => {
                     counts.broken += 1;
-                    wrong.push(format!("{} is marked durable, and is not whole", fact.address));
+                    wrong.push(format!(
+                        "{} is marked durable, and is not whole",
+                        fact.address
+                    ));
                 }
                 (Shown::Incomplete, true) => counts.spared += 1,
                 (Shown::Incomplete, false) => counts.lost += 1,
@@ -215,7 +217,10 @@ impl After {
     /// `check` tells each loss once and no damage, and nothing any more once that is accepted; then what the
     /// live container is now can be used.
     fn check(&self, shown: &HashMap<String, Shown>, wrong: &mut Vec<String>) {
-        let losses = shown.values().filter(|is| **is == Shown::Incomplete).count();
+        let losses = shown
+            .values()
+            .filter(|is| **is == Shown::Incomplete)
+            .count();
         for (args, expected) in [
             (&["check"][..], losses),
             (&["check", "--repair"], losses),
