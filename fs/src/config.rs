@@ -52,6 +52,9 @@ pub struct Config {
     pub control: Option<PathBuf>,
     /// Whether it may be told there to put a new layer on top.
     pub snapshots: bool,
+    /// Paths that this process uses later: they stay in reach when it leaves the mount namespace that it was
+    /// started in.
+    pub reach: Vec<PathBuf>,
     /// Receives a message when a client asks for the frozen layers to be synced.
     pub settle: Option<Sender<()>>,
 }
@@ -90,6 +93,7 @@ impl Config {
             coherence: Coherence::default(),
             control: None,
             snapshots: false,
+            reach: Vec::new(),
             settle: None,
         }
     }

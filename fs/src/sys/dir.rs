@@ -50,6 +50,11 @@ pub fn reopen_dir(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
     Ok(rustix::fs::openat(dir, ".", flags, Mode::empty())?)
 }
 
+/// Syncs the file system that a directory lies on.
+pub fn sync_fs(dir: BorrowedFd<'_>) -> Result<()> {
+    Ok(rustix::fs::syncfs(reopen_dir(dir)?)?)
+}
+
 /// Reads a whole folder, without `.` and `..`, in the file system's order.
 pub fn entries(dir: BorrowedFd<'_>) -> Result<Vec<RawEntry>> {
     read(&reopen_dir(dir)?)

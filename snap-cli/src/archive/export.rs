@@ -17,14 +17,17 @@ use crate::delta::walk;
 /// What was written: entries, bytes of content, and what was left out.
 pub type Exported = Imported;
 
-/// Writes the state. The writer is flushed; making it durable is the caller's.
+/// Writes the state, with a comment on it if there is one. The writer is flushed; making it durable is the
+/// caller's.
 pub fn tar(
     view: &View,
+    comment: Option<&str>,
     output: impl Write,
     compression: Compression,
     progress: OnProgress<'_>,
 ) -> Result<Exported> {
     with_entries(output, compression, Holes::Left, progress, |writer| {
+        comment.map_or(Ok(()), |comment| writer.comment(comment))?;
         walk::state(view, &mut |item| writer.item(&item))
     })
 }

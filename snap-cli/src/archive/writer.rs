@@ -203,21 +203,32 @@ impl<'a, W: Write> Writer<'a, W> {
     fn head(&mut self, entry: Entry) -> Result<()> {
         let (header, records) = entry.finish();
         if !records.0.is_empty() {
-            let data = records.write();
-            let mut before = Header::new_ustar();
-            put(&mut before.as_old_mut().name, b"././@PaxHeader");
-            before.set_entry_type(EntryType::XHeader);
-            before.set_mode(0o644);
-            before.set_uid(0);
-            before.set_gid(0);
-            before.set_mtime(0);
-            before.set_size(data.len() as u64);
-            before.set_cksum();
-            self.write(before.as_bytes())?;
-            self.write(&data)?;
-            self.zeros((data.len() as u64).next_multiple_of(512) - data.len() as u64)?;
+            self.extended(&records, EntryType::XHeader)?;
         }
         self.write(header.as_bytes())
+    }
+
+    /// Writes a comment on the whole archive, which readers pass over. Comes first.
+    pub(super) fn comment(&mut self, text: &str) -> Result<()> {
+        let mut records = Records::default();
+        records.push(*b"comment", text);
+        self.extended(&records, EntryType::XGlobalHeader)
+    }
+
+    fn extended(&mut self, records: &Records, kind: EntryType) -> Result<()> {
+        let data = records.write();
+        let mut header = Header::new_ustar();
+        put(&mut header.as_old_mut().name, b"././@PaxHeader");
+        header.set_entry_type(kind);
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(data.len() as u64);
+        header.set_cksum();
+        self.write(header.as_bytes())?;
+        self.write(&data)?;
+        self.zeros((data.len() as u64).next_multiple_of(512) - data.len() as u64)
     }
 
     fn write(&mut self, data: &[u8]) -> Result<()> {

@@ -6,10 +6,10 @@ use std::os::fd::AsFd;
 use cowl_fs::sys;
 
 use super::{Fix, Known, Level, Report, Wish};
+use crate::container::durability::epoch;
 use crate::delta::digest_layer;
 use crate::delta::error::OnProgress;
 use crate::error::{Error, Result};
-use crate::host;
 use crate::store::manifest::{LayerId, LayerKind, LayerManifest, Settling};
 use crate::store::name::ContainerName;
 use crate::store::record::Record;
@@ -39,8 +39,8 @@ impl Named {
         }
     }
 
-    fn of(known: &[Known], boot: &str) -> Self {
-        let loses = |mark: Option<&Settling>| mark.is_some_and(|mark| !mark.is_pending(boot));
+    fn of(known: &[Known], epoch: &str) -> Self {
+        let loses = |mark: Option<&Settling>| mark.is_some_and(|mark| !mark.is_pending(epoch));
         let mut named = Self::default();
         for known in known {
             let manifest = &known.manifest;
@@ -88,7 +88,7 @@ pub(super) fn look(
     report: &mut Report,
     progress: OnProgress<'_>,
 ) -> Result<()> {
-    let named = Named::of(known, &host::boot_id()?);
+    let named = Named::of(known, &epoch(store)?);
     for (head, container) in &named.heads {
         if named.frozen.contains_key(head) {
             let what = format!(

@@ -9,10 +9,11 @@ use super::{Context, Verb, output, read_state};
 use crate::archive::oci::{self, Step};
 use crate::archive::unfinished::{UnfinishedFile, UnfinishedFolder, pack};
 use crate::archive::{Compression, Exported, delta, export, folder};
+use crate::container::durability::epoch;
 use crate::container::whole::Outgoing;
 use crate::delta::error::{OnProgress, Progress};
 use crate::error::{Error, Result};
-use crate::snapshot::{Losses, State, resolve};
+use crate::snapshot::{Losses, State, loss, resolve};
 use crate::store::Store;
 use crate::store::lock::Lock;
 use crate::store::manifest::LayerId;
@@ -73,10 +74,14 @@ impl Verb for Args {
             })?
         } else {
             let (store, state, _reading) = self.state(context)?;
+            let loss = state.loss(&store)?;
             let view = store.view(&state.stack)?;
             sink.write(
                 store.known_size(&state.stack)?,
-                |out, compression, progress| Ok(export::tar(&view, out, compression, progress)?),
+                |out, compression, progress| {
+                    let loss = loss.as_deref();
+                    Ok(export::tar(&view, loss, out, compression, progress)?)
+                },
             )?
         };
         tell(&done);
@@ -105,7 +110,7 @@ impl Args {
     /// The state to export, refused if a part of it may be lost.
     fn state(&self, context: &Context) -> Result<(Store, State, Lock)> {
         let found = read_state(context, &Address::parse(&self.source)?)?;
-        found.1.refuse_loss(losses(self.force))?;
+        found.1.refuse_loss(&found.0, losses(self.force))?;
         Ok(found)
     }
 
@@ -113,13 +118,21 @@ impl Args {
         let source = Address::parse(&self.source)?;
         let (store, state, _reading) = self.state(context)?;
         let mut steps = Vec::new();
+        let epoch = epoch(&store)?;
         for (snapshot, stack) in state.line(&store)? {
+            let address = |name| format!("{}@{name}", source.container);
+            let lost = snapshot
+                .as_ref()
+                .and_then(|s| loss(&address(&s.name), s.settling.as_ref(), &epoch));
             steps.push(Step {
                 view: store.view(&stack)?,
                 created: snapshot
                     .as_ref()
                     .map_or_else(crate::store::now, |s| s.created.clone()),
-                comment: snapshot.map_or_else(String::new, |s| s.comment),
+                comment: match lost {
+                    Some(why) => why,
+                    None => snapshot.map_or_else(String::new, |s| s.comment),
+                },
             });
         }
         let snapshot = source
@@ -211,7 +224,7 @@ impl Args {
             })
         };
         let (store, new, reading) = read_state(context, &at(range.to)?)?;
-        new.refuse_loss(losses(self.force))?;
+        new.refuse_loss(&store, losses(self.force))?;
         let old = match range.from {
             Some(from) => crate::snapshot::resolve(&store, &at(Some(from))?)?.stack,
             None => new.beginning(),
@@ -224,14 +237,14 @@ impl Args {
 /// Refuses a container with any state of which a part may be lost.
 fn whole_losses(store: &Store, source: &Address, losses: Losses) -> Result<()> {
     let state = resolve(store, source)?;
-    state.refuse_loss(losses)?;
+    state.refuse_loss(store, losses)?;
     for snapshot in &state.manifest.snapshots {
         if snapshot.settling.is_some() {
             let address = Address {
                 container: source.container.clone(),
                 snapshot: Some(snapshot.name.clone()),
             };
-            resolve(store, &address)?.refuse_loss(losses)?;
+            resolve(store, &address)?.refuse_loss(store, losses)?;
         }
     }
     Ok(())
@@ -245,7 +258,7 @@ pub(super) fn write_folder(
     (doing, losses): (&'static str, Losses),
 ) -> Result<()> {
     let (store, state, _reading) = read_state(context, source)?;
-    state.refuse_loss(losses)?;
+    state.refuse_loss(&store, losses)?;
     let view = store.view(&state.stack)?;
     let total = store.known_size(&state.stack)?;
     let mut bar = output::Bar::new(doing);

@@ -289,7 +289,7 @@ fn read_state(context: &Context, address: &Address) -> Result<(Store, State, Loc
     let reading = store.share()?;
     let state = resolve(&store, address)?;
     state.flush(&store)?;
-    if let Some(why) = state.loss()? {
+    if let Some(why) = state.loss(&store)? {
         log::warn!("{why}");
     }
     Ok((store, state, reading))

@@ -100,7 +100,7 @@ impl Verb for RestoreArgs {
             container: name.clone(),
             snapshot: Some(snapshot.clone()),
         };
-        resolve(&store, &target)?.refuse_loss(losses(self.force))?;
+        resolve(&store, &target)?.refuse_loss(&store, losses(self.force))?;
         if self.dry_run {
             let kept = plan(&Container::open(&store, &name)?, &snapshot)?;
             output::note(&format!("would make {name} what it was at {snapshot}"));
@@ -170,8 +170,8 @@ impl RestoreArgs {
             Err(error) => return Err(Error::at("look at", dir, error)),
         }
         if self.dry_run {
-            let state = resolve(&context.store_of(&source.container)?, source)?;
-            state.refuse_loss(losses(self.force))?;
+            let store = context.store_of(&source.container)?;
+            resolve(&store, source)?.refuse_loss(&store, losses(self.force))?;
             output::note(&format!("would copy {source} to {}", dir.display()));
             return Ok(());
         }
@@ -207,7 +207,7 @@ impl Verb for CloneArgs {
         let new = ContainerName::parse(&self.new)?;
         if self.ephemeral {
             let store = context.store_of(&source.container)?;
-            resolve(&store, &source)?.refuse_loss(losses(self.force))?;
+            resolve(&store, &source)?.refuse_loss(&store, losses(self.force))?;
             clone_for_one_mount(&store, &source, &new)?;
             settle_both(context, &store, &source, &new);
             return Ok(0);
@@ -248,7 +248,7 @@ fn settle_both(context: &Context, store: &Store, source: &Address, new: &Contain
 fn make(context: &Context, source: &Address, new: &ContainerName, how: &How) -> Result<()> {
     let store = context.store_of(&source.container)?;
     let state = resolve(&store, source)?;
-    state.refuse_loss(how.losses)?;
+    state.refuse_loss(&store, how.losses)?;
     if how.dry_run {
         store.claim(new)?.remove()?;
         output::note(&format!("would make {new} from {source}"));
@@ -269,7 +269,7 @@ fn make(context: &Context, source: &Address, new: &ContainerName, how: &How) -> 
         false => clone(&store, source, new)?,
     };
     settle_both(context, &store, source, new);
-    if let Some(why) = state.loss()? {
+    if let Some(why) = state.loss(&store)? {
         output::note(&format!("{new} is marked: {why}"));
     }
     for note in notes {

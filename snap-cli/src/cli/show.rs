@@ -6,9 +6,9 @@ use std::os::unix::ffi::OsStrExt;
 use serde_json::{Value, json};
 
 use super::{Context, Verb, output, read_state};
+use crate::container::durability::epoch;
 use crate::container::state::{Mounted, look};
 use crate::error::Result;
-use crate::host;
 use crate::snapshot::State;
 use crate::store::Store;
 use crate::store::manifest::{Durability, SnapshotManifest, SnapshotRef};
@@ -118,7 +118,7 @@ fn of_container(store: &Store, state: &State) -> Result<Value> {
             .find(|s| s.id == id)
             .map(|s| &s.name)
     };
-    let (mark, boot) = (manifest.settling.as_ref(), host::boot_id()?);
+    let (mark, epoch) = (manifest.settling.as_ref(), epoch(store)?);
     let place = match look(store, state.container)? {
         Mounted::Alive(run) => Some(output::json_path(run.mountpoint.as_os_str().as_bytes())),
         Mounted::No | Mounted::Dead(_) => None,
@@ -128,7 +128,7 @@ fn of_container(store: &Store, state: &State) -> Result<Value> {
         "id": state.container,
         "created": manifest.created,
         // Of what it stands on; what was written since is the file system's to keep.
-        "state": mark.map(|mark| Durability::of(Some(mark), &boot).name()),
+        "state": mark.map(|mark| Durability::of(Some(mark), &epoch).name()),
         "sync_error": mark.and_then(|mark| mark.failed.as_deref()),
         "cloned_from": mark.and_then(|mark| mark.source.as_deref()),
         "made_from": manifest.parent.and_then(name_of),
@@ -155,7 +155,7 @@ fn of_snapshot(
     let (_, measured) = store.measured(known.layer)?;
     let mark = known.settling.as_ref();
     Ok(json!({
-        "state": Durability::of(mark, &host::boot_id()?).name(),
+        "state": Durability::of(mark, &epoch(store)?).name(),
         "sync_error": mark.and_then(|mark| mark.failed.as_deref()),
         "name": known.name,
         "container": state.manifest.name,

@@ -144,7 +144,7 @@ fn wait(
     let id = store.find_id(name)?;
     make_durable(store, id, filesystem).map_err(|error| failed(&error))?;
     // On layers of which an earlier sync lost a part, it stays.
-    match resolve(store, &address)?.loss()? {
+    match resolve(store, &address)?.loss(store)? {
         Some(why) => Err(failed(&why)),
         None => Ok(()),
     }

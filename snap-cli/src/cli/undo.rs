@@ -90,7 +90,7 @@ pub(super) fn put_back(
             container: name.clone(),
             snapshot: Some(since.clone()),
         };
-        resolve(&store, &address)?.refuse_loss(chosen.losses)?;
+        resolve(&store, &address)?.refuse_loss(&store, chosen.losses)?;
     }
     if dry_run {
         let planned = plan(&Container::open(&store, name)?, &wish)?;

@@ -3,7 +3,7 @@
 //! A snapshot is acknowledged once the manifest that names it is durable; the data of its layers may then
 //! still be in memory. Its entry says so ([`Settling`]) until one syncfs(2) that began after the freeze has
 //! ended without an error. Order: the freeze is in force, the file system is synced, the entry is removed.
-//! So an entry without it never loses a byte, and one with it, found in another boot, may have.
+//! So an entry without it never loses a byte, and one with it, found in another epoch, may have.
 //!
 //! Who syncs: the daemon of a mounted container, a detached `cowl settle` for one that is not mounted, the
 //! command itself where it acknowledges durable states. No lock is held while the disk works. Each round
@@ -39,7 +39,7 @@ const TRIES: u32 = 600;
 /// The parts of a container that one sync makes durable.
 #[derive(Debug, Default)]
 struct Pending {
-    boot: String,
+    epoch: String,
     snapshots: BTreeSet<SnapshotId>,
     basis: bool,
     layers: Vec<LayerId>,
@@ -58,23 +58,23 @@ impl Pending {
             return Ok(None);
         }
         let mut found = Self {
-            boot: host::boot_id()?,
+            epoch: epoch(store)?,
             ..Self::default()
         };
-        found.basis = is_pending(manifest.settling.as_ref(), &found.boot);
+        found.basis = is_pending(manifest.settling.as_ref(), &found.epoch);
         let mut layers: BTreeSet<_> = manifest.below_head().iter().copied().collect();
         let mut stacks = Vec::new();
         for snapshot in manifest.snapshots.iter().filter(|s| s.settling.is_some()) {
             let stack = store.snapshot(id, snapshot.id)?.stack;
             layers.extend(&stack);
-            if is_pending(snapshot.settling.as_ref(), &found.boot) {
+            if is_pending(snapshot.settling.as_ref(), &found.epoch) {
                 found.snapshots.insert(snapshot.id);
             }
             stacks.push((snapshot, stack));
         }
         let layers: Vec<_> = layers.into_iter().collect();
         let mut unsynced = store.unsynced(&layers)?;
-        for (failed, why, stack) in failures(&stacks, &found.boot) {
+        for (failed, why, stack) in failures(&stacks, &found.epoch) {
             let lost: Vec<_> = stack.iter().filter(|id| unsynced.contains(id)).collect();
             for (snapshot, stack) in &stacks {
                 if snapshot.id != failed
@@ -97,18 +97,29 @@ impl Pending {
     }
 }
 
-fn is_pending(settling: Option<&Settling>, boot: &str) -> bool {
-    settling.is_some_and(|settling| settling.is_pending(boot))
+fn is_pending(settling: Option<&Settling>, epoch: &str) -> bool {
+    settling.is_some_and(|settling| settling.is_pending(epoch))
 }
 
-/// The snapshots whose sync failed in this boot, with the error and the stack.
+/// The snapshots whose sync failed in this epoch, with the error and the stack.
 fn failures<'a>(
     stacks: &'a [(&SnapshotRef, Vec<LayerId>)],
-    boot: &'a str,
+    epoch: &'a str,
 ) -> impl Iterator<Item = (SnapshotId, &'a str, &'a [LayerId])> {
     stacks.iter().filter_map(move |(snapshot, stack)| {
-        let settling = snapshot.settling.as_ref().filter(|s| s.boot == boot)?;
+        let settling = snapshot.settling.as_ref().filter(|s| s.is_of(epoch))?;
         Some((snapshot.id, settling.failed.as_deref()?, stack.as_slice()))
+    })
+}
+
+/// Returns the epoch of a store: what is in memory only lasts as long as the boot, and as long as the disk is
+/// attached. So it is the id of the boot and, after a slash, the sequence number that the kernel gave the
+/// disk, where it has one.
+pub fn epoch(store: &Store) -> Result<String> {
+    let boot = host::boot_id()?;
+    Ok(match host::disk_sequence(&store.root().join("layers")) {
+        Some(disk) => format!("{boot}/{disk}"),
+        None => boot,
     })
 }
 
@@ -176,7 +187,7 @@ fn recorded(
 ) -> ContainerManifest {
     let mut next = manifest.clone();
     let settle = |settling: &mut Option<Settling>| {
-        if !is_pending(settling.as_ref(), &pending.boot) {
+        if !is_pending(settling.as_ref(), &pending.epoch) {
             return;
         }
         match (failed, settling.as_mut()) {
@@ -311,14 +322,14 @@ impl Container<'_> {
         if stack.first() != Some(&manifest.head) && self.store.unsynced(stack)?.is_empty() {
             return Ok(None);
         }
-        host::boot_id().map(Settling::since).map(Some)
+        epoch(self.store).map(Settling::since).map(Some)
     }
 
     /// The mark of what the container stands on, if a part of that is lost.
     pub(crate) fn loss(&self) -> Result<Option<&Settling>> {
-        let boot = host::boot_id()?;
+        let epoch = epoch(self.store)?;
         let mark = self.manifest().settling.as_ref();
-        Ok(mark.filter(|mark| !mark.is_pending(&boot)))
+        Ok(mark.filter(|mark| !mark.is_pending(&epoch)))
     }
 
     /// Accepts a state as it is, with all that was lost of it: of one snapshot, or of what the container

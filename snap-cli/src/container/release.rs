@@ -101,6 +101,7 @@ pub fn release(
     progress: OnProgress<'_>,
 ) -> Result<Vec<String>> {
     plan(&container, drop_snapshots)?;
+    container.refuse_stranded()?;
     container.unmount(false)?;
     let store = container.store;
     // Alone: nobody reads the layer that moves, or begins to stand on it.

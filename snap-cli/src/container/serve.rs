@@ -93,7 +93,8 @@ fn serve_locked(
     config.mount.source = manifest.name.to_string();
     config.mount.nosuid = how.nosuid;
     config.mount.nodev = how.nosuid;
-    let state = RunState {
+    config.reach = vec![store.root().to_path_buf(), store.run_dir(id)];
+    let mut state = RunState {
         pid: std::process::id(),
         mountpoint: place.to_path_buf(),
         daemon,
@@ -101,9 +102,11 @@ fn serve_locked(
         transient: how.transient,
         nosuid: how.nosuid,
         replacing: false,
+        device: None,
     };
     log::info!("mounting {} at {}", manifest.name, place.display());
-    cowl_fs::serve(config, || {
+    cowl_fs::serve(config, |device| {
+        state.device = Some(device);
         // Without the state the next command would not find the mount; it serves all the same.
         if let Err(error) = state::write(store, id, &state)
             .and_then(|()| let_go_of_lock())

@@ -7,7 +7,6 @@
 
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -15,7 +14,8 @@ use uuid::Uuid;
 use super::daemon;
 use crate::error::{Error, Result};
 use crate::host;
-use crate::store::lock::Lock;
+use crate::host::mountinfo;
+use crate::host::users::{self, Device};
 use crate::store::manifest::ContainerId;
 use crate::store::run::STATE;
 use crate::store::{Store, disk};
@@ -62,9 +62,27 @@ pub struct RunState {
     pub nosuid: bool,
     /// It is being taken down only to be mounted anew: the state outlives the daemon.
     pub replacing: bool,
+    /// The mount's file system; daemons of earlier versions did not note it.
+    #[serde(default)]
+    pub device: Option<Device>,
 }
 
 impl RunState {
+    /// Whether what is mounted at its place, in the mount namespace of this process, is its mount.
+    pub fn is_here(&self) -> Result<bool> {
+        let mounts = mountinfo::read()?;
+        Ok(mountinfo::topmost(&mounts, &self.mountpoint)
+            .is_some_and(|mount| is_mount_of(mount, self.device)))
+    }
+
+    /// Returns the mount's file system, by the table of mounts where the state does not name it.
+    pub fn device(&self) -> Result<Option<Device>> {
+        match self.device {
+            Some(device) => Ok(Some(device)),
+            None => users::device_at(&self.mountpoint),
+        }
+    }
+
     /// Has what programs wrote and the kernel still keeps handed to the daemon, and with it to the layers.
     pub fn flush(&self, store: &Store, id: ContainerId) -> Result<()> {
         let mut client = super::daemon::connect(store, id)?;
@@ -80,6 +98,11 @@ impl RunState {
         rustix::fs::syncfs(root).map_err(|error| at(error.into()))?;
         client.flush().map_err(|error| super::daemon::told(&error))
     }
+}
+
+/// Whether a mount is that of a daemon of ours, whose file system is `device` where that is known.
+pub(super) fn is_mount_of(mount: &mountinfo::Mount, device: Option<Device>) -> bool {
+    mount.kind == b"fuse.cowlfs" && device.is_none_or(|device| device == mount.dev.into())
 }
 
 /// Whether a container is mounted.
@@ -117,12 +140,8 @@ pub fn look(store: &Store, id: ContainerId) -> Result<Mounted> {
         return Ok(Mounted::No);
     }
     let path = daemon_lock(store, id, state.daemon);
-    let until = Instant::now() + daemon::ENDING;
-    while Lock::is_held(&path)? {
-        if !daemon::is_ending(store, id) || Instant::now() >= until {
-            return Ok(Mounted::Alive(state));
-        }
-        std::thread::sleep(daemon::PAUSE);
+    if daemon::lives(&path, &daemon::socket(store, id))? {
+        return Ok(Mounted::Alive(state));
     }
     disk::remove_if_there(&path)?;
     Ok(Mounted::Dead(state))
@@ -178,6 +197,7 @@ pub fn remove(store: &Store, id: ContainerId) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::lock::Lock;
     use crate::store::tests::session;
 
     fn state(mountpoint: PathBuf, boot: String) -> RunState {
@@ -189,6 +209,7 @@ mod tests {
             transient: false,
             nosuid: false,
             replacing: false,
+            device: None,
         }
     }
 

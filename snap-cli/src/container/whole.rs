@@ -11,12 +11,11 @@ use cowl_fs::format::XattrSpace;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Container, lxc};
+use super::{Container, durability, lxc};
 use crate::archive::Compression;
 use crate::archive::bundle::{self, Part, Whole};
 use crate::delta::error::{OnProgress, Progress};
 use crate::error::{Error, Kind, Result};
-use crate::host;
 use crate::store::bytes::Blob;
 use crate::store::layers::Making;
 use crate::store::manifest::{
@@ -121,7 +120,7 @@ impl Outgoing {
         let mut manifest = container.manifest().clone();
         let config = lxc::config_copy(&container);
         manifest.leave_machine();
-        keep_losses(&mut manifest, &host::boot_id()?);
+        keep_losses(&mut manifest, &durability::epoch(store)?);
         let mut states = BTreeMap::new();
         for snapshot in &manifest.snapshots {
             states.insert(snapshot.id, store.snapshot(container.id(), snapshot.id)?);
@@ -340,10 +339,10 @@ fn import_claimed(
 }
 
 /// What is only settling is whole in the archive; what lost something stays marked.
-fn keep_losses(manifest: &mut ContainerManifest, boot: &str) {
+fn keep_losses(manifest: &mut ContainerManifest, epoch: &str) {
     let marks = manifest.snapshots.iter_mut().map(|s| &mut s.settling);
     for mark in marks.chain([&mut manifest.settling]) {
-        if mark.as_ref().is_some_and(|mark| mark.is_pending(boot)) {
+        if mark.as_ref().is_some_and(|mark| mark.is_pending(epoch)) {
             *mark = None;
         }
     }
@@ -353,7 +352,7 @@ fn keep_losses(manifest: &mut ContainerManifest, boot: &str) {
 fn mark_losses(manifest: &mut ContainerManifest) {
     let marks = manifest.snapshots.iter_mut().map(|s| &mut s.settling);
     for mark in marks.chain([&mut manifest.settling]).flatten() {
-        mark.boot = String::new();
+        mark.epoch = String::new();
     }
 }
 

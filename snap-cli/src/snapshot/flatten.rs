@@ -12,7 +12,6 @@ use crate::container::Swap;
 use crate::container::state::Mounted;
 use crate::delta::error::{OnProgress, Progress};
 use crate::error::{Error, Result};
-use crate::host::users;
 use crate::store::layers::Making;
 use crate::store::manifest::{
     ContainerManifest, LayerId, LayerKind, LayerManifest, Merged, SnapshotManifest,
@@ -100,8 +99,9 @@ pub fn plan(container: &Container<'_>, which: &Which) -> Result<Flattened> {
 /// Refuses while somebody uses the container, who would have the commit refused: better said before the
 /// work than after it.
 pub(super) fn refuse_users(container: &Container<'_>) -> Result<()> {
+    container.refuse_stranded()?;
     if let Mounted::Alive(state) = container.mounted()? {
-        let users = container.users(&state, users::device_at(&state.mountpoint)?)?;
+        let users = container.users(state.pid, state.device()?)?;
         if !users.is_empty() {
             return Err(container.in_use(&users));
         }

@@ -2,8 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use crate::container::durability::epoch;
 use crate::error::Result;
-use crate::host;
 use crate::store::Store;
 use crate::store::manifest::{
     ContainerId, ContainerManifest, Durability, LayerId, LayerKind, SnapshotRef,
@@ -30,7 +30,7 @@ pub fn snapshots(
     id: ContainerId,
     manifest: &ContainerManifest,
 ) -> Result<Vec<Entry>> {
-    let boot = host::boot_id()?;
+    let epoch = epoch(store)?;
     let mut sizes = Sizes::of(store, id);
     // What an older one holds already was not written for this one.
     let mut counted: HashSet<LayerId> = manifest.origin.iter().copied().collect();
@@ -46,7 +46,7 @@ pub fn snapshots(
         };
         let parent = snapshot.parent.and_then(|id| names.get(&id));
         entries.push(Entry {
-            durability: Durability::of(snapshot.settling.as_ref(), &boot),
+            durability: Durability::of(snapshot.settling.as_ref(), &epoch),
             snapshot: snapshot.clone(),
             parent: parent.map(|name| name.to_string()),
             bytes,

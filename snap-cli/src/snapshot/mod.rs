@@ -24,10 +24,10 @@ pub mod undo;
 
 use cowl_fs::control::ControlError;
 
+use crate::container::durability::epoch;
 use crate::container::state::{self, Mounted};
 use crate::container::{Container, Swap, daemon, find_snapshot};
 use crate::error::{Error, Result};
-use crate::host;
 use crate::store::Store;
 use crate::store::layers::Making;
 use crate::store::manifest::{
@@ -109,19 +109,19 @@ impl State {
     }
 
     /// Says why a part of the state may be lost; `None` when it is not.
-    pub fn loss(&self) -> Result<Option<String>> {
-        let boot = host::boot_id()?;
+    pub fn loss(&self, store: &Store) -> Result<Option<String>> {
+        let epoch = epoch(store)?;
         let name = &self.manifest.name;
         let address = match &self.snapshot {
             Some((snapshot, _)) => format!("{name}@{}", snapshot.name),
             None => name.to_string(),
         };
-        Ok(loss(&address, self.settling(), &boot))
+        Ok(loss(&address, self.settling(), &epoch))
     }
 
     /// Refuses a state of which a part may be lost, unless that is accepted.
-    pub fn refuse_loss(&self, losses: Losses) -> Result<()> {
-        match (self.loss()?, losses) {
+    pub fn refuse_loss(&self, store: &Store, losses: Losses) -> Result<()> {
+        match (self.loss(store)?, losses) {
             (Some(why), Losses::Refuse) => Err(refused_loss(why, &self.manifest.name)),
             (Some(_), Losses::Accept) | (None, _) => Ok(()),
         }
@@ -150,19 +150,20 @@ pub enum Losses {
 }
 
 /// Says why a part of the state `address` with this mark may be lost; `None` when it is not.
-pub fn loss(address: &str, mark: Option<&Settling>, boot: &str) -> Option<String> {
-    let mark = mark.filter(|mark| !mark.is_pending(boot))?;
+pub fn loss(address: &str, mark: Option<&Settling>, epoch: &str) -> Option<String> {
+    let mark = mark.filter(|mark| !mark.is_pending(epoch))?;
     let source = match &mark.source {
         Some(source) => format!(" (it was made from {})", source.escape_debug()),
         None => String::new(),
     };
     Some(match &mark.failed {
-        Some(why) if mark.boot == boot => {
+        Some(why) if mark.is_of(epoch) => {
             let why = why.escape_debug();
             format!("{address} is not durable, and a part of it may be lost{source}: {why}")
         }
         _ => format!(
-            "{address} is incomplete{source}: the machine went down before all of it was on the disk"
+            "{address} is incomplete{source}: the machine went down, or the disk was taken away, before \
+             all of it was durable"
         ),
     })
 }
@@ -265,7 +266,12 @@ impl Container<'_> {
                     | ControlError::Busy { .. }
                     | ControlError::InUse { .. }),
                 ) => Ok(Swap::Refused(daemon::told(&error))),
-                Err(error @ ControlError::Io(_)) => Err(daemon::told(&error)),
+                // What became of it is not known.
+                Err(
+                    error @ (ControlError::Io(_)
+                    | ControlError::Silent { .. }
+                    | ControlError::Ending { .. }),
+                ) => Err(daemon::told(&error)),
             }
         })
     }

@@ -3,11 +3,11 @@
 use super::take::{drop_if_unnamed, write_file};
 use super::{Container, resolve};
 use crate::container::create::over_layers_and;
+use crate::container::durability::epoch;
 use crate::container::lxc;
 use crate::container::{Swap, state::RunState};
 use crate::delta::error::OnProgress;
 use crate::error::{Error, Result};
-use crate::host;
 use crate::store::Store;
 use crate::store::layers::Making;
 use crate::store::manifest::{Ephemeral, LayerId, Settling, SnapshotId, SnapshotKind, SnapshotRef};
@@ -27,6 +27,7 @@ pub fn restore(container: &mut Container<'_>, name: &SnapshotName) -> Result<Res
     // Everything that can be refused is, before the mount is taken down.
     let (_, snapshot) = container.snapshot(name)?;
     container.store().open_layers(&snapshot.stack)?;
+    container.refuse_stranded()?;
     let was = container.unmount(true)?;
     let done = swap(container, name);
     let mounted = again(container, was.as_ref());
@@ -287,8 +288,8 @@ fn clone_claimed(
     if let Made::Copy(progress) = made {
         stack = vec![super::copy::base(store, &mut making, &stack, progress)?];
         // The copy is durable with all that could be read.
-        let boot = host::boot_id()?;
-        settling = settling.filter(|mark| !mark.is_pending(&boot));
+        let epoch = epoch(store)?;
+        settling = settling.filter(|mark| !mark.is_pending(&epoch));
     }
     let body = (new, stack.as_slice(), manifest.settings);
     over_layers_and(store, making, body, |id, manifest| {

@@ -280,8 +280,9 @@ impl SnapshotManifest {
 /// Says of a state that it was acknowledged before its data was known to be durable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settling {
-    /// The boot in which it was acknowledged. In any other, data that was in memory only is lost.
-    pub boot: String,
+    /// The epoch in which it was acknowledged (see `container::durability`). In any other, data that was in
+    /// memory only is lost.
+    pub epoch: String,
     /// Why a sync failed. What was not written then is not written by a later sync either.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<String>,
@@ -294,19 +295,31 @@ pub struct Settling {
 }
 
 impl Settling {
-    /// A state that is acknowledged in the boot `boot`.
-    pub fn since(boot: String) -> Self {
+    /// A state that is acknowledged in the epoch `epoch`.
+    pub fn since(epoch: String) -> Self {
         Self {
-            boot,
+            epoch,
             failed: None,
             source: None,
             extra: Map::new(),
         }
     }
 
-    /// Whether a sync can still make it durable, in the boot `boot`.
-    pub fn is_pending(&self, boot: &str) -> bool {
-        self.boot == boot && self.failed.is_none()
+    /// Whether a sync can still make it durable, in the epoch `epoch`.
+    pub fn is_pending(&self, epoch: &str) -> bool {
+        self.is_of(epoch) && self.failed.is_none()
+    }
+
+    /// Whether it was acknowledged in the epoch `epoch`: in the same boot, on the same disk where both say
+    /// which.
+    pub fn is_of(&self, epoch: &str) -> bool {
+        match (self.epoch.split_once('/'), epoch.split_once('/')) {
+            (Some(own), Some(other)) => own == other,
+            (own, other) => {
+                let own = own.map_or(self.epoch.as_str(), |(boot, _)| boot);
+                own == other.map_or(epoch, |(boot, _)| boot)
+            }
+        }
     }
 }
 
@@ -322,11 +335,11 @@ pub enum Durability {
 }
 
 impl Durability {
-    /// The durability of what `settling` is said of, in the boot `boot`.
-    pub fn of(settling: Option<&Settling>, boot: &str) -> Self {
+    /// The durability of what `settling` is said of, in the epoch `epoch`.
+    pub fn of(settling: Option<&Settling>, epoch: &str) -> Self {
         match settling {
             None => Self::Durable,
-            Some(settling) if settling.boot == boot => Self::Settling,
+            Some(settling) if settling.is_of(epoch) => Self::Settling,
             Some(_) => Self::Incomplete,
         }
     }
@@ -456,6 +469,27 @@ mod tests {
         record.body.check().unwrap();
         let bytes = record.encode().unwrap();
         assert_eq!(Record::<ContainerManifest>::decode(&bytes).unwrap(), record);
+    }
+
+    #[test]
+    fn epochs() {
+        for (own, now, same) in [
+            ("boot", "boot", true),
+            ("boot", "other", false),
+            ("boot/7", "boot/7", true),
+            // The disk was pulled, or its device made anew.
+            ("boot/7", "boot/8", false),
+            ("boot/7", "other/7", false),
+            // Where sysfs is not there, the boot decides.
+            ("boot/7", "boot", true),
+            ("boot", "boot/7", true),
+            ("other", "boot/7", false),
+            ("", "boot/7", false),
+        ] {
+            let mark = Settling::since(own.to_owned());
+            assert_eq!(mark.is_of(now), same, "{own} {now}");
+            assert_eq!(mark.is_pending(now), same, "{own} {now}");
+        }
     }
 
     #[test]

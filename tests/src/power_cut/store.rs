@@ -370,7 +370,8 @@ impl Work {
         let from = self.log.now();
         let changes = name == LIVE || name == IDLE;
         let content = (!changes).then(|| self.content_of(name));
-        self.acknowledge(name, true, content, from);
+        // A restore puts those that change on another state.
+        self.acknowledge(name, !changes, content, from);
     }
 
     fn snapshot(&mut self, container: &str, how: &str) {

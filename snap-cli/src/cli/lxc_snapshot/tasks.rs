@@ -78,7 +78,7 @@ impl Front<'_> {
                     container: kept.manifest.name.clone(),
                     snapshot: Some(found.name),
                 };
-                resolve(&kept.store, &source)?.refuse_loss(Losses::Refuse)?;
+                resolve(&kept.store, &source)?.refuse_loss(&kept.store, Losses::Refuse)?;
                 let new = ContainerName::parse(new)?;
                 let notes = clone(&kept.store, &source, &new)?;
                 self.context.settle(&kept.store, &new);
@@ -137,7 +137,7 @@ impl Front<'_> {
             container: name.clone(),
             snapshot: Some(found.name.clone()),
         };
-        resolve(store, &target)?.refuse_loss(Losses::Refuse)?;
+        resolve(store, &target)?.refuse_loss(store, Losses::Refuse)?;
         let to = Some(found.name.as_str());
         let done = self.context.hooked(Event::Restore, store, name, to, |_| {
             let mut container = Container::open(store, name)?;
