@@ -16,6 +16,7 @@ use crate::layer::{Layer, Upper, lock};
 use crate::overlay::Overlay;
 use crate::requests::Requests;
 use crate::setup::{SetupError, SetupKind, shown};
+use crate::shown::Show as _;
 use crate::sys;
 
 /// How much the kernel reads ahead, in KiB: as much as the largest request brings.
@@ -269,13 +270,13 @@ fn watch_signals(set: Option<SigSet>, place: Place, gauge: Gauge) {
                     }
                     continue;
                 }
-                Ok(signal) => log::info!("{signal}: unmounting {}", place.path.display()),
+                Ok(signal) => log::info!("{signal}: unmounting {}", place.path.shown()),
                 Err(error) => log::warn!("waiting for signals: {error}"),
             }
             if !place.is_ours() {
-                log::warn!("{} is not this mount any more", place.path.display());
+                log::warn!("{} is not this mount any more", place.path.shown());
             } else if let Err(error) = sys::mount::unmount_lazily(&place.path) {
-                log::warn!("cannot unmount {}: {error}", place.path.display());
+                log::warn!("cannot unmount {}: {error}", place.path.shown());
             }
         }
     });

@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use super::{Answer, Place};
 use crate::error::Errno;
 use crate::overlay::Overlay;
+use crate::shown::Show as _;
 use crate::sys;
 
 /// Unmounts. What is returned beside the answer is to be dropped after the answer was sent: it keeps
@@ -22,11 +23,11 @@ pub(super) fn detach(overlay: &Overlay, place: &Place) -> (Answer, Option<OwnedF
 fn try_detach(overlay: &Overlay, place: &Place) -> Result<OwnedFd, Answer> {
     let failed = |what: &'static str| {
         move |error: crate::Error| Answer::Failed {
-            why: format!("cannot {what} {}: {error}", place.path.display()),
+            why: format!("cannot {what} {}: {error}", place.path.shown()),
         }
     };
     if !place.is_ours() {
-        let why = format!("{} is not this mount any more", place.path.display());
+        let why = format!("{} is not this mount any more", place.path.shown());
         return Err(Answer::Failed { why });
     }
     // Copies in other mount namespaces would go on being written. Those that follow this one are

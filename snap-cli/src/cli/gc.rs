@@ -7,6 +7,7 @@ use super::{Context, Verb, output};
 use crate::error::{Error, Result};
 use crate::store::collect::Leftovers;
 use crate::store::{Store, usage::Space};
+use cowl_fs::shown::Show as _;
 
 /// Remove what nothing needs any more
 ///
@@ -94,7 +95,7 @@ impl Args {
                     left.files.len() + left.folders.len() + left.locks.len() + left.trash.len(),
                 ),
             };
-            output::note(&format!("{}: {said}", store.root().display()));
+            output::note(&format!("{}: {said}", store.root().shown()));
             if !left.held.is_empty() {
                 output::note(&format!(
                     "{} more layers go once they are not mounted any more",

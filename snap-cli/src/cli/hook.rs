@@ -10,6 +10,7 @@ use crate::container::moving::finish_all;
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::manifest::ContainerId;
+use cowl_fs::shown::{Allowed, Show as _, plain};
 
 /// Mount, unmount or destroy the files of an LXC container (for LXC's use: its config calls it)
 #[derive(Debug, clap::Args)]
@@ -81,7 +82,9 @@ impl Args {
     fn tell(&self, store: &Store, id: ContainerId, error: &Error) {
         let dir = store.run_dir(id);
         let hint = error.hint.as_deref().unwrap_or_default();
-        let line = format!("{} {:?}: {error}; {hint}\n", crate::store::now(), self.kind);
+        let what = format!("{:?}: {error}; {hint}", self.kind);
+        let what = plain(&what, Allowed::default());
+        let line = format!("{} {what}\n", crate::store::now());
         let written = std::fs::create_dir(&dir)
             .or_else(|error| match error.kind() {
                 std::io::ErrorKind::AlreadyExists => Ok(()),
@@ -95,7 +98,7 @@ impl Args {
                 log?.write_all(line.as_bytes())
             });
         if let Err(error) = written {
-            log::debug!("cannot write the log in {}: {error}", dir.display());
+            log::debug!("cannot write the log in {}: {error}", dir.shown());
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::store::lock::{Lock, Mode};
 use crate::store::manifest::{ContainerId, SnapshotId};
 use crate::store::name::SnapshotName;
 use crate::store::{Store, disk};
+use cowl_fs::shown::Show as _;
 
 /// So long an unmount waits for its daemon to end; one that still serves another mount namespace does not.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -70,7 +71,7 @@ fn look(store: &Store, id: ContainerId) -> Result<Vec<(Uuid, Option<Browse>, boo
         let state: Option<Browse> = match std::fs::read(folder.join("state.json")) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
                 // Cut short by a crash, it says nothing.
-                log::info!("{}: {error}", folder.display());
+                log::info!("{}: {error}", folder.shown());
                 None
             }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
@@ -125,7 +126,7 @@ fn remove_place(store: &Store, place: &Path) {
     }
     match std::fs::remove_dir(place) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            log::info!("cannot remove {}: {error}", place.display());
+            log::info!("cannot remove {}: {error}", place.shown());
         }
         Ok(()) | Err(_) => {}
     }
@@ -147,7 +148,7 @@ impl Container<'_> {
             Some(browse) if is_mounted(browse)? => {
                 return Err(Error::busy(format!(
                     "another snapshot is mounted at {}",
-                    place.display()
+                    place.shown()
                 ))
                 .hint(format!("unmount it: cowl umount {}", users::quoted(&place))));
             }
@@ -213,7 +214,7 @@ impl Container<'_> {
             if !users.is_empty() {
                 return Err(self.in_use(&users));
             }
-            return Err(Error::busy(format!("{} is in use", place.display()))
+            return Err(Error::busy(format!("{} is in use", place.shown()))
                 .hint("unmount what is mounted inside it first"));
         }
         let until = Instant::now() + PATIENCE;
@@ -270,7 +271,7 @@ pub fn serve(
     // It is for reading: nobody needs the rights that a container's root gave to programs in it.
     config.mount.nosuid = true;
     config.mount.nodev = true;
-    log::info!("mounting {} at {}", config.mount.source, place.display());
+    log::info!("mounting {} at {}", config.mount.source, place.shown());
     let served = cowl_fs::serve(config, || {
         if let Err(error) = serve::say_ready() {
             log::error!("{error}");

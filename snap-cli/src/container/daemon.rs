@@ -11,6 +11,7 @@ use super::state::{self, Mounted, RunState};
 use crate::error::{Error, Result};
 use crate::store::manifest::{ContainerId, LayerId};
 use crate::store::{Store, disk};
+use cowl_fs::shown::Show as _;
 
 /// The socket's name in the run folder.
 const SOCKET: &str = "sock";
@@ -31,7 +32,7 @@ pub fn connect(store: &Store, id: ContainerId) -> Result<Client> {
     Client::connect(&path).map_err(|error| {
         Error::at("reach the daemon at", &path, error).hint(format!(
             "its log is {}; the next command mounts anew what a dead daemon left",
-            path.with_file_name("log").display()
+            path.with_file_name("log").shown()
         ))
     })
 }
@@ -95,7 +96,7 @@ pub fn written_layer(store: &Store, id: ContainerId) -> Result<Option<LayerId>> 
         Some(layer) => Ok(Some(layer)),
         None => Err(Error::failed(format!(
             "the daemon writes to {}, which is no layer of this store",
-            tree.display()
+            tree.shown()
         ))),
     }
 }

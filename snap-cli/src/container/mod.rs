@@ -35,6 +35,7 @@ use crate::store::manifest::{ContainerId, ContainerManifest, SnapshotManifest, S
 use crate::store::name::{ContainerName, SnapshotName, nearest};
 use crate::store::record::Record;
 use crate::store::{Store, disk};
+use cowl_fs::shown::Show as _;
 
 /// A container, locked: nobody else changes it while this lives.
 #[derive(Debug)]
@@ -151,7 +152,7 @@ impl<'s> Container<'s> {
             Ok(None) => {
                 return Err(Error::damaged(format!(
                     "the change under way in {} is lost, and the mount writes to its layer",
-                    path.display()
+                    path.shown()
                 ))
                 .hint("save what is in the mount before anything else"));
             }

@@ -17,6 +17,7 @@ use crate::host::{mountinfo, reach};
 use crate::store::Store;
 use crate::store::lock::Lock;
 use crate::store::manifest::Ephemeral;
+use cowl_fs::shown::Show as _;
 
 /// A log longer than this is put aside when the next daemon starts.
 const LOG_LIMIT: u64 = 1 << 20;
@@ -126,7 +127,7 @@ impl Container<'_> {
             if asked != state.mountpoint {
                 return Err(Error::busy(format!(
                     "{name} is mounted at {} already",
-                    state.mountpoint.display()
+                    state.mountpoint.shown()
                 ))
                 .hint(format!("unmount it there first: cowl umount {name}")));
             }
@@ -257,7 +258,7 @@ impl Container<'_> {
         }
         let mounts = mountinfo::read()?;
         let inner: Vec<_> = mountinfo::below(&mounts, &state.mountpoint)
-            .map(|mount| mount.at.display().to_string())
+            .map(|mount| mount.at.shown().to_string())
             .collect();
         Ok(inner.last().map(|last| InTheWay {
             copies: false,
@@ -311,7 +312,7 @@ impl Container<'_> {
                 return Err(Error::busy(format!(
                     "{} was unmounted from {}, but somebody still uses it there (daemon: pid {})",
                     self.name(),
-                    state.mountpoint.display(),
+                    state.mountpoint.shown(),
                     state.pid
                 ))
                 .hint("look for processes with files open in it, and end them"));
@@ -381,7 +382,7 @@ impl Container<'_> {
             log::warn!("{died}; its mount is gone");
             return Ok(());
         }
-        let place = state.mountpoint.display();
+        let place = state.mountpoint.shown();
         match self.start_or_forget(&state) {
             Ok(()) => log::warn!("{died}: mounted anew at {place}"),
             // What was asked for may well go on without the mount.
@@ -443,14 +444,14 @@ pub(super) fn own_place(at: &Path, store: &Path) -> Result<PathBuf> {
     let refused = |why: &str| {
         Err(Error::failed(format!(
             "cannot mount at {}: {why}",
-            at.display()
+            at.shown()
         )))
     };
     let place = match at.canonicalize() {
         Ok(place) => place,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(
-                Error::failed(format!("the mount point {} does not exist", at.display()))
+                Error::failed(format!("the mount point {} does not exist", at.shown()))
                     .hint(format!("make it first: mkdir -p {}", users::quoted(at))),
             );
         }
@@ -481,7 +482,7 @@ pub(super) fn check_empty(place: &Path) -> Result<()> {
             let name = entry.map_err(at)?.file_name();
             Err(Error::failed(format!(
                 "the mount point {} is not empty: it holds {}",
-                place.display(),
+                place.shown(),
                 name.as_bytes().escape_ascii()
             ))
             .hint("name an empty folder: what lies in it would be hidden"))
@@ -522,7 +523,7 @@ fn failure(said: &str, log: &Path) -> Error {
         };
     }
     Error::failed("the daemon ended before the mount was there")
-        .hint(format!("its log says why: {}", log.display()))
+        .hint(format!("its log says why: {}", log.shown()))
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use crate::host;
 use crate::store::Store;
 use crate::store::lock::{Lock, Mode};
 use crate::store::manifest::ContainerId;
+use cowl_fs::shown::Show as _;
 
 /// Cuts the process off from the shell that started it: descriptors that it left open, its session, its
 /// working directory.
@@ -96,7 +97,7 @@ fn serve_locked(
         nosuid: how.nosuid,
         replacing: false,
     };
-    log::info!("mounting {} at {}", manifest.name, place.display());
+    log::info!("mounting {} at {}", manifest.name, place.shown());
     cowl_fs::serve(config, || {
         // Without the state the next command would not find the mount; it serves all the same.
         if let Err(error) = state::write(store, id, &state)

@@ -17,6 +17,7 @@ use crate::host;
 use crate::store::lock::Lock;
 use crate::store::manifest::ContainerId;
 use crate::store::{Store, disk};
+use cowl_fs::shown::Show as _;
 
 /// A path in JSON: text where it is text, else its bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,7 +134,7 @@ pub fn read(store: &Store, id: ContainerId) -> Result<Option<RunState>> {
         Ok(bytes) => match serde_json::from_slice(&bytes) {
             Ok(state) => Ok(Some(state)),
             Err(error) => {
-                log::warn!("{}: {error}; removed", path.display());
+                log::warn!("{}: {error}; removed", path.shown());
                 disk::remove_if_there(&path)?;
                 Ok(None)
             }

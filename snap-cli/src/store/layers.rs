@@ -20,6 +20,7 @@ use super::manifest::{ContainerId, LayerId, LayerKind, LayerManifest, Measured};
 use super::record::Record;
 use super::{Store, disk};
 use crate::error::{Error, Result};
+use cowl_fs::shown::Show as _;
 
 /// What ends up in `locks` while something is being made.
 pub(super) const NOTE: &str = "making-";
@@ -193,7 +194,7 @@ fn private_dir(path: &Path) -> Result<()> {
 pub fn remove_tree(path: &Path) -> Result<()> {
     use std::os::unix::ffi::OsStrExt;
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(Error::failed(format!("{} names no folder", path.display())));
+        return Err(Error::failed(format!("{} names no folder", path.shown())));
     };
     let removed = sys::dir::open_root(parent)
         .and_then(|dir| sys::node::remove_tree(dir.as_fd(), name.as_bytes()));
@@ -262,7 +263,7 @@ impl Store {
                 let tree = self.layer_tree(*id);
                 if !disk::is_there(&tree)? {
                     return Err(
-                        Error::damaged(format!("the layer {} is missing", tree.display()))
+                        Error::damaged(format!("the layer {} is missing", tree.shown()))
                             .hint("bring it back from a backup; nothing was changed"),
                     );
                 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::manifest::{ContainerId, LayerId, LayerKind, Measured};
 use super::{Store, disk};
 use crate::error::{Error, Result};
+use cowl_fs::shown::Show as _;
 
 /// `cache/<id>.json`: for each layer its kind, bytes, names and inodes.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -39,7 +40,7 @@ impl<'s> Sizes<'s> {
             Ok(file) if file.format == FORMAT => file,
             Ok(_) => File::default(),
             Err(error) => {
-                log::debug!("{}: {error}", path.display());
+                log::debug!("{}: {error}", path.shown());
                 File::default()
             }
         };
