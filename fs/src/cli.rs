@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
-use clap::error::ContextValue;
+use clap::error::{ContextKind, ContextValue};
 
 use crate::config::{Awake, Coherence, Config, Passthrough, named};
 use crate::format::XattrSpace;
@@ -62,6 +62,16 @@ pub fn explanation(mut error: clap::Error, colors: bool) -> String {
             _ => None,
         })
         .collect();
+    // A suggestion repeats a word in the midst of its styles: where a word was escaped it is left out.
+    let is_plain = |word: &String| !word.contains('\\');
+    let escaped = words.iter().any(|(_, word)| match word {
+        ContextValue::String(word) => !is_plain(word),
+        ContextValue::Strings(words) => !words.iter().all(is_plain),
+        _ => false,
+    });
+    if escaped {
+        error.insert(ContextKind::Suggested, ContextValue::None);
+    }
     for (kind, word) in words {
         error.insert(kind, word);
     }
