@@ -30,7 +30,9 @@ pub struct Args {
     /// to it, those of programs and libraries excepted; or none does, and the kernel reads all lower files by itself), fsname=NAME, subtype=NAME;
     /// control=SOCKET, on which the daemon can be asked what it has done;
     /// remount, to change ro, nosuid, nodev, noexec, noatime of a mount that is there.
-    /// SIGUSR1 has the daemon say on standard error what it has done.
+    /// SIGUSR1 has the daemon say on standard error what it has done. SIGTERM, SIGINT and SIGHUP unmount it
+    /// everywhere, sync what was written and end it, five seconds later at the latest. SIGUSR2 ends it if it was
+    /// unmounted and only unused copies in other mount namespaces are left.
     /// In paths, a backslash stands before a colon or comma that belongs to the name
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<OsString>,

@@ -1,6 +1,7 @@
 //! What a mount is to be: checked values, no parsing and no system calls.
 
 use std::path::PathBuf;
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use crate::format::XattrSpace;
@@ -51,6 +52,11 @@ pub struct Config {
     pub control: Option<PathBuf>,
     /// Whether it may be told there to put a new layer on top.
     pub snapshots: bool,
+    /// Paths that this process uses later: they stay in reach when it leaves the mount namespace that it was
+    /// started in.
+    pub reach: Vec<PathBuf>,
+    /// Receives a message when a client asks for the frozen layers to be synced.
+    pub settle: Option<Sender<()>>,
 }
 
 impl Config {
@@ -87,6 +93,8 @@ impl Config {
             coherence: Coherence::default(),
             control: None,
             snapshots: false,
+            reach: Vec::new(),
+            settle: None,
         }
     }
 }

@@ -53,7 +53,7 @@ fn run(args: Args) -> Result<(), (String, u8)> {
         return cowl_fs::remount(&config).map_err(|error| told(&error));
     }
     if foreground {
-        return cowl_fs::serve(config, || {}).map_err(|error| told(&error));
+        return cowl_fs::serve(config, |_| {}).map_err(|error| told(&error));
     }
     match to_background().map_err(|error| (format!("cannot fork: {error}"), 1))? {
         Background::Parent(why) if why.is_empty() => Ok(()),
@@ -63,7 +63,7 @@ fn run(args: Args) -> Result<(), (String, u8)> {
         }
         Background::Child(pipe) => {
             let mut pipe = Some(pipe);
-            let served = cowl_fs::serve(config, || {
+            let served = cowl_fs::serve(config, |_| {
                 if let Some(pipe) = pipe.take()
                     && let Err(error) = pipe.ready()
                 {

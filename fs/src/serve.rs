@@ -5,10 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
-use nix::sys::signal::{SigSet, Signal};
-
 use crate::config::{Config, KEEP};
-use crate::control::{self, Gauge, Place};
+use crate::control::{self, Gauge, Mounted, Place, Session, Signals};
 use crate::error::Errno;
 use crate::format::XattrSpace;
 use crate::fuse::{self, Serving, SessionError};
@@ -16,14 +14,17 @@ use crate::layer::{Layer, Upper, lock};
 use crate::overlay::Overlay;
 use crate::requests::Requests;
 use crate::setup::{SetupError, SetupKind, shown};
-use crate::shown::Show as _;
 use crate::sys;
+use crate::sys::users::Device;
 
 /// How much the kernel reads ahead, in KiB: as much as the largest request brings.
 const READ_AHEAD: u32 = 1024;
 
-/// Mounts, calls `ready` once the mount is there, and serves until it is unmounted.
-pub fn serve(mut config: Config, ready: impl FnOnce()) -> Result<(), SetupError> {
+/// Mounts, calls `ready` with the mount's device number once it is there, and serves until it is unmounted.
+///
+/// Once the mount is attached, the process moves to a mount namespace of its own, without the mount, so that the
+/// mount ends with the namespace that it was made in.
+pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), SetupError> {
     sys::process::raise_open_files();
     config.mountpoint = check_mountpoint(&config.mountpoint)?;
     check_layers_apart(&config)?;
@@ -67,8 +68,10 @@ pub fn serve(mut config: Config, ready: impl FnOnce()) -> Result<(), SetupError>
     if overlay.take_over_index().map_err(told)? {
         overlay = make().map_err(told)?;
     }
+    // The overlay alone holds it from here on, and releases its locks when it lets go of it.
+    drop(upper);
     let overlay = Arc::new(overlay);
-    let signals = block_signals();
+    let signals = Signals::block();
     let threads = config.threads.unwrap_or_else(|| {
         let cpus = thread::available_parallelism().map_or(2, NonZeroUsize::get);
         cpus.clamp(4, 16)
@@ -104,19 +107,32 @@ pub fn serve(mut config: Config, ready: impl FnOnce()) -> Result<(), SetupError>
         SetupError::at("cannot look at the mount for", &config.mountpoint, error)
     })?;
     let flusher = prepared.flusher();
-    let session = prepared
+    let attached = prepared
         .attach(&config.mountpoint)
         .map_err(|error| SetupError::at("cannot mount at", &config.mountpoint, error))?;
     if let Err(error) = sys::mount::read_ahead(device, READ_AHEAD) {
         // Only slower: without the right to it, or without /sys.
         log::debug!("reading ahead stays as it is: {error}");
     }
-    let place = Place {
-        path: config.mountpoint.clone(),
-        device,
-    };
+    let place = Place::attached(config.mountpoint.clone(), device);
+    leave_namespace(&config, device);
+    let session = attached.start().map_err(|error| {
+        SetupError::new(
+            SetupKind::Host,
+            format!("cannot start a thread: {error}"),
+            "",
+        )
+    })?;
     let gauge = Gauge::new(overlay.clone(), requests);
-    watch_signals(signals, place.clone(), gauge.clone());
+    let state = Session::of(device);
+    let flush: Arc<control::Flush> = Arc::new(Box::new(move |ino| flusher.flush(ino)));
+    signals.watch(Mounted {
+        overlay: overlay.clone(),
+        place: place.clone(),
+        gauge: gauge.clone(),
+        flush: flush.clone(),
+        session: state.clone(),
+    });
     // Held for as long as the process lives.
     overlay.keep_locks(locks);
     if let Some(listener) = listener {
@@ -125,12 +141,15 @@ pub fn serve(mut config: Config, ready: impl FnOnce()) -> Result<(), SetupError>
             config,
             place,
             gauge,
-            flush: Box::new(move |ino| flusher.flush(ino)),
+            flush,
+            session: state.clone(),
         };
         control::serve(listener, serving);
     }
-    ready();
-    match session.run() {
+    ready(device);
+    let served = session.run();
+    state.has_ended();
+    match served {
         Err(error) if error.raw_os_error() == Some(Errno::CONNABORTED.raw_os_error()) => {
             // Somebody used the abort switch of this connection: the mount is dead, and that was asked for.
             log::warn!("the connection was aborted");
@@ -239,45 +258,20 @@ fn explain(error: SessionError, mountpoint: &Path) -> SetupError {
     }
 }
 
-/// Blocks the signals that the daemon acts on, before there is a second thread.
-fn block_signals() -> Option<SigSet> {
-    let mut set = SigSet::empty();
-    let ends = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
-    for signal in ends.into_iter().chain([Signal::SIGUSR1]) {
-        set.add(signal);
+/// Moves to a mount namespace that holds what this process still has to reach by a path: its own files in /proc
+/// and /dev, and what the configuration names for later.
+fn leave_namespace(config: &Config, device: Device) {
+    let mut keep = vec![
+        Path::new("/"),
+        Path::new("/proc"),
+        Path::new("/sys"),
+        Path::new("/dev/null"),
+    ];
+    keep.extend(config.reach.iter().map(PathBuf::as_path));
+    if config.snapshots {
+        keep.extend(config.upper.iter().map(|(upper, _)| upper.as_path()));
     }
-    match set.thread_block() {
-        Ok(()) => Some(set),
-        Err(error) => {
-            log::warn!("cannot block signals: {error}");
-            None
-        }
+    if let Err(error) = sys::namespace::leave(&keep, device) {
+        log::info!("stays in the mount namespace that it was started in: {error}");
     }
-}
-
-/// SIGUSR1 has it said in the log what was done so far. Every other signal takes the mount out of the tree;
-/// the daemon goes on until its last user is gone.
-fn watch_signals(set: Option<SigSet>, place: Place, gauge: Gauge) {
-    let Some(set) = set else { return };
-    thread::spawn(move || {
-        loop {
-            match set.wait() {
-                Ok(Signal::SIGUSR1) => {
-                    // A warning, because somebody asked for it and the log keeps nothing less.
-                    match gauge.read() {
-                        Ok(stats) => log::warn!("{stats}"),
-                        Err(error) => log::warn!("what was done can't be told: {error}"),
-                    }
-                    continue;
-                }
-                Ok(signal) => log::info!("{signal}: unmounting {}", place.path.shown()),
-                Err(error) => log::warn!("waiting for signals: {error}"),
-            }
-            if !place.is_ours() {
-                log::warn!("{} is not this mount any more", place.path.shown());
-            } else if let Err(error) = sys::mount::unmount_lazily(&place.path) {
-                log::warn!("cannot unmount {}: {error}", place.path.shown());
-            }
-        }
-    });
 }

@@ -81,6 +81,7 @@ fn write(store: &Store, making: &mut Making<'_>, base: LayerId, name: &str, snap
             comment: format!("number {number}"),
             tags: BTreeMap::new(),
             protected: false,
+            settling: None,
             extra: Map::new(),
         });
     }

@@ -186,6 +186,13 @@ impl From<TreeError> for Error {
                 Some("give a folder, or a tar archive: plain, or compressed by gzip, zstd or xz")
             }
             ErrorKind::WholeContainer => Some("cowl import FILE brings it back, snapshots and all"),
+            ErrorKind::Limit => {
+                Some("if you trust it, unpack it with tar and give cowl the directory: --from DIR")
+            }
+            ErrorKind::Image => Some(
+                "unpack it first: umoci unpack, or podman create and podman export; \
+                 --force takes its files as they are",
+            ),
             ErrorKind::Truncated => Some("the file was cut short: fetch or make it anew"),
             ErrorKind::Io
             | ErrorKind::NotFound

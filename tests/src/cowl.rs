@@ -1,6 +1,7 @@
 //! The snapshot manager as a user calls it, on a store of its own.
 
 use std::ffi::{OsStr, OsString};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -48,6 +49,20 @@ impl Store {
     #[must_use]
     pub fn scratch(&self) -> &Scratch {
         &self.scratch
+    }
+
+    /// The directories, one per container, in which root's mounts of this store keep their run-time files.
+    ///
+    /// Found by the rule that docs/format.md gives: uuid, device and inode of the store.
+    #[must_use]
+    pub fn run_dirs(&self) -> Vec<PathBuf> {
+        let Some(dir) = run_dir_of(&self.path) else {
+            return Vec::new();
+        };
+        let entries = std::fs::read_dir(dir).into_iter().flatten();
+        entries
+            .map(|entry| entry.expect("an entry").path())
+            .collect()
     }
 
     /// Runs `cowl --store STORE ARGS`.
@@ -158,6 +173,28 @@ impl Store {
         let kilobytes: Option<u64> = said.split_whitespace().next().and_then(|n| n.parse().ok());
         1024 * kilobytes.unwrap_or_else(|| panic!("du said {said:?}"))
     }
+}
+
+impl Drop for Store {
+    /// Nothing else removes them before the machine is restarted.
+    fn drop(&mut self) {
+        if let Some(dir) = run_dir_of(&self.path)
+            && let Err(error) = std::fs::remove_dir_all(&dir)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            eprintln!("cannot remove {}: {error}", dir.display());
+        }
+    }
+}
+
+/// Where root's mounts of the store at `path` have their run-time files; nothing where there is no store.
+#[must_use]
+pub fn run_dir_of(path: &Path) -> Option<PathBuf> {
+    let meta = std::fs::metadata(path).ok()?;
+    let text = std::fs::read(path.join("store.json")).ok()?;
+    let json: Value = serde_json::from_slice(&text).ok()?;
+    let (uuid, dev, ino) = (find(&json, "uuid")?.as_str()?, meta.dev(), meta.ino());
+    Some(PathBuf::from(format!("/run/cowl/{uuid}-{dev:x}-{ino:x}")))
 }
 
 /// The first value with this key, at any depth.

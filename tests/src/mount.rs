@@ -278,8 +278,14 @@ impl Overlay {
 
     /// Unmounts as a user would, and waits for the daemon, which must end well.
     #[track_caller]
-    pub fn unmount(mut self) {
+    pub fn unmount(self) {
         unmount_free(&self.place);
+        self.ended();
+    }
+
+    /// Waits until the daemon has ended, which it must do well.
+    #[track_caller]
+    pub fn ended(mut self) {
         if let Some(mut daemon) = self.daemon.take() {
             let mut status = None;
             wait_until("the daemon's end", || {

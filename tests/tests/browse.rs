@@ -58,8 +58,8 @@ fn browsed(store: &Store) -> Vec<(String, String)> {
 
 /// What is left in the run folder of the mounts of snapshots.
 fn left(store: &Store) -> usize {
-    let run = fs::read_dir(store.path().join("run")).unwrap();
-    run.flat_map(|entry| fs::read_dir(entry.unwrap().path()).unwrap())
+    let run = store.run_dirs().into_iter();
+    run.flat_map(|dir| fs::read_dir(dir).unwrap())
         .filter(|entry| {
             let name = entry.as_ref().unwrap().file_name();
             name.to_string_lossy().ends_with(".ro")
@@ -169,14 +169,8 @@ fn a_dead_daemon_and_a_plain_umount_leave_nothing() {
     store.cowl(["rm", "web", "snap0"]).ok();
 
     // After a reboot: the folder says so, and there is no mount.
-    let run = fs::read_dir(store.path().join("run"))
-        .unwrap()
-        .next()
-        .unwrap();
-    let folder = run
-        .unwrap()
-        .path()
-        .join("00000000-0000-4000-8000-000000000000.ro");
+    let run = store.run_dirs().into_iter().next().unwrap();
+    let folder = run.join("00000000-0000-4000-8000-000000000000.ro");
     fs::create_dir(&folder).unwrap();
     fs::write(
         folder.join("state.json"),

@@ -121,8 +121,8 @@ fn an_ephemeral_clone_goes_with_its_mount() {
     // After a reboot: the state is another boot's.
     make();
     let place = store.mount("once");
-    let run = fs::read_dir(store.path().join("run")).unwrap();
-    let states = run.map(|entry| entry.unwrap().path().join("state.json"));
+    let run = store.run_dirs().into_iter();
+    let states = run.map(|dir| dir.join("state.json"));
     let state = states
         .filter(|path| path.try_exists().unwrap())
         .last()

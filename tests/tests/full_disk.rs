@@ -22,15 +22,20 @@ impl Disk {
 
     /// With further options of mkfs.
     fn with(options: &[&str]) -> Self {
+        let options: Vec<_> = ["-q", "-m0"].iter().chain(options).copied().collect();
+        Self::of(32, "mkfs.ext4", &options)
+    }
+
+    fn of(megabytes: u64, mkfs: &str, options: &[&str]) -> Self {
         let scratch = Scratch::new("full-disk");
         let image = scratch.join("image");
         std::fs::File::create(&image)
             .unwrap()
-            .set_len(32 << 20)
+            .set_len(megabytes << 20)
             .unwrap();
-        let mut args: Vec<&Path> = ["-q", "-m0"].iter().chain(options).map(Path::new).collect();
+        let mut args: Vec<&Path> = options.iter().map(Path::new).collect();
         args.push(&image);
-        command::run("mkfs.ext4", args).ok();
+        command::run(mkfs, args).ok();
         let place = scratch.make("disk");
         command::run("mount", [Path::new("-oloop"), &image, &place]).ok();
         Self { scratch, place }
@@ -56,6 +61,18 @@ impl Disk {
                 .and_then(|()| file.sync_data())
                 .is_ok()
             {}
+        }
+    }
+
+    /// Takes the last inode, and what small files can still take.
+    fn fill_inodes(&self) {
+        let folder = self.place.join("many");
+        if std::fs::create_dir(&folder).is_err() {
+            return;
+        }
+        let mut number = 0;
+        while std::fs::File::create_new(folder.join(number.to_string())).is_ok() {
+            number += 1;
         }
     }
 }
@@ -170,12 +187,7 @@ fn with_not_an_inode_left_what_frees_space_works_and_the_rest_changes_nothing() 
     }
     let disk = Disk::with(&["-N", "512"]);
     disk.fill_store();
-    let folder = disk.place.join("many");
-    std::fs::create_dir(&folder).unwrap();
-    let mut number = 0;
-    while std::fs::File::create_new(folder.join(number.to_string())).is_ok() {
-        number += 1;
-    }
+    disk.fill_inodes();
     disk.refuses();
     disk.frees();
 }
@@ -236,4 +248,143 @@ fn a_full_disk_costs_nothing_and_space_can_be_freed() {
     disk.cowl(&["restore", "web", "snap0"]).ok();
     assert_eq!(std::fs::read(mount.join("file")).unwrap(), b"one\n");
     disk.cowl(&["umount", "web"]).ok();
+}
+
+/// What removing files in a container takes: a mount, and names that hide the lower ones.
+fn a_container_is_mounted_and_emptied(disk: &Disk, bytes: bool, reserve: bool) {
+    let source = disk.scratch.make("source");
+    std::fs::create_dir(source.join("dir")).unwrap();
+    for name in ["a", "b", "c", "dir/a", "dir/b", "dir/c", "dir/stays"] {
+        std::fs::write(source.join(name), format!("{name}\n")).unwrap();
+    }
+    disk.cowl(&["create", "web", "--from", source.to_str().unwrap()])
+        .ok();
+    // The directory comes up; without the reserve nothing else could be removed in it.
+    let told = disk.cowl(&["mount", "web"]).ok();
+    let mount = PathBuf::from(told.out().trim_end());
+    std::fs::write(mount.join("dir/a"), "changed\n").unwrap();
+    disk.cowl(&["umount", "web"]).ok();
+    if bytes {
+        disk.fill();
+    }
+    disk.fill_inodes();
+    if !reserve {
+        std::fs::remove_dir_all(disk.place.join("store/reserve")).unwrap();
+        if bytes {
+            disk.fill_again();
+        }
+        disk.fill_inodes_again();
+    }
+    let before = names(&disk.place.join("store"));
+    let told = disk.cowl(&["mount", "web"]).ok();
+    assert_eq!(PathBuf::from(told.out().trim_end()), mount);
+    disk.cowl(&["status", "web"]).ok();
+    assert_eq!(std::fs::read(mount.join("b")).unwrap(), b"b\n");
+    for name in ["a", "b", "c", "dir/a", "dir/b"] {
+        std::fs::remove_file(mount.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+    let mut left: Vec<_> = names(&mount).into_iter().collect();
+    left.retain(|path| !path.is_dir());
+    assert_eq!(left, [mount.join("dir/c"), mount.join("dir/stays")]);
+    disk.cowl(&["umount", "web"]).ok();
+    let after = names(&disk.place.join("store"));
+    let gone = |path: &&PathBuf| !after.contains(path);
+    assert_eq!(
+        before.iter().filter(gone).count(),
+        0,
+        "{before:?} {after:?}"
+    );
+    let temporary = |path: &&PathBuf| path.to_str().unwrap().ends_with(".tmp");
+    assert_eq!(after.iter().find(temporary), None);
+    let told = disk.cowl(&["mount", "web"]).ok();
+    assert!(mount.join("dir/c").exists() && !mount.join("b").exists());
+    assert_eq!(PathBuf::from(told.out().trim_end()), mount);
+    disk.cowl(&["umount", "web"]).ok();
+}
+
+impl Disk {
+    /// Takes what was given up since.
+    fn fill_again(&self) {
+        let mut fill = std::fs::File::options();
+        let mut fill = fill.append(true).open(self.place.join("fill")).unwrap();
+        for size in [1 << 20, 4096, 1] {
+            while fill
+                .write_all(&vec![b'x'; size])
+                .and_then(|()| fill.sync_data())
+                .is_ok()
+            {}
+        }
+    }
+
+    fn fill_inodes_again(&self) {
+        let Ok(entries) = std::fs::read_dir(self.place.join("many")) else {
+            return self.fill_inodes();
+        };
+        let mut number = entries.count();
+        while std::fs::File::create_new(self.place.join(format!("many/{number}"))).is_ok() {
+            number += 1;
+        }
+    }
+}
+
+#[test]
+fn a_container_on_a_full_ext4_is_mounted_and_emptied() {
+    let needs = [Need::Root, Need::Fuse, Need::Program("mkfs.ext4")];
+    if !can("a_container_on_a_full_ext4_is_mounted_and_emptied", &needs) {
+        return;
+    }
+    for bytes in [true, false] {
+        for reserve in [true, false] {
+            let disk = Disk::with(if bytes { &[] } else { &["-N", "512"] });
+            a_container_is_mounted_and_emptied(&disk, bytes, reserve);
+        }
+    }
+}
+
+#[test]
+fn a_container_on_a_full_xfs_is_mounted_and_emptied() {
+    let needs = [Need::Root, Need::Fuse, Need::Program("mkfs.xfs")];
+    if !can("a_container_on_a_full_xfs_is_mounted_and_emptied", &needs) {
+        return;
+    }
+    for reserve in [true, false] {
+        let disk = Disk::of(300, "mkfs.xfs", &["-q", "-f"]);
+        a_container_is_mounted_and_emptied(&disk, true, reserve);
+    }
+}
+
+/// A few kilobytes that expand to gigabytes are limited by the disk: nothing of them is left.
+#[test]
+fn an_archive_that_does_not_fit_leaves_nothing_behind() {
+    let test = "an_archive_that_does_not_fit_leaves_nothing_behind";
+    let programs = ["mkfs.ext4", "tar", "gzip"].map(Need::Program);
+    if !can(test, &[&[Need::Root][..], &programs].concat()) {
+        return;
+    }
+    let disk = Disk::new();
+    let make = "mkdir in; echo first > in/first; head -c 200M /dev/zero > in/second; tar -C in -czf bomb.tar.gz .";
+    command::sh_in(&disk.scratch.make("bomb"), make).ok();
+    let bomb = disk.scratch.join("bomb/bomb.tar.gz");
+    let bomb = bomb.to_str().unwrap();
+    disk.cowl(&["gc"]);
+    let source = disk.scratch.make("source");
+    disk.cowl(&["create", "web", "--from", source.to_str().unwrap()])
+        .ok();
+    let (before, list) = (free(&disk.place), disk.list());
+    for args in [
+        &["create", "bomb", "--from", bomb][..],
+        &["import", bomb, "bomb"],
+    ] {
+        let refused = disk.cowl(args);
+        refused.fails(1, &["second", "No space left", "make room on the disk"]);
+        disk.cowl(&["list", "bomb"]).fails(3, &["bomb"]);
+        assert_eq!(disk.list(), list);
+        disk.cowl(&["gc"]).ok();
+        let after = free(&disk.place);
+        assert!(
+            after + (1 << 20) > before,
+            "{before} bytes free before, {after} after"
+        );
+    }
+    disk.cowl(&["check"]).ok();
 }

@@ -94,7 +94,9 @@ fn a_clones_host_name_is_written_to_a_regular_file_of_its_own_only() {
     let disk = world.store.scratch().join("disk");
     std::fs::write(&disk, vec![b'x'; 1 << 20]).unwrap();
     let device = Loop::new(&disk);
-    let numbers = command::run("stat", ["-c", "%Hr %Lr", &device.0]).ok().out();
+    let numbers = command::run("stat", ["-c", "%Hr %Lr", &device.0])
+        .ok()
+        .out();
     let etc = |place: &Path| {
         std::fs::create_dir(place.join("etc")).unwrap();
         place.join("etc/hostname")

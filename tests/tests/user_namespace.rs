@@ -86,3 +86,28 @@ fn the_manager_in_a_user_namespace() {
         "snap0\nD /file\nM /new\none\ntwo\n./\n./file\n./new\n"
     );
 }
+
+/// A plain user's run-time files lie in the store, and elsewhere only while its disk is full.
+#[test]
+fn on_a_full_disk_run_time_files_lie_in_the_runtime_directory() {
+    if !can("on_a_full_disk_run_time_files_lie_elsewhere", NEEDS) {
+        return;
+    }
+    let scratch = place("userns-full");
+    // An unmounted daemon removes its lock a moment later.
+    let told = as_nobody(
+        &scratch,
+        "mkdir disk xdg source; chmod 700 xdg; mount -t tmpfs -o size=8m tmpfs disk
+         echo one > source/file; echo two > source/other
+         export COWL_STORE=$PWD/disk/store XDG_RUNTIME_DIR=$PWD/xdg
+         ./cowl create web --from source; M=$(./cowl mount web); ls disk/store/run/*/sock | wc -l
+         ls xdg; touch $M/new; ./cowl umount web; rm -r disk/store/run/* disk/store/reserve
+         for size in 64k 4k 1; do dd if=/dev/zero of=disk/fill$size bs=$size || true; done 2> /dev/null
+         M=$(./cowl mount web); cat $M/file; rm $M/file; ls $M
+         ls xdg/cowl/*/*/sock | wc -l; ls disk/store/run
+         ./cowl umount web; ls xdg/cowl/*/* | grep -v lock; rm disk/fill*
+         M=$(./cowl mount web); ls $M; ./cowl umount web",
+    );
+    let seen = "new\nother\n";
+    assert_eq!(told, format!("1\none\n{seen}1\nlog\nsock\n{seen}"));
+}

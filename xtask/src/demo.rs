@@ -247,7 +247,10 @@ impl Demo {
 
     /// After a failure: say what the daemons said, for the folder goes away.
     fn rescue(&self) {
-        let logs = format!("tail -n 20 '{}'/store/run/*/log", self.scratch.display());
+        let logs = format!(
+            "s='{}'/store; tail -n 20 /run/cowl/*-$(stat -c %D-%i \"$s\")/*/log \"$s\"/run/*/log",
+            self.scratch.display()
+        );
         if let Err(problem) = Run::shell(&logs).run() {
             note(&format!("no logs: {problem}"));
         }

@@ -10,6 +10,7 @@ mod demo;
 mod differential;
 mod fsx;
 mod install;
+mod namespace;
 mod power_cut;
 mod promises;
 mod run;

@@ -1,5 +1,6 @@
 //! Power cuts, as many as one likes, on each file system that layers are likely to lie on. The last of the
-//! tests it runs gives up the promise (`volatile`), and must be seen to lose.
+//! tests it runs gives up the promise (`volatile`; with `--store`, syncs that do nothing), and must be seen to
+//! lose.
 
 use crate::run::{Result, Run, note};
 
@@ -12,9 +13,12 @@ pub(crate) struct Options {
     /// The first seed; one run of the programs is cut at 50 moments
     #[arg(long, value_name = "S", default_value_t = 1000)]
     seed: u64,
-    /// Only this file system, or only the run with `volatile`
+    /// Only this file system, or only the run without syncs
     #[arg(long, value_parser = ["ext4", "xfs", "btrfs", "volatile"])]
     only: Option<String>,
+    /// Cut the power of a store while all verbs run, instead of that of a mount
+    #[arg(long)]
+    store: bool,
     /// Mount options of the file system
     #[arg(long, value_name = "TEXT", default_value = "")]
     base_options: String,
@@ -32,11 +36,20 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     crate::setup::run()?;
     Run::cargo()?
-        .args(["build", "--release", "--locked", "-p", "cowl-fs", "--bins"])
+        .args([
+            "build",
+            "--release",
+            "--locked",
+            "-p",
+            "cowl-fs",
+            "-p",
+            "cowl",
+        ])
+        .arg("--bins")
         .run()?;
     let only = match options.only.as_deref() {
         None => "cut",
-        Some("volatile") => "without_syncs",
+        Some("volatile") => "without_",
         Some("ext4") => "on_ext4",
         Some("xfs") => "on_xfs",
         Some(_) => "on_btrfs",
@@ -48,10 +61,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             "cowl-tests",
             "--locked",
             "--test",
-            "power_cut",
+            match options.store {
+                true => "power_cut_store",
+                false => "power_cut",
+            },
         ])
         .args(["--", "--nocapture", "--test-threads=1", only])
         .env("COWLFS_BIN", crate::run::target()?.join("release/cowlfs"))
+        .env("COWL_BIN", crate::run::target()?.join("release/cowl"))
         .env("COWL_CUTS", options.cuts.to_string())
         .env("COWL_SEED", options.seed.to_string())
         .env("COWL_BASE_OPTIONS", &options.base_options)

@@ -19,6 +19,7 @@ pub(crate) struct Options {
 /// Runs it all.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let start = Instant::now();
+    crate::namespace::enter();
     crate::setup::run()?;
 
     title("formatting, lints, rules of the source tree");

@@ -6,7 +6,9 @@
 
 mod client;
 mod detach;
+mod place;
 mod server;
+mod signals;
 mod stats;
 
 use std::io;
@@ -16,7 +18,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use client::{Client, ControlError};
-pub(crate) use server::{Serving, listen, serve};
+pub(crate) use detach::Session;
+pub(crate) use place::Place;
+pub(crate) use server::{Flush, Serving, listen, serve};
+pub(crate) use signals::{Mounted, Signals};
 pub(crate) use stats::Gauge;
 pub use stats::Stats;
 
@@ -27,11 +32,17 @@ const NOT_UNDERSTOOD: &str = "not understood";
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "ask")]
 enum Ask {
+    /// Answered at once, whatever else is under way.
+    Ping,
     Status,
-    PushLayer { upper: Vec<u8>, work: Vec<u8> },
+    PushLayer {
+        upper: Vec<u8>,
+        work: Vec<u8>,
+    },
     Flush,
     Detach,
     Stats,
+    Settle,
 }
 
 /// What the daemon answers.
@@ -41,9 +52,32 @@ enum Answer {
     Status(Status),
     Stats(Stats),
     Done,
-    Busy { writers: u32 },
-    InUse { pids: Vec<u32> },
-    Failed { why: String },
+    Busy {
+        writers: u32,
+        #[serde(default)]
+        readers: u32,
+    },
+    InUse {
+        /// Processes whose mount namespace holds a copy, of daemons before copies were detached.
+        pids: Vec<u32>,
+        #[serde(default)]
+        binds: Vec<Bind>,
+    },
+    Failed {
+        why: String,
+    },
+}
+
+/// A mount of the daemon's file system that was made on purpose, besides its own, or one that lies on it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bind {
+    /// A process of the mount namespace that it is in.
+    pub pid: u32,
+    /// Where it is there; the bytes of the path.
+    pub at: Vec<u8>,
+    /// It is an overlay of the kernel's that has a layer in the mount.
+    #[serde(default)]
+    pub overlay: bool,
 }
 
 /// What a daemon says of itself.
@@ -63,20 +97,6 @@ pub struct Status {
     pub open_for_write: u32,
     /// Inodes that the kernel knows.
     pub inodes: usize,
-}
-
-/// Where this daemon's mount is, and how it is told from another that lies there later.
-#[derive(Clone, Debug)]
-pub(crate) struct Place {
-    pub(crate) path: PathBuf,
-    pub(crate) device: u64,
-}
-
-impl Place {
-    /// Whether what is mounted there is still this daemon's.
-    pub(crate) fn is_ours(&self) -> bool {
-        crate::sys::mount::device_at(&self.path).is_ok_and(|found| found == self.device)
-    }
 }
 
 /// A socket's path has at most 107 bytes; through a descriptor of its folder any folder will do.

@@ -2,7 +2,6 @@
 
 use std::ffi::OsStr;
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -13,7 +12,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::{Answer, Ask, Gauge, NOT_UNDERSTOOD, Place, Status, detach, short_path};
+use super::detach::{self, Detached};
+use super::{Answer, Ask, Gauge, NOT_UNDERSTOOD, Place, Session, Status, short_path};
 use crate::config::Config;
 use crate::format::XattrSpace;
 use crate::layer::{Layer, Upper};
@@ -45,7 +45,8 @@ struct Daemon {
     place: Place,
     gauge: Gauge,
     /// Has the kernel hand over what it keeps of a file.
-    flush: Flush,
+    flush: Arc<Flush>,
+    session: Session,
 }
 
 /// See [`crate::fuse`].
@@ -57,7 +58,8 @@ pub(crate) struct Serving {
     pub(crate) config: Config,
     pub(crate) place: Place,
     pub(crate) gauge: Gauge,
-    pub(crate) flush: Flush,
+    pub(crate) flush: Arc<Flush>,
+    pub(crate) session: Session,
 }
 
 /// Answers until the process ends, each client in a thread of its own.
@@ -69,6 +71,7 @@ pub(crate) fn serve(listener: UnixListener, serving: Serving) {
         place: serving.place,
         gauge: serving.gauge,
         flush: serving.flush,
+        session: serving.session,
     });
     thread::spawn(move || {
         for stream in listener.incoming() {
@@ -88,7 +91,9 @@ fn answer_all(stream: UnixStream, daemon: &Daemon) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
     while stream.read_line(&mut line)? > 0 {
-        let (answer, alive) = match serde_json::from_str(&line) {
+        let (answer, detached) = match serde_json::from_str(&line) {
+            // Shows that the daemon lives, also while it is busy with another question.
+            Ok(Ask::Ping) => (Answer::Done, None),
             Ok(ask) => {
                 let _one = daemon.answering.lock();
                 // A command that was killed meanwhile must not change anything any more: the next one
@@ -105,9 +110,11 @@ fn answer_all(stream: UnixStream, daemon: &Daemon) -> io::Result<()> {
         let mut text = serde_json::to_vec(&answer)?;
         text.push(b'\n');
         stream.get_mut().write_all(&text)?;
-        // The last thing that keeps a detached mount alive: the kernel drops its caches now, whose
-        // requests the other threads answer, and then the process ends.
-        drop(alive);
+        // What keeps a detached mount alive goes: the kernel drops its caches now, whose requests the other
+        // threads answer, and then the process ends.
+        if let Some(detached) = detached {
+            detached.end(&daemon.session);
+        }
         line.clear();
     }
     Ok(())
@@ -131,7 +138,7 @@ fn not_understood(line: &str, error: &serde_json::Error) -> Answer {
     Answer::Failed { why }
 }
 
-fn answer(ask: Ask, daemon: &Daemon) -> (Answer, Option<OwnedFd>) {
+fn answer(ask: Ask, daemon: &Daemon) -> (Answer, Option<Detached>) {
     let (overlay, config) = (&daemon.overlay, &daemon.config);
     match ask {
         Ask::Status => (Answer::Status(status(overlay, config)), None),
@@ -142,7 +149,12 @@ fn answer(ask: Ask, daemon: &Daemon) -> (Answer, Option<OwnedFd>) {
         }
         Ask::Flush => (flush(daemon), None),
         Ask::Stats => (stats(daemon), None),
-        Ask::Detach => detach::detach(overlay, &daemon.place),
+        Ask::Ping => (Answer::Done, None),
+        Ask::Detach => match detach::detach(overlay, &daemon.place) {
+            Ok(detached) => (Answer::Done, Some(detached)),
+            Err(answer) => (answer, None),
+        },
+        Ask::Settle => (settle(config), None),
     }
 }
 
@@ -179,6 +191,19 @@ fn flush(daemon: &Daemon) -> Answer {
         }
     }
     Answer::Done
+}
+
+/// Wakes the thread of the daemon that syncs layers. The request itself waits for no disk.
+fn settle(config: &Config) -> Answer {
+    match config.settle.as_ref().map(|settle| settle.send(())) {
+        Some(Ok(())) => Answer::Done,
+        Some(Err(error)) => Answer::Failed {
+            why: format!("nothing syncs its layers: {error}"),
+        },
+        None => Answer::Failed {
+            why: format!("{NOT_UNDERSTOOD}: this daemon does not sync its layers"),
+        },
+    }
 }
 
 fn push(overlay: &Overlay, config: &Config, upper: &Path, work: &Path) -> Answer {
@@ -249,12 +274,10 @@ mod tests {
             answering: Mutex::new(()),
             gauge: Gauge::new(overlay.clone(), Arc::default()),
             overlay,
-            place: Place {
-                path: path("mount"),
-                device: 0,
-            },
+            place: Place::attached(path("mount"), (0, 0).into()),
             config,
-            flush: Box::new(|_| Ok(())),
+            flush: Arc::new(Box::new(|_| Ok(()))),
+            session: Session::default(),
         };
         let ask = Ask::PushLayer {
             upper: path("next").into_os_string().into_encoded_bytes(),

@@ -14,8 +14,9 @@ use fuser::{
     ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use super::attributes::{Accepted, Refused};
 use super::convert::{
-    attr, caller, device_from_protocol, errno, name_of, rename_flags, set_time, writer,
+    caller, device_from_protocol, errno, name_of, rename_flags, set_time, writer,
 };
 use super::crew::Crew;
 use super::handles::Handles;
@@ -45,6 +46,7 @@ pub(crate) struct Adapter {
     /// Whether the kernel may keep listings, and knows what it means that folders are not opened.
     pub(super) keep_listings: bool,
     pub(super) passing: Passing,
+    pub(super) refused: Refused,
     max_stack_depth: u32,
     /// There once the session is.
     pub(super) notifier: Arc<OnceLock<Notifier>>,
@@ -76,6 +78,7 @@ impl Adapter {
         Self {
             overlay,
             passing,
+            refused: Refused::default(),
             max_stack_depth,
             files: Handles::default(),
             keep: serving.keep,
@@ -93,8 +96,8 @@ impl Adapter {
         Turn::begin(&self.crew, &self.lookout)
     }
 
-    /// Runs one operation; an error that speaks of a damaged layer or of the machine is logged once,
-    /// here.
+    /// Runs one operation and invalidates what the kernel caches wrongly since; an error that speaks of a
+    /// damaged layer or of the machine is logged once, here.
     pub(super) fn run<T>(
         &self,
         what: &str,
@@ -102,7 +105,13 @@ impl Adapter {
         name: Option<&OsStr>,
         run: impl FnOnce(&Op<'_>) -> Result<T>,
     ) -> Result<T> {
-        run(&self.overlay.begin()).inspect_err(|error| reply::log_failure(what, ino, name, *error))
+        let op = self.overlay.begin();
+        let done = run(&op);
+        // A failed call may have copied something up.
+        let stale = op.take_stale();
+        drop(op);
+        self.invalidate_stale(&stale);
+        done.inspect_err(|error| reply::log_failure(what, ino, name, *error))
     }
 }
 
@@ -165,10 +174,8 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<Fh>, reply: ReplyAttr) {
         let _turn = self.turn(Opcode::Getattr);
-        match self.run("getattr", ino, None, |op| op.attr(&op.inode(ino.0)?)) {
-            Ok(found) => reply.attr(&self.keep_attr(ino.0), &attr(&found)),
-            Err(error) => reply.error(errno(error)),
-        }
+        let done = self.run("getattr", ino, None, |op| with_attr(op, op.inode(ino.0)?));
+        self.attributes(ino, done, Accepted::IfCurrent, reply);
     }
 
     fn setattr(
@@ -200,12 +207,11 @@ impl Filesystem for Adapter {
         };
         let done = self.run("setattr", ino, None, |op| {
             let handle = fh.map(|fh| self.files.get(fh.0)).transpose()?;
-            op.set_attr(caller(req, 0), &op.inode(ino.0)?, &set, handle.as_deref())
+            let inode = op.inode(ino.0)?;
+            let found = op.set_attr(caller(req, 0), &inode, &set, handle.as_deref())?;
+            Ok((inode, found))
         });
-        match done {
-            Ok(found) => reply.attr(&self.keep_attr(ino.0), &attr(&found)),
-            Err(error) => reply.error(errno(error)),
-        }
+        self.attributes(ino, done, Accepted::Always, reply);
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
@@ -233,7 +239,7 @@ impl Filesystem for Adapter {
             let inode = op.mknod(caller(req, umask), &parent, &name_of(name)?, mode, rdev)?;
             with_attr(op, inode)
         });
-        self.entry(done, reply);
+        self.entry(done, Accepted::Always, reply);
     }
 
     fn mkdir(
@@ -251,7 +257,7 @@ impl Filesystem for Adapter {
             let inode = op.mkdir(caller(req, umask), &parent, &name_of(name)?, mode)?;
             with_attr(op, inode)
         });
-        self.entry(done, reply);
+        self.entry(done, Accepted::Always, reply);
     }
 
     fn symlink(
@@ -269,7 +275,7 @@ impl Filesystem for Adapter {
             let inode = op.symlink(caller(req, 0), &parent, &name_of(name)?, target)?;
             with_attr(op, inode)
         });
-        self.entry(done, reply);
+        self.entry(done, Accepted::Always, reply);
     }
 
     fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -278,7 +284,7 @@ impl Filesystem for Adapter {
             let inode = op.link(&op.inode(ino.0)?, &op.inode(parent.0)?, &name_of(name)?)?;
             with_attr(op, inode)
         });
-        self.entry(done, reply);
+        self.entry(done, Accepted::Always, reply);
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {

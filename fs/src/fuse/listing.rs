@@ -10,9 +10,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{INodeNo, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry, ReplyOpen};
+use fuser::{INodeNo, ReplyAttr, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry, ReplyOpen};
 
 use super::adapter::{Adapter, GENERATION};
+use super::attributes::Accepted;
 use super::convert::{attr, errno, kind, name_of};
 use super::reply::{absent, log_failure};
 use crate::error::{Error, Result};
@@ -26,26 +27,45 @@ struct Plus {
     /// The object, of which the kernel then counts a lookup.
     inode: Option<Arc<Inode>>,
     attr: Attr,
-    /// Whether the kernel may keep it.
-    keep: bool,
 }
 
 impl Adapter {
     /// Replies with a new or found object, and only then counts that the kernel knows it.
-    pub(super) fn entry(&self, done: Result<(Arc<Inode>, Attr)>, reply: ReplyEntry) {
+    pub(super) fn entry(
+        &self,
+        done: Result<(Arc<Inode>, Attr)>,
+        accepted: Accepted,
+        reply: ReplyEntry,
+    ) {
         match done {
             Ok((inode, found)) => {
                 let number = self.overlay.inodes().number(&inode);
                 self.overlay.inodes().remember_as(&inode, number);
+                let mut keep = self.keep_attr(&inode, number, &found, accepted);
                 let mut found = attr(&found);
-                let keep = if number == inode.ino() {
-                    self.keep_attr(number)
-                } else {
+                if number != inode.ino() {
                     // The crate has one field for both numbers: what stat shows is asked for at once.
                     found.ino = INodeNo(number);
-                    Duration::ZERO
-                };
+                    keep = Duration::ZERO;
+                }
                 reply.entry_with_ttls(&keep, &self.keep, &found, GENERATION);
+            }
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    /// Replies with the attributes of what the kernel knows by this number.
+    pub(super) fn attributes(
+        &self,
+        ino: INodeNo,
+        done: Result<(Arc<Inode>, Attr)>,
+        accepted: Accepted,
+        reply: ReplyAttr,
+    ) {
+        match done {
+            Ok((inode, found)) => {
+                let keep = self.keep_attr(&inode, ino.0, &found, accepted);
+                reply.attr(&keep, &attr(&found));
             }
             Err(error) => reply.error(errno(error)),
         }
@@ -60,7 +80,7 @@ impl Adapter {
             Err(error) if error == Error::NOT_FOUND => {
                 out.entry(&self.keep, &absent(), GENERATION);
             }
-            other => self.entry(other, out),
+            other => self.entry(other, Accepted::IfCurrent, out),
         }
     }
 
@@ -106,15 +126,15 @@ impl Adapter {
                 };
                 let name = OsStr::from_bytes(entry.name());
                 let mut found = attr(&plus.attr);
-                let own = found.ino;
+                let mut keep = Duration::ZERO;
                 if let Some(inode) = &plus.inode {
-                    found.ino = INodeNo(self.overlay.inodes().number(inode));
+                    let number = self.overlay.inodes().number(inode);
+                    let allowed = self.keep_attr(inode, number, &plus.attr, Accepted::IfCurrent);
+                    if number == inode.ino() {
+                        keep = allowed;
+                    }
+                    found.ino = INodeNo(number);
                 }
-                let keep = if plus.keep && found.ino == own {
-                    self.keep_attr(own.0)
-                } else {
-                    Duration::ZERO
-                };
                 if out.add(found.ino, next, name, &keep, &found, GENERATION) {
                     break;
                 }
@@ -194,7 +214,6 @@ fn plus_entry(op: &Op<'_>, folder: &Arc<Inode>, entry: &DirEntry) -> Result<Opti
                     ..Stat::default()
                 },
             },
-            keep: false,
         }))
     };
     if entry.is_dots() {
@@ -204,7 +223,6 @@ fn plus_entry(op: &Op<'_>, folder: &Arc<Inode>, entry: &DirEntry) -> Result<Opti
         Ok(found) => Ok(found.map(|(inode, attr)| Plus {
             inode: Some(inode),
             attr,
-            keep: true,
         })),
         Err(error) => {
             let name = OsStr::from_bytes(entry.name());

@@ -2,6 +2,7 @@
 //! call of the overlay and its result into one reply; nothing is decided here.
 
 mod adapter;
+mod attributes;
 mod convert;
 mod crew;
 mod handles;

@@ -2,7 +2,6 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Duration;
 
 use fuser::{
     BackingId, FileHandle as Fh, FopenFlags, INodeNo, OpenFlags, ReplyCreate, ReplyOpen, Request,
@@ -10,11 +9,12 @@ use fuser::{
 
 use super::adapter::{Adapter, GENERATION};
 use super::convert::{attr, caller, errno, how, maps, name_of, syncs};
-use super::passthrough::{Answer, Opening, Register};
+use super::passthrough::{Answer, Cached, Opening, Register};
 use super::policy::Asked;
 use crate::error::{Errno, Error, Result};
 use crate::inode::Inode;
-use crate::overlay::{Attr, FileHandle, Op, OpenHow};
+use crate::overlay::{Attr, FileHandle, Op, OpenHow, SETID};
+use crate::sys;
 
 /// What the kernel asks to be opened.
 #[derive(Clone, Copy)]
@@ -54,7 +54,14 @@ impl Adapter {
                 kept = self.passing.is_kept(ino.0, turn);
                 kept
             };
+            if how.truncate && inode.is_run() {
+                // Before the content is cut, because a refused open changes nothing.
+                self.admit(op, &inode, how, req.pid())?;
+            }
             let handle = op.open_unless(caller(req, 0), &inode, how, known)?;
+            let close = |_: &Error| self.overlay.close(&handle);
+            let admitted = self.admit(op, &inode, how, req.pid());
+            admitted.inspect_err(close)?;
             let register: Register<'_> = &|fd| reply.open_backing(fd);
             let wanted = Wanted {
                 ino,
@@ -111,8 +118,8 @@ impl Adapter {
     fn created(&self, inode: &Arc<Inode>, opened: Opened, found: &Attr, reply: ReplyCreate) {
         let fh = Fh(self.files.insert(opened.handle));
         self.overlay.inodes().remember(inode);
-        // The file is empty: whatever makes it worth mapping has the kernel ask for its attributes again.
-        let (keep, found) = (&self.keep, attr(found));
+        let keep = &self.keep_created(inode, found);
+        let found = attr(found);
         match opened.backing {
             Some(id) => reply.created_passthrough(keep, &found, GENERATION, fh, opened.flags, &id),
             None => reply.created(keep, &found, GENERATION, fh, opened.flags),
@@ -152,7 +159,12 @@ impl Adapter {
         );
         let (flags, backing) = match answer {
             Answer::Served(flags) => (flags, None),
-            Answer::Passed(flags, id) => (flags, Some(id)),
+            Answer::Passed(flags, id, cached) => {
+                if cached == Cached::Unsure || asked.write && may_have_setid(&handle) {
+                    self.invalidate_attr(ino.0);
+                }
+                (flags, Some(id))
+            }
             Answer::Renew => {
                 self.overlay.close(&handle);
                 self.renew(inode, ino);
@@ -189,7 +201,9 @@ impl Adapter {
         asked.upper = op.content_is_up(handle)?;
         if let Some((fd, _)) = handle.opened() {
             let passes = policy.upper && asked.upper;
-            asked.program = !write && !passes && policy.programs && op.is_program(handle, &fd)?;
+            // Of what lies in the upper nothing depends on it, and to look at the content moves its access time.
+            asked.program =
+                !write && !asked.upper && policy.programs && op.is_program(handle, &fd)?;
             asked.privileged = write && passes && op.is_privileged(inode, &fd)?;
             if !write && !asked.upper && !asked.program && !policy.lowers {
                 op.note_plain(inode, before);
@@ -208,28 +222,25 @@ impl Adapter {
         }
     }
 
-    /// How long the kernel may keep attributes of the object that it knows by this number.
-    pub(super) fn keep_attr(&self, ino: u64) -> Duration {
-        if self.passing.is_unsure(ino) {
-            Duration::ZERO
-        } else {
-            self.keep
-        }
-    }
-
     /// Whoever has the object open goes on under the old number; what the kernel keeps of its attributes there
     /// is asked for again.
     fn renew(&self, inode: &Arc<Inode>, old: INodeNo) {
         self.overlay.inodes().renew(inode, old.0);
-        let Some(notifier) = self.notifier.get() else {
-            return;
-        };
-        // An offset below nothing: attributes alone, for which nothing is waited for.
-        match notifier.inval_inode(old, -1, 0) {
-            // The kernel does not know it any more.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => log::warn!("attributes of {old} may be out of date: {error}"),
-            Ok(()) => {}
+        self.invalidate_attr(old.0);
+    }
+}
+
+/// Whether a file that was opened to be written has setuid or setgid bits by now: a mode that was cached before
+/// the open counted would outlast a write that takes them off.
+fn may_have_setid(handle: &FileHandle) -> bool {
+    let Some((fd, _)) = handle.opened() else {
+        return true;
+    };
+    match sys::stat::stat_fd(&*fd) {
+        Ok(stat) => stat.perm() & SETID != 0,
+        Err(error) => {
+            log::warn!("cannot stat inode {}: {error}", handle.inode().ino());
+            true
         }
     }
 }

@@ -80,13 +80,22 @@ pub(super) struct Opening<'a> {
     pub(super) content: Option<BorrowedFd<'a>>,
 }
 
+/// What becomes of attributes that the kernel cached before an open was passed through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cached {
+    /// They stay.
+    Valid,
+    /// They may be out of date from here on without a request that says so.
+    Unsure,
+}
+
 /// How an open is answered, which counts from here on.
 #[derive(Debug)]
 pub(super) enum Answer {
     /// With these flags.
     Served(FopenFlags),
     /// With these flags, passed through.
-    Passed(FopenFlags, Arc<BackingId>),
+    Passed(FopenFlags, Arc<BackingId>, Cached),
     /// With ESTALE; it does not count.
     Renew,
 }
@@ -182,6 +191,12 @@ impl Passing {
             }
         }
         let flags = FopenFlags::FOPEN_NOFLUSH;
+        // Once it is unsure, nothing is cached any more.
+        let cached = if opening.maps && !entry.unsure {
+            Cached::Unsure
+        } else {
+            Cached::Valid
+        };
         let (answer, passes) = match (verdict, &entry.backing) {
             (Verdict::Renew, _) => {
                 // Whoever has it under the old number from here on sees what was.
@@ -189,10 +204,12 @@ impl Passing {
                 entry.unsure = true;
                 return Answer::Renew;
             }
-            (Verdict::Pass, Some(backing)) => (Answer::Passed(flags, backing.id.clone()), true),
+            (Verdict::Pass, Some(backing)) => {
+                (Answer::Passed(flags, backing.id.clone(), cached), true)
+            }
             (Verdict::PassMappings, Some(backing)) => {
                 let flags = flags | FopenFlags::FOPEN_DIRECT_IO;
-                (Answer::Passed(flags, backing.id.clone()), true)
+                (Answer::Passed(flags, backing.id.clone(), cached), true)
             }
             (Verdict::Direct, _) => (Answer::Served(flags | FopenFlags::FOPEN_DIRECT_IO), false),
             (Verdict::Cached | Verdict::Pass | Verdict::PassMappings, _) if entry.stale => {
@@ -333,14 +350,15 @@ impl Passing {
         }
     }
 
-    /// Whether what the kernel is told of the inode may be out of date at once.
-    pub(super) fn is_unsure(&self, ino: u64) -> bool {
-        self.policy.any()
-            && self
-                .table
-                .lock()
-                .files
-                .get(&ino)
-                .is_some_and(|entry| entry.unsure)
+    /// Whether attributes of the inode, with setuid or setgid bits in the mode or not, may be out of date as
+    /// soon as they are read: the kernel may write to it by itself, which takes these bits off, or programs
+    /// through a mapping, which moves the times.
+    pub(super) fn is_unsure(&self, ino: u64, setid: bool) -> bool {
+        if !self.policy.any() {
+            return false;
+        }
+        let table = self.table.lock();
+        let entry = table.files.get(&ino);
+        entry.is_some_and(|entry| entry.unsure || setid && entry.writer)
     }
 }

@@ -16,11 +16,20 @@ use crate::overlay::{Awake, Coherence, Overlay, Passthrough};
 use crate::requests::Requests;
 use crate::sys::idle::{self, Wish};
 use crate::sys::mount::{self, MountOptions, PreparedMount};
+use crate::sys::users::Device;
 
 /// A session that the kernel has greeted; its mount is not in the tree yet.
 pub(crate) struct Prepared {
-    session: Session<Adapter>,
+    attached: Attached,
     mount: PreparedMount,
+}
+
+/// A session whose mount is in the tree, before its first thread runs.
+pub(crate) struct Attached {
+    session: Session<Adapter>,
+    crew: Arc<Crew>,
+    watched: OwnedFd,
+    awake: Awake,
 }
 
 /// Why there is no session.
@@ -89,8 +98,13 @@ pub(crate) fn prepare(
     let notifier = adapter.notifier.clone();
     let session = Session::from_fd(adapter, device, acl, config).map_err(SessionError::Greeting)?;
     notifier.get_or_init(|| session.notifier());
-    watch::start(&crew, watched, wish(serving.awake)).map_err(SessionError::Greeting)?;
-    Ok(Prepared { session, mount })
+    let attached = Attached {
+        session,
+        crew,
+        watched,
+        awake: serving.awake,
+    };
+    Ok(Prepared { attached, mount })
 }
 
 /// The wish for awake CPUs, where it is asked for and can be had. Without it everything is only slower.
@@ -135,17 +149,26 @@ impl Flusher {
 impl Prepared {
     /// For the time while the session runs.
     pub(crate) fn flusher(&self) -> Flusher {
-        Flusher(self.session.notifier())
+        Flusher(self.attached.session.notifier())
     }
 
     /// The mount's device number.
-    pub(crate) fn device(&self) -> Result<u64, crate::Error> {
+    pub(crate) fn device(&self) -> Result<Device, crate::Error> {
         self.mount.device()
     }
 
     /// Puts the mount at its place.
-    pub(crate) fn attach(self, at: &Path) -> Result<Session<Adapter>, crate::Error> {
+    pub(crate) fn attach(self, at: &Path) -> Result<Attached, crate::Error> {
         self.mount.attach(at)?;
+        Ok(self.attached)
+    }
+}
+
+impl Attached {
+    /// Starts to watch over the threads that will answer. Threads stay in the mount namespace that they were
+    /// started in.
+    pub(crate) fn start(self) -> io::Result<Session<Adapter>> {
+        watch::start(&self.crew, self.watched, wish(self.awake))?;
         Ok(self.session)
     }
 }

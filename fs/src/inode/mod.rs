@@ -83,6 +83,8 @@ pub struct Inode {
     /// Its name leads to a copy, or its mark to content below is gone, and no sync has brought that to the
     /// disk yet.
     unsynced_name: AtomicBool,
+    /// Files: the kernel was ever answered with setuid or setgid bits in the mode.
+    setid: AtomicBool,
     /// What is known of it, [`BARE`] and [`PLAIN`], for as long as it holds: whenever something may end that, the
     /// rest of the bits count on.
     known: AtomicU32,
@@ -153,6 +155,7 @@ impl Inode {
             writers: AtomicU32::new(0),
             runs_or_lost: AtomicU32::new(0),
             unsynced_name: AtomicBool::new(false),
+            setid: AtomicBool::new(false),
             known: AtomicU32::new(0),
             held: Mutex::new(None),
             held_turn: AtomicU32::new(0),
@@ -426,20 +429,32 @@ impl Inode {
 
     /// Whether somebody has it open for writing.
     pub(crate) fn is_written(&self) -> bool {
-        self.writers.load(Ordering::Acquire) > 0
+        self.writers.load(Ordering::SeqCst) > 0
+    }
+
+    /// Notes that a reply shows it with setuid or setgid bits; to be called before the reply.
+    pub(crate) fn shown_with_setid(&self) {
+        self.setid.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the kernel's cache may have setuid or setgid bits in its mode.
+    pub(crate) fn was_shown_with_setid(&self) -> bool {
+        self.setid.load(Ordering::SeqCst)
     }
 
     /// Whether a program is running from it.
     pub(crate) fn is_run(&self) -> bool {
-        !self.is_dir() && self.runs_or_lost.load(Ordering::Acquire) > 0
+        !self.is_dir() && self.runs_or_lost.load(Ordering::SeqCst) > 0
     }
 
+    /// Counts an open. Of two that count at once and then ask for the other, at least one sees it: hence the
+    /// order of all of these.
     pub(crate) fn opened(&self, writing: bool, running: bool) {
         if writing {
-            self.writers.fetch_add(1, Ordering::AcqRel);
+            self.writers.fetch_add(1, Ordering::SeqCst);
         }
         if running {
-            self.runs_or_lost.fetch_add(1, Ordering::AcqRel);
+            self.runs_or_lost.fetch_add(1, Ordering::SeqCst);
         }
     }
 

@@ -72,7 +72,7 @@ pub(super) fn finish(upper: &Arc<Layer>, work: &WorkDir) -> Result<()> {
             continue;
         };
         let inode = [INODE, own].concat();
-        let file = sys::dir::open_file(work.fd(), &entry.name, OFlags::RDONLY)?;
+        let file = sys::content::open(work.fd(), &entry.name, OFlags::RDONLY)?;
         let mut list = Vec::new();
         std::io::Read::read_to_end(&mut std::fs::File::from(file), &mut list).map_err(|error| {
             Error::from(nix::errno::Errno::from_raw(

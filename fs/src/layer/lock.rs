@@ -44,11 +44,33 @@ fn patiently(
     take: impl Fn() -> Result<Option<OwnedFd>>,
 ) -> Result<Option<OwnedFd>, SetupError> {
     let deadline = Instant::now() + PATIENCE;
+    let mut asked = false;
     loop {
         let lock = take().map_err(|error| SetupError::at("cannot lock", path, error))?;
         if lock.is_some() || Instant::now() >= deadline {
             return Ok(lock);
         }
+        if !asked {
+            asked = true;
+            ask_holders(path);
+        }
         thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Has daemons that hold a lock on a layer check whether their mount is gone but for copies in other mount
+/// namespaces that no process uses: then they end.
+fn ask_holders(path: &Path) {
+    let (Ok(meta), Ok(locks)) = (std::fs::metadata(path), sys::flocks::read()) else {
+        return;
+    };
+    let ino = std::os::unix::fs::MetadataExt::ino(&meta);
+    for lock in locks.iter().filter(|lock| lock.ino == ino) {
+        match sys::process::ask_to_check(lock.pid) {
+            Ok(true) => log::debug!("asked pid {} whether its mount is in use", lock.pid),
+            // Of another version, or no daemon.
+            Ok(false) => {}
+            Err(error) => log::debug!("cannot ask pid {}: {error}", lock.pid),
+        }
     }
 }

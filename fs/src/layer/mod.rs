@@ -9,6 +9,7 @@ pub(crate) mod lock;
 mod private;
 mod probe;
 mod upper;
+mod whiteout;
 mod work;
 pub mod zero_device;
 
@@ -21,7 +22,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub use dir::{LayerDir, Moving};
 pub use list::{LayerEntry, list, number_at};
 pub use probe::{Probe, Seen, probe};
-pub use upper::{Upper, WhiteoutForm};
+pub use upper::Upper;
+pub use whiteout::WhiteoutForm;
 pub use work::{Staged, WorkDir};
 
 use crate::format::XattrSpace;
@@ -40,6 +42,8 @@ pub struct Layer {
     ino: u64,
     space: XattrSpace,
     foreign: bool,
+    /// Its root was reached through a mount with `nodev`.
+    no_devices: bool,
     /// It was said that names in it look like marks.
     warned: Arc<AtomicBool>,
 }
@@ -48,7 +52,7 @@ impl Layer {
     /// Opens the tree at `path`, whose marks lie in `space`.
     pub fn open(path: &Path, space: XattrSpace) -> Result<Arc<Self>, SetupError> {
         let at = |error| SetupError::at("cannot use the layer", path, error);
-        let root = private::for_reading(path).map_err(at)?;
+        let (root, no_devices) = private::for_reading(path).map_err(at)?;
         let stat = sys::stat::stat_fd(&root).map_err(at)?;
         let born = sys::stat::birth_time(&root)
             .map_err(at)?
@@ -73,6 +77,7 @@ impl Layer {
             ino: stat.ino,
             space,
             foreign: false,
+            no_devices,
             warned: Arc::default(),
         }))
     }
@@ -85,9 +90,10 @@ impl Layer {
     }
 
     /// The same layer by another descriptor of its root folder.
-    fn opened_as(self: Arc<Self>, root: OwnedFd) -> Arc<Self> {
+    fn opened_as(self: Arc<Self>, root: OwnedFd, no_devices: bool) -> Arc<Self> {
         let mut layer = Arc::unwrap_or_clone(self);
         layer.root = Arc::new(root);
+        layer.no_devices = no_devices;
         Arc::new(layer)
     }
 
@@ -115,6 +121,11 @@ impl Layer {
     /// Whether marks of fuse-overlayfs and of tar layers count.
     pub fn is_foreign(&self) -> bool {
         self.foreign
+    }
+
+    /// Whether the kernel refuses to open devices in it, because it was reached through a mount with `nodev`.
+    pub fn has_no_devices(&self) -> bool {
+        self.no_devices
     }
 
     /// Told when a name is met that another program would take for a mark; says so once.

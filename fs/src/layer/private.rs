@@ -10,29 +10,30 @@ use crate::shown::Show as _;
 use crate::sys;
 use crate::sys::private::{Through, mount_of};
 
-/// A layer's root folder, to be read.
-pub(super) fn for_reading(path: &Path) -> Result<OwnedFd> {
+/// A layer's root directory, to be read, and whether it is reached through a private mount.
+pub(super) fn for_reading(path: &Path) -> Result<(OwnedFd, bool)> {
     let plain = sys::dir::open_root(path)?;
-    Ok(
-        mount_of(plain.as_fd(), Through::Reading).unwrap_or_else(|error| {
+    Ok(match mount_of(plain.as_fd(), Through::Reading) {
+        Ok(private) => (private, true),
+        Err(error) => {
             log::debug!("no private mount of {}: {error}", path.shown());
-            plain
-        }),
-    )
+            (plain, false)
+        }
+    })
 }
 
 /// An upper's root folder and its work folder, given as plain descriptors and paths. Both go through one
-/// mount, for nothing can be renamed from one mount to another.
+/// mount, for nothing can be renamed from one mount to another. Reports whether it is a private one.
 pub(super) fn for_writing(
     plain: [OwnedFd; 2],
     paths: [&Path; 2],
     through: Through,
-) -> [OwnedFd; 2] {
+) -> ([OwnedFd; 2], bool) {
     match through_one_mount(&plain, paths, through) {
-        Ok(folders) => folders,
+        Ok(folders) => (folders, true),
         Err(error) => {
             log::debug!("no private mount of {}: {error}", paths[0].shown());
-            plain
+            (plain, false)
         }
     }
 }

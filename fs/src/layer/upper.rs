@@ -4,24 +4,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
+use super::whiteout::{WhiteoutForm, Whiteouts};
 use super::{Layer, WorkDir, lock, private};
-use crate::error::{Errno, Error, Result};
+use crate::error::{Errno, Result};
 use crate::format::{OPAQUE_XATTR_WHITEOUTS, XattrSpace};
 use crate::setup::{SetupError, SetupKind, shown};
 use crate::sys;
 use crate::sys::node::RenameHow;
 use crate::sys::order::Order;
 use crate::sys::private::Through;
-use crate::sys::stat::FileKind;
-
-/// How a name is hidden on this file system.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WhiteoutForm {
-    /// A character device 0:0; no privilege needed since Linux 5.8.
-    Device,
-    /// An empty file with a mark, in a folder marked opaque=x: where devices can't be made.
-    MarkedFile,
-}
 
 /// The layer that is written.
 #[derive(Debug)]
@@ -30,7 +21,7 @@ pub struct Upper {
     pub layer: Arc<Layer>,
     /// Where new things are made.
     pub work: Arc<WorkDir>,
-    form: WhiteoutForm,
+    whiteouts: Whiteouts,
     order: Order,
     locks: [OwnedFd; 2],
 }
@@ -50,8 +41,9 @@ impl Upper {
         let outer = sys::dir::open_root(work).map_err(at)?;
         let root = sys::dir::open_root(upper)
             .map_err(|error| SetupError::at("cannot use the layer", upper, error))?;
-        let [root, outer] = private::for_writing([root, outer], [upper, work], through);
-        let layer = layer.opened_as(root);
+        let ([root, outer], no_devices) =
+            private::for_writing([root, outer], [upper, work], through);
+        let layer = layer.opened_as(root, no_devices);
         check_separate(upper, work, &layer, &outer)?;
         let locks = [
             lock::for_writing("upper layer", upper, layer.root_fd())?,
@@ -79,12 +71,12 @@ impl Upper {
         super::journal::finish(&layer, &work).map_err(at)?;
         work.clean().map_err(at)?;
         check_marks(&layer, &work)?;
-        let form = probe_whiteout(&work).map_err(at)?;
+        let whiteouts = Whiteouts::prepare(&work, outer.as_fd(), layer.space()).map_err(at)?;
         let order = Order::of(layer.root_fd());
         Ok(Arc::new(Self {
             layer,
             work,
-            form,
+            whiteouts,
             order,
             locks,
         }))
@@ -107,7 +99,7 @@ impl Upper {
 
     /// The form in which this upper hides names.
     pub fn whiteout_form(&self) -> WhiteoutForm {
-        self.form
+        self.whiteouts.form()
     }
 
     /// In which order its file system brings to the disk what it is given.
@@ -117,8 +109,8 @@ impl Upper {
 
     /// Hides `name` in `dir`, which must have no such name yet in this layer.
     pub fn whiteout_new(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
-        match self.form {
-            WhiteoutForm::Device => sys::node::mknod(dir, name, FileKind::CharDevice, 0, 0),
+        match self.whiteouts.form() {
+            WhiteoutForm::Device => self.whiteouts.make(dir, name),
             WhiteoutForm::MarkedFile => {
                 let staged = self.stage_whiteout(dir)?;
                 staged.commit(dir, name, RenameHow::NoReplace)
@@ -128,15 +120,8 @@ impl Upper {
 
     /// Makes a whiteout in the work folder, for `dir`.
     pub fn stage_whiteout(&self, dir: BorrowedFd<'_>) -> Result<super::Staged> {
-        let (staged, ()) = self.work.stage(|work, name| match self.form {
-            WhiteoutForm::Device => sys::node::mknod(work, name, FileKind::CharDevice, 0, 0),
-            WhiteoutForm::MarkedFile => {
-                sys::node::mknod(work, name, FileKind::Regular, 0o600, 0)?;
-                let fd = sys::dir::open_path(work, name)?;
-                sys::xattr::set(fd.as_fd(), self.layer.space().whiteout().as_bytes(), b"")
-            }
-        })?;
-        if self.form == WhiteoutForm::MarkedFile {
+        let staged = self.whiteouts.stage()?;
+        if self.whiteouts.form() == WhiteoutForm::MarkedFile {
             self.mark_folder(dir)?;
         }
         Ok(staged)
@@ -210,26 +195,20 @@ fn check_marks(layer: &Layer, work: &Arc<WorkDir>) -> Result<(), SetupError> {
     });
     match tried {
         Ok(_) => Ok(()),
+        // Nothing can be told; whoever mounts it may do so to make room.
+        Err(error) if matches!(error.errno(), Errno::NOSPC | Errno::DQUOT) => {
+            log::warn!("the disk of {} is full", shown(layer.path()));
+            Ok(())
+        }
         Err(error) => {
             let hint = match error.errno() {
                 Errno::OPNOTSUPP | Errno::PERM => {
                     "the upper layer's file system must keep extended attributes"
                 }
-                Errno::NOSPC | Errno::DQUOT => "make room on the file system of the upper layer",
                 _ => "",
             };
             let what = format!("cannot set {} below", layer.space().opaque());
             Err(SetupError::at(&what, layer.path(), error).hint(hint))
         }
-    }
-}
-
-fn probe_whiteout(work: &Arc<WorkDir>) -> Result<WhiteoutForm> {
-    match work.stage(|dir, name| sys::node::mknod(dir, name, FileKind::CharDevice, 0, 0)) {
-        Ok(_) => Ok(WhiteoutForm::Device),
-        Err(Error::Errno(Errno::PERM | Errno::OPNOTSUPP | Errno::INVAL | Errno::ACCESS)) => {
-            Ok(WhiteoutForm::MarkedFile)
-        }
-        Err(error) => Err(error),
     }
 }

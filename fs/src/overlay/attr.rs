@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rustix::fs::OFlags;
 use rustix::thread::CapabilitySet;
 
+use super::copy_up::CAPABILITY;
 use super::files::FileHandle;
 use super::stage::CopyUp;
 use super::{Caller, Op};
@@ -20,6 +21,9 @@ use crate::sys::stat::{FileKind, Stat};
 /// How many links a merged folder shows: the subfolders lie in several layers, and 1 says "not counted" to
 /// find(1) and fts(3).
 pub(super) const UNCOUNTED: u64 = 1;
+
+/// The mode bits with which a program runs as another user or group: S_ISUID and S_ISGID.
+pub const SETID: u32 = 0o6000;
 
 /// What stat shows of an object: `stat` with the owner as the mount shows it, and the number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,6 +173,19 @@ impl Op<'_> {
         handle: Option<&FileHandle>,
     ) -> Result<Attr> {
         self.upper()?;
+        if set.mode.is_some() && inode.kind() == FileKind::Symlink {
+            return Err(Error::Errno(Errno::OPNOTSUPP));
+        }
+        let ids = &self.overlay.behaviour;
+        let overflow = Error::Errno(Errno::OVERFLOW);
+        let uid = set.uid.map(|id| ids.uids.to_disk(id).ok_or(overflow));
+        let gid = set.gid.map(|id| ids.gids.to_disk(id).ok_or(overflow));
+        let (uid, gid) = (uid.transpose()?, gid.transpose()?);
+        let dropped = if *set == SetAttr::default() {
+            Some(self.privileges_to_drop(caller, inode)?)
+        } else {
+            None
+        };
         if let Some(size) = set.size {
             self.set_size(caller, inode, size, handle)?;
         }
@@ -177,23 +194,15 @@ impl Op<'_> {
         let _names = inode.is_dir().then(|| inode.names.lock());
         let target = self.target(inode)?;
         let fd = target.as_fd();
-        if *set == SetAttr::default() {
-            self.drop_privileges(caller, inode, &target)?;
+        if let Some(bits) = dropped {
+            drop_privileges(&target, bits)?;
             // A chown that names neither owner nor group moves the change time all the same.
             sys::attr::chown(fd, None, None)?;
         }
         if set.uid.is_some() || set.gid.is_some() {
-            let ids = &self.overlay.behaviour;
-            let overflow = Error::Errno(Errno::OVERFLOW);
-            let uid = set.uid.map(|id| ids.uids.to_disk(id).ok_or(overflow));
-            let gid = set.gid.map(|id| ids.gids.to_disk(id).ok_or(overflow));
-            let (uid, gid) = (uid.transpose()?, gid.transpose()?);
-            self.for_caller(caller, &target, || sys::attr::chown(fd, uid, gid))?;
+            self.for_caller(caller, inode, &target, || sys::attr::chown(fd, uid, gid))?;
         }
         if let Some(mode) = set.mode {
-            if inode.kind() == FileKind::Symlink {
-                return Err(Error::Errno(Errno::OPNOTSUPP));
-            }
             sys::attr::chmod(fd, mode)?;
             // What may be run now was nothing but data before.
             inode.unknown(PLAIN);
@@ -230,17 +239,17 @@ impl Op<'_> {
             Some(handle) => self.content(handle)?,
             None => Arc::new(self.open_content(inode, OFlags::RDWR)?),
         };
-        self.cut(caller, &fd, size)
+        self.cut(caller, inode, &fd, size)
     }
 
-    /// Drops setuid, setgid and capabilities. The empty request comes for a change of the content, for
-    /// which somebody has the file open for writing, and for a chown that changes nothing, for which
-    /// setuid goes only when the caller owns the file. The kernel leaves that check to us; without it
-    /// any user could take setuid away from any program.
-    fn drop_privileges(&self, caller: Caller, inode: &Inode, target: &OwnedFd) -> Result<()> {
-        let stat = sys::stat::stat_fd(target)?;
+    /// Returns the mode bits that the empty request drops. It comes for a change of the content, for
+    /// which a process has the file open for writing, and for a chown that changes nothing, for which
+    /// setuid goes only when the caller owns the file. The kernel leaves that check to the daemon; without
+    /// it any user could take setuid away from any program.
+    fn privileges_to_drop(&self, caller: Caller, inode: &Inode) -> Result<u32> {
+        let stat = self.stat_now(inode)?;
         if stat.kind() == FileKind::Directory {
-            return Ok(());
+            return Ok(0);
         }
         // The kernel's setattr_should_drop_sgid.
         let setgid = stat.perm() & 0o2000 != 0
@@ -253,23 +262,25 @@ impl Op<'_> {
             if caller.uid != 0 && who.uid != stat.uid && !inode.is_written() {
                 return Err(Error::Errno(Errno::PERM));
             }
-            sys::attr::chmod(target.as_fd(), stat.perm() & !drop)?;
         }
-        match sys::xattr::remove(target.as_fd(), b"security.capability") {
-            Err(error) if !matches!(error.errno(), Errno::NODATA | Errno::OPNOTSUPP) => Err(error),
-            _ => Ok(()),
-        }
+        Ok(drop)
     }
 
     /// Sets a file's size; setuid and setgid go as they do for the caller on a plain folder. With the
     /// caller's ids as well as without the right to keep the bits: a layer on another FUSE mount is told
     /// who asks, but the crate does not pass the kernel's request to drop them on.
-    pub(super) fn cut(&self, caller: Caller, fd: &OwnedFd, size: u64) -> Result<()> {
+    pub(super) fn cut(
+        &self,
+        caller: Caller,
+        inode: &Arc<Inode>,
+        fd: &OwnedFd,
+        size: u64,
+    ) -> Result<()> {
         if self.takes_no_setid(caller, fd)? {
             return sys::attr::truncate(fd, size);
         }
         sys::creds::as_caller(self.on_disk(caller)?, || {
-            self.unprivileged(caller, fd, || sys::attr::truncate(fd, size))
+            self.unprivileged(caller, inode, fd, || sys::attr::truncate(fd, size))
         })
     }
 
@@ -278,32 +289,38 @@ impl Op<'_> {
     fn for_caller<T>(
         &self,
         caller: Caller,
+        inode: &Arc<Inode>,
         fd: &OwnedFd,
         change: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
         if self.takes_no_setid(caller, fd)? {
             return change();
         }
-        self.unprivileged(caller, fd, change)
+        self.unprivileged(caller, inode, fd, change)
     }
 
     /// Whether a change by this caller leaves setuid and setgid as they are.
     fn takes_no_setid(&self, caller: Caller, fd: &OwnedFd) -> Result<bool> {
         let perm = sys::stat::stat_fd(fd)?.perm();
-        Ok(perm & 0o6000 == 0 || self.is_capable(caller, CapabilitySet::FSETID)?)
+        Ok(perm & SETID == 0 || self.is_capable(caller, CapabilitySet::FSETID)?)
     }
 
     /// Changes a file's content for a caller without CAP_FSETID.
+    ///
+    /// The kernel caches the mode beyond a write and runs programs by the cached one, so the object is listed
+    /// for [`Op::take_stale`] when bits may have gone.
     pub(super) fn unprivileged<T>(
         &self,
         caller: Caller,
+        inode: &Arc<Inode>,
         fd: &OwnedFd,
         change: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
         let stat = sys::stat::stat_fd(fd)?;
-        if stat.perm() & 0o6000 == 0 {
+        if stat.perm() & SETID == 0 {
             return change();
         }
+        self.note_stale(inode);
         // Without the right to execute, setgid is an old mark for locking, which a member may keep.
         let keeps = stat.perm() & 0o2010 == 0o2000 && self.is_member(caller, stat.gid)?;
         let own = self.on_disk(caller)?.gid;
@@ -311,7 +328,7 @@ impl Op<'_> {
     }
 
     /// What the disk says of an object, and nothing else.
-    pub(super) fn stat_now(&self, inode: &Inode) -> Result<Stat> {
+    pub fn stat_now(&self, inode: &Inode) -> Result<Stat> {
         if !inode.is_dir() {
             let file = inode.file()?;
             if file.anchor.is_none() {
@@ -361,5 +378,20 @@ impl Op<'_> {
             }
         }
         Err(last)
+    }
+}
+
+/// Drops these mode bits, and capabilities.
+fn drop_privileges(target: &OwnedFd, bits: u32) -> Result<()> {
+    let stat = sys::stat::stat_fd(target)?;
+    if stat.kind() == FileKind::Directory {
+        return Ok(());
+    }
+    if stat.perm() & bits != 0 {
+        sys::attr::chmod(target.as_fd(), stat.perm() & !bits)?;
+    }
+    match sys::xattr::remove(target.as_fd(), CAPABILITY) {
+        Err(error) if !matches!(error.errno(), Errno::NODATA | Errno::OPNOTSUPP) => Err(error),
+        _ => Ok(()),
     }
 }

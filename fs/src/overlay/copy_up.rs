@@ -160,6 +160,15 @@ impl Op<'_> {
         }
     }
 
+    /// Whether an object, of any kind, lies in the upper.
+    pub(super) fn is_any_up(&self, inode: &Inode) -> Result<bool> {
+        if inode.is_dir() {
+            Ok(self.upper_dir(&inode.dir()?).is_some())
+        } else {
+            Ok(self.in_upper(&inode.file()?))
+        }
+    }
+
     fn is_up(&self, file: &FileState, how: CopyUp) -> bool {
         self.in_upper(file) && (how == CopyUp::Metadata || file.data.is_none())
     }
@@ -170,7 +179,7 @@ impl Op<'_> {
     /// mark one of holes.
     fn fill(&self, inode: &Arc<Inode>, file: &FileState) -> Result<()> {
         // Not by the name that `file` has: it may be another file's by now, and that would be lost.
-        let target = sys::dir::reopen((*self.target(inode)?).as_fd(), OFlags::RDWR)?;
+        let target = sys::content::reopen((*self.target(inode)?).as_fd(), OFlags::RDWR)?;
         let before = sys::stat::stat_fd(&target)?;
         // Writing takes a file's capabilities away; only a user's writing may.
         let capability = sys::xattr::get(target.as_fd(), CAPABILITY)?;

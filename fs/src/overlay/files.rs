@@ -152,7 +152,7 @@ impl Op<'_> {
         let fd = self.open_content(inode, how.flags())?;
         if how.truncate {
             inode.changed();
-            self.cut(caller, &fd, 0)?;
+            self.cut(caller, inode, &fd, 0)?;
         }
         Ok(self.handle(inode, Some((fd, turn)), how))
     }
@@ -196,7 +196,7 @@ impl Op<'_> {
         for _ in 0..8 {
             let file = inode.file()?;
             let opened = match (&file.data, &file.anchor) {
-                (None, Some(anchor)) => sys::dir::reopen((**anchor).as_fd(), access),
+                (None, Some(anchor)) => sys::content::reopen((**anchor).as_fd(), access),
                 _ => file.data_loc().open(access),
             };
             match opened {
@@ -271,11 +271,10 @@ impl Op<'_> {
         }
         self.upper()?;
         let fd = self.content_to_write(handle)?;
-        handle.inode.changed();
         let write = || sys::copy::write_some(&*fd, data, at);
-        match by {
-            Writer::Privileged => write(),
-            Writer::Unprivileged(caller) => self.unprivileged(caller, &fd, write),
+        let done = match by {
+            Writer::Privileged => write()?,
+            Writer::Unprivileged(caller) => self.unprivileged(caller, &handle.inode, &fd, write)?,
             Writer::Mapping => {
                 let kept = sys::xattr::get(fd.as_fd(), CAPABILITY)?;
                 // The kernel heeds no answer that is shorter, and what does not fit would be lost.
@@ -283,9 +282,11 @@ impl Op<'_> {
                 if let Some(value) = kept {
                     sys::xattr::set(fd.as_fd(), CAPABILITY, &value)?;
                 }
-                Ok(data.len())
+                data.len()
             }
-        }
+        };
+        handle.inode.changed();
+        Ok(done)
     }
 
     /// Writes a file to the disk. A lower one too: it may have been written in this mount or an earlier one,
@@ -297,7 +298,7 @@ impl Op<'_> {
         let file = handle.inode.file()?;
         let fd = match &file.data {
             // Its content lies below, untouched; what may have changed is its attributes.
-            Some(_) => Arc::new(sys::dir::reopen(
+            Some(_) => Arc::new(sys::content::reopen(
                 (*self.target(&handle.inode)?).as_fd(),
                 OFlags::RDONLY,
             )?),
@@ -347,9 +348,10 @@ impl Op<'_> {
         }
         self.upper()?;
         let fd = self.content_to_write(handle)?;
-        handle.inode.changed();
         let mode = FallocateFlags::from_bits_retain(mode);
-        Ok(rustix::fs::fallocate(&fd, mode, at, len)?)
+        rustix::fs::fallocate(&fd, mode, at, len)?;
+        handle.inode.changed();
+        Ok(())
     }
 
     /// SEEK_DATA and SEEK_HOLE; the kernel does the other kinds itself.
@@ -375,11 +377,16 @@ impl Op<'_> {
         // The target first: the source may be the same file.
         let target = self.content_to_write(to.0)?;
         let source = self.content(from.0)?;
-        to.0.inode.changed();
+        let atime = sys::stat::stat_fd(&*source)?.atime;
         let (mut at, mut to_at) = (from.1, to.1);
         let copied = rustix::io::retry_on_intr(|| {
             rustix::fs::copy_file_range(&source, Some(&mut at), &target, Some(&mut to_at), len)
         })?;
+        to.0.inode.changed();
+        // The kernel takes FUSE inodes for ones without access times and invalidates nothing of the source.
+        if sys::stat::stat_fd(&*source)?.atime != atime {
+            self.note_stale(&from.0.inode);
+        }
         Ok(copied)
     }
 }

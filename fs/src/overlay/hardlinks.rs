@@ -308,7 +308,8 @@ fn scan(layer: &Arc<Layer>) -> Result<Scan> {
             let inner = join(&path, &entry.name);
             if entry.kind != FileKind::Directory {
                 let stat = sys::stat::stat_at((*fd).as_fd(), &entry.name)?;
-                if stat.nlink > 1 {
+                // Whiteouts are links to one another, and no names of anything.
+                if stat.nlink > 1 && !stat.is_whiteout_device() {
                     scan.links.entry(stat.ino).or_default().push(inner);
                 }
                 continue;

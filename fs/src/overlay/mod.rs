@@ -28,6 +28,7 @@ mod traits;
 mod xattr;
 mod zero_device;
 
+use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -47,7 +48,7 @@ use crate::sys::order::Order;
 use crate::sys::stat::FileKind;
 use crate::view::View;
 
-pub use attr::{Attr, SetAttr};
+pub use attr::{Attr, SETID, SetAttr};
 pub use choices::{Awake, Coherence, Passthrough, name_of, named};
 pub use cookies::END;
 pub use files::{FileHandle, OpenHow, Writer};
@@ -119,6 +120,8 @@ pub struct Overlay {
 pub struct Op<'a> {
     overlay: &'a Overlay,
     stack: RwLockReadGuard<'a, Stack>,
+    /// Objects of which the kernel may cache attributes that hold no longer; see [`Op::take_stale`].
+    stale: RefCell<Vec<Arc<Inode>>>,
 }
 
 impl Overlay {
@@ -191,6 +194,7 @@ impl Overlay {
         Op {
             overlay: self,
             stack: self.stack.read(),
+            stale: RefCell::default(),
         }
     }
 
@@ -264,6 +268,23 @@ impl Overlay {
 }
 
 impl Op<'_> {
+    /// Returns the objects whose cached attributes must be invalidated before this operation is answered,
+    /// and forgets them.
+    ///
+    /// The kernel invalidates by itself what a request changes by its kind: the times and the size after a
+    /// write, the change time after setxattr(2), everything of a parent directory. Listed here is the rest.
+    pub fn take_stale(&self) -> Vec<Arc<Inode>> {
+        self.stale.take()
+    }
+
+    /// Lists an object for [`Op::take_stale`].
+    fn note_stale(&self, inode: &Arc<Inode>) {
+        let mut stale = self.stale.borrow_mut();
+        if !stale.iter().any(|other| Arc::ptr_eq(other, inode)) {
+            stale.push(inode.clone());
+        }
+    }
+
     fn view(&self) -> &View {
         &self.stack.view
     }

@@ -56,17 +56,25 @@ impl Overlay {
         })
     }
 
-    /// Lets go of the upper: nothing can be written from here on. For a mount that is being taken down;
-    /// refused with their number while descriptors are open for writing.
+    /// Lets go of the upper and of the locks on all layers: nothing can be written from here on. For a mount that
+    /// is being taken down; refused with their number while descriptors are open for writing.
     pub fn retire(&self) -> Result<(), u32> {
         let mut stack = self.stack.write();
         match self.writers.load(Ordering::Acquire) {
             0 => {
                 stack.upper = None;
+                self.locks.lock().clear();
                 Ok(())
             }
             writers => Err(writers),
         }
+    }
+
+    /// Syncs the file system of the layer that is written.
+    pub fn sync_upper(&self) -> Result<()> {
+        let upper = self.stack.read().upper.clone();
+        let Some(upper) = upper else { return Ok(()) };
+        sys::dir::sync_fs(upper.layer.root_fd())
     }
 
     /// Everything that can fail comes before the first change.

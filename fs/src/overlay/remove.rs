@@ -67,6 +67,10 @@ impl Op<'_> {
         if gone {
             self.overlay.inodes.gone(inode.identity());
         }
+        // The kernel counts the name down from the one link that every file shows.
+        if self.overlay.behaviour.static_nlink && !inode.is_dir() {
+            self.note_stale(inode);
+        }
     }
 
     /// Removes an empty folder.

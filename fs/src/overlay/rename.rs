@@ -215,6 +215,12 @@ impl Op<'_> {
                     {
                         self.leave_whiteout_by_exchange(from, to)?;
                     }
+                    // The kernel makes an inode for the whiteout; a link to the shared one needs none.
+                    Err(Error::Errno(Errno::NOSPC | Errno::DQUOT))
+                        if plan.how == RenameHow::Whiteout =>
+                    {
+                        self.leave_linked_whiteout(from, to)?;
+                    }
                     other => other?,
                 }
             }
@@ -273,6 +279,47 @@ impl Op<'_> {
         };
         whiteout.commit(to_fd, to.name, how)?;
         sys::node::rename(from_fd, from.name, to_fd, to.name, RenameHow::Exchange)
+    }
+
+    /// RENAME_WHITEOUT on a full disk. In steps: a power cut between them leaves what is replaced, or what was
+    /// moved, under the old name as well.
+    fn leave_linked_whiteout(&self, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
+        let (from_fd, to_fd) = (from.up.fd()?, to.up.fd()?);
+        let (from_fd, to_fd) = ((*from_fd).as_fd(), (*to_fd).as_fd());
+        let upper = self.upper()?;
+        let exchange = || {
+            let how = RenameHow::Exchange;
+            sys::node::rename(from_fd, from.name, to_fd, to.name, how)
+        };
+        let or_back = |done: Result<()>, back: &dyn Fn() -> Result<()>| {
+            if done.is_err()
+                && let Err(error) = back()
+            {
+                log::error!(
+                    "{} cannot be renamed back to {}: {error}",
+                    to.name,
+                    from.name
+                );
+            }
+            done
+        };
+        match to.state.upper {
+            UpperHas::Whiteout => self.leave_whiteout_by_exchange(from, to),
+            UpperHas::Nothing if !to.state.below => self.leave_whiteout_by_exchange(from, to),
+            UpperHas::Nothing => {
+                let how = RenameHow::NoReplace;
+                sys::node::rename(from_fd, from.name, to_fd, to.name, how)?;
+                let back = || sys::node::rename(to_fd, to.name, from_fd, from.name, how);
+                or_back(upper.whiteout_new(from_fd, from.name), &back)
+            }
+            UpperHas::Object => {
+                let whiteout = upper.stage_whiteout(from_fd)?;
+                exchange()?;
+                // What was replaced goes with the staged name.
+                let done = whiteout.commit(from_fd, from.name, RenameHow::Exchange);
+                or_back(done, &exchange)
+            }
+        }
     }
 
     /// A folder that is to be replaced must be empty on disk too, not only to the eye: its whiteouts go

@@ -57,7 +57,7 @@ impl Op<'_> {
                     let data = match (&file.data, &file.anchor) {
                         // Its name is another's now, or a whiteout.
                         (None, Some(anchor)) => {
-                            sys::dir::reopen((**anchor).as_fd(), OFlags::RDONLY)?
+                            sys::content::reopen((**anchor).as_fd(), OFlags::RDONLY)?
                         }
                         _ => file.data_loc().open_read()?,
                     };

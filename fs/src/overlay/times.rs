@@ -22,7 +22,7 @@ impl Op<'_> {
         change: impl FnOnce(&OwnedFd, &Stat) -> Result<T>,
     ) -> Result<T> {
         let (fd, stat) = self.target_and_stat(inode)?;
-        self.keeping(inode, stat.ctime, None, || change(&fd, &stat))
+        self.keeping(inode, &stat, None, || change(&fd, &stat))
     }
 
     /// The same, with a modification time that is put back before the change ends. Whoever asks meanwhile
@@ -30,17 +30,25 @@ impl Op<'_> {
     fn keeping<T>(
         &self,
         inode: &Arc<Inode>,
-        ctime: Time,
+        was: &Stat,
         mtime: Option<Time>,
         change: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
-        let shown = inode.shown_ctime(ctime);
+        let shown = inode.shown_ctime(was.ctime);
         let before = inode.hold_times(shown, mtime);
         let done = change().inspect_err(|_| {
             inode.hold_instead(before);
         })?;
         match self.stat_now(inode) {
-            Ok(now) => self.overlay.inodes.hold_ctime(inode, now.ctime, shown),
+            Ok(now) => {
+                // The request that needed this says nothing of it to the kernel: a copy has other blocks, and
+                // a directory that came to lie in two layers another link count.
+                let seen = |stat: &Stat| (stat.dev, stat.ino, stat.size, stat.blocks);
+                if seen(&now) != seen(was) {
+                    self.note_stale(inode);
+                }
+                self.overlay.inodes.hold_ctime(inode, now.ctime, shown);
+            }
             // The change is made: an error here would tell that it is not.
             Err(error) => {
                 inode.hold_instead(before);
@@ -61,7 +69,7 @@ impl Op<'_> {
         let fd = dir.fd()?;
         let fd = (*fd).as_fd();
         let before = sys::stat::stat_fd(fd)?;
-        self.keeping(inode, before.ctime, Some(before.mtime), || {
+        self.keeping(inode, &before, Some(before.mtime), || {
             let done = change(fd)?;
             let back = sys::attr::utimens(fd, SetTime::At(before.atime), SetTime::At(before.mtime));
             // The change is made: an error here would tell that it is not.

@@ -1,7 +1,7 @@
 //! Extended attributes: everything a user sets, nothing of the overlay's own.
 
 use std::borrow::Cow;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::thread::CapabilitySet;
@@ -31,6 +31,9 @@ impl Op<'_> {
     /// The value of an attribute; ENODATA where there is none.
     pub fn get_xattr(&self, inode: &Arc<Inode>, name: &[u8]) -> Result<Vec<u8>> {
         self.refuse_acl(name)?;
+        if sys::xattr::is_alias(name) {
+            return Err(Error::Errno(Errno::NODATA));
+        }
         let capability = name == CAPABILITY;
         // The kernel asks for it at the first write to every file.
         if capability && inode.is_bare() {
@@ -103,18 +106,74 @@ impl Op<'_> {
         flags: u32,
     ) -> Result<()> {
         self.refuse_acl(name)?;
+        // It would be the ACL on one file system and a stray attribute on another.
+        if sys::xattr::is_alias(name) {
+            return Err(Error::Errno(Errno::OPNOTSUPP));
+        }
         self.upper()?;
-        self.any_up(inode)?;
-        let disk = self.space().to_disk(name);
-        let target = self.target(inode)?;
         if is_attribute(name) && self.reads_foreign() {
             return Err(Error::Errno(Errno::PERM));
         }
-        inode.changed();
+        let disk = self.space().to_disk(name);
+        if !self.is_any_up(inode)? {
+            self.refuse_set(inode, &disk, flags)?;
+        }
+        self.any_up(inode)?;
+        let target = self.target(inode)?;
         inode.unknown(BARE);
         let _after = Setting(inode);
+        self.changing_xattrs(inode, &target, || {
+            self.set_in_upper(caller, inode, &target, (name, &disk), value, flags)
+        })
+    }
+
+    /// Fails as the call on the copy would, so that nothing is copied up for a call that changes nothing.
+    fn refuse_set(&self, inode: &Arc<Inode>, disk: &[u8], flags: u32) -> Result<()> {
+        let before = self.target(inode)?;
+        let hidden = self.is_ours(before.as_fd(), disk)?;
+        let there = match self.value(before.as_fd(), disk) {
+            Ok(_) => !hidden,
+            Err(error) if error.errno() == Errno::NODATA => false,
+            Err(error) => return Err(error),
+        };
+        if there && flags & XATTR_CREATE != 0 {
+            return Err(Error::Errno(Errno::EXIST));
+        }
+        if !there && flags & XATTR_REPLACE != 0 {
+            return Err(Error::Errno(Errno::NODATA));
+        }
+        Ok(())
+    }
+
+    /// Runs a change of an object's attributes, which is in the upper. The kernel learns from the request
+    /// that the change time moves; what it is not told is that blocks may come or go.
+    fn changing_xattrs<T>(
+        &self,
+        inode: &Arc<Inode>,
+        target: &OwnedFd,
+        change: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let before = sys::stat::stat_fd(target)?.blocks;
+        let done = change()?;
+        inode.changed();
+        if sys::stat::stat_fd(target)?.blocks != before {
+            self.note_stale(inode);
+        }
+        Ok(done)
+    }
+
+    /// Sets an attribute of an object in the upper. `names`: as the caller names it, and as it lies on disk.
+    fn set_in_upper(
+        &self,
+        caller: Caller,
+        inode: &Inode,
+        target: &OwnedFd,
+        (name, disk): (&[u8], &[u8]),
+        value: &[u8],
+        flags: u32,
+    ) -> Result<()> {
         let mut flags = flags;
-        if self.is_ours(target.as_fd(), &disk)? {
+        if self.is_ours(target.as_fd(), disk)? {
             // What does not show is not there to a user.
             if flags & XATTR_REPLACE != 0 {
                 return Err(Error::Errno(Errno::NODATA));
@@ -125,7 +184,7 @@ impl Op<'_> {
             zero_device::opaque_is_a_users(target.as_fd(), self.space())?;
         }
         if !is_acl(name) {
-            return sys::xattr::set_with(target.as_fd(), &disk, value, flags);
+            return sys::xattr::set_with(target.as_fd(), disk, value, flags);
         }
         let ids = &self.overlay.behaviour;
         let value = if ids.uids.is_identity() && ids.gids.is_identity() {
@@ -135,13 +194,13 @@ impl Op<'_> {
         };
         // As the caller: the file system drops setgid for one outside the file's group. It asks for the
         // caller's group or a supplementary one; here the one that counts takes the first's place.
-        let stat = sys::stat::stat_fd(&*target)?;
+        let stat = sys::stat::stat_fd(target)?;
         let mut who = self.on_disk(caller)?;
         if stat.perm() & 0o2000 != 0 && self.is_member(caller, stat.gid)? {
             who.gid = stat.gid;
         }
         sys::creds::as_caller(who, || {
-            sys::xattr::set_with(target.as_fd(), &disk, &value, flags)
+            sys::xattr::set_with(target.as_fd(), disk, &value, flags)
         })
     }
 
@@ -149,18 +208,23 @@ impl Op<'_> {
     pub fn remove_xattr(&self, inode: &Arc<Inode>, name: &[u8]) -> Result<()> {
         self.refuse_acl(name)?;
         self.upper()?;
+        if sys::xattr::is_alias(name) {
+            return Err(Error::Errno(Errno::NODATA));
+        }
         // Nothing is copied up for what is not there.
         let disk = self.space().to_disk(name);
         let before = self.target(inode)?;
         if self.is_ours(before.as_fd(), &disk)? {
             return Err(Error::Errno(Errno::NODATA));
         }
-        if !is_acl(name) {
-            self.value(before.as_fd(), &disk)?;
+        match self.value(before.as_fd(), &disk) {
+            // File systems take an ACL that is not there for removed.
+            Err(error) if is_acl(name) && error.errno() == Errno::NODATA => return Ok(()),
+            other => other.map(drop)?,
         }
         self.any_up(inode)?;
-        inode.changed();
-        sys::xattr::remove(self.target(inode)?.as_fd(), &disk)
+        let target = self.target(inode)?;
+        self.changing_xattrs(inode, &target, || sys::xattr::remove(target.as_fd(), &disk))
     }
 
     /// The value of an attribute on disk; ENODATA where there is none. A lower may lie on a file system that

@@ -50,21 +50,9 @@ pub fn reopen_dir(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
     Ok(rustix::fs::openat(dir, ".", flags, Mode::empty())?)
 }
 
-/// Opens the regular file `name` in `dir`; never blocks on a fifo and follows no link.
-pub fn open_file(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Result<OwnedFd> {
-    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    Ok(rustix::fs::openat(dir, name, flags, Mode::empty())?)
-}
-
-/// Opens the object behind an O_PATH descriptor anew, with other flags.
-pub fn reopen(fd: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd> {
-    let flags = flags | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    Ok(rustix::fs::openat(
-        CWD,
-        crate::sys::proc_path(fd).as_slice(),
-        flags,
-        Mode::empty(),
-    )?)
+/// Syncs the file system that a directory lies on.
+pub fn sync_fs(dir: BorrowedFd<'_>) -> Result<()> {
+    Ok(rustix::fs::syncfs(reopen_dir(dir)?)?)
 }
 
 /// Reads a whole folder, without `.` and `..`, in the file system's order.

@@ -4,19 +4,23 @@
 //! that a test can make the k-th change fail.
 
 pub mod attr;
+pub mod content;
 pub mod copy;
 pub mod creds;
 pub mod dir;
 pub mod fault;
+pub mod flocks;
 pub mod handle;
 pub mod idle;
 pub mod mount;
+pub mod namespace;
 pub mod node;
 pub mod order;
 pub mod private;
 pub mod process;
 pub mod socket;
 pub mod stat;
+pub mod users;
 pub mod within;
 pub mod xattr;
 mod xattr_at;

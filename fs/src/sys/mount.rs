@@ -4,14 +4,14 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags,
-    UnmountFlags,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
 };
 
 use crate::error::Result;
 use crate::sys::private::Through;
+use crate::sys::users::Device;
 
 /// Flags and strings of a mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -92,8 +92,8 @@ impl PreparedMount {
     }
 
     /// Its device number, by which it is known again.
-    pub fn device(&self) -> Result<u64> {
-        device_of(&self.mount)
+    pub fn device(&self) -> Result<Device> {
+        Device::of_fd(&self.mount)
     }
 }
 
@@ -113,30 +113,15 @@ fn attributes(options: &MountOptions) -> MountAttrFlags {
     flags
 }
 
-/// The device number of what is mounted behind `fd`, without asking its file system for anything: that
-/// may be the very process that calls.
-pub fn device_of(fd: impl AsFd) -> Result<u64> {
-    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    let got = rustix::fs::statx(fd, "", flags, StatxFlags::TYPE)?;
-    Ok(rustix::fs::makedev(got.stx_dev_major, got.stx_dev_minor))
-}
-
 /// Has the kernel read ahead so many KiB in files of the file system with this device number. The protocol can
 /// only lower what it begins with (128).
-pub fn read_ahead(device: u64, kib: u32) -> std::io::Result<()> {
-    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+pub fn read_ahead(device: Device, kib: u32) -> std::io::Result<()> {
+    let Device { major, minor } = device;
     let place = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
     std::fs::write(place, kib.to_string())
 }
 
-/// The device number of what is mounted at `at`.
-pub fn device_at(at: &Path) -> Result<u64> {
-    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::SYMLINK_NOFOLLOW;
-    let got = rustix::fs::statx(CWD, at, flags, StatxFlags::TYPE)?;
-    Ok(rustix::fs::makedev(got.stx_dev_major, got.stx_dev_minor))
-}
-
-/// Puts a detached mount, as [`keep_alive`] makes one, at a place in the tree.
+/// Puts a detached mount, which is in no tree, at a place in the tree.
 pub fn attach(mount: impl AsFd, at: &Path) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     Ok(rustix::mount::move_mount(mount, "", CWD, at, flags)?)
@@ -167,11 +152,4 @@ pub fn remount(at: &Path, options: &MountOptions) -> Result<()> {
 pub fn unmount_lazily(at: &Path) -> Result<()> {
     let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
     Ok(rustix::mount::unmount(at, flags)?)
-}
-
-/// A second, detached mount of what is mounted at `at`: as long as the descriptor lives, the file
-/// system lives, so that an unmount of `at` returns at once instead of waiting for its caches to go.
-pub fn keep_alive(at: &Path) -> Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    Ok(rustix::mount::open_tree(CWD, at, flags)?)
 }

@@ -21,7 +21,7 @@ pub enum Through {
 /// The folder behind `dir` through a mount of its own. As long as the descriptor lives, the file
 /// system lives; but its place in the tree can be unmounted by whoever mounted it there (an open
 /// descriptor would make it busy). What is mounted below the folder is left out. The kernel's overlayfs
-/// does the same to its layers.
+/// does the same to its layers. Devices cannot be opened through it.
 ///
 /// Fails where making mounts is not allowed. A user namespace may not change what holds for access
 /// times and read-only mounts above it: then as much is set as can be.
@@ -32,6 +32,9 @@ pub fn mount_of(dir: BorrowedFd<'_>, through: Through) -> Result<OwnedFd> {
     let mount = rustix::mount::open_tree(dir, "", flags)?;
     let read_only = libc::MOUNT_ATTR_RDONLY;
     let noatime = libc::MOUNT_ATTR_NOATIME;
+    // Any process may give up these. Nodes can be made on such a mount, and the client's kernel opens those
+    // that the overlay shows. Not noexec: what the kernel maps by passthrough is a file of this mount.
+    let always = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID;
     let wishes: &[u64] = match through {
         Through::Reading => &[read_only | noatime, read_only, 0],
         Through::Writing => &[0],
@@ -39,7 +42,7 @@ pub fn mount_of(dir: BorrowedFd<'_>, through: Through) -> Result<OwnedFd> {
     };
     let mut last = Err(Error::Errno(Errno::PERM));
     for wish in wishes {
-        last = set(mount.as_fd(), *wish);
+        last = set(mount.as_fd(), *wish | always);
         if last.is_ok() {
             break;
         }

@@ -141,6 +141,56 @@ pub fn has_capability(pid: u32, which: CapabilitySet) -> Result<Option<bool>> {
     Ok(held.map(|bits| CapabilitySet::from_bits_retain(bits).contains(which)))
 }
 
+/// The signal by which a daemon is asked to check whether its mount is still in use.
+pub const CHECK: nix::sys::signal::Signal = nix::sys::signal::Signal::SIGUSR2;
+
+/// Sends [`CHECK`] to a process, if it is one that waits for it: others would be killed by it.
+pub fn ask_to_check(pid: u32) -> Result<bool> {
+    let blocked = status(pid)?.and_then(|status| {
+        let mask = u64::from_str_radix(parse_line(&status, b"SigBlk:")?, 16).ok()?;
+        Some(mask & (1 << (CHECK as u32 - 1)) != 0)
+    });
+    let Some(raw) = i32::try_from(pid).ok().filter(|pid| *pid > 0) else {
+        return Ok(false);
+    };
+    if blocked == Some(true) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(raw), CHECK)?;
+    }
+    Ok(blocked == Some(true))
+}
+
+/// What can be seen of a process from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Its state, as proc(5) names it: 'T' of one that was stopped.
+    pub state: char,
+    /// It was killed: it does nothing any more, also where the kernel still works on its end.
+    pub killed: bool,
+}
+
+/// Inspects a process; `None` of one that is gone or can't be seen from here.
+pub fn inspect(pid: u32) -> Option<Seen> {
+    parse_seen(&status(pid).ok()??)
+}
+
+/// Whether there is no process of this id; `false` where that is not known.
+pub fn is_gone(pid: u32) -> bool {
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
+    pid.is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(Errno::SRCH))
+}
+
+fn parse_seen(status: &[u8]) -> Option<Seen> {
+    let state = parse_line(status, b"State:")?.chars().next()?;
+    let pending = |label: &[u8]| {
+        let set = parse_line(status, label).and_then(|set| u64::from_str_radix(set, 16).ok());
+        set.is_some_and(|set| set & (1 << (libc::SIGKILL - 1)) != 0)
+    };
+    let killed = matches!(state, 'Z' | 'X') || pending(b"SigPnd:") || pending(b"ShdPnd:");
+    Some(Seen { state, killed })
+}
+
 /// What proc(5)'s status tells of a thread; `None` of one that is gone or can't be seen from here.
 fn status(pid: u32) -> Result<Option<Vec<u8>>> {
     if pid == 0 {
@@ -202,6 +252,25 @@ mod tests {
         let taken = vec![1_u8; 64 << 20];
         assert!(own_memory().unwrap() >= before + (32 << 20));
         drop(taken);
+    }
+
+    #[test]
+    fn a_killed_process_is_told_apart() {
+        let seen = |state: &str, pending: &str| {
+            let status = format!("Name:\tx\nState:\t{state}\nSigPnd:\t{pending}\nShdPnd:\t0\n");
+            parse_seen(status.as_bytes()).unwrap()
+        };
+        for (state, pending, killed) in [
+            ("S (sleeping)", "0000000000000000", false),
+            ("T (stopped)", "0000000000040000", false),
+            ("D (disk sleep)", "0000000000000100", true),
+            ("Z (zombie)", "0000000000000000", true),
+        ] {
+            let found = seen(state, pending);
+            assert_eq!(found.killed, killed, "{state}");
+            assert!(state.starts_with(found.state));
+        }
+        assert_eq!(inspect(u32::MAX), None);
     }
 
     #[test]

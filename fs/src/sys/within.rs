@@ -12,6 +12,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::error::{Errno, Result};
+use crate::sys::content;
+#[cfg(test)]
 use crate::sys::dir;
 use crate::sys::stat::{FileKind, stat_fd};
 
@@ -48,7 +50,7 @@ pub fn open(root: BorrowedFd<'_>, path: &[u8], links: Links, access: OFlags) -> 
         Err(error) => return Err(error.into()),
     };
     match stat_fd(&found)?.kind() {
-        FileKind::Regular => Ok(Named::File(dir::reopen(found.as_fd(), access)?)),
+        FileKind::Regular => Ok(Named::File(content::reopen(found.as_fd(), access)?)),
         other => Ok(Named::Other(other)),
     }
 }

@@ -34,7 +34,15 @@ pub fn get_at(dir: BorrowedFd<'_>, entry: &[u8], name: &[u8]) -> Result<Option<V
     }))
 }
 
-/// All names, each without its NUL.
+/// Whether the attribute `name` is a second view of an ACL: XFS lists its ACLs under these names, too.
+///
+/// Neither [`list`] nor [`all`] returns them. Copied as attributes of their own they would outlive a removal
+/// of the ACL, and become the ACL again where they are written to XFS.
+pub fn is_alias(name: &[u8]) -> bool {
+    name == b"trusted.SGI_ACL_FILE" || name == b"trusted.SGI_ACL_DEFAULT"
+}
+
+/// All names but those of [aliases](is_alias), each without its NUL.
 pub fn list(fd: BorrowedFd<'_>) -> Result<Vec<Box<[u8]>>> {
     let path = proc_path(fd);
     let raw = sized(|buffer| rustix::fs::listxattr(path.as_slice(), buffer));
@@ -127,7 +135,7 @@ fn sized(mut call: impl FnMut(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<
 
 fn split(raw: &[u8]) -> Vec<Box<[u8]>> {
     raw.split(|&byte| byte == 0)
-        .filter(|name| !name.is_empty())
+        .filter(|name| !name.is_empty() && !is_alias(name))
         .map(Into::into)
         .collect()
 }

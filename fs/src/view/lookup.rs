@@ -196,6 +196,14 @@ impl View {
             // The content's size is the metacopy's own; its blocks are where it lies.
             stat.blocks = data.probe.stat.blocks;
         }
+        if let Some(data) = &got.data
+            && data.probe.stat.kind() != FileKind::Regular
+        {
+            // A redirect can lead anywhere in its layer: to a device of the host, for one.
+            return Err(Error::Damaged(
+                "a metacopy whose content is not a regular file",
+            ));
+        }
         let data_missing = fold.kind() == Kind::Metacopy;
         if data_missing && !self.part {
             return Err(Error::Damaged("a metacopy whose content is in no layer"));

@@ -161,9 +161,11 @@ impl View {
         })
     }
 
-    /// Whether marks in this layer count: at the bottom of a stack there is nothing to mark.
+    /// Whether marks in this layer count: at the bottom of a stack there is nothing to mark, unless data-only
+    /// layers have the content of its metacopies.
     fn marks(&self, layer: &Arc<Layer>) -> bool {
         self.part
+            || !self.data.is_empty()
             || self.layers.len() == 1
             || self
                 .layers
@@ -198,9 +200,13 @@ impl Loc {
         self.open(rustix::fs::OFlags::RDONLY)
     }
 
-    /// Opens the regular file.
+    /// Opens the regular file; EIO where it is anything else.
     pub fn open(&self, flags: rustix::fs::OFlags) -> Result<OwnedFd> {
-        sys::dir::open_file((*self.dir.fd()?).as_fd(), &self.name, flags)
+        let dir = self.dir.fd()?;
+        match self.dir.layer().has_no_devices() {
+            true => sys::content::open_nodev((*dir).as_fd(), &self.name, flags),
+            false => sys::content::open((*dir).as_fd(), &self.name, flags),
+        }
     }
 
     /// lstat.

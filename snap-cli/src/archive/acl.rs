@@ -2,6 +2,9 @@
 //! `system.posix_acl_*` attributes. Pure; names of users are looked up only where the text has no
 //! number.
 
+use super::limits;
+use crate::delta::error::{ErrorKind, Result, TreeError};
+
 /// One entry: tag, permissions (rwx as 4, 2, 1), and the id of a named user or group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Entry {
@@ -20,14 +23,38 @@ const NO_ID: u32 = u32::MAX;
 const VERSION: u32 = 2;
 
 /// The binary form of an ACL that is written as text (short or long, by comma or by line, with
-/// star's fourth field or without). The error says what is wrong with it.
-pub(super) fn from_text(text: &[u8]) -> Result<Vec<u8>, String> {
+/// star's fourth field or without). The error says what is wrong with it, and has no path yet.
+pub(super) fn from_text(text: &[u8]) -> Result<Vec<u8>> {
+    parse(text).map_err(|what| match what {
+        Wrong::Damaged(what) => {
+            TreeError::new(ErrorKind::Damaged, format!("damaged entry: {what}"))
+        }
+        Wrong::TooMany => TreeError::new(
+            ErrorKind::Limit,
+            format!(
+                "the ACL has more than {} entries, which is the limit",
+                limits::ACL_ENTRIES
+            ),
+        ),
+    })
+}
+
+enum Wrong {
+    Damaged(String),
+    TooMany,
+}
+
+fn parse(text: &[u8]) -> Result<Vec<u8>, Wrong> {
     let mut entries = Vec::new();
     for line in text.split(|&byte| byte == b',' || byte == b'\n') {
         let line = line.split(|&byte| byte == b'#').next().unwrap_or_default();
         let line = line.trim_ascii();
         if !line.is_empty() {
-            entries.push(entry(line)?);
+            // One more may come: the mask.
+            if entries.len() + 1 >= limits::ACL_ENTRIES {
+                return Err(Wrong::TooMany);
+            }
+            entries.push(entry(line).map_err(Wrong::Damaged)?);
         }
     }
     if !entries.iter().any(|e| e.tag == MASK) && entries.iter().any(|e| e.tag & (USER | GROUP) != 0)
@@ -47,7 +74,8 @@ pub(super) fn from_text(text: &[u8]) -> Result<Vec<u8>, String> {
     entries.sort_unstable();
     for required in [USER_OBJ, GROUP_OBJ, OTHER] {
         if entries.iter().filter(|e| e.tag == required).count() != 1 {
-            return Err("owner, group and others must each be there once".into());
+            let what = "owner, group and others must each be there once";
+            return Err(Wrong::Damaged(what.to_owned()));
         }
     }
     let mut binary = VERSION.to_le_bytes().to_vec();
@@ -60,7 +88,10 @@ pub(super) fn from_text(text: &[u8]) -> Result<Vec<u8>, String> {
 }
 
 fn entry(line: &[u8]) -> Result<Entry, String> {
-    let bad = || format!("'{}' is no ACL entry", line.escape_ascii());
+    let bad = || {
+        let start = line.get(..80).unwrap_or(line);
+        format!("'{}' is no ACL entry", start.escape_ascii())
+    };
     let mut fields = line.split(|&byte| byte == b':');
     let tag = fields.next().unwrap_or_default();
     let second = fields.next().ok_or_else(bad)?;
@@ -108,7 +139,7 @@ fn id(
             || str::from_utf8(name).map_or(Ok(None), look_up),
             |id| Ok(Some(id)),
         );
-    let name = name.escape_ascii();
+    let name = name.get(..80).unwrap_or(name).escape_ascii();
     match known {
         Ok(Some(id)) if id != NO_ID => Ok(id),
         Ok(_) => Err(format!(
@@ -203,6 +234,9 @@ mod tests {
         ] {
             assert!(from_text(bad).is_err(), "{}", bad.escape_ascii());
         }
+        let many = b"user::rwx,group::r--,other::r--".to_vec();
+        let many = [many, b",u:1:r".repeat(limits::ACL_ENTRIES)].concat();
+        assert_eq!(from_text(&many).unwrap_err().kind(), ErrorKind::Limit);
         assert_eq!(to_text(b"\x01\0\0\0"), None);
         assert_eq!(to_text(b"\x02\0\0\0abc"), None);
     }

@@ -8,31 +8,31 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
+use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cowl_fs::format::{NumberMark, XattrSpace};
 use cowl_fs::layer::Layer;
+use cowl_fs::sys::stat::FileKind;
 use cowl_fs::sys::{dir, stat, xattr};
 
 use super::compress::{Compression, Encoder};
+use super::dirs::Dirs;
 use super::export::Exported;
 use super::input::Summed;
+use super::limits;
 use super::member::{Member, What};
 use super::stream::Members;
 use super::unpack::{How, Numbers, Unpack};
 use super::writer::{Raw, Writer, cannot_write, hex};
 use crate::delta::error::{Context as _, ErrorKind, OnProgress, Progress, Result, TreeError};
 use crate::delta::make;
-use crate::delta::places::Places;
 use crate::delta::walk;
 
 /// The first entry, by which such an archive is known.
 pub(super) const MANIFEST: &[u8] = b"cowl-container.json";
-
-/// No manifest is larger: a hundred thousand snapshots fit.
-const MANIFEST_MAX: u64 = 256 << 20;
 
 /// A layer with the name that the archive gives it.
 #[derive(Debug)]
@@ -59,6 +59,10 @@ pub fn write(
     compression: Compression,
     progress: OnProgress<'_>,
 ) -> Result<Exported> {
+    // What could not be imported must not pass for a backup.
+    let size = manifest.len() as u64;
+    limits::bytes(size, limits::MANIFEST, "the manifest of its snapshots", b"")?;
+    limit_values(manifest)?;
     let mut named: HashMap<u64, HashSet<u64>> = HashMap::new();
     for part in parts {
         borrowed(&part.layer, &mut named)?;
@@ -80,6 +84,28 @@ pub fn write(
     let mut output = encoder.finish().map_err(cannot_write)?;
     output.flush().map_err(cannot_write)?;
     Ok(result)
+}
+
+/// Refuses a manifest that would take far more memory than its bytes when it is parsed: before it is.
+fn limit_values(manifest: &[u8]) -> Result<()> {
+    let (mut values, mut in_string, mut escaped) = (1, false, false);
+    for byte in manifest {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b',' | b':' | b'[' | b'{' if !in_string => values += 1,
+            _ => {}
+        }
+    }
+    if values <= limits::MANIFEST_VALUES {
+        return Ok(());
+    }
+    let what = format!(
+        "the manifest has {values} values; the limit is {}",
+        limits::MANIFEST_VALUES
+    );
+    Err(limits::exceeded(what, MANIFEST))
 }
 
 /// Adds the inodes whose numbers the objects of a layer borrow, by layer.
@@ -114,7 +140,8 @@ impl std::fmt::Debug for Whole<'_> {
 
 impl<'a> Whole<'a> {
     pub(super) fn new(first: &Member, mut members: Members<Summed<'a>>) -> Result<Self> {
-        let manifest = small(first, &mut members)?;
+        let manifest = small(first, &mut members, limits::MANIFEST)?;
+        limit_values(&manifest)?;
         Ok(Self {
             manifest,
             members,
@@ -155,7 +182,7 @@ impl<'a> Whole<'a> {
                 return Err(TreeError::new(ErrorKind::Truncated, what));
             };
             if member.path == sum_file && member.what == What::File {
-                let said = small(&member, &mut self.members)?;
+                let said = small(&member, &mut self.members, limits::SUM)?;
                 let found = format!("sha256:{}\n", sum.map_or_else(String::new, hex));
                 if said != found.as_bytes() {
                     let what = "the archive is damaged: its sum is wrong up to this place";
@@ -199,8 +226,8 @@ impl<'a> Whole<'a> {
                 }
             }
         }
-        for (target, space, numbers) in &self.read {
-            borrow(target, *space, numbers, &lent)?;
+        for (target, space, numbers) in self.read {
+            borrow(&target, space, numbers.borrowed, &lent)?;
         }
         Ok(self.done)
     }
@@ -210,38 +237,44 @@ impl<'a> Whole<'a> {
 fn borrow(
     target: &Path,
     space: XattrSpace,
-    numbers: &Numbers,
+    borrowed: Dirs<Vec<(Box<[u8]>, NumberMark)>>,
     lent: &HashMap<(u64, u64), NumberMark>,
 ) -> Result<()> {
     let root = dir::open_root(target)
         .context("can't open the new layer", target.as_os_str().as_bytes())?;
-    let mut places = Places::new(root);
-    for (path, mark) in &numbers.borrowed {
-        let Some(mark) = lent.get(&(mark.layer, mark.ino)) else {
-            continue;
-        };
-        let (parent, name) = make::split(path);
-        let place = places.folder(parent, false)?;
-        let found = match name {
-            b"" => dir::reopen_dir(place.fd()),
-            name => dir::open_path(place.fd(), name),
-        };
-        let found = found.context("can't open", path)?;
-        use cowl_fs::sys::stat::FileKind::{Directory, Regular};
-        let kind = stat::stat_fd(&found).context("can't read", path)?.kind();
-        if space == XattrSpace::Trusted || matches!(kind, Directory | Regular) {
-            use std::os::fd::AsFd as _;
-            xattr::set(found.as_fd(), space.ino().as_bytes(), &mark.to_value())
-                .context("can't set the number of", path)?;
+    borrowed.visit(root.as_fd(), &mut |names, parent, parent_path| {
+        for (name, mark) in names {
+            let Some(mark) = lent.get(&(mark.layer, mark.ino)) else {
+                continue;
+            };
+            let path = make::join(parent_path, &name);
+            let found = match &*name {
+                b"" => dir::reopen_dir(parent),
+                name => dir::open_path(parent, name),
+            };
+            let found = found.context("can't open", &path)?;
+            let kind = stat::stat_fd(&found).context("can't read", &path)?.kind();
+            if space == XattrSpace::Trusted
+                || matches!(kind, FileKind::Directory | FileKind::Regular)
+            {
+                xattr::set(found.as_fd(), space.ino().as_bytes(), &mark.to_value())
+                    .context("can't set the number of", &path)?;
+            }
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// The content of a small file of the archive's own.
-fn small(member: &Member, members: &mut Members<Summed<'_>>) -> Result<Vec<u8>> {
-    if member.stored > MANIFEST_MAX || member.sparse.is_some() {
-        let what = "the archive has a file of its own that is too large";
+fn small(member: &Member, members: &mut Members<Summed<'_>>, limit: u64) -> Result<Vec<u8>> {
+    limits::bytes(
+        member.stored,
+        limit,
+        "a file of the archive's own",
+        &member.path,
+    )?;
+    if member.sparse.is_some() {
+        let what = "the archive has a file of its own that has holes";
         return Err(TreeError::new(ErrorKind::Refused, what).at(member.path.as_slice()));
     }
     let mut data = Vec::new();

@@ -1,8 +1,10 @@
 //! Which compression an archive has, told by its first bytes when it is read and by the end of its
 //! name when it is written. Must not know what is inside.
 
+use std::fmt;
 use std::io::{self, BufRead, BufReader, Chain, Cursor, Read, Write};
 
+use super::limits;
 use crate::delta::error::{ErrorKind, Result, TreeError};
 
 /// How an archive is compressed.
@@ -77,9 +79,9 @@ pub(super) fn decode<'a>(mut input: impl Read + 'a) -> Result<Box<dyn Read + 'a>
     let input: Peeked<_> = BufReader::with_capacity(256 << 10, Cursor::new(head).chain(input));
     Ok(match kind {
         Compression::None => Box::new(input),
-        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
-        Compression::Zstd => Box::new(zstd_decoder(input)?),
-        Compression::Xz => Box::new(liblzma::bufread::XzDecoder::new_multi_decoder(input)),
+        Compression::Gzip => Box::new(Gzip::Member(flate2::bufread::GzDecoder::new(input))),
+        Compression::Zstd => Box::new(Limited(zstd_decoder(input)?)),
+        Compression::Xz => Box::new(Limited(xz_decoder(input)?)),
     })
 }
 
@@ -100,9 +102,94 @@ fn detect(head: &[u8]) -> Compression {
 fn zstd_decoder<'a>(input: impl BufRead + 'a) -> Result<impl Read + 'a> {
     let fail = |error| TreeError::io("can't start the zstd decoder", error);
     let mut decoder = zstd::stream::read::Decoder::with_buffer(input).map_err(fail)?;
-    // The largest window that `zstd --long=31` makes.
-    decoder.window_log_max(31).map_err(fail)?;
+    decoder.window_log_max(limits::WINDOW_LOG).map_err(fail)?;
     Ok(decoder)
+}
+
+fn xz_decoder<'a>(input: impl BufRead + 'a) -> Result<impl Read + 'a> {
+    let flags = liblzma::stream::CONCATENATED;
+    let stream = liblzma::stream::Stream::new_stream_decoder(limits::XZ_MEMORY, flags)
+        .map_err(|error| TreeError::io("can't start the xz decoder", error.into()))?;
+    Ok(liblzma::bufread::XzDecoder::new_stream(input, stream))
+}
+
+/// A decoder needs more memory than it gets: the archive was made for a very large window or dictionary.
+#[derive(Debug)]
+pub(super) struct NeedsMemory;
+
+impl fmt::Display for NeedsMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = (1_u64 << limits::WINDOW_LOG) >> 20;
+        write!(
+            f,
+            "it was compressed with a window of more than {mib} MiB, which is the limit"
+        )
+    }
+}
+
+impl std::error::Error for NeedsMemory {}
+
+/// What libzstd calls a window that is larger than it may be.
+const ZSTD_WINDOW_TOO_LARGE: &str = "Frame requires too much memory for decoding";
+
+/// A decoder whose error of a memory limit becomes [`NeedsMemory`].
+struct Limited<R>(R);
+
+impl<R: Read> Read for Limited<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer).map_err(|error| {
+            let inner = error.get_ref();
+            let xz = inner.and_then(|inner| inner.downcast_ref::<liblzma::stream::Error>());
+            let is_zstds = || inner.is_some_and(|inner| inner.to_string() == ZSTD_WINDOW_TOO_LARGE);
+            if xz == Some(&liblzma::stream::Error::MemLimit) || is_zstds() {
+                return io::Error::new(io::ErrorKind::OutOfMemory, NeedsMemory);
+            }
+            error
+        })
+    }
+}
+
+/// Reads gzip members, one after another. As for gzip(1), zeros may follow the last one.
+enum Gzip<R> {
+    Member(flate2::bufread::GzDecoder<R>),
+    Ended,
+}
+
+impl<R: BufRead> Read for Gzip<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let Self::Member(decoder) = self else {
+                return Ok(0);
+            };
+            let got = decoder.read(buffer)?;
+            if got > 0 || buffer.is_empty() {
+                return Ok(got);
+            }
+            let Self::Member(decoder) = std::mem::replace(self, Self::Ended) else {
+                return Ok(0);
+            };
+            let mut input = decoder.into_inner();
+            let mut zeros = false;
+            loop {
+                let rest = input.fill_buf()?;
+                let Some(first) = rest.iter().position(|&byte| byte != 0) else {
+                    let length = rest.len();
+                    if length == 0 {
+                        return Ok(0);
+                    }
+                    zeros = true;
+                    input.consume(length);
+                    continue;
+                };
+                if zeros || first > 0 {
+                    let what = "something follows the zeros after its end";
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+                }
+                break;
+            }
+            *self = Self::Member(flate2::bufread::GzDecoder::new(input));
+        }
+    }
 }
 
 /// A writer that compresses; [`Encoder::finish`] must be called, or the archive is cut short.
@@ -194,6 +281,63 @@ mod tests {
             let got = decode(cut).unwrap().read_to_end(&mut Vec::new());
             assert!(got.is_err(), "{compression:?}: a cut was not seen");
         }
+    }
+
+    #[test]
+    fn gzip_members_follow_each_other_and_zeros_follow_the_last() {
+        let pack = |data: &[u8]| {
+            let mut encoder = Encoder::new(Vec::new(), Compression::Gzip).unwrap();
+            encoder.write_all(data).unwrap();
+            encoder.finish().unwrap()
+        };
+        let read = |packed: &[u8]| {
+            let mut back = Vec::new();
+            let got = decode(packed).unwrap().read_to_end(&mut back);
+            got.map(|_| back)
+        };
+        let two = [pack(b"one"), pack(b"two")].concat();
+        assert_eq!(read(&two).unwrap(), b"onetwo");
+        let mut padded = two.clone();
+        padded.resize(1 << 20, 0);
+        assert_eq!(read(&padded).unwrap(), b"onetwo");
+        for rest in [&b"garbage"[..], &[0, 0, 1]] {
+            assert!(read(&[two.as_slice(), rest].concat()).is_err());
+        }
+    }
+
+    #[test]
+    fn a_window_or_dictionary_beyond_the_limit_is_refused() {
+        let needs_memory = |packed: &[u8]| {
+            let got = decode(packed).unwrap().read_to_end(&mut Vec::new());
+            got.is_err_and(|error| {
+                error
+                    .get_ref()
+                    .is_some_and(|inner| inner.is::<NeedsMemory>())
+            })
+        };
+        let zstd = |log: u32| {
+            let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+            encoder.window_log(log).unwrap();
+            encoder.write_all(b"data").unwrap();
+            encoder.finish().unwrap()
+        };
+        assert!(!needs_memory(&zstd(limits::WINDOW_LOG)));
+        assert!(needs_memory(&zstd(limits::WINDOW_LOG + 1)));
+        // One byte of the block header gives the dictionary's size; 40 is 4 GiB.
+        let mut encoder = Encoder::new(Vec::new(), Compression::Xz).unwrap();
+        encoder.write_all(b"data").unwrap();
+        let mut packed = encoder.finish().unwrap();
+        assert!(!needs_memory(&packed));
+        let header = 12..12 + (usize::from(packed[12]) + 1) * 4;
+        let properties = packed[header.clone()]
+            .windows(2)
+            .position(|pair| pair == [0x21, 1])
+            .unwrap();
+        packed[header.start + properties + 2] = 40;
+        let mut crc = flate2::Crc::new();
+        crc.update(&packed[header.start..header.end - 4]);
+        packed[header.end - 4..header.end].copy_from_slice(&crc.sum().to_le_bytes());
+        assert!(needs_memory(&packed));
     }
 
     #[test]

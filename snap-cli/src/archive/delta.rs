@@ -14,7 +14,7 @@ use cowl_fs::view::{DirNode, FileNode, Found, View, Xattrs, user_xattrs};
 
 use super::compress::{Compression, Encoder};
 use super::export::{Exported, with_entries};
-use super::writer::Writer;
+use super::writer::{Holes, Writer};
 use crate::delta::content;
 use crate::delta::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
 use crate::delta::make::{join, split};
@@ -40,7 +40,7 @@ pub fn tar(
     // Looked at first: a file of which one name is new comes with all its names.
     delta.run(&mut Out::<Vec<u8>>::Nowhere)?;
     delta.enters_all = delta.linked.values().any(|(names, told)| told < names);
-    with_entries(output, compression, progress, |writer| {
+    with_entries(output, compression, Holes::Filled, progress, |writer| {
         delta.run(&mut Out::Archive(writer))
     })
 }

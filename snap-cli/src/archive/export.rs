@@ -10,21 +10,24 @@ use cowl_fs::view::View;
 
 use super::compress::{Compression, Encoder};
 use super::import::Imported;
-use super::writer::{Writer, cannot_write};
+use super::writer::{Holes, Writer, cannot_write};
 use crate::delta::error::{OnProgress, Result};
 use crate::delta::walk;
 
 /// What was written: entries, bytes of content, and what was left out.
 pub type Exported = Imported;
 
-/// Writes the state. The writer is flushed; making it durable is the caller's.
+/// Writes the state, with a comment on it if there is one. The writer is flushed; making it durable is the
+/// caller's.
 pub fn tar(
     view: &View,
+    comment: Option<&str>,
     output: impl Write,
     compression: Compression,
     progress: OnProgress<'_>,
 ) -> Result<Exported> {
-    with_entries(output, compression, progress, |writer| {
+    with_entries(output, compression, Holes::Left, progress, |writer| {
+        comment.map_or(Ok(()), |comment| writer.comment(comment))?;
         walk::state(view, &mut |item| writer.item(&item))
     })
 }
@@ -33,11 +36,12 @@ pub fn tar(
 pub(super) fn with_entries<W: Write>(
     output: W,
     compression: Compression,
+    holes: Holes,
     progress: OnProgress<'_>,
     entries: impl FnOnce(&mut Writer<'_, Encoder<W>>) -> Result<()>,
 ) -> Result<Exported> {
     let encoder = Encoder::new(output, compression).map_err(cannot_write)?;
-    let mut writer = Writer::new(encoder, progress);
+    let mut writer = Writer::new(encoder, progress).with_holes(holes);
     entries(&mut writer)?;
     let (encoder, result) = writer.finish()?;
     let mut output = encoder.finish().map_err(cannot_write)?;

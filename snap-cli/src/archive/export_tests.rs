@@ -21,7 +21,7 @@ fn view(layers: &[&Path]) -> View {
 
 fn pack(view: &View, compression: Compression) -> Vec<u8> {
     let mut out = Vec::new();
-    export::tar(view, &mut out, compression, &mut |_| {}).unwrap();
+    export::tar(view, None, &mut out, compression, &mut |_| {}).unwrap();
     out
 }
 
@@ -106,6 +106,7 @@ fn sockets_are_left_out_with_a_note() {
     let mut out = Vec::new();
     let got = export::tar(
         &view(&[source.path()]),
+        None,
         &mut out,
         Compression::None,
         &mut |_| {},
@@ -126,7 +127,13 @@ fn a_full_disk_is_an_error() {
         .open("/dev/full")
         .unwrap();
     for compression in [Compression::None, Compression::Zstd] {
-        let got = export::tar(&view(&[source.path()]), &full, compression, &mut |_| {});
+        let got = export::tar(
+            &view(&[source.path()]),
+            None,
+            &full,
+            compression,
+            &mut |_| {},
+        );
         assert_eq!(got.unwrap_err().kind(), crate::delta::ErrorKind::NoSpace);
     }
 }

@@ -82,7 +82,7 @@ impl Fill<'_> {
                     copy::copy_data(item.open()?.as_fd(), to.as_fd(), size)
                         .context("can't copy the content", path)?;
                 }
-                self.out.done.bytes += size;
+                self.out.done.bytes = self.out.done.bytes.saturating_add(size);
                 make::apply(to.as_fd(), kind, &attrs, path)?;
             }
             FileKind::Symlink => make::symlink(place.fd(), name, &item.target()?, &attrs, path)?,

@@ -78,7 +78,13 @@ pub fn opened(
         unpack.entry(member, &mut members)?;
         next = members.next()?;
     }
-    Ok(unpack.finish()?.0)
+    let mut imported = unpack.finish()?.0;
+    if members.is_followed() {
+        let why =
+            "another archive follows the end of this one, and was not read (see tar --concatenate)";
+        imported.notes.push((b"archive".to_vec(), why));
+    }
+    Ok(imported)
 }
 
 /// Changes the tree in `target`, the layer of a store with this space, as a layer of an image says.

@@ -6,10 +6,10 @@ use cowl_fs::sys::attr::SetTime;
 use cowl_fs::sys::stat::Time;
 use tar::{EntryType, Header};
 
-use super::acl;
-use super::pax::{self, Records};
+use super::extended::{Extended, Field};
+use super::sparse::Sparse;
 use crate::delta::error::{ErrorKind, Result, TreeError};
-use crate::delta::make::{ACL_ACCESS, ACL_DEFAULT, Attrs, Xattrs};
+use crate::delta::make::Attrs;
 
 /// What an entry makes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,61 +49,27 @@ pub(super) struct Own {
     pub(super) layer: Option<u64>,
 }
 
-/// A file with holes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Sparse {
-    /// Its size, holes counted.
-    pub(super) size: u64,
-    /// Offset and length of what is stored, rising. Empty with `map_in_data`.
-    pub(super) segments: Vec<(u64, u64)>,
-    /// PAX format 1.0: the map is the first part of the data.
-    pub(super) map_in_data: bool,
-}
-
-impl Sparse {
-    /// Refuses a map whose parts overlap, go back, or end beyond the file.
-    pub(super) fn check(&self, stored: u64) -> Result<(), &'static str> {
-        let (mut end, mut sum) = (0_u64, 0_u64);
-        for &(offset, length) in &self.segments {
-            if offset < end {
-                return Err("its sparse map overlaps");
-            }
-            end = offset
-                .checked_add(length)
-                .ok_or("its sparse map is too large")?;
-            sum = sum
-                .checked_add(length)
-                .ok_or("its sparse map is too large")?;
-        }
-        if end > self.size {
-            return Err("its sparse map goes beyond its end");
-        }
-        if sum != stored {
-            return Err("its sparse map and its data differ in length");
-        }
-        Ok(())
-    }
-}
-
 fn damaged(path: &[u8], what: impl std::fmt::Display) -> TreeError {
     TreeError::new(ErrorKind::Damaged, format!("damaged entry: {what}")).at(path)
 }
 
-/// Whether the sum in the header is that of its bytes. An all-zero block has none.
+/// Whether the sum in the header is that of its bytes, taken as unsigned numbers or, as old writers on some
+/// machines did, as signed ones. An all-zero block has none.
 pub(super) fn checksum_fits(header: &Header) -> bool {
-    let sum: u32 = header
-        .as_bytes()
-        .iter()
-        .enumerate()
-        .map(|(at, &byte)| {
-            if (148..156).contains(&at) {
-                32
-            } else {
-                u32::from(byte)
-            }
-        })
-        .sum();
-    number(&header.as_old().cksum) == Some(i128::from(sum))
+    let (mut unsigned, mut negative) = (0_u32, 0_u32);
+    for byte in header.as_bytes() {
+        unsigned += u32::from(*byte);
+        negative += u32::from(*byte >> 7);
+    }
+    // The sum itself counts as blanks.
+    for byte in &header.as_old().cksum {
+        unsigned = unsigned - u32::from(*byte) + u32::from(b' ');
+        negative -= u32::from(*byte >> 7);
+    }
+    let unsigned = i128::from(unsigned);
+    let signed = unsigned - 256 * i128::from(negative);
+    let sum = number(&header.as_old().cksum);
+    sum == Some(unsigned) || sum == Some(signed)
 }
 
 /// A number of a header: octal digits, or big-endian binary when the top bit is set.
@@ -131,149 +97,152 @@ pub(super) fn number(field: &[u8]) -> Option<i128> {
 /// What came before an entry's own header.
 #[derive(Debug, Default)]
 pub(super) struct Before {
-    pub(super) global: Records,
-    pub(super) local: Records,
+    pub(super) local: Extended,
     pub(super) long_name: Option<Vec<u8>>,
     pub(super) long_link: Option<Vec<u8>>,
 }
 
 impl Before {
-    fn get(&self, key: &str) -> Option<&[u8]> {
-        self.local.get(key).or_else(|| self.global.get(key))
-    }
-
-    fn pax_number(&self, key: &'static str) -> Result<Option<u64>, &'static str> {
-        match self.local.number(key)? {
-            Some(number) => Ok(Some(number)),
-            None => self.global.number(key),
-        }
-    }
-
-    fn pax_time(&self, key: &'static str) -> Result<Option<Time>, &'static str> {
-        match self.local.time(key)? {
-            Some(time) => Ok(Some(time)),
-            None => self.global.time(key),
-        }
+    /// Whether there is anything.
+    pub(super) fn any(&self) -> bool {
+        self.local.any || self.long_name.is_some() || self.long_link.is_some()
     }
 
     /// The entry's path.
-    pub(super) fn path(&self, header: &Header) -> Vec<u8> {
-        self.get("GNU.sparse.name")
-            .or_else(|| self.get("path"))
-            .or(self.long_name.as_deref())
-            .map_or_else(|| header.path_bytes().into_owned(), <[u8]>::to_vec)
+    pub(super) fn path(&self, header: &Header, global: &Extended) -> Vec<u8> {
+        let local = &self.local;
+        (local.sparse_name.as_ref())
+            .or_else(|| local.path.over(&global.path))
+            .or(self.long_name.as_ref())
+            .map_or_else(|| header.path_bytes().into_owned(), Clone::clone)
     }
 
-    fn link(&self, header: &Header) -> Vec<u8> {
-        self.get("linkpath")
-            .or(self.long_link.as_deref())
+    fn link(&self, header: &Header, global: &Extended) -> Vec<u8> {
+        (self.local.link.over(&global.link))
+            .or(self.long_link.as_ref())
             .map_or_else(
                 || header.link_name_bytes().unwrap_or_default().into_owned(),
-                <[u8]>::to_vec,
+                Clone::clone,
             )
-    }
-
-    /// Bytes of data after the header.
-    pub(super) fn stored(&self, header: &Header) -> Result<u64> {
-        let path = self.path(header);
-        let pax = self.pax_number("size").map_err(|key| damaged(&path, key))?;
-        let old = number(&header.as_old().size).and_then(|size| u64::try_from(size).ok());
-        pax.or(old)
-            .ok_or_else(|| damaged(&path, "its size is no number"))
     }
 }
 
 /// Puts an entry together. `old_sparse` is what GNU's own sparse header says.
 pub(super) fn member(
     header: &Header,
-    before: &Before,
+    mut before: Before,
+    global: &Extended,
     old_sparse: Option<Sparse>,
 ) -> Result<Member> {
-    let path = before.path(header);
-    let stored = before.stored(header)?;
-    let what = what(header, before, &path)?;
+    let path = before.path(header, global);
+    if let Some(bad) = before.local.bad.take() {
+        return Err(bad.at(path));
+    }
+    if before.local.continues || global.continues {
+        return Err(continuation(&path));
+    }
+    let stored = (before.local.size.over(&global.size).copied())
+        .or_else(|| number(&header.as_old().size).and_then(|size| u64::try_from(size).ok()))
+        .ok_or_else(|| damaged(&path, "its size is no number"))?;
+    let what = what(header, &before, global, &path)?;
+    let records = std::mem::take(&mut before.local.sparse);
     let sparse = match old_sparse {
         Some(sparse) => Some(sparse),
-        None => pax_sparse(before).map_err(|error| damaged(&path, error))?,
+        None => records
+            .sparse()
+            .map_err(|error| error.at(path.as_slice()))?,
+    };
+    let own = Own {
+        ino: before.local.ino,
+        layer: before.local.layer,
     };
     Ok(Member {
-        attrs: attrs(header, before, &path)?,
+        attrs: attrs(header, before.local, global, &path)?,
         path,
         what,
         stored,
         sparse,
-        own: own(before).map_err(|key| damaged(&before.path(header), key))?,
+        own,
     })
 }
 
-fn own(before: &Before) -> Result<Own, &'static str> {
-    Ok(Own {
-        ino: before.local.number(pax::INO)?,
-        layer: before.local.number(pax::LAYER)?,
-    })
+fn continuation(path: &[u8]) -> TreeError {
+    let what = "the archive has an entry that is the continuation of a file from another volume";
+    TreeError::new(ErrorKind::Refused, what).at(path)
 }
 
-fn what(header: &Header, before: &Before, path: &[u8]) -> Result<What> {
+fn what(header: &Header, before: &Before, global: &Extended, path: &[u8]) -> Result<What> {
     Ok(match header.entry_type() {
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
             // Before 1988 a folder was a file whose name ends with a slash.
             if path.ends_with(b"/") {
                 What::Folder
-            } else if before.local.get(pax::SOCKET).is_some() {
+            } else if before.local.is_socket {
                 What::Socket
             } else {
                 What::File
             }
         }
         EntryType::Directory => What::Folder,
-        EntryType::Link => What::HardLink(before.link(header)),
-        EntryType::Symlink => What::Symlink(before.link(header)),
-        EntryType::Char => What::CharDevice(device(header, before, path)?),
-        EntryType::Block => What::BlockDevice(device(header, before, path)?),
+        EntryType::Link => What::HardLink(before.link(header, global)),
+        EntryType::Symlink => What::Symlink(before.link(header, global)),
+        EntryType::Char => What::CharDevice(device(header, before, global, path)?),
+        EntryType::Block => What::BlockDevice(device(header, before, global, path)?),
         EntryType::Fifo => What::Fifo,
         other => {
             let kind = match other.as_byte() {
                 b'D' => return Ok(What::Folder),
-                b'M' => "the continuation of a file from another volume".to_owned(),
-                byte => format!("of the unknown type '{}'", byte.escape_ascii()),
+                b'M' => return Err(continuation(path)),
+                byte => byte.escape_ascii(),
             };
             return Err(TreeError::new(
                 ErrorKind::Refused,
-                format!("the archive has an entry that is {kind}"),
+                format!("the archive has an entry that is of the unknown type '{kind}'"),
             )
             .at(path));
         }
     })
 }
 
-fn device(header: &Header, before: &Before, path: &[u8]) -> Result<u64> {
-    let part = |key, field: Option<i128>| -> Result<u32> {
-        let pax = before.pax_number(key).map_err(|key| damaged(path, key))?;
-        pax.map(i128::from)
+/// Linux has 12 bits for the major and 20 for the minor number.
+const MAJOR_MAX: u32 = 0xfff;
+const MINOR_MAX: u32 = 0xf_ffff;
+
+fn device(header: &Header, before: &Before, global: &Extended, path: &[u8]) -> Result<u64> {
+    let part = |pax: Option<&u64>, field: Option<i128>, max: u32| -> Result<u32> {
+        pax.copied()
+            .map(i128::from)
             .or(field)
             .and_then(|number| u32::try_from(number).ok())
-            .ok_or_else(|| damaged(path, "its device number is no number"))
+            .filter(|&number| number <= max)
+            .ok_or_else(|| damaged(path, "its device number is no number of a device"))
     };
     // The two fields lie at the same place in both formats.
     let fields = header.as_bytes();
-    let major = part("SCHILY.devmajor", fields.get(329..337).and_then(number))?;
-    let minor = part("SCHILY.devminor", fields.get(337..345).and_then(number))?;
+    let local = &before.local;
+    let (major, minor) = (
+        local.major.over(&global.major),
+        local.minor.over(&global.minor),
+    );
+    let major = part(major, fields.get(329..337).and_then(number), MAJOR_MAX)?;
+    let minor = part(minor, fields.get(337..345).and_then(number), MINOR_MAX)?;
     Ok(rustix::fs::makedev(major, minor))
 }
 
-fn attrs(header: &Header, before: &Before, path: &[u8]) -> Result<Attrs> {
+fn attrs(header: &Header, local: Extended, global: &Extended, path: &[u8]) -> Result<Attrs> {
     let old = header.as_old();
     let bad = |what| damaged(path, what);
-    let id = |key, field: &[u8]| -> Result<u32> {
-        let pax = before.pax_number(key).map_err(bad)?;
-        pax.map(i128::from)
+    let id = |key: &str, pax: Option<&u64>, field: &[u8]| -> Result<u32> {
+        pax.copied()
+            .map(i128::from)
             .or_else(|| number(field))
             .and_then(|id| u32::try_from(id).ok())
             .filter(|&id| id != u32::MAX)
             .ok_or_else(|| damaged(path, format!("its {key} is no user or group number")))
     };
     let mode = number(&old.mode).ok_or_else(|| bad("its mode is no number"))?;
-    let mtime = match before.pax_time("mtime").map_err(bad)? {
+    let time = |field: &Field<Time>, global: &Field<Time>| field.over(global).copied();
+    let mtime = match time(&local.mtime, &global.mtime) {
         Some(time) => time,
         None => Time {
             secs: number(&old.mtime)
@@ -282,101 +251,15 @@ fn attrs(header: &Header, before: &Before, path: &[u8]) -> Result<Attrs> {
             nanos: 0,
         },
     };
-    let atime = before.pax_time("atime").map_err(bad)?;
+    let atime = time(&local.atime, &global.atime);
     Ok(Attrs {
         perm: u32::try_from(mode & 0o7777).unwrap_or_default(),
-        uid: id("uid", &old.uid)?,
-        gid: id("gid", &old.gid)?,
+        uid: id("uid", local.uid.over(&global.uid), &old.uid)?,
+        gid: id("gid", local.gid.over(&global.gid), &old.gid)?,
         // Without one, what was unpacked was last read when it was last written.
         atime: SetTime::At(atime.unwrap_or(mtime)),
         mtime: SetTime::At(mtime),
-        xattrs: xattrs(before, path)?,
-    })
-}
-
-fn xattrs(before: &Before, path: &[u8]) -> Result<Xattrs> {
-    let mut found = std::collections::BTreeMap::new();
-    for (key, value) in before.global.0.iter().chain(&before.local.0) {
-        if let Some(which) = key.strip_prefix(pax::ACL) {
-            let name = match which {
-                b"access" => ACL_ACCESS,
-                b"default" => ACL_DEFAULT,
-                other => {
-                    let what = format!(
-                        "the archive has an ACL of a kind that Linux can't hold ({})",
-                        other.escape_ascii()
-                    );
-                    return Err(TreeError::new(ErrorKind::Refused, what).at(path));
-                }
-            };
-            if !value.is_empty() {
-                let binary = acl::from_text(value).map_err(|error| damaged(path, error))?;
-                // The binary form, where an archive has both, is the exact one.
-                found.entry(name.to_vec()).or_insert(binary);
-            }
-        } else if let Some(name) = key.strip_prefix(pax::XATTR) {
-            found.insert(pax::unescape_xattr(name), value.clone());
-        } else if key == b"RHT.security.selinux" && !value.is_empty() {
-            found.insert(b"security.selinux".to_vec(), value.clone());
-        }
-    }
-    Ok(found.into_iter().collect())
-}
-
-fn pax_sparse(before: &Before) -> Result<Option<Sparse>, &'static str> {
-    let local = &before.local;
-    match (
-        local.number("GNU.sparse.major")?,
-        local.number("GNU.sparse.minor")?,
-    ) {
-        (None, _) if local.get("GNU.sparse.size").is_some() => old_pax_sparse(local).map(Some),
-        (None, _) => Ok(None),
-        (Some(1), Some(0)) => Ok(Some(Sparse {
-            size: local
-                .number("GNU.sparse.realsize")?
-                .ok_or("its sparse map has no size")?,
-            segments: Vec::new(),
-            map_in_data: true,
-        })),
-        (Some(0), _) => old_pax_sparse(local).map(Some),
-        _ => Err("its sparse map is in a format that is not known"),
-    }
-}
-
-/// Formats 0.0 (pairs of records) and 0.1 (one record with all numbers).
-fn old_pax_sparse(local: &Records) -> Result<Sparse, &'static str> {
-    let size = local
-        .number("GNU.sparse.size")?
-        .ok_or("its sparse map has no size")?;
-    let bad = "its sparse map is no list of numbers";
-    let numbers: Vec<u64> = match local.get("GNU.sparse.map") {
-        Some(map) => map
-            .split(|&byte| byte == b',')
-            .map(|n| pax::decimal(n).ok_or(bad))
-            .collect::<Result<_, _>>()?,
-        None => local
-            .0
-            .iter()
-            .filter(|(key, _)| key == b"GNU.sparse.offset" || key == b"GNU.sparse.numbytes")
-            .map(|(_, n)| pax::decimal(n).ok_or(bad))
-            .collect::<Result<_, _>>()?,
-    };
-    let segments = pairs(&numbers).ok_or(bad)?;
-    Ok(Sparse {
-        size,
-        segments,
-        map_in_data: false,
-    })
-}
-
-/// Offset and length, from a flat list.
-pub(super) fn pairs(numbers: &[u64]) -> Option<Vec<(u64, u64)>> {
-    let (pairs, rest) = numbers.as_chunks::<2>();
-    rest.is_empty().then(|| {
-        pairs
-            .iter()
-            .map(|&[offset, length]| (offset, length))
-            .collect()
+        xattrs: local.into_xattrs(global),
     })
 }
 
@@ -396,16 +279,17 @@ mod tests {
     }
 
     #[test]
-    fn bad_sparse_maps_are_refused() {
-        let sparse = |segments| Sparse {
-            size: 100,
-            segments,
-            map_in_data: false,
-        };
-        assert!(sparse(vec![(0, 10), (50, 10)]).check(20).is_ok());
-        assert!(sparse(vec![(0, 10), (5, 10)]).check(20).is_err());
-        assert!(sparse(vec![(95, 10)]).check(10).is_err());
-        assert!(sparse(vec![(u64::MAX, 10)]).check(10).is_err());
-        assert!(sparse(vec![(0, 10)]).check(11).is_err());
+    fn checksums_of_signed_and_unsigned_bytes_fit() {
+        let mut header = Header::new_ustar();
+        header.as_old_mut().name[0] = 0xe9;
+        header.set_cksum();
+        assert!(checksum_fits(&header));
+        let unsigned = number(&header.as_old().cksum).unwrap();
+        let signed = format!("{:06o}\0 ", unsigned - 256);
+        header.as_old_mut().cksum.copy_from_slice(signed.as_bytes());
+        assert!(checksum_fits(&header));
+        header.as_old_mut().name[1] = b'x';
+        assert!(!checksum_fits(&header));
+        assert!(!checksum_fits(&Header::new_old()));
     }
 }

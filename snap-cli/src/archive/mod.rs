@@ -7,15 +7,21 @@ mod acl;
 pub mod bundle;
 mod compress;
 pub mod delta;
+mod directories;
+mod dirs;
 pub mod export;
+mod extended;
 pub mod folder;
+pub mod image;
 pub mod import;
 pub mod input;
+mod limits;
 mod marks;
 mod member;
 pub mod oci;
 mod pax;
 mod place;
+mod sparse;
 mod stream;
 mod tree;
 pub mod unfinished;
@@ -33,3 +39,5 @@ mod delta_tests;
 mod export_tests;
 #[cfg(test)]
 mod import_tests;
+#[cfg(test)]
+mod odd_tests;

@@ -3,7 +3,7 @@
 
 use cowl_fs::sys::stat::Time;
 
-/// The records of one header, in order; a key may come more than once (GNU.sparse.offset does).
+/// The records of one header to be written, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Records(pub(super) Vec<(Vec<u8>, Vec<u8>)>);
 
@@ -19,57 +19,6 @@ pub(super) const LAYER: &str = "COWL.layer";
 pub(super) const INO: &str = "COWL.ino";
 
 impl Records {
-    /// Reads a header's data. The error says what is wrong with it.
-    pub(super) fn parse(mut data: &[u8]) -> Result<Self, &'static str> {
-        let mut records = Vec::new();
-        // Some writers pad with NULs.
-        while !data.is_empty() && !data.starts_with(&[0]) {
-            let space = data
-                .iter()
-                .position(|&byte| byte == b' ')
-                .ok_or("no length")?;
-            let length: usize = data
-                .get(..space)
-                .and_then(|digits| str::from_utf8(digits).ok())
-                .and_then(|digits| digits.parse().ok())
-                .ok_or("a length that is no number")?;
-            let record = data
-                .get(space + 1..length)
-                .ok_or("a length beyond the end")?;
-            let record = record
-                .strip_suffix(b"\n")
-                .ok_or("a record without its end")?;
-            let equals = record
-                .iter()
-                .position(|&byte| byte == b'=')
-                .ok_or("no '='")?;
-            let (key, value) = record.split_at(equals);
-            records.push((key.to_vec(), value.get(1..).unwrap_or_default().to_vec()));
-            data = data.get(length..).unwrap_or_default();
-        }
-        Ok(Self(records))
-    }
-
-    /// The last value of `key`, unless it is empty: that takes an earlier one back.
-    pub(super) fn get(&self, key: &str) -> Option<&[u8]> {
-        let (_, value) = self.0.iter().rev().find(|(k, _)| k == key.as_bytes())?;
-        (!value.is_empty()).then_some(value.as_slice())
-    }
-
-    /// The value of `key` as a number; the error names the key.
-    pub(super) fn number(&self, key: &'static str) -> Result<Option<u64>, &'static str> {
-        self.get(key)
-            .map(|value| decimal(value).ok_or(key))
-            .transpose()
-    }
-
-    /// The value of `key` as a moment; the error names the key.
-    pub(super) fn time(&self, key: &'static str) -> Result<Option<Time>, &'static str> {
-        self.get(key)
-            .map(|value| parse_time(value).ok_or(key))
-            .transpose()
-    }
-
     /// Adds a record.
     pub(super) fn push(&mut self, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) {
         self.0.push((key.into(), value.into()));
@@ -95,6 +44,43 @@ impl Records {
     }
 }
 
+/// Digits of the longest record length that is read: no header is longer.
+const LENGTH_DIGITS: usize = 20;
+
+/// Calls `record` with each key and value of a header's data, in order; a key may come more than once
+/// (GNU.sparse.offset does). Returns what is wrong with the data's form.
+pub(super) fn each(
+    mut data: &[u8],
+    record: &mut dyn FnMut(&[u8], &[u8]),
+) -> Result<(), &'static str> {
+    // Some writers pad with NULs.
+    while !data.is_empty() && !data.starts_with(&[0]) {
+        let space = data
+            .iter()
+            .take(LENGTH_DIGITS + 1)
+            .position(|&byte| byte == b' ')
+            .ok_or("no length")?;
+        let length: usize = data
+            .get(..space)
+            .and_then(|digits| str::from_utf8(digits).ok())
+            .and_then(|digits| digits.parse().ok())
+            .ok_or("a length that is no number")?;
+        let whole = data
+            .get(space + 1..length)
+            .ok_or("a length beyond the end")?
+            .strip_suffix(b"\n")
+            .ok_or("a record without its end")?;
+        let equals = whole
+            .iter()
+            .position(|&byte| byte == b'=')
+            .ok_or("no '='")?;
+        let (key, value) = whole.split_at(equals);
+        record(key, value.get(1..).unwrap_or_default());
+        data = data.get(length..).unwrap_or_default();
+    }
+    Ok(())
+}
+
 fn digits(number: usize) -> usize {
     number.checked_ilog10().map_or(1, |log| log as usize + 1)
 }
@@ -107,9 +93,14 @@ pub(super) fn decimal(text: &[u8]) -> Option<u64> {
     str::from_utf8(text).ok()?.parse().ok()
 }
 
-/// Seconds since 1970 with a fraction; more than nine digits are cut.
-fn parse_time(text: &[u8]) -> Option<Time> {
+/// Seconds since 1970 with a fraction; more than nine digits are cut. Python writes a small fraction as
+/// "1e-05".
+pub(super) fn parse_time(text: &[u8]) -> Option<Time> {
     let text = str::from_utf8(text).ok()?;
+    if text.len() < 32 && text.contains(['e', 'E']) {
+        let number: f64 = text.parse().ok()?;
+        return parse_time(format!("{number:.9}").as_bytes());
+    }
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
@@ -183,7 +174,9 @@ mod tests {
         records.push(*b"path", vec![b'p'; 985]);
         records.push(*b"path", vec![b'p'; 90]);
         records.push(*b"empty", *b"");
-        assert_eq!(Records::parse(&records.write()).unwrap(), records);
+        let mut read = Records::default();
+        each(&records.write(), &mut |key, value| read.push(key, value)).unwrap();
+        assert_eq!(read, records);
     }
 
     #[test]
@@ -195,8 +188,12 @@ mod tests {
             b"5 ab\n",
             b"3",
             b"6 a=b\nx",
+            b"0 a=b\n",
+            b"2 a=b\n",
+            b"99999999999999999999999 a=b\n",
+            b"18446744073709551615 a=b\n",
         ] {
-            assert!(Records::parse(bad).is_err(), "{}", bad.escape_ascii());
+            assert!(each(bad, &mut |_, _| {}).is_err(), "{}", bad.escape_ascii());
         }
     }
 
@@ -218,7 +215,12 @@ mod tests {
             parse_time(b"1.0000000009"),
             Some(Time { secs: 1, nanos: 0 })
         );
-        for bad in ["", "x", "1.x", "1.-5", "."] {
+        let small = Time {
+            secs: 0,
+            nanos: 10_000,
+        };
+        assert_eq!(parse_time(b"1e-05"), Some(small));
+        for bad in ["", "x", "1.x", "1.-5", ".", "e", "1e400", "nane", "-inf"] {
             assert_eq!(parse_time(bad.as_bytes()), None, "{bad}");
         }
     }

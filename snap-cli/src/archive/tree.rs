@@ -10,7 +10,7 @@ use std::path::Path;
 use cowl_fs::error::Errno;
 use cowl_fs::format::XattrSpace;
 use cowl_fs::sys::stat::{FileKind, Stat};
-use cowl_fs::sys::{copy, dir, node, stat, xattr};
+use cowl_fs::sys::{content, copy, dir, node, stat, xattr};
 use rustix::fs::OFlags;
 
 use super::import::Imported;
@@ -105,13 +105,8 @@ fn refuse_overlap(source: &Stat, target: &OwnedFd, name: &[u8]) -> Result<()> {
             return Ok(());
         }
         seen = Some(here);
-        at = up(&at).context("can't open the folder above the target", name)?;
+        at = make::up(&at).context("can't open the folder above the target", name)?;
     }
-}
-
-fn up(fd: &impl AsFd) -> std::result::Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::openat(fd, "..", flags, rustix::fs::Mode::empty())
 }
 
 impl Copy<'_> {
@@ -168,7 +163,7 @@ impl Copy<'_> {
             return Err(TreeError::new(ErrorKind::Io, "a folder was closed too early").at(path));
         };
         let bytes = copy_one(source, target, &name, &found, &stat, self.space, &path)?;
-        self.out.done.bytes += bytes;
+        self.out.done.bytes = self.out.done.bytes.saturating_add(bytes);
         if bytes > 0 {
             (self.progress)(self.out.done);
         }
@@ -269,8 +264,8 @@ impl Copy<'_> {
         };
         if above.source.is_none() {
             let what = "can't go back to the folder above";
-            let from = up(&source).context(what, &path)?;
-            let to = up(&target).context(what, &path)?;
+            let from = make::up(&source).context(what, &path)?;
+            let to = make::up(&target).context(what, &path)?;
             let same =
                 id(&from)? == (above.stat.dev, above.stat.ino) && id(&to)? == above.target_id;
             if !same {
@@ -332,8 +327,10 @@ fn copy_one(
 
 /// Opens for reading, leaving the last-read time alone where that is allowed.
 fn open_quietly(found: &OwnedFd) -> cowl_fs::error::Result<OwnedFd> {
-    match dir::reopen(found.as_fd(), OFlags::RDONLY | OFlags::NOATIME) {
-        Err(error) if error.errno() == Errno::PERM => dir::reopen(found.as_fd(), OFlags::RDONLY),
+    match content::reopen(found.as_fd(), OFlags::RDONLY | OFlags::NOATIME) {
+        Err(error) if error.errno() == Errno::PERM => {
+            content::reopen(found.as_fd(), OFlags::RDONLY)
+        }
         other => other,
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! The target is never left: paths are followed component by component and through no link.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
@@ -14,6 +14,8 @@ use cowl_fs::format::{NumberMark, XattrSpace, foreign};
 use cowl_fs::sys::stat::{self, FileKind};
 use cowl_fs::sys::{attr, copy, dir, node, xattr};
 
+use super::directories::Directories;
+use super::dirs::Dirs;
 use super::import::Imported;
 use super::marks;
 use super::member::{Member, What};
@@ -41,15 +43,15 @@ pub(super) struct Numbers {
     pub(super) layer: Option<u64>,
     /// Inodes whose numbers others borrow: as they were, as they are.
     pub(super) lent: Vec<(u64, u64)>,
-    /// Who borrows.
-    pub(super) borrowed: Vec<(Vec<u8>, NumberMark)>,
+    /// What borrows, by directory: names in it, and an empty one for the directory itself.
+    pub(super) borrowed: Dirs<Vec<(Box<[u8]>, NumberMark)>>,
 }
 
 /// A tree that is being filled.
 pub(super) struct Unpack<'a> {
     places: Places,
-    /// Attributes of folders: set last, because what is made inside changes them.
-    folders: BTreeMap<Vec<u8>, Attrs>,
+    directories: Directories,
+    has_root: bool,
     how: How,
     /// With [`How::Changes`]: what these entries made, which their own marks don't hide.
     made: BTreeSet<Vec<u8>>,
@@ -71,7 +73,8 @@ impl<'a> Unpack<'a> {
         }
         Ok(Self {
             places: Places::new(root),
-            folders: BTreeMap::new(),
+            directories: Directories::default(),
+            has_root: false,
             how,
             made: BTreeSet::new(),
             numbers: Numbers::default(),
@@ -81,9 +84,14 @@ impl<'a> Unpack<'a> {
         })
     }
 
-    /// Gives the folders their attributes. Nothing comes after this.
-    pub(super) fn finish(mut self) -> Result<(Imported, Numbers)> {
-        self.finish_folders()?;
+    /// Gives the directories their attributes. Nothing comes after this.
+    pub(super) fn finish(self) -> Result<(Imported, Numbers)> {
+        self.directories.finish(self.places.root())?;
+        // As any other directory that the archive leaves out.
+        if let (How::Shown(_), false) = (self.how, self.has_root) {
+            attr::chmod(self.places.root(), make::IMPLIED_PERM)
+                .context("can't set the mode", b".")?;
+        }
         (self.progress)(self.out.done);
         Ok((self.out, self.numbers))
     }
@@ -113,8 +121,10 @@ impl<'a> Unpack<'a> {
             if let How::Changes(_) = self.how {
                 only(self.places.root(), &member.attrs, b".")?;
             }
-            self.folders.insert(path, member.attrs);
-            return Ok(());
+            if std::mem::replace(&mut self.has_root, true) && matches!(self.how, How::Raw(..)) {
+                return Err(second(b"."));
+            }
+            return self.directories.set(self.places.root(), b"", member.attrs);
         }
         if let What::HardLink(target) = &member.what {
             return self.hard_link(&path, target);
@@ -122,21 +132,18 @@ impl<'a> Unpack<'a> {
         let (parent, name) = make::split(&path);
         if member.what != What::Folder {
             self.places.forget(&path);
-            self.folders.remove(&path);
+            self.directories.forget(&path);
         }
         let place = self.places.folder(parent, true)?;
         let parent = place.fd();
         let is_folder = member.what == What::Folder;
+        self.how.refuse_second(parent, name, &path)?;
         if place::make_room(parent, name, is_folder, &path)? {
+            let folder = dir::open_dir(parent, name).context("can't open the folder", &path)?;
             if let How::Changes(_) = self.how {
-                let folder = dir::open_dir(parent, name).context("can't open the folder", &path)?;
                 only(folder.as_fd(), &member.attrs, &path)?;
             }
-            self.numbers
-                .lent
-                .extend(number(parent, name, &member, &path)?);
-            self.folders.insert(path, member.attrs);
-            return Ok(());
+            return self.directories.set(folder.as_fd(), &path, member.attrs);
         }
         let device = |kind, rdev| {
             self.how
@@ -161,14 +168,16 @@ impl<'a> Unpack<'a> {
             }
         };
         done?;
-        if member.own.ino.is_some() {
-            let (parent, name) = make::split(&path);
-            let place = self.places.folder(parent, false)?;
-            let number = number(place.fd(), name, &member, &path)?;
-            self.numbers.lent.extend(number);
+        if member.own.ino.is_none() && !is_folder {
+            return Ok(());
         }
+        let (parent, name) = make::split(&path);
+        let place = self.places.folder(parent, false)?;
+        let number = number(place.fd(), name, &member, &path)?;
+        self.numbers.lent.extend(number);
         if is_folder {
-            self.folders.insert(path, member.attrs);
+            let folder = dir::open_dir(place.fd(), name).context("can't open the folder", &path)?;
+            self.directories.set(folder.as_fd(), &path, member.attrs)?;
         }
         Ok(())
     }
@@ -181,9 +190,13 @@ impl<'a> Unpack<'a> {
             How::Raw(from, to) => marks::converted(from, to, member, xattrs)?,
         };
         member.attrs.xattrs = xattrs;
-        self.numbers
-            .borrowed
-            .extend(borrowed.map(|mark| (path.to_vec(), mark)));
+        if let Some(mark) = borrowed {
+            let (parent, name) = make::split(path);
+            self.numbers.borrowed.change(parent, |names| {
+                let names = names.get_or_insert_default();
+                names.push((name.into(), mark));
+            })?;
+        }
         if path.is_empty() && self.numbers.layer.is_none() {
             self.numbers.layer = member.own.layer;
         }
@@ -233,15 +246,7 @@ impl<'a> Unpack<'a> {
             return Ok(());
         }
         self.places.forget(path);
-        self.folders.remove(path);
-        let inside: Vec<_> = self
-            .folders
-            .range(below..end)
-            .map(|(path, _)| path.clone())
-            .collect();
-        for folder in inside {
-            self.folders.remove(&folder);
-        }
+        self.directories.forget(path);
         let (parent, name) = make::split(path);
         let place = match self.places.folder(parent, false) {
             Ok(place) => place,
@@ -262,14 +267,15 @@ impl<'a> Unpack<'a> {
         path: &[u8],
         members: &mut Members<R>,
     ) -> Result<()> {
+        let whole = [(0, member.stored)];
         let (size, segments) = match &member.sparse {
-            Some(sparse) => (sparse.size, sparse.segments.clone()),
-            None => (member.stored, vec![(0, member.stored)]),
+            Some(sparse) => (sparse.size, sparse.map.0.as_slice()),
+            None => (member.stored, whole.as_slice()),
         };
         if member.sparse.is_some() {
             attr::truncate(fd, size).context("can't set the size", path)?;
         }
-        for (start, length) in segments {
+        for &(start, length) in segments {
             let mut done = 0;
             while done < length {
                 let want = usize::try_from(length - done).unwrap_or(usize::MAX);
@@ -293,9 +299,6 @@ impl<'a> Unpack<'a> {
         let Ok(clean) = place::clean(target) else {
             return refuse("the archive has a hard link that points outside");
         };
-        if clean == path {
-            return refuse("the archive has a hard link to itself");
-        }
         if clean.is_empty() {
             return refuse("the archive has a hard link to its root");
         }
@@ -316,26 +319,17 @@ impl<'a> Unpack<'a> {
         if kind == FileKind::Directory {
             return refuse("the archive has a hard link to a folder");
         }
+        // As tar writes it for a file that it is given twice.
+        if clean == path {
+            return Ok(());
+        }
         self.places.forget(path);
-        self.folders.remove(path);
+        self.directories.forget(path);
         let (parent, name) = make::split(path);
         let place = self.places.folder(parent, true)?;
+        self.how.refuse_second(place.fd(), name, path)?;
         place::make_room(place.fd(), name, false, path)?;
         self.how.link(source.as_fd(), place.fd(), name, path)
-    }
-
-    /// Folders get their attributes, the deepest first: one that its owner may not enter must not be
-    /// in the way of what is below it.
-    fn finish_folders(&mut self) -> Result<()> {
-        for (path, attrs) in std::mem::take(&mut self.folders).into_iter().rev() {
-            if path.is_empty() {
-                make::apply(self.places.root(), FileKind::Directory, &attrs, b".")?;
-                continue;
-            }
-            let place = self.places.folder(&path, false)?;
-            make::apply(place.fd(), FileKind::Directory, &attrs, &path)?;
-        }
-        Ok(())
     }
 }
 
@@ -357,6 +351,19 @@ impl How {
         }
     }
 
+    /// Refuses a second entry for what is there in a layer: none has one, and what is remembered for each
+    /// entry must not grow while the layer does not.
+    fn refuse_second(self, parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<()> {
+        if !matches!(self, Self::Raw(..)) {
+            return Ok(());
+        }
+        match stat::stat_at(parent, name) {
+            Err(error) if error.errno() == Errno::NOENT => Ok(()),
+            Err(error) => Err(error).context("can't read", path),
+            Ok(_) => Err(second(path)),
+        }
+    }
+
     fn link(
         self,
         source: BorrowedFd<'_>,
@@ -373,6 +380,11 @@ impl How {
             }
         }
     }
+}
+
+fn second(path: &[u8]) -> TreeError {
+    let what = "the archive has two entries for the same object of a layer";
+    TreeError::new(ErrorKind::Refused, what).at(path)
 }
 
 /// Takes the attributes away that a folder is not to have any more.

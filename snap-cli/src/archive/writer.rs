@@ -14,6 +14,7 @@ use tar::{EntryType, Header};
 
 use super::acl;
 use super::export::Exported;
+use super::limits;
 use super::pax::{self, Records};
 use crate::delta::content;
 use crate::delta::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
@@ -40,6 +41,16 @@ pub(super) struct Raw {
     pub(super) lends: HashSet<u64>,
 }
 
+/// What becomes of the holes of sparse files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Holes {
+    /// Only the data is written, with a map.
+    Left,
+    /// Zeros are written. Layers of images must not have sparse entries: podman and docker unpack a layer
+    /// and make it again from its files, and its bytes must be the same.
+    Filled,
+}
+
 /// An archive that is being written.
 pub(super) struct Writer<'a, W: Write> {
     out: BufWriter<W>,
@@ -48,6 +59,7 @@ pub(super) struct Writer<'a, W: Write> {
     /// Stands before every path.
     prefix: Vec<u8>,
     raw: Option<Raw>,
+    holes: Holes,
     links: Links<Vec<u8>>,
     result: Exported,
     progress: OnProgress<'a>,
@@ -62,10 +74,17 @@ impl<'a, W: Write> Writer<'a, W> {
             sum: None,
             prefix: b"./".to_vec(),
             raw: None,
+            holes: Holes::Left,
             links: Links::default(),
             result: Exported::default(),
             progress,
         }
+    }
+
+    /// The same, with this done about holes.
+    pub(super) fn with_holes(mut self, holes: Holes) -> Self {
+        self.holes = holes;
+        self
     }
 
     /// The same, with a sum of all its bytes.
@@ -118,7 +137,9 @@ impl<'a, W: Write> Writer<'a, W> {
         }
         self.result.done.entries += 1;
         let mut entry = Entry::new(item, &self.prefix, self.raw.as_ref())?;
-        if let Some(first) = self.links.first(&item.stat, || entry.path.clone()) {
+        if !(self.raw.is_some() && item.is_whiteout()?)
+            && let Some(first) = self.links.first(&item.stat, || entry.path.clone())
+        {
             entry.kind = EntryType::Link;
             entry.link.clone_from(first);
             // The first name has brought the attributes.
@@ -145,8 +166,9 @@ impl<'a, W: Write> Writer<'a, W> {
         let size = item.stat.size;
         let mut segments = vec![(0, size)];
         let mut map = Vec::new();
-        if item.stat.blocks * 512 < size {
+        if self.holes == Holes::Left && item.stat.blocks * 512 < size {
             let found = content::segments(fd.as_fd(), size).context("can't read", &item.path)?;
+            let found = at_most(found, limits::SEGMENTS - 1);
             if found != segments {
                 segments = found;
                 map = entry.make_sparse(size, &segments);
@@ -181,21 +203,32 @@ impl<'a, W: Write> Writer<'a, W> {
     fn head(&mut self, entry: Entry) -> Result<()> {
         let (header, records) = entry.finish();
         if !records.0.is_empty() {
-            let data = records.write();
-            let mut before = Header::new_ustar();
-            put(&mut before.as_old_mut().name, b"././@PaxHeader");
-            before.set_entry_type(EntryType::XHeader);
-            before.set_mode(0o644);
-            before.set_uid(0);
-            before.set_gid(0);
-            before.set_mtime(0);
-            before.set_size(data.len() as u64);
-            before.set_cksum();
-            self.write(before.as_bytes())?;
-            self.write(&data)?;
-            self.zeros((data.len() as u64).next_multiple_of(512) - data.len() as u64)?;
+            self.extended(&records, EntryType::XHeader)?;
         }
         self.write(header.as_bytes())
+    }
+
+    /// Writes a comment on the whole archive, which readers pass over. Comes first.
+    pub(super) fn comment(&mut self, text: &str) -> Result<()> {
+        let mut records = Records::default();
+        records.push(*b"comment", text);
+        self.extended(&records, EntryType::XGlobalHeader)
+    }
+
+    fn extended(&mut self, records: &Records, kind: EntryType) -> Result<()> {
+        let data = records.write();
+        let mut header = Header::new_ustar();
+        put(&mut header.as_old_mut().name, b"././@PaxHeader");
+        header.set_entry_type(kind);
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(data.len() as u64);
+        header.set_cksum();
+        self.write(header.as_bytes())?;
+        self.write(&data)?;
+        self.zeros((data.len() as u64).next_multiple_of(512) - data.len() as u64)
     }
 
     fn write(&mut self, data: &[u8]) -> Result<()> {
@@ -216,6 +249,24 @@ impl<'a, W: Write> Writer<'a, W> {
         }
         Ok(())
     }
+}
+
+/// Joins neighboring runs of data until there are no more than `most`: the smallest holes are written as
+/// zeros.
+fn at_most(mut segments: Vec<(u64, u64)>, most: usize) -> Vec<(u64, u64)> {
+    let mut hole = 4096;
+    while segments.len() > most {
+        segments.dedup_by(|next, last| {
+            let end = last.0 + last.1;
+            let joined = next.0 - end <= hole;
+            if joined {
+                last.1 = next.0 + next.1 - last.0;
+            }
+            joined
+        });
+        hole *= 2;
+    }
+    segments
 }
 
 /// The digits of a sum.
@@ -387,5 +438,21 @@ impl Entry {
 fn put(field: &mut [u8], bytes: &[u8]) {
     for (to, from) in field.iter_mut().zip(bytes) {
         *to = *from;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_smallest_holes_go_when_a_map_has_too_many_parts() {
+        let runs = vec![(0, 10), (20, 10), (100_000, 5), (110_000, 5), (900_000, 1)];
+        assert_eq!(at_most(runs.clone(), 5), runs);
+        let four = vec![(0, 30), (100_000, 5), (110_000, 5), (900_000, 1)];
+        assert_eq!(at_most(runs.clone(), 4), four);
+        let three = vec![(0, 30), (100_000, 10_005), (900_000, 1)];
+        assert_eq!(at_most(runs.clone(), 3), three);
+        assert_eq!(at_most(runs, 1), [(0, 900_001)]);
     }
 }

@@ -1,15 +1,16 @@
 //! Whether the layers that are named are there, are written by nobody, and are what they were.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::os::fd::AsFd;
 
 use cowl_fs::sys;
 
 use super::{Fix, Known, Level, Report, Wish};
-use crate::delta::digest_dir;
+use crate::container::durability::epoch;
+use crate::delta::digest_layer;
 use crate::delta::error::OnProgress;
 use crate::error::{Error, Result};
-use crate::store::manifest::{LayerId, LayerKind, LayerManifest};
+use crate::store::manifest::{LayerId, LayerKind, LayerManifest, Settling};
 use crate::store::name::ContainerName;
 use crate::store::record::Record;
 use crate::store::{Store, disk};
@@ -25,6 +26,8 @@ struct Named {
     frozen: BTreeMap<LayerId, Vec<LayerId>>,
     /// The containers that stand on each.
     by: HashMap<LayerId, BTreeSet<ContainerName>>,
+    /// Those of which a power cut may have taken a part.
+    lost: HashSet<LayerId>,
 }
 
 impl Named {
@@ -36,7 +39,8 @@ impl Named {
         }
     }
 
-    fn of(known: &[Known]) -> Self {
+    fn of(known: &[Known], epoch: &str) -> Self {
+        let loses = |mark: Option<&Settling>| mark.is_some_and(|mark| !mark.is_pending(epoch));
         let mut named = Self::default();
         for known in known {
             let manifest = &known.manifest;
@@ -49,7 +53,14 @@ impl Named {
                 .insert(name.clone());
             named.add(manifest.below_head(), name);
             named.add(&manifest.origin, name);
+            if loses(manifest.settling.as_ref()) {
+                named.lost.extend(manifest.below_head().first());
+                named.lost.extend(manifest.origin.first());
+            }
             for snapshot in &manifest.snapshots {
+                if loses(snapshot.settling.as_ref()) {
+                    named.lost.insert(snapshot.layer);
+                }
                 if let Some(state) = known.snapshots.get(&snapshot.id) {
                     named.add(&state.stack, name);
                 }
@@ -77,7 +88,7 @@ pub(super) fn look(
     report: &mut Report,
     progress: OnProgress<'_>,
 ) -> Result<()> {
-    let named = Named::of(known);
+    let named = Named::of(known, &epoch(store)?);
     for (head, container) in &named.heads {
         if named.frozen.contains_key(head) {
             let what = format!(
@@ -171,6 +182,10 @@ fn compare(
     let path = store.layer_file(id);
     let tree = store.layer_tree(id);
     let record = disk::read::<LayerManifest>(&path)?;
+    // What it lost is reported with the snapshot. It is recorded as it is once that is accepted.
+    if record.body.unsynced || named.lost.contains(&id) {
+        return Ok(());
+    }
     let changed = |what: &str| {
         format!(
             "the layer {id}, on which {}, was written behind cowl's back: {what}",
@@ -191,7 +206,7 @@ fn compare(
         }
     }
     if wish.deep {
-        let found = digest_dir(&tree, progress)?.to_string();
+        let found = digest_layer(&tree, progress)?.to_string();
         match &record.body.digest {
             Some(known) if *known != found => {
                 let what = changed("it has another content");

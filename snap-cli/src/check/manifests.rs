@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{Fix, Known, Level, Report, Wish};
+use crate::container::durability::epoch;
 use crate::error::Result;
+use crate::snapshot::loss;
 use crate::store::manifest::{
     ContainerId, ContainerManifest, LayerManifest, SnapshotManifest, SnapshotRef,
 };
@@ -69,6 +71,19 @@ fn container(
     {
         let fix = Some(Fix::Container(name.clone()));
         report.add(Level::Damaged, CONTAINER, path.clone(), problem, fix);
+    }
+    let epoch = epoch(store)?;
+    let marks = manifest.snapshots.iter().map(|snapshot| {
+        let address = format!("{name}@{}", snapshot.name);
+        (address, snapshot.settling.as_ref(), Some(snapshot.id))
+    });
+    let basis = (name.to_string(), manifest.settling.as_ref(), None);
+    for (address, mark, of) in marks.chain([basis]) {
+        if let Some(why) = loss(&address, mark, &epoch) {
+            let about = if of.is_some() { SNAPSHOT } else { CONTAINER };
+            let fix = Some(Fix::Accept(name.clone(), of));
+            report.add(Level::Loose, about, path.clone(), why, fix);
+        }
     }
     if disk::is_there(&store.pending_file(id))? {
         let what = format!("a change of {name} was cut off; the next command on it finishes that");

@@ -13,6 +13,7 @@ pub mod repair;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crate::container::durability::make_all_durable;
 use crate::delta::error::OnProgress;
 use crate::error::Result;
 use crate::store::Store;
@@ -53,6 +54,8 @@ pub enum Fix {
     Settle(ContainerName),
     /// A head's work folder can be made.
     Work(LayerId),
+    /// What is left of a state can be accepted: a snapshot's, or what the container stands on.
+    Accept(ContainerName, Option<SnapshotId>),
     /// Collection removes it.
     Collect,
 }
@@ -134,6 +137,10 @@ struct Known {
 /// Looks at a store.
 pub fn check(store: &Store, wish: &Wish, progress: OnProgress<'_>) -> Result<Report> {
     let mut report = Report::default();
+    // What a background sync did not come to is whole as long as the machine has not gone down.
+    if let Err(error) = make_all_durable(store, wish.only.as_ref()) {
+        log::warn!("snapshots stay settling: {error}");
+    }
     let known = {
         // What a command is just making looks like something left over.
         let _alone = store.alone()?;

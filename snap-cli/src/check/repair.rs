@@ -58,14 +58,8 @@ fn apply(store: &Store, fix: &Fix) -> Result<Option<String>> {
             let path = store.layer_file(*id);
             let kept = set_aside(store, &path)?;
             let body = LayerManifest {
-                kind: *kind,
-                over: below.clone(),
-                stands_for: Vec::new(),
-                created: crate::store::now(),
-                measured: None,
-                looks: None,
-                digest: None,
-                extra: Map::new(),
+                unsynced: true,
+                ..LayerManifest::new(*kind, below, &[])
             };
             disk::replace(&path, &Record::first(body))?;
             Ok(Some(format!("made anew from a stack that names it{kept}")))
@@ -79,6 +73,10 @@ fn apply(store: &Store, fix: &Fix) -> Result<Option<String>> {
             let _reading = store.share()?;
             disk::ensure_dir(&store.layer_work(*id))?;
             Ok(Some("made anew, empty".to_owned()))
+        }
+        Fix::Accept(name, snapshot) => {
+            Container::open(store, name)?.accept(*snapshot)?;
+            Ok(Some("accepted as it is".to_owned()))
         }
         Fix::Collect => {
             let alone = store.alone()?;

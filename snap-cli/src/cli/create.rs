@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use super::{Context, Verb, output};
+use crate::archive::image::Images;
 use crate::container::create::{Source, create};
 use crate::error::Result;
 use crate::store::name::ContainerName;
@@ -19,6 +20,9 @@ pub(super) struct Args {
     /// standard input
     #[arg(long, value_name = "DIR|FILE|-")]
     from: OsString,
+    /// Take the files of a container image (OCI, docker save) as they are, instead of refusing it
+    #[arg(long)]
+    force: bool,
 }
 
 impl Verb for Args {
@@ -34,11 +38,21 @@ impl Verb for Args {
             Source::Path(Path::new(&self.from))
         };
         let mut bar = output::Bar::new("importing");
-        let notes = create(&store, &name, source, &mut |done| bar.tell(done))?;
+        let notes = create(&store, &name, source, images(self.force), &mut |done| {
+            bar.tell(done)
+        })?;
         drop(bar);
         for note in notes {
             output::note(&note);
         }
         Ok(0)
+    }
+}
+
+/// What `--force` says.
+pub(super) fn images(force: bool) -> Images {
+    match force {
+        true => Images::TakeAsFiles,
+        false => Images::Refuse,
     }
 }

@@ -86,6 +86,7 @@ impl Args {
         if !self.protected {
             container.refuse_protected()?;
         }
+        container.refuse_stranded()?;
         if self.now {
             container.destroy_now()?;
             return Ok(());

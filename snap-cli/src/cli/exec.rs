@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use super::snapshot::take_hooked;
+use super::snapshot::{Sync, take_hooked};
 use super::{Context, Verb, output};
 use crate::container::{Container, enter, exec};
 use crate::error::{Kind, Result};
@@ -34,12 +34,18 @@ impl Verb for ExecArgs {
         let name = ContainerName::parse(&self.name)?;
         let store = context.store_of(&name)?;
         if self.snapshot {
-            take_hooked(context, &store, &name, &self.wish(), |taken| {
-                output::note(&format!(
-                    "cowl restore {name} {taken} takes back what the command does"
-                ));
-                Ok(())
-            })?;
+            take_hooked(
+                context,
+                &store,
+                &name,
+                (&self.wish(), Sync::Background),
+                |taken| {
+                    output::note(&format!(
+                        "cowl restore {name} {taken} takes back what the command does"
+                    ));
+                    Ok(())
+                },
+            )?;
         }
         context.keep_depth(&mut Container::open(&store, &name)?);
         exec::exec(&store, &name, &self.command)

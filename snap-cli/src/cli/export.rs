@@ -4,13 +4,16 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use super::restore::losses;
 use super::{Context, Verb, output, read_state};
 use crate::archive::oci::{self, Step};
 use crate::archive::unfinished::{UnfinishedFile, UnfinishedFolder, pack};
 use crate::archive::{Compression, Exported, delta, export, folder};
+use crate::container::durability::epoch;
 use crate::container::whole::Outgoing;
 use crate::delta::error::{OnProgress, Progress};
 use crate::error::{Error, Result};
+use crate::snapshot::{Losses, State, loss, resolve};
 use crate::store::Store;
 use crate::store::lock::Lock;
 use crate::store::manifest::LayerId;
@@ -46,6 +49,9 @@ pub(super) struct Args {
     /// The whole container with all its snapshots, for `cowl import`
     #[arg(long, group = "form")]
     with_snapshots: bool,
+    /// Export a state of which a part may be lost, as it is
+    #[arg(long)]
+    force: bool,
 }
 
 impl Verb for Args {
@@ -68,11 +74,15 @@ impl Verb for Args {
                 Ok(delta::tar(Some(&old), &new, out, compression, progress)?)
             })?
         } else {
-            let (store, state, _reading) = read_state(context, &Address::parse(&self.source)?)?;
+            let (store, state, _reading) = self.state(context)?;
+            let loss = state.loss(&store)?;
             let view = store.view(&state.stack)?;
             sink.write(
                 store.known_size(&state.stack)?,
-                |out, compression, progress| Ok(export::tar(&view, out, compression, progress)?),
+                |out, compression, progress| {
+                    let loss = loss.as_deref();
+                    Ok(export::tar(&view, loss, out, compression, progress)?)
+                },
             )?
         };
         tell(&done);
@@ -93,22 +103,37 @@ impl Args {
             context,
             &Address::parse(&self.source)?,
             Path::new(&self.target),
-            "exporting",
+            ("exporting", losses(self.force)),
         )?;
         Ok(0)
     }
 
+    /// The state to export, refused if a part of it may be lost.
+    fn state(&self, context: &Context) -> Result<(Store, State, Lock)> {
+        let found = read_state(context, &Address::parse(&self.source)?)?;
+        found.1.refuse_loss(&found.0, losses(self.force))?;
+        Ok(found)
+    }
+
     fn image(&self, context: &Context) -> Result<u8> {
         let source = Address::parse(&self.source)?;
-        let (store, state, _reading) = read_state(context, &source)?;
+        let (store, state, _reading) = self.state(context)?;
         let mut steps = Vec::new();
+        let epoch = epoch(&store)?;
         for (snapshot, stack) in state.line(&store)? {
+            let address = |name| format!("{}@{name}", source.container);
+            let lost = snapshot
+                .as_ref()
+                .and_then(|s| loss(&address(&s.name), s.settling.as_ref(), &epoch));
             steps.push(Step {
                 view: store.view(&stack)?,
                 created: snapshot
                     .as_ref()
                     .map_or_else(crate::store::now, |s| s.created.clone()),
-                comment: snapshot.map_or_else(String::new, |s| s.comment),
+                comment: match lost {
+                    Some(why) => why,
+                    None => snapshot.map_or_else(String::new, |s| s.comment),
+                },
             });
         }
         let snapshot = source
@@ -167,7 +192,9 @@ impl Args {
         }
         let sink = Sink::of(&self.target)?;
         let store = context.store_of(&source.container)?;
+        whole_losses(&store, &source, losses(self.force))?;
         let outgoing = Outgoing::prepare(&store, &source.container)?;
+        context.settle(&store, &source.container);
         sink.write(outgoing.total, |out, compression, progress| {
             let done = outgoing.write(out, compression, progress)?;
             Ok(Exported {
@@ -186,7 +213,7 @@ impl Args {
             _ => None,
         };
         let Some((name, range)) = range else {
-            let (store, state, reading) = read_state(context, &Address::parse(&self.source)?)?;
+            let (store, state, reading) = self.state(context)?;
             let old = state.parent_stack(&store)?;
             let new = state.stack;
             return Ok((States { store, old, new }, reading));
@@ -198,6 +225,7 @@ impl Args {
             })
         };
         let (store, new, reading) = read_state(context, &at(range.to)?)?;
+        new.refuse_loss(&store, losses(self.force))?;
         let old = match range.from {
             Some(from) => crate::snapshot::resolve(&store, &at(Some(from))?)?.stack,
             None => new.beginning(),
@@ -207,14 +235,31 @@ impl Args {
     }
 }
 
+/// Refuses a container with any state of which a part may be lost.
+fn whole_losses(store: &Store, source: &Address, losses: Losses) -> Result<()> {
+    let state = resolve(store, source)?;
+    state.refuse_loss(store, losses)?;
+    for snapshot in &state.manifest.snapshots {
+        if snapshot.settling.is_some() {
+            let address = Address {
+                container: source.container.clone(),
+                snapshot: Some(snapshot.name.clone()),
+            };
+            resolve(store, &address)?.refuse_loss(store, losses)?;
+        }
+    }
+    Ok(())
+}
+
 /// Writes a state as a plain folder, which gets its name when it is complete.
 pub(super) fn write_folder(
     context: &Context,
     source: &Address,
     target: &Path,
-    doing: &'static str,
+    (doing, losses): (&'static str, Losses),
 ) -> Result<()> {
     let (store, state, _reading) = read_state(context, source)?;
+    state.refuse_loss(&store, losses)?;
     let view = store.view(&state.stack)?;
     let total = store.known_size(&state.stack)?;
     let mut bar = output::Bar::new(doing);

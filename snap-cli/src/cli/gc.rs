@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::rm::space_json;
 use super::{Context, Verb, output};
+use crate::container::durability::make_all_durable;
 use crate::error::{Error, Result};
 use crate::store::collect::Leftovers;
 use crate::store::{Store, usage::Space};
@@ -64,6 +65,11 @@ impl Verb for Args {
 
 impl Args {
     fn one(&self, store: &Store) -> Result<Found> {
+        if !self.dry_run
+            && let Err(error) = make_all_durable(store, None)
+        {
+            log::warn!("snapshots stay settling: {error}");
+        }
         let alone = store.alone()?;
         let left = store.leftovers(self.empty_trash).map_err(|error| {
             let hint = "nothing is collected while a file of the store can't be read: \

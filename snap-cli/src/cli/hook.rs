@@ -10,7 +10,7 @@ use crate::container::moving::finish_all;
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::manifest::ContainerId;
-use cowl_fs::shown::{Allowed, Show as _, plain};
+use cowl_fs::shown::{Allowed, plain};
 
 /// Mount, unmount or destroy the files of an LXC container (for LXC's use: its config calls it)
 #[derive(Debug, clap::Args)]
@@ -52,6 +52,11 @@ impl Verb for Args {
             (_, done) => done.map(|()| 0),
         }
     }
+
+    /// What starts, stops and is destroyed is mounted and unmounted.
+    fn frees(&self) -> bool {
+        true
+    }
 }
 
 impl Args {
@@ -80,25 +85,21 @@ impl Args {
 
     /// LXC shows what a hook says only to those who ask it for a log: it goes into the mount's log as well.
     fn tell(&self, store: &Store, id: ContainerId, error: &Error) {
-        let dir = store.run_dir(id);
         let hint = error.hint.as_deref().unwrap_or_default();
         let what = format!("{:?}: {error}; {hint}", self.kind);
         let what = plain(&what, Allowed::default());
         let line = format!("{} {what}\n", crate::store::now());
-        let written = std::fs::create_dir(&dir)
-            .or_else(|error| match error.kind() {
-                std::io::ErrorKind::AlreadyExists => Ok(()),
-                _ => Err(error),
-            })
-            .and_then(|()| {
-                let log = std::fs::File::options()
-                    .create(true)
-                    .append(true)
-                    .open(dir.join("log"));
-                log?.write_all(line.as_bytes())
-            });
+        let written = store.make_run_dir(id).and_then(|dir| {
+            let path = dir.join("log");
+            let log = std::fs::File::options()
+                .create(true)
+                .append(true)
+                .open(&path);
+            log.and_then(|mut log| log.write_all(line.as_bytes()))
+                .map_err(|error| Error::at("write", &path, error))
+        });
         if let Err(error) = written {
-            log::debug!("cannot write the log in {}: {error}", dir.shown());
+            log::debug!("{error}");
         }
     }
 }

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 
+use super::create::images;
 use super::{Context, Verb, output};
 use crate::archive::input::{self, Input};
 use crate::archive::unfinished::UnfinishedFile;
@@ -29,6 +30,9 @@ pub(super) struct Args {
     /// Write the config of the LXC container that it was to this file
     #[arg(long, value_name = "FILE")]
     lxc_config: Option<OsString>,
+    /// Take the files of a container image (OCI, docker save) as they are, instead of refusing it
+    #[arg(long)]
+    force: bool,
 }
 
 impl Verb for Args {
@@ -42,7 +46,7 @@ impl Verb for Args {
         let file = File::open(path).map_err(at)?;
         if file.metadata().map_err(at)?.is_dir() {
             let name = self.wanted(name.as_ref())?;
-            return made(&context.store_or_new()?, name, Source::Path(path));
+            return self.made(&context.store_or_new()?, name, Source::Path(path));
         }
         self.stream(context, name.as_ref(), file)
     }
@@ -58,7 +62,8 @@ impl Args {
         match input::open(input)? {
             Input::Tree(tree) => {
                 let name = self.wanted(name)?;
-                made(&context.store_or_new()?, name, Source::Tree(Box::new(tree)))
+                let source = Source::Tree(Box::new(tree));
+                self.made(&context.store_or_new()?, name, source)
             }
             Input::Whole(archive) => {
                 let store = context.store_or_new()?;
@@ -103,14 +108,16 @@ impl Args {
             ))
         })
     }
-}
 
-fn made(store: &Store, name: &ContainerName, source: Source<'_>) -> Result<u8> {
-    let mut bar = output::Bar::new("importing");
-    let notes = create(store, name, source, &mut |done| bar.tell(done))?;
-    drop(bar);
-    for note in notes {
-        output::note(&note);
+    fn made(&self, store: &Store, name: &ContainerName, source: Source<'_>) -> Result<u8> {
+        let mut bar = output::Bar::new("importing");
+        let notes = create(store, name, source, images(self.force), &mut |done| {
+            bar.tell(done);
+        })?;
+        drop(bar);
+        for note in notes {
+            output::note(&note);
+        }
+        Ok(0)
     }
-    Ok(0)
 }

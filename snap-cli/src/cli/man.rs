@@ -150,9 +150,11 @@ const FILES: Section = (
             "/etc/cowl/apt-snapshot",
             "Containers, one a line, of which the APT hook takes a snapshot before dpkg changes this machine.",
         ),
+        ("/var/lib/cowl, $XDG_DATA_HOME/cowl", "The store."),
         (
-            "/var/lib/cowl, $XDG_DATA_HOME/cowl",
-            "The store. run/<id>/log in it is the log of a mount's daemon.",
+            "/run/cowl/<store>/<id>",
+            "Socket, log and state of a mount that root made; of everybody else run/<id> in the store. \
+             `cowl status NAME --json` names the log.",
         ),
     ],
 );

@@ -7,6 +7,7 @@ mod check;
 mod complete;
 mod config;
 mod create;
+mod daemon_log;
 mod destroy;
 mod diff;
 mod du;
@@ -33,6 +34,7 @@ mod rename;
 mod restore;
 mod rm;
 mod serve;
+mod settle;
 mod show;
 mod snapshot;
 mod stats;
@@ -52,6 +54,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Asked, Config, When};
 use crate::container::Container;
+use crate::container::durability;
 use crate::container::moving::finish_all;
 use crate::error::{Error, Kind, Result};
 use crate::host::users::quoted;
@@ -117,7 +120,8 @@ trait Verb {
         true
     }
 
-    /// Whether it frees space, and so is to work on a full disk as well. It may be run twice then.
+    /// Whether it frees space, or is needed to free some, and so is to work on a full disk as well. It may be
+    /// run twice then.
     fn frees(&self) -> bool {
         false
     }
@@ -189,6 +193,8 @@ verbs! {
     #[command(hide = true)]
     Serve(serve::Args),
     #[command(hide = true)]
+    Settle(settle::Args),
+    #[command(hide = true)]
     Enter(exec::EnterArgs),
 }
 
@@ -250,6 +256,21 @@ impl Context {
         Ok(given)
     }
 
+    /// Starts making a container's states durable in the background.
+    #[allow(
+        clippy::unused_self,
+        reason = "it is a rule of how every verb ends that freezes a state"
+    )]
+    fn settle(&self, store: &Store, name: &ContainerName) {
+        let begun = store
+            .find_id(name)
+            .and_then(|id| durability::begin(store, id));
+        // What the command was asked for is done, and listed as settling.
+        if let Err(error) = begun {
+            log::warn!("what is settling of {name} is synced by a later command: {error}");
+        }
+    }
+
     /// Merges layers of a container that has too many of them and is not mounted.
     fn keep_depth(&self, container: &mut Container<'_>) {
         let mut bar = output::Bar::new("merging old layers");
@@ -268,6 +289,9 @@ fn read_state(context: &Context, address: &Address) -> Result<(Store, State, Loc
     let reading = store.share()?;
     let state = resolve(&store, address)?;
     state.flush(&store)?;
+    if let Some(why) = state.loss(&store)? {
+        log::warn!("{why}");
+    }
     Ok((store, state, reading))
 }
 

@@ -6,16 +6,19 @@ use std::path::{Path, PathBuf};
 
 use super::{Context, Verb, output};
 use crate::container::browse;
+use crate::container::durability::{filesystem, make_durable};
 use crate::container::mount::Privileges;
 use crate::container::state::{self, Mounted};
 use crate::container::{Container, find_snapshot_ref};
 use crate::error::{Error, Result};
 use crate::host::users::quoted;
+use crate::snapshot::resolve;
 use crate::store::name::{Address, ContainerName};
 
 /// Mount a container, or a snapshot to browse in it, and print where
 ///
-/// The daemon runs in the background and outlives the shell; its log is run/<id>/log in the store.
+/// The daemon runs in the background and outlives the shell; `cowl status NAME --json` names its log. On a full
+/// disk, the space that the store has set aside is used.
 /// A container that is mounted already stays as it is, and the place is printed. A snapshot is mounted
 /// read-only, at as many places as you like, whatever becomes of the container; while it is, it can't
 /// be removed. What a container is now can't be mounted read-only beside itself: snapshot it first, and
@@ -57,7 +60,12 @@ impl Verb for MountArgs {
                         .hint("leave --suid out"),
                 );
             }
-            Some(snapshot) => container.browse(snapshot, at)?,
+            Some(snapshot) => {
+                if let Some(why) = resolve(&store, &address)?.loss(&store)? {
+                    log::warn!("{why}");
+                }
+                container.browse(snapshot, at)?
+            }
             None if self.ro => {
                 let dir = at.map(|at| format!(" {}", quoted(at))).unwrap_or_default();
                 return Err(Error::usage(format!(
@@ -95,6 +103,11 @@ impl Verb for MountArgs {
         output::place(&place)?;
         Ok(0)
     }
+
+    /// Files are removed through a mount, too.
+    fn frees(&self) -> bool {
+        true
+    }
 }
 
 /// Unmount a container, or what was mounted of a snapshot
@@ -105,22 +118,31 @@ pub(super) struct UmountArgs {
     /// The container; or the snapshot, wherever it is mounted; or a mount point, with a slash in it
     #[arg(value_name = "NAME[@SNAP]|DIR")]
     what: OsString,
+    /// Kill a daemon that does not answer: what programs do in the mount fails from then on, and what
+    /// they stored through mappings may be lost. One that answers unmounts as without this option
+    #[arg(long)]
+    force: bool,
 }
 
 impl Verb for UmountArgs {
     fn run(&self, context: &Context) -> Result<u8> {
         if self.what.as_bytes().contains(&b'/') {
-            return by_place(context, Path::new(&self.what));
+            return by_place(context, Path::new(&self.what), self.force);
         }
         let address = Address::parse(&self.what)?;
         let name = &address.container;
         let Some(snapshot) = &address.snapshot else {
-            return head(context, name);
+            return head(context, name, self.force);
         };
         let store = context.store_of(name)?;
         let (container, _) = Container::open_to_unmount(&store, name)?;
         let id = find_snapshot_ref(container.manifest(), snapshot)?.id;
-        if container.end_browsing(|browse| browse.snapshot == id)? == 0 {
+        let meant = |browse: &browse::Browse| browse.snapshot == id;
+        let killed = match self.force {
+            true => container.kill_silent_browsing(meant)?,
+            false => 0,
+        };
+        if container.end_browsing(meant)? + killed == 0 {
             return Err(Error::failed(format!("{address} is not mounted"))
                 .hint(format!("mount it with: cowl mount {address} DIR")));
         }
@@ -128,21 +150,31 @@ impl Verb for UmountArgs {
     }
 }
 
-fn head(context: &Context, name: &ContainerName) -> Result<u8> {
+fn head(context: &Context, name: &ContainerName, force: bool) -> Result<u8> {
     let store = context.store_of(name)?;
-    let (container, dead) = Container::open_to_unmount(&store, name)?;
+    let (mut container, mut dead) = Container::open_to_unmount(&store, name)?;
+    if force && container.kill_silent_daemon()? {
+        drop(container);
+        (container, dead) = Container::open_to_unmount(&store, name)?;
+    }
     if container.unmount(false)?.is_none() && !dead {
         return Err(Error::failed(format!("{name} is not mounted"))
             .hint(format!("mount it with: cowl mount {name}")));
     }
+    let id = container.id();
     if container.end_if_ephemeral()? {
         output::note(&format!("{name} was there for one mount, and is gone"));
+        return Ok(0);
+    }
+    // Its daemon can no more, and the disk may be unmounted next.
+    if let Err(error) = filesystem(&store).and_then(|fs| make_durable(&store, id, &fs)) {
+        log::warn!("snapshots of {name} stay settling: {error}");
     }
     Ok(0)
 }
 
 /// Unmounts whatever of ours is mounted at a place.
-fn by_place(context: &Context, at: &Path) -> Result<u8> {
+fn by_place(context: &Context, at: &Path, force: bool) -> Result<u8> {
     // Where a daemon died the place itself can't be looked at any more.
     let place = match at.canonicalize() {
         Ok(place) => place,
@@ -158,12 +190,16 @@ fn by_place(context: &Context, at: &Path) -> Result<u8> {
                 Mounted::No => false,
             };
             if mounted {
-                return head(context, name);
+                return head(context, name, force);
             }
             let browsed = browse::mounts(&store, id)?;
             if browsed.iter().any(|browse| browse.mountpoint == place) {
                 let (container, _) = Container::open_to_unmount(&store, name)?;
-                container.end_browsing(|browse| browse.mountpoint == place)?;
+                let meant = |browse: &browse::Browse| browse.mountpoint == place;
+                if force {
+                    container.kill_silent_browsing(meant)?;
+                }
+                container.end_browsing(meant)?;
                 return Ok(0);
             }
         }

@@ -12,6 +12,7 @@ use cowl_fs::shown::{Allowed, Show, plain};
 use log::{LevelFilter, Log, Metadata, Record};
 use serde_json::{Value, json};
 
+use super::daemon_log;
 use crate::config::When;
 use crate::error::{Error, Result};
 
@@ -28,6 +29,10 @@ impl Log for Notes {
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
             say("note", "33", &record.args().to_string());
+            if IS_DAEMON.load(Ordering::Relaxed) {
+                // Said nowhere: this is where it would be said.
+                let _unchanged = daemon_log::bound();
+            }
         }
     }
 
@@ -43,11 +48,15 @@ pub(super) fn start_log() {
     }
 }
 
-/// Lets everything that the library tells be seen: for a daemon, whose standard error is its log.
+/// Lets everything that the library tells be seen: for a daemon, whose standard error is its log, which is
+/// bounded from here on.
 pub(super) fn log_everything() {
+    IS_DAEMON.store(true, Ordering::Relaxed);
     log::set_max_level(LevelFilter::Info);
 }
 
+/// This process is a daemon.
+static IS_DAEMON: AtomicBool = AtomicBool::new(false);
 /// Neither notes nor bars are wanted.
 static QUIET: AtomicBool = AtomicBool::new(false);
 /// A [`When`]: this process prints for one command line.

@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 use crate::host::hooks::Event;
 use crate::snapshot::paths::Only;
 use crate::snapshot::restore::{before_last, clone, clone_for_one_mount, copy, plan, restore};
+use crate::snapshot::{Losses, resolve};
+use crate::store::Store;
 use crate::store::name::{Address, ContainerName, SnapshotName};
 use cowl_fs::shown::Show as _;
 
@@ -49,6 +51,9 @@ pub(super) struct RestoreArgs {
     /// With paths: those that the snapshot does not have are removed
     #[arg(long, requires = "paths")]
     delete: bool,
+    /// Use a snapshot of which a part may be lost, as it is
+    #[arg(long)]
+    force: bool,
     /// Only say what would be done
     #[arg(long)]
     dry_run: bool,
@@ -71,6 +76,7 @@ impl Verb for RestoreArgs {
         };
         if !self.paths.is_empty() {
             let chosen = Chosen {
+                losses: losses(self.force),
                 name: &name,
                 snapshot: Some(snapshot),
                 paths: &self.paths,
@@ -91,6 +97,11 @@ impl Verb for RestoreArgs {
             return Ok(0);
         }
         let store = context.store_of(&name)?;
+        let target = Address {
+            container: name.clone(),
+            snapshot: Some(snapshot.clone()),
+        };
+        resolve(&store, &target)?.refuse_loss(&store, losses(self.force))?;
         if self.dry_run {
             let kept = plan(&Container::open(&store, &name)?, &snapshot)?;
             output::note(&format!("would make {name} what it was at {snapshot}"));
@@ -116,6 +127,7 @@ impl Verb for RestoreArgs {
                 Ok(restored)
             })
         })?;
+        context.settle(&store, &name);
         if let Some(auto) = done.kept_as {
             output::note(&format!(
                 "what {name} was until now stays as {auto}: cowl restore {name} --undo takes this back"
@@ -136,7 +148,12 @@ impl RestoreArgs {
             .hint("for a container write --copy last; for a folder leave NEW out")),
             (Some(new), copy) => {
                 let new = ContainerName::parse(new)?;
-                make(context, source, &new, copy.is_some(), self.dry_run)
+                let how = How {
+                    copies: copy.is_some(),
+                    dry_run: self.dry_run,
+                    losses: losses(self.force),
+                };
+                make(context, source, &new, &how)
             }
             (None, Some(Some(dir))) => self.folder(context, source, dir),
             (None, _) => Err(Error::usage("--copy needs to know where to")
@@ -154,11 +171,12 @@ impl RestoreArgs {
             Err(error) => return Err(Error::at("look at", dir, error)),
         }
         if self.dry_run {
-            crate::snapshot::resolve(&context.store_of(&source.container)?, source)?;
+            let store = context.store_of(&source.container)?;
+            resolve(&store, source)?.refuse_loss(&store, losses(self.force))?;
             output::note(&format!("would copy {source} to {}", dir.shown()));
             return Ok(());
         }
-        write_folder(context, source, dir, "copying")
+        write_folder(context, source, dir, ("copying", losses(self.force)))
     }
 }
 
@@ -179,6 +197,9 @@ pub(super) struct CloneArgs {
     /// for good, with what was written in it and with its snapshots. Not for LXC containers.
     #[arg(long, conflicts_with = "copy")]
     ephemeral: bool,
+    /// Begin with a state of which a part may be lost, as it is
+    #[arg(long)]
+    force: bool,
 }
 
 impl Verb for CloneArgs {
@@ -186,43 +207,72 @@ impl Verb for CloneArgs {
         let source = Address::parse(&self.source)?;
         let new = ContainerName::parse(&self.new)?;
         if self.ephemeral {
-            return clone_for_one_mount(&context.store_of(&source.container)?, &source, &new)
-                .map(|()| 0);
+            let store = context.store_of(&source.container)?;
+            resolve(&store, &source)?.refuse_loss(&store, losses(self.force))?;
+            clone_for_one_mount(&store, &source, &new)?;
+            settle_both(context, &store, &source, &new);
+            return Ok(0);
         }
-        make(context, &source, &new, self.copy, false)?;
+        let how = How {
+            copies: self.copy,
+            dry_run: false,
+            losses: losses(self.force),
+        };
+        make(context, &source, &new, &how)?;
         Ok(0)
     }
 }
 
-fn make(
-    context: &Context,
-    source: &Address,
-    new: &ContainerName,
+/// How a container is made from a state.
+struct How {
     copies: bool,
     dry_run: bool,
-) -> Result<()> {
+    losses: Losses,
+}
+
+/// What `--force` says of states of which a part may be lost.
+pub(super) fn losses(force: bool) -> Losses {
+    match force {
+        true => Losses::Accept,
+        false => Losses::Refuse,
+    }
+}
+
+/// A clone of what a container is now froze that; the clone stands on it.
+fn settle_both(context: &Context, store: &Store, source: &Address, new: &ContainerName) {
+    if source.snapshot.is_none() {
+        context.settle(store, &source.container);
+    }
+    context.settle(store, new);
+}
+
+fn make(context: &Context, source: &Address, new: &ContainerName, how: &How) -> Result<()> {
     let store = context.store_of(&source.container)?;
-    if dry_run {
-        crate::snapshot::resolve(&store, source)?;
+    let state = resolve(&store, source)?;
+    state.refuse_loss(&store, how.losses)?;
+    if how.dry_run {
         store.claim(new)?.remove()?;
         output::note(&format!("would make {new} from {source}"));
         return Ok(());
     }
     if source.container == *new {
         // Found by the claim as well; this says it without waiting for the container's own lock.
-        crate::snapshot::resolve(&store, source)?;
         return Err(
             Error::failed(format!("a container named {new} exists already"))
                 .hint("choose another name"),
         );
     }
-    let notes = match copies {
+    let notes = match how.copies {
         true => {
             let mut bar = output::Bar::new("copying");
             copy(&store, source, new, &mut |done| bar.tell(done))?
         }
         false => clone(&store, source, new)?,
     };
+    settle_both(context, &store, source, new);
+    if let Some(why) = state.loss(&store)? {
+        output::note(&format!("{new} is marked: {why}"));
+    }
     for note in notes {
         output::note(&note);
     }

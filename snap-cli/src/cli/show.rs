@@ -6,11 +6,12 @@ use std::os::unix::ffi::OsStrExt;
 use serde_json::{Value, json};
 
 use super::{Context, Verb, output, read_state};
+use crate::container::durability::epoch;
 use crate::container::state::{Mounted, look};
 use crate::error::Result;
 use crate::snapshot::State;
 use crate::store::Store;
-use crate::store::manifest::{SnapshotManifest, SnapshotRef};
+use crate::store::manifest::{Durability, SnapshotManifest, SnapshotRef};
 use crate::store::name::Address;
 
 /// Show everything that is known of a container or a snapshot
@@ -28,6 +29,9 @@ pub(super) struct Args {
 const CONTAINER: &[&str] = &[
     "name",
     "created",
+    "state",
+    "sync_error",
+    "cloned_from",
     "made_from",
     "snapshots",
     "next_number",
@@ -44,6 +48,8 @@ const SNAPSHOT: &[&str] = &[
     "comment",
     "created",
     "kind",
+    "state",
+    "sync_error",
     "parent",
     "tags",
     "protected",
@@ -112,6 +118,7 @@ fn of_container(store: &Store, state: &State) -> Result<Value> {
             .find(|s| s.id == id)
             .map(|s| &s.name)
     };
+    let (mark, epoch) = (manifest.settling.as_ref(), epoch(store)?);
     let place = match look(store, state.container)? {
         Mounted::Alive(run) => Some(output::json_path(run.mountpoint.as_os_str().as_bytes())),
         Mounted::No | Mounted::Dead(_) => None,
@@ -120,6 +127,10 @@ fn of_container(store: &Store, state: &State) -> Result<Value> {
         "name": manifest.name,
         "id": state.container,
         "created": manifest.created,
+        // Of what it stands on; what was written since is the file system's to keep.
+        "state": mark.map(|mark| Durability::of(Some(mark), &epoch).name()),
+        "sync_error": mark.and_then(|mark| mark.failed.as_deref()),
+        "cloned_from": mark.and_then(|mark| mark.source.as_deref()),
         "made_from": manifest.parent.and_then(name_of),
         "snapshots": manifest.snapshots.len(),
         "next_number": manifest.next_snap,
@@ -142,7 +153,10 @@ fn of_snapshot(
         Some(&found.name)
     });
     let (_, measured) = store.measured(known.layer)?;
+    let mark = known.settling.as_ref();
     Ok(json!({
+        "state": Durability::of(mark, &epoch(store)?).name(),
+        "sync_error": mark.and_then(|mark| mark.failed.as_deref()),
         "name": known.name,
         "container": state.manifest.name,
         "id": known.id,

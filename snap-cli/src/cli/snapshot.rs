@@ -6,11 +6,14 @@ use std::path::PathBuf;
 use super::meta::remark;
 use super::{Context, Verb, output, tags};
 use crate::container::Container;
-use crate::error::Result;
+use crate::container::durability::{filesystem, make_durable};
+use crate::error::{Error, Result};
 use crate::host::hooks::Event;
+use crate::snapshot::resolve;
 use crate::snapshot::take::{Wish, take};
 use crate::store::Store;
-use crate::store::name::{ContainerName, SnapshotName};
+use crate::store::disk::Filesystem;
+use crate::store::name::{Address, ContainerName, SnapshotName};
 
 /// Take a snapshot of what a container is now, and print its name
 ///
@@ -43,9 +46,13 @@ pub(super) struct Args {
     /// A timer or a hook takes it: `cowl prune` may remove it
     #[arg(long)]
     scheduled: bool,
-    /// Put everything on the disk first, so that the snapshot is whole even after a power cut
+    /// Print the name only when the snapshot is durable: a power cut takes nothing of it. Else it settles
+    /// in the background, within seconds, and is incomplete when the machine goes down before
     #[arg(long)]
     sync: bool,
+    /// Leave the writing to the kernel: the snapshot stays settling until another command syncs it
+    #[arg(long, conflicts_with = "sync")]
+    no_sync: bool,
 }
 
 impl Verb for Args {
@@ -62,14 +69,29 @@ impl Verb for Args {
             tags: tags(&self.tag)?,
             protected: self.protect,
             scheduled: self.scheduled,
-            sync: self.sync,
+        };
+        let sync = match (self.sync, self.no_sync) {
+            (true, _) => Sync::Wait,
+            (_, true) => Sync::Leave,
+            _ => Sync::Background,
         };
         let store = context.store_of(&name)?;
-        take_hooked(context, &store, &name, &wish, |taken| {
+        take_hooked(context, &store, &name, (&wish, sync), |taken| {
             output::line(taken.as_str())
         })?;
         Ok(0)
     }
+}
+
+/// When the data of a snapshot is synced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sync {
+    /// Before it is acknowledged.
+    Wait,
+    /// In the background.
+    Background,
+    /// When the kernel, or another command, does it.
+    Leave,
 }
 
 /// Takes a snapshot with its hooks around it, and keeps the number of layers low afterwards: when those that
@@ -78,19 +100,52 @@ pub(super) fn take_hooked(
     context: &Context,
     store: &Store,
     name: &ContainerName,
-    wish: &Wish,
+    (wish, sync): (&Wish, Sync),
     told: impl FnOnce(&SnapshotName) -> Result<()>,
 ) -> Result<()> {
     let chosen = wish.name.as_ref().map(SnapshotName::as_str);
     context.hooked(Event::Snapshot, store, name, chosen, |facts| {
+        // Before the freeze: its sync reports every error of writing since.
+        let filesystem = filesystem(store)?;
         let taken = take(&mut Container::open(store, name)?, wish)?;
         facts.tell("COWL_SNAPSHOT", taken.as_str());
+        if sync == Sync::Wait {
+            wait(store, name, &taken, &filesystem)?;
+        }
         told(&taken)
     })?;
+    if sync == Sync::Background {
+        context.settle(store, name);
+    }
     match Container::open(store, name) {
         Ok(mut container) => context.keep_depth(&mut container),
         // The next snapshot does it.
         Err(error) => log::info!("the layers are not counted now: {error}"),
     }
     Ok(())
+}
+
+/// Makes a snapshot durable that was taken a moment ago.
+fn wait(
+    store: &Store,
+    name: &ContainerName,
+    taken: &SnapshotName,
+    filesystem: &Filesystem,
+) -> Result<()> {
+    let address = Address {
+        container: name.clone(),
+        snapshot: Some(taken.clone()),
+    };
+    let failed = |why: &dyn std::fmt::Display| {
+        Error::failed(format!("{address} was taken, but is not durable: {why}")).hint(format!(
+            "it stays, and is listed as settling; cowl check {name} syncs it again"
+        ))
+    };
+    let id = store.find_id(name)?;
+    make_durable(store, id, filesystem).map_err(|error| failed(&error))?;
+    // On layers of which an earlier sync lost a part, it stays.
+    match resolve(store, &address)?.loss(store)? {
+        Some(why) => Err(failed(&why)),
+        None => Ok(()),
+    }
 }

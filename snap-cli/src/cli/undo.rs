@@ -4,6 +4,7 @@ use std::ffi::OsString;
 
 use serde_json::{Value, json};
 
+use super::restore::losses;
 use super::{Context, Verb, output};
 use crate::container::Container;
 use crate::delta::put_back::{Step, What};
@@ -11,7 +12,8 @@ use crate::error::Result;
 use crate::host::hooks::Event;
 use crate::snapshot::paths::{self, Only};
 use crate::snapshot::undo::{Undone, Wish, plan, undo};
-use crate::store::name::{ContainerName, SnapshotName};
+use crate::snapshot::{Losses, resolve};
+use crate::store::name::{Address, ContainerName, SnapshotName};
 
 /// Take back what changed since a snapshot
 ///
@@ -26,6 +28,9 @@ pub(super) struct Args {
     /// Since when [default: the snapshot that was last taken or restored]
     #[arg(value_name = "SNAP")]
     snapshot: Option<OsString>,
+    /// Use a snapshot of which a part may be lost, as it is
+    #[arg(long)]
+    force: bool,
     /// Only say what would be done
     #[arg(long)]
     dry_run: bool,
@@ -42,6 +47,7 @@ impl Verb for Args {
         let name = ContainerName::parse(&self.name)?;
         let snapshot = self.snapshot.as_ref().map(SnapshotName::parse);
         let chosen = Chosen {
+            losses: losses(self.force),
             name: &name,
             snapshot: snapshot.transpose()?,
             paths: &self.paths,
@@ -58,6 +64,7 @@ impl Verb for Args {
 
 /// What is to be put back.
 pub(super) struct Chosen<'a> {
+    pub(super) losses: Losses,
     pub(super) name: &'a ContainerName,
     pub(super) snapshot: Option<SnapshotName>,
     pub(super) paths: &'a [OsString],
@@ -78,6 +85,13 @@ pub(super) fn put_back(
         only: chosen.only,
     };
     let store = context.store_of(name)?;
+    if let Some(since) = &wish.since {
+        let address = Address {
+            container: name.clone(),
+            snapshot: Some(since.clone()),
+        };
+        resolve(&store, &address)?.refuse_loss(&store, chosen.losses)?;
+    }
     if dry_run {
         let planned = plan(&Container::open(&store, name)?, &wish)?;
         return tell(name, &planned, true, json);
@@ -91,6 +105,7 @@ pub(super) fn put_back(
         context.keep_depth(&mut container);
         Ok(done)
     })?;
+    context.settle(&store, name);
     tell(name, &done, false, json)
 }
 

@@ -456,6 +456,8 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
     // Nobody else is to finish, or take back, what we are about to do.
     let lock = store.lock_container(id)?;
     moving::mark(store, id, &Leftover::default())?;
+    // Nobody writes to it any more, and from here on the store answers for what is in it.
+    disk::sync_all(rootfs)?;
     making.sync()?;
     let record = Record::first(manifest);
     if let Err(error) = disk::replace(&store.container_file(id), &record) {

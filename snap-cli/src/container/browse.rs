@@ -1,6 +1,6 @@
 //! Snapshots that are mounted to be read, any number of them at once.
 //!
-//! Each has a daemon and a folder `run/<container>/<uuid>.ro` of its own: `lock`, which the daemon holds for
+//! Each has a daemon and a folder `<uuid>.ro` of its own in the container's run directory: `lock`, which the daemon holds for
 //! life, `state.json`, which it writes before the mount is there, and `log`. What the daemon reads is kept
 //! from collection by the file system's own locks on the layers; nothing is written anywhere, so a daemon
 //! that dies leaves nothing but the folder and a dead mount, which the next command takes away.
@@ -13,7 +13,7 @@ use cowl_fs::error::Errno;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Container, daemon, mount, serve, state};
+use super::{Container, daemon, detach, mount, serve, state};
 use crate::error::{Error, Result};
 use crate::host;
 use crate::host::{mountinfo, users};
@@ -27,6 +27,8 @@ use cowl_fs::shown::Show as _;
 /// So long an unmount waits for its daemon to end; one that still serves another mount namespace does not.
 const PATIENCE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(10);
+/// The name of its socket.
+const SOCKET: &str = "sock";
 
 /// A mount of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,29 +47,39 @@ pub struct Browse {
     pub mountpoint: PathBuf,
     /// What.
     pub snapshot: SnapshotId,
+    /// The mount's file system; written when it is mounted.
+    #[serde(default)]
+    device: Option<users::Device>,
 }
 
+fn folder_in(run: &Path, mount: Uuid) -> PathBuf {
+    run.join(format!("{mount}.ro"))
+}
+
+/// The folder of a mount that there is.
 fn folder(store: &Store, id: ContainerId, mount: Uuid) -> PathBuf {
-    store.run_dir(id).join(format!("{mount}.ro"))
+    let folders = store.run_dirs(id).into_iter();
+    let existing = folders
+        .map(|run| folder_in(&run, mount))
+        .find(|it| it.is_dir());
+    existing.unwrap_or_else(|| folder_in(&store.run_dir(id), mount))
 }
 
 /// The mounts of a container's snapshots of which something is there: each with its folder's id, its state
 /// if there is one, and whether its daemon lives.
 fn look(store: &Store, id: ContainerId) -> Result<Vec<(Uuid, Option<Browse>, bool)>> {
-    let run = store.run_dir(id);
-    if !disk::is_there(&run)? {
-        return Ok(Vec::new());
+    let mut folders = Vec::new();
+    for run in store.run_dirs(id) {
+        for name in disk::names(&run)? {
+            let mount = name.strip_suffix(".ro");
+            if let Some(mount) = mount.and_then(|id| Uuid::try_parse(id).ok()) {
+                folders.push((mount, folder_in(&run, mount)));
+            }
+        }
     }
     let mut found = Vec::new();
     let mut boot = None;
-    for name in disk::names(&run)? {
-        let Some(mount) = name
-            .strip_suffix(".ro")
-            .and_then(|id| Uuid::try_parse(id).ok())
-        else {
-            continue;
-        };
-        let folder = folder(store, id, mount);
+    for (mount, folder) in folders {
         let state: Option<Browse> = match std::fs::read(folder.join("state.json")) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
                 // Cut short by a crash, it says nothing.
@@ -82,7 +94,7 @@ fn look(store: &Store, id: ContainerId) -> Result<Vec<(Uuid, Option<Browse>, boo
             None => boot.insert(host::boot_id()?),
         };
         let this_boot = state.as_ref().is_none_or(|state| state.boot == *boot);
-        let alive = this_boot && Lock::is_held(&folder.join("lock"))?;
+        let alive = this_boot && daemon::lives(&folder.join("lock"), &folder.join(SOCKET))?;
         found.push((mount, state, alive));
     }
     Ok(found)
@@ -96,6 +108,15 @@ pub fn mounts(store: &Store, id: ContainerId) -> Result<Vec<Browse>> {
         .collect();
     alive.sort_unstable_by(|one, two| one.mountpoint.cmp(&two.mountpoint));
     Ok(alive)
+}
+
+fn write(folder: &Path, browse: &Browse) -> Result<()> {
+    let file = folder.join("state.json");
+    let at = |error: std::io::Error| Error::at("write", &file, error);
+    let bytes = serde_json::to_vec(browse).map_err(|e| at(e.into()))?;
+    let temporary = file.with_extension("tmp");
+    std::fs::write(&temporary, bytes).map_err(at)?;
+    std::fs::rename(&temporary, &file).map_err(at)
 }
 
 /// Takes away what dead daemons, killed commands and earlier boots left. The caller has locked the container.
@@ -162,9 +183,8 @@ impl Container<'_> {
                 place
             }
         };
-        daemon::ensure_run_dir(store, id)?;
         let own = Uuid::new_v4();
-        let folder = folder(store, id, own);
+        let folder = folder_in(&daemon::ensure_run_dir(store, id)?, own);
         disk::ensure_dir(&folder)?;
         let started = mount::launch(store, &folder.join("log"), |command| {
             command.arg("--snapshot").arg(snapshot.to_string());
@@ -189,33 +209,37 @@ impl Container<'_> {
         Ok(ended)
     }
 
+    /// Kills those daemons of mounted snapshots that are meant and do not answer, and takes their mounts away;
+    /// says how many.
+    pub fn kill_silent_browsing(&self, meant: impl Fn(&Browse) -> bool) -> Result<usize> {
+        let mut killed = 0;
+        for browse in mounts(self.store, self.id)?.iter().filter(|one| meant(one)) {
+            let folder = folder(self.store, self.id, browse.mount);
+            let done = self.kill_if_silent(&folder.join(SOCKET), &folder.join("lock"))?;
+            killed += usize::from(done);
+        }
+        if killed > 0 {
+            tidy(self.store, self.id)?;
+        }
+        Ok(killed)
+    }
+
     fn end(&self, browse: &Browse) -> Result<()> {
-        const TRIES: u32 = 5;
         let place = &browse.mountpoint;
-        let dev = users::device_at(place)?;
-        for left in (0..TRIES).rev() {
-            if !is_mounted(browse)? {
-                break;
-            }
-            match cowl_fs::sys::mount::unmount(place) {
-                Ok(()) => break,
-                Err(error) if error.errno() == Errno::BUSY => {}
-                Err(error) => return Err(Error::at("unmount", place, error)),
-            }
-            // Who is gone a moment later was no user.
-            if left > 0 {
-                std::thread::sleep(PAUSE);
-                continue;
-            }
-            let users = match dev {
-                Some(dev) => users::of(dev, &[browse.pid, std::process::id()])?,
-                None => Vec::new(),
-            };
-            if !users.is_empty() {
-                return Err(self.in_use(&users));
-            }
-            return Err(Error::busy(format!("{} is in use", place.shown()))
-                .hint("unmount what is mounted inside it first"));
+        let socket = folder(self.store, self.id, browse.mount).join(SOCKET);
+        if disk::is_there(&socket)? {
+            self.detach(&detach::Target {
+                socket,
+                pid: browse.pid,
+                mountpoint: place,
+                device: browse.device,
+            })?;
+        } else if is_mounted(browse)? {
+            // A daemon of an earlier version listens nowhere.
+            cowl_fs::sys::mount::unmount(place).map_err(|error| match error.errno() {
+                Errno::BUSY => Error::busy(format!("{} is in use", place.shown())),
+                _ => Error::at("unmount", place, error),
+            })?;
         }
         let until = Instant::now() + PATIENCE;
         let lock = folder(self.store, self.id, browse.mount).join("lock");
@@ -232,7 +256,8 @@ impl Container<'_> {
 
 fn is_mounted(browse: &Browse) -> Result<bool> {
     let mounts = mountinfo::read()?;
-    Ok(mountinfo::topmost(&mounts, &browse.mountpoint).is_some_and(mount::is_ours))
+    Ok(mountinfo::topmost(&mounts, &browse.mountpoint)
+        .is_some_and(|mount| state::is_mount_of(mount, browse.device)))
 }
 
 /// The daemon's side: mounts the snapshot at `place` and serves it until it is unmounted.
@@ -247,16 +272,15 @@ pub fn serve(
     // The command that made the folder waits, and keeps others from the container meanwhile.
     let path = folder.join("lock");
     let alive = Lock::take(&path, Mode::Exclusive, &session.who, session.patience)?;
-    let browse = Browse {
+    let mut browse = Browse {
         mount,
         pid: std::process::id(),
         boot: host::boot_id()?,
         mountpoint: place.to_owned(),
         snapshot,
+        device: None,
     };
-    let file = folder.join("state.json");
-    let bytes = serde_json::to_vec(&browse).map_err(|e| Error::at("write", &file, e))?;
-    std::fs::write(&file, bytes).map_err(|e| Error::at("write", &file, e))?;
+    write(&folder, &browse)?;
     let Some(record) = store.container(id)? else {
         return Err(Error::not_found(format!("there is no container {id}")));
     };
@@ -267,13 +291,16 @@ pub fn serve(
     let mut config = Config::new(lowers.collect(), None, place.to_owned());
     store.session().mounts.apply(&mut config);
     config.space = Some(store.space());
+    config.control = Some(folder.join(SOCKET));
+    config.reach = vec![store.root().to_path_buf(), folder.clone()];
     config.mount.source = format!("{}@{name}", record.body.name);
     // It is for reading: nobody needs the rights that a container's root gave to programs in it.
     config.mount.nosuid = true;
     config.mount.nodev = true;
     log::info!("mounting {} at {}", config.mount.source, place.shown());
-    let served = cowl_fs::serve(config, || {
-        if let Err(error) = serve::say_ready() {
+    let served = cowl_fs::serve(config, |device| {
+        browse.device = Some(device);
+        if let Err(error) = write(&folder, &browse).and_then(|()| serve::say_ready()) {
             log::error!("{error}");
         }
     });

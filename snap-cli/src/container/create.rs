@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::Map;
 
+use crate::archive::image::{self, Images};
 use crate::archive::{import, input};
 use crate::delta::error::OnProgress;
 use crate::error::{Error, Result};
@@ -30,10 +31,11 @@ pub fn create(
     store: &Store,
     name: &ContainerName,
     source: Source<'_>,
+    images: Images,
     progress: OnProgress<'_>,
 ) -> Result<Vec<String>> {
     let claim = store.claim(name)?;
-    let made = import_into(store, name, source, progress);
+    let made = import_into(store, name, source, images, progress);
     claim.remove()?;
     made
 }
@@ -42,8 +44,15 @@ fn import_into(
     store: &Store,
     name: &ContainerName,
     source: Source<'_>,
+    images: Images,
     progress: OnProgress<'_>,
 ) -> Result<Vec<String>> {
+    // A directory is copied only then; what an archive holds is known when it is unpacked.
+    if let (Source::Path(path), Images::Refuse) = (&source, images)
+        && path.is_dir()
+    {
+        image::refuse(path)?;
+    }
     let mut making = Making::begin(store)?;
     let base = making.layer(LayerKind::Base, &[], &[])?;
     let tree = store.layer_tree(base);
@@ -52,8 +61,11 @@ fn import_into(
         Source::Tree(archive) => import::opened(*archive, &tree, store.space(), progress),
         Source::Stdin => import::tar(std::io::stdin().lock(), &tree, store.space(), progress),
     }?;
+    if images == Images::Refuse {
+        image::refuse(&tree)?;
+    }
     // A container must not be there before its data is: this is the one command that copies data.
-    disk::sync_all(&tree)?;
+    making.sync_content()?;
     // Now its names are at hand; later somebody would wait for it. It can be counted then all the same.
     if let Err(error) = store.measured(base) {
         log::debug!("cannot measure a layer: {error}");

@@ -1,6 +1,7 @@
 //! Talking to the daemon of a mounted container over its socket.
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -9,16 +10,17 @@ use cowl_fs::control::{Client, ControlError, Stats, Status};
 
 use super::state::{self, Mounted, RunState};
 use crate::error::{Error, Result};
+use crate::store::Store;
+use crate::store::lock::Lock;
 use crate::store::manifest::{ContainerId, LayerId};
-use crate::store::{Store, disk};
 use cowl_fs::shown::Show as _;
 
 /// The socket's name in the run folder.
 const SOCKET: &str = "sock";
 
-/// How long a daemon that was killed may take to end.
-pub const ENDING: Duration = Duration::from_secs(1);
-/// How often that is looked at.
+/// How long a daemon that was killed may take to end: what it holds open is closed first.
+pub const ENDING: Duration = Duration::from_secs(3);
+/// How often that is checked.
 pub const PAUSE: Duration = Duration::from_millis(5);
 
 /// The path of the socket. (The file system's side sees to its length.)
@@ -28,18 +30,18 @@ pub fn socket(store: &Store, id: ContainerId) -> PathBuf {
 
 /// Connects to the daemon.
 pub fn connect(store: &Store, id: ContainerId) -> Result<Client> {
-    let path = socket(store, id);
-    Client::connect(&path).map_err(|error| {
-        Error::at("reach the daemon at", &path, error).hint(format!(
-            "its log is {}; the next command mounts anew what a dead daemon left",
-            path.with_file_name("log").shown()
-        ))
-    })
+    connect_at(&socket(store, id))
 }
 
-/// What the daemon says of itself.
-fn status(store: &Store, id: ContainerId) -> Result<Status> {
-    connect(store, id)?.status().map_err(|error| told(&error))
+/// Connects to the daemon that listens at `path`.
+pub(super) fn connect_at(path: &Path) -> Result<Client> {
+    Client::connect(path).map_err(|error| match error {
+        ControlError::Io(error) => Error::at("reach the daemon at", path, error).hint(format!(
+            "its log is {}; the next command mounts anew what a dead daemon left",
+            path.with_file_name("log").shown()
+        )),
+        other => told(&other),
+    })
 }
 
 /// What the daemon has done and what it takes; `None` when there is no daemon.
@@ -55,6 +57,14 @@ pub fn stats(store: &Store, id: ContainerId) -> Result<Option<Stats>> {
 pub fn told(error: &ControlError) -> Error {
     let told = Error::failed("the daemon could not do it").because(error.to_string());
     match error {
+        ControlError::Ending { .. } => Error::busy(error.to_string())
+            .hint("try again when it has: it waits for a disk, or for another file system"),
+        ControlError::Silent { pid, state } => Error::busy(error.to_string()).hint(match state {
+            Some('T') => format!(
+                "let it go on: kill -CONT {pid}; or end it, and with it what programs do in the mount: cowl umount --force NAME"
+            ),
+            _ => "try again later; or end it, and with it what programs do in the mount: cowl umount --force NAME".to_owned(),
+        }),
         ControlError::NotUnderstood(_) => {
             told.hint("unmount it with `cowl umount`, and mount it again")
         }
@@ -69,20 +79,45 @@ pub fn ask(store: &Store, id: ContainerId) -> Result<Option<(RunState, Status)>>
         let Mounted::Alive(state) = state::look(store, id)? else {
             return Ok(None);
         };
-        match status(store, id) {
+        match Client::connect(&socket(store, id)).and_then(|mut client| client.status()) {
             Ok(status) => return Ok(Some((state, status))),
-            // Killed since we looked.
+            Err(error @ (ControlError::Silent { .. } | ControlError::Ending { .. })) => {
+                return Err(told(&error));
+            }
+            // Killed since the state was read.
             Err(_) if Instant::now() < until => std::thread::sleep(PAUSE),
-            Err(error) => return Err(error),
+            Err(error) => return Err(told(&error)),
         }
     }
 }
 
-/// Whether a daemon that holds its lock is about to end: one that is killed closes its socket, and with
-/// it the file system, before it lets go of its lock.
-pub fn is_ending(store: &Store, id: ContainerId) -> bool {
-    let refused = |error: std::io::Error| error.kind() == std::io::ErrorKind::ConnectionRefused;
-    Client::connect(&socket(store, id)).is_err_and(refused)
+/// Whether a daemon lives that holds the lock `lock` for life and listens at `socket`. One that was killed may
+/// hold its lock for a while, and the kernel takes connections for it: that it answers is the proof. One that
+/// lives and does not answer, because it was stopped, lives.
+pub(super) fn lives(lock: &Path, socket: &Path) -> Result<bool> {
+    let until = Instant::now() + ENDING;
+    while Lock::is_held(lock)? {
+        if !is_ending(socket) || Instant::now() >= until {
+            return Ok(true);
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(false)
+}
+
+/// Whether the connection to a daemon is closed by its end.
+fn is_ending(socket: &Path) -> bool {
+    match Client::connect(socket) {
+        Err(ControlError::Ending { .. }) => true,
+        Err(ControlError::Io(error)) => matches!(
+            error.kind(),
+            ErrorKind::ConnectionRefused
+                | ErrorKind::ConnectionReset
+                | ErrorKind::BrokenPipe
+                | ErrorKind::UnexpectedEof
+        ),
+        Ok(_) | Err(_) => false,
+    }
 }
 
 /// The layer that a living daemon writes to; `None` when there is none, or it was unmounted and only
@@ -106,9 +141,11 @@ fn layer_of(tree: &Path) -> Option<LayerId> {
     LayerId::parse(tree.parent()?.file_name()?.to_str()?)
 }
 
-/// Makes the run folder.
-pub fn ensure_run_dir(store: &Store, id: ContainerId) -> Result<()> {
-    disk::ensure_dir(&store.run_dir(id))
+/// Makes the directory for the run-time files of a container that the caller has locked.
+pub fn ensure_run_dir(store: &Store, id: ContainerId) -> Result<PathBuf> {
+    let dir = store.make_run_dir(id)?;
+    state::remove_unfinished(&dir)?;
+    Ok(dir)
 }
 
 #[cfg(test)]

@@ -10,7 +10,10 @@ pub mod adopt;
 pub mod browse;
 pub mod create;
 pub mod daemon;
+pub mod dead;
 pub mod destroy;
+mod detach;
+pub mod durability;
 pub mod enter;
 pub mod ephemeral;
 pub mod exec;
@@ -26,6 +29,8 @@ pub mod state;
 pub mod undelete;
 pub mod whole;
 
+use std::time::{Duration, Instant};
+
 use crate::error::{Error, Kind, Result};
 use crate::snapshot::flatten::finish_merge;
 use crate::store::bytes::Blob;
@@ -36,6 +41,10 @@ use crate::store::name::{ContainerName, SnapshotName, nearest};
 use crate::store::record::Record;
 use crate::store::{Store, disk};
 use cowl_fs::shown::Show as _;
+use state::Mounted;
+
+/// How long a daemon that was unmounted may take to release its layers.
+const UNSEEN: Duration = Duration::from_secs(1);
 
 /// A container, locked: nobody else changes it while this lives.
 #[derive(Debug)]
@@ -197,6 +206,7 @@ impl<'s> Container<'s> {
         making: Option<Making<'_>>,
         between: impl FnOnce(&Self) -> Result<Swap>,
     ) -> Result<()> {
+        self.refuse_unseen_daemon(&body)?;
         let path = self.store.pending_file(self.id);
         disk::remove_if_there(&path)?;
         if let Some(config) = self.config.take() {
@@ -238,6 +248,31 @@ impl<'s> Container<'s> {
             }
         }
         making.map_or(Ok(()), Making::done)
+    }
+
+    /// Refuses to freeze a layer that a daemon writes to whose run-time files are not visible here: another
+    /// `/run` is mounted, or they were removed.
+    fn refuse_unseen_daemon(&self, next: &ContainerManifest) -> Result<()> {
+        let head = self.record.body.head;
+        if next.head == head || self.mounted()? != Mounted::No {
+            return Ok(());
+        }
+        // A daemon that was unmounted a moment ago may not have released it yet.
+        let until = Instant::now() + UNSEEN;
+        while self.store.is_written(head)? {
+            if Instant::now() >= until {
+                let name = self.name();
+                return Err(Error::busy(format!(
+                    "a mount that is not known here writes to {name} (layer {head})"
+                ))
+                .hint(format!(
+                    "unmount it where it was mounted (umount PATH), then type: {}",
+                    self.store.session().who
+                )));
+            }
+            std::thread::sleep(daemon::PAUSE);
+        }
+        Ok(())
     }
 
     /// Puts the change that waits in `container.json.next` on the disk with its name.

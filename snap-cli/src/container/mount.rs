@@ -7,20 +7,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use cowl_fs::control::ControlError;
-
 use super::state::{self, Mounted, RunState};
-use super::{Container, daemon, lxc};
+use super::{Container, daemon, dead, detach, lxc};
 use crate::error::{Error, Kind, Result};
-use crate::host::users::{self, Device, User};
-use crate::host::{mountinfo, reach};
+use crate::host::{reach, users};
 use crate::store::Store;
 use crate::store::lock::Lock;
 use crate::store::manifest::Ephemeral;
 use cowl_fs::shown::Show as _;
 
-/// A log longer than this is put aside when the next daemon starts.
-const LOG_LIMIT: u64 = 1 << 20;
+/// A log longer than this is put aside.
+pub const LOG_LIMIT: u64 = 1 << 20;
 
 /// What the daemon says when the mount is there.
 pub(super) const READY: &str = "ready";
@@ -32,13 +29,6 @@ pub enum Privileges {
     Honored,
     /// Where no other user reaches the place: such a user would be root by what the container's root left there.
     WherePrivate,
-}
-
-/// Why a mount can't be taken away.
-struct InTheWay {
-    error: Error,
-    /// Nobody uses it; copies of it are in other mount namespaces.
-    copies: bool,
 }
 
 impl Container<'_> {
@@ -116,10 +106,11 @@ impl Container<'_> {
         transient: bool,
     ) -> Result<Option<PathBuf>> {
         let name = self.name();
-        let mounts = mountinfo::read()?;
-        if !mountinfo::topmost(&mounts, &state.mountpoint).is_some_and(is_ours) {
+        if !state.is_here()? {
             return Ok(None);
         }
+        // It is where it was, and every program that enters it hangs until its daemon goes on.
+        daemon::connect(self.store, self.id)?;
         if let Some(at) = at {
             let asked = at
                 .canonicalize()
@@ -144,8 +135,8 @@ impl Container<'_> {
 
     /// Starts a daemon and waits until the mount is there.
     fn start(&self, place: &Path, transient: bool, nosuid: bool) -> Result<()> {
-        daemon::ensure_run_dir(self.store, self.id)?;
-        let log = self.store.run_dir(self.id).join("log");
+        self.store.make_room_to_remove()?;
+        let log = daemon::ensure_run_dir(self.store, self.id)?.join("log");
         // Until it has noted that it is there: were we killed before, others would take the container for
         // one that nobody has mounted, and freeze the layer that it is about to write to.
         let held = self.lock.for_child()?;
@@ -168,7 +159,6 @@ impl Container<'_> {
         let Mounted::Alive(state) = self.mounted()? else {
             return Ok(None);
         };
-        let dev = users::device_at(&state.mountpoint)?;
         if again {
             let replacing = RunState {
                 replacing: true,
@@ -176,7 +166,13 @@ impl Container<'_> {
             };
             state::write(self.store, self.id, &replacing)?;
         }
-        match self.detach(&state, dev) {
+        let target = detach::Target {
+            socket: daemon::socket(self.store, self.id),
+            pid: state.pid,
+            mountpoint: &state.mountpoint,
+            device: state.device()?,
+        };
+        match self.detach(&target) {
             Ok(()) => {
                 if !again {
                     state::remove(self.store, self.id)?;
@@ -202,120 +198,38 @@ impl Container<'_> {
         }
     }
 
-    /// Has the daemon unmount. A user that is gone a moment later was none (a child of somebody's that holds
-    /// his files until it has become another program): it is tried again. Longer where nothing but a copy of
-    /// the mount in another mount namespace is in the way: whoever starts a container or a service makes such
-    /// a copy with the namespace, and takes it out of it a moment later.
-    fn detach(&self, state: &RunState, dev: Option<Device>) -> Result<()> {
-        const TRIES: u32 = 14;
-        const SURE_AFTER: u32 = 4;
-        let mut client = daemon::connect(self.store, self.id)?;
-        let mut pause = Duration::from_millis(20);
-        for tried in 1..=TRIES {
-            let pids = match client.detach() {
-                Ok(()) => return Ok(()),
-                Err(ControlError::InUse { pids }) => pids,
-                // Open for writing through a copy of the mount that is in no tree any more.
-                Err(ControlError::Busy { .. }) => Vec::new(),
-                Err(error) => return Err(daemon::told(&error)),
-            };
-            match self.who_is_in_the_way(state, dev, &pids)? {
-                Some(InTheWay { error, copies })
-                    if tried == TRIES || (!copies && tried >= SURE_AFTER) =>
-                {
-                    return Err(error);
-                }
-                None if tried == TRIES => break,
-                Some(_) | None => {}
-            }
-            std::thread::sleep(pause);
-            if tried > SURE_AFTER {
-                pause = (pause * 2).min(Duration::from_millis(400));
-            }
-        }
-        Err(Error::busy(format!("{} is in use", self.name()))
-            .hint(format!("try again: {}", self.store.session().who)))
-    }
-
-    fn who_is_in_the_way(
-        &self,
-        state: &RunState,
-        dev: Option<Device>,
-        pids: &[u32],
-    ) -> Result<Option<InTheWay>> {
-        let mut users = self.users(state, dev)?;
-        for pid in pids {
-            // They hold a copy of the mount in a namespace of theirs, even if they use nothing of it.
-            if users.iter().all(|user| user.pid != *pid) {
-                users.extend(User::of_namespace(*pid));
-            }
-        }
-        if !users.is_empty() {
-            return Ok(Some(InTheWay {
-                copies: users.iter().all(User::has_only_a_copy),
-                error: self.in_use(&users),
-            }));
-        }
-        let mounts = mountinfo::read()?;
-        let inner: Vec<_> = mountinfo::below(&mounts, &state.mountpoint)
-            .map(|mount| mount.at.shown().to_string())
-            .collect();
-        Ok(inner.last().map(|last| InTheWay {
-            copies: false,
-            error: Error::busy(format!(
-                "{} is in use: mounted inside it: {}",
-                self.name(),
-                inner.join(", ")
-            ))
-            .hint(format!(
-                "unmount that first (umount {}), then type: {}",
-                users::quoted(last),
-                self.store.session().who
-            )),
-        }))
-    }
-
-    /// Who uses the mount, besides its daemon and this command.
-    pub fn users(&self, state: &RunState, dev: Option<Device>) -> Result<Vec<User>> {
-        match dev {
-            Some(dev) => users::of(dev, &[state.pid, std::process::id()]),
-            None => Ok(Vec::new()),
-        }
-    }
-
-    /// The refusal that names who is in the way and what to type.
-    pub fn in_use(&self, users: &[User]) -> Error {
-        let who = &self.store.session().who;
-        if let Some(how) = super::lxc::how_to_stop(self, who) {
-            let users = users::describe(users);
-            return Error::busy(format!("{} is in use by {users}", self.name())).hint(how);
-        }
-        let pids: Vec<_> = users.iter().map(|user| user.pid.to_string()).collect();
-        Error::busy(format!(
-            "{} is in use by {}",
-            self.name(),
-            users::describe(users)
-        ))
-        .hint(format!(
-            "end what uses it (kill {}), then type: {}",
-            pids.join(" "),
-            self.store.session().who
-        ))
-    }
-
     /// Waits until a daemon whose mount is gone has ended.
     fn wait_for_end(&self, state: &RunState) -> Result<()> {
-        let until = Instant::now() + self.store.session().patience;
+        /// How long a copy in another mount namespace may take to go.
+        const PASSING: Duration = Duration::from_secs(2);
+        let start = Instant::now();
+        let patience = self.store.session().patience;
+        // It ends at once if only unused copies in other mount namespaces are left.
+        let asked = daemon::connect(self.store, self.id)
+            .map(|client| cowl_fs::sys::process::ask_to_check(client.pid()));
+        if let Ok(Err(error)) = asked {
+            log::info!("cannot ask the daemon whether its mount is in use: {error}");
+        }
         let path = state::daemon_lock(self.store, self.id, state.daemon);
+        let mut checked = false;
         while Lock::is_held(&path)? {
-            if Instant::now() >= until {
+            // Mounted nowhere any more, it drops its caches, however long that takes.
+            let mut refused = start.elapsed() >= patience;
+            if !checked && start.elapsed() >= PASSING {
+                checked = true;
+                let mounted = state.device.map(cowl_fs::sys::namespace::is_mounted);
+                refused |= matches!(mounted, Some(Ok(true)));
+            }
+            if refused {
+                let name = self.name();
                 return Err(Error::busy(format!(
-                    "{} was unmounted from {}, but somebody still uses it there (daemon: pid {})",
-                    self.name(),
+                    "{name} is not mounted at {} here, but its daemon (pid {}) still serves it in another mount namespace",
                     state.mountpoint.shown(),
                     state.pid
                 ))
-                .hint("look for processes with files open in it, and end them"));
+                .hint(format!(
+                    "unmount it there: cowl umount {name} (cowl status {name} shows what uses it)"
+                )));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -346,21 +260,25 @@ impl Container<'_> {
     }
 
     fn unmount_dead(&self) -> Result<Option<RunState>> {
-        let mounts = mountinfo::read()?;
-        let is_mounted =
-            |state: &RunState| mountinfo::topmost(&mounts, &state.mountpoint).is_some_and(is_ours);
         let state = match self.mounted()? {
             Mounted::No => return Ok(None),
             Mounted::Alive(state) if !state.replacing => return Ok(None),
-            // A command was killed just before it unmounted, or between that and mounting anew.
-            Mounted::Alive(state) if is_mounted(&state) => {
+            // A command was killed just before it unmounted, or between that and mounting anew. A daemon that
+            // was unmounted writes to no layer.
+            Mounted::Alive(state)
+                if state.is_here()? || daemon::written_layer(self.store, self.id)?.is_some() =>
+            {
                 let replacing = false;
                 state::write(self.store, self.id, &RunState { replacing, ..state })?;
                 return Ok(None);
             }
-            Mounted::Alive(state) | Mounted::Dead(state) => state,
+            Mounted::Alive(state) => state,
+            Mounted::Dead(state) => {
+                dead::note(self.store, self.id, &state)?;
+                state
+            }
         };
-        if is_mounted(&state) {
+        if state.is_here()? {
             cowl_fs::sys::mount::unmount_lazily(&state.mountpoint)
                 .map_err(|e| Error::at("unmount the dead mount at", &state.mountpoint, e))?;
         }
@@ -384,7 +302,13 @@ impl Container<'_> {
         }
         let place = state.mountpoint.shown();
         match self.start_or_forget(&state) {
-            Ok(()) => log::warn!("{died}: mounted anew at {place}"),
+            Ok(()) => {
+                log::warn!("{died}: mounted anew at {place}");
+                for stranded in dead::stranded(self.store, self.id)? {
+                    let what = self.describe_stranded(stranded.daemon, &stranded.users);
+                    log::warn!("{what}: start it anew");
+                }
+            }
             // What was asked for may well go on without the mount.
             Err(error) => log::warn!("{died}, and mounting anew at {place} failed: {error}"),
         }
@@ -434,10 +358,6 @@ pub(super) fn launch(store: &Store, log: &Path, fill: impl FnOnce(&mut Command))
         .wait()
         .map_err(|e| Error::failed("cannot wait for the daemon").because(e))?;
     Err(failure(&said, log))
-}
-
-pub(super) fn is_ours(mount: &mountinfo::Mount) -> bool {
-    mount.kind == b"fuse.cowlfs"
 }
 
 pub(super) fn own_place(at: &Path, store: &Path) -> Result<PathBuf> {
@@ -490,7 +410,7 @@ pub(super) fn check_empty(place: &Path) -> Result<()> {
     }
 }
 
-fn open_log(path: &Path) -> Result<std::fs::File> {
+pub(super) fn open_log(path: &Path) -> Result<std::fs::File> {
     let at = |error| Error::at("open the log", path, error);
     match std::fs::metadata(path) {
         Ok(meta) if meta.len() > LOG_LIMIT => {

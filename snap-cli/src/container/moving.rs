@@ -341,6 +341,10 @@ pub(super) fn written(
             container.name()
         );
     }
+    if hostname.is_some() {
+        // Before the manifest says that it is done.
+        disk::sync_all(&container.store.layer_tree(container.manifest().head))?;
+    }
     lxc::ensure_dir(link)?;
     if let Some(adopted) = &next.adopted {
         write_readme(&adopted.rootfs, container.name())?;

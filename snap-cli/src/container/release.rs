@@ -9,7 +9,6 @@ use crate::archive::folder;
 use crate::delta::error::OnProgress;
 use crate::error::{Error, Result};
 use crate::host::lxc as host;
-use crate::store::disk;
 use crate::store::layers::Making;
 use crate::store::manifest::{ContainerManifest, LayerId, LayerKind};
 use crate::store::outside::Moving;
@@ -102,6 +101,7 @@ pub fn release(
     progress: OnProgress<'_>,
 ) -> Result<Vec<String>> {
     plan(&container, drop_snapshots)?;
+    container.refuse_stranded()?;
     container.unmount(false)?;
     let store = container.store;
     // Alone: nobody reads the layer that moves, or begins to stand on it.
@@ -124,7 +124,7 @@ pub fn release(
     let tree = store.layer_tree(plain);
     let view = store.view(&container.manifest().stack)?;
     folder::fill(&view, &tree, progress)?;
-    disk::sync_all(&tree)?;
+    making.sync_content()?;
     making.frees_something();
     commit(&mut container, plain, Some(making))?;
     moving::released(container, None)

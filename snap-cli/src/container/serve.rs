@@ -2,15 +2,17 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::sync::mpsc::{Receiver, channel};
 
 use cowl_fs::config::Config;
 use uuid::Uuid;
 
 use super::state::{self, RunState};
-use super::{daemon, ephemeral, mount};
+use super::{daemon, durability, ephemeral, mount};
 use crate::error::{Error, Result};
 use crate::host;
 use crate::store::Store;
+use crate::store::disk::Filesystem;
 use crate::store::lock::{Lock, Mode};
 use crate::store::manifest::ContainerId;
 use cowl_fs::shown::Show as _;
@@ -84,11 +86,16 @@ fn serve_locked(
     config.space = Some(store.space());
     config.control = Some(daemon::socket(store, id));
     config.snapshots = true;
+    let (settle, told) = channel();
+    config.settle = Some(settle);
+    // Before anything is written: its sync reports every error since.
+    let filesystem = durability::filesystem(store)?;
     store.session().mounts.apply(&mut config);
     config.mount.source = manifest.name.to_string();
     config.mount.nosuid = how.nosuid;
     config.mount.nodev = how.nosuid;
-    let state = RunState {
+    config.reach = vec![store.root().to_path_buf(), store.run_dir(id)];
+    let mut state = RunState {
         pid: std::process::id(),
         mountpoint: place.to_path_buf(),
         daemon,
@@ -96,13 +103,16 @@ fn serve_locked(
         transient: how.transient,
         nosuid: how.nosuid,
         replacing: false,
+        device: None,
     };
     log::info!("mounting {} at {}", manifest.name, place.shown());
-    cowl_fs::serve(config, || {
+    cowl_fs::serve(config, |device| {
+        state.device = Some(device);
         // Without the state the next command would not find the mount; it serves all the same.
         if let Err(error) = state::write(store, id, &state)
             .and_then(|()| let_go_of_lock())
             .and_then(|()| say_ready())
+            .and_then(|()| settle_in_background(store, id, filesystem, told))
         {
             log::error!("{error}");
         }
@@ -111,9 +121,26 @@ fn serve_locked(
     let left = state::read(store, id)?;
     if left.is_some_and(|left| left.daemon == daemon && !left.replacing) {
         state::remove(store, id)?;
+        durability::make_durable_patiently(store, id, &durability::filesystem(store)?);
     }
     log::info!("{} was unmounted", manifest.name);
     Ok(())
+}
+
+/// Starts the thread that makes the container's states durable. It ends with the process: what it has not
+/// done by then, the command that unmounts does.
+fn settle_in_background(
+    store: &Store,
+    id: ContainerId,
+    filesystem: Filesystem,
+    told: Receiver<()>,
+) -> Result<()> {
+    let store = Store::open(store.root(), store.session().clone())?;
+    std::thread::Builder::new()
+        .name("settle".to_owned())
+        .spawn(move || durability::serve(&store, id, &filesystem, &told))
+        .map(drop)
+        .map_err(|error| Error::failed("cannot start a thread").because(error))
 }
 
 /// The standard input is the container's lock, held until others can see that it is mounted.

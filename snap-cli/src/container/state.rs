@@ -1,4 +1,5 @@
-//! What is known of a running mount: `run/<id>/state.json`, and the lock that its daemon holds for life.
+//! What is known of a running mount: `state.json` in its run directory ([`crate::store::run`]), and the lock
+//! that its daemon holds for life.
 //!
 //! The daemon writes the state when the mount is there; whoever ends the mount in good order removes it.
 //! State without a daemon therefore means that the daemon died. Each daemon has a lock of its own, because
@@ -6,7 +7,6 @@
 
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -14,8 +14,10 @@ use uuid::Uuid;
 use super::daemon;
 use crate::error::{Error, Result};
 use crate::host;
-use crate::store::lock::Lock;
+use crate::host::mountinfo;
+use crate::host::users::{self, Device};
 use crate::store::manifest::ContainerId;
+use crate::store::run::STATE;
 use crate::store::{Store, disk};
 use cowl_fs::shown::Show as _;
 
@@ -61,9 +63,27 @@ pub struct RunState {
     pub nosuid: bool,
     /// It is being taken down only to be mounted anew: the state outlives the daemon.
     pub replacing: bool,
+    /// The mount's file system; daemons of earlier versions did not note it.
+    #[serde(default)]
+    pub device: Option<Device>,
 }
 
 impl RunState {
+    /// Whether what is mounted at its place, in the mount namespace of this process, is its mount.
+    pub fn is_here(&self) -> Result<bool> {
+        let mounts = mountinfo::read()?;
+        Ok(mountinfo::topmost(&mounts, &self.mountpoint)
+            .is_some_and(|mount| is_mount_of(mount, self.device)))
+    }
+
+    /// Returns the mount's file system, by the table of mounts where the state does not name it.
+    pub fn device(&self) -> Result<Option<Device>> {
+        match self.device {
+            Some(device) => Ok(Some(device)),
+            None => users::device_at(&self.mountpoint),
+        }
+    }
+
     /// Has what programs wrote and the kernel still keeps handed to the daemon, and with it to the layers.
     pub fn flush(&self, store: &Store, id: ContainerId) -> Result<()> {
         let mut client = super::daemon::connect(store, id)?;
@@ -81,6 +101,11 @@ impl RunState {
     }
 }
 
+/// Whether a mount is that of a daemon of ours, whose file system is `device` where that is known.
+pub(super) fn is_mount_of(mount: &mountinfo::Mount, device: Option<Device>) -> bool {
+    mount.kind == b"fuse.cowlfs" && device.is_none_or(|device| device == mount.dev.into())
+}
+
 /// Whether a container is mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mounted {
@@ -93,7 +118,7 @@ pub enum Mounted {
 }
 
 fn state_file(store: &Store, id: ContainerId) -> PathBuf {
-    store.run_dir(id).join("state.json")
+    store.run_dir(id).join(STATE)
 }
 
 /// The lock that a daemon holds for life.
@@ -116,12 +141,8 @@ pub fn look(store: &Store, id: ContainerId) -> Result<Mounted> {
         return Ok(Mounted::No);
     }
     let path = daemon_lock(store, id, state.daemon);
-    let until = Instant::now() + daemon::ENDING;
-    while Lock::is_held(&path)? {
-        if !daemon::is_ending(store, id) || Instant::now() >= until {
-            return Ok(Mounted::Alive(state));
-        }
-        std::thread::sleep(daemon::PAUSE);
+    if daemon::lives(&path, &daemon::socket(store, id))? {
+        return Ok(Mounted::Alive(state));
     }
     disk::remove_if_there(&path)?;
     Ok(Mounted::Dead(state))
@@ -147,11 +168,26 @@ pub fn read(store: &Store, id: ContainerId) -> Result<Option<RunState>> {
 /// Writes the state. It need not outlive a power cut, so nothing is synced.
 pub fn write(store: &Store, id: ContainerId, state: &RunState) -> Result<()> {
     let path = state_file(store, id);
-    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    let temporary = path.with_extension(format!("{}{}", std::process::id(), disk::TEMPORARY));
     let bytes = serde_json::to_vec(state).map_err(|e| Error::at("write", &path, e))?;
-    std::fs::write(&temporary, bytes)
-        .and_then(|()| std::fs::rename(&temporary, &path))
-        .map_err(|error| Error::at("write", &path, error))
+    let written =
+        std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, &path));
+    written.map_err(|error| {
+        if let Err(left) = disk::remove_if_there(&temporary) {
+            log::warn!("{left}");
+        }
+        Error::at("write", &path, error)
+    })
+}
+
+/// Removes what killed commands left of states that they were writing. The caller has locked the container.
+pub fn remove_unfinished(dir: &Path) -> Result<()> {
+    for name in disk::names(dir)? {
+        if name.starts_with("state.") && name.ends_with(disk::TEMPORARY) {
+            disk::remove_if_there(&dir.join(name))?;
+        }
+    }
+    Ok(())
 }
 
 /// Forgets the state.
@@ -162,6 +198,7 @@ pub fn remove(store: &Store, id: ContainerId) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::lock::Lock;
     use crate::store::tests::session;
 
     fn state(mountpoint: PathBuf, boot: String) -> RunState {
@@ -173,6 +210,7 @@ mod tests {
             transient: false,
             nosuid: false,
             replacing: false,
+            device: None,
         }
     }
 
@@ -181,7 +219,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
         let id = ContainerId::fresh();
-        disk::ensure_dir(&store.run_dir(id)).unwrap();
+        daemon::ensure_run_dir(&store, id).unwrap();
         assert_eq!(look(&store, id).unwrap(), Mounted::No);
 
         let odd = PathBuf::from(std::ffi::OsString::from_vec(b"/a\xff\nb".to_vec()));

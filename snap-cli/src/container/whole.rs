@@ -11,7 +11,7 @@ use cowl_fs::format::XattrSpace;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Container, lxc};
+use super::{Container, durability, lxc};
 use crate::archive::Compression;
 use crate::archive::bundle::{self, Part, Whole};
 use crate::delta::error::{OnProgress, Progress};
@@ -120,6 +120,7 @@ impl Outgoing {
         let mut manifest = container.manifest().clone();
         let config = lxc::config_copy(&container);
         manifest.leave_machine();
+        keep_losses(&mut manifest, &durability::epoch(store)?);
         let mut states = BTreeMap::new();
         for snapshot in &manifest.snapshots {
             states.insert(snapshot.id, store.snapshot(container.id(), snapshot.id)?);
@@ -138,6 +139,7 @@ impl Outgoing {
                 measured: None,
                 looks: None,
                 digest: None,
+                unsynced: false,
                 ..layer
             };
             layers.push(LayerEntry { id: *id, layer });
@@ -277,6 +279,7 @@ fn import_claimed(
             measured: None,
             looks: None,
             digest: None,
+            unsynced: false,
             ..layer
         };
         let made = making.layer_as(layer)?;
@@ -290,7 +293,7 @@ fn import_claimed(
     // Each state must at least have a root that can be read, before anything names it.
     store.view(&below)?.root().map_err(unreadable)?;
     // A container must not be there before its data is.
-    disk::sync_all(store.root())?;
+    making.sync_content()?;
     let id = making.container()?;
     let mut container = ContainerManifest {
         name: name.clone(),
@@ -301,6 +304,7 @@ fn import_claimed(
         ..old
     };
     container.leave_machine();
+    mark_losses(&mut container);
     for snapshot in &mut container.snapshots {
         let Some(state) = manifest.states.get(&snapshot.id) else {
             continue;
@@ -331,6 +335,24 @@ fn import_claimed(
             making.leave();
             Err(error)
         }
+    }
+}
+
+/// What is only settling is whole in the archive; what lost something stays marked.
+fn keep_losses(manifest: &mut ContainerManifest, epoch: &str) {
+    let marks = manifest.snapshots.iter_mut().map(|s| &mut s.settling);
+    for mark in marks.chain([&mut manifest.settling]) {
+        if mark.as_ref().is_some_and(|mark| mark.is_pending(epoch)) {
+            *mark = None;
+        }
+    }
+}
+
+/// The states that lost something before they were exported: by a crash of no boot of this machine.
+fn mark_losses(manifest: &mut ContainerManifest) {
+    let marks = manifest.snapshots.iter_mut().map(|s| &mut s.settling);
+    for mark in marks.chain([&mut manifest.settling]).flatten() {
+        mark.epoch = String::new();
     }
 }
 

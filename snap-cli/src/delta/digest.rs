@@ -39,8 +39,18 @@ pub fn digest_dir(root: &Path, progress: OnProgress<'_>) -> Result<TreeDigest> {
     Ok(hasher.finish())
 }
 
+/// The digest of a layer as it lies, marks included. Which whiteouts are links to one another does not count.
+pub fn digest_layer(root: &Path, progress: OnProgress<'_>) -> Result<TreeDigest> {
+    let mut hasher = Hasher::new(progress);
+    hasher.marks = true;
+    walk::plain(root, &mut |item| hasher.add(&item))?;
+    Ok(hasher.finish())
+}
+
 struct Hasher<'a> {
     sha: Sha256,
+    /// Whiteouts are marks.
+    marks: bool,
     links: Links<u64>,
     done: Progress,
     progress: OnProgress<'a>,
@@ -50,6 +60,7 @@ impl<'a> Hasher<'a> {
     fn new(progress: OnProgress<'a>) -> Self {
         Self {
             sha: Sha256::new_with_prefix(b"cowl tree 1"),
+            marks: false,
             links: Links::default(),
             done: Progress::default(),
             progress,
@@ -70,7 +81,9 @@ impl<'a> Hasher<'a> {
         let own = self.done.entries;
         self.done.entries += 1;
         self.bytes(&item.path);
-        if let Some(&first) = self.links.first(&item.stat, || own) {
+        if !(self.marks && item.is_whiteout()?)
+            && let Some(&first) = self.links.first(&item.stat, || own)
+        {
             self.bytes(b"link");
             self.number(first);
             return Ok(());

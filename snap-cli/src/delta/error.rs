@@ -35,6 +35,10 @@ pub enum ErrorKind {
     Damaged,
     /// The input is well formed and asks for what is not done: it points outside, or holds marks.
     Refused,
+    /// The input asks for more memory than is given to any input.
+    Limit,
+    /// The input is a container image where a root file system is asked for.
+    Image,
     /// The input is a whole container where a tree of files is asked for.
     WholeContainer,
     /// Source and target lie in one another.

@@ -3,8 +3,9 @@
 //! A failure is always an error: a tree that lacks an attribute is not the tree that was asked for.
 //! Must not know where the attributes come from (an archive, a folder, a stack of layers).
 
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use cowl_fs::error::Errno;
 use cowl_fs::format::XattrSpace;
 use cowl_fs::layer::zero_device;
 use cowl_fs::sys::attr::{self, SetTime};
@@ -18,6 +19,9 @@ use super::error::{Context as _, ErrorKind, Result, TreeError};
 pub(crate) const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
 /// The name of the attribute that holds an access ACL.
 pub(crate) const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
+
+/// The mode of directories that an archive names only in the paths of others.
+pub(crate) const IMPLIED_PERM: u32 = 0o755;
 
 /// Extended attributes: name and value.
 pub(crate) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
@@ -53,24 +57,81 @@ impl Attrs {
     }
 }
 
+/// The attributes that [`apply_last`] sets besides ACLs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Last {
+    /// `None` for a symbolic link, which has no mode.
+    pub(crate) perm: Option<u32>,
+    pub(crate) atime: SetTime,
+    pub(crate) mtime: SetTime,
+}
+
+/// The name as a constant, if it is an ACL's.
+pub(crate) fn acl_name(name: &[u8]) -> Option<&'static [u8]> {
+    [ACL_ACCESS, ACL_DEFAULT]
+        .into_iter()
+        .find(|acl| *acl == name)
+}
+
 /// Gives the object behind `fd` (O_PATH will do) its attributes. The order matters: a change of
-/// owner takes setuid bits and capabilities away, an ACL sets the group bits that the mode must
-/// have in the end, user attributes need a writable file, and everything changes the times.
+/// owner clears setuid bits and capabilities, user attributes need a writable file, the mode comes before
+/// the ACL, and everything changes the times.
 pub(crate) fn apply(fd: BorrowedFd<'_>, kind: FileKind, attrs: &Attrs, path: &[u8]) -> Result<()> {
+    apply_first(fd, attrs, path)?;
+    let xattrs = attrs.xattrs.iter();
+    let acls = xattrs.filter_map(|(name, value)| Some((acl_name(name)?, value.as_slice())));
+    let last = Last {
+        perm: (kind != FileKind::Symlink).then_some(attrs.perm),
+        atime: attrs.atime,
+        mtime: attrs.mtime,
+    };
+    apply_last(fd, &last, acls, path)
+}
+
+/// The first part of [`apply`]: owner and extended attributes.
+pub(crate) fn apply_first(fd: BorrowedFd<'_>, attrs: &Attrs, path: &[u8]) -> Result<()> {
     attr::chown(fd, Some(attrs.uid), Some(attrs.gid)).context("can't set the owner", path)?;
     for (name, value) in &attrs.xattrs {
-        xattr::set(fd, name, value).map_err(|error| {
-            let what = format!("can't set the attribute {}", name.escape_ascii());
-            match Err::<(), _>(error).context(&what, path) {
-                Err(error) => error,
-                Ok(()) => TreeError::new(ErrorKind::Io, what),
-            }
-        })?;
+        if acl_name(name).is_none() {
+            set_xattr(fd, name, value, path)?;
+        }
     }
-    if kind != FileKind::Symlink {
-        attr::chmod(fd, attrs.perm).context("can't set the mode", path)?;
+    Ok(())
+}
+
+/// The second part of [`apply`]: mode, ACLs and times.
+///
+/// The ACL comes after the mode and has the last word, as with GNU tar: archivers store either the mask or the
+/// rights of the owning group in the mode's group bits, and chmod(2) would set the mask to them.
+pub(crate) fn apply_last<'a>(
+    fd: BorrowedFd<'_>,
+    last: &Last,
+    acls: impl Iterator<Item = (&'static [u8], &'a [u8])>,
+    path: &[u8],
+) -> Result<()> {
+    if let Some(perm) = last.perm {
+        attr::chmod(fd, perm).context("can't set the mode", path)?;
     }
-    attr::utimens(fd, attrs.atime, attrs.mtime).context("can't set the times", path)
+    for (name, value) in acls {
+        set_xattr(fd, name, value, path)?;
+    }
+    attr::utimens(fd, last.atime, last.mtime).context("can't set the times", path)
+}
+
+fn set_xattr(fd: BorrowedFd<'_>, name: &[u8], value: &[u8], path: &[u8]) -> Result<()> {
+    xattr::set(fd, name, value).map_err(|error| {
+        let what = format!("can't set the attribute {}", name.escape_ascii());
+        match Err::<(), _>(error).context(&what, path) {
+            Err(error) => error,
+            Ok(()) => TreeError::new(ErrorKind::Io, what),
+        }
+    })
+}
+
+/// Opens the directory above the one behind `fd`.
+pub(crate) fn up(fd: impl AsFd) -> std::result::Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(fd, "..", flags, rustix::fs::Mode::empty())
 }
 
 /// Makes an object that has no content of its own (anything but a regular file with data and a

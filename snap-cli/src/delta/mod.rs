@@ -22,7 +22,7 @@ pub(crate) mod walk;
 
 pub use compare::What;
 pub use diff::{Change, Status, Wish, diff, diff_of};
-pub use digest::{TreeDigest, digest, digest_dir};
+pub use digest::{TreeDigest, digest, digest_dir, digest_layer};
 pub use error::{ErrorKind, OnProgress, Progress, TreeError};
 pub use flatten::flatten;
 pub use measure::measure;

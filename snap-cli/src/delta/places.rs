@@ -102,7 +102,8 @@ fn step(from: BorrowedFd<'_>, part: &[u8], create: bool, path: &[u8]) -> Result<
         Ok(fd) => Ok(fd),
         Err(error) if error.errno() == Errno::NOENT && create => {
             let fd = make::folder(from, part, path)?;
-            cowl_fs::sys::attr::chmod(fd.as_fd(), 0o755).context("can't set the mode", path)?;
+            cowl_fs::sys::attr::chmod(fd.as_fd(), make::IMPLIED_PERM)
+                .context("can't set the mode", path)?;
             Ok(fd)
         }
         Err(error) if matches!(error.errno(), Errno::NOTDIR | Errno::LOOP) => {

@@ -100,6 +100,27 @@ impl Item {
         }
     }
 
+    /// Whether it is a whiteout of a layer that is read as it lies. Such are links to one another, and no names
+    /// of one file.
+    pub(crate) fn is_whiteout(&self) -> Result<bool> {
+        let stat = &self.stat;
+        if self.space.is_some() {
+            return Ok(false);
+        }
+        if stat.is_whiteout_device() {
+            return Ok(true);
+        }
+        // Most layers have no other empty files with several names.
+        if stat.kind() != FileKind::Regular || stat.size > 0 || stat.nlink < 2 {
+            return Ok(false);
+        }
+        let marks = [XattrSpace::Trusted, XattrSpace::User].map(XattrSpace::whiteout);
+        let found = self.xattrs()?;
+        Ok(found
+            .iter()
+            .any(|(name, _)| marks.iter().any(|mark| name == mark.as_bytes())))
+    }
+
     fn wrong(&self) -> TreeError {
         TreeError::new(ErrorKind::Io, "a folder has no content").at(self.path.as_slice())
     }

@@ -16,7 +16,7 @@ use std::path::Path;
 
 use cowl_fs::error::Errno;
 use cowl_fs::sys::stat::{FileKind, Stat, stat_fd};
-use cowl_fs::sys::{dir, node};
+use cowl_fs::sys::{content, dir, node};
 use rustix::fs::{AtFlags, OFlags};
 
 use crate::error::{Error, Result};
@@ -122,7 +122,7 @@ fn is_regular(stat: &Stat) -> std::io::Result<()> {
 
 fn read_found(found: &OwnedFd) -> std::io::Result<Vec<u8>> {
     is_regular(&stat_fd(found).map_err(lost)?)?;
-    let file = File::from(dir::reopen(found.as_fd(), OFlags::RDONLY).map_err(lost)?);
+    let file = File::from(content::reopen(found.as_fd(), OFlags::RDONLY).map_err(lost)?);
     let mut bytes = Vec::new();
     file.take(LIMIT + 1).read_to_end(&mut bytes)?;
     match bytes.len() as u64 > LIMIT {
@@ -216,7 +216,7 @@ pub fn copy_new(from: &Path, to: &Path) -> Result<()> {
         let found = found.ok_or(ErrorKind::NotFound)?;
         let stat = stat_fd(&found).map_err(lost)?;
         is_regular(&stat)?;
-        let mut source = File::from(dir::reopen(found.as_fd(), OFlags::RDONLY).map_err(lost)?);
+        let mut source = File::from(content::reopen(found.as_fd(), OFlags::RDONLY).map_err(lost)?);
         let place = chase(to, false)?;
         let flags = OFlags::WRONLY | OFlags::NOFOLLOW;
         let made = node::create(place.dir.as_fd(), &place.name, 0o600, flags).map_err(lost)?;

@@ -5,6 +5,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use cowl_fs::sys::users::{command, pids};
+
 use super::users::{Hold, User};
 use crate::error::{Error, Result};
 
@@ -15,13 +17,17 @@ pub fn of(folder: &Path) -> Result<Vec<User>> {
     let id = (meta.dev(), meta.ino());
     let me = std::process::id();
     let mut users = Vec::new();
-    for pid in super::users::pids()?.into_iter().filter(|pid| *pid != me) {
+    for pid in pids()
+        .map_err(|e| Error::at("list", Path::new("/proc"), e))?
+        .into_iter()
+        .filter(|pid| *pid != me)
+    {
         let proc = PathBuf::from(format!("/proc/{pid}"));
         let holds = holds(&proc, folder, id);
         if !holds.is_empty() {
             users.push(User {
                 pid,
-                command: super::users::command(&proc),
+                command: command(&proc),
                 holds,
             });
         }

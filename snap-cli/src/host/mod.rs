@@ -3,7 +3,6 @@
 
 pub mod cgroup;
 pub mod files;
-pub mod flocks;
 pub mod hooks;
 pub mod inside;
 pub mod lxc;
@@ -13,6 +12,7 @@ pub mod process;
 pub mod reach;
 pub mod users;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -23,4 +23,19 @@ pub fn boot_id() -> Result<String> {
     std::fs::read_to_string(path)
         .map(|id| id.trim().to_owned())
         .map_err(|error| Error::at("read", path, error))
+}
+
+/// The number of the disk below `path`: each that is attached to the machine in one boot gets another, also
+/// when it was there before. `None` where the file system has several disks or none.
+pub fn disk_sequence(path: &Path) -> Option<u64> {
+    let dev = std::fs::metadata(path).ok()?.dev();
+    let device = format!(
+        "/sys/dev/block/{}:{}",
+        rustix::fs::major(dev),
+        rustix::fs::minor(dev)
+    );
+    // A partition has that of its disk.
+    let read = |name: &str| std::fs::read_to_string(Path::new(&device).join(name)).ok();
+    let text = read("diskseq").or_else(|| read("../diskseq"))?;
+    text.trim().parse().ok()
 }

@@ -4,9 +4,9 @@ use cowl_fs::view::View;
 
 use crate::delta::error::{OnProgress, Progress};
 use crate::error::Result;
+use crate::store::Store;
 use crate::store::layers::Making;
 use crate::store::manifest::{LayerId, LayerKind};
-use crate::store::{Store, disk};
 
 /// Makes one base of all layers of a state. The caller keeps those from collection.
 pub(super) fn base(
@@ -22,6 +22,6 @@ pub(super) fn base(
     let mut progress = |done| progress(Progress { total, ..done });
     crate::delta::flatten(&view, None, &tree, &mut progress)?;
     // A container must not be there before its data is.
-    disk::sync_all(&tree)?;
+    making.sync_content()?;
     Ok(base)
 }

@@ -12,7 +12,6 @@ use crate::container::Swap;
 use crate::container::state::Mounted;
 use crate::delta::error::{OnProgress, Progress};
 use crate::error::{Error, Result};
-use crate::host::users;
 use crate::store::layers::Making;
 use crate::store::manifest::{
     ContainerManifest, LayerId, LayerKind, LayerManifest, Merged, SnapshotManifest,
@@ -100,8 +99,9 @@ pub fn plan(container: &Container<'_>, which: &Which) -> Result<Flattened> {
 /// Refuses while somebody uses the container, who would have the commit refused: better said before the
 /// work than after it.
 pub(super) fn refuse_users(container: &Container<'_>) -> Result<()> {
+    container.refuse_stranded()?;
     if let Mounted::Alive(state) = container.mounted()? {
-        let users = container.users(&state, users::device_at(&state.mountpoint)?)?;
+        let users = container.users(state.pid, state.device()?)?;
         if !users.is_empty() {
             return Err(container.in_use(&users));
         }
@@ -149,6 +149,7 @@ pub(super) fn merge_run(
     let total = store.known_size(run)?;
     let mut progress = |done| progress(Progress { total, ..done });
     merge(store, run, &below, merged, &mut progress)?;
+    making.sync_content()?;
 
     let was = container.unmount(true)?;
     let mut next = container.manifest().clone();
@@ -205,7 +206,7 @@ fn merge(
     };
     let tree = store.layer_tree(merged);
     crate::delta::flatten(&view, beneath.as_ref(), &tree, progress)?;
-    disk::sync_all(&tree)
+    Ok(())
 }
 
 /// `stack` with `merged` in the place of `run`; `None` when it does not hold the whole run.

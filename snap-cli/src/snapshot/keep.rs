@@ -271,6 +271,7 @@ mod tests {
             comment: String::new(),
             tags: BTreeMap::new(),
             protected: false,
+            settling: None,
             extra: Map::new(),
         };
         times.iter().enumerate().map(snapshot).collect()

@@ -2,9 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 
+use crate::container::durability::epoch;
 use crate::error::Result;
 use crate::store::Store;
-use crate::store::manifest::{ContainerId, ContainerManifest, LayerId, LayerKind, SnapshotRef};
+use crate::store::manifest::{
+    ContainerId, ContainerManifest, Durability, LayerId, LayerKind, SnapshotRef,
+};
 use crate::store::sizes::Sizes;
 
 /// A snapshot in a list.
@@ -16,6 +19,8 @@ pub struct Entry {
     pub parent: Option<String>,
     /// Bytes written since then: what its own layer takes.
     pub bytes: u64,
+    /// How much of it a power cut can take.
+    pub durability: Durability,
 }
 
 /// The snapshots of a container, oldest first. Sizes are counted the first time, and kept. Hold a shared
@@ -25,6 +30,7 @@ pub fn snapshots(
     id: ContainerId,
     manifest: &ContainerManifest,
 ) -> Result<Vec<Entry>> {
+    let epoch = epoch(store)?;
     let mut sizes = Sizes::of(store, id);
     // What an older one holds already was not written for this one.
     let mut counted: HashSet<LayerId> = manifest.origin.iter().copied().collect();
@@ -40,6 +46,7 @@ pub fn snapshots(
         };
         let parent = snapshot.parent.and_then(|id| names.get(&id));
         entries.push(Entry {
+            durability: Durability::of(snapshot.settling.as_ref(), &epoch),
             snapshot: snapshot.clone(),
             parent: parent.map(|name| name.to_string()),
             bytes,

@@ -78,7 +78,7 @@ pub fn bring(
     let base = making.layer(LayerKind::Base, &[], &[])?;
     let notes = fill(store, base, &tree.rootfs()?, progress)?;
     // It must not be named before its data is there.
-    disk::sync_all(&store.layer_tree(base))?;
+    making.sync_content()?;
     if let Err(error) = store.measured(base) {
         log::debug!("cannot measure a layer: {error}");
     }
@@ -176,6 +176,7 @@ fn new_ref(
         comment,
         tags: std::collections::BTreeMap::new(),
         protected: false,
+        settling: None,
         extra: Map::from_iter([(FROM.to_owned(), mark(tree)?)]),
     })
 }

@@ -24,15 +24,16 @@ pub mod undo;
 
 use cowl_fs::control::ControlError;
 
+use crate::container::durability::epoch;
 use crate::container::state::{self, Mounted};
 use crate::container::{Container, Swap, daemon, find_snapshot};
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::layers::Making;
 use crate::store::manifest::{
-    ContainerId, ContainerManifest, LayerId, SnapshotManifest, SnapshotRef,
+    ContainerId, ContainerManifest, LayerId, Settling, SnapshotManifest, SnapshotRef,
 };
-use crate::store::name::Address;
+use crate::store::name::{Address, ContainerName};
 use crate::store::outside::Moving;
 
 /// A state that an address names.
@@ -98,6 +99,34 @@ impl State {
         self.stack.last().copied().into_iter().collect()
     }
 
+    /// The mark that says that the state is not known to be durable; for what a container is now, that of
+    /// the state that it stands on.
+    pub fn settling(&self) -> Option<&Settling> {
+        match &self.snapshot {
+            Some((snapshot, _)) => snapshot.settling.as_ref(),
+            None => self.manifest.settling.as_ref(),
+        }
+    }
+
+    /// Says why a part of the state may be lost; `None` when it is not.
+    pub fn loss(&self, store: &Store) -> Result<Option<String>> {
+        let epoch = epoch(store)?;
+        let name = &self.manifest.name;
+        let address = match &self.snapshot {
+            Some((snapshot, _)) => format!("{name}@{}", snapshot.name),
+            None => name.to_string(),
+        };
+        Ok(loss(&address, self.settling(), &epoch))
+    }
+
+    /// Refuses a state of which a part may be lost, unless that is accepted.
+    pub fn refuse_loss(&self, store: &Store, losses: Losses) -> Result<()> {
+        match (self.loss(store)?, losses) {
+            (Some(why), Losses::Refuse) => Err(refused_loss(why, &self.manifest.name)),
+            (Some(_), Losses::Accept) | (None, _) => Ok(()),
+        }
+    }
+
     /// Has what programs wrote through the mount and the kernel still keeps written to the layers.
     /// Nothing for a snapshot, and for what is not mounted.
     pub fn flush(&self, store: &Store) -> Result<()> {
@@ -109,6 +138,41 @@ impl State {
             Mounted::No | Mounted::Dead(_) => Ok(()),
         }
     }
+}
+
+/// Whether a state of which a part may be lost is good enough to build on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Losses {
+    /// It is not.
+    Refuse,
+    /// It is, as it is.
+    Accept,
+}
+
+/// Says why a part of the state `address` with this mark may be lost; `None` when it is not.
+pub fn loss(address: &str, mark: Option<&Settling>, epoch: &str) -> Option<String> {
+    let mark = mark.filter(|mark| !mark.is_pending(epoch))?;
+    let source = match &mark.source {
+        Some(source) => format!(" (it was made from {})", source.escape_debug()),
+        None => String::new(),
+    };
+    Some(match &mark.failed {
+        Some(why) if mark.is_of(epoch) => {
+            let why = why.escape_debug();
+            format!("{address} is not durable, and a part of it may be lost{source}: {why}")
+        }
+        _ => format!(
+            "{address} is incomplete{source}: the machine went down, or the disk was taken away, before \
+             all of it was durable"
+        ),
+    })
+}
+
+fn refused_loss(why: String, container: &ContainerName) -> Error {
+    Error::failed(why).hint(format!(
+        "inspect it first (cowl mount, ls, diff); --force uses it as it is, and cowl check {container} \
+         --repair accepts it"
+    ))
 }
 
 /// The head as a state that will not change: `below` are its layers.
@@ -138,6 +202,8 @@ impl Container<'_> {
             });
         }
         let state = manifest.stack.clone();
+        // Older versions make heads without the note.
+        self.store().note_unsynced(manifest.head)?;
         let head = making.head(&state, &self.store().layer_tree(manifest.head))?;
         let mut stack = vec![head];
         stack.extend_from_slice(&state);
@@ -200,7 +266,12 @@ impl Container<'_> {
                     | ControlError::Busy { .. }
                     | ControlError::InUse { .. }),
                 ) => Ok(Swap::Refused(daemon::told(&error))),
-                Err(error @ ControlError::Io(_)) => Err(daemon::told(&error)),
+                // What became of it is not known.
+                Err(
+                    error @ (ControlError::Io(_)
+                    | ControlError::Silent { .. }
+                    | ControlError::Ending { .. }),
+                ) => Err(daemon::told(&error)),
             }
         })
     }

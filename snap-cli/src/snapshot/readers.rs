@@ -3,11 +3,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
+
+use cowl_fs::sys::flocks;
 
 use crate::container::state::{self, Mounted};
 use crate::error::{Error, Result};
-use crate::host::flocks;
 use crate::store::Store;
 use crate::store::manifest::LayerId;
 
@@ -37,7 +39,9 @@ impl Held {
                     .extend(record.into_iter().flat_map(|record| record.body.stack));
             }
         }
-        for lock in flocks::read()? {
+        let locks =
+            flocks::read().map_err(|error| Error::at("read", Path::new("/proc/locks"), error))?;
+        for lock in locks {
             held.by.entry(lock.pid).or_default().insert(lock.ino);
         }
         Ok(held)

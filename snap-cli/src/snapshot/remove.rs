@@ -224,6 +224,7 @@ mod tests {
                 comment: String::new(),
                 tags: BTreeMap::new(),
                 protected: false,
+                settling: None,
                 extra: Map::new(),
             });
         }

@@ -3,13 +3,14 @@
 use super::take::{drop_if_unnamed, write_file};
 use super::{Container, resolve};
 use crate::container::create::over_layers_and;
+use crate::container::durability::epoch;
 use crate::container::lxc;
 use crate::container::{Swap, state::RunState};
 use crate::delta::error::OnProgress;
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::layers::Making;
-use crate::store::manifest::{Ephemeral, LayerId, SnapshotId, SnapshotKind, SnapshotRef};
+use crate::store::manifest::{Ephemeral, LayerId, Settling, SnapshotId, SnapshotKind, SnapshotRef};
 use crate::store::name::{Address, ContainerName, SnapshotName};
 
 /// What a restore did, or would do.
@@ -26,6 +27,7 @@ pub fn restore(container: &mut Container<'_>, name: &SnapshotName) -> Result<Res
     // Everything that can be refused is, before the mount is taken down.
     let (_, snapshot) = container.snapshot(name)?;
     container.store().open_layers(&snapshot.stack)?;
+    container.refuse_stranded()?;
     let was = container.unmount(true)?;
     let done = swap(container, name);
     let mounted = again(container, was.as_ref());
@@ -142,6 +144,7 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
     let (before, below) = (Before::of(container, &snapshot.stack)?, &snapshot.stack);
     let mut kept = None;
     if let Before::Unnamed(stack) = &before {
+        store.note_unsynced(container.manifest().head)?;
         let auto = SnapshotName::automatic(next.next_auto);
         let new = SnapshotRef {
             comment: format!("before restore of {name}"),
@@ -163,6 +166,7 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
         next.stack.extend_from_slice(below);
     }
     next.parent = Some(target.id);
+    next.settling = inherited(target.settling.as_ref(), container.name(), Some(name));
     let stays = |stack: &Vec<LayerId>| stack.contains(&container.manifest().head);
     if next.head != container.manifest().head
         && !matches!(&before, Before::Unnamed(stack) if stays(stack))
@@ -176,6 +180,22 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
     }
     done?;
     Ok(kept.map(|(_, name)| name))
+}
+
+/// The mark of a container that comes to stand on a state with the mark `of`.
+fn inherited(
+    of: Option<&Settling>,
+    container: &ContainerName,
+    snapshot: Option<&SnapshotName>,
+) -> Option<Settling> {
+    let source = match snapshot {
+        Some(snapshot) => format!("{container}@{snapshot}"),
+        None => container.to_string(),
+    };
+    of.map(|mark| Settling {
+        source: Some(source),
+        ..mark.clone()
+    })
 }
 
 /// Makes the container `new` over the layers of a state. What the source is now is frozen first. The copy of
@@ -237,7 +257,7 @@ fn clone_claimed(
     new: &ContainerName,
     made: Made<'_>,
 ) -> Result<Vec<String>> {
-    let (mut stack, mut making, manifest, mut lxc, _lock);
+    let (mut stack, mut making, manifest, mut lxc, mut settling, _lock);
     if source.snapshot.is_some() {
         making = Making::begin(store)?;
         // Found anew: from here on nothing that it names is collected.
@@ -245,6 +265,11 @@ fn clone_claimed(
         store.open_layers(&state.stack)?;
         let kept = state.snapshot.as_ref().and_then(|(_, s)| s.config.as_ref());
         lxc = lxc::Copy::of((state.container, &state.manifest), kept, new)?;
+        settling = inherited(
+            state.settling(),
+            &source.container,
+            source.snapshot.as_ref(),
+        );
         (stack, manifest, _lock) = (state.stack, state.manifest, None);
     } else {
         let mut container = Container::open(store, &source.container)?;
@@ -252,15 +277,24 @@ fn clone_claimed(
         stack = container.freeze()?;
         making = Making::begin(store)?;
         manifest = container.manifest().clone();
+        let mark = match container.loss()? {
+            Some(lost) => Some(lost.clone()),
+            None => container.settling_of(&stack)?,
+        };
+        settling = inherited(mark.as_ref(), &source.container, None);
         _lock = Some(container);
     }
     let ephemeral = matches!(made, Made::Ephemeral).then_some(Ephemeral::Waiting);
     if let Made::Copy(progress) = made {
         stack = vec![super::copy::base(store, &mut making, &stack, progress)?];
+        // The copy is durable with all that could be read.
+        let epoch = epoch(store)?;
+        settling = settling.filter(|mark| !mark.is_pending(&epoch));
     }
     let body = (new, stack.as_slice(), manifest.settings);
     over_layers_and(store, making, body, |id, manifest| {
         manifest.ephemeral = ephemeral;
+        manifest.settling = settling;
         match &mut lxc {
             Some(lxc) => lxc.fill(store, id, manifest),
             None => Ok(()),

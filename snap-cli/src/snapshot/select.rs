@@ -132,7 +132,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::store::manifest::{LayerId, SnapshotId, SnapshotRef};
+    use crate::store::manifest::{Durability, LayerId, SnapshotId, SnapshotRef};
     use crate::store::name::SnapshotName;
 
     fn entry(name: &str, created: &str, comment: &str, tags: &[(&str, &str)]) -> Entry {
@@ -148,10 +148,12 @@ mod tests {
                 comment: comment.to_owned(),
                 tags: tags.collect::<BTreeMap<_, _>>(),
                 protected: false,
+                settling: None,
                 extra: serde_json::Map::new(),
             },
             parent: None,
             bytes: name.len() as u64,
+            durability: Durability::Durable,
         }
     }
 

@@ -28,9 +28,6 @@ pub struct Wish {
     pub protected: bool,
     /// A timer or a hook makes it, and pruning may take it away again.
     pub scheduled: bool,
-    /// Have everything that was written put on the disk first, so that a power cut right afterwards
-    /// leaves the snapshot whole.
-    pub sync: bool,
 }
 
 /// Takes a snapshot of what the container is now, and answers with its name.
@@ -49,10 +46,6 @@ pub fn take(container: &mut Container<'_>, wish: &Wish) -> Result<SnapshotName> 
             name
         }
     };
-    if wish.sync {
-        container.flush_writers()?;
-        disk::sync_all(store.root())?;
-    }
     let mut making = Making::begin(store)?;
     let frozen = container.plan_freeze(&mut making)?;
     let kind = match wish.scheduled {
@@ -142,6 +135,7 @@ pub(super) fn write_file(
         comment: String::new(),
         tags: BTreeMap::new(),
         protected: false,
+        settling: container.settling_of(stack)?,
         extra: Map::new(),
     })
 }

@@ -23,7 +23,6 @@ use crate::delta::target::{Folder, InProcess};
 use crate::error::{Error, Result};
 use crate::host::mountinfo;
 use crate::host::users::quoted;
-use crate::store::disk;
 use crate::store::layers::Making;
 use crate::store::manifest::{ContainerManifest, LayerId, SnapshotId, SnapshotKind, SnapshotRef};
 use crate::store::name::SnapshotName;
@@ -217,7 +216,7 @@ fn apart(
         }
         false => plan.carry_out(old, &open()?, progress)?,
     }
-    disk::sync_all(&tree)?;
+    making.sync_content()?;
     next.head = head;
     next.stack = stack;
     container.commit(next, Some(making), |_| Ok(Swap::Done))

@@ -363,8 +363,9 @@ impl Store {
     /// Mount points, run folders and caches of containers that are gone.
     fn orphans(&self) -> Result<Vec<PathBuf>> {
         let mut orphans = Vec::new();
-        for folder in [MNT, MAPPED, "run", "cache"] {
-            let dir = self.root.join(folder);
+        let own = [MNT, MAPPED, "cache"].map(|folder| self.root.join(folder));
+        let run = self.run_roots().map(Path::to_path_buf);
+        for dir in own.into_iter().chain(run) {
             for name in disk::names(&dir)? {
                 let own = name.strip_suffix(".json").unwrap_or(&name);
                 if let Some(id) = ContainerId::parse(own)
@@ -400,7 +401,10 @@ impl Store {
             let gone = match (container, layer) {
                 (Some(id), _) => !disk::is_there(&self.container_dir(id))?,
                 (None, Some(id)) => !disk::is_there(&self.layer_dir(id))?,
-                (None, None) => own.starts_with("name-") && !Lock::is_held(&path)?,
+                (None, None) => {
+                    let passing = own.starts_with("name-") || own.starts_with("settling-");
+                    passing && !Lock::is_held(&path)?
+                }
             };
             if gone {
                 stale.push(path);

@@ -111,7 +111,7 @@ impl Store {
         if let Err(error) = self.remove_places(id) {
             log::warn!("{error}");
         }
-        for path in [self.run_dir(id), self.cache_file(id)] {
+        for path in std::iter::once(self.cache_file(id)).chain(self.run_dirs(id)) {
             self.remove_orphan(&path);
         }
     }

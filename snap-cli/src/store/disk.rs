@@ -128,11 +128,40 @@ pub fn sync_file(path: &Path) -> Result<()> {
         .map_err(|error| Error::at("sync", path, error))
 }
 
-/// Puts everything of the file system that holds `path` on the disk.
+/// A file system, to be synced as a whole: syncfs(2) reports the errors of all writing since the descriptor
+/// was opened.
+#[derive(Debug)]
+pub struct Filesystem {
+    file: File,
+    path: PathBuf,
+}
+
+impl Filesystem {
+    /// Opens the file system that holds `path`.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|error| Error::at("open", path, error))?;
+        Ok(Self {
+            file,
+            path: path.to_path_buf(),
+        })
+    }
+
+    /// Writes everything that is not written yet, and waits until it is durable.
+    pub fn sync(&self) -> Result<()> {
+        rustix::fs::syncfs(&self.file).map_err(|error| {
+            Error::at(
+                "sync the file system of",
+                &self.path,
+                std::io::Error::from(error),
+            )
+        })
+    }
+}
+
+/// Puts everything of the file system that holds `path` on the disk. Errors of writing before the call may
+/// have been reported to others: where they count, open a [`Filesystem`] before.
 pub fn sync_all(path: &Path) -> Result<()> {
-    File::open(path)
-        .and_then(|file| Ok(rustix::fs::syncfs(file)?))
-        .map_err(|error| Error::at("sync", path, error))
+    Filesystem::open(path)?.sync()
 }
 
 /// Puts a folder's entries on the disk.
@@ -226,14 +255,8 @@ mod tests {
 
     fn layer() -> Record<LayerManifest> {
         Record::first(LayerManifest {
-            kind: LayerKind::Delta,
-            over: Vec::new(),
-            stands_for: Vec::new(),
             created: String::new(),
-            measured: None,
-            looks: None,
-            digest: None,
-            extra: serde_json::Map::new(),
+            ..LayerManifest::new(LayerKind::Delta, &[], &[])
         })
     }
 

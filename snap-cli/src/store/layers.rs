@@ -13,7 +13,6 @@ use cowl_fs::layer::Layer;
 use cowl_fs::sys;
 use cowl_fs::sys::attr::SetTime;
 use cowl_fs::view::{View, without_marks};
-use serde_json::Map;
 
 use super::lock::Lock;
 use super::manifest::{ContainerId, LayerId, LayerKind, LayerManifest, Measured};
@@ -25,12 +24,25 @@ use cowl_fs::shown::Show as _;
 /// What ends up in `locks` while something is being made.
 pub(super) const NOTE: &str = "making-";
 
+/// The size of a frozen layer.
+#[derive(Clone, Copy, Debug)]
+pub struct LayerSize {
+    /// How the layer came to be.
+    pub kind: LayerKind,
+    /// What it takes.
+    pub measured: Measured,
+    /// Whether a power cut leaves it as it is.
+    pub is_final: bool,
+}
+
 /// Things on their way into the store. Dropped before [`Making::done`], it removes them again.
 #[derive(Debug)]
 pub struct Making<'s> {
     store: &'s Store,
     _shared: Lock,
     note: Option<Lock>,
+    // Opened before anything is written, so that its sync reports every error of the writing.
+    filesystem: disk::Filesystem,
     sweeps: bool,
     unsynced: Vec<PathBuf>,
     layers: Vec<LayerId>,
@@ -41,8 +53,10 @@ impl<'s> Making<'s> {
     /// Begins.
     pub fn begin(store: &'s Store) -> Result<Self> {
         let shared = store.share()?;
+        let filesystem = disk::Filesystem::open(&store.root().join("layers"))?;
         let path = store.lock_file(&format!("{NOTE}{}", LayerId::fresh()));
         Ok(Self {
+            filesystem,
             store,
             _shared: shared,
             note: Some(Lock::take_unsigned(&path, store.session().patience)?),
@@ -55,7 +69,10 @@ impl<'s> Making<'s> {
 
     /// Makes an empty layer whose root has the attributes of the root of `like`.
     pub fn head(&mut self, over: &[LayerId], like: &Path) -> Result<LayerId> {
-        let id = self.layer(LayerKind::Delta, over, &[])?;
+        let id = self.layer_as(LayerManifest {
+            unsynced: true,
+            ..LayerManifest::new(LayerKind::Delta, over, &[])
+        })?;
         copy_root(like, &self.store.layer_tree(id), self.store.space())?;
         Ok(id)
     }
@@ -67,16 +84,7 @@ impl<'s> Making<'s> {
         over: &[LayerId],
         stands_for: &[LayerId],
     ) -> Result<LayerId> {
-        self.layer_as(LayerManifest {
-            kind,
-            over: over.to_vec(),
-            stands_for: stands_for.to_vec(),
-            created: super::now(),
-            measured: None,
-            looks: None,
-            digest: None,
-            extra: Map::new(),
-        })
+        self.layer_as(LayerManifest::new(kind, over, stands_for))
     }
 
     /// The same for a layer of which everything is known already.
@@ -107,6 +115,12 @@ impl<'s> Making<'s> {
             disk::sync_file(&path)?;
         }
         Ok(())
+    }
+
+    /// Syncs everything that was written into new layers, which must be durable before a manifest names
+    /// them.
+    pub fn sync_content(&self) -> Result<()> {
+        self.filesystem.sync()
     }
 
     /// Makes the folder of a new container, not counting until its manifest is there.
@@ -280,17 +294,95 @@ impl Store {
     /// What a frozen layer takes; counted the first time that somebody asks. Hold a shared lock of the
     /// store.
     pub fn measured(&self, id: LayerId) -> Result<(LayerKind, Measured)> {
+        let size = self.size_of(id)?;
+        Ok((size.kind, size.measured))
+    }
+
+    /// Like [`Store::measured`], and whether the answer may be recorded.
+    pub fn size_of(&self, id: LayerId) -> Result<LayerSize> {
         let record = disk::read::<LayerManifest>(&self.layer_file(id))?;
-        let kind = record.body.kind;
-        match record.body.measured {
+        let (kind, is_final) = (record.body.kind, !record.body.unsynced);
+        let measured = match record.body.measured {
             // Older versions did not count inodes.
-            Some(measured) if measured.inodes > 0 => Ok((kind, measured)),
+            Some(measured) if measured.inodes > 0 && is_final => measured,
             _ => {
                 let (measured, looks) = self.measure(id)?;
-                self.note_measured(id, &record, measured, looks);
-                Ok((kind, measured))
+                // A power cut may still take some of it. What is recorded must hold afterwards, too.
+                if is_final {
+                    self.note_measured(id, &record, measured, looks);
+                }
+                measured
+            }
+        };
+        Ok(LayerSize {
+            kind,
+            measured,
+            is_final,
+        })
+    }
+
+    /// Returns those of `layers` whose content is not known to be durable.
+    pub fn unsynced(&self, layers: &[LayerId]) -> Result<Vec<LayerId>> {
+        let mut found = Vec::new();
+        for id in layers {
+            if disk::read::<LayerManifest>(&self.layer_file(*id))?
+                .body
+                .unsynced
+            {
+                found.push(*id);
             }
         }
+        Ok(found)
+    }
+
+    /// Records what a frozen layer takes now, whatever was recorded before. Its content must be durable, and
+    /// a shared lock of the store held.
+    pub fn measure_again(&self, id: LayerId) -> Result<()> {
+        let path = self.layer_file(id);
+        let record = disk::read::<LayerManifest>(&path)?;
+        let (measured, looks) = self.measure(id)?;
+        let body = LayerManifest {
+            measured: Some(measured),
+            looks: Some(looks),
+            digest: None,
+            unsynced: false,
+            ..record.body.clone()
+        };
+        disk::replace(&path, &record.next(body))
+    }
+
+    /// Records that a layer's content is not known to be durable.
+    pub fn note_unsynced(&self, id: LayerId) -> Result<()> {
+        let path = self.layer_file(id);
+        let record = disk::read::<LayerManifest>(&path)?;
+        if record.body.unsynced {
+            return Ok(());
+        }
+        let body = LayerManifest {
+            unsynced: true,
+            ..record.body.clone()
+        };
+        disk::replace(&path, &record.next(body))
+    }
+
+    /// Records that a frozen layer's content is durable. Hold a shared lock of the store.
+    pub fn note_synced(&self, id: LayerId) -> Result<()> {
+        let path = self.layer_file(id);
+        let Some(record) = disk::read_opt::<LayerManifest>(&path)? else {
+            // Merged into another one meanwhile, or its last name was removed.
+            return Ok(());
+        };
+        if !record.body.unsynced {
+            return Ok(());
+        }
+        let body = LayerManifest {
+            measured: None,
+            looks: None,
+            digest: None,
+            unsynced: false,
+            ..record.body.clone()
+        };
+        disk::replace(&path, &record.next(body))
     }
 
     /// About what the layers take on the disk together, a head on top not counted; `None` where one was

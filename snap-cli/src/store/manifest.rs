@@ -123,6 +123,10 @@ pub struct ContainerManifest {
     /// It is there for one mount, and goes when that ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ephemeral: Option<Ephemeral>,
+    /// The state below its head was not durable yet when the container came to stand on it (a clone, a
+    /// restore).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settling: Option<Settling>,
     /// Layers were merged, and the files of the snapshots that held them are still to say so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merged: Option<Merged>,
@@ -166,6 +170,7 @@ impl ContainerManifest {
             lxc: None,
             moving: None,
             ephemeral: None,
+            settling: None,
             merged: None,
             extra: Map::new(),
         }
@@ -234,6 +239,9 @@ pub struct SnapshotRef {
     /// It is not to be removed before somebody says otherwise.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub protected: bool,
+    /// It is not known to be durable; absent: it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settling: Option<Settling>,
     /// What this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
@@ -266,6 +274,83 @@ impl SnapshotManifest {
             return Err("its stack is empty".to_owned());
         }
         no_layer_twice(&self.stack)
+    }
+}
+
+/// Says of a state that it was acknowledged before its data was known to be durable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settling {
+    /// The epoch in which it was acknowledged (see `container::durability`). In any other, data that was in
+    /// memory only is lost.
+    pub epoch: String,
+    /// Why a sync failed. What was not written then is not written by a later sync either.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
+    /// The address of the state that this one was made from, where it is not a container's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// What this version does not know.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+impl Settling {
+    /// A state that is acknowledged in the epoch `epoch`.
+    pub fn since(epoch: String) -> Self {
+        Self {
+            epoch,
+            failed: None,
+            source: None,
+            extra: Map::new(),
+        }
+    }
+
+    /// Whether a sync can still make it durable, in the epoch `epoch`.
+    pub fn is_pending(&self, epoch: &str) -> bool {
+        self.is_of(epoch) && self.failed.is_none()
+    }
+
+    /// Whether it was acknowledged in the epoch `epoch`: in the same boot, on the same disk where both say
+    /// which.
+    pub fn is_of(&self, epoch: &str) -> bool {
+        match (self.epoch.split_once('/'), epoch.split_once('/')) {
+            (Some(own), Some(other)) => own == other,
+            (own, other) => {
+                let own = own.map_or(self.epoch.as_str(), |(boot, _)| boot);
+                own == other.map_or(epoch, |(boot, _)| boot)
+            }
+        }
+    }
+}
+
+/// How much of a state a power cut can take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// Nothing.
+    Durable,
+    /// What the kernel has not written yet.
+    Settling,
+    /// What the kernel had not written when the machine went down is lost.
+    Incomplete,
+}
+
+impl Durability {
+    /// The durability of what `settling` is said of, in the epoch `epoch`.
+    pub fn of(settling: Option<&Settling>, epoch: &str) -> Self {
+        match settling {
+            None => Self::Durable,
+            Some(settling) if settling.is_of(epoch) => Self::Settling,
+            Some(_) => Self::Incomplete,
+        }
+    }
+
+    /// The word that lists print.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Durable => "durable",
+            Self::Settling => "settling",
+            Self::Incomplete => "incomplete",
+        }
     }
 }
 
@@ -313,6 +398,10 @@ pub struct LayerManifest {
     /// A digest of its tree with all contents, taken when it was filled or first checked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
+    /// Its content is not known to be durable: nothing is recorded above. True from a head's creation until
+    /// a sync after it was frozen.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unsynced: bool,
     /// What this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
@@ -320,6 +409,23 @@ pub struct LayerManifest {
 
 impl Body for LayerManifest {
     const WHAT: &'static str = "layer";
+}
+
+impl LayerManifest {
+    /// A layer of which nothing was measured yet.
+    pub fn new(kind: LayerKind, over: &[LayerId], stands_for: &[LayerId]) -> Self {
+        Self {
+            kind,
+            over: over.to_vec(),
+            stands_for: stands_for.to_vec(),
+            created: super::now(),
+            measured: None,
+            looks: None,
+            digest: None,
+            unsynced: false,
+            extra: Map::new(),
+        }
+    }
 }
 
 /// How a layer came to be.
@@ -363,6 +469,27 @@ mod tests {
         record.body.check().unwrap();
         let bytes = record.encode().unwrap();
         assert_eq!(Record::<ContainerManifest>::decode(&bytes).unwrap(), record);
+    }
+
+    #[test]
+    fn epochs() {
+        for (own, now, same) in [
+            ("boot", "boot", true),
+            ("boot", "other", false),
+            ("boot/7", "boot/7", true),
+            // The disk was pulled, or its device made anew.
+            ("boot/7", "boot/8", false),
+            ("boot/7", "other/7", false),
+            // Where sysfs is not there, the boot decides.
+            ("boot/7", "boot", true),
+            ("boot", "boot/7", true),
+            ("other", "boot/7", false),
+            ("", "boot/7", false),
+        ] {
+            let mark = Settling::since(own.to_owned());
+            assert_eq!(mark.is_of(now), same, "{own} {now}");
+            assert_eq!(mark.is_pending(now), same, "{own} {now}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //!                      /snapshots/<id>.json
 //!       mnt/<id>                         mount points (see [`places`])
 //!       mapped/<id>/rootfs               those of LXC containers with an id map
-//!       run/<id>                         socket, log and state of a running mount
+//!       run/<id>                         socket, log and state of a running mount (root's: see [`run`])
 //!       locks/                           one file a lock
 //!       deleted/<id>.<since>.<until>     destroyed containers that may still come back
 //!       trash/                           on its way out
@@ -34,6 +34,7 @@ pub mod outside;
 pub mod places;
 pub mod record;
 pub mod reserve;
+pub mod run;
 pub mod sizes;
 pub mod span;
 pub mod usage;
@@ -95,6 +96,7 @@ pub struct Store {
     home: PathBuf,
     manifest: StoreManifest,
     session: Session,
+    run: run::RunPlaces,
 }
 
 /// A container's id with what its manifest says, or why that can't be read.
@@ -155,6 +157,7 @@ impl Store {
             );
         };
         let store = Self {
+            run: run::RunPlaces::of(root, record.body.uuid)?,
             root: root.to_path_buf(),
             home: root.to_path_buf(),
             manifest: record.body,
@@ -233,6 +236,7 @@ impl Store {
         disk::replace(&root.join("store.json"), &Record::first(manifest.clone()))?;
         disk::sync_parent(root)?;
         Ok(Self {
+            run: run::RunPlaces::of(root, manifest.uuid)?,
             root: root.to_path_buf(),
             home: root.to_path_buf(),
             manifest,
@@ -303,11 +307,6 @@ impl Store {
         self.snapshots_dir(id).join(format!("{snapshot}.json"))
     }
 
-    /// Where a running mount keeps its socket, log and state.
-    pub fn run_dir(&self, id: ContainerId) -> PathBuf {
-        self.root.join("run").join(id.to_string())
-    }
-
     /// The file of the lock `name`.
     pub fn lock_file(&self, name: &str) -> PathBuf {
         self.root.join("locks").join(format!("{name}{LOCK}"))
@@ -370,6 +369,11 @@ impl Store {
             }
         }
         Ok(lock)
+    }
+
+    /// The right to sync a container's snapshots in the background.
+    pub fn settling_alone(&self, id: ContainerId) -> Result<Lock> {
+        self.lock(&format!("settling-{id}"), Mode::Exclusive)
     }
 
     /// The right to take something over into the family of stores.

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
+use super::run::probe;
 use super::{Store, disk};
 use crate::error::{Error, Result};
 
@@ -19,6 +20,8 @@ const FILES: u64 = 8;
 const WANTED: u64 = 1 << 20;
 /// Of a small disk only this part.
 const PART: u64 = 128;
+/// With less than this a disk is full to a mount.
+const FULL: u64 = 64 << 10;
 /// It is set aside only where there is so many times as much room.
 const PLENTY: u64 = 8;
 
@@ -61,6 +64,27 @@ impl Store {
                 disk::remove_if_there(&path)?;
                 return Err(Error::at("set space aside in", &path, error));
             }
+        }
+        Ok(())
+    }
+
+    /// Gives the reserve up where the disk is full, for a mount: removing a lower file needs a little space.
+    pub fn make_room_to_remove(&self) -> Result<()> {
+        let space = rustix::fs::statvfs(&self.root).map_err(|error| {
+            Error::at(
+                "inspect the disk of",
+                &self.root,
+                std::io::Error::from(error),
+            )
+        })?;
+        let few_inodes = space.f_files != 0 && space.f_favail < FILES;
+        if space.f_bavail * space.f_frsize >= FULL && !few_inodes {
+            return Ok(());
+        }
+        // What statfs reports is not exact, and root may use more.
+        let full = probe(&self.root.join("locks")).is_err_and(|error| error.is_no_space());
+        if full && self.give_up_reserve()? {
+            log::warn!("the disk is full: using the space that was set aside for this");
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::layers::LayerSize;
 use super::manifest::{ContainerId, LayerId, LayerKind, Measured};
 use super::{Store, disk};
 use crate::error::{Error, Result};
@@ -27,6 +28,8 @@ pub struct Sizes<'s> {
     container: ContainerId,
     file: File,
     asked: HashSet<LayerId>,
+    /// Of layers that are not durable yet: for this command only.
+    passing: HashMap<LayerId, (LayerKind, Measured)>,
     changed: bool,
 }
 
@@ -49,6 +52,7 @@ impl<'s> Sizes<'s> {
             container,
             file,
             asked: HashSet::new(),
+            passing: HashMap::new(),
             changed: false,
         }
     }
@@ -64,7 +68,18 @@ impl<'s> Sizes<'s> {
             };
             return Ok((kind, measured));
         }
-        let (kind, measured) = self.store.measured(id)?;
+        if let Some(known) = self.passing.get(&id) {
+            return Ok(*known);
+        }
+        let LayerSize {
+            kind,
+            measured,
+            is_final,
+        } = self.store.size_of(id)?;
+        if !is_final {
+            self.passing.insert(id, (kind, measured));
+            return Ok((kind, measured));
+        }
         let Measured {
             bytes,
             files,

@@ -101,6 +101,17 @@ impl Store {
         Ok(named)
     }
 
+    /// Whether some mount writes to the layer.
+    pub fn is_written(&self, id: LayerId) -> Result<bool> {
+        let tree = self.layer_tree(id);
+        let written = sys::dir::open_root(&tree)
+            .and_then(|root| Ok(sys::dir::lock_shared(root.as_fd())?.is_none()));
+        match written {
+            Err(error) if error.is_absent() => Ok(false),
+            other => other.map_err(|error| Error::at("inspect the lock of", &tree, error)),
+        }
+    }
+
     /// Whether some mount holds the layer: each locks the layers that it reads, and the one that it writes.
     pub fn is_held(&self, id: LayerId) -> Result<bool> {
         let tree = self.layer_tree(id);

@@ -13,6 +13,10 @@ use crate::scratch::Scratch;
 
 const PRELUDE: &str = include_str!("prelude.py");
 
+/// Every operation beside every attribute: the functions `plant_all` and `run_all` for the attributes,
+/// `plant_programs` and `run_programs` for what programs may do afterwards.
+pub const MATRIX: &str = include_str!("matrix.py");
+
 /// What every such test needs.
 pub const NEEDS: [Need; 3] = [Need::Root, Need::Fuse, Need::Program("python3")];
 
@@ -43,6 +47,13 @@ impl Beside {
     #[track_caller]
     #[must_use]
     pub fn new(test: &str, content: Content, build: &str) -> Beside {
+        Beside::with(test, content, build, "")
+    }
+
+    /// Like [`Beside::new`], with more options for the mount.
+    #[track_caller]
+    #[must_use]
+    pub fn with(test: &str, content: Content, build: &str, options: &str) -> Beside {
         let scratch = Scratch::new(test);
         // Other users go through it.
         open_to_all(&scratch);
@@ -57,7 +68,9 @@ impl Beside {
         }
         // The mount's own folder is the upper's.
         open_as(&plain, &scratch.join("upper"));
-        let mount = Overlay::cowlfs(&stack, &scratch.make("mount"), "suid,dev");
+        let options = ["suid,dev", options].join(",");
+        let options = options.trim_end_matches(',');
+        let mount = Overlay::cowlfs(&stack, &scratch.make("mount"), options);
         if content == Content::Upper {
             python(mount.path(), build).ok();
         }

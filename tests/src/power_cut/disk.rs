@@ -183,10 +183,11 @@ impl Disk {
         self.log.clone()
     }
 
-    /// Keeps a copy of what is on it as `to`, and remembers from here on what it is given.
+    /// Keeps a copy of what is on it as `to`, and remembers from here on what it is given. What comes while
+    /// it is copied is in the log, and in the copy or not: the journal may be committed at any time.
     pub fn watch(&self, to: &Path) {
-        copy(&self.image, to);
         self.log.watching.store(true, Ordering::SeqCst);
+        copy(&self.image, to);
     }
 
     /// Pulls it out; what used it has been unmounted.

@@ -4,6 +4,8 @@
 //! layers lie on it, [`kinds`] says what is done to each file and what may be found of it afterwards, and
 //! [`judge`] plugs the disk in again as it was at some moment and looks.
 //!
+//! [`store`] works with a store on such a disk instead, and [`store_judge`] inspects that.
+//!
 //! A copy of a disk image taken at a random moment would be kinder than a real cut: it has every write
 //! that was ever handed over, in order. A disk owes that only for what was done before a flush that
 //! has ended; of the rest it may have written any part, in any order. So a moment is a place in the log, and
@@ -12,4 +14,6 @@
 pub mod disk;
 pub mod judge;
 pub mod kinds;
+pub mod store;
+pub mod store_judge;
 pub mod work;

@@ -181,7 +181,7 @@ fn steps(subject: &Subject, root: &Path, log: &Log, luck: &mut Rng) -> Vec<Step>
 }
 
 /// A program beside the overlay, whose fsync commits the file system's journal with whatever is in it.
-fn commit_often(base: &Path, over: &AtomicBool) {
+pub(super) fn commit_often(base: &Path, over: &AtomicBool) {
     let mut file = File::create(base.join("database")).unwrap();
     let mut luck = Rng::new(file.metadata().unwrap().ino());
     while !over.load(Ordering::SeqCst) {

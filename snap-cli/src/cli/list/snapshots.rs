@@ -13,7 +13,7 @@ use crate::snapshot::list::{Entry, snapshots};
 use crate::snapshot::select::{Filter, sort};
 use crate::snapshot::tree::tree;
 use crate::store::Store;
-use crate::store::manifest::ContainerManifest;
+use crate::store::manifest::{ContainerManifest, Durability};
 use crate::store::name::ContainerName;
 
 const HEADS: [&str; 5] = ["NAME", "TIME", "SIZE", "AFTER", "COMMENT"];
@@ -106,6 +106,14 @@ fn row(entry: &Entry, prefix: String) -> Vec<String> {
     if snapshot.protected {
         comment = format!("{comment} (protected)");
     }
+    if entry.durability != Durability::Durable {
+        let failed = snapshot
+            .settling
+            .as_ref()
+            .is_some_and(|s| s.failed.is_some());
+        let failed = if failed { ", sync failed" } else { "" };
+        comment = format!("{comment} ({}{failed})", entry.durability.name());
+    }
     vec![
         prefix + snapshot.name.as_str(),
         output::local_time(&snapshot.created),
@@ -129,5 +137,7 @@ pub(super) fn as_json(entry: &Entry) -> Value {
         "parent": entry.parent,
         "tags": snapshot.tags,
         "protected": snapshot.protected,
+        "state": entry.durability.name(),
+        "sync_error": snapshot.settling.as_ref().and_then(|s| s.failed.as_deref()),
     })
 }

@@ -17,6 +17,7 @@ use crate::snapshot::lxc_import;
 use crate::snapshot::remove::{plan, remove};
 use crate::snapshot::restore::{clone, restore};
 use crate::snapshot::take::{Wish, take};
+use crate::snapshot::{Losses, resolve};
 use crate::store::manifest::SnapshotRef;
 use crate::store::name::{Address, ContainerName};
 
@@ -47,7 +48,9 @@ impl Front<'_> {
                 facts.tell("COWL_SNAPSHOT", taken.as_str());
                 self.context.keep_depth(&mut container);
                 Ok(())
-            })
+            })?;
+        self.context.settle(&store, name);
+        Ok(())
     }
 
     /// The container as cowl keeps it, when what killed commands left is put in order.
@@ -75,7 +78,10 @@ impl Front<'_> {
                     container: kept.manifest.name.clone(),
                     snapshot: Some(found.name),
                 };
-                let notes = clone(&kept.store, &source, &ContainerName::parse(new)?)?;
+                resolve(&kept.store, &source)?.refuse_loss(&kept.store, Losses::Refuse)?;
+                let new = ContainerName::parse(new)?;
+                let notes = clone(&kept.store, &source, &new)?;
+                self.context.settle(&kept.store, &new);
                 self.notes(notes);
                 Ok(())
             }
@@ -127,6 +133,11 @@ impl Front<'_> {
 
     fn go_back(&self, kept: &Kept, found: &SnapshotRef) -> Result<()> {
         let (store, name) = (&kept.store, &kept.manifest.name);
+        let target = Address {
+            container: name.clone(),
+            snapshot: Some(found.name.clone()),
+        };
+        resolve(store, &target)?.refuse_loss(store, Losses::Refuse)?;
         let to = Some(found.name.as_str());
         let done = self.context.hooked(Event::Restore, store, name, to, |_| {
             let mut container = Container::open(store, name)?;
@@ -134,6 +145,7 @@ impl Front<'_> {
             container.finish_outside()?;
             Ok(restored)
         })?;
+        self.context.settle(store, name);
         if let Some(auto) = done.kept_as {
             self.said.note(&format!(
                 "what {name} was until now stays as {auto}: cowl restore {name} {auto} undoes this"

@@ -1,8 +1,6 @@
 //! Who holds flock(2) locks, as /proc/locks tells. Parsing is apart from reading.
 
-use std::path::Path;
-
-use crate::error::{Error, Result};
+use crate::error::{Errno, Result};
 
 /// One held lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,10 +28,9 @@ fn line(line: &str) -> Option<Flock> {
 
 /// All that this process may see.
 pub fn read() -> Result<Vec<Flock>> {
-    let path = Path::new("/proc/locks");
-    std::fs::read_to_string(path)
+    std::fs::read_to_string("/proc/locks")
         .map(|text| parse(&text))
-        .map_err(|error| Error::at("read", path, error))
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO).into())
 }
 
 #[cfg(test)]

@@ -1,0 +1,229 @@
+//! Making whiteouts: links to one that is kept in the work directory, as kernel overlayfs makes them. A link needs
+//! no inode, so names of lower files can be removed on a disk that has none left, and on a full XFS.
+//!
+//! The shared whiteout is made when the layer is opened and stays between mounts, for a mount that begins on
+//! a full disk. Wherever a link is not possible (other project quotas, a file system without links) a whiteout of
+//! its own is made.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use super::WorkDir;
+use super::work::Staged;
+use crate::error::{Errno, Error, Result};
+use crate::format::XattrSpace;
+use crate::sys;
+use crate::sys::node::RenameHow;
+use crate::sys::stat::FileKind;
+
+/// The shared whiteout's name in the directory that the user named as work directory, beside `work`, where
+/// everything temporary is.
+const SHARED: &[u8] = b"whiteout";
+
+/// How a name is hidden on this file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhiteoutForm {
+    /// A character device 0:0; no privilege needed since Linux 5.8.
+    Device,
+    /// An empty file with a mark, in a directory marked opaque=x: where devices cannot be made.
+    MarkedFile,
+}
+
+/// Makes whiteouts of one layer.
+#[derive(Debug)]
+pub(super) struct Whiteouts {
+    work: Arc<WorkDir>,
+    /// Where the shared one is.
+    place: OwnedFd,
+    space: XattrSpace,
+    form: WhiteoutForm,
+    /// Links are not refused by the file system.
+    can_link: AtomicBool,
+    renewing: Mutex<()>,
+}
+
+impl Whiteouts {
+    /// Determines the form of whiteouts and makes the shared one in `place`, if there is space for it.
+    pub(super) fn prepare(
+        work: &Arc<WorkDir>,
+        place: BorrowedFd<'_>,
+        space: XattrSpace,
+    ) -> Result<Self> {
+        let mut made = Self {
+            work: work.clone(),
+            place: place.try_clone_to_owned().map_err(|_| Errno::MFILE)?,
+            space,
+            form: WhiteoutForm::Device,
+            can_link: AtomicBool::new(true),
+            renewing: Mutex::new(()),
+        };
+        let kept = kept(place, space)?;
+        if kept == Some(WhiteoutForm::Device) {
+            return Ok(made);
+        }
+        match made.renew() {
+            Ok(()) => {}
+            Err(Error::Errno(Errno::PERM | Errno::OPNOTSUPP | Errno::INVAL | Errno::ACCESS)) => {
+                made.form = WhiteoutForm::MarkedFile;
+                if kept.is_none() {
+                    made.renew().or_else(unless_full)?;
+                }
+            }
+            Err(error) => {
+                unless_full(error)?;
+                // Whether devices can be made is not known; what was kept was made here.
+                made.form = kept.unwrap_or(WhiteoutForm::Device);
+            }
+        }
+        Ok(made)
+    }
+
+    /// In which form.
+    pub(super) fn form(&self) -> WhiteoutForm {
+        self.form
+    }
+
+    /// Makes a whiteout at a name that is free.
+    pub(super) fn make(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+        if self.can_link.load(Ordering::Relaxed) {
+            match self.link(dir, name) {
+                Ok(()) => return Ok(()),
+                Err(Error::Errno(Errno::EXIST)) => return Err(Error::Errno(Errno::EXIST)),
+                Err(error) => {
+                    log::debug!("a whiteout of its own: {error}");
+                    let never = matches!(
+                        error.errno(),
+                        Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::ACCESS
+                    );
+                    self.can_link.fetch_and(!never, Ordering::Relaxed);
+                }
+            }
+        }
+        self.make_own(dir, name)
+    }
+
+    /// Makes a whiteout in the work directory.
+    pub(super) fn stage(&self) -> Result<Staged> {
+        let (staged, ()) = self.work.stage(|work, name| self.make(work, name))?;
+        Ok(staged)
+    }
+
+    fn link(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+        let link = || sys::node::link(self.place.as_fd(), SHARED, dir, name);
+        match link() {
+            // As many names as the file system allows; or it was removed, or could not be made before.
+            Err(Error::Errno(Errno::MLINK | Errno::NOENT)) => {}
+            done => return done,
+        }
+        let _one = self.renewing.lock();
+        match link() {
+            Err(Error::Errno(Errno::MLINK | Errno::NOENT)) => {}
+            done => return done,
+        }
+        self.renew()?;
+        link()
+    }
+
+    /// Makes a new shared whiteout in place of the one that there is.
+    fn renew(&self) -> Result<()> {
+        let (staged, ()) = self.work.stage(|work, name| self.make_own(work, name))?;
+        staged.commit(self.place.as_fd(), SHARED, RenameHow::Replace)
+    }
+
+    fn make_own(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+        match self.form {
+            WhiteoutForm::Device => sys::node::mknod(dir, name, FileKind::CharDevice, 0, 0),
+            WhiteoutForm::MarkedFile => {
+                sys::node::mknod(dir, name, FileKind::Regular, 0o600, 0)?;
+                let fd = sys::dir::open_path(dir, name)?;
+                sys::xattr::set(fd.as_fd(), self.space.whiteout().as_bytes(), b"")
+            }
+        }
+    }
+}
+
+/// The form of the shared whiteout that an earlier mount left; whatever else has its name is removed.
+fn kept(place: BorrowedFd<'_>, space: XattrSpace) -> Result<Option<WhiteoutForm>> {
+    let stat = match sys::stat::stat_at(place, SHARED) {
+        Ok(stat) => stat,
+        Err(error) if error.is_absent() => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if stat.is_whiteout_device() {
+        return Ok(Some(WhiteoutForm::Device));
+    }
+    let mark = space.whiteout().as_bytes();
+    let marked = stat.kind() == FileKind::Regular
+        && stat.size == 0
+        && sys::xattr::get_at(place, SHARED, mark)?.is_some();
+    if !marked {
+        sys::node::remove_tree(place, SHARED)?;
+    }
+    Ok(marked.then_some(WhiteoutForm::MarkedFile))
+}
+
+/// Passes any error on but that of a full disk.
+fn unless_full(error: Error) -> Result<()> {
+    match error.errno() {
+        Errno::NOSPC | Errno::DQUOT => {
+            log::warn!("the disk is full: no whiteout can be prepared");
+            Ok(())
+        }
+        _ => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    fn work(path: &std::path::Path) -> Arc<WorkDir> {
+        WorkDir::new(sys::dir::open_root(path).unwrap())
+    }
+
+    fn ino_and_links(path: &std::path::Path) -> (u64, u64) {
+        let meta = std::fs::symlink_metadata(path).unwrap();
+        (meta.ino(), meta.nlink())
+    }
+
+    #[test]
+    fn whiteouts_are_links_to_one() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("work")).unwrap();
+        let work = work(&dir.path().join("work"));
+        let space = XattrSpace::detect();
+        let place = sys::dir::open_root(dir.path()).unwrap();
+        let prepare = || Whiteouts::prepare(&work, place.as_fd(), space).unwrap();
+        let whiteouts = prepare();
+        for name in ["a", "b"] {
+            whiteouts.make(place.as_fd(), name.as_bytes()).unwrap();
+        }
+        let shared = dir.path().join("whiteout");
+        let (ino, links) = ino_and_links(&shared);
+        assert_eq!(links, 3);
+        assert_eq!(ino_and_links(&dir.path().join("a")).0, ino);
+        let taken = whiteouts.make(place.as_fd(), b"a").unwrap_err();
+        assert_eq!(taken.errno(), Errno::EXIST);
+
+        // The next mount goes on with it; removed, it is made anew.
+        let form = whiteouts.form();
+        let whiteouts = prepare();
+        assert_eq!(whiteouts.form(), form);
+        assert_eq!(ino_and_links(&shared).0, ino);
+        std::fs::remove_file(&shared).unwrap();
+        whiteouts.make(place.as_fd(), b"c").unwrap();
+        assert_ne!(ino_and_links(&dir.path().join("c")).0, ino);
+        assert_eq!(ino_and_links(&shared).1, 2);
+
+        // What is no whiteout is not taken for one.
+        std::fs::remove_file(&shared).unwrap();
+        std::fs::create_dir(&shared).unwrap();
+        prepare();
+        assert!(!std::fs::symlink_metadata(&shared).unwrap().is_dir());
+    }
+}

@@ -1,0 +1,313 @@
+//! Processes that use a file system: open files, working and root directories, programs and mappings.
+//!
+//! They are found by device number, not by path, so that those in other mount namespaces and in a chroot
+//! are seen as well.
+#![allow(unsafe_code)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, StatxFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Errno, Result};
+
+/// How a process holds on to a file system.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hold {
+    /// Its working directory lies there.
+    Cwd,
+    /// Its root directory lies there.
+    Root,
+    /// It runs a program from there.
+    Exe,
+    /// It has mapped a file.
+    Map,
+    /// It has a file open; true: for writing.
+    Open(bool),
+    /// Its mount namespace holds a copy of the mount.
+    Namespace,
+}
+
+impl Hold {
+    /// A word for messages.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Cwd => "working directory",
+            Self::Root => "root directory",
+            Self::Exe => "program",
+            Self::Map => "mapped file",
+            Self::Open(false) => "open file",
+            Self::Open(true) => "file open for writing",
+            Self::Namespace => "mount namespace",
+        }
+    }
+}
+
+/// A process that uses a file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// Its id.
+    pub pid: u32,
+    /// Its command's name.
+    pub command: String,
+    /// What it holds, each once.
+    pub holds: Vec<Hold>,
+}
+
+impl User {
+    /// A process that only has a copy of the mount in its mount namespace; `None` when it is gone.
+    pub fn of_namespace(pid: u32) -> Option<Self> {
+        let proc = PathBuf::from(format!("/proc/{pid}"));
+        fs::read_link(proc.join("ns/mnt")).ok()?;
+        Some(Self {
+            pid,
+            command: command(&proc),
+            holds: vec![Hold::Namespace],
+        })
+    }
+
+    /// Whether it uses nothing of the mount that it has a copy of.
+    pub fn has_only_a_copy(&self) -> bool {
+        self.holds
+            .iter()
+            .all(|hold| matches!(hold, Hold::Namespace))
+    }
+
+    /// "pid 12 (bash: working directory, open file)"
+    pub fn describe(&self) -> String {
+        let holds: Vec<_> = self.holds.iter().map(Hold::name).collect();
+        format!("pid {} ({}: {})", self.pid, self.command, holds.join(", "))
+    }
+}
+
+/// A file system's device number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Major number.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
+}
+
+impl Device {
+    /// Returns the device of the file system that `path` lies on, without asking that file system.
+    pub fn of_path(path: &Path) -> Result<Self> {
+        let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+        let stat = rustix::fs::statx(CWD, path, flags, StatxFlags::TYPE)?;
+        Ok(Self {
+            major: stat.stx_dev_major,
+            minor: stat.stx_dev_minor,
+        })
+    }
+
+    /// Returns the device of the file system behind a descriptor, without asking that file system.
+    pub fn of_fd(fd: impl std::os::fd::AsFd) -> Result<Self> {
+        let flags = AtFlags::STATX_DONT_SYNC | AtFlags::EMPTY_PATH;
+        let stat = rustix::fs::statx(fd, "", flags, StatxFlags::TYPE)?;
+        Ok(Self {
+            major: stat.stx_dev_major,
+            minor: stat.stx_dev_minor,
+        })
+    }
+}
+
+impl From<(u32, u32)> for Device {
+    fn from((major, minor): (u32, u32)) -> Self {
+        Self { major, minor }
+    }
+}
+
+/// Lists all processes but `except` that use the file system `dev`. Processes that end meanwhile, or that
+/// this one may not inspect, are left out.
+pub fn of(dev: Device, except: &[u32]) -> Result<Vec<User>> {
+    let mut users = Vec::new();
+    for pid in pids()? {
+        if except.contains(&pid) {
+            continue;
+        }
+        let holds = holds(pid, dev);
+        if !holds.is_empty() {
+            users.push(User {
+                pid,
+                command: command(&PathBuf::from(format!("/proc/{pid}"))),
+                holds,
+            });
+        }
+    }
+    Ok(users)
+}
+
+/// Lists the ids of all processes.
+pub fn pids() -> Result<Vec<u32>> {
+    numbers(Path::new("/proc"))
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO).into())
+}
+
+/// Lists the ids of a process's threads; none of one that is gone.
+pub fn threads(pid: u32) -> Vec<u32> {
+    numbers(&PathBuf::from(format!("/proc/{pid}/task"))).unwrap_or_default()
+}
+
+fn numbers(dir: &Path) -> std::io::Result<Vec<u32>> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        numbers.extend(name.to_str().and_then(|name| name.parse::<u32>().ok()));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// Returns the command's name of the process whose /proc directory is `proc`.
+pub fn command(proc: &Path) -> String {
+    match fs::read(proc.join("comm")) {
+        Ok(name) => name.trim_ascii().escape_ascii().to_string(),
+        Err(_) => "?".to_owned(),
+    }
+}
+
+/// Whether what a /proc link stands for lies on `dev`. Asks the kernel only, never the file system itself,
+/// which may be the one that hangs.
+fn lies_on(link: &Path, dev: Device) -> bool {
+    Device::of_path(link).is_ok_and(|found| found == dev)
+}
+
+/// Returns what a process holds. A thread may have directories and descriptors of its own, and the main
+/// thread may have ended before the others.
+fn holds(pid: u32, dev: Device) -> Vec<Hold> {
+    let mut holds = Vec::new();
+    let (mut with_files, mut with_memory) = (None, false);
+    for thread in threads(pid) {
+        let task = PathBuf::from(format!("/proc/{pid}/task/{thread}"));
+        for (link, hold) in [("cwd", Hold::Cwd), ("root", Hold::Root)] {
+            if lies_on(&task.join(link), dev) {
+                holds.push(hold);
+            }
+        }
+        if with_files.is_none_or(|other| !share_files(other, thread))
+            && let Ok(open) = fs::read_dir(task.join("fd"))
+        {
+            with_files = Some(thread);
+            open_files(&task, open, dev, &mut holds);
+        }
+        if !with_memory && let Ok(maps) = fs::read(task.join("maps")) {
+            with_memory = !maps.is_empty();
+            if lies_on(&task.join("exe"), dev) {
+                holds.push(Hold::Exe);
+            }
+            if maps_device(&maps, dev) {
+                holds.push(Hold::Map);
+            }
+        }
+    }
+    holds.sort_unstable();
+    holds.dedup();
+    holds
+}
+
+/// Returns a link in /proc that leads from a process to what it holds on `dev`.
+pub fn link_to(pid: u32, dev: Device) -> Option<PathBuf> {
+    let proc = PathBuf::from(format!("/proc/{pid}"));
+    let tasks = threads(pid).into_iter().flat_map(|thread| {
+        let task = proc.join("task").join(thread.to_string());
+        ["cwd", "root", "exe"].map(|link| task.join(link))
+    });
+    let entries = |name: &str| {
+        fs::read_dir(proc.join(name))
+            .into_iter()
+            .flatten()
+            .flatten()
+    };
+    let open = entries("fd").chain(entries("map_files"));
+    tasks
+        .chain(open.map(|entry| entry.path()))
+        .find(|link| lies_on(link, dev))
+}
+
+fn open_files(task: &Path, open: fs::ReadDir, dev: Device, holds: &mut Vec<Hold>) {
+    for fd in open.flatten() {
+        if lies_on(&fd.path(), dev) {
+            let info = task.join("fdinfo").join(fd.file_name());
+            let writes = fs::read(info).is_ok_and(|text| opened_for_writing(&text));
+            holds.push(Hold::Open(writes));
+        }
+    }
+}
+
+/// Whether two threads have one table of descriptors. `false` where the kernel does not say.
+fn share_files(one: u32, other: u32) -> bool {
+    const FILES: libc::c_int = 2; // KCMP_FILES
+    // SAFETY: kcmp(2) takes numbers only, and writes nothing.
+    unsafe { libc::syscall(libc::SYS_kcmp, one, other, FILES, 0_usize, 0_usize) == 0 }
+}
+
+/// Whether a line of /proc/PID/fdinfo/FD tells an access mode that writes.
+fn opened_for_writing(info: &[u8]) -> bool {
+    info.split(|&b| b == b'\n')
+        .find_map(|line| line.strip_prefix(b"flags:"))
+        .and_then(|flags| std::str::from_utf8(flags.trim_ascii()).ok())
+        .and_then(|flags| u32::from_str_radix(flags, 8).ok())
+        .is_some_and(|flags| matches!(flags & 0o3, 1 | 2))
+}
+
+/// Whether /proc/PID/maps names a file on `dev`.
+fn maps_device(maps: &[u8], dev: Device) -> bool {
+    let wanted = format!("{:02x}:{:02x}", dev.major, dev.minor);
+    maps.split(|&b| b == b'\n')
+        .filter_map(|line| line.split(|&b| b == b' ').nth(3))
+        .any(|field| field == wanted.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_proc() {
+        assert!(opened_for_writing(
+            b"pos:\t0\nflags:\t0100002\nmnt_id:\t29\n"
+        ));
+        assert!(opened_for_writing(b"flags:\t0101\n"));
+        assert!(!opened_for_writing(b"pos:\t0\nflags:\t0100000\n"));
+        assert!(!opened_for_writing(b""));
+        let maps = b"7f00-7f01 r-xp 00000000 fe:03 1234   /usr/lib/x\n\
+                     7f02-7f03 rw-p 00000000 00:00 0 \n";
+        let dev = |major, minor| Device { major, minor };
+        assert!(maps_device(maps, dev(0xfe, 3)));
+        assert!(!maps_device(maps, dev(0xfe, 4)));
+    }
+
+    #[test]
+    fn this_process_is_found_by_its_open_file() {
+        let file = tempfile::tempfile().unwrap();
+        let dev = Device::of_fd(&file).unwrap();
+        let me = std::process::id();
+        let users = of(dev, &[]).unwrap();
+        let found = users.iter().find(|user| user.pid == me).unwrap();
+        assert!(found.holds.contains(&Hold::Open(true)), "{found:?}");
+        assert!(!of(dev, &[me]).unwrap().iter().any(|user| user.pid == me));
+    }
+
+    #[test]
+    fn a_thread_with_a_directory_of_its_own_is_found() {
+        // No other test works in /proc.
+        let proc = Device::of_path(Path::new("/proc")).unwrap();
+        let me = std::process::id();
+        let found = || of(proc, &[]).unwrap().into_iter().find(|u| u.pid == me);
+        let works_in_proc = || found().is_some_and(|user| user.holds.contains(&Hold::Cwd));
+        assert!(!works_in_proc());
+        let ready = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).unwrap();
+                std::env::set_current_dir("/proc").unwrap();
+                ready.wait();
+                ready.wait();
+            });
+            ready.wait();
+            assert!(works_in_proc());
+            ready.wait();
+        });
+    }
+}

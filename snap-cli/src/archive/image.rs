@@ -1,0 +1,151 @@
+//! Recognizing container images, which are not root file systems though they are directories or tar archives.
+
+use std::io::Read as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use cowl_fs::error::Errno;
+use cowl_fs::sys::stat::FileKind;
+use cowl_fs::sys::{content, dir, stat};
+use rustix::fs::OFlags;
+
+use crate::delta::error::{Context as _, ErrorKind, Result, TreeError};
+
+/// What happens to a source that is a container image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Images {
+    /// It is refused.
+    Refuse,
+    /// Its files are taken as they are.
+    TakeAsFiles,
+}
+
+/// At least one of these is in every root file system that a distribution or a build makes.
+const ROOT_NAMES: [&[u8]; 12] = [
+    b"bin", b"dev", b"etc", b"home", b"lib", b"lib64", b"proc", b"root", b"sbin", b"sys", b"usr",
+    b"var",
+];
+
+/// How much of a file is read to recognize it.
+const HEAD: u64 = 64 << 10;
+
+/// Refuses the directory `tree`, unpacked or original, if it is a container image.
+pub fn refuse(tree: &Path) -> Result<()> {
+    let name = tree.as_os_str().as_bytes();
+    let root = dir::open_root(tree).context("can't open the source", name)?;
+    match recognize(root.as_fd()).context("can't read the source", name)? {
+        None => Ok(()),
+        Some(what) => {
+            let what = format!("this is {what}, not a root file system");
+            Err(TreeError::new(ErrorKind::Image, what))
+        }
+    }
+}
+
+/// The kind of image, in words, if the directory has everything that makes one and nothing of a root
+/// file system.
+fn recognize(root: BorrowedFd<'_>) -> cowl_fs::error::Result<Option<&'static str>> {
+    for name in ROOT_NAMES {
+        match stat::stat_at(root, name) {
+            Ok(_) => return Ok(None),
+            Err(error) if error.errno() == Errno::NOENT => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let has = |head: &Option<Vec<u8>>, text: &[u8]| {
+        let windows = |head: &Vec<u8>| head.windows(text.len()).any(|part| part == text);
+        head.as_ref().is_some_and(windows)
+    };
+    let layout = head(root, b"oci-layout")?;
+    if has(&layout, b"\"imageLayoutVersion\"") && head(root, b"index.json")?.is_some() {
+        return Ok(Some("an OCI image"));
+    }
+    let manifest = head(root, b"manifest.json")?;
+    let is_list = (manifest.as_ref()).is_some_and(|head| head.trim_ascii_start().starts_with(b"["));
+    if is_list && has(&manifest, b"\"Config\"") && has(&manifest, b"\"Layers\"") {
+        return Ok(Some("an image that docker saved"));
+    }
+    let version = head(root, b"version")?;
+    if manifest.is_some() && has(&version, b"Directory Transport Version:") {
+        return Ok(Some("a container image in a directory"));
+    }
+    Ok(None)
+}
+
+/// The beginning of a regular file; `None` if there is none of this name.
+fn head(root: BorrowedFd<'_>, name: &[u8]) -> cowl_fs::error::Result<Option<Vec<u8>>> {
+    let found = match dir::open_path(root, name) {
+        Ok(found) => found,
+        Err(error) if error.errno() == Errno::NOENT => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if stat::stat_fd(&found)?.kind() != FileKind::Regular {
+        return Ok(None);
+    }
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = std::fs::File::from(content::reopen(found.as_fd(), flags)?);
+    let mut head = Vec::new();
+    let read = file.take(HEAD).read_to_end(&mut head);
+    read.map_err(|error| {
+        let raw = error.raw_os_error().unwrap_or_default();
+        cowl_fs::Error::Errno(Errno::from_raw_os_error(raw))
+    })?;
+    Ok(Some(head))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const LAYOUT: (&str, &str) = ("oci-layout", r#"{"imageLayoutVersion":"1.0.0"}"#);
+    const INDEX: (&str, &str) = ("index.json", "{}");
+    const SAVED: (&str, &str) = (
+        "manifest.json",
+        r#" [{"Config":"c.json","RepoTags":null,"Layers":["l.tar"]}]"#,
+    );
+
+    fn is_refused(files: &[(&str, &str)]) -> bool {
+        let tree = tempfile::tempdir().unwrap();
+        for (name, content) in files {
+            let path = tree.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        match refuse(tree.path()) {
+            Ok(()) => false,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Image);
+                true
+            }
+        }
+    }
+
+    #[test]
+    fn images_are_recognized_by_everything_that_makes_one() {
+        let version = ("version", "Directory Transport Version: 1.1\n");
+        assert!(is_refused(&[LAYOUT, INDEX, ("blobs/sha256/x", "")]));
+        assert!(is_refused(&[SAVED, ("c.json", "{}"), ("l.tar", "")]));
+        assert!(is_refused(&[version, ("manifest.json", "{}")]));
+    }
+
+    #[test]
+    fn root_file_systems_with_files_of_such_names_are_taken() {
+        let etc = ("etc/hostname", "h");
+        for files in [
+            &[LAYOUT, INDEX, SAVED, etc][..],
+            &[LAYOUT, INDEX, ("usr", "")],
+            &[INDEX, ("blobs/x", ""), ("app/run", "")],
+            &[("oci-layout", "notes"), INDEX],
+            &[LAYOUT],
+            &[("manifest.json", r#"{"Config":1,"Layers":2}"#)],
+            &[("manifest.json", r#"[{"name":"x"}]"#)],
+            &[("manifest.json/x", ""), ("version/x", "")],
+            &[],
+        ] {
+            assert!(!is_refused(files), "{files:?}");
+        }
+    }
+}

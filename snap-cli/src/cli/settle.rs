@@ -1,0 +1,44 @@
+//! `cowl settle`: the process that makes the snapshots of an unmounted container durable
+
+use std::time::Duration;
+
+use super::{Context, Verb, output};
+use crate::container::durability::{filesystem, make_durable_patiently};
+use crate::container::serve::detach_from_shell;
+use crate::error::{Error, Result};
+use crate::store::manifest::ContainerId;
+use crate::store::{Session, Store};
+
+/// A process waits so long for another one that syncs the same container.
+const PATIENCE: Duration = Duration::from_secs(3600);
+
+/// Sync a container's snapshots and mark them durable (for cowl's own use: `snapshot` starts it)
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The container's id
+    id: String,
+}
+
+impl Verb for Args {
+    fn run(&self, context: &Context) -> Result<u8> {
+        output::log_everything();
+        detach_from_shell()?;
+        let id = ContainerId::parse(&self.id)
+            .ok_or_else(|| Error::usage(format!("{:?} is no container's id", self.id)))?;
+        let store = Store::open(&context.root, context.session.clone())?;
+        let filesystem = filesystem(&store)?;
+        // One at a time: the next one finds that what it was started for is done.
+        let patient = Session {
+            patience: PATIENCE,
+            ..context.session.clone()
+        };
+        let alone = Store::open(&context.root, patient)?.settling_alone(id)?;
+        make_durable_patiently(&store, id, &filesystem);
+        alone.remove()?;
+        Ok(0)
+    }
+
+    fn configured(&self) -> bool {
+        false
+    }
+}

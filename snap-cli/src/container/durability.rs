@@ -1,0 +1,372 @@
+//! Making acknowledged states durable.
+//!
+//! A snapshot is acknowledged once the manifest that names it is durable; the data of its layers may then
+//! still be in memory. Its entry says so ([`Settling`]) until one syncfs(2) that began after the freeze has
+//! ended without an error. Order: the freeze is in force, the file system is synced, the entry is removed.
+//! So an entry without it never loses a byte, and one with it, found in another epoch, may have.
+//!
+//! Who syncs: the daemon of a mounted container, a detached `cowl settle` for one that is not mounted, the
+//! command itself where it acknowledges durable states. No lock is held while the disk works. Each round
+//! covers all that is pending, so that no state becomes durable before those below it.
+
+use std::collections::BTreeSet;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use cowl_fs::control::ControlError;
+
+use super::mount::open_log;
+use super::state::{self, Mounted};
+use super::{Container, Swap, daemon};
+use crate::error::{Error, Kind, Result};
+use crate::host;
+use crate::store::disk::Filesystem;
+use crate::store::manifest::{
+    ContainerId, ContainerManifest, LayerId, Settling, SnapshotId, SnapshotRef,
+};
+use crate::store::name::ContainerName;
+use crate::store::outside::Moving;
+use crate::store::{Store, disk};
+
+/// How long a command stays for the sync that it started: what is quick has ended with it, so that the disk
+/// can be unmounted.
+const STAY: Duration = Duration::from_millis(50);
+/// How often the background asks for a container's lock while a command holds it.
+const AGAIN: Duration = Duration::from_secs(1);
+const TRIES: u32 = 600;
+
+/// The parts of a container that one sync makes durable.
+#[derive(Debug, Default)]
+struct Pending {
+    epoch: String,
+    snapshots: BTreeSet<SnapshotId>,
+    basis: bool,
+    layers: Vec<LayerId>,
+    /// Snapshots on layers of which an earlier sync has lost a part, with its error.
+    spoilt: Vec<(SnapshotId, String)>,
+}
+
+impl Pending {
+    /// Reads what is pending, without a lock: all that a manifest in force names below its head is frozen.
+    fn of(store: &Store, id: ContainerId) -> Result<Option<Self>> {
+        let Some(record) = store.container(id)? else {
+            return Ok(None);
+        };
+        let manifest = record.body;
+        if matches!(manifest.moving, Some(Moving::Adopting | Moving::Releasing)) {
+            return Ok(None);
+        }
+        let mut found = Self {
+            epoch: epoch(store)?,
+            ..Self::default()
+        };
+        found.basis = is_pending(manifest.settling.as_ref(), &found.epoch);
+        let mut layers: BTreeSet<_> = manifest.below_head().iter().copied().collect();
+        let mut stacks = Vec::new();
+        for snapshot in manifest.snapshots.iter().filter(|s| s.settling.is_some()) {
+            let stack = store.snapshot(id, snapshot.id)?.stack;
+            layers.extend(&stack);
+            if is_pending(snapshot.settling.as_ref(), &found.epoch) {
+                found.snapshots.insert(snapshot.id);
+            }
+            stacks.push((snapshot, stack));
+        }
+        let layers: Vec<_> = layers.into_iter().collect();
+        let mut unsynced = store.unsynced(&layers)?;
+        for (failed, why, stack) in failures(&stacks, &found.epoch) {
+            let lost: Vec<_> = stack.iter().filter(|id| unsynced.contains(id)).collect();
+            for (snapshot, stack) in &stacks {
+                if snapshot.id != failed
+                    && found.snapshots.contains(&snapshot.id)
+                    && stack.iter().any(|id| lost.contains(&id))
+                {
+                    found.snapshots.remove(&snapshot.id);
+                    found.spoilt.push((snapshot.id, why.to_owned()));
+                }
+            }
+            let lost: Vec<_> = lost.into_iter().copied().collect();
+            unsynced.retain(|id| !lost.contains(id));
+        }
+        found.layers = unsynced;
+        Ok((!found.is_empty()).then_some(found))
+    }
+
+    fn is_empty(&self) -> bool {
+        !self.basis && self.snapshots.is_empty() && self.layers.is_empty() && self.spoilt.is_empty()
+    }
+}
+
+fn is_pending(settling: Option<&Settling>, epoch: &str) -> bool {
+    settling.is_some_and(|settling| settling.is_pending(epoch))
+}
+
+/// The snapshots whose sync failed in this epoch, with the error and the stack.
+fn failures<'a>(
+    stacks: &'a [(&SnapshotRef, Vec<LayerId>)],
+    epoch: &'a str,
+) -> impl Iterator<Item = (SnapshotId, &'a str, &'a [LayerId])> {
+    stacks.iter().filter_map(move |(snapshot, stack)| {
+        let settling = snapshot.settling.as_ref().filter(|s| s.is_of(epoch))?;
+        Some((snapshot.id, settling.failed.as_deref()?, stack.as_slice()))
+    })
+}
+
+/// Returns the epoch of a store: what is in memory only lasts as long as the boot, and as long as the disk is
+/// attached. So it is the id of the boot and, after a slash, the sequence number that the kernel gave the
+/// disk, where it has one.
+pub fn epoch(store: &Store) -> Result<String> {
+    let boot = host::boot_id()?;
+    Ok(match host::disk_sequence(&store.root().join("layers")) {
+        Some(disk) => format!("{boot}/{disk}"),
+        None => boot,
+    })
+}
+
+/// Opens the file system that holds the layers of a store. Errors of writing that happens from here on are
+/// reported by its sync.
+pub fn filesystem(store: &Store) -> Result<Filesystem> {
+    Filesystem::open(&store.root().join("layers"))
+}
+
+/// Syncs what is pending of a container and records that it is durable. A failed sync is recorded as well:
+/// what the kernel could not write once it does not write again.
+pub fn make_durable(store: &Store, id: ContainerId, filesystem: &Filesystem) -> Result<()> {
+    let Some((pending, synced)) = sync(store, id, filesystem)? else {
+        return Ok(());
+    };
+    record(store, id, &pending, synced.as_ref().err())?;
+    synced
+}
+
+fn sync(
+    store: &Store,
+    id: ContainerId,
+    filesystem: &Filesystem,
+) -> Result<Option<(Pending, Result<()>)>> {
+    let Some(pending) = Pending::of(store, id)? else {
+        return Ok(None);
+    };
+    let synced = filesystem.sync();
+    Ok(Some((pending, synced)))
+}
+
+/// Records how a sync of `pending` ended.
+fn record(store: &Store, id: ContainerId, pending: &Pending, failed: Option<&Error>) -> Result<()> {
+    let lock = store.lock_container(id)?;
+    let Some(record) = store.container(id)? else {
+        return lock.remove();
+    };
+    let mut container = Container {
+        store,
+        id,
+        record,
+        config: None,
+        lock,
+    };
+    // An interrupted change comes first: the commit below would drop it.
+    container.settle()?;
+    if failed.is_none() {
+        // Nothing is collected meanwhile.
+        let _reading = store.share()?;
+        for layer in &pending.layers {
+            store.note_synced(*layer)?;
+        }
+    }
+    let next = recorded(container.manifest(), pending, failed);
+    if next == *container.manifest() {
+        return Ok(());
+    }
+    container.commit(next, None, |_| Ok(Swap::Done))
+}
+
+fn recorded(
+    manifest: &ContainerManifest,
+    pending: &Pending,
+    failed: Option<&Error>,
+) -> ContainerManifest {
+    let mut next = manifest.clone();
+    let settle = |settling: &mut Option<Settling>| {
+        if !is_pending(settling.as_ref(), &pending.epoch) {
+            return;
+        }
+        match (failed, settling.as_mut()) {
+            (Some(error), Some(settling)) => settling.failed = Some(error.to_string()),
+            _ => *settling = None,
+        }
+    };
+    for snapshot in &mut next.snapshots {
+        if pending.snapshots.contains(&snapshot.id) {
+            settle(&mut snapshot.settling);
+        }
+        let spoilt = pending.spoilt.iter().find(|(id, _)| *id == snapshot.id);
+        if let (Some((_, why)), Some(settling)) = (spoilt, snapshot.settling.as_mut()) {
+            settling.failed = Some(why.clone());
+        }
+    }
+    if pending.basis {
+        settle(&mut next.settling);
+    }
+    next
+}
+
+/// Makes durable what is pending of the containers of a store, or of one of them. What fails is logged:
+/// it stays as it is, and is listed so.
+pub fn make_all_durable(store: &Store, only: Option<&ContainerName>) -> Result<()> {
+    let filesystem = filesystem(store)?;
+    for (id, found) in store.containers()? {
+        // One that cannot be read is reported by the caller.
+        let Ok(found) = found else { continue };
+        let name = &found.body.name;
+        if only.is_some_and(|only| only != name) {
+            continue;
+        }
+        if let Err(error) = make_durable(store, id, &filesystem) {
+            log::warn!("snapshots of {name} stay settling: {error}");
+        }
+    }
+    Ok(())
+}
+
+/// Starts making a container's states durable in the background: by its daemon, or by a process of its own
+/// where it is not mounted.
+pub fn begin(store: &Store, id: ContainerId) -> Result<()> {
+    if let Mounted::Alive(_) = state::look(store, id)? {
+        match daemon::connect(store, id)?.settle() {
+            Ok(()) => return Ok(()),
+            // Of an older version.
+            Err(ControlError::NotUnderstood(why)) => log::debug!("{why}"),
+            Err(error) => log::info!("{}", daemon::told(&error)),
+        }
+    }
+    match Pending::of(store, id)? {
+        Some(_) => start_process(store, id),
+        None => Ok(()),
+    }
+}
+
+fn start_process(store: &Store, id: ContainerId) -> Result<()> {
+    daemon::ensure_run_dir(store, id)?;
+    let program = std::env::current_exe()
+        .map_err(|e| Error::failed("cannot find the cowl program itself").because(e))?;
+    let mut child = Command::new(&program)
+        .arg("--store")
+        .arg(store.root())
+        .args(["settle", &id.to_string()])
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(open_log(&store.run_dir(id).join("log"))?)
+        .spawn()
+        .map_err(|error| Error::at("start", &program, error))?;
+    let Some(mut out) = child.stdout.take() else {
+        return Ok(());
+    };
+    let (ended, wait) = channel();
+    std::thread::spawn(move || {
+        // It writes nothing: its end is the end of the pipe.
+        let read = std::io::copy(&mut out, &mut std::io::sink());
+        if let (Err(error), _) | (_, Err(error)) = (read, child.wait().map(|_| 0)) {
+            log::debug!("cannot wait for the sync of a snapshot: {error}");
+        }
+        if ended.send(()).is_err() {
+            log::debug!("a snapshot was synced after the command had gone on");
+        }
+    });
+    if wait.recv_timeout(STAY).is_err() {
+        log::debug!("a snapshot is synced in the background");
+    }
+    Ok(())
+}
+
+/// Makes a container's states durable, and waits while other commands hold its lock. For processes in the
+/// background: errors go to their log.
+pub fn make_durable_patiently(store: &Store, id: ContainerId, filesystem: &Filesystem) {
+    let done = sync(store, id, filesystem).and_then(|found| {
+        let Some((pending, synced)) = found else {
+            return Ok(());
+        };
+        let mut tried = 0;
+        loop {
+            match record(store, id, &pending, synced.as_ref().err()) {
+                Err(error) if error.kind == Kind::Busy && tried < TRIES => tried += 1,
+                Err(error) => return Err(error),
+                Ok(()) => return synced,
+            }
+            std::thread::sleep(AGAIN);
+        }
+    });
+    if let Err(error) = done {
+        log::error!("snapshots stay settling: {error}");
+    }
+}
+
+/// The thread of a daemon that makes its container's states durable: those that it finds, and those that it
+/// is told of. It ends with the daemon.
+pub(super) fn serve(store: &Store, id: ContainerId, filesystem: &Filesystem, told: &Receiver<()>) {
+    loop {
+        make_durable_patiently(store, id, filesystem);
+        if told.recv().is_err() {
+            return;
+        }
+        // One round covers all who asked before it began.
+        while told.try_recv().is_ok() {}
+    }
+}
+
+impl Container<'_> {
+    /// Says of a state whose layers are `stack` whether it is durable, for the manifest that is about to
+    /// name it. The head counts as written to until now.
+    pub(crate) fn settling_of(&self, stack: &[LayerId]) -> Result<Option<Settling>> {
+        let manifest = self.manifest();
+        if stack.first() != Some(&manifest.head) && self.store.unsynced(stack)?.is_empty() {
+            return Ok(None);
+        }
+        epoch(self.store).map(Settling::since).map(Some)
+    }
+
+    /// The mark of what the container stands on, if a part of that is lost.
+    pub(crate) fn loss(&self) -> Result<Option<&Settling>> {
+        let epoch = epoch(self.store)?;
+        let mark = self.manifest().settling.as_ref();
+        Ok(mark.filter(|mark| !mark.is_pending(&epoch)))
+    }
+
+    /// Accepts a state as it is, with all that was lost of it: of one snapshot, or of what the container
+    /// stands on.
+    pub fn accept(&mut self, snapshot: Option<SnapshotId>) -> Result<()> {
+        let store = self.store;
+        let mut next = self.manifest().clone();
+        let stack = match snapshot {
+            Some(id) => {
+                for known in &mut next.snapshots {
+                    if known.id == id {
+                        known.settling = None;
+                    }
+                }
+                store.snapshot(self.id, id)?.stack
+            }
+            None => {
+                next.settling = None;
+                let mut layers = self.manifest().below_head().to_vec();
+                let origin = self.manifest().origin.first();
+                layers.extend(origin.filter(|id| !layers.contains(id)));
+                layers
+            }
+        };
+        filesystem(store)?.sync()?;
+        {
+            let _reading = store.share()?;
+            let unsynced = store.unsynced(&stack)?;
+            let origin = next.origin.first();
+            for layer in &stack {
+                let topmost = stack.first() == Some(layer) || origin == Some(layer);
+                if topmost || unsynced.contains(layer) {
+                    store.measure_again(*layer)?;
+                }
+            }
+        }
+        disk::remove_if_there(&store.cache_file(self.id))?;
+        self.commit(next, None, |_| Ok(Swap::Done))
+    }
+}

@@ -1,0 +1,381 @@
+//! The directories of run-time files: socket, log, locks and state of each running mount.
+//!
+//! Root's lie in `/run/cowl/KEY/ID`, so that a mount needs no space on the store's disk. `KEY` names the store
+//! by its uuid and by device and inode of its directory: a copy of a store has the same uuid and the same
+//! container ids, and must not find the original's mounts. Where `/run` cannot be used, and for other users,
+//! they lie in `STORE/run/ID`; other users fall back to `$XDG_RUNTIME_DIR` where the disk is full. (They do not
+//! begin there: logind removes that directory with the last session, and a mount outlives it.)
+//!
+//! A running mount is found wherever its state lies, also in `STORE/run`, where older versions put it
+//! (docs/decisions/0009).
+
+use std::fs::{DirBuilder, File};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::layers::remove_tree;
+use super::manifest::ContainerId;
+use super::{Store, disk};
+use crate::error::{Error, Result};
+use cowl_fs::shown::Show as _;
+
+/// The file whose presence means that a mount's run-time files are in use.
+pub const STATE: &str = "state.json";
+
+/// As much as the files of a mount take at least: tried before a directory is chosen.
+const PROBE: usize = 16 * 1024;
+
+/// A base directory that does not survive a reboot, with the store's directory in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Volatile {
+    /// `/run`, `/run/user/1000`.
+    base: PathBuf,
+    /// The store's, two levels below.
+    dir: PathBuf,
+    /// It is `/run`, which only root writes to, and which is used before `STORE/run`.
+    is_system: bool,
+}
+
+/// The places for one store's run-time files.
+#[derive(Clone, Debug)]
+pub struct RunPlaces {
+    volatile: Vec<Volatile>,
+    /// `STORE/run`.
+    own: PathBuf,
+    /// Who owns the store: nothing of anybody else's is used.
+    owner: u32,
+}
+
+impl RunPlaces {
+    /// Determines the places for the store at `root`.
+    pub(super) fn of(root: &Path, store: Uuid) -> Result<Self> {
+        let meta = std::fs::metadata(root).map_err(|e| Error::at("inspect", root, e))?;
+        let mut bases = Vec::new();
+        if rustix::process::geteuid().is_root() && meta.uid() == 0 {
+            bases.push((PathBuf::from("/run"), true));
+        }
+        let given = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+        bases.extend(given.filter(|path| path.is_absolute()).map(|p| (p, false)));
+        // Where pam_systemd puts it: for commands whose environment does not say so (cron, sudo).
+        let usual = (PathBuf::from(format!("/run/user/{}", meta.uid())), false);
+        if !bases.contains(&usual) {
+            bases.push(usual);
+        }
+        let key = format!("{store}-{:x}-{:x}", meta.dev(), meta.ino());
+        let volatile = bases.into_iter().map(|(base, is_system)| Volatile {
+            dir: base.join("cowl").join(&key),
+            base,
+            is_system,
+        });
+        Ok(Self {
+            volatile: volatile.collect(),
+            own: root.join("run"),
+            owner: meta.uid(),
+        })
+    }
+
+    /// Whether nobody but the owner can have put anything into a volatile directory.
+    fn is_private(&self, place: &Volatile) -> bool {
+        let base_is_safe = match std::fs::symlink_metadata(&place.base) {
+            // Everybody may read it. A name in it that only root can make is not taken by others. (In a user
+            // namespace it belongs to nobody.)
+            Ok(meta) if place.is_system => {
+                meta.is_dir() && meta.uid() == 0 && meta.mode() & 0o022 == 0
+            }
+            Ok(meta) => is_private_dir(&meta, self.owner),
+            Err(_) => false,
+        };
+        let below = place.dir.parent().into_iter().chain([place.dir.as_path()]);
+        base_is_safe
+            && below
+                .map(std::fs::symlink_metadata)
+                .all(|meta| meta.is_ok_and(|meta| is_private_dir(&meta, self.owner)))
+    }
+
+    /// Every directory that may hold run-time files of containers, one per place; the newest kind first.
+    fn roots(&self) -> impl Iterator<Item = &Path> {
+        let volatile = self.volatile.iter().filter(|place| self.is_private(place));
+        let volatile = volatile.map(|place| place.dir.as_path());
+        volatile.chain([self.own.as_path()])
+    }
+
+    fn all(&self, id: ContainerId) -> Vec<PathBuf> {
+        self.roots().map(|root| root.join(id.to_string())).collect()
+    }
+
+    fn in_use(&self, id: ContainerId) -> Option<PathBuf> {
+        let mut dirs = self.all(id).into_iter();
+        dirs.find(|dir| dir.join(STATE).symlink_metadata().is_ok())
+    }
+
+    fn current(&self, id: ContainerId) -> PathBuf {
+        let existing = || self.all(id).into_iter().find(|dir| dir.is_dir());
+        self.in_use(id)
+            .or_else(existing)
+            .unwrap_or_else(|| self.own.join(id.to_string()))
+    }
+
+    fn make(&self, id: ContainerId) -> Result<PathBuf> {
+        if let Some(dir) = self.in_use(id) {
+            return Ok(dir);
+        }
+        let name = id.to_string();
+        // What was chosen once stays, because other commands may hold locks in it.
+        let is_preferred = |place: &&Volatile| {
+            place.is_system || (self.is_private(place) && place.dir.join(&name).is_dir())
+        };
+        let (preferred, fallback): (Vec<_>, Vec<_>) = self.volatile.iter().partition(is_preferred);
+        let make_own = || {
+            let dir = self.own.join(&name);
+            disk::ensure_dir(&dir)?;
+            usable(dir)
+        };
+        let mut first = None;
+        let mut note = |error: Error| {
+            log::debug!("{error}");
+            first.get_or_insert(error);
+        };
+        for place in preferred {
+            match self.make_in(place, &name) {
+                Ok(dir) => return Ok(dir),
+                Err(error) => note(error),
+            }
+        }
+        match make_own() {
+            Ok(dir) => {
+                self.give_up_others(id, &dir)?;
+                return Ok(dir);
+            }
+            Err(error) => note(error),
+        }
+        for place in fallback {
+            match self.make_in(place, &name) {
+                Ok(dir) => return Ok(dir),
+                Err(error) => note(error),
+            }
+        }
+        Err(first.unwrap_or_else(|| Error::failed("there is no place for run-time files")))
+    }
+
+    fn make_in(&self, place: &Volatile, name: &str) -> Result<PathBuf> {
+        if rustix::process::geteuid().as_raw() != self.owner {
+            return Err(Error::failed(format!(
+                "{} belongs to another user",
+                place.base.shown()
+            )));
+        }
+        for dir in place.dir.parent().into_iter().chain([place.dir.as_path()]) {
+            make_private(dir)?;
+        }
+        if !self.is_private(place) {
+            return Err(Error::failed(format!(
+                "{} is not used for run-time files: it must be a directory that belongs to uid {} alone",
+                place.dir.shown(),
+                self.owner
+            )));
+        }
+        let dir = place.dir.join(name);
+        make_private(&dir)?;
+        usable(dir)
+    }
+
+    /// Removes directories of the container that would be found before `chosen` and could not be used. They
+    /// hold no running mount.
+    fn give_up_others(&self, id: ContainerId, chosen: &Path) -> Result<()> {
+        for dir in self.all(id) {
+            if dir == chosen {
+                break;
+            }
+            if disk::names(&dir)?.iter().any(|name| name.ends_with(".ro")) {
+                return Err(Error::failed(format!(
+                    "{} cannot be written, and mounts of snapshots use it",
+                    dir.shown()
+                ))
+                .hint("unmount them first, or make room there"));
+            }
+            remove_tree(&dir)?;
+        }
+        Ok(())
+    }
+}
+
+fn is_private_dir(meta: &std::fs::Metadata, owner: u32) -> bool {
+    meta.is_dir() && meta.uid() == owner && meta.mode() & 0o077 == 0
+}
+
+fn make_private(dir: &Path) -> Result<()> {
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            Err(Error::at("make the directory", dir, error))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Returns `dir` if there is space in it for a mount's files; else removes it, if it is empty.
+fn usable(dir: PathBuf) -> Result<PathBuf> {
+    probe(&dir).inspect_err(|_| {
+        if let Err(error) = std::fs::remove_dir(&dir) {
+            log::debug!("{}", Error::at("remove", &dir, error));
+        }
+    })?;
+    Ok(dir)
+}
+
+/// Verifies that there is space for a mount's files: a socket, a lock, a log and the state.
+pub(super) fn probe(dir: &Path) -> Result<()> {
+    let path = dir.join(format!("probe.{}", std::process::id()));
+    let written = File::create(&path).and_then(|mut file| file.write_all(&[0; PROBE]));
+    disk::remove_if_there(&path)?;
+    written.map_err(|error| Error::at("write run-time files to", dir, error))
+}
+
+impl Store {
+    /// The directory of a container's run-time files: of its running mount, or else where they were last.
+    pub fn run_dir(&self, id: ContainerId) -> PathBuf {
+        self.run.current(id)
+    }
+
+    /// Every directory in which run-time files of a container may lie.
+    pub fn run_dirs(&self, id: ContainerId) -> Vec<PathBuf> {
+        self.run.all(id)
+    }
+
+    /// Makes the directory for a container's run-time files where there is space for them. Afterwards
+    /// [`Store::run_dir`] names it.
+    pub fn make_run_dir(&self, id: ContainerId) -> Result<PathBuf> {
+        self.run.make(id)
+    }
+
+    /// The directories that hold those of all containers.
+    pub(super) fn run_roots(&self) -> impl Iterator<Item = &Path> {
+        self.run.roots()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn places(root: &Path, base: &Path) -> RunPlaces {
+        RunPlaces {
+            volatile: vec![Volatile {
+                base: base.to_path_buf(),
+                dir: base.join("cowl/key"),
+                is_system: false,
+            }],
+            own: root.join("run"),
+            owner: rustix::process::geteuid().as_raw(),
+        }
+    }
+
+    fn set_mode(path: &Path, mode: u32) {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    struct Ground {
+        _dir: tempfile::TempDir,
+        store: PathBuf,
+        base: PathBuf,
+    }
+
+    fn ground() -> Ground {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, base) = (dir.path().join("store"), dir.path().join("base"));
+        for path in [&store, &store.join("run"), &base] {
+            std::fs::create_dir(path).unwrap();
+            set_mode(path, 0o700);
+        }
+        Ground {
+            _dir: dir,
+            store,
+            base,
+        }
+    }
+
+    #[test]
+    fn a_running_mount_is_found_wherever_its_state_lies() {
+        let Ground { store, base, _dir } = ground();
+        let places = places(&store, &base);
+        let id = ContainerId::fresh();
+        let (own, volatile) = (
+            store.join("run").join(id.to_string()),
+            base.join("cowl/key").join(id.to_string()),
+        );
+        assert_eq!(places.current(id), own);
+        assert_eq!(places.make(id).unwrap(), own);
+        std::fs::write(own.join(STATE), "{}").unwrap();
+
+        // A directory elsewhere changes nothing while a mount's state is here.
+        std::fs::create_dir_all(&volatile).unwrap();
+        for path in [base.join("cowl"), base.join("cowl/key"), volatile.clone()] {
+            set_mode(&path, 0o700);
+        }
+        assert_eq!(places.current(id), own);
+        assert_eq!(places.make(id).unwrap(), own);
+
+        std::fs::remove_file(own.join(STATE)).unwrap();
+        assert_eq!(places.current(id), volatile);
+        assert_eq!(places.make(id).unwrap(), volatile, "what was chosen stays");
+        assert_eq!(places.all(id), [volatile, own]);
+    }
+
+    #[test]
+    fn what_others_could_have_made_is_not_used() {
+        let Ground { store, base, _dir } = ground();
+        let other = store.join("other");
+        let spoil: [fn(&Path, &Path); 4] = [
+            |base, _| set_mode(base, 0o777),
+            |base, _| {
+                std::fs::create_dir(base.join("cowl")).unwrap();
+                set_mode(&base.join("cowl"), 0o755);
+            },
+            |base, other| {
+                std::fs::create_dir(other).unwrap();
+                set_mode(other, 0o700);
+                std::os::unix::fs::symlink(other, base.join("cowl")).unwrap();
+            },
+            |base, _| std::fs::write(base.join("cowl"), "").unwrap(),
+        ];
+        for spoil in spoil {
+            spoil(&base, &other);
+            let places = places(&store, &base);
+            let id = ContainerId::fresh();
+            let volatile = &places.volatile[0];
+            assert!(places.make_in(volatile, &id.to_string()).is_err());
+            assert!(!places.is_private(volatile));
+            assert_eq!(places.all(id).len(), 1);
+            assert_eq!(
+                places.make(id).unwrap(),
+                store.join("run").join(id.to_string())
+            );
+            set_mode(&base, 0o700);
+            match std::fs::symlink_metadata(base.join("cowl")) {
+                Ok(meta) if meta.is_dir() => std::fs::remove_dir_all(base.join("cowl")).unwrap(),
+                Ok(_) => std::fs::remove_file(base.join("cowl")).unwrap(),
+                Err(_) => {}
+            }
+        }
+    }
+
+    #[test]
+    fn copies_and_other_stores_have_keys_of_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let uuid = Uuid::new_v4();
+        let paths = ["one", "two"].map(|name| dir.path().join(name));
+        for path in &paths {
+            std::fs::create_dir(path).unwrap();
+        }
+        std::os::unix::fs::symlink(&paths[0], dir.path().join("link")).unwrap();
+        let key = |path: &Path, uuid| RunPlaces::of(path, uuid).unwrap().volatile;
+        let one = key(&paths[0], uuid);
+        assert_ne!(one, key(&paths[1], uuid), "a copy");
+        assert_ne!(one, key(&paths[0], Uuid::new_v4()), "made anew");
+        assert_eq!(one, key(&dir.path().join("link"), uuid), "another path");
+    }
+}

@@ -1,0 +1,486 @@
+//! A store on the disk: all verbs, a program that writes meanwhile, and what was acknowledged when.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use super::disk::{Disk, Log};
+use super::work::{Base, commit_often, mount};
+use crate::command::{Output, run_command};
+use crate::random::rng::Rng;
+use crate::scratch::Scratch;
+
+/// Names that the writer uses over and over.
+const FILES: u64 = 50;
+/// The container that is mounted and written to all the time.
+pub const LIVE: &str = "live";
+/// The one that is mounted for a command only.
+pub const IDLE: &str = "idle";
+
+/// How the programs run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Care {
+    /// As they are.
+    Whole,
+    /// Every syncfs(2) of theirs returns at once without a sync, as if states were marked durable before
+    /// their data is written.
+    NoSync,
+}
+
+/// The content of a state, as the digest of its export.
+pub type Content = [u8; 32];
+
+/// What is known of a snapshot or a container.
+#[derive(Debug, Clone)]
+pub struct Fact {
+    /// NAME, or NAME@SNAP.
+    pub address: String,
+    /// The moment at which it was acknowledged.
+    pub from: u64,
+    /// The moment at which the command began that removed it or gave it another name.
+    pub until: Option<u64>,
+    /// The moment at which it was acknowledged as durable.
+    pub durable: Option<u64>,
+    /// What it held, where nothing changes that.
+    pub content: Option<Content>,
+}
+
+/// Everything that was acknowledged, and the first and the last moment.
+#[derive(Debug)]
+pub struct Past {
+    /// The facts.
+    pub facts: Vec<Fact>,
+    /// The span of the work.
+    pub span: (u64, u64),
+}
+
+/// The path of the store on a disk mounted at `place`.
+#[must_use]
+pub fn store_on(place: &Path) -> PathBuf {
+    place.join("store")
+}
+
+/// Returns `cowl --store STORE`, to be given arguments.
+#[must_use]
+pub fn cowl(store: &Path, care: Care) -> Command {
+    let mut command = match care {
+        Care::Whole => Command::new(crate::programs::cowl()),
+        Care::NoSync => {
+            // Its own parent is cowl's, so that nothing waits for the daemons that it follows.
+            let mut command = Command::new("strace");
+            command.args(["-DDDqqf", "-o", "/dev/null", "-e", "trace=syncfs"]);
+            command.args(["-e", "inject=syncfs:retval=0", "--seccomp-bpf"]);
+            command.arg(crate::programs::cowl());
+            command
+        }
+    };
+    command.arg("--store").arg(store);
+    command.env("COWL_CONFIG", "/dev/null");
+    command
+}
+
+/// Digests an archive.
+#[must_use]
+pub fn content(archive: &[u8]) -> Content {
+    Sha256::digest(archive).into()
+}
+
+/// Makes a store on a disk, works with it, and unplugs it. The disk as it was before goes to `before`.
+#[must_use]
+pub fn run(
+    scratch: &Scratch,
+    base: &Base,
+    (seed, care): (u64, Care),
+    before: &Path,
+) -> (Past, Arc<Log>) {
+    let disk = Disk::new(scratch);
+    let more = base.mkfs.split_whitespace();
+    let args = std::iter::once("-q").chain(more).chain([disk.device()]);
+    crate::command::run(format!("mkfs.{}", base.kind), args).ok();
+    let place = scratch.make("base");
+    mount(base, disk.device(), &place);
+    let mut work = Work {
+        store: store_on(&place),
+        beside: scratch.make("beside"),
+        log: disk.log(),
+        luck: Rng::new(seed),
+        care,
+        facts: Vec::new(),
+        made: 0,
+    };
+    work.plant();
+    for name in [LIVE, IDLE] {
+        work.create(name);
+    }
+    let mounted = PathBuf::from(work.cowl(["mount", LIVE]).ok().out());
+    crate::command::run("sync", ["-f".as_ref(), place.as_os_str()]).ok();
+    disk.watch(before);
+    let began = work.log.now();
+    let over = AtomicBool::new(false);
+    let quiet = Mutex::new(());
+    std::thread::scope(|scope| {
+        scope.spawn(|| write_on(&mounted, seed, &over, &quiet));
+        if seed % 2 == 0 {
+            scope.spawn(|| commit_often(&place, &over));
+        }
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work.all(&quiet)));
+        over.store(true, Ordering::SeqCst);
+        if let Err(panic) = done {
+            std::panic::resume_unwind(panic);
+        }
+    });
+    let span = (began, work.log.now());
+    work.cowl(["umount", LIVE]).ok();
+    crate::mount::unmount_free(&place);
+    let log = disk.log();
+    disk.unplug();
+    let facts = work.facts;
+    (Past { facts, span }, log)
+}
+
+/// A program in the container that writes, appends and renames, and syncs nothing.
+fn write_on(root: &Path, seed: u64, over: &AtomicBool, quiet: &Mutex<()>) {
+    let mut luck = Rng::new(seed ^ 77);
+    while !over.load(Ordering::SeqCst) {
+        {
+            let _mine = quiet.lock().unwrap_or_else(PoisonError::into_inner);
+            let name = root.join(format!("n{}", luck.below(FILES)));
+            let text = vec![b'a' + u8::try_from(luck.below(26)).unwrap_or(0); 20_000];
+            match luck.below(4) {
+                0 => std::fs::write(&name, &text).unwrap(),
+                1 => {
+                    let mut file = std::fs::File::options()
+                        .create(true)
+                        .append(true)
+                        .open(&name)
+                        .unwrap();
+                    file.write_all(&text[..3000]).unwrap();
+                    if file.metadata().unwrap().len() > 100_000 {
+                        file.set_len(0).unwrap();
+                    }
+                }
+                2 => {
+                    std::fs::write(root.join("new"), &text).unwrap();
+                    std::fs::rename(root.join("new"), &name).unwrap();
+                }
+                _ => match std::fs::remove_file(&name) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        panic!("removing {}: {error}", name.display());
+                    }
+                    _ => {}
+                },
+            }
+        }
+        std::thread::sleep(Duration::from_micros(luck.below(5000)));
+    }
+}
+
+/// The verbs, each of which happens in every run.
+#[derive(Clone, Copy, Debug)]
+enum Deed {
+    Snapshot(&'static str),
+    IdleSnapshot(&'static str),
+    Change,
+    Remove,
+    Restore,
+    Undo,
+    LiveRestore,
+    Clone,
+    CloneSnapshot,
+    Flatten,
+    Rename,
+    Create,
+    Import,
+    Destroy,
+    Undelete,
+}
+
+const DEEDS: &[Deed] = &[
+    Deed::Snapshot(""),
+    Deed::Snapshot(""),
+    Deed::Snapshot("--sync"),
+    Deed::Snapshot("--sync"),
+    Deed::Snapshot("--no-sync"),
+    Deed::Change,
+    Deed::IdleSnapshot(""),
+    Deed::Change,
+    Deed::IdleSnapshot("--sync"),
+    Deed::Change,
+    Deed::IdleSnapshot("--no-sync"),
+    Deed::Change,
+    Deed::Restore,
+    Deed::Change,
+    Deed::Undo,
+    Deed::LiveRestore,
+    Deed::Clone,
+    Deed::CloneSnapshot,
+    Deed::Flatten,
+    Deed::Rename,
+    Deed::Create,
+    Deed::Import,
+    Deed::Remove,
+    Deed::Destroy,
+    Deed::Undelete,
+];
+
+struct Work {
+    store: PathBuf,
+    beside: PathBuf,
+    log: Arc<Log>,
+    luck: Rng,
+    care: Care,
+    facts: Vec<Fact>,
+    made: u32,
+}
+
+impl Work {
+    fn cowl<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Output {
+        let mut command = cowl(&self.store, self.care);
+        command.args(args);
+        run_command(command, b"")
+    }
+
+    /// A root file system to begin with.
+    fn plant(&self) {
+        let root = self.beside.join("root");
+        std::fs::create_dir_all(root.join("etc")).unwrap();
+        for number in 0..12 {
+            std::fs::write(root.join(format!("etc/f{number}")), vec![b'o'; 7000]).unwrap();
+        }
+        for number in 0..FILES / 2 {
+            std::fs::write(root.join(format!("n{number}")), vec![b'l'; 9000]).unwrap();
+        }
+    }
+
+    fn all(&mut self, quiet: &Mutex<()>) {
+        let mut deck = DEEDS.to_vec();
+        while !deck.is_empty() {
+            let at = usize::try_from(self.luck.below(deck.len() as u64)).unwrap_or(0);
+            let deed = deck.swap_remove(at);
+            self.act(deed, quiet);
+            std::thread::sleep(Duration::from_millis(self.luck.below(60)));
+        }
+    }
+
+    fn act(&mut self, deed: Deed, quiet: &Mutex<()>) {
+        match deed {
+            Deed::Snapshot(how) => self.snapshot(LIVE, how),
+            Deed::IdleSnapshot(how) => self.snapshot(IDLE, how),
+            Deed::Change => self.change(),
+            Deed::Remove => self.remove(),
+            Deed::Restore => self.restore(),
+            Deed::Undo => self.undo(),
+            Deed::LiveRestore => {
+                let Some(address) = self.one_of(LIVE) else {
+                    return;
+                };
+                let snapshot = address.split('@').nth(1).unwrap_or_default().to_owned();
+                {
+                    let _still = quiet.lock().unwrap_or_else(PoisonError::into_inner);
+                    self.cowl(["restore", LIVE, &snapshot]).ok();
+                }
+                self.new_snapshots(LIVE, None);
+            }
+            Deed::Clone => self.clone_of(LIVE),
+            Deed::CloneSnapshot => {
+                if let Some(address) = self.one_of(IDLE).or_else(|| self.one_of(LIVE)) {
+                    self.clone_of(&address);
+                }
+            }
+            Deed::Flatten => {
+                self.cowl(["flatten", IDLE]).ok();
+            }
+            Deed::Rename => self.rename(),
+            Deed::Create => {
+                let name = self.name("made");
+                self.create(&name);
+            }
+            Deed::Import => self.import(),
+            Deed::Destroy => self.destroy(),
+            Deed::Undelete => {
+                self.destroy_and_back();
+            }
+        }
+    }
+
+    fn name(&mut self, kind: &str) -> String {
+        self.made += 1;
+        format!("{kind}{}", self.made)
+    }
+
+    fn content_of(&self, address: &str) -> Content {
+        content(&self.cowl(["export", address, "-"]).ok().stdout)
+    }
+
+    fn acknowledge(&mut self, address: &str, durable: bool, content: Option<Content>, from: u64) {
+        self.facts.push(Fact {
+            address: address.to_owned(),
+            from,
+            until: None,
+            durable: durable.then_some(from),
+            content,
+        });
+    }
+
+    /// Everything of that name goes, or may have gone, from now on.
+    fn forget(&mut self, address: &str) {
+        let now = self.log.now();
+        let inner = format!("{address}@");
+        for fact in &mut self.facts {
+            let it = fact.address == address || fact.address.starts_with(&inner);
+            if it && fact.until.is_none() {
+                fact.until = Some(now);
+            }
+        }
+    }
+
+    /// A snapshot of a container that is there.
+    fn one_of(&mut self, container: &str) -> Option<String> {
+        let inner = format!("{container}@");
+        let known = self.facts.iter();
+        let known: Vec<_> = known
+            .filter(|fact| fact.until.is_none() && fact.address.starts_with(&inner))
+            .map(|fact| fact.address.clone())
+            .collect();
+        (!known.is_empty()).then(|| self.luck.pick(&known))
+    }
+
+    /// A container besides the two that are worked with.
+    fn another(&mut self) -> Option<String> {
+        let known = self.facts.iter();
+        let known: Vec<_> = known
+            .filter(|fact| fact.until.is_none() && !fact.address.contains('@'))
+            .filter(|fact| fact.address != LIVE && fact.address != IDLE)
+            .map(|fact| fact.address.clone())
+            .collect();
+        (!known.is_empty()).then(|| self.luck.pick(&known))
+    }
+
+    fn create(&mut self, name: &str) {
+        let from = self.beside.join("root").into_os_string();
+        let args = ["create".as_ref(), name.as_ref(), "--from".as_ref()];
+        self.cowl(args.into_iter().chain([from.as_os_str()])).ok();
+        let from = self.log.now();
+        let changes = name == LIVE || name == IDLE;
+        let content = (!changes).then(|| self.content_of(name));
+        // A restore puts those that change on another state.
+        self.acknowledge(name, !changes, content, from);
+    }
+
+    fn snapshot(&mut self, container: &str, how: &str) {
+        let args = ["snapshot", container].into_iter();
+        let taken = self.cowl(args.chain((!how.is_empty()).then_some(how)));
+        let from = self.log.now();
+        let address = format!("{container}@{}", taken.ok().out());
+        let content = self.content_of(&address);
+        self.acknowledge(&address, how == "--sync", Some(content), from);
+    }
+
+    /// Takes down the snapshots that a command made besides. With `at` they were there at that moment.
+    fn new_snapshots(&mut self, container: &str, at: Option<u64>) {
+        let from = at.unwrap_or_else(|| self.log.now());
+        let listed = self.cowl(["list", container, "--format", "{name}"]).ok();
+        let known: HashSet<_> = self.facts.iter().map(|fact| fact.address.clone()).collect();
+        for name in listed.out().lines() {
+            let address = format!("{container}@{name}");
+            if !known.contains(&address) {
+                let content = self.content_of(&address);
+                self.acknowledge(&address, false, Some(content), from);
+            }
+        }
+    }
+
+    /// Programs run in a container that is mounted for them.
+    fn change(&mut self) {
+        let number = self.luck.below(1000);
+        let root = PathBuf::from(self.cowl(["mount", IDLE]).ok().out());
+        for file in 0..6 {
+            let text = format!("{number} ").repeat(2000);
+            std::fs::write(root.join(format!("c{file}")), text).unwrap();
+        }
+        std::fs::write(root.join("etc/f1"), format!("{number}")).unwrap();
+        self.cowl(["umount", IDLE]).ok();
+    }
+
+    fn remove(&mut self) {
+        for container in [IDLE, LIVE] {
+            if let Some(address) = self.one_of(container) {
+                self.forget(&address);
+                self.cowl(["rm", &address]).ok();
+            }
+        }
+    }
+
+    fn restore(&mut self) {
+        let Some(address) = self.one_of(IDLE) else {
+            return;
+        };
+        let snapshot = address.split('@').nth(1).unwrap_or_default().to_owned();
+        self.cowl(["restore", IDLE, &snapshot]).ok();
+        self.new_snapshots(IDLE, None);
+        self.cowl(["restore", IDLE, "--undo"]).ok();
+        self.new_snapshots(IDLE, None);
+    }
+
+    fn undo(&mut self) {
+        self.cowl(["undo", IDLE]).ok();
+        self.new_snapshots(IDLE, None);
+    }
+
+    fn clone_of(&mut self, source: &str) {
+        let name = self.name("clone");
+        self.cowl(["clone", source, &name]).ok();
+        let from = self.log.now();
+        let content = self.content_of(&name);
+        self.acknowledge(&name, false, Some(content), from);
+    }
+
+    fn rename(&mut self) {
+        let Some(old) = self.another() else { return };
+        let new = self.name("named");
+        let fact = self.facts.iter().find(|fact| fact.address == old).cloned();
+        self.forget(&old);
+        self.cowl(["rename", &old, &new]).ok();
+        let from = self.log.now();
+        let content = fact.and_then(|fact| fact.content);
+        self.acknowledge(&new, false, content, from);
+    }
+
+    fn import(&mut self) {
+        let file = self.beside.join("whole.tar");
+        let name = self.name("back");
+        let (arg, option) = (file.as_os_str(), "--with-snapshots".as_ref());
+        self.cowl(["export".as_ref(), IDLE.as_ref(), arg, option])
+            .ok();
+        self.cowl(["import".as_ref(), arg, name.as_ref()]).ok();
+        let from = self.log.now();
+        let content = self.content_of(&name);
+        self.acknowledge(&name, true, Some(content), from);
+        self.new_snapshots(&name, Some(from));
+    }
+
+    fn destroy(&mut self) {
+        if let Some(name) = self.another() {
+            self.forget(&name);
+            self.cowl(["destroy", &name, "--yes"]).ok();
+        }
+    }
+
+    fn destroy_and_back(&mut self) {
+        let Some(name) = self.another() else { return };
+        let fact = self.facts.iter().find(|fact| fact.address == name).cloned();
+        self.forget(&name);
+        self.cowl(["destroy", &name, "--yes"]).ok();
+        self.cowl(["undelete", &name]).ok();
+        let from = self.log.now();
+        let content = fact.and_then(|fact| fact.content);
+        self.acknowledge(&name, false, content, from);
+    }
+}

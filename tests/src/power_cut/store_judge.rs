@@ -1,0 +1,269 @@
+//! Cuts of a disk with a store on it, and what is found after each.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::disk::{self, Log};
+use super::judge::Findings;
+use super::store::{Care, LIVE, Past, content, cowl, store_on};
+use super::work::Base;
+use crate::command::{Output, run_command};
+use crate::random::rng::Rng;
+use crate::scratch::Scratch;
+
+/// How many states were found to be what.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Counts {
+    /// Marked durable, and whole.
+    pub durable: usize,
+    /// Marked durable, and not whole: what must not be.
+    pub broken: usize,
+    /// Reported incomplete, and not whole.
+    pub lost: usize,
+    /// Reported incomplete, and whole all the same.
+    pub spared: usize,
+}
+
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.durable += other.durable;
+        self.broken += other.broken;
+        self.lost += other.lost;
+        self.spared += other.spared;
+    }
+}
+
+/// Cuts the power `cuts` times.
+#[must_use]
+pub fn cut_often(
+    scratch: &Scratch,
+    base: &Base,
+    (past, log): (&Past, &Log),
+    before: &Path,
+    (cuts, seed): (u64, u64),
+) -> (Findings, Counts) {
+    let (mut findings, mut counts) = (Findings::default(), Counts::default());
+    for cut in 0..cuts {
+        let mut coin = Rng::new(seed ^ cut << 20);
+        let (from, to) = past.span;
+        let moment = from + coin.below(to - from);
+        let percent = coin.pick(&[0, 30, 50, 70, 100]);
+        // One of its own: a daemon's mount namespace may hold the last one for a moment.
+        let image = scratch.join(format!("cut{cut}.image"));
+        disk::copy(before, &image);
+        let file = File::options().write(true).open(&image).unwrap();
+        log.replay(&file, moment, percent, &mut coin);
+        drop(file);
+        let after = After::of(scratch, base, &image, moment);
+        let (wrong, counted) = after.judge(past);
+        after.end(&image);
+        counts += counted;
+        findings.bad_cuts += usize::from(!wrong.is_empty());
+        let said = format!("cut {cut} at {moment}, {percent} % of the unflushed kept");
+        findings
+            .lines
+            .extend(wrong.into_iter().map(|line| format!("{said}: {line}")));
+    }
+    (findings, counts)
+}
+
+/// The disk after a cut, in another boot.
+struct After {
+    place: PathBuf,
+    boot: PathBuf,
+    moment: u64,
+}
+
+/// What `list` says of a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shown {
+    Durable,
+    Incomplete,
+}
+
+impl After {
+    fn of(scratch: &Scratch, base: &Base, image: &Path, moment: u64) -> After {
+        let place = scratch.make("after");
+        let with_loop = Base {
+            options: format!("loop,{}", base.options),
+            ..base.clone()
+        };
+        super::work::mount(&with_loop, image.to_str().expect("a plain path"), &place);
+        let boot = scratch.join("boot");
+        std::fs::write(&boot, format!("{}\n", uuid::Uuid::new_v4())).unwrap();
+        After {
+            place,
+            boot,
+            moment,
+        }
+    }
+
+    /// Unmounts it everywhere, and removes the image.
+    fn end(self, image: &Path) {
+        crate::mount::unmount_free(&self.place);
+        crate::mount::wait_until("the loop device to be free", || {
+            let used = crate::command::run("losetup", ["-j".as_ref(), image.as_os_str()]);
+            used.ok().stdout.is_empty()
+        });
+        std::fs::remove_file(image).unwrap();
+    }
+
+    /// Runs a script in a mount namespace where the machine has been started anew. `$1` and what follows
+    /// are cowl's command line.
+    fn script<S: AsRef<OsStr>>(&self, script: &str, args: impl IntoIterator<Item = S>) -> Output {
+        let line = cowl(&store_on(&self.place), Care::Whole);
+        let mut command = Command::new("unshare");
+        command.args(["-m", "--propagation", "private", "sh", "-euc"]);
+        command.arg(format!(
+            "mount --bind \"$0\" /proc/sys/kernel/random/boot_id; {script}"
+        ));
+        command.arg(&self.boot).arg(line.get_program());
+        command.args(line.get_args()).args(args);
+        command.env("COWL_CONFIG", "/dev/null");
+        run_command(command, b"")
+    }
+
+    fn cowl<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Output {
+        self.script("exec \"$@\"", args)
+    }
+
+    /// Runs a command that must succeed; what it said instead goes to `wrong`.
+    fn must(&self, args: &[&str], wrong: &mut Vec<String>) -> Option<Output> {
+        let done = self.cowl(args);
+        if done.code == 0 {
+            return Some(done);
+        }
+        wrong.push(done.report());
+        None
+    }
+
+    fn judge(&self, past: &Past) -> (Vec<String>, Counts) {
+        let (mut wrong, mut counts) = (Vec::new(), Counts::default());
+        let mut incomplete = Vec::new();
+        let Some(shown) = self.shown(&mut wrong) else {
+            return (wrong, counts);
+        };
+        for fact in &past.facts {
+            let gone = fact.until.is_some_and(|until| until <= self.moment);
+            let Some(is) = shown.get(&fact.address) else {
+                if fact.from <= self.moment && !gone {
+                    wrong.push(format!(
+                        "{} was acknowledged, and is not there",
+                        fact.address
+                    ));
+                }
+                continue;
+            };
+            if fact.durable.is_some_and(|at| at <= self.moment) && *is == Shown::Incomplete {
+                wrong.push(format!("{} was durable, and is incomplete", fact.address));
+            }
+            let Some(known) = fact.content else { continue };
+            if *is == Shown::Incomplete {
+                self.refuses(&fact.address, &mut wrong);
+                incomplete.push((fact.address.as_str(), known));
+                continue;
+            }
+            let export = self.must(&["export", &fact.address, "-"], &mut wrong);
+            match export.is_some_and(|export| content(&export.stdout) == known) {
+                true => counts.durable += 1,
+                false => {
+                    counts.broken += 1;
+                    wrong.push(format!(
+                        "{} is marked durable, and is not whole",
+                        fact.address
+                    ));
+                }
+            }
+        }
+        self.check(&shown, &mut wrong);
+        // Accepted by now, and exported without a note.
+        for (address, known) in incomplete {
+            let export = self.must(&["export", address, "-"], &mut wrong);
+            match export.is_some_and(|export| content(&export.stdout) == known) {
+                true => counts.spared += 1,
+                false => counts.lost += 1,
+            }
+        }
+        (wrong, counts)
+    }
+
+    /// What may have lost something is not built on unless that is asked for.
+    fn refuses(&self, address: &str, wrong: &mut Vec<String>) {
+        for args in [
+            &["export", address, "-"][..],
+            &["clone", address, "refused"],
+        ] {
+            let refused = self.cowl(args);
+            if refused.code != 1 || !refused.err().contains("is incomplete") {
+                wrong.push(refused.report());
+            }
+        }
+        self.must(&["export", address, "-", "--force"], wrong);
+    }
+
+    /// All states of the store with what is said of them.
+    fn shown(&self, wrong: &mut Vec<String>) -> Option<HashMap<String, Shown>> {
+        let mut shown = HashMap::new();
+        let listed = self.must(&["list", "--format", "{name}"], wrong)?;
+        for name in listed.out().lines() {
+            let json = self.must(&["show", name, "--json"], wrong)?.json();
+            let state = match json["state"].as_str() {
+                None => Shown::Durable,
+                Some("incomplete") => Shown::Incomplete,
+                Some(other) => {
+                    wrong.push(format!("{name} stands on what is {other} in another boot"));
+                    continue;
+                }
+            };
+            shown.insert(name.to_owned(), state);
+            let inner = self.must(&["list", name, "--format", "{name} {state}"], wrong)?;
+            for line in inner.out().lines() {
+                let (snapshot, state) = line.split_once(' ').unwrap_or_default();
+                let state = match state {
+                    "durable" => Shown::Durable,
+                    "incomplete" => Shown::Incomplete,
+                    other => {
+                        wrong.push(format!("{name}@{snapshot} is {other} in another boot"));
+                        continue;
+                    }
+                };
+                shown.insert(format!("{name}@{snapshot}"), state);
+            }
+        }
+        Some(shown)
+    }
+
+    /// `check` tells each loss once and no damage, and nothing any more once that is accepted; then what the
+    /// live container is now can be used.
+    fn check(&self, shown: &HashMap<String, Shown>, wrong: &mut Vec<String>) {
+        let losses = shown
+            .values()
+            .filter(|is| **is == Shown::Incomplete)
+            .count();
+        for (args, expected) in [
+            (&["check"][..], losses),
+            (&["check", "--repair"], losses),
+            (&["check"], 0),
+            (&["check", "--deep"], 0),
+        ] {
+            let Some(said) = self.must(args, wrong) else {
+                continue;
+            };
+            let told = said.out().matches("is incomplete").count();
+            if told != expected || said.out().contains("damaged:") {
+                wrong.push(format!("{expected} incomplete: {}", said.report()));
+            }
+        }
+        let used = self.script(
+            "trap '\"$@\" umount live || :' EXIT; at=$(\"$@\" mount live); cat \"$at\"/n* \"$at\"/etc/* >/dev/null; echo x >\"$at\"/x; \
+             \"$@\" snapshot live --sync",
+            [""; 0],
+        );
+        if used.code != 0 || !shown.contains_key(LIVE) {
+            wrong.push(used.report());
+        }
+    }
+}
