@@ -194,6 +194,13 @@ impl Inode {
         }
     }
 
+    /// Keeps the directories above a directory open for a walk that goes back up ([`LayerDir::leave`]).
+    pub fn leave(&self) {
+        if let State::Dir(dir) = &*self.state.read() {
+            dir.locs.iter().for_each(|loc| loc.leave());
+        }
+    }
+
     /// The number of the folder above a folder; the root's own.
     pub(crate) fn parent_ino(&self) -> u64 {
         match &*self.state.read() {

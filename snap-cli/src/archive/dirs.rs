@@ -19,7 +19,7 @@ type DirId = u32;
 const ROOT: DirId = 0;
 
 /// How many descriptors are open on the way down.
-const OPEN: usize = 100;
+const OPEN: usize = 8;
 
 /// Is called with a value, its directory, and the directory's path.
 type Visit<'a, T> = dyn FnMut(T, BorrowedFd<'_>, &[u8]) -> Result<()> + 'a;
