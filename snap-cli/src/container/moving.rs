@@ -408,3 +408,37 @@ pub(super) fn foreign(folder: &Path) -> Result<Option<String>> {
     }
     Ok(None)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tests::session;
+
+    #[test]
+    fn an_operation_that_cannot_be_completed_affects_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
+        let id = |digit: char| {
+            let text = "00000000-0000-4000-8000-000000000000".replace('0', &digit.to_string());
+            ContainerId::parse(&text).unwrap()
+        };
+        let leftover = |rootfs: PathBuf| Leftover {
+            adopted: Some(Adopted {
+                rootfs,
+                inode: 0,
+                extra: serde_json::Map::new(),
+            }),
+            lxc: None,
+        };
+        // A name that is longer than any may be cannot be inspected.
+        mark(&store, id('1'), &leftover(dir.path().join("x".repeat(300)))).unwrap();
+        let rootfs = dir.path().join("rootfs");
+        std::fs::create_dir(&rootfs).unwrap();
+        std::fs::write(rootfs.join(README), "").unwrap();
+        mark(&store, id('2'), &leftover(rootfs.clone())).unwrap();
+        finish_all(&store).unwrap();
+        assert!(!disk::is_there(&rootfs).unwrap());
+        let left = disk::names(&store.root().join(SIGNS)).unwrap();
+        assert_eq!(left, [id('1').to_string()]);
+    }
+}

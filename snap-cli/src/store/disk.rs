@@ -180,7 +180,7 @@ pub struct Filesystem {
 impl Filesystem {
     /// Opens the file system that holds `path`.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|error| Error::at("open", path, error))?;
+        let file = open(path).map_err(|error| Error::at("open", path, error))?;
         Ok(Self {
             file,
             path: path.to_path_buf(),
