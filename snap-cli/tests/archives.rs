@@ -413,3 +413,104 @@ fn after_a_flatten_into_the_base_everything_shows_the_same() {
     let output = world.run_in("store", &["flatten", "web", "snap0..", "--base"], b"");
     assert_eq!(output.status.code(), Some(2), "{output:?}");
 }
+
+/// An image is a tar archive, or a directory, too; what is in it is not a root file system.
+#[test]
+fn images_are_no_root_file_systems_however_they_come() {
+    let world = World::new();
+    world.ok(&["export", "web", "--oci", "layout"]);
+    world.ok(&["export", "web", "--oci", "oci.tar"]);
+    let saved = world.path("saved");
+    std::fs::create_dir(&saved).unwrap();
+    let manifest = r#"[{"Config":"c.json","RepoTags":["x:latest"],"Layers":["l/layer.tar"]}]"#;
+    std::fs::write(saved.join("manifest.json"), manifest).unwrap();
+    std::fs::write(saved.join("c.json"), "{}").unwrap();
+    std::fs::create_dir(saved.join("l")).unwrap();
+    std::fs::write(saved.join("l/layer.tar"), [0; 1024]).unwrap();
+    let pack = |args: &[&str]| {
+        let done = Command::new("tar")
+            .args(args)
+            .current_dir(world.dir.path())
+            .output();
+        assert!(done.unwrap().status.success());
+    };
+    pack(&[
+        "-czf",
+        "oci.tar.gz",
+        "-C",
+        "layout",
+        "oci-layout",
+        "index.json",
+        "blobs",
+    ]);
+    pack(&["-cf", "saved.tar", "-C", "saved", "."]);
+    let hint = [
+        "not a root file system",
+        "umoci unpack",
+        "podman export",
+        "--force",
+    ];
+    world.other("other", |other| {
+        for source in ["layout", "oci.tar", "oci.tar.gz", "saved", "saved.tar"] {
+            let path = world.path(source);
+            let path = path.to_str().unwrap();
+            other.refused(&["create", "c", "--from", path], b"", 1, &hint);
+            other.refused(&["import", path, "c"], b"", 1, &hint);
+            if let Ok(archive) = std::fs::read(path) {
+                other.refused(&["create", "c", "--from", "-"], &archive, 1, &hint);
+                other.refused(&["import", "-", "c"], &archive, 1, &hint);
+            }
+        }
+        for (n, source) in ["layout", "oci.tar.gz", "saved.tar"].iter().enumerate() {
+            let (one, two) = (format!("one{n}"), format!("two{n}"));
+            other.ok(&["create", &one, "--force", "--from", source]);
+            other.ok(&["import", source, &two, "--force"]);
+        }
+        let names = other.ok(&["ls", "one0"]);
+        assert_eq!(names.as_slice(), b"blobs\nindex.json\noci-layout\n");
+    });
+    // With such files, and more.
+    std::fs::create_dir(world.path("layout/etc")).unwrap();
+    pack(&["-cf", "root.tar", "-C", "layout", "."]);
+    world.other("other", |other| {
+        other.ok(&["create", "rootfs", "--from", "root.tar"]);
+    });
+}
+
+/// Layers of images are made again from their files, and must then be the same bytes.
+#[test]
+fn layers_of_images_have_no_sparse_entries() {
+    let world = World::new();
+    world.write("etc/sparse", "");
+    let store = world.open(world.store);
+    let (_, record) = store.find(&ContainerName::parse("web").unwrap()).unwrap();
+    let file = store.layer_tree(record.body.head).join("etc/sparse");
+    std::fs::File::options()
+        .write(true)
+        .open(file)
+        .unwrap()
+        .set_len(3 << 20)
+        .unwrap();
+    drop(store);
+    world.ok(&["export", "web", "--delta", "delta.tar"]);
+    world.ok(&["export", "web", "--oci", "layout"]);
+    world.ok(&["export", "web", "plain.tar"]);
+    let is_sparse = |data: &[u8]| data.windows(10).any(|part| part == b"GNU.sparse");
+    assert!(is_sparse(&std::fs::read(world.path("plain.tar")).unwrap()));
+    let delta = std::fs::read(world.path("delta.tar")).unwrap();
+    assert!(delta.len() > 3 << 20 && !is_sparse(&delta));
+    let mut large = 0;
+    for blob in std::fs::read_dir(world.path("layout/blobs/sha256")).unwrap() {
+        let packed = std::fs::read(blob.unwrap().path()).unwrap();
+        let mut data = Vec::new();
+        use std::io::Read as _;
+        if flate2::read::GzDecoder::new(&packed[..])
+            .read_to_end(&mut data)
+            .is_ok()
+        {
+            assert!(!is_sparse(&data));
+            large += usize::from(data.len() > 3 << 20);
+        }
+    }
+    assert_eq!(large, 1);
+}

@@ -184,7 +184,7 @@ fn podman_takes_an_image_and_shows_the_same() {
     sh_in(
         &at,
         // Podman leaves a folder that is replaced the attributes that it had.
-        "mv usr/new etc/again; rm -r srv; mkdir srv; setfattr -n user.note -v kept srv; echo s > srv/s",
+        "truncate -s 2M hole; echo end >> hole; mv usr/new etc/again; rm -r srv; mkdir srv; setfattr -n user.note -v kept srv; echo s > srv/s",
     )
     .ok();
     store.cowl(["snapshot", "new"]).ok();
@@ -213,6 +213,10 @@ fn podman_takes_an_image_and_shows_the_same() {
         }
     }
     podman(&["image", "unmount", &id]).ok();
+    // It makes the layers anew from their files, and compares the sums.
+    let again = store.scratch().join("again.tar");
+    let again = again.to_str().unwrap();
+    podman(&["save", "-q", "--format", "oci-archive", "-o", again, &id]).ok();
     podman(&["rmi", "-a", "-f"]).ok();
     assert_tree("the image", &got, &want);
 }

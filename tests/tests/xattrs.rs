@@ -2,7 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 use cowl_tests::beside::{Beside, Content, NEEDS, beside, python};
-use cowl_tests::conditions::can;
+use cowl_tests::command::{sh, sh_in};
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::cowl::Store;
+use cowl_tests::images::Kind;
+use cowl_tests::mount::{Overlay, Stack};
+use cowl_tests::scratch::Scratch;
 
 #[test]
 fn names_and_values_have_the_bases_limits() {
@@ -113,4 +118,105 @@ print(sorted(os.listdir("moved")), sorted(os.listdir(".")))
     let again = beside.remounted();
     assert_eq!(again.same(list), before);
     again.mount.unmount();
+}
+
+/// XFS lists an ACL a second time, as an attribute of its own. Copied as such it would outlive the ACL, and be
+/// one again where it comes to XFS.
+#[test]
+fn an_acl_that_was_removed_does_not_return_by_its_alias() {
+    let test = "an_acl_that_was_removed_does_not_return_by_its_alias";
+    let mut needs = NEEDS.to_vec();
+    needs.extend(Kind::Xfs.needs());
+    needs.extend(["setfacl", "tar"].map(Need::Program));
+    if !can(test, &needs) {
+        return;
+    }
+    let scratch = Scratch::new("acl-alias");
+    let xfs = Kind::Xfs.mount(&scratch, "xfs");
+    let make =
+        "mkdir -p source/dir upper work out; echo secret > source/file; chmod 600 source/file
+        setfacl -m u:1234:rw source/file; setfacl -m u:1234:rwx -m d:u:1234:rwx source/dir
+        tar --acls --xattrs --xattrs-include='*' -C source -cf packed.tar .";
+    sh_in(&xfs, make).ok();
+    let aliases = |place: &std::path::Path| {
+        let list = "getfattr -d -m trusted file dir; getfacl -cn file dir";
+        sh_in(place, list).ok().out()
+    };
+    let there = aliases(&xfs.join("source"));
+    assert!(
+        there.contains("SGI_ACL_FILE") && there.contains("SGI_ACL_DEFAULT"),
+        "{there}"
+    );
+    let clean = |what: &str, place: &std::path::Path| {
+        let list = aliases(place);
+        assert!(!list.contains("SGI_ACL"), "{what}: {list}");
+        assert!(list.contains("1234"), "{what}: {list}");
+        sh_in(place, "setfacl -b file dir; setfacl -k dir").ok();
+        let list = aliases(place);
+        assert!(
+            !list.contains("1234") && !list.contains("SGI_ACL"),
+            "{what}: {list}"
+        );
+        // Nor can it be set or read there.
+        let set = "setfattr -n trusted.SGI_ACL_FILE -v x file 2>&1 || true; getfattr -n trusted.SGI_ACL_FILE file 2>&1 || true";
+        let told = sh_in(place, set).out();
+        assert!(
+            told.contains("not supported") && told.contains("No such attribute"),
+            "{told}"
+        );
+    };
+    // Copy-up: from XFS to another file system, and on XFS itself.
+    let other = scratch.make("other");
+    for (what, up) in [("from XFS", &other), ("on XFS", &xfs)] {
+        let stack = Stack {
+            lowers: vec![xfs.join("source")],
+            upper: Some((up.join("upper"), up.join("work"))),
+        };
+        sh_in(up, "mkdir -p upper work").ok();
+        let mounted = Overlay::cowlfs(&stack, &scratch.make("mounted"), "");
+        sh_in(mounted.path(), "touch file dir/new").ok();
+        clean(what, mounted.path());
+        drop(mounted);
+        let raw = sh_in(
+            &up.join("upper"),
+            "getfattr -d -m trusted file dir; getfacl -cn file dir",
+        );
+        let raw = raw.ok().out();
+        assert!(
+            !raw.contains("SGI_ACL") && !raw.contains("1234"),
+            "{what}: {raw}"
+        );
+    }
+    // A directory and an archive into a store, out of it again, and back to XFS.
+    let store = Store::new("acl-alias-store");
+    for (name, source) in [("dir", "source"), ("tar", "packed.tar")] {
+        let source = xfs.join(source);
+        store
+            .cowl(["create", name, "--from", source.to_str().unwrap()])
+            .ok();
+        let mount = store.mount(name);
+        clean(name, &mount);
+        store.cowl(["umount", name]).ok();
+        let (archive, out) = (scratch.join("out.tar"), xfs.join("out").join(name));
+        store.cowl(["export", name, archive.to_str().unwrap()]).ok();
+        store
+            .cowl(["export", name, "--dir", out.to_str().unwrap()])
+            .ok();
+        let list = aliases(&out);
+        assert!(
+            !list.contains("1234") && !list.contains("SGI_ACL"),
+            "{name}: {list}"
+        );
+        let unpacked = format!("{}/{name}-unpacked", xfs.display());
+        let unpack = format!(
+            "mkdir {unpacked}; tar --acls --xattrs --xattrs-include='*' -C {unpacked} -xpf {}",
+            archive.display()
+        );
+        sh(&unpack).ok();
+        let list = aliases(std::path::Path::new(&unpacked));
+        assert!(
+            !list.contains("1234") && !list.contains("SGI_ACL"),
+            "{name}: {list}"
+        );
+    }
 }

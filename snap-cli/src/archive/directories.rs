@@ -21,14 +21,16 @@ pub(super) struct Directories {
     acl_bytes: usize,
 }
 
+/// The name and the value of an ACL's attribute.
+type Acl = (&'static [u8], Arc<[u8]>);
+
 #[derive(Debug)]
 struct Pending {
     perm: u32,
     mtime: SetTime,
     /// `None`: like `mtime`.
     atime: Option<Box<SetTime>>,
-    /// Names and values.
-    acls: Option<Box<[(&'static [u8], Arc<[u8]>)]>>,
+    acls: Option<Box<[Acl]>>,
 }
 
 impl Directories {

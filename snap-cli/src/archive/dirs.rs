@@ -11,7 +11,7 @@ use cowl_fs::sys::dir;
 
 use super::limits;
 use crate::delta::error::{Context as _, Result};
-use crate::delta::make::{self, join};
+use crate::delta::make;
 
 /// A directory's number; the root's is 0.
 type DirId = u32;
@@ -19,7 +19,10 @@ type DirId = u32;
 const ROOT: DirId = 0;
 
 /// How many descriptors are open on the way down.
-const OPEN: usize = 100;
+const OPEN: usize = 8;
+
+/// Is called with a value, its directory, and the directory's path.
+type Visit<'a, T> = dyn FnMut(T, BorrowedFd<'_>, &[u8]) -> Result<()> + 'a;
 
 /// Values by directory.
 #[derive(Debug)]
@@ -120,11 +123,7 @@ impl<T> Dirs<T> {
 
     /// Calls `visit` with the value of each directory that has one, the directory, and its path; with
     /// each directory after all directories in it.
-    pub(super) fn visit(
-        mut self,
-        root: BorrowedFd<'_>,
-        visit: &mut dyn FnMut(T, BorrowedFd<'_>, &[u8]) -> Result<()>,
-    ) -> Result<()> {
+    pub(super) fn visit(mut self, root: BorrowedFd<'_>, visit: &mut Visit<'_, T>) -> Result<()> {
         let what = "can't open the folder";
         // The way down. Only the last descriptors stay open; the others are opened again through "..".
         let mut way: Vec<Level> = Vec::new();
@@ -138,7 +137,10 @@ impl<T> Dirs<T> {
                 _ => (ROOT, root),
             };
             if let Some((name, id)) = self.child_after(id, last.take()) {
-                path = join(&path, &name);
+                if !path.is_empty() {
+                    path.push(b'/');
+                }
+                path.extend_from_slice(&name);
                 let fd = Some(dir::open_dir(fd, &name).context(what, &path)?);
                 way.push(Level { id, name, fd });
                 if let Some(far) = way.len().checked_sub(OPEN + 1)
@@ -191,7 +193,7 @@ mod tests {
         let fd = dir::open_root(root).unwrap();
         let mut seen = Vec::new();
         dirs.visit(fd.as_fd(), &mut |value, fd, path| {
-            let here = cowl_fs::sys::stat::stat_fd(&fd).unwrap().ino;
+            let here = cowl_fs::sys::stat::stat_fd(fd).unwrap().ino;
             let path = str::from_utf8(path).unwrap();
             use std::os::unix::fs::MetadataExt as _;
             let meta = std::fs::metadata(root.join(path)).unwrap();

@@ -16,7 +16,7 @@ use super::pax::Records;
 use crate::delta::error::{ErrorKind, Result, TreeError};
 use crate::delta::testing::{self, assert_same, describe, is_root, one_of_everything, run};
 
-fn import_tar(data: &[u8]) -> (tempfile::TempDir, Result<Imported>) {
+pub(super) fn import_tar(data: &[u8]) -> (tempfile::TempDir, Result<Imported>) {
     let target = tempfile::tempdir().unwrap();
     let got = import::tar(data, target.path(), XattrSpace::detect(), &mut |_| {});
     (target, got)
@@ -146,10 +146,10 @@ fn gnus_old_format_comes_in_with_whole_seconds() {
 
 /// An archive made by hand.
 #[derive(Default)]
-struct Tar(Vec<u8>);
+pub(super) struct Tar(pub(super) Vec<u8>);
 
 impl Tar {
-    fn entry(mut self, kind: EntryType, path: &[u8], link: &[u8], data: &[u8]) -> Self {
+    pub(super) fn entry(mut self, kind: EntryType, path: &[u8], link: &[u8], data: &[u8]) -> Self {
         let mut header = Header::new_gnu();
         header.as_old_mut().name[..path.len()].copy_from_slice(path);
         header.as_old_mut().linkname[..link.len()].copy_from_slice(link);
@@ -166,11 +166,11 @@ impl Tar {
         self
     }
 
-    fn file(self, path: &[u8]) -> Self {
+    pub(super) fn file(self, path: &[u8]) -> Self {
         self.entry(EntryType::Regular, path, b"", b"x")
     }
 
-    fn pax(self, records: &[(&[u8], &[u8])]) -> Self {
+    pub(super) fn pax(self, records: &[(&[u8], &[u8])]) -> Self {
         let mut all = Records::default();
         for (key, value) in records {
             all.push(*key, *value);
@@ -179,12 +179,12 @@ impl Tar {
         self.entry(EntryType::XHeader, b"pax", b"", &data)
     }
 
-    fn end(mut self) -> Vec<u8> {
+    pub(super) fn end(mut self) -> Vec<u8> {
         self.0.extend_from_slice(&[0; 1024]);
         self.0
     }
 
-    fn refused(self) -> TreeError {
+    pub(super) fn refused(self) -> TreeError {
         let (_target, got) = import_tar(&self.end());
         got.unwrap_err()
     }

@@ -56,12 +56,18 @@ fn damaged(path: &[u8], what: impl std::fmt::Display) -> TreeError {
 /// Whether the sum in the header is that of its bytes, taken as unsigned numbers or, as old writers on some
 /// machines did, as signed ones. An all-zero block has none.
 pub(super) fn checksum_fits(header: &Header) -> bool {
-    let (mut unsigned, mut signed) = (0_i128, 0_i128);
-    for (at, &byte) in header.as_bytes().iter().enumerate() {
-        let byte = if (148..156).contains(&at) { b' ' } else { byte };
-        unsigned += i128::from(byte);
-        signed += i128::from(byte.cast_signed());
+    let (mut unsigned, mut negative) = (0_u32, 0_u32);
+    for byte in header.as_bytes() {
+        unsigned += u32::from(*byte);
+        negative += u32::from(*byte >> 7);
     }
+    // The sum itself counts as blanks.
+    for byte in &header.as_old().cksum {
+        unsigned = unsigned - u32::from(*byte) + u32::from(b' ');
+        negative -= u32::from(*byte >> 7);
+    }
+    let unsigned = i128::from(unsigned);
+    let signed = unsigned - 256 * i128::from(negative);
     let sum = number(&header.as_old().cksum);
     sum == Some(unsigned) || sum == Some(signed)
 }

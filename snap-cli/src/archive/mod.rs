@@ -39,3 +39,5 @@ mod delta_tests;
 mod export_tests;
 #[cfg(test)]
 mod import_tests;
+#[cfg(test)]
+mod odd_tests;

@@ -62,7 +62,9 @@ pub fn serve(store: &Store, id: ContainerId, place: &Path, how: How) -> Result<(
     let served = serve_locked(store, id, place, daemon, how);
     alive.remove()?;
     served?;
-    ephemeral::after_serving(store, id)
+    ephemeral::after_serving(store, id)?;
+    // The thread that did so ends with the session. Nobody waits for this process any more.
+    durability::make_durable(store, id, &durability::filesystem(store)?)
 }
 
 fn serve_locked(
@@ -76,12 +78,13 @@ fn serve_locked(
         return Err(Error::not_found(format!("there is no container {id}")));
     };
     let manifest = record.body;
-    let lowers = manifest.below_head().iter().map(|l| store.layer_tree(*l));
+    let lowers = store.layer_trees(manifest.below_head())?;
+    store.layer_trees(&[manifest.head])?;
     let upper = (
         store.layer_tree(manifest.head),
         store.layer_work(manifest.head),
     );
-    let mut config = Config::new(lowers.collect(), Some(upper), place.to_path_buf());
+    let mut config = Config::new(lowers, Some(upper), place.to_path_buf());
     config.space = Some(store.space());
     config.control = Some(daemon::socket(store, id));
     config.snapshots = true;
@@ -120,14 +123,12 @@ fn serve_locked(
     let left = state::read(store, id)?;
     if left.is_some_and(|left| left.daemon == daemon && !left.replacing) {
         state::remove(store, id)?;
-        durability::make_durable_patiently(store, id, &durability::filesystem(store)?);
     }
     log::info!("{} was unmounted", manifest.name);
     Ok(())
 }
 
-/// Starts the thread that makes the container's states durable. It ends with the process: what it has not
-/// done by then, the command that unmounts does.
+/// Starts the thread that makes the container's states durable. It ends with the process.
 fn settle_in_background(
     store: &Store,
     id: ContainerId,
