@@ -1,6 +1,11 @@
 //! Content that replaces a lower file's is handed to the disk when ext4, XFS and btrfs would do so in a plain
 //! directory. Nobody is promised anything; but it is begun.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test"
+)]
 
 use std::path::{Path, PathBuf};
 

@@ -125,7 +125,7 @@ fn an_ephemeral_clone_goes_with_its_mount() {
     let states = run.map(|dir| dir.join("state.json"));
     let state = states
         .filter(|path| path.try_exists().unwrap())
-        .last()
+        .next_back()
         .unwrap();
     let pid = nix::unistd::Pid::from_raw(i32::try_from(store.pid("once")).unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();

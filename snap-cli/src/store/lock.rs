@@ -144,6 +144,16 @@ impl Lock {
         }
     }
 
+    /// Whether a process holds the lock at `path` in any mode.
+    pub fn is_used(path: &Path) -> Result<bool> {
+        let file = File::open(path).map_err(|e| Error::at("inspect the lock", path, e))?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(false),
+            Err(Errno::WOULDBLOCK) => Ok(true),
+            Err(error) => Err(Error::at("inspect the lock", path, error)),
+        }
+    }
+
     /// Lets go and removes the file. Only for locks held alone.
     pub fn remove(self) -> Result<()> {
         // While we hold it: whoever waits for this file sees that it is gone, and opens a new one.
