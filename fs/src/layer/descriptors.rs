@@ -14,10 +14,15 @@ use parking_lot::Mutex;
 const MOST: u64 = 2048;
 
 static OPEN: LazyLock<Mutex<LruCache<u64, Arc<OwnedFd>>>> = LazyLock::new(|| {
+    let keep = NonZeroUsize::new(*KEEP).unwrap_or(NonZeroUsize::MIN);
+    Mutex::new(LruCache::new(keep))
+});
+
+/// How many are kept.
+static KEEP: LazyLock<usize> = LazyLock::new(|| {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let keep = (limit.unwrap_or(u64::MAX) / 4).clamp(16, MOST);
-    let keep = usize::try_from(keep).ok().and_then(NonZeroUsize::new);
-    Mutex::new(LruCache::new(keep.unwrap_or(NonZeroUsize::MIN)))
+    usize::try_from(keep).unwrap_or(16)
 });
 
 static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -32,6 +37,43 @@ pub(crate) fn get(key: u64) -> Option<Arc<OwnedFd>> {
     OPEN.lock().get(&key).cloned()
 }
 
+/// Whether a descriptor is kept under `key`; that is no use of it.
+pub(crate) fn is_open(key: u64) -> bool {
+    OPEN.lock().contains(&key)
+}
+
+/// Which directories of a long chain are kept when it is opened from its beginning: the last ones, and above
+/// them some at equal distances, so that the next chain begins at one of those and not at the root. They are a
+/// part of what is kept, for a directory that lies in several layers has as many chains.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spaced {
+    near: usize,
+    step: usize,
+}
+
+impl Spaced {
+    pub(crate) fn over(length: usize) -> Self {
+        Self::of(length, *KEEP)
+    }
+
+    fn of(length: usize, keep: usize) -> Self {
+        Self {
+            near: (keep / 8).max(1),
+            step: (length / (keep / 8).max(1)).max(1),
+        }
+    }
+
+    /// Whether the one with so many of the chain below it is kept.
+    pub(crate) fn keeps(self, below: usize) -> bool {
+        !self.is_far(below) || below.is_multiple_of(self.step)
+    }
+
+    /// Whether it is none of the last ones.
+    pub(crate) fn is_far(self, below: usize) -> bool {
+        below >= self.near
+    }
+}
+
 /// Keeps a descriptor. The one that has to go for it is closed outside the lock.
 pub(crate) fn put(key: u64, fd: Arc<OwnedFd>) {
     let _closed = OPEN.lock().push(key, fd);
@@ -40,4 +82,21 @@ pub(crate) fn put(key: u64, fd: Arc<OwnedFd>) {
 /// Lets go of a descriptor.
 pub(crate) fn forget(key: u64) {
     let _closed = OPEN.lock().pop(&key);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_keeps_no_more_than_there_is_room_for() {
+        for keep in [16, 64, 2048] {
+            for length in [1, 5, keep - 1, keep, 3 * keep, 100 * keep] {
+                let spaced = Spaced::of(length, keep);
+                let kept = (0..length).filter(|below| spaced.keeps(*below)).count();
+                assert!(kept <= keep, "{kept} of {length}, {keep} at most");
+                assert!(kept >= length.min(keep / 8), "{kept} of {length}");
+            }
+        }
+    }
 }

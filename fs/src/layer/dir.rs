@@ -124,6 +124,8 @@ impl LayerDir {
                 }
             }
         };
+        let spaced = descriptors::Spaced::over(way.len());
+        let mut far = Vec::new();
         while let Some((key, ino, name)) = way.pop() {
             let next = if to_read && way.is_empty() {
                 sys::dir::open_dir_to_read(fd.as_fd(), &name)?
@@ -134,9 +136,42 @@ impl LayerDir {
                 return Err(Error::Errno(Errno::STALE));
             }
             fd = Arc::new(next);
-            descriptors::put(key, fd.clone());
+            if spaced.keeps(way.len()) {
+                descriptors::put(key, fd.clone());
+                if spaced.is_far(way.len()) {
+                    far.push(key);
+                }
+            }
+        }
+        // They are of use once those below them are not: not to be evicted before.
+        for key in far {
+            let _used = descriptors::get(key);
         }
         Ok((fd, to_read))
+    }
+
+    /// Keeps the directory above open, through `..` of this one, where it was closed meanwhile.
+    ///
+    /// To be called by a walk that goes back up: a chain of directories that is deeper than there are
+    /// descriptors would have to be opened from its beginning again. Nothing is lost where it fails.
+    pub fn leave(&self) {
+        let Place::Child { parent, .. } = self.place.read().clone() else {
+            return;
+        };
+        if matches!(*parent.place.read(), Place::Root | Place::Gone(_))
+            || descriptors::is_open(parent.key)
+        {
+            return;
+        }
+        let Some(fd) = descriptors::get(self.key) else {
+            return;
+        };
+        // Only ever the directory that is meant: this one may have been moved.
+        if let Ok(above) = sys::dir::open_dir(fd.as_fd(), b"..")
+            && sys::stat::stat_fd(&above).is_ok_and(|stat| stat.ino == parent.ino)
+        {
+            descriptors::put(parent.key, Arc::new(above));
+        }
     }
 
     /// Where it lies, from the layer's root, without a leading slash; empty for the root.

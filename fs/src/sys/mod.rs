@@ -18,6 +18,7 @@ pub mod node;
 pub mod order;
 pub mod private;
 pub mod process;
+pub mod remove;
 pub mod socket;
 pub mod stat;
 pub mod users;

@@ -1,10 +1,10 @@
 //! Making, linking, moving and removing names.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags};
 
-use crate::error::{Errno, Result};
+use crate::error::Result;
 use crate::sys::fault;
 use crate::sys::stat::FileKind;
 
@@ -121,45 +121,7 @@ pub fn rename(
     )?)
 }
 
-/// A folder that is being emptied: it, the names left in it, its own name.
-type Level = (OwnedFd, Vec<Box<[u8]>>, Box<[u8]>);
-
-/// Removes `name` in `dir` with everything below it. Absent is fine.
+/// Removes `name` in `dir` with everything below it ([`super::remove::tree`]). Absent is fine.
 pub fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
-    match unlink(dir, name) {
-        Ok(()) => return Ok(()),
-        Err(error) if error.is_absent() => return Ok(()),
-        Err(error) if matches!(error.errno(), Errno::ISDIR | Errno::PERM) => {}
-        Err(error) => return Err(error),
-    }
-    // One level per turn of the loop, so that the depth of a tree is no depth of the stack.
-    let mut open: Vec<Level> = Vec::new();
-    let first = crate::sys::dir::open_dir(dir, name)?;
-    let names = names_of(&first)?;
-    open.push((first, names, name.into()));
-    while let Some((fd, names, own)) = open.last_mut() {
-        let Some(next) = names.pop() else {
-            let own = std::mem::take(own);
-            open.pop();
-            let parent = open.last().map_or(dir, |(fd, _, _)| fd.as_fd());
-            rmdir(parent, &own)?;
-            continue;
-        };
-        match unlink(fd.as_fd(), &next) {
-            Ok(()) => {}
-            Err(error) if error.is_absent() => {}
-            Err(error) if matches!(error.errno(), Errno::ISDIR | Errno::PERM) => {
-                let inner = crate::sys::dir::open_dir(fd.as_fd(), &next)?;
-                let inside = names_of(&inner)?;
-                open.push((inner, inside, next));
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-fn names_of(dir: &OwnedFd) -> Result<Vec<Box<[u8]>>> {
-    let entries = crate::sys::dir::entries(dir.as_fd())?;
-    Ok(entries.into_iter().map(|entry| entry.name).collect())
+    super::remove::tree(dir, name).map_err(|stopped| stopped.error)
 }

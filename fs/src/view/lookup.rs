@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::names::Known;
 use super::resolve::{Fold, Kind, Target, Use, join, replace_last};
-use super::{DirNode, FileNode, Found, Loc, View};
+use super::{DirNode, FileNode, Found, LayerPath, Loc, View};
 use crate::error::{Error, Result};
 use crate::format::Redirect;
 use crate::layer::{Layer, LayerDir, Probe, Seen, probe};
@@ -45,7 +45,7 @@ impl View {
     fn lookup_below(
         &self,
         locs: &[Arc<LayerDir>],
-        below: Option<&Arc<[u8]>>,
+        below: Option<&LayerPath>,
         name: &Name,
         known: Option<Known<'_>>,
     ) -> Result<Found> {
@@ -161,15 +161,16 @@ impl View {
         }))
     }
 
-    fn finish(&self, parent: Option<&Arc<[u8]>>, fold: &Fold, got: Gathered) -> Result<Found> {
-        let below = fold.target().and_then(|target| match target {
+    fn finish(&self, parent: Option<&LayerPath>, fold: &Fold, got: Gathered) -> Result<Found> {
+        let below = fold.target().filter(|_| self.part);
+        let below = below.and_then(|target| match target {
             Target::InParent(name) => {
                 let above = parent?;
-                Some(Arc::from(join(above, name)))
+                Some(above.join(name))
             }
-            Target::Path(path) => Some(Arc::from(&path[..])),
+            Target::Path(path) => Some(LayerPath::from(&path[..])),
         });
-        let below = below.filter(|_| self.part);
+
         let Some(top) = got.top else {
             return Ok(match fold.kind() {
                 Kind::Whiteout => Found::Whiteout,

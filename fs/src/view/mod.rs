@@ -8,10 +8,12 @@ mod lookup;
 mod names;
 #[cfg(test)]
 mod names_tests;
+mod path;
 pub mod resolve;
 
 pub use listing::Line;
 pub use names::{Known, PlaceNames};
+pub use path::LayerPath;
 
 use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
@@ -66,7 +68,7 @@ pub struct DirNode {
     /// Where it lies, topmost first, never empty; the attributes are the first one's.
     pub locs: Vec<Arc<LayerDir>>,
     /// The path under which layers below this view's last would be asked; `None`: they would not be.
-    pub below: Option<Arc<[u8]>>,
+    pub below: Option<LayerPath>,
     /// The redirect mark on the topmost place.
     pub redirect: Option<Redirect>,
     /// Attributes on disk.
@@ -85,7 +87,7 @@ pub struct FileNode {
     /// Its content lies below this view, at `below`.
     pub data_missing: bool,
     /// See [`DirNode::below`].
-    pub below: Option<Arc<[u8]>>,
+    pub below: Option<LayerPath>,
     /// The redirect mark at `loc`.
     pub redirect: Option<Redirect>,
     /// Attributes, with size and blocks of the content.
@@ -154,7 +156,7 @@ impl View {
         let stat = sys::stat::stat_fd(&*top.fd()?)?;
         Ok(DirNode {
             locs,
-            below: self.part.then(|| Arc::from(&b""[..])),
+            below: self.part.then(LayerPath::default),
             redirect: None,
             stat,
             ino: 1,
@@ -239,6 +241,11 @@ impl DirNode {
                 .iter()
                 .zip(&other.locs)
                 .all(|(one, two)| one.same_place(two))
+    }
+
+    /// Keeps the directories above open for a walk that goes back up ([`LayerDir::leave`]).
+    pub fn leave(&self) {
+        self.locs.iter().for_each(|loc| loc.leave());
     }
 
     /// All attributes as they lie on disk, marks included.

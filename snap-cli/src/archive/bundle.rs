@@ -29,7 +29,7 @@ use super::unpack::{How, Numbers, Unpack};
 use super::writer::{Raw, Writer, cannot_write, hex};
 use crate::delta::error::{Context as _, ErrorKind, OnProgress, Progress, Result, TreeError};
 use crate::delta::make;
-use crate::delta::walk;
+use crate::delta::walk::{self, Item};
 
 /// The first entry, by which such an archive is known.
 pub(super) const MANIFEST: &[u8] = b"cowl-container.json";
@@ -76,7 +76,7 @@ pub fn write(
             lends: named.remove(&layer.id()).unwrap_or_default(),
         };
         writer.begin_layer(folder_of(name), raw);
-        walk::plain(layer.path(), &mut |item| writer.item(&item))?;
+        walk::plain(layer.path(), &mut |item: &Item<'_>| writer.item(item))?;
         let sum = format!("sha256:{}\n", writer.sum());
         writer.own_file(&sum_of(name), 0o600, sum.as_bytes())?;
     }
@@ -111,11 +111,11 @@ fn limit_values(manifest: &[u8]) -> Result<()> {
 /// Adds the inodes whose numbers the objects of a layer borrow, by layer.
 fn borrowed(layer: &Layer, named: &mut HashMap<u64, HashSet<u64>>) -> Result<()> {
     let mark = layer.space().ino().as_bytes();
-    walk::plain(layer.path(), &mut |item| {
+    walk::plain(layer.path(), &mut |item: &Item<'_>| {
         for (name, value) in item.xattrs()? {
             if name == mark
                 && let Some(number) =
-                    NumberMark::parse(&value).context("can't read the mark", &item.path)?
+                    NumberMark::parse(&value).context("can't read the mark", item.path)?
             {
                 named.entry(number.layer).or_default().insert(number.ino);
             }

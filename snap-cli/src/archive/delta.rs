@@ -5,10 +5,11 @@
 //! Unpacked over the first state it gives the second to the last attribute. So the folders above
 //! everything that differs come too: unpacking changes their times.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::io::Write;
 
 use cowl_fs::format::{XattrSpace, foreign};
+use cowl_fs::name::Name;
 use cowl_fs::sys::stat::FileKind;
 use cowl_fs::view::{DirNode, FileNode, Found, View, Xattrs, user_xattrs};
 
@@ -18,7 +19,7 @@ use super::writer::{Holes, Writer};
 use crate::delta::content;
 use crate::delta::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
 use crate::delta::make::{join, split};
-use crate::delta::walk::{Item, children, open_content};
+use crate::delta::walk::{Item, open_content};
 
 /// Writes what leads from `old` (nothing, without one) to `new`.
 pub fn tar(
@@ -32,8 +33,9 @@ pub fn tar(
         old,
         new,
         related: old.is_some_and(|old| share_layers(old, new)),
-        above: Vec::new(),
-        todo: Vec::new(),
+        levels: Vec::new(),
+        written: 0,
+        path: Vec::new(),
         linked: HashMap::new(),
         enters_all: false,
     };
@@ -58,22 +60,27 @@ fn share_layers(one: &View, two: &View) -> bool {
     two.layers().iter().any(|layer| ids.contains(&layer.id()))
 }
 
-/// What two states have at one path.
-struct Pair {
-    path: Vec<u8>,
-    old: Option<Found>,
-    new: Found,
+/// A directory of the new state in which the walk is.
+struct Level {
+    new: DirNode,
+    /// What the old state has there, where what is in it is compared.
+    old: Option<DirNode>,
+    /// The names in it, each with whether the old state has it. The next one is taken from the end.
+    names: Vec<(Name, bool)>,
+    /// The length of its path.
+    path: usize,
 }
 
 struct Delta<'a> {
     old: Option<&'a View>,
     new: &'a View,
     related: bool,
-    /// Folders on the way here that do not differ themselves, the deepest last. They are written when
-    /// something below them is.
-    above: Vec<Item>,
-    /// The next one is taken from the end.
-    todo: Vec<Pair>,
+    levels: Vec<Level>,
+    /// How many of them were written. The others do not differ themselves, and are written when something
+    /// below them is.
+    written: usize,
+    /// Of the present entry.
+    path: Vec<u8>,
     /// Files with several names that are written: how many they have, and how many were written.
     linked: HashMap<(u64, u64), (u64, u64)>,
     /// Names of such files may lie in folders in which nothing else differs.
@@ -87,47 +94,67 @@ impl Delta<'_> {
             Some(old) => Some(Found::Dir(old.root().context(what, b".")?)),
             None => None,
         };
-        self.above.clear();
-        self.todo.push(Pair {
-            path: Vec::new(),
-            old,
-            new: Found::Dir(self.new.root().context(what, b".")?),
-        });
-        while let Some(pair) = self.todo.pop() {
-            while self
-                .above
-                .last()
-                .is_some_and(|folder| !lies_in(&pair.path, &folder.path))
-            {
-                self.above.pop();
+        let new = Found::Dir(self.new.root().context(what, b".")?);
+        self.path.clear();
+        self.pair(out, old, new)?;
+        while let Some(level) = self.levels.last_mut() {
+            self.path.truncate(level.path);
+            let Some((name, in_old)) = level.names.pop() else {
+                level.new.leave();
+                level.old.iter().for_each(DirNode::leave);
+                self.levels.pop();
+                self.written = self.written.min(self.levels.len());
+                continue;
+            };
+            if !self.path.is_empty() {
+                self.path.push(b'/');
             }
-            match (pair.old, pair.new) {
-                (Some(Found::File(old)), Found::File(new)) => {
-                    if !self.same_file(&old, &new, &pair.path)? {
-                        self.emit(out, pair.path, Found::File(new))?;
-                    }
+            self.path.extend_from_slice(&name);
+            let new = self.new.lookup(&level.new, &name);
+            let new = new.context("can't read", &self.path)?;
+            let old = match (self.old, &level.old) {
+                (Some(view), Some(dir)) if in_old => {
+                    let old = view.lookup(dir, &name);
+                    Some(old.context("can't read", &self.path)?)
                 }
-                (Some(Found::Dir(old)), Found::Dir(new)) => {
-                    self.folders(out, pair.path, &old, new)?
-                }
-                (_, Found::Dir(new)) => {
-                    self.emit(out, pair.path.clone(), Found::Dir(new.clone()))?;
-                    self.push_children(out, &pair.path, &new, BTreeMap::new())?;
-                }
-                (_, new) => self.emit(out, pair.path, new)?,
-            }
+                _ => None,
+            };
+            self.pair(out, old, new)?;
         }
         Ok(())
+    }
+
+    fn pair<W: Write>(
+        &mut self,
+        out: &mut Out<'_, '_, W>,
+        old: Option<Found>,
+        new: Found,
+    ) -> Result<()> {
+        match (old, new) {
+            (Some(Found::File(old)), Found::File(new)) => {
+                if self.same_file(&old, &new, &self.path)? {
+                    return Ok(());
+                }
+                self.emit(out, &Found::File(new))
+            }
+            (Some(Found::Dir(old)), Found::Dir(new)) => self.folders(out, old, new),
+            (_, new) => {
+                self.emit(out, &new)?;
+                match new {
+                    Found::Dir(new) => self.enter(out, None, new, true),
+                    Found::Absent | Found::Whiteout | Found::File(_) => Ok(()),
+                }
+            }
+        }
     }
 
     fn folders<W: Write>(
         &mut self,
         out: &mut Out<'_, '_, W>,
-        path: Vec<u8>,
-        old: &DirNode,
+        old: DirNode,
         new: DirNode,
     ) -> Result<()> {
-        if new.same_place(old) && !self.enters_all {
+        if new.same_place(&old) && !self.enters_all {
             return Ok(());
         }
         let merges = |new: &DirNode| {
@@ -135,65 +162,79 @@ impl Delta<'_> {
             new.locs.iter().any(|loc| known(loc))
         };
         let opaque = self.related && !merges(&new);
-        if opaque || self.folder_differs(old, &new, &path)? {
-            self.emit(out, path.clone(), Found::Dir(new.clone()))?;
-        } else {
-            self.above.extend(Item::of(
-                path.clone(),
-                Found::Dir(new.clone()),
-                space(self.new),
-            )?);
+        let differs = opaque || self.folder_differs(&old, &new, &self.path)?;
+        if differs {
+            self.emit(out, &Found::Dir(new.clone()))?;
         }
         if opaque {
-            self.mark(out, join(&path, foreign::OPAQUE_NAME))?;
-            return self.push_children(out, &path, &new, BTreeMap::new());
+            self.mark(out, foreign::OPAQUE_NAME)?;
         }
-        let before = match self.old {
-            Some(view) => children(view, old, &path)?.into_iter().collect(),
-            None => BTreeMap::new(),
-        };
-        self.push_children(out, &path, &new, before)
+        self.enter(out, Some(old).filter(|_| !opaque), new, differs)
     }
 
-    /// Marks what is gone, and notes what is there now for later.
-    fn push_children<W: Write>(
+    /// Goes into a directory: marks what is gone, and notes what is there now for later.
+    fn enter<W: Write>(
         &mut self,
         out: &mut Out<'_, '_, W>,
-        path: &[u8],
-        new: &DirNode,
-        mut before: BTreeMap<Vec<u8>, Found>,
+        old: Option<DirNode>,
+        new: DirNode,
+        written: bool,
     ) -> Result<()> {
-        let mut pairs = Vec::new();
-        for (path, new) in children(self.new, new, path)? {
-            let old = before.remove(&path);
-            pairs.push(Pair { path, old, new });
+        let what = "can't read the folder";
+        let mut before: BTreeSet<Name> = match (self.old, &old) {
+            (Some(view), Some(old)) => {
+                let listed = view.list(old).context(what, &self.path)?;
+                listed.into_iter().map(|entry| entry.name).collect()
+            }
+            _ => BTreeSet::new(),
+        };
+        let listed = self.new.list(&new).context(what, &self.path)?;
+        let with_old = |name: Name| {
+            let in_old = before.remove(&name);
+            (name, in_old)
+        };
+        let mut names: Vec<_> = listed.into_iter().map(|e| e.name).map(with_old).collect();
+        names.reverse();
+        if written {
+            self.written = self.levels.len() + 1;
         }
-        for gone in before.into_keys() {
-            let (parent, name) = split(&gone);
-            let mark = foreign::whiteout_name(name).ok_or_else(|| {
+        self.levels.push(Level {
+            new,
+            old,
+            names,
+            path: self.path.len(),
+        });
+        for gone in before {
+            let mark = foreign::whiteout_name(&gone).ok_or_else(|| {
                 let what = "a layer archive can't say that a file of this name is gone";
-                TreeError::new(ErrorKind::Refused, what).at(gone.as_slice())
+                TreeError::new(ErrorKind::Refused, what).at(join(&self.path, &gone))
             })?;
-            self.mark(out, join(parent, &mark))?;
+            self.mark(out, &mark)?;
         }
-        pairs.reverse();
-        self.todo.append(&mut pairs);
         Ok(())
     }
 
-    fn emit<W: Write>(
-        &mut self,
-        out: &mut Out<'_, '_, W>,
-        path: Vec<u8>,
-        found: Found,
-    ) -> Result<()> {
-        if foreign::is_mark(split(&path).1) {
+    /// Writes the directories of the way here that were not written.
+    fn write_above<W: Write>(&mut self, writer: &mut Writer<'_, Encoder<W>>) -> Result<()> {
+        for level in self.levels.iter().skip(self.written) {
+            let path = self.path.get(..level.path).unwrap_or_default();
+            let dir = Found::Dir(level.new.clone());
+            if let Some(item) = Item::of(path, &dir, space(self.new))? {
+                writer.item(&item)?;
+            }
+        }
+        self.written = self.levels.len();
+        Ok(())
+    }
+
+    fn emit<W: Write>(&mut self, out: &mut Out<'_, '_, W>, found: &Found) -> Result<()> {
+        if foreign::is_mark(split(&self.path).1) {
             let what = "a layer archive can't hold a file whose name begins with .wh., for there it is a \
                         deletion";
-            return Err(TreeError::new(ErrorKind::Refused, what).at(path));
+            return Err(TreeError::new(ErrorKind::Refused, what).at(self.path.as_slice()));
         }
         let Out::Archive(writer) = out else {
-            if let Found::File(file) = &found
+            if let Found::File(file) = found
                 && file.stat.nlink > 1
             {
                 let names = (file.stat.nlink, 0);
@@ -201,22 +242,20 @@ impl Delta<'_> {
             }
             return Ok(());
         };
-        for folder in std::mem::take(&mut self.above) {
-            writer.item(&folder)?;
-        }
-        match Item::of(path, found, space(self.new))? {
+        self.write_above(writer)?;
+        match Item::of(&self.path, found, space(self.new))? {
             Some(item) => writer.item(&item),
             None => Ok(()),
         }
     }
 
-    fn mark<W: Write>(&mut self, out: &mut Out<'_, '_, W>, path: Vec<u8>) -> Result<()> {
+    /// Writes a mark into the directory with the present path.
+    fn mark<W: Write>(&mut self, out: &mut Out<'_, '_, W>, name: &[u8]) -> Result<()> {
         let Out::Archive(writer) = out else {
             return Ok(());
         };
-        for folder in std::mem::take(&mut self.above) {
-            writer.item(&folder)?;
-        }
+        self.write_above(writer)?;
+        let path = join(&self.path, name);
         writer.own_file(&[b"./", path.as_slice()].concat(), 0o600, b"")
     }
 
@@ -280,12 +319,4 @@ fn shown(view: Option<&View>, on_disk: Xattrs) -> Xattrs {
     };
     shown.sort_unstable();
     shown
-}
-
-/// Whether the path lies below the folder, or is it.
-fn lies_in(path: &[u8], folder: &[u8]) -> bool {
-    folder.is_empty()
-        || path
-            .strip_prefix(folder)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
 }

@@ -21,7 +21,7 @@ pub(super) struct Directories {
     acl_bytes: usize,
 }
 
-/// Name and value.
+/// The name and the value of an ACL's attribute.
 type Acl = (&'static [u8], Arc<[u8]>);
 
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use super::compress::{Compression, Encoder};
 use super::import::Imported;
 use super::writer::{Holes, Writer, cannot_write};
 use crate::delta::error::{OnProgress, Result};
-use crate::delta::walk;
+use crate::delta::walk::{self, Item};
 
 /// What was written: entries, bytes of content, and what was left out.
 pub type Exported = Imported;
@@ -28,7 +28,7 @@ pub fn tar(
 ) -> Result<Exported> {
     with_entries(output, compression, Holes::Left, progress, |writer| {
         comment.map_or(Ok(()), |comment| writer.comment(comment))?;
-        walk::state(view, &mut |item| writer.item(&item))
+        walk::state(view, &mut |item: &Item<'_>| writer.item(item))
     })
 }
 

@@ -2,7 +2,6 @@
 //!
 //! The target is an empty folder. On an error it is left half filled: whoever made it removes it.
 
-use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -13,9 +12,10 @@ use cowl_fs::view::View;
 
 use super::export::Exported;
 use crate::delta::error::{Context as _, OnProgress, Result};
-use crate::delta::make::{self, Attrs, split};
+use crate::delta::linked::Linked;
+use crate::delta::make::{self, Attrs};
 use crate::delta::places::Places;
-use crate::delta::walk::{self, Item, Links};
+use crate::delta::walk::{self, Item, Visitor};
 
 /// Fills the empty folder `target` with what the view shows. Making it durable is the caller's.
 pub fn fill(view: &View, target: &Path, progress: OnProgress<'_>) -> Result<Exported> {
@@ -25,58 +25,48 @@ pub fn fill(view: &View, target: &Path, progress: OnProgress<'_>) -> Result<Expo
     )?;
     make::ready_root(root.as_fd())?;
     let mut fill = Fill {
+        linked: Linked::new(root.as_fd())?,
         places: Places::new(root),
-        folders: BTreeMap::new(),
-        links: Links::default(),
+        levels: Vec::new(),
         out: Exported::default(),
         progress,
     };
-    walk::state(view, &mut |item| fill.item(&item))?;
-    // The deepest first: one that its owner may not enter must not be in the way of what is below it.
-    for (path, attrs) in std::mem::take(&mut fill.folders).into_iter().rev() {
-        let place = fill.places.folder(&path, false)?;
-        make::apply(place.fd(), FileKind::Directory, &attrs, &path)?;
-    }
+    walk::state(view, &mut fill)?;
+    fill.linked.finish()?;
     (fill.progress)(fill.out.done);
     Ok(fill.out)
 }
 
 struct Fill<'a> {
     places: Places,
-    /// Attributes of folders: set last, because what is made inside changes them.
-    folders: BTreeMap<Vec<u8>, Attrs>,
-    links: Links<Vec<u8>>,
+    /// Attributes of the directories in which the walk is: set last, because what is made inside changes them.
+    levels: Vec<Attrs>,
+    linked: Linked,
     out: Exported,
     progress: OnProgress<'a>,
 }
 
-impl Fill<'_> {
-    fn item(&mut self, item: &Item) -> Result<()> {
-        let path = item.path.as_slice();
+impl Visitor for Fill<'_> {
+    fn item(&mut self, item: &Item<'_>) -> Result<()> {
+        let (path, name, kind) = (item.path, item.name(), item.kind());
         self.out.done.entries += u64::from(!path.is_empty());
-        if let Some(first) = self.links.first(&item.stat, || path.to_vec()) {
-            let (parent, name) = split(first);
-            let source = dir::open_path(self.places.folder(parent, false)?.fd(), name)
-                .context("can't open", first)?;
-            let (parent, name) = split(path);
-            let place = self.places.folder(parent, false)?;
-            return node::link_fd(source.as_fd(), place.fd(), name)
+        if let Some(first) = self.linked.find(&item.stat)? {
+            return node::link_fd(first.as_fd(), self.places.here(), name)
                 .context("can't make the hard link", path);
         }
         let attrs = Attrs::of(&item.stat, item.xattrs()?);
-        let (parent, name) = split(path);
-        let kind = item.kind();
         if kind == FileKind::Directory {
             if !path.is_empty() {
-                make::folder(self.places.folder(parent, false)?.fd(), name, path)?;
+                make::folder(self.places.here(), name, path)?;
+                self.places.enter(name, path)?;
             }
-            self.folders.insert(path.to_vec(), attrs);
+            self.levels.push(attrs);
             return Ok(());
         }
-        let place = self.places.folder(parent, false)?;
+        let place = self.places.here();
         match kind {
             FileKind::Regular => {
-                let to = make::file(place.fd(), name, path)?;
+                let to = make::file(place, name, path)?;
                 let size = item.stat.size;
                 if size > 0 {
                     copy::copy_data(item.open()?.as_fd(), to.as_fd(), size)
@@ -85,10 +75,20 @@ impl Fill<'_> {
                 self.out.done.bytes = self.out.done.bytes.saturating_add(size);
                 make::apply(to.as_fd(), kind, &attrs, path)?;
             }
-            FileKind::Symlink => make::symlink(place.fd(), name, &item.target()?, &attrs, path)?,
-            _ => make::node(place.fd(), name, (kind, item.stat.rdev), &attrs, path)?,
+            FileKind::Symlink => make::symlink(place, name, &item.target()?, &attrs, path)?,
+            _ => make::node(place, name, (kind, item.stat.rdev), &attrs, path)?,
         }
+        self.linked
+            .note(&item.stat, (place, name), path, item.depth)?;
         (self.progress)(self.out.done);
         Ok(())
+    }
+
+    fn leave(&mut self, path: &[u8]) -> Result<()> {
+        let attrs = self.levels.pop();
+        self.places.leave(path, |fd| match &attrs {
+            Some(attrs) => make::apply(fd, FileKind::Directory, attrs, path),
+            None => Ok(()),
+        })
     }
 }

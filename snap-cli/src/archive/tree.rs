@@ -2,7 +2,6 @@
 //! attributes, holes. Stays on one file system. Works by folder descriptors, so that no path is too
 //! long and nobody can lead the copy astray by exchanging a folder for a link meanwhile.
 
-use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -15,16 +14,15 @@ use rustix::fs::OFlags;
 
 use super::import::Imported;
 use crate::delta::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
+use crate::delta::linked::Linked;
 use crate::delta::make::{self, Attrs};
-use crate::delta::places::Places;
 
 /// How many folders of the present path are kept open on each side; those above are opened again,
 /// through "..", when the copy comes back to them.
-const KEPT: usize = 128;
+const KEPT: usize = 8;
 
 /// A folder that is being copied.
 struct Level {
-    name: Vec<u8>,
     stat: Stat,
     attrs: Attrs,
     /// What is still to be copied, the next one last.
@@ -32,15 +30,17 @@ struct Level {
     source: Option<OwnedFd>,
     target: Option<OwnedFd>,
     target_id: (u64, u64),
+    /// The length of the path of the one above.
+    above: usize,
 }
 
 struct Copy<'a> {
     levels: Vec<Level>,
+    /// The path of the deepest level.
+    path: Vec<u8>,
     /// The device that is not left.
     dev: u64,
-    /// Where the first name of each hard-linked file went.
-    linked: HashMap<u64, (Vec<u8>, u64)>,
-    places: Places,
+    linked: Linked,
     /// Of the layer that is filled; `None` for a plain folder, in which nothing is a mark.
     space: Option<XattrSpace>,
     progress: OnProgress<'a>,
@@ -63,22 +63,20 @@ pub(super) fn import(
     let from_stat = stat::stat_fd(&from).context("can't read the source folder", name)?;
     refuse_overlap(&from_stat, &to, name)?;
     make::ready_root(to.as_fd())?;
-    let places = to
-        .try_clone()
-        .context("can't keep the target folder open", name)?;
     let mut copy = Copy {
         levels: Vec::new(),
+        path: Vec::new(),
         dev: from_stat.dev,
-        linked: HashMap::new(),
-        places: Places::new(places),
+        linked: Linked::new(to.as_fd())?,
         space,
         progress,
         out: Imported::default(),
     };
-    copy.enter(Vec::new(), from_stat, from, to, b".")?;
+    copy.enter(0, from_stat, from, to, b".")?;
     while !copy.levels.is_empty() {
         copy.step()?;
     }
+    copy.linked.finish()?;
     (copy.progress)(copy.out.done);
     Ok(copy.out)
 }
@@ -110,14 +108,6 @@ fn refuse_overlap(source: &Stat, target: &OwnedFd, name: &[u8]) -> Result<()> {
 }
 
 impl Copy<'_> {
-    fn path(&self, name: &[u8]) -> Vec<u8> {
-        let mut path = Vec::new();
-        for level in self.levels.iter().skip(1) {
-            path = make::join(&path, &level.name);
-        }
-        make::join(&path, name)
-    }
-
     /// Copies the next entry of the deepest folder, or finishes that folder.
     fn step(&mut self) -> Result<()> {
         let Some(level) = self.levels.last_mut() else {
@@ -126,49 +116,67 @@ impl Copy<'_> {
         let Some(name) = level.todo.pop() else {
             return self.leave();
         };
-        let path = self.path(&name);
-        let Some(Level {
-            source: Some(source),
-            target: Some(target),
-            ..
-        }) = self.levels.last()
-        else {
-            return Err(TreeError::new(ErrorKind::Io, "a folder was closed too early").at(path));
-        };
-        let (source, target) = (source.as_fd(), target.as_fd());
-        let found = match dir::open_path(source, &name) {
+        let (above, depth) = (self.path.len(), self.levels.len());
+        let mut path = std::mem::take(&mut self.path);
+        if above > 0 {
+            path.push(b'/');
+        }
+        path.extend_from_slice(&name);
+        let done = self.entry(&name, &path, above);
+        if self.levels.len() == depth {
+            path.truncate(above);
+        }
+        self.path = path;
+        done
+    }
+
+    fn entry(&mut self, name: &[u8], path: &[u8], above: usize) -> Result<()> {
+        let (source, target) = self.here().ok_or_else(|| closed(path))?;
+        let found = match dir::open_path(source, name) {
             Ok(fd) => fd,
             // Removed since the folder was read: it is not part of the copy.
             Err(error) if error.errno() == Errno::NOENT => return Ok(()),
-            Err(error) => return Err(error).context("can't open", &path),
+            Err(error) => return Err(error).context("can't open", path),
         };
-        let stat = stat::stat_fd(&found).context("can't read", &path)?;
+        let stat = stat::stat_fd(&found).context("can't read", path)?;
+        let inner = match stat.kind() {
+            FileKind::Directory => Some(make::folder(target, name, path)?),
+            _ => None,
+        };
         self.out.done.entries += 1;
         if self.out.done.entries.is_multiple_of(64) {
             (self.progress)(self.out.done);
         }
-        if stat.kind() == FileKind::Directory {
-            let inner = make::folder(target, &name, &path)?;
-            return self.enter(name, stat, found, inner, &path);
+        if let Some(inner) = inner {
+            return self.enter(above, stat, found, inner, path);
         }
         if stat.dev != self.dev {
             let why = "a mount point in the source: not copied";
-            self.out.notes.push((path, why));
+            self.out.notes.push((path.to_vec(), why));
             return Ok(());
         }
-        if stat.nlink > 1 && self.link_known(&stat, &name, &path)? {
-            return Ok(());
+        if let Some(first) = self.linked.find(&stat)? {
+            let (_, target) = self.here().ok_or_else(|| closed(path))?;
+            return match self.space {
+                Some(space) => make::link(first.as_fd(), target, name, space, path),
+                None => node::link_fd(first.as_fd(), target, name)
+                    .context("can't make the hard link", path),
+            };
         }
-        let Some((source, target)) = self.here() else {
-            return Err(TreeError::new(ErrorKind::Io, "a folder was closed too early").at(path));
+        let (source, target) = self.here().ok_or_else(|| closed(path))?;
+        let bytes = copy_one(source, target, name, &found, &stat, self.space, path)?;
+        let Some(Level {
+            target: Some(target),
+            ..
+        }) = self.levels.last()
+        else {
+            return Err(closed(path));
         };
-        let bytes = copy_one(source, target, &name, &found, &stat, self.space, &path)?;
+        let place = (target.as_fd(), name);
+        self.linked.note(&stat, place, path, self.levels.len())?;
         self.out.done.bytes = self.out.done.bytes.saturating_add(bytes);
         if bytes > 0 {
             (self.progress)(self.out.done);
-        }
-        if stat.nlink > 1 {
-            self.linked.insert(stat.ino, (path, stat.nlink - 1));
         }
         Ok(())
     }
@@ -181,36 +189,10 @@ impl Copy<'_> {
         ))
     }
 
-    /// Gives the copy of a file whose other name was copied already one more name.
-    fn link_known(&mut self, stat: &Stat, name: &[u8], path: &[u8]) -> Result<bool> {
-        let Some((first, left)) = self.linked.get_mut(&stat.ino) else {
-            return Ok(false);
-        };
-        let first = first.clone();
-        *left -= 1;
-        if *left == 0 {
-            self.linked.remove(&stat.ino);
-        }
-        let (parent, first_name) = make::split(&first);
-        let copy = {
-            let place = self.places.folder(parent, false)?;
-            dir::open_path(place.fd(), first_name).context("can't open", &first)?
-        };
-        let Some((_, target)) = self.here() else {
-            return Ok(false);
-        };
-        match self.space {
-            Some(space) => make::link(copy.as_fd(), target, name, space, path)?,
-            None => node::link_fd(copy.as_fd(), target, name)
-                .context("can't make the hard link", path)?,
-        }
-        Ok(true)
-    }
-
     /// Goes into a folder. One on another file system stays empty.
     fn enter(
         &mut self,
-        name: Vec<u8>,
+        above: usize,
         stat: Stat,
         source: OwnedFd,
         target: OwnedFd,
@@ -230,7 +212,7 @@ impl Copy<'_> {
         }
         let target_id = id(&target)?;
         self.levels.push(Level {
-            name,
+            above,
             attrs: Attrs::of(&stat, xattrs),
             stat,
             todo,
@@ -251,18 +233,18 @@ impl Copy<'_> {
 
     /// Gives a folder whose content is complete its attributes, and goes back to the one above.
     fn leave(&mut self) -> Result<()> {
-        let path = self.path(b"");
+        let path = std::mem::take(&mut self.path);
         let Some(level) = self.levels.pop() else {
             return Ok(());
         };
-        let gone =
-            || TreeError::new(ErrorKind::Io, "a folder was closed too early").at(path.as_slice());
-        let (source, target) = level.source.zip(level.target).ok_or_else(gone)?;
-        make::apply(target.as_fd(), FileKind::Directory, &level.attrs, &path)?;
-        let Some(above) = self.levels.last_mut() else {
-            return Ok(());
-        };
-        if above.source.is_none() {
+        let (source, target) = level
+            .source
+            .zip(level.target)
+            .ok_or_else(|| closed(&path))?;
+        if let Some(above) = self.levels.last_mut()
+            && above.source.is_none()
+        {
+            // Before its owner may be shut out of the one that is left.
             let what = "can't go back to the folder above";
             let from = make::up(&source).context(what, &path)?;
             let to = make::up(&target).context(what, &path)?;
@@ -275,8 +257,15 @@ impl Copy<'_> {
             above.source = Some(from);
             above.target = Some(to);
         }
+        make::apply(target.as_fd(), FileKind::Directory, &level.attrs, &path)?;
+        self.path = path;
+        self.path.truncate(level.above);
         Ok(())
     }
+}
+
+fn closed(path: &[u8]) -> TreeError {
+    TreeError::new(ErrorKind::Io, "a folder was closed too early").at(path)
 }
 
 /// The attributes as the copy keeps them.

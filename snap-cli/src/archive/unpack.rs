@@ -3,7 +3,6 @@
 //!
 //! The target is never left: paths are followed component by component and through no link.
 
-use std::collections::BTreeSet;
 use std::io::Read;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
@@ -23,6 +22,7 @@ use super::place;
 use super::stream::Members;
 use crate::delta::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
 use crate::delta::make::{self, Attrs};
+use crate::delta::path_map::PathMap;
 use crate::delta::places::Places;
 
 /// What the entries are.
@@ -50,11 +50,15 @@ pub(super) struct Numbers {
 /// A tree that is being filled.
 pub(super) struct Unpack<'a> {
     places: Places,
+    /// Where the targets of hard links are looked for.
+    targets: Places,
     directories: Directories,
     has_root: bool,
     how: How,
     /// With [`How::Changes`]: what these entries made, which their own marks don't hide.
-    made: BTreeSet<Vec<u8>>,
+    made: PathMap<()>,
+    /// Where nothing is any more but what these entries made.
+    cleared: PathMap<()>,
     numbers: Numbers,
     progress: OnProgress<'a>,
     out: Imported,
@@ -71,12 +75,17 @@ impl<'a> Unpack<'a> {
         if !matches!(how, How::Changes(_)) {
             make::ready_root(root.as_fd())?;
         }
+        let again = root
+            .try_clone()
+            .context("can't keep the target folder open", b".")?;
         Ok(Self {
             places: Places::new(root),
+            targets: Places::new(again),
             directories: Directories::default(),
             has_root: false,
             how,
-            made: BTreeSet::new(),
+            made: PathMap::default(),
+            cleared: PathMap::default(),
             numbers: Numbers::default(),
             progress,
             out: Imported::default(),
@@ -131,11 +140,9 @@ impl<'a> Unpack<'a> {
         }
         let (parent, name) = make::split(&path);
         if member.what != What::Folder {
-            self.places.forget(&path);
-            self.directories.forget(&path);
+            self.forget(&path)?;
         }
-        let place = self.places.folder(parent, true)?;
-        let parent = place.fd();
+        let parent = self.places.folder(parent, true)?;
         let is_folder = member.what == What::Folder;
         self.how.refuse_second(parent, name, &path)?;
         if place::make_room(parent, name, is_folder, &path)? {
@@ -173,10 +180,10 @@ impl<'a> Unpack<'a> {
         }
         let (parent, name) = make::split(&path);
         let place = self.places.folder(parent, false)?;
-        let number = number(place.fd(), name, &member, &path)?;
+        let number = number(place, name, &member, &path)?;
         self.numbers.lent.extend(number);
         if is_folder {
-            let folder = dir::open_dir(place.fd(), name).context("can't open the folder", &path)?;
+            let folder = dir::open_dir(place, name).context("can't open the folder", &path)?;
             self.directories.set(folder.as_fd(), &path, member.attrs)?;
         }
         Ok(())
@@ -207,21 +214,25 @@ impl<'a> Unpack<'a> {
     fn is_mark(&mut self, member: &Member, path: &[u8]) -> Result<bool> {
         let (parent, name) = make::split(path);
         if !foreign::is_mark(name) {
-            self.made.insert(path.to_vec());
+            self.made.insert(path, ());
             if member.what != What::Folder {
                 self.clear(path, false)?;
             }
             return Ok(false);
         }
         if name == foreign::OPAQUE_NAME {
+            if self.is_cleared(parent) {
+                return Ok(true);
+            }
             let names = match self.places.folder(parent, false) {
-                Ok(place) => dir::entries(place.fd()).context("can't read the folder", parent)?,
+                Ok(place) => dir::entries(place).context("can't read the folder", parent)?,
                 Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
                 Err(error) => return Err(error),
             };
             for entry in names {
                 self.clear(&make::join(parent, &entry.name), true)?;
             }
+            self.note_cleared(parent);
         } else if let Some(hidden) = foreign::hidden_name(name) {
             self.clear(&make::join(parent, hidden), true)?;
         }
@@ -230,33 +241,64 @@ impl<'a> Unpack<'a> {
 
     /// Removes what was there before these entries; what they made themselves stays if `keep` says so.
     fn clear(&mut self, path: &[u8], keep: bool) -> Result<()> {
-        let below = [path, b"/"].concat();
-        // '0' comes after '/'.
-        let end = [path, b"0"].concat();
-        let made_below = self.made.range(below.clone()..end.clone()).next().is_some();
-        if keep && (self.made.contains(path) || made_below) {
-            // Only what is not of this layer goes.
-            let names = match self.places.folder(path, false) {
-                Ok(place) => dir::entries(place.fd()).context("can't read the folder", path)?,
-                Err(_) => return Ok(()),
-            };
-            for entry in names {
-                self.clear(&make::join(path, &entry.name), true)?;
-            }
+        if keep && self.is_cleared(path) {
             return Ok(());
         }
-        self.places.forget(path);
-        self.directories.forget(path);
+        let mut todo = vec![path.to_vec()];
+        while let Some(path) = todo.pop() {
+            if !keep || !(self.made.has(&path) || self.made.has_below(&path)) {
+                self.remove(&path)?;
+                continue;
+            }
+            // Only what is not of this layer goes.
+            match self.places.folder(&path, false) {
+                Ok(place) => {
+                    let names = dir::entries(place).context("can't read the folder", &path)?;
+                    let inner = names.iter().map(|entry| make::join(&path, &entry.name));
+                    todo.extend(inner);
+                }
+                Err(error) if is_no_folder(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if keep {
+            self.note_cleared(path);
+        }
+        Ok(())
+    }
+
+    /// Whether nothing is at a path, or below it, but what these entries made: what they remove once more
+    /// was removed before.
+    fn is_cleared(&self, path: &[u8]) -> bool {
+        self.cleared.has(b"") || self.cleared.covers(path)
+    }
+
+    fn note_cleared(&mut self, path: &[u8]) {
+        self.cleared.remove_all(path);
+        self.cleared.insert(path, ());
+    }
+
+    /// Removes what lies at a path, with everything below it.
+    fn remove(&mut self, path: &[u8]) -> Result<()> {
+        self.forget(path)?;
         let (parent, name) = make::split(path);
         let place = match self.places.folder(parent, false) {
             Ok(place) => place,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
-        match node::remove_tree(place.fd(), name) {
+        match node::remove_tree(place, name) {
             Err(error) if error.errno() != Errno::NOENT => Err(error).context("can't remove", path),
             Ok(()) | Err(_) => Ok(()),
         }
+    }
+
+    /// Forgets what was known of a path that is about to be replaced.
+    fn forget(&mut self, path: &[u8]) -> Result<()> {
+        self.places.forget(path)?;
+        self.targets.forget(path)?;
+        self.directories.forget(path);
+        Ok(())
     }
 
     /// Writes an entry's data: in one run, or in the parts that a sparse map names.
@@ -304,9 +346,8 @@ impl<'a> Unpack<'a> {
         }
         let (parent, name) = make::split(&clean);
         let missing = "the archive has a hard link to what is not in it, or comes later";
-        // Held by a descriptor of its own: the folder kept open changes below.
-        let source = match self.places.folder(parent, false) {
-            Ok(place) => dir::open_path(place.fd(), name),
+        let source = match self.targets.folder(parent, false) {
+            Ok(place) => dir::open_path(place, name),
             Err(error) if error.kind() == ErrorKind::NotFound => return refuse(missing),
             Err(error) => return Err(error),
         };
@@ -323,14 +364,18 @@ impl<'a> Unpack<'a> {
         if clean == path {
             return Ok(());
         }
-        self.places.forget(path);
-        self.directories.forget(path);
+        self.forget(path)?;
         let (parent, name) = make::split(path);
         let place = self.places.folder(parent, true)?;
-        self.how.refuse_second(place.fd(), name, path)?;
-        place::make_room(place.fd(), name, false, path)?;
-        self.how.link(source.as_fd(), place.fd(), name, path)
+        self.how.refuse_second(place, name, path)?;
+        place::make_room(place, name, false, path)?;
+        self.how.link(source.as_fd(), place, name, path)
     }
+}
+
+/// Whether an error says that a path leads to no directory.
+fn is_no_folder(error: &TreeError) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Refused)
 }
 
 impl How {

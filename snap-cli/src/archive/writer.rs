@@ -128,11 +128,11 @@ impl<'a, W: Write> Writer<'a, W> {
     }
 
     /// An entry with its content, or as one more name of a file that was written before.
-    pub(super) fn item(&mut self, item: &Item) -> Result<()> {
+    pub(super) fn item(&mut self, item: &Item<'_>) -> Result<()> {
         let kind = item.kind();
         if kind == FileKind::Socket && self.raw.is_none() {
             let why = "a socket: a tar archive can't hold one";
-            self.result.notes.push((item.path.clone(), why));
+            self.result.notes.push((item.path.to_vec(), why));
             return Ok(());
         }
         self.result.done.entries += 1;
@@ -161,13 +161,13 @@ impl<'a, W: Write> Writer<'a, W> {
         Ok(())
     }
 
-    fn file(&mut self, item: &Item, mut entry: Entry) -> Result<()> {
+    fn file(&mut self, item: &Item<'_>, mut entry: Entry) -> Result<()> {
         let fd = item.open()?;
         let size = item.stat.size;
         let mut segments = vec![(0, size)];
         let mut map = Vec::new();
         if self.holes == Holes::Left && item.stat.blocks * 512 < size {
-            let found = content::segments(fd.as_fd(), size).context("can't read", &item.path)?;
+            let found = content::segments(fd.as_fd(), size).context("can't read", item.path)?;
             let found = at_most(found, limits::SEGMENTS - 1);
             if found != segments {
                 segments = found;
@@ -187,9 +187,9 @@ impl<'a, W: Write> Writer<'a, W> {
                     .min(buffer.len());
                 let part = buffer.get_mut(..want).unwrap_or_default();
                 let got = content::read_at(fd.as_fd(), part, start + done);
-                if got.context("can't read", &item.path)? < want {
+                if got.context("can't read", item.path)? < want {
                     let what = "the file got shorter while it was read";
-                    return Err(TreeError::new(ErrorKind::Io, what).at(item.path.as_slice()));
+                    return Err(TreeError::new(ErrorKind::Io, what).at(item.path));
                 }
                 self.write(part)?;
                 done += want as u64;
@@ -306,8 +306,8 @@ impl Entry {
         }
     }
 
-    fn new(item: &Item, prefix: &[u8], raw: Option<&Raw>) -> Result<Self> {
-        let mut path = [prefix, &item.path].concat();
+    fn new(item: &Item<'_>, prefix: &[u8], raw: Option<&Raw>) -> Result<Self> {
+        let mut path = [prefix, item.path].concat();
         if item.kind() == FileKind::Directory && !item.path.is_empty() {
             path.push(b'/');
         }
@@ -335,7 +335,7 @@ impl Entry {
         Ok(entry)
     }
 
-    fn attributes(&mut self, item: &Item) -> Result<()> {
+    fn attributes(&mut self, item: &Item<'_>) -> Result<()> {
         let stat = &item.stat;
         self.header.set_mode(stat.perm());
         let ids = [("uid", stat.uid), ("gid", stat.gid)];
@@ -355,9 +355,7 @@ impl Entry {
             }
         }
         if matches!(item.kind(), FileKind::CharDevice | FileKind::BlockDevice) {
-            let bad = |error| {
-                TreeError::io("can't write the device number", error).at(item.path.as_slice())
-            };
+            let bad = |error| TreeError::io("can't write the device number", error).at(item.path);
             self.header
                 .set_device_major(rustix::fs::major(stat.rdev))
                 .map_err(bad)?;

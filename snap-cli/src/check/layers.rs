@@ -97,28 +97,58 @@ pub(super) fn look(
             );
             report.add(Level::Damaged, LAYER, store.layer_dir(*head), what, None);
         }
-        self::head(store, *head, container, report)?;
+        if let Err(error) = self::head(store, *head, container, report) {
+            unreadable(store, *head, &error, report);
+        }
     }
     for (layer, below) in &named.frozen {
         report.layers += 1;
-        if is_there(store, *layer, &named, report)? && !named.heads.contains_key(layer) {
-            sealed(store, *layer, &named, report)?;
-            if file(store, *layer, below, report)? {
-                compare(store, wish, *layer, &named, report, progress)?;
-            }
+        let checked = frozen(store, wish, (*layer, below), &named, report, progress);
+        // One that cannot be read hides nothing of the others.
+        if let Err(error) = checked {
+            unreadable(store, *layer, &error, report);
         }
     }
     let frozen: BTreeSet<_> = named.frozen.keys().collect();
     for head in named.heads.keys().filter(|head| !frozen.contains(head)) {
         report.layers += 1;
-        is_there(store, *head, &named, report)?;
+        if let Err(error) = is_there(store, *head, &named, report) {
+            unreadable(store, *head, &error, report);
+        }
+    }
+    Ok(())
+}
+
+fn unreadable(store: &Store, id: LayerId, error: &Error, report: &mut Report) {
+    report.add(
+        Level::Damaged,
+        LAYER,
+        store.layer_dir(id),
+        error.to_string(),
+        None,
+    );
+}
+
+fn frozen(
+    store: &Store,
+    wish: &Wish,
+    (layer, below): (LayerId, &[LayerId]),
+    named: &Named,
+    report: &mut Report,
+    progress: OnProgress<'_>,
+) -> Result<()> {
+    if is_there(store, layer, named, report)? && !named.heads.contains_key(&layer) {
+        sealed(store, layer, named, report)?;
+        if file(store, layer, below, report)? {
+            compare(store, wish, layer, named, report, progress)?;
+        }
     }
     Ok(())
 }
 
 fn is_there(store: &Store, id: LayerId, named: &Named, report: &mut Report) -> Result<bool> {
     let tree = store.layer_tree(id);
-    if disk::is_there(&tree)? {
+    if disk::is_dir(&tree)? {
         return Ok(true);
     }
     let what = format!("the layer {id} is missing; {} on it", named.by(id));
@@ -192,7 +222,7 @@ fn compare(
             named.by(id)
         )
     };
-    let (measured, looks) = store.measure(id)?;
+    let (measured, looks) = store.measure_like(id, record.body.looks.as_deref())?;
     let mut next = record.body.clone();
     match &record.body.looks {
         Some(known) if *known != looks => {
@@ -206,7 +236,8 @@ fn compare(
         }
     }
     if wish.deep {
-        let found = digest_layer(&tree, progress)?.to_string();
+        let known = record.body.digest.as_deref();
+        let found = digest_layer(&tree, known, progress)?.to_string();
         match &record.body.digest {
             Some(known) if *known != found => {
                 let what = changed("it has another content");

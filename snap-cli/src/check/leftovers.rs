@@ -134,7 +134,7 @@ fn daemon(store: &Store, known: &Known, report: &mut Report) -> Result<()> {
 
 /// Reads it as it is: [`state::read`] takes away what can't be read.
 fn peek(path: &Path) -> Option<state::RunState> {
-    match std::fs::read(path) {
+    match disk::read_bytes(path) {
         Ok(bytes) => match serde_json::from_slice(&bytes) {
             Ok(state) => Some(state),
             Err(error) => {

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use super::output::Colour;
 use super::{Context, Verb, output, read_state};
-use crate::delta::{Change, ErrorKind, Status, Wish, diff_of, find, patch};
+use crate::delta::find::{self, Finder};
+use crate::delta::{Change, ErrorKind, Status, Wish, diff_of, patch};
 use crate::error::{Error, Result};
 use crate::store::name::Address;
 
@@ -84,8 +85,9 @@ impl Verb for Args {
             let totals = Totals::of(&changes);
             output::data(&json!({ "changes": list, "totals": totals.as_json() }))?;
         } else if self.patch {
+            let (mut before, mut after) = (Finder::new(&old), Finder::new(&new));
             for change in &changes {
-                write(&patch::of(&old, &new, change)?)?;
+                write(&patch::of(&mut before, &mut after, change)?)?;
             }
         } else if self.name_only {
             for change in &changes {

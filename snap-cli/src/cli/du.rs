@@ -13,7 +13,7 @@ use crate::snapshot::du::{self, ContainerSpace};
 use crate::snapshot::remove;
 use crate::store::Store;
 use crate::store::name::{Chosen, ContainerName};
-use crate::store::usage::Space;
+use crate::store::usage::{Named, Space};
 
 /// Show what containers, or the states of one, take on the disk
 ///
@@ -36,7 +36,7 @@ pub(super) struct Args {
 impl Verb for Args {
     fn run(&self, context: &Context) -> Result<u8> {
         match &self.name {
-            None => self.all(context)?,
+            None => return self.all(context),
             Some(name) => {
                 let name = ContainerName::parse(name)?;
                 let store = context.store_of(&name)?;
@@ -55,15 +55,27 @@ impl Verb for Args {
 }
 
 impl Args {
-    fn all(&self, context: &Context) -> Result<()> {
-        let mut rows = Vec::new();
+    fn all(&self, context: &Context) -> Result<u8> {
+        let (mut broken, mut rows) = (None, Vec::new());
         let mut list = Vec::new();
         for store in context.stores()? {
             let _reading = store.share()?;
-            let named = store.named()?;
+            let named = self.named(&store)?;
             for (id, record) in store.containers()? {
-                let manifest = record?.body;
-                let space = du::container(&store, id, &manifest, &named)?;
+                let counted = record.and_then(|record| {
+                    let manifest = record.body;
+                    let space = du::container(&store, id, &manifest, &named)?;
+                    Ok((manifest, space))
+                });
+                let (manifest, space) = match counted {
+                    Ok(counted) => counted,
+                    // One that cannot be measured hides none of the others.
+                    Err(error) => {
+                        output::complain(&error, self.json);
+                        broken = Some(error);
+                        continue;
+                    }
+                };
                 list.push(json!({
                     "name": manifest.name,
                     "snapshots": manifest.snapshots.len(),
@@ -74,7 +86,17 @@ impl Args {
                 rows.push(row(name, space.unique, less(space.total, space.unique)));
             }
         }
-        self.print("CONTAINER", rows, &json!({ "containers": list }))
+        self.print("CONTAINER", rows, &json!({ "containers": list }))?;
+        broken.map_or(Ok(0), Err)
+    }
+
+    /// What names each layer, where that can be read.
+    fn named(&self, store: &Store) -> Result<Named> {
+        let (named, unread) = store.named_where_readable()?;
+        for error in unread {
+            log::warn!("{error}; what only this one shares counts as not shared");
+        }
+        Ok(named)
     }
 
     fn one(&self, store: &Store, name: &ContainerName) -> Result<()> {
@@ -82,7 +104,7 @@ impl Args {
         let (id, manifest) = (container.id(), container.manifest().clone());
         drop(container);
         let _reading = store.share()?;
-        let named = store.named()?;
+        let named = self.named(store)?;
         let found = du::container(store, id, &manifest, &named)?;
         let mut rows = Vec::new();
         for state in &found.states {

@@ -71,6 +71,9 @@ impl Args {
         }
         let alone = store.alone()?;
         let left = store.leftovers(self.empty_trash).map_err(|error| {
+            if !self.dry_run {
+                store.empty_trash_besides(&error);
+            }
             let hint = "nothing is collected while a file of the store can't be read: \
                         `cowl check` tells more";
             Error {

@@ -12,7 +12,7 @@ use serde_json::Map;
 
 use super::moving::{self, Leftover};
 use super::{Container, Swap, lxc};
-use crate::delta::walk;
+use crate::delta::walk::{self, Item};
 use crate::error::{Error, Result};
 use crate::host::files;
 use crate::host::lxc as host;
@@ -350,7 +350,7 @@ fn refuse_users(place: &Path, rootfs: &Path, who: &str) -> Result<()> {
 fn look_through(rootfs: &Path, space: XattrSpace) -> Result<usize> {
     let mut found: Option<Vec<u8>> = None;
     let mut linked: HashMap<u64, u64> = HashMap::new();
-    walk::plain(rootfs, &mut |item| {
+    walk::plain(rootfs, &mut |item: &Item<'_>| {
         if found.is_some() {
             return Ok(());
         }
@@ -358,11 +358,7 @@ fn look_through(rootfs: &Path, space: XattrSpace) -> Result<usize> {
             let left = linked.entry(item.stat.ino).or_insert(item.stat.nlink);
             *left = left.saturating_sub(1);
         }
-        let name = item
-            .path
-            .rsplit(|&byte| byte == b'/')
-            .next()
-            .unwrap_or_default();
+        let name = item.name();
         let device = item.kind() == FileKind::CharDevice && item.stat.rdev == 0;
         let marked = || -> Result<bool, crate::delta::TreeError> {
             let xattrs = item.xattrs()?;
@@ -371,7 +367,7 @@ fn look_through(rootfs: &Path, space: XattrSpace) -> Result<usize> {
                 .any(|(name, _)| space.to_disk(name).as_ref() != name.as_slice()))
         };
         if device || name.starts_with(b".wh.") || marked()? {
-            found = Some(item.path.clone());
+            found = Some(item.path.to_vec());
         }
         Ok(())
     })?;

@@ -79,7 +79,7 @@ fn look(store: &Store, id: ContainerId) -> Result<Vec<(Uuid, Option<Browse>, boo
     let mut found = Vec::new();
     let mut boot = None;
     for (mount, folder) in folders {
-        let state: Option<Browse> = match std::fs::read(folder.join("state.json")) {
+        let state: Option<Browse> = match disk::read_bytes(&folder.join("state.json")) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
                 // Cut short by a crash, it says nothing.
                 log::info!("{}: {error}", folder.display());
@@ -286,8 +286,8 @@ pub fn serve(
     let known = record.body.snapshots.iter().find(|s| s.id == snapshot);
     let name = known.map_or_else(|| snapshot.to_string(), |known| known.name.to_string());
     let stack = store.snapshot(id, snapshot)?.stack;
-    let lowers = stack.iter().map(|layer| store.layer_tree(*layer));
-    let mut config = Config::new(lowers.collect(), None, place.to_owned());
+    let lowers = store.layer_trees(&stack)?;
+    let mut config = Config::new(lowers, None, place.to_owned());
     store.session().mounts.apply(&mut config);
     config.space = Some(store.space());
     config.control = Some(folder.join(SOCKET));

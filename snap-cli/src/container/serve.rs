@@ -78,12 +78,13 @@ fn serve_locked(
         return Err(Error::not_found(format!("there is no container {id}")));
     };
     let manifest = record.body;
-    let lowers = manifest.below_head().iter().map(|l| store.layer_tree(*l));
+    let lowers = store.layer_trees(manifest.below_head())?;
+    store.layer_trees(&[manifest.head])?;
     let upper = (
         store.layer_tree(manifest.head),
         store.layer_work(manifest.head),
     );
-    let mut config = Config::new(lowers.collect(), Some(upper), place.to_path_buf());
+    let mut config = Config::new(lowers, Some(upper), place.to_path_buf());
     config.space = Some(store.space());
     config.control = Some(daemon::socket(store, id));
     config.snapshots = true;

@@ -150,7 +150,7 @@ pub fn look(store: &Store, id: ContainerId) -> Result<Mounted> {
 /// Reads the state; what can't be read was left by a crash and says nothing.
 pub fn read(store: &Store, id: ContainerId) -> Result<Option<RunState>> {
     let path = state_file(store, id);
-    match std::fs::read(&path) {
+    match disk::read_bytes(&path) {
         Ok(bytes) => match serde_json::from_slice(&bytes) {
             Ok(state) => Ok(Some(state)),
             Err(error) => {

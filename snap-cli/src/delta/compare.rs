@@ -1,7 +1,7 @@
 //! In what two objects of two states differ: the one place that says what counts as a difference.
 
 use cowl_fs::sys::stat::{FileKind, Stat};
-use cowl_fs::view::{DirNode, FileNode, View, user_xattrs};
+use cowl_fs::view::{DirNode, FileNode, LayerPath, View, user_xattrs};
 
 use super::content;
 use super::error::{Context as _, Result};
@@ -62,7 +62,7 @@ pub(super) struct Pair<'a> {
 
 impl Pair<'_> {
     /// In what two folders differ, apart from what is in them.
-    pub(super) fn folders(&self, a: &DirNode, b: &DirNode, path: &[u8]) -> Result<What> {
+    pub(super) fn folders(&self, a: &DirNode, b: &DirNode, path: &LayerPath) -> Result<What> {
         if a.same_place(b) {
             return Ok(What::default());
         }
@@ -71,13 +71,13 @@ impl Pair<'_> {
             return Ok(what);
         }
         let tried = "can't read the attributes";
-        let one = shown(self.a, a.xattrs().context(tried, path)?);
-        what.xattrs = one != shown(self.b, b.xattrs().context(tried, path)?);
+        let one = shown(self.a, a.xattrs().context_at(tried, path)?);
+        what.xattrs = one != shown(self.b, b.xattrs().context_at(tried, path)?);
         Ok(what)
     }
 
     /// In what two files of one type differ.
-    pub(super) fn files(&self, a: &FileNode, b: &FileNode, path: &[u8]) -> Result<What> {
+    pub(super) fn files(&self, a: &FileNode, b: &FileNode, path: &LayerPath) -> Result<What> {
         if a.loc.same_place(&b.loc) && a.data_loc().same_place(b.data_loc()) {
             return Ok(What::default());
         }
@@ -90,10 +90,10 @@ impl Pair<'_> {
             return Ok(what);
         }
         let tried = "can't read the attributes";
-        let one = shown(self.a, a.loc.xattrs().context(tried, path)?);
-        what.xattrs = one != shown(self.b, b.loc.xattrs().context(tried, path)?);
+        let one = shown(self.a, a.loc.xattrs().context_at(tried, path)?);
+        what.xattrs = one != shown(self.b, b.loc.xattrs().context_at(tried, path)?);
         if !what.xattrs || self.thorough {
-            what.content |= self.contents(a, b).context("can't compare", path)?;
+            what.content |= self.contents(a, b).context_at("can't compare", path)?;
         }
         Ok(what)
     }

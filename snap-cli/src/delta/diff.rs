@@ -10,16 +10,17 @@
 //! number, or the new folder's redirect (or the new file's content) lies where the old one lay. A
 //! renamed folder is one line; below it only what differs within. A renamed thing may be changed too.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::cmp::Ordering;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 
+use cowl_fs::name::Name;
 use cowl_fs::sys::stat::{FileKind, Stat};
-use cowl_fs::view::{DirNode, Found, View};
+use cowl_fs::view::{DirNode, Found, LayerPath, View};
 
 use super::compare::{Pair, What};
 use super::error::{Context as _, ErrorKind, Result, TreeError};
 use super::find;
-use super::walk::children;
 
 /// What happened to a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -99,27 +100,29 @@ pub fn diff_of(a: &View, b: &View, wish: &Wish) -> Result<Vec<Change>> {
             thorough: wish.thorough,
         },
         changes: Vec::new(),
-        gone: BTreeMap::new(),
-        new: BTreeMap::new(),
+        gone: Vec::new(),
+        new: Vec::new(),
         keys: HashMap::new(),
-        taken: HashSet::new(),
-        pairs: Vec::new(),
+        levels: Vec::new(),
     };
     if wish.paths.is_empty() {
         diff.roots()?;
     }
     for path in find::topmost(wish.paths.clone()) {
-        diff.only(path)?;
+        diff.only(&path)?;
     }
-    diff.drain_pairs()?;
     if !wish.no_renames {
         diff.match_renames()?;
     }
-    for (path, found) in std::mem::take(&mut diff.new) {
-        diff.change(path, Status::Added, (None, Some(&found)));
+    for node in std::mem::take(&mut diff.new) {
+        if node.open {
+            diff.change(&node.path, Status::Added, (None, Some(&node.found)));
+        }
     }
-    for (path, found) in std::mem::take(&mut diff.gone) {
-        diff.change(path, Status::Deleted, (Some(&found), None));
+    for node in std::mem::take(&mut diff.gone) {
+        if node.open {
+            diff.change(&node.path, Status::Deleted, (Some(&node.found), None));
+        }
     }
     diff.changes.sort_unstable();
     Ok(diff.changes)
@@ -134,22 +137,45 @@ enum Key {
     Place(FileKind, u64, u64),
 }
 
+/// What only one of the two has, in a list in which a directory comes before what is in it.
+struct Node {
+    path: LayerPath,
+    found: Found,
+    /// What is in it, sorted by name.
+    below: Vec<usize>,
+    /// What became of it is not known yet.
+    open: bool,
+}
+
+/// A directory that both have, in which the comparison is.
+struct Level {
+    a: DirNode,
+    b: DirNode,
+    path: LayerPath,
+    /// The names in it, each with whether `a` and `b` have it. The next one is taken from the end.
+    names: Vec<(Name, bool, bool)>,
+}
+
 struct Diff<'a> {
     pair: Pair<'a>,
     changes: Vec<Change>,
     /// What only `a` has, and what only `b` has, with everything below.
-    gone: BTreeMap<Vec<u8>, Found>,
-    new: BTreeMap<Vec<u8>, Found>,
-    keys: HashMap<Key, BTreeSet<Vec<u8>>>,
-    /// Paths of `a` that were found again elsewhere.
-    taken: HashSet<Vec<u8>>,
-    pairs: Vec<(Vec<u8>, DirNode, Vec<u8>, DirNode)>,
+    gone: Vec<Node>,
+    new: Vec<Node>,
+    /// Which of what only `a` has.
+    keys: HashMap<Key, VecDeque<usize>>,
+    levels: Vec<Level>,
 }
 
 impl Diff<'_> {
-    fn change(&mut self, path: Vec<u8>, status: Status, sides: (Option<&Found>, Option<&Found>)) {
+    fn change(
+        &mut self,
+        path: &LayerPath,
+        status: Status,
+        sides: (Option<&Found>, Option<&Found>),
+    ) {
         self.changes.push(Change {
-            path,
+            path: path.to_bytes(),
             status,
             from: None,
             old_size: sides.0.and_then(size),
@@ -175,123 +201,188 @@ impl Diff<'_> {
     fn roots(&mut self) -> Result<()> {
         let root = |view: &View| view.root().context("can't read the root folder", b".");
         let (a, b) = (root(self.pair.a)?, root(self.pair.b)?);
-        let what = self.pair.folders(&a, &b, b".")?;
+        let path = LayerPath::default();
+        let what = self.pair.folders(&a, &b, &path)?;
         let (old, new) = (Found::Dir(a.clone()), Found::Dir(b.clone()));
         self.modified(b".".to_vec(), what, (&old, &new));
-        self.pairs.push((Vec::new(), a, Vec::new(), b));
-        Ok(())
+        self.enter(path, a, b)?;
+        self.walk()
     }
 
     /// One path of both states.
-    fn only(&mut self, path: Vec<u8>) -> Result<()> {
+    fn only(&mut self, path: &[u8]) -> Result<()> {
         if path.is_empty() {
             return self.roots();
         }
-        let old = find::at(self.pair.a, &path)?;
-        let new = find::at(self.pair.b, &path)?;
+        let old = find::at(self.pair.a, path)?;
+        let new = find::at(self.pair.b, path)?;
         let none = |found: &Found| matches!(found, Found::Absent | Found::Whiteout);
         if none(&old) && none(&new) {
             let what = "neither state has this path";
             return Err(TreeError::new(ErrorKind::NotFound, what).at(path));
         }
-        self.both(path.clone(), old, path, new)
+        self.both(LayerPath::from(path), old, new)?;
+        self.walk()
     }
 
-    fn drain_pairs(&mut self) -> Result<()> {
-        while let Some((path_a, dir_a, path_b, dir_b)) = self.pairs.pop() {
-            if !dir_a.same_place(&dir_b) {
-                self.folders(&path_a, &dir_a, &path_b, &dir_b)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn folders(
-        &mut self,
-        path_a: &[u8],
-        dir_a: &DirNode,
-        path_b: &[u8],
-        dir_b: &DirNode,
-    ) -> Result<()> {
-        let mut old: BTreeMap<Vec<u8>, (Vec<u8>, Found)> = children(self.pair.a, dir_a, path_a)?
-            .into_iter()
-            .map(|(path, found)| (last(&path).to_vec(), (path, found)))
-            .collect();
-        for (path, new) in children(self.pair.b, dir_b, path_b)? {
-            match old.remove(last(&path)) {
-                None => self.add_new(path, new)?,
-                // What was here is known to be elsewhere: this is another.
-                Some((old_path, _)) if self.taken.contains(&old_path) => self.add_new(path, new)?,
-                Some((old_path, old)) => self.both(old_path, old, path, new)?,
-            }
-        }
-        for (path, found) in old.into_values() {
-            self.add_gone(path, found)?;
-        }
-        Ok(())
-    }
-
-    fn both(&mut self, old_path: Vec<u8>, old: Found, path: Vec<u8>, new: Found) -> Result<()> {
-        match (&old, &new) {
-            (Found::Dir(one), Found::Dir(two)) => {
-                let what = self.pair.folders(one, two, &path)?;
-                self.modified(path.clone(), what, (&old, &new));
-                self.pairs.push((old_path, one.clone(), path, two.clone()));
-            }
-            (Found::File(one), Found::File(two)) => {
-                if one.stat.kind() == two.stat.kind() {
-                    let what = self.pair.files(one, two, &path)?;
-                    self.modified(path, what, (&old, &new));
-                } else {
-                    self.change(path, Status::TypeChanged, (Some(&old), Some(&new)));
-                }
-            }
-            (Found::Dir(one), Found::File(_)) => {
-                self.change(path, Status::TypeChanged, (Some(&old), Some(&new)));
-                for (inner, found) in children(self.pair.a, one, &old_path)? {
-                    self.add_gone(inner, found)?;
-                }
-            }
-            (Found::File(_), Found::Dir(two)) => {
-                self.change(path.clone(), Status::TypeChanged, (Some(&old), Some(&new)));
-                for (inner, found) in children(self.pair.b, two, &path)? {
-                    self.add_new(inner, found)?;
-                }
-            }
-            (Found::Absent | Found::Whiteout, _) => self.add_new(path, new)?,
-            (_, Found::Absent | Found::Whiteout) => self.add_gone(old_path, old)?,
-        }
-        Ok(())
-    }
-
-    /// Notes what only `a` has, with everything below it.
-    fn add_gone(&mut self, path: Vec<u8>, found: Found) -> Result<()> {
-        let mut todo = vec![(path, found)];
-        while let Some((path, found)) = todo.pop() {
-            // What is left of a folder that was found again was noted when it was.
-            if matches!(found, Found::Absent | Found::Whiteout) || self.taken.contains(&path) {
+    /// Compares what is in the directories that were entered.
+    fn walk(&mut self) -> Result<()> {
+        while let Some(level) = self.levels.last_mut() {
+            let Some((name, in_a, in_b)) = level.names.pop() else {
+                level.a.leave();
+                level.b.leave();
+                self.levels.pop();
                 continue;
-            }
-            if let Found::Dir(dir) = &found {
-                todo.extend(children(self.pair.a, dir, &path)?);
-            }
-            for key in keys(&found, &path)? {
-                self.keys.entry(key).or_default().insert(path.clone());
-            }
-            self.gone.insert(path, found);
+            };
+            let path = level.path.join(&name);
+            let found = |view: &View, dir: &DirNode, is_in: bool| match is_in {
+                true => view.lookup(dir, &name).context_at("can't read", &path),
+                false => Ok(Found::Absent),
+            };
+            let old = found(self.pair.a, &level.a, in_a)?;
+            let new = found(self.pair.b, &level.b, in_b)?;
+            self.both(path, old, new)?;
         }
         Ok(())
     }
 
-    /// Notes what only `b` has, with everything below it.
-    fn add_new(&mut self, path: Vec<u8>, found: Found) -> Result<()> {
-        let mut todo = vec![(path, found)];
-        while let Some((path, found)) = todo.pop() {
-            if let Found::Dir(dir) = &found {
-                todo.extend(children(self.pair.b, dir, &path)?);
+    /// Goes into a directory of both, unless it is the same one.
+    fn enter(&mut self, path: LayerPath, a: DirNode, b: DirNode) -> Result<()> {
+        if a.same_place(&b) {
+            return Ok(());
+        }
+        let names = |view: &View, dir: &DirNode| -> Result<Vec<Name>> {
+            let listed = view.list(dir).context_at("can't read the folder", &path)?;
+            Ok(listed.into_iter().map(|entry| entry.name).collect())
+        };
+        let (old, new) = (names(self.pair.a, &a)?, names(self.pair.b, &b)?);
+        let mut names = joined(old, new, Ord::cmp);
+        names.reverse();
+        let names = names.into_iter().filter_map(|(old, new)| {
+            let both = (old.is_some(), new.is_some());
+            Some((old.or(new)?, both.0, both.1))
+        });
+        let names = names.collect();
+        self.levels.push(Level { a, b, path, names });
+        Ok(())
+    }
+
+    fn both(&mut self, path: LayerPath, old: Found, new: Found) -> Result<()> {
+        match (&old, &new) {
+            (Found::Absent | Found::Whiteout, Found::Absent | Found::Whiteout) => {}
+            (Found::Absent | Found::Whiteout, _) => self.add(Side::New, path, new)?,
+            (_, Found::Absent | Found::Whiteout) => self.add(Side::Gone, path, old)?,
+            _ => {
+                self.compare(&path, &old, &new)?;
+                match (old, new) {
+                    (Found::Dir(one), Found::Dir(two)) => self.enter(path, one, two)?,
+                    (Found::Dir(one), _) => self.add_below(Side::Gone, &path, one)?,
+                    (_, Found::Dir(two)) => self.add_below(Side::New, &path, two)?,
+                    _ => {}
+                }
             }
-            if !matches!(found, Found::Absent | Found::Whiteout) {
-                self.new.insert(path, found);
+        }
+        Ok(())
+    }
+
+    /// In what two objects at one path differ, apart from what is in them.
+    fn compare(&mut self, path: &LayerPath, old: &Found, new: &Found) -> Result<()> {
+        let what = match (old, new) {
+            (Found::Dir(one), Found::Dir(two)) => self.pair.folders(one, two, path)?,
+            (Found::File(one), Found::File(two)) if one.stat.kind() == two.stat.kind() => {
+                self.pair.files(one, two, path)?
+            }
+            _ => {
+                self.change(path, Status::TypeChanged, (Some(old), Some(new)));
+                return Ok(());
+            }
+        };
+        if what.any() {
+            self.modified(path.to_bytes(), what, (old, new));
+        }
+        Ok(())
+    }
+
+    /// Notes what only one of the two has, with everything below it.
+    fn add(&mut self, side: Side, path: LayerPath, found: Found) -> Result<()> {
+        let inside = match &found {
+            Found::Dir(dir) => Some(dir.clone()),
+            Found::Absent | Found::Whiteout | Found::File(_) => None,
+        };
+        let top = self.note(side, path.clone(), found)?;
+        match inside {
+            Some(dir) => self.fill(side, Some(top), path, dir),
+            None => Ok(()),
+        }
+    }
+
+    /// Notes everything in a directory in whose place the other has something else.
+    fn add_below(&mut self, side: Side, path: &LayerPath, dir: DirNode) -> Result<()> {
+        self.fill(side, None, path.clone(), dir)
+    }
+
+    fn note(&mut self, side: Side, path: LayerPath, found: Found) -> Result<usize> {
+        let nodes = match side {
+            Side::Gone => &mut self.gone,
+            Side::New => &mut self.new,
+        };
+        let at = nodes.len();
+        if side == Side::Gone {
+            for key in keys(&found, &path)? {
+                self.keys.entry(key).or_default().push_back(at);
+            }
+        }
+        nodes.push(Node {
+            path,
+            found,
+            below: Vec::new(),
+            open: true,
+        });
+        Ok(at)
+    }
+
+    /// Notes everything in a directory; `node` is its own.
+    fn fill(
+        &mut self,
+        side: Side,
+        node: Option<usize>,
+        path: LayerPath,
+        dir: DirNode,
+    ) -> Result<()> {
+        let view = match side {
+            Side::Gone => self.pair.a,
+            Side::New => self.pair.b,
+        };
+        let list = |dir: &DirNode, path: &LayerPath| -> Result<Vec<Name>> {
+            let listed = view.list(dir).context_at("can't read the folder", path)?;
+            Ok(listed.into_iter().rev().map(|entry| entry.name).collect())
+        };
+        let names = list(&dir, &path)?;
+        let mut levels = vec![(node, path, dir, names)];
+        while let Some((node, path, dir, names)) = levels.last_mut() {
+            let Some(name) = names.pop() else {
+                dir.leave();
+                levels.pop();
+                continue;
+            };
+            let inner = path.join(&name);
+            let found = view.lookup(dir, &name).context_at("can't read", &inner)?;
+            let inside = match &found {
+                Found::Absent | Found::Whiteout => continue,
+                Found::Dir(dir) => Some(dir.clone()),
+                Found::File(_) => None,
+            };
+            let at = self.note(side, inner.clone(), found)?;
+            let nodes = match side {
+                Side::Gone => &mut self.gone,
+                Side::New => &mut self.new,
+            };
+            if let Some(above) = node.and_then(|node| nodes.get_mut(node)) {
+                above.below.push(at);
+            }
+            if let Some(dir) = inside {
+                let names = list(&dir, &inner)?;
+                levels.push((Some(at), inner, dir, names));
             }
         }
         Ok(())
@@ -299,67 +390,132 @@ impl Diff<'_> {
 
     /// Finds what was renamed, folders before what is in them; what is left was added.
     fn match_renames(&mut self) -> Result<()> {
-        while let Some((path, found)) = self.new.pop_first() {
-            let old = match self.find_gone(&found, &path)? {
-                Some(old_path) => self.gone.remove(&old_path).map(|old| (old_path, old)),
-                None => None,
-            };
-            let Some((old_path, old)) = old else {
-                self.change(path, Status::Added, (None, Some(&found)));
+        for at in 0..self.new.len() {
+            let Some(node) = self.new.get(at).filter(|node| node.open) else {
                 continue;
             };
-            self.taken.insert(old_path.clone());
+            let (path, found) = (node.path.clone(), node.found.clone());
+            let Some(old_at) = self.find_gone(&found, &path)? else {
+                continue;
+            };
+            let Some(old) = self.gone.get(old_at) else {
+                continue;
+            };
+            let (old_path, old) = (old.path.clone(), old.found.clone());
             let what = match (&old, &found) {
-                (Found::Dir(one), Found::Dir(two)) => {
-                    // What lies below is compared as below a folder that both have.
-                    self.forget_gone_below(&old_path);
-                    remove_below(&mut self.new, &path, |_| true);
-                    let (one, two) = (one.clone(), two.clone());
-                    let what = self.pair.folders(&one, &two, &path)?;
-                    self.pairs.push((old_path.clone(), one, path.clone(), two));
-                    self.drain_pairs()?;
-                    what
-                }
+                (Found::Dir(one), Found::Dir(two)) => self.pair.folders(one, two, &path)?,
                 (Found::File(one), Found::File(two)) => self.pair.files(one, two, &path)?,
                 _ => What::default(),
             };
             self.changes.push(Change {
-                path,
+                path: path.to_bytes(),
                 status: Status::Renamed,
-                from: Some(old_path),
+                from: Some(old_path.to_bytes()),
                 old_size: size(&old),
                 new_size: size(&found),
                 what,
             });
+            self.settle(old_at, at);
+            self.pair_below(old_at, at)?;
         }
         Ok(())
     }
 
-    /// Takes back what was noted below a folder, but for what is below another that was found again.
-    fn forget_gone_below(&mut self, folder: &[u8]) {
-        let taken = &self.taken;
-        remove_below(&mut self.gone, folder, |path| {
-            let mut above = super::make::split(path).0;
-            while above.len() > folder.len() {
-                if taken.contains(above) {
-                    return false;
-                }
-                above = super::make::split(above).0;
-            }
-            true
-        });
+    fn settle(&mut self, old: usize, new: usize) {
+        if let Some(node) = self.gone.get_mut(old) {
+            node.open = false;
+        }
+        if let Some(node) = self.new.get_mut(new) {
+            node.open = false;
+        }
     }
 
-    fn find_gone(&self, found: &Found, path: &[u8]) -> Result<Option<Vec<u8>>> {
-        for key in keys(found, path)? {
-            let known = self.keys.get(&key).into_iter().flatten();
-            for old in known {
-                if self.gone.contains_key(old) {
-                    return Ok(Some(old.clone()));
+    /// What lies below a renamed directory is compared as below one that both have. What was found again
+    /// elsewhere, or has no counterpart, is left as it was noted.
+    fn pair_below(&mut self, old: usize, new: usize) -> Result<()> {
+        let mut todo = vec![(old, new)];
+        while let Some((old, new)) = todo.pop() {
+            let (Some(one), Some(two)) = (self.gone.get(old), self.new.get(new)) else {
+                continue;
+            };
+            let (Found::Dir(dir_one), Found::Dir(dir_two)) = (&one.found, &two.found) else {
+                continue;
+            };
+            let same = dir_one.same_place(dir_two);
+            let (one, two) = (one.below.clone(), two.below.clone());
+            let name = |nodes: &[Node], at: usize| {
+                let node = nodes.get(at).and_then(|node| node.path.split_last());
+                node.map(|(_, name)| name.to_vec())
+            };
+            let pairs = joined(one, two, |a, b| {
+                name(&self.gone, *a).cmp(&name(&self.new, *b))
+            });
+            for (old, new) in pairs {
+                let (Some(old), Some(new)) = (old, new) else {
+                    continue;
+                };
+                let (Some(one), Some(two)) = (self.gone.get(old), self.new.get(new)) else {
+                    continue;
+                };
+                if !(same || one.open && two.open) {
+                    continue;
                 }
+                if !same {
+                    let path = two.path.clone();
+                    let (one, two) = (one.found.clone(), two.found.clone());
+                    self.compare(&path, &one, &two)?;
+                }
+                self.settle(old, new);
+                todo.push((old, new));
+            }
+        }
+        Ok(())
+    }
+
+    fn find_gone(&mut self, found: &Found, path: &LayerPath) -> Result<Option<usize>> {
+        for key in keys(found, path)? {
+            let Some(known) = self.keys.get_mut(&key) else {
+                continue;
+            };
+            // What is settled stays so.
+            while let Some(at) = known.front() {
+                if self.gone.get(*at).is_some_and(|node| node.open) {
+                    return Ok(Some(*at));
+                }
+                known.pop_front();
             }
         }
         Ok(None)
+    }
+}
+
+/// Which of the two has something that the other has not.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Gone,
+    New,
+}
+
+/// Two sorted lists as one: equal ones together.
+fn joined<T>(
+    one: Vec<T>,
+    two: Vec<T>,
+    order: impl Fn(&T, &T) -> Ordering,
+) -> Vec<(Option<T>, Option<T>)> {
+    let mut both = Vec::with_capacity(one.len().max(two.len()));
+    let (mut one, mut two) = (one.into_iter().peekable(), two.into_iter().peekable());
+    loop {
+        let next = match (one.peek(), two.peek()) {
+            (None, None) => return both,
+            (Some(a), Some(b)) => order(a, b),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+        };
+        both.push(match next {
+            Ordering::Less => (one.next(), None),
+            Ordering::Equal => (one.next(), two.next()),
+            Ordering::Greater => (None, two.next()),
+        });
     }
 }
 
@@ -375,23 +531,8 @@ fn size(found: &Found) -> Option<u64> {
     }
 }
 
-fn last(path: &[u8]) -> &[u8] {
-    super::make::split(path).1
-}
-
-fn remove_below(map: &mut BTreeMap<Vec<u8>, Found>, path: &[u8], which: impl Fn(&[u8]) -> bool) {
-    let start = [path, b"/"].concat();
-    // '0' comes after '/'.
-    let end = [path, b"0"].concat();
-    let below = map.range(start..end).map(|(path, _)| path);
-    let below: Vec<_> = below.filter(|path| which(path)).cloned().collect();
-    for path in below {
-        map.remove(&path);
-    }
-}
-
 /// By what an object is recognised under another name.
-fn keys(found: &Found, path: &[u8]) -> Result<Vec<Key>> {
+fn keys(found: &Found, path: &LayerPath) -> Result<Vec<Key>> {
     Ok(match found {
         Found::Absent | Found::Whiteout => Vec::new(),
         Found::Dir(dir) => {
@@ -412,7 +553,7 @@ fn keys(found: &Found, path: &[u8]) -> Result<Vec<Key>> {
                 Key::Place(kind, layer(&file.loc), file.stat.ino),
             ];
             if let Some(data) = &file.data {
-                let ino = data.stat().context("can't read", path)?.ino;
+                let ino = data.stat().context_at("can't read", path)?.ino;
                 keys.push(Key::Place(kind, layer(data), ino));
             }
             keys

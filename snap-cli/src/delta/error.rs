@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
 use cowl_fs::error::Errno;
+use cowl_fs::view::LayerPath;
 
 /// A result of this crate's work on trees.
 pub type Result<T, E = TreeError> = std::result::Result<T, E>;
@@ -143,6 +144,9 @@ impl StdError for TreeError {
 pub(crate) trait Context<T> {
     /// Turns the error into one with these words and this path.
     fn context(self, what: &str, path: &[u8]) -> Result<T>;
+
+    /// The same with a path whose bytes are put together for an error alone.
+    fn context_at(self, what: &str, path: &LayerPath) -> Result<T>;
 }
 
 impl<T> Context<T> for cowl_fs::error::Result<T> {
@@ -155,17 +159,29 @@ impl<T> Context<T> for cowl_fs::error::Result<T> {
             TreeError::new(kind, what).at(path).because(error)
         })
     }
+
+    fn context_at(self, what: &str, path: &LayerPath) -> Result<T> {
+        self.or_else(|error| Err(error).context(what, &path.to_bytes()))
+    }
 }
 
 impl<T> Context<T> for std::result::Result<T, Errno> {
     fn context(self, what: &str, path: &[u8]) -> Result<T> {
         self.map_err(|errno| TreeError::io(what, errno.into()).at(path))
     }
+
+    fn context_at(self, what: &str, path: &LayerPath) -> Result<T> {
+        self.or_else(|error| Err(error).context(what, &path.to_bytes()))
+    }
 }
 
 impl<T> Context<T> for io::Result<T> {
     fn context(self, what: &str, path: &[u8]) -> Result<T> {
         self.map_err(|error| TreeError::io(what, error).at(path))
+    }
+
+    fn context_at(self, what: &str, path: &LayerPath) -> Result<T> {
+        self.or_else(|error| Err(error).context(what, &path.to_bytes()))
     }
 }
 

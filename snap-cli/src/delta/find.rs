@@ -5,7 +5,8 @@ use cowl_fs::sys::stat::FileKind;
 use cowl_fs::view::{DirNode, Found, View};
 
 use super::error::{Context as _, ErrorKind, Result, TreeError};
-use super::make::{join, split};
+use super::make::split;
+use super::path_map::{PathMap, common};
 
 /// So many links may be followed on the way to one path, as the kernel has it.
 const MOST_LINKS: usize = 40;
@@ -18,23 +19,103 @@ pub fn plain(path: &[u8]) -> Result<Vec<u8>> {
         if part == b".." {
             return Err(TreeError::new(ErrorKind::Refused, "a path with .. in it").at(path));
         }
-        plain = join(&plain, part);
+        if !plain.is_empty() {
+            plain.push(b'/');
+        }
+        plain.extend_from_slice(part);
     }
     Ok(plain)
 }
 
 /// What a state has at a path of [`plain`], links on the way not followed.
 pub fn at(view: &View, path: &[u8]) -> Result<Found> {
-    let mut found = Found::Dir(root(view)?);
-    let mut done = Vec::new();
-    for part in parts(path) {
-        let Found::Dir(dir) = &found else {
-            return Ok(Found::Absent);
-        };
-        done = join(&done, part);
-        found = lookup(view, dir, part, &done)?;
+    Finder::new(view).at(path)
+}
+
+/// Finds paths in a state. The way to the last one is remembered: of paths that come in order each costs what
+/// it does not have in common with the one before.
+pub struct Finder<'v> {
+    view: &'v View,
+    root: Option<DirNode>,
+    path: Vec<u8>,
+    /// The directories on the way, each with where it ends in the path.
+    way: Vec<(usize, DirNode)>,
+}
+
+impl std::fmt::Debug for Finder<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Finder").finish_non_exhaustive()
     }
-    Ok(found)
+}
+
+impl<'v> Finder<'v> {
+    /// For this state.
+    pub fn new(view: &'v View) -> Self {
+        Self {
+            view,
+            root: None,
+            path: Vec::new(),
+            way: Vec::new(),
+        }
+    }
+
+    /// The state.
+    pub fn view(&self) -> &'v View {
+        self.view
+    }
+
+    /// What it has at a path of [`plain`], links on the way not followed.
+    pub fn at(&mut self, path: &[u8]) -> Result<Found> {
+        self.back(path);
+        if self.root.is_none() {
+            self.root = Some(root(self.view)?);
+        }
+        let mut rest = path.get(self.path.len()..).unwrap_or_default();
+        loop {
+            rest = rest.strip_prefix(b"/").unwrap_or(rest);
+            let end = rest.iter().position(|&byte| byte == b'/');
+            let name = rest.get(..end.unwrap_or(rest.len())).unwrap_or_default();
+            let above = self.way.last().map(|(_, dir)| dir).or(self.root.as_ref());
+            let Some(above) = above else {
+                return Ok(Found::Absent);
+            };
+            if name.is_empty() || name == b"." {
+                if rest.is_empty() {
+                    return Ok(Found::Dir(above.clone()));
+                }
+                rest = rest.get(name.len()..).unwrap_or_default();
+                continue;
+            }
+            let done = path.len() - rest.len() + name.len();
+            let here = path.get(..done).unwrap_or_default();
+            let found = lookup(self.view, above, name, here)?;
+            rest = rest.get(name.len()..).unwrap_or_default();
+            match found {
+                Found::Dir(dir) => {
+                    let more = here.get(self.path.len()..).unwrap_or_default();
+                    self.path.extend_from_slice(more);
+                    self.way.push((done, dir));
+                }
+                found if parts(rest).next().is_none() => return Ok(found),
+                _ => return Ok(Found::Absent),
+            }
+        }
+    }
+
+    /// Goes back to what the way has in common with a path.
+    fn back(&mut self, path: &[u8]) {
+        let same = common(&self.path, path);
+        let ends_here = |end: usize| path.get(end).is_none_or(|&byte| byte == b'/');
+        while let Some((end, dir)) = self.way.last() {
+            if *end <= same && ends_here(*end) {
+                break;
+            }
+            dir.leave();
+            self.way.pop();
+        }
+        let end = self.way.last().map_or(0, |(end, _)| *end);
+        self.path.truncate(end);
+    }
 }
 
 /// What a state has at a path as a program in it would find it: links are followed, and `..` of the root
@@ -45,7 +126,9 @@ pub fn follow(view: &View, path: &[u8], last: bool) -> Result<(Vec<u8>, Found)> 
     // A trailing slash asks for the folder that a link leads to.
     let last = last || path.ends_with(b"/");
     let mut todo: Vec<Vec<u8>> = parts(path).rev().map(<[u8]>::to_vec).collect();
-    let mut way = vec![(Vec::new(), root(view)?)];
+    // Each directory on the way with where it ends in the path so far.
+    let mut way = vec![(0, root(view)?)];
+    let mut here = Vec::new();
     let mut links = 0;
     while let Some(part) = todo.pop() {
         if part == b".." {
@@ -57,12 +140,16 @@ pub fn follow(view: &View, path: &[u8], last: bool) -> Result<(Vec<u8>, Found)> 
         let (above, dir) = way
             .last()
             .ok_or_else(|| fail(ErrorKind::Damaged, "no root"))?;
-        let here = join(above, &part);
+        here.truncate(*above);
+        if !here.is_empty() {
+            here.push(b'/');
+        }
+        here.extend_from_slice(&part);
         match lookup(view, dir, &part, &here)? {
             Found::Absent | Found::Whiteout => {
                 return Err(TreeError::new(ErrorKind::NotFound, "there is no such path").at(path));
             }
-            Found::Dir(dir) => way.push((here, dir)),
+            Found::Dir(dir) => way.push((here.len(), dir)),
             Found::File(file)
                 if file.stat.kind() == FileKind::Symlink && (last || !todo.is_empty()) =>
             {
@@ -89,7 +176,10 @@ pub fn follow(view: &View, path: &[u8], last: bool) -> Result<(Vec<u8>, Found)> 
         }
     }
     way.pop()
-        .map(|(path, dir)| (path, Found::Dir(dir)))
+        .map(|(end, dir)| {
+            here.truncate(end);
+            (here, Found::Dir(dir))
+        })
         .ok_or_else(|| fail(ErrorKind::Damaged, "no root"))
 }
 
@@ -103,21 +193,14 @@ fn parts(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
 pub fn topmost(mut paths: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
     paths.sort_unstable();
     paths.dedup();
-    let all = paths.clone();
-    let covered = |path: &[u8]| {
-        let mut above = path;
-        while !above.is_empty() {
-            above = split(above).0;
-            if all
-                .binary_search_by(|known| known.as_slice().cmp(above))
-                .is_ok()
-            {
-                return true;
-            }
-        }
-        false
-    };
-    paths.retain(|path| !covered(path));
+    if paths.first().is_some_and(Vec::is_empty) {
+        paths.truncate(1);
+    }
+    let mut all = PathMap::default();
+    for path in &paths {
+        all.insert(path, ());
+    }
+    paths.retain(|path| !all.covers(split(path).0));
     paths
 }
 

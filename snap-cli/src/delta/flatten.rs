@@ -10,7 +10,6 @@
 //! The layers that are merged are only read. Numbers that an object borrows from a layer below the
 //! range stay; those borrowed from a layer of the range end with it.
 
-use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -19,12 +18,13 @@ use cowl_fs::format::{OPAQUE, Redirect, XattrSpace};
 use cowl_fs::name::Name;
 use cowl_fs::sys::stat::FileKind;
 use cowl_fs::sys::{attr, copy, dir, node};
-use cowl_fs::view::{DirNode, FileNode, Found, View, without_marks};
+use cowl_fs::view::{DirNode, FileNode, Found, LayerPath, View, without_marks};
 
 use super::error::{Context as _, ErrorKind, OnProgress, Progress, Result, TreeError};
-use super::make::{self, Attrs, Xattrs, join};
+use super::linked::Linked;
+use super::make::{self, Attrs, Xattrs};
 use super::places::Places;
-use super::walk::{Links, open_content};
+use super::walk::{Step, Walk, WithWhiteouts, open_content};
 
 /// Merges the view's layers into the empty folder `target`, the tree of a new layer.
 ///
@@ -48,25 +48,26 @@ pub fn flatten(
         .map(|layer| layer.space())
         .ok_or_else(|| TreeError::new(ErrorKind::Damaged, "there are no layers to merge"))?;
     let mut flatten = Flatten {
-        view,
         beneath,
         space,
+        linked: Linked::new(to.as_fd())?,
         places: Places::new(to),
-        folders: BTreeMap::new(),
-        links: Links::default(),
+        levels: Vec::new(),
         done: Progress::default(),
         progress,
     };
     let root = view.root().context("can't read the root folder", b".")?;
     let xattrs = flatten.kept(root.xattrs().context("can't read the attributes", b".")?);
-    flatten
-        .folders
-        .insert(Vec::new(), Attrs::of(&root.stat, xattrs));
-    let mut todo = vec![(Vec::new(), root)];
-    while let Some((path, dir)) = todo.pop() {
-        flatten.folder(&path, &dir, &mut todo)?;
+    let mut walk = Walk::new(WithWhiteouts(view), b"");
+    flatten.push(Attrs::of(&root.stat, xattrs), root.below.clone());
+    walk.enter(root)?;
+    while let Some(step) = walk.next()? {
+        match step {
+            Step::Entry(found) => flatten.entry(&mut walk, found)?,
+            Step::Leave(_) => flatten.leave(walk.path())?,
+        }
     }
-    flatten.finish_folders()?;
+    flatten.linked.finish()?;
     (flatten.progress)(flatten.done);
     Ok(flatten.done)
 }
@@ -84,125 +85,177 @@ enum Mark {
 
 /// `above`: at which path the layers below are asked for the folder that holds `name`.
 /// `below`: at which path they are to be asked for the object itself.
-fn mark(above: Option<&[u8]>, name: &[u8], below: Option<&[u8]>) -> Mark {
-    match (above.map(|above| join(above, name)), below) {
+fn mark(above: Option<&LayerPath>, name: &[u8], below: Option<&LayerPath>) -> Mark {
+    match (above, below) {
         (None, None) => Mark::None,
         (Some(_), None) => Mark::Opaque,
-        (Some(natural), Some(below)) if natural == below => Mark::None,
-        (_, Some(below)) => Mark::Redirect(below.to_vec()),
+        (Some(above), Some(below)) if is_child(above, name, below) => Mark::None,
+        (_, Some(below)) => Mark::Redirect(below.to_bytes()),
     }
 }
 
+/// Whether `below` is `above` with this name.
+fn is_child(above: &LayerPath, name: &[u8], below: &LayerPath) -> bool {
+    below
+        .split_last()
+        .is_some_and(|(before, last)| last == name && before == above)
+}
+
 /// What lies below a folder of the range.
-enum Under<'a> {
+#[derive(Clone)]
+enum Under {
     /// That is not known: anything may.
     Unknown,
     /// Nothing, or no folder.
     Nothing,
     /// A folder.
-    Folder(&'a View, Box<DirNode>),
+    Folder(Box<DirNode>),
 }
 
-impl<'a> Under<'a> {
-    /// What the layers below the range have where they are asked for `dir`.
-    fn of(beneath: Option<&'a View>, dir: &DirNode) -> cowl_fs::Result<Self> {
-        let (Some(view), Some(path)) = (beneath, dir.below.as_deref()) else {
-            return Ok(Self::Unknown);
+impl Under {
+    /// What the view shows under a name of it, as a directory.
+    fn step(&self, view: &View, name: &[u8]) -> cowl_fs::Result<Self> {
+        let Self::Folder(dir) = self else {
+            return Ok(self.clone());
         };
-        let mut dir = view.root()?;
-        for part in path.split(|&byte| byte == b'/').filter(|p| !p.is_empty()) {
-            match view.lookup(&dir, &Name::new(part)?)? {
-                Found::Dir(next) => dir = next,
-                Found::Absent | Found::Whiteout | Found::File(_) => return Ok(Self::Nothing),
-            }
-        }
-        Ok(Self::Folder(view, Box::new(dir)))
+        Ok(match view.lookup(dir, &Name::new(name)?)? {
+            Found::Dir(next) => Self::Folder(Box::new(next)),
+            Found::Absent | Found::Whiteout | Found::File(_) => Self::Nothing,
+        })
     }
 
     /// Whether something could show there under `name`.
-    fn hold(&self, name: &Name) -> cowl_fs::Result<bool> {
+    fn hold(&self, view: &View, name: &Name) -> cowl_fs::Result<bool> {
         Ok(match self {
             Self::Unknown => true,
             Self::Nothing => false,
-            Self::Folder(view, dir) => {
+            Self::Folder(dir) => {
                 matches!(view.lookup(dir, name)?, Found::Dir(_) | Found::File(_))
             }
         })
     }
 }
 
+/// A directory that is being filled.
+struct Level {
+    /// Set last, because what is made inside changes them.
+    attrs: Attrs,
+    /// [`DirNode::below`].
+    below: Option<LayerPath>,
+    /// What the layers below the range have there, once that was asked.
+    under: Option<Under>,
+}
+
 struct Flatten<'a> {
-    view: &'a View,
     beneath: Option<&'a View>,
     space: XattrSpace,
     places: Places,
-    /// Attributes of folders: set last, because what is made inside changes them.
-    folders: BTreeMap<Vec<u8>, Attrs>,
-    links: Links<Vec<u8>>,
+    /// The directories in which the walk is, the root's first.
+    levels: Vec<Level>,
+    linked: Linked,
     done: Progress,
     progress: OnProgress<'a>,
 }
 
 impl Flatten<'_> {
-    fn folder(
-        &mut self,
-        path: &[u8],
-        from: &DirNode,
-        todo: &mut Vec<(Vec<u8>, DirNode)>,
-    ) -> Result<()> {
-        let names = self
-            .view
-            .list_raw(from)
-            .context("can't read the folder", path)?;
-        let (beneath, mut under) = (self.beneath, None);
-        for entry in names {
-            let inner = join(path, &entry.name);
-            let found = self
-                .view
-                .lookup(from, &entry.name)
-                .context("can't read", &inner)?;
-            match found {
-                Found::Absent => continue,
-                Found::Whiteout if from.below.is_none() => continue,
-                Found::Whiteout => {
-                    let known = match under.take() {
-                        Some(known) => known,
-                        None => Under::of(beneath, from).context("can't read below", path)?,
-                    };
-                    let known = under.insert(known);
-                    if !known
-                        .hold(&entry.name)
-                        .context("can't read below", &inner)?
-                    {
-                        continue;
-                    }
-                    self.whiteout(path, &entry.name, &inner)?;
+    fn push(&mut self, attrs: Attrs, below: Option<LayerPath>) {
+        self.levels.push(Level {
+            attrs,
+            below,
+            under: None,
+        });
+    }
+
+    fn below(&self) -> Option<&LayerPath> {
+        self.levels.last().and_then(|level| level.below.as_ref())
+    }
+
+    fn entry(&mut self, walk: &mut Walk<WithWhiteouts<'_>>, found: Found) -> Result<()> {
+        let path = walk.path();
+        let name = Name::new(make::split(path).1).context("can't read", path)?;
+        match found {
+            Found::Absent => return Ok(()),
+            Found::Whiteout => {
+                if self.below().is_none() || !self.hides(&name, path)? {
+                    return Ok(());
                 }
-                Found::Dir(dir) => {
-                    let place = self.places.folder(path, false)?;
-                    make::folder(place.fd(), &entry.name, &inner)?;
-                    let attrs = self.folder_attrs(from, &entry.name, &dir, &inner)?;
-                    self.folders.insert(inner.clone(), attrs);
-                    todo.push((inner, dir));
-                }
-                Found::File(file) => self.file(from, path, &entry.name, &file, &inner)?,
+                node::mknod(self.places.here(), &name, FileKind::CharDevice, 0, 0)
+                    .context("can't make the deletion mark", path)?;
             }
-            self.done.entries += 1;
-            (self.progress)(self.done);
+            Found::Dir(dir) => {
+                make::folder(self.places.here(), &name, path)?;
+                let attrs = self.folder_attrs(&name, &dir, path)?;
+                self.push(attrs, dir.below.clone());
+                self.places.enter(&name, path)?;
+                walk.enter(dir)?;
+            }
+            Found::File(file) => self.file(&name, &file, path, walk.depth())?,
         }
+        self.done.entries += 1;
+        (self.progress)(self.done);
         Ok(())
     }
 
-    fn folder_attrs(
-        &self,
-        from: &DirNode,
-        name: &[u8],
-        dir: &DirNode,
-        path: &[u8],
-    ) -> Result<Attrs> {
+    fn leave(&mut self, path: &[u8]) -> Result<()> {
+        let level = self.levels.pop();
+        self.places.leave(path, |fd| match &level {
+            Some(level) => make::apply(fd, FileKind::Directory, &level.attrs, path),
+            None => Ok(()),
+        })
+    }
+
+    /// Whether a whiteout in the directory in which the walk is hides anything.
+    fn hides(&mut self, name: &Name, path: &[u8]) -> Result<bool> {
+        let Some(view) = self.beneath else {
+            return Ok(true);
+        };
+        let what = "can't read below";
+        let under = self.under(view).context(what, path)?;
+        under.hold(view, name).context(what, path)
+    }
+
+    /// What the layers below the range have where they are asked for the directory in which the walk is:
+    /// found from the nearest directory above of which it is known.
+    fn under(&mut self, view: &View) -> cowl_fs::Result<&Under> {
+        let known = |level: &Level| level.under.is_some();
+        let from = self.levels.iter().rposition(known).map_or(0, |at| at + 1);
+        for at in from..self.levels.len() {
+            let above = at.checked_sub(1).and_then(|above| self.levels.get(above));
+            let Some(level) = self.levels.get(at) else {
+                break;
+            };
+            let under = match (above, &level.below) {
+                (_, None) => Under::Unknown,
+                (Some(above), Some(below)) => {
+                    match (&above.under, &above.below, below.split_last()) {
+                        (Some(under), Some(path), Some((before, name)))
+                            if !matches!(under, Under::Unknown) && before == path =>
+                        {
+                            under.step(view, name)?
+                        }
+                        _ => Self::from_root(view, below)?,
+                    }
+                }
+                (None, Some(below)) => Self::from_root(view, below)?,
+            };
+            if let Some(level) = self.levels.get_mut(at) {
+                level.under = Some(under);
+            }
+        }
+        let last = self.levels.last().and_then(|level| level.under.as_ref());
+        Ok(last.unwrap_or(&Under::Unknown))
+    }
+
+    fn from_root(view: &View, path: &LayerPath) -> cowl_fs::Result<Under> {
+        let root = Under::Folder(Box::new(view.root()?));
+        let mut names = path.names().into_iter();
+        names.try_fold(root, |under, name| under.step(view, name))
+    }
+
+    fn folder_attrs(&self, name: &[u8], dir: &DirNode, path: &[u8]) -> Result<Attrs> {
         let on_disk = dir.xattrs().context("can't read the attributes", path)?;
         let mut xattrs = self.kept(on_disk);
-        match mark(from.below.as_deref(), name, dir.below.as_deref()) {
+        match mark(self.below(), name, dir.below.as_ref()) {
             Mark::None => {}
             Mark::Opaque => xattrs.push((self.space.opaque().into(), OPAQUE.to_vec())),
             Mark::Redirect(below) => xattrs.push(self.redirect(&below)),
@@ -224,24 +277,16 @@ impl Flatten<'_> {
         kept
     }
 
-    fn whiteout(&mut self, parent: &[u8], name: &[u8], path: &[u8]) -> Result<()> {
-        let place = self.places.folder(parent, false)?;
-        node::mknod(place.fd(), name, FileKind::CharDevice, 0, 0)
-            .context("can't make the deletion mark", path)
+    fn file(&mut self, name: &[u8], file: &FileNode, path: &[u8], depth: usize) -> Result<()> {
+        if let Some(first) = self.linked.find(&file.stat)? {
+            return make::link(first.as_fd(), self.places.here(), name, self.space, path);
+        }
+        self.new_file(name, file, path)?;
+        let place = (self.places.here(), name);
+        self.linked.note(&file.stat, place, path, depth)
     }
 
-    fn file(
-        &mut self,
-        from: &DirNode,
-        parent: &[u8],
-        name: &[u8],
-        file: &FileNode,
-        path: &[u8],
-    ) -> Result<()> {
-        if let Some(first) = self.links.first(&file.stat, || path.to_vec()) {
-            let first = first.clone();
-            return self.hard_link(&first, parent, name, path);
-        }
+    fn new_file(&mut self, name: &[u8], file: &FileNode, path: &[u8]) -> Result<()> {
         let on_disk = file
             .loc
             .xattrs()
@@ -252,7 +297,7 @@ impl Flatten<'_> {
             .cloned();
         let mut attrs = Attrs::of(&file.stat, self.kept(on_disk));
         let kind = file.stat.kind();
-        let place = self.places.folder(parent, false)?;
+        let place = self.places.here();
         match kind {
             FileKind::Regular => {}
             FileKind::Symlink => {
@@ -260,14 +305,14 @@ impl Flatten<'_> {
                     .loc
                     .readlink()
                     .context("can't read the symbolic link", path)?;
-                return make::symlink(place.fd(), name, &link, &attrs, path);
+                return make::symlink(place, name, &link, &attrs, path);
             }
             _ => {
                 let what = (kind, file.stat.rdev);
-                return make::special(place.fd(), name, what, &attrs, self.space, path);
+                return make::special(place, name, what, &attrs, self.space, path);
             }
         }
-        let to = make::file(place.fd(), name, path)?;
+        let to = make::file(place, name, path)?;
         let size = file.stat.size;
         if file.data_missing {
             // The content stays where it is; the size is the file's own.
@@ -277,8 +322,8 @@ impl Flatten<'_> {
                 .xattrs
                 .push(metacopy.unwrap_or((mark_name, Vec::new())));
             // One mark serves all names of a file: it must hold wherever they are.
-            let above = from.below.as_deref().filter(|_| file.stat.nlink < 2);
-            if let Mark::Redirect(below) = mark(above, name, file.below.as_deref()) {
+            let above = self.below().filter(|_| file.stat.nlink < 2);
+            if let Mark::Redirect(below) = mark(above, name, file.below.as_ref()) {
                 attrs.xattrs.push(self.redirect(&below));
             }
         } else {
@@ -289,24 +334,6 @@ impl Flatten<'_> {
         }
         make::apply(to.as_fd(), kind, &attrs, path)
     }
-
-    fn hard_link(&mut self, first: &[u8], parent: &[u8], name: &[u8], path: &[u8]) -> Result<()> {
-        let (first_parent, first_name) = make::split(first);
-        let fd = {
-            let place = self.places.folder(first_parent, false)?;
-            dir::open_path(place.fd(), first_name).context("can't open", first)?
-        };
-        let place = self.places.folder(parent, false)?;
-        make::link(fd.as_fd(), place.fd(), name, self.space, path)
-    }
-
-    fn finish_folders(&mut self) -> Result<()> {
-        for (path, attrs) in std::mem::take(&mut self.folders).into_iter().rev() {
-            let place = self.places.folder(&path, false)?;
-            make::apply(place.fd(), FileKind::Directory, &attrs, &path)?;
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]
@@ -315,22 +342,18 @@ mod tests {
 
     #[test]
     fn marks_say_what_the_place_does_not() {
-        let some = |path: &'static str| Some(path.as_bytes());
-        assert_eq!(mark(some(""), b"a", some("a")), Mark::None);
-        assert_eq!(mark(some("x"), b"a", some("x/a")), Mark::None);
-        assert_eq!(
-            mark(some(""), b"a", some("b")),
-            Mark::Redirect(b"b".to_vec())
-        );
-        assert_eq!(
-            mark(some("x"), b"a", some("a")),
-            Mark::Redirect(b"a".to_vec())
-        );
-        assert_eq!(mark(some("x"), b"a", None), Mark::Opaque);
-        assert_eq!(mark(None, b"a", None), Mark::None);
-        assert_eq!(
-            mark(None, b"a", some("b/c")),
-            Mark::Redirect(b"b/c".to_vec())
-        );
+        let path = |path: &str| LayerPath::from(path.as_bytes());
+        let mark = |above: Option<&str>, name: &str, below: Option<&str>| {
+            let (above, below) = (above.map(path), below.map(path));
+            super::mark(above.as_ref(), name.as_bytes(), below.as_ref())
+        };
+        let redirect = |path: &str| Mark::Redirect(path.as_bytes().to_vec());
+        assert_eq!(mark(Some(""), "a", Some("a")), Mark::None);
+        assert_eq!(mark(Some("x"), "a", Some("x/a")), Mark::None);
+        assert_eq!(mark(Some(""), "a", Some("b")), redirect("b"));
+        assert_eq!(mark(Some("x"), "a", Some("a")), redirect("a"));
+        assert_eq!(mark(Some("x"), "a", None), Mark::Opaque);
+        assert_eq!(mark(None, "a", None), Mark::None);
+        assert_eq!(mark(None, "a", Some("b/c")), redirect("b/c"));
     }
 }

@@ -4,11 +4,10 @@
 use std::fs::File;
 
 use cowl_fs::sys::stat::{FileKind, Stat};
-use cowl_fs::view::{DirNode, Found, View};
+use cowl_fs::view::{Found, View};
 
 use super::error::{Context as _, ErrorKind, Result, TreeError};
-use super::make::join;
-use super::walk::{children, open_content};
+use super::walk::{Step, Walk, open_content};
 use super::{find, make};
 
 /// Something that was found.
@@ -41,21 +40,22 @@ pub fn list<E: From<TreeError>>(
         let name = make::split(&real).1.to_vec();
         return entry(name, &found, &real)?.map_or(Ok(()), visit);
     };
-    let read = |dir: &DirNode, real: &[u8], shown: &[u8]| -> Result<Vec<_>> {
-        let inside = children(view, dir, real)?.into_iter().rev();
-        let named = inside.map(|(real, found)| {
-            let shown = join(shown, make::split(&real).1);
-            (real, shown, found)
-        });
-        Ok(named.collect())
+    let shown = match real.len() {
+        0 => 0,
+        length => length + 1,
     };
-    let mut todo = read(&top, &real, b"")?;
-    while let Some((real, shown, found)) = todo.pop() {
-        if let (true, Found::Dir(dir)) = (deep, &found) {
-            todo.extend(read(dir, &real, &shown)?);
-        }
-        if let Some(entry) = entry(shown, &found, &real)? {
+    let mut walk = Walk::new(view, &real);
+    walk.enter(top)?;
+    while let Some(step) = walk.next()? {
+        let Step::Entry(found) = step else {
+            continue;
+        };
+        let path = walk.path().get(shown..).unwrap_or_default().to_vec();
+        if let Some(entry) = entry(path, &found, walk.path())? {
             visit(entry)?;
+        }
+        if let (true, Found::Dir(dir)) = (deep, found) {
+            walk.enter(dir)?;
         }
     }
     Ok(())

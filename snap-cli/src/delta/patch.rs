@@ -7,12 +7,12 @@ use std::io::Read as _;
 use std::time::{Duration, Instant};
 
 use cowl_fs::sys::stat::{FileKind, Stat};
-use cowl_fs::view::{FileNode, Found, View};
+use cowl_fs::view::{FileNode, Found};
 use similar::{Algorithm, DiffOp, DiffTag, capture_diff_slices_deadline, group_diff_ops};
 
 use super::diff::{Change, Status};
 use super::error::{Context as _, Result};
-use super::find;
+use super::find::Finder;
 use super::walk::open_content;
 
 /// A file that is longer is not compared line by line.
@@ -22,28 +22,34 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// So many lines around what differs are shown.
 const AROUND: usize = 3;
 
-/// One change as text. What was renamed is told as gone and new: a patch can't move folders.
-pub fn of(a: &View, b: &View, change: &Change) -> Result<Vec<u8>> {
+/// One change between two states as text. What was renamed is told as gone and new: a patch can't move folders.
+pub fn of(a: &mut Finder<'_>, b: &mut Finder<'_>, change: &Change) -> Result<Vec<u8>> {
     let path = match change.path.as_slice() {
         b"." => b"",
         path => path,
     };
     let mut text = Vec::new();
     match change.status {
-        Status::Added => one_sided(&mut text, &find::at(b, path)?, path, true)?,
-        Status::Deleted => one_sided(&mut text, &find::at(a, path)?, path, false)?,
+        Status::Added => one_sided(&mut text, &b.at(path)?, path, true)?,
+        Status::Deleted => one_sided(&mut text, &a.at(path)?, path, false)?,
         Status::TypeChanged | Status::Renamed => {
             let from = change.from.as_deref().unwrap_or(path);
-            one_sided(&mut text, &find::at(a, from)?, from, false)?;
-            one_sided(&mut text, &find::at(b, path)?, path, true)?;
+            one_sided(&mut text, &a.at(from)?, from, false)?;
+            one_sided(&mut text, &b.at(path)?, path, true)?;
         }
         Status::Modified => both(&mut text, a, b, change, path)?,
     }
     Ok(text)
 }
 
-fn both(text: &mut Vec<u8>, a: &View, b: &View, change: &Change, path: &[u8]) -> Result<()> {
-    let (old, new) = (find::at(a, path)?, find::at(b, path)?);
+fn both(
+    text: &mut Vec<u8>,
+    a: &mut Finder<'_>,
+    b: &mut Finder<'_>,
+    change: &Change,
+    path: &[u8],
+) -> Result<()> {
+    let (old, new) = (a.at(path)?, b.at(path)?);
     let (Some(before), Some(after)) = (stat(&old), stat(&new)) else {
         return Ok(());
     };

@@ -1,4 +1,4 @@
-//! Finding folders in a tree that is being made: one component at a time and following no link, so
+//! Finding directories in a tree that is being made: one component at a time and following no link, so
 //! that nothing can ever be written outside the tree.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -9,91 +9,61 @@ use cowl_fs::sys::{dir, stat};
 
 use super::error::{Context as _, ErrorKind, Result, TreeError};
 use super::make;
+use super::way::Way;
 
-/// How many folders on the way to the last place are kept open.
-const KEPT: usize = 100;
+/// Finds directories below the target's root. It stands in one of them, because entries mostly come
+/// directory by directory.
+pub(crate) struct Places(Way);
 
-/// Finds folders below the target's root; the last way there is kept open, because entries mostly
-/// come folder by folder.
-pub(crate) struct Places {
-    root: OwnedFd,
-    way: Vec<(Vec<u8>, OwnedFd)>,
-}
-
-/// A folder that was found: kept here or opened for this once.
-pub(crate) enum Place<'a> {
-    Kept(BorrowedFd<'a>),
-    Once(OwnedFd),
-}
-
-impl Place<'_> {
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Kept(fd) => *fd,
-            Self::Once(fd) => fd.as_fd(),
-        }
-    }
-}
+const BACK: &str = "cannot go back to the directory above";
 
 impl Places {
     pub(crate) fn new(root: OwnedFd) -> Self {
-        Self {
-            root,
-            way: Vec::new(),
-        }
+        Self(Way::new(root))
     }
 
     /// The root.
     pub(crate) fn root(&self) -> BorrowedFd<'_> {
-        self.root.as_fd()
+        self.0.root()
     }
 
-    /// Forgets open folders at or below a clean path that is about to be replaced.
-    pub(crate) fn forget(&mut self, path: &[u8]) {
-        let depth = path.split(|&byte| byte == b'/').count();
-        let same = self
-            .way
-            .iter()
-            .zip(path.split(|&byte| byte == b'/'))
-            .take_while(|((kept, _), part)| kept.as_slice() == *part)
-            .count();
-        if same >= depth {
-            self.way.truncate(depth - 1);
-        }
+    /// The directory in which it stands.
+    pub(crate) fn here(&self) -> BorrowedFd<'_> {
+        self.0.here()
     }
 
-    /// The folder with this clean path. With `create`, missing ones are made as tar does (mode
-    /// 0755, root's or the caller's).
-    pub(crate) fn folder(&mut self, path: &[u8], create: bool) -> Result<Place<'_>> {
-        let parts: Vec<&[u8]> = path
-            .split(|&byte| byte == b'/')
-            .filter(|p| !p.is_empty())
-            .collect();
-        let same = self
-            .way
-            .iter()
-            .zip(&parts)
-            .take_while(|((kept, _), part)| kept.as_slice() == **part)
-            .count();
-        self.way.truncate(same);
-        let mut once: Option<OwnedFd> = None;
-        for (depth, part) in parts.iter().enumerate().skip(same) {
-            let from = match (&once, self.way.last()) {
-                (Some(fd), _) | (None, Some((_, fd))) => fd.as_fd(),
-                (None, None) => self.root.as_fd(),
-            };
-            let next = step(from, part, create, path)?;
-            if depth < KEPT {
-                self.way.push((part.to_vec(), next));
-            } else {
-                once = Some(next);
-            }
+    /// Forgets open directories at or below a clean path that is about to be replaced.
+    pub(crate) fn forget(&mut self, path: &[u8]) -> Result<()> {
+        self.0.forget(path).context(BACK, path)
+    }
+
+    /// Steps down into a directory of the one in which it stands.
+    pub(crate) fn enter(&mut self, name: &[u8], path: &[u8]) -> Result<()> {
+        let fd = step(self.here(), name, false, path)?;
+        self.0.push(name, fd).context("can't read", path)
+    }
+
+    /// Steps up out of a directory (with this path, for messages) that `finish` may close to its owner.
+    pub(crate) fn leave(
+        &mut self,
+        path: &[u8],
+        finish: impl FnOnce(BorrowedFd<'_>) -> Result<()>,
+    ) -> Result<()> {
+        self.0.open_above().context(BACK, path)?;
+        finish(self.here())?;
+        let depth = self.0.depth().saturating_sub(1);
+        self.0.back_to(depth).context(BACK, path)
+    }
+
+    /// Steps to the directory with this clean path, and gives its descriptor. With `create`, missing ones are
+    /// made as tar does (mode 0755, root's or the caller's).
+    pub(crate) fn folder(&mut self, path: &[u8], create: bool) -> Result<BorrowedFd<'_>> {
+        let rest = self.0.towards(path).context(BACK, path)?;
+        for part in rest.split(|&byte| byte == b'/').filter(|p| !p.is_empty()) {
+            let fd = step(self.here(), part, create, path)?;
+            self.0.push(part, fd).context("can't read", path)?;
         }
-        Ok(match (once, self.way.last()) {
-            (Some(fd), _) => Place::Once(fd),
-            (None, Some((_, fd))) => Place::Kept(fd.as_fd()),
-            (None, None) => Place::Kept(self.root.as_fd()),
-        })
+        Ok(self.here())
     }
 }
 
@@ -115,5 +85,59 @@ fn step(from: BorrowedFd<'_>, part: &[u8], create: bool, path: &[u8]) -> Result<
             Err(TreeError::new(ErrorKind::Refused, what).at(path))
         }
         Err(error) => Err(error).context("can't open the folder", path),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every way between directories of a tree that is deeper than what is kept open leads to the right one.
+    #[test]
+    fn it_stands_where_it_was_sent() {
+        let top = tempfile::tempdir().unwrap();
+        let mut places = Places::new(dir::open_root(top.path()).unwrap());
+        let deep = |branch: &str, depth: usize| {
+            let path = format!("{branch}{}", "/d".repeat(depth));
+            path.into_bytes()
+        };
+        let visited: Vec<_> = [("a", 300), ("b", 200), ("a", 150), ("a", 20), ("b", 0)]
+            .map(|(branch, depth)| deep(branch, depth))
+            .into_iter()
+            .chain([Vec::new()])
+            .collect();
+        let mut ids = Vec::new();
+        for path in &visited {
+            let fd = places.folder(path, true).unwrap();
+            let stat = stat::stat_fd(fd).unwrap();
+            ids.push((stat.dev, stat.ino));
+            assert!(places.0.open() <= super::super::way::OPEN);
+        }
+        for (path, expected) in visited.iter().zip(&ids).rev() {
+            let mut fresh = Places::new(dir::open_root(top.path()).unwrap());
+            let stat = stat::stat_fd(fresh.folder(path, false).unwrap()).unwrap();
+            assert_eq!((stat.dev, stat.ino), *expected);
+            let stat = stat::stat_fd(places.folder(path, false).unwrap()).unwrap();
+            assert_eq!((stat.dev, stat.ino), *expected);
+        }
+        // Step by step up, from far below what is open.
+        places.folder(&deep("a", 300), false).unwrap();
+        for _ in 0..=300 {
+            places.leave(b"", |_| Ok(())).unwrap();
+        }
+        let (here, root) = (stat::stat_fd(places.here()), stat::stat_fd(places.root()));
+        assert_eq!(here.unwrap().ino, root.unwrap().ino);
+    }
+
+    #[test]
+    fn one_that_was_moved_is_noticed() {
+        let top = tempfile::tempdir().unwrap();
+        let mut places = Places::new(dir::open_root(top.path()).unwrap());
+        let path = format!("a{}", "/d".repeat(200)).into_bytes();
+        places.folder(&path, true).unwrap();
+        std::fs::create_dir(top.path().join("b")).unwrap();
+        std::fs::rename(top.path().join("a/d/d"), top.path().join("b/d")).unwrap();
+        let noticed = (0..=200).any(|_| places.leave(&path, |_| Ok(())).is_err());
+        assert!(noticed);
     }
 }

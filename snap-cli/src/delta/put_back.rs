@@ -4,22 +4,24 @@
 //! beside its place and renamed over it, and so is a whole folder that comes back; a folder that is there in
 //! both is changed entry by entry. What comes back comes before what goes.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::convert::Infallible;
 
 use cowl_fs::sys::attr::SetTime;
 use cowl_fs::sys::node::RenameHow;
 use cowl_fs::sys::stat::{FileKind, Stat};
 use cowl_fs::view::{Found, View};
-use uuid::Uuid;
 
 use super::diff::{Change, Status, diff};
-use super::error::{Context as _, ErrorKind, OnProgress, Progress, Result, TreeError};
-use super::find::at as find;
-use super::make::{Attrs, join, split};
+use super::error::{Context as _, OnProgress, Result, TreeError};
+use super::find::{Finder, at as find, topmost};
+use super::make::split;
+use super::path_map::PathMap;
+use super::put_back_work::Work;
 pub use super::scope::Scope;
-use super::scope::{covers, is_within};
+use super::scope::is_within;
 use super::target::Target;
-use super::walk::{self, Item};
+use super::walk::{self, Item, Visitor};
 
 /// What is done to a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,49 +53,60 @@ pub struct Plan {
     /// In words.
     pub steps: Vec<Step>,
     /// Paths that go.
-    remove: BTreeSet<Vec<u8>>,
+    remove: PathMap<()>,
     /// Paths that become what they were, with everything below.
-    whole: BTreeSet<Vec<u8>>,
+    whole: PathMap<()>,
     /// Folders whose attributes alone do.
-    attributes: BTreeSet<Vec<u8>>,
+    attributes: PathMap<()>,
     /// Old and new names of what was renamed within the scope.
     renames: BTreeMap<Vec<u8>, Vec<u8>>,
     /// The times of all folders of the scope, as they were.
-    times: BTreeMap<Vec<u8>, Stat>,
+    times: PathMap<Stat>,
     scope: Scope,
 }
 
 /// What a walk over a state finds in a scope.
 #[derive(Default)]
 struct Survey {
-    folders: BTreeMap<Vec<u8>, Stat>,
-    /// Files with several names, by device and inode.
-    linked: HashMap<(u64, u64), BTreeSet<Vec<u8>>>,
+    folders: PathMap<Stat>,
+    /// Which file each name of a file with several names is, and how many names of each there are.
+    grouped: PathMap<usize>,
+    sizes: Vec<usize>,
+    by_inode: HashMap<(u64, u64), usize>,
 }
 
 impl Survey {
     fn of(view: &View, scope: &Scope) -> Result<Self> {
         let mut survey = Self::default();
-        walk::state(view, &mut |item| {
-            if !scope.holds(&item.path) {
-                return Ok(());
-            }
-            if item.kind() == FileKind::Directory {
-                survey.folders.insert(item.path, item.stat);
-            } else if item.stat.nlink > 1 {
-                let key = (item.stat.dev, item.stat.ino);
-                survey.linked.entry(key).or_default().insert(item.path);
-            }
-            Ok(())
-        })?;
+        if scope.is_all() {
+            walk::state(view, &mut survey)?;
+        }
+        for top in topmost(scope.0.clone()) {
+            walk::below(view, &top, &find(view, &top)?, &mut survey)?;
+        }
         Ok(survey)
     }
 
-    /// Which names each name shares its file with, itself among them.
-    fn groups(&self) -> BTreeMap<&[u8], &BTreeSet<Vec<u8>>> {
-        let each = self.linked.values();
-        each.flat_map(|group| group.iter().map(move |path| (path.as_slice(), group)))
-            .collect()
+    /// How many names a file has.
+    fn size(&self, group: usize) -> usize {
+        self.sizes.get(group).copied().unwrap_or_default()
+    }
+}
+
+impl Visitor for Survey {
+    fn item(&mut self, item: &Item<'_>) -> Result<()> {
+        if item.kind() == FileKind::Directory {
+            self.folders.insert(item.path, item.stat);
+        } else if item.stat.nlink > 1 {
+            let key = (item.stat.dev, item.stat.ino);
+            let group = *self.by_inode.entry(key).or_insert(self.sizes.len());
+            match self.sizes.get_mut(group) {
+                Some(size) => *size += 1,
+                None => self.sizes.push(1),
+            }
+            self.grouped.insert(item.path, group);
+        }
+        Ok(())
     }
 }
 
@@ -105,26 +118,27 @@ impl Plan {
         for change in diff(old, new)? {
             plan.take(change, scope, &mut changed, &mut moved);
         }
+        let (mut before, mut now) = (Finder::new(old), Finder::new(new));
         for path in changed.union(&moved) {
             // What is in a renamed folder is told by its path of today, and goes with that.
-            if !path.is_empty() && covers(&plan.remove, split(path).0) {
+            if !path.is_empty() && plan.remove.covers(split(path).0) {
                 if changed.contains(path) {
                     plan.step(path, What::PutBack);
                 }
                 continue;
             }
-            plan.as_both_say(old, new, path, moved.contains(path))?;
+            plan.as_both_say(&mut before, &mut now, path, moved.contains(path))?;
         }
         let (then, now) = (Survey::of(old, scope)?, Survey::of(new, scope)?);
         plan.links(&then, &now);
-        let differs = |(path, stat): &(&Vec<u8>, &Stat)| {
-            let now = now.folders.get(*path);
-            now.is_some_and(|now| now.mtime != stat.mtime)
-        };
         if plan.steps.is_empty() {
-            let times = then.folders.iter().filter(differs);
-            let steps = times.map(|(path, _)| Step::new(path.clone(), What::PutBack));
-            plan.steps = steps.collect();
+            let steps = &mut plan.steps;
+            then.folders.each_with(&now.folders, |path, stat, now| {
+                if now.is_some_and(|now| now.mtime != stat.mtime) {
+                    steps.push(Step::new(path.to_vec(), What::PutBack));
+                }
+                Ok::<_, TreeError>(())
+            })?;
         }
         plan.steps.sort_by(|a, b| a.path.cmp(&b.path));
         plan.times = then.folders;
@@ -147,26 +161,32 @@ impl Plan {
     }
 
     /// What is done to a path follows from what both states have there.
-    fn as_both_say(&mut self, old: &View, new: &View, path: &[u8], moved: bool) -> Result<()> {
+    fn as_both_say(
+        &mut self,
+        old: &mut Finder<'_>,
+        new: &mut Finder<'_>,
+        path: &[u8],
+        moved: bool,
+    ) -> Result<()> {
         let gone = |found: &Found| matches!(found, Found::Absent | Found::Whiteout);
-        let (then, now) = (find(old, path)?, find(new, path)?);
+        let (then, now) = (old.at(path)?, new.at(path)?);
         match (gone(&then), gone(&now)) {
             (true, true) => {}
             (true, false) => {
                 self.step(path, What::Remove);
-                self.remove.insert(path.to_vec());
+                self.remove.insert(path, ());
             }
             (false, true) => {
                 self.step(path, What::BringBack);
-                self.whole.insert(path.to_vec());
+                self.whole.insert(path, ());
             }
             (false, false) => {
                 self.step(path, What::PutBack);
                 let both = matches!((then, now), (Found::Dir(_), Found::Dir(_)));
                 // Where a folder was moved away, another one may lie in its place.
                 match both && !moved {
-                    true => self.attributes.insert(path.to_vec()),
-                    false => self.whole.insert(path.to_vec()),
+                    true => self.attributes.insert(path, ()),
+                    false => self.whole.insert(path, ()),
                 };
             }
         }
@@ -210,19 +230,19 @@ impl Plan {
                     }
                 }
                 if here {
-                    self.remove.insert(path);
+                    self.remove.insert(&path, ());
                 }
                 if there {
-                    self.whole.insert(from);
+                    self.whole.insert(&from, ());
                 }
             }
             (Status::Added | Status::Renamed, _) if here => {
                 self.step(&path, What::Remove);
-                self.remove.insert(path);
+                self.remove.insert(&path, ());
             }
             (Status::Deleted, _) if here => {
                 self.step(&path, What::BringBack);
-                self.whole.insert(path);
+                self.whole.insert(&path, ());
             }
             (Status::TypeChanged | Status::Modified, _) if here => {
                 changed.insert(path);
@@ -233,38 +253,60 @@ impl Plan {
 
     /// Names that were one file are one file again, and those that were not are not.
     fn links(&mut self, then: &Survey, now: &Survey) {
-        let (old, new) = (then.groups(), now.groups());
-        let alone = |path: &[u8]| BTreeSet::from([path.to_vec()]);
-        let mut more = BTreeSet::new();
-        let there = old.keys().chain(new.keys());
-        for path in there.filter(|path| !covers(&self.remove, path)) {
-            let was = old.get(path).map_or_else(|| alone(path), |g| (*g).clone());
-            let is = new.get(path).map_or_else(|| alone(path), |g| (*g).clone());
-            let stays = is.into_iter().filter(|path| !covers(&self.remove, path));
-            let is: BTreeSet<_> = stays.collect();
-            if was != is {
-                more.extend(was);
+        let stays = |path: &[u8]| !self.remove.covers(path);
+        // Of each file of today the names that stay; and of each file of then and one of today those that both
+        // have.
+        let mut left = HashMap::<usize, usize>::new();
+        let mut shared = HashMap::<(usize, usize), usize>::new();
+        each(&now.grouped, |path, is| {
+            if stays(path) {
+                *left.entry(*is).or_default() += 1;
+                if let Some(was) = then.grouped.get(path) {
+                    *shared.entry((*was, *is)).or_default() += 1;
+                }
             }
-        }
-        for group in then.linked.values() {
-            if group
-                .iter()
-                .any(|path| self.is_whole(path) || more.contains(path))
-            {
-                more.extend(group.iter().cloned());
+        });
+        let count = |is: usize| left.get(&is).copied().unwrap_or_default();
+        let mut more = PathMap::default();
+        let mut anew = HashSet::new();
+        each(&then.grouped, |path, was| {
+            let same = match now.grouped.get(path) {
+                None => then.size(*was) == 1,
+                Some(is) => {
+                    let both = shared.get(&(*was, *is)).copied().unwrap_or_default();
+                    both == then.size(*was) && count(*is) == both
+                }
+            };
+            if stays(path) && !same {
+                anew.insert(*was);
             }
-        }
-        for path in more {
-            if !self.is_whole(&path) {
-                self.step(&path, What::PutBack);
-                self.whole.insert(path);
+        });
+        each(&now.grouped, |path, is| {
+            if stays(path) && !then.grouped.has(path) && count(*is) != 1 {
+                more.insert(path, ());
             }
-        }
+        });
+        each(&then.grouped, |path, was| {
+            if self.is_whole(path) || more.has(path) {
+                anew.insert(*was);
+            }
+        });
+        each(&then.grouped, |path, was| {
+            if anew.contains(was) {
+                more.insert(path, ());
+            }
+        });
+        each(&more, |path, ()| {
+            if !self.is_whole(path) {
+                self.steps.push(Step::new(path.to_vec(), What::PutBack));
+                self.whole.insert(path, ());
+            }
+        });
     }
 
     /// Whether the path, or a folder that it is in, is made anew.
     fn is_whole(&self, path: &[u8]) -> bool {
-        covers(&self.whole, path)
+        self.whole.covers(path)
     }
 
     /// Gives what was renamed its old name back where that can be done at once; true when something was
@@ -298,47 +340,53 @@ impl Plan {
         target: &dyn Target,
         progress: OnProgress<'_>,
     ) -> Result<()> {
-        let mut work = Work {
-            old,
-            target,
-            made: HashMap::new(),
-            staging: None,
-            done: Progress::default(),
-            progress,
-        };
-        let places = self.whole.iter().chain(&self.remove);
-        for folder in places.map(|path| split(path).0).collect::<BTreeSet<_>>() {
-            work.clear_staged(folder)?;
+        let mut work = Work::new(old, target, progress);
+        let mut folders = PathMap::default();
+        for places in [&self.whole, &self.remove] {
+            each(places, |path, ()| {
+                folders.insert(split(path).0, ());
+            });
         }
-        for path in &self.whole {
-            if !self.is_whole(split(path).0) {
-                work.parents(path)?;
-                work.put(path)?;
+        folders.each(|folder, ()| work.clear_staged(folder))?;
+        self.whole.each(|path, ()| {
+            if self.is_whole(split(path).0) {
+                return Ok(());
             }
-        }
-        for path in &self.remove {
-            if !self.is_whole(path) && !covers(&self.remove, split(path).0) {
-                work.remove(path)?;
+            work.parents(path)?;
+            work.put(path)
+        })?;
+        self.remove.each(|path, ()| {
+            match self.is_whole(path) || self.remove.covers(split(path).0) {
+                true => Ok(()),
+                false => work.remove(path),
             }
-        }
-        for path in &self.attributes {
+        })?;
+        self.attributes.each(|path, ()| {
             if !self.is_whole(path)
-                && let Some(item) = work.item(path)?
+                && let Some((kind, attrs)) = work.of(path)?
             {
-                work.attrs(path, &item)?;
+                work.attrs((path, path), kind, &attrs)?;
             }
-        }
+            Ok::<_, TreeError>(())
+        })?;
         // The deepest first, for order's sake only: setting times changes no other folder's.
-        for (path, stat) in self.times.iter().rev() {
+        self.times.each_upward(|path, stat| {
             let what = "can't set the times of";
             let now = target.look(path).context(what, path)?;
             if now.is_some_and(|now| now.kind() == FileKind::Directory && now.mtime != stat.mtime) {
                 let (atime, mtime) = (SetTime::At(stat.atime), SetTime::At(stat.mtime));
                 target.times(path, atime, mtime).context(what, path)?;
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
+}
+
+fn each<T>(map: &PathMap<T>, mut each: impl FnMut(&[u8], &T)) {
+    let Ok(()) = map.each(|path, value| {
+        each(path, value);
+        Ok::<_, Infallible>(())
+    });
 }
 
 impl Step {
@@ -348,235 +396,5 @@ impl Step {
             what,
             from: None,
         }
-    }
-}
-
-/// What the names of things on their way begin with.
-const STAGED: &[u8] = b".cowl-";
-
-struct Work<'a> {
-    old: &'a View,
-    target: &'a dyn Target,
-    /// Where files with several names were made.
-    made: HashMap<(u64, u64), Vec<u8>>,
-    /// The path that is being made, and where.
-    staging: Option<(Vec<u8>, Vec<u8>)>,
-    done: Progress,
-    progress: OnProgress<'a>,
-}
-
-impl Work<'_> {
-    fn item(&self, path: &[u8]) -> Result<Option<Item>> {
-        let space = self.old.layers().first().map(|layer| layer.space());
-        Item::of(path.to_vec(), find(self.old, path)?, space)
-    }
-
-    /// A name beside a path that nobody has.
-    fn beside(path: &[u8]) -> Vec<u8> {
-        let id = Uuid::new_v4().simple().to_string();
-        join(split(path).0, &[STAGED, id.as_bytes()].concat())
-    }
-
-    /// Removes what a killed command left beside its place.
-    fn clear_staged(&self, folder: &[u8]) -> Result<()> {
-        let what = "can't read the folder";
-        let found = self.target.look(folder).context(what, folder)?;
-        if found.is_none_or(|stat| stat.kind() != FileKind::Directory) {
-            return Ok(());
-        }
-        for name in self.target.names(folder).context(what, folder)? {
-            let path = join(folder, &name);
-            let ours = name
-                .strip_prefix(STAGED)
-                .is_some_and(|id| id.len() == 32 && id.iter().all(u8::is_ascii_hexdigit));
-            if ours && matches!(find(self.old, &path)?, Found::Absent | Found::Whiteout) {
-                self.remove_tree(&path)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Where a path lies at this moment.
-    fn place(&self, path: &[u8]) -> Vec<u8> {
-        match &self.staging {
-            Some((top, staged)) if is_within(path, top) => {
-                let rest = path.get(top.len()..).unwrap_or_default();
-                [staged, rest].concat()
-            }
-            _ => path.to_vec(),
-        }
-    }
-
-    /// Makes folders on the way that are missing.
-    fn parents(&mut self, path: &[u8]) -> Result<()> {
-        let (parent, _) = split(path);
-        if parent.is_empty() {
-            return Ok(());
-        }
-        let found = self.target.look(parent).context("can't read", parent)?;
-        match found.map(|stat| stat.kind()) {
-            Some(FileKind::Directory) => Ok(()),
-            Some(_) => Err(TreeError::new(
-                ErrorKind::Refused,
-                "what it is to be put back into is no folder now",
-            )
-            .at(parent)),
-            None => {
-                self.parents(parent)?;
-                let Some(item) = self.item(parent)? else {
-                    return Ok(());
-                };
-                self.staged(parent, |work| {
-                    let at = work.place(parent);
-                    work.target
-                        .mkdir(&at)
-                        .context("can't make the folder", parent)?;
-                    work.attrs(&at, &item)
-                })
-            }
-        }
-    }
-
-    fn put(&mut self, path: &[u8]) -> Result<()> {
-        self.staged(path, |work| work.fill(path))
-    }
-
-    /// Has something made beside its place, and puts it there.
-    fn staged(&mut self, path: &[u8], make: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
-        let at = Self::beside(path);
-        self.staging = Some((path.to_vec(), at.clone()));
-        let made = make(self).and_then(|()| self.exchange(&at, path));
-        self.staging = None;
-        if made.is_err()
-            && let Err(error) = self.remove_tree(&at)
-        {
-            log::warn!("{error}");
-        }
-        made
-    }
-
-    fn exchange(&self, at: &[u8], path: &[u8]) -> Result<()> {
-        let what = "can't put back";
-        let is_folder = |stat: &Stat| stat.kind() == FileKind::Directory;
-        let made = self.target.look(at).context(what, path)?;
-        let there = self.target.look(path).context(what, path)?;
-        let how = match &there {
-            None => RenameHow::NoReplace,
-            Some(there) if is_folder(there) || made.as_ref().is_some_and(is_folder) => {
-                RenameHow::Exchange
-            }
-            Some(_) => RenameHow::Replace,
-        };
-        self.target.rename(at, path, how).context(what, path)?;
-        match how {
-            RenameHow::Exchange => self.remove_tree(at),
-            RenameHow::NoReplace | RenameHow::Replace | RenameHow::Whiteout => Ok(()),
-        }
-    }
-
-    /// Makes what the old state has at a path, with everything below.
-    fn fill(&mut self, path: &[u8]) -> Result<()> {
-        let space = self.old.layers().first().map(|layer| layer.space());
-        let mut todo = vec![(path.to_vec(), find(self.old, path)?)];
-        let mut folders = Vec::new();
-        while let Some((path, found)) = todo.pop() {
-            if let Found::Dir(dir) = &found {
-                todo.extend(walk::children(self.old, dir, &path)?.into_iter().rev());
-            }
-            let Some(item) = Item::of(path, found, space)? else {
-                continue;
-            };
-            self.one(&item)?;
-            if item.kind() == FileKind::Directory {
-                folders.push(item);
-            }
-        }
-        for folder in folders.iter().rev() {
-            self.attrs(&self.place(&folder.path), folder)?;
-        }
-        Ok(())
-    }
-
-    fn one(&mut self, item: &Item) -> Result<()> {
-        let (path, at) = (item.path.as_slice(), self.place(&item.path));
-        let (kind, target) = (item.kind(), self.target);
-        self.done.entries += 1;
-        if kind == FileKind::Directory {
-            return target.mkdir(&at).context("can't make the folder", path);
-        }
-        let key = (item.stat.dev, item.stat.ino);
-        if let Some(first) = self.made.get(&key) {
-            return target
-                .link(&self.place(first), &at)
-                .context("can't make the hard link", path);
-        }
-        match kind {
-            FileKind::Regular => {
-                let size = item.stat.size;
-                let content = match size {
-                    0 => None,
-                    _ => Some((item.open()?, size)),
-                };
-                target
-                    .file(&at, content)
-                    .context("can't copy the content", path)?;
-                self.done.bytes += size;
-            }
-            FileKind::Symlink => target
-                .symlink(&at, &item.target()?)
-                .context("can't make the symbolic link", path)?,
-            _ => target
-                .node(&at, kind, item.stat.rdev)
-                .context("can't make", path)?,
-        }
-        self.attrs(&at, item)?;
-        if item.stat.nlink > 1 {
-            self.made.insert(key, path.to_vec());
-        }
-        (self.progress)(self.done);
-        Ok(())
-    }
-
-    fn attrs(&self, at: &[u8], item: &Item) -> Result<()> {
-        let attrs = Attrs::of(&item.stat, item.xattrs()?);
-        self.target
-            .attrs(at, item.kind(), &attrs)
-            .context("can't set the attributes of", &item.path)
-    }
-
-    /// Removes a path: what has more than one entry under another name first, so that it goes at once.
-    fn remove(&self, path: &[u8]) -> Result<()> {
-        let what = "can't remove";
-        let Some(stat) = self.target.look(path).context(what, path)? else {
-            return Ok(());
-        };
-        if stat.kind() != FileKind::Directory {
-            return self.target.unlink(path).context(what, path);
-        }
-        let aside = Self::beside(path);
-        self.target
-            .rename(path, &aside, RenameHow::NoReplace)
-            .context(what, path)?;
-        self.remove_tree(&aside)
-    }
-
-    fn remove_tree(&self, path: &[u8]) -> Result<()> {
-        let what = "can't remove";
-        let mut todo = vec![(path.to_vec(), false)];
-        while let Some((path, emptied)) = todo.pop() {
-            let Some(stat) = self.target.look(&path).context(what, &path)? else {
-                continue;
-            };
-            if stat.kind() != FileKind::Directory {
-                self.target.unlink(&path).context(what, &path)?;
-            } else if emptied {
-                self.target.rmdir(&path).context(what, &path)?;
-            } else {
-                let names = self.target.names(&path).context(what, &path)?;
-                todo.push((path.clone(), true));
-                todo.extend(names.iter().map(|name| (join(&path, name), false)));
-            }
-        }
-        Ok(())
     }
 }

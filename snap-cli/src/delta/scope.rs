@@ -1,9 +1,5 @@
 //! Which paths are meant. Pure: paths are bytes without a leading slash, the root's is empty.
 
-use std::collections::BTreeSet;
-
-use super::make::split;
-
 /// What is put back: these paths with all below them; everything where there are none.
 #[derive(Clone, Debug, Default)]
 pub struct Scope(pub Vec<Vec<u8>>);
@@ -39,16 +35,4 @@ pub(super) fn is_within(path: &[u8], top: &[u8]) -> bool {
         || path
             .strip_prefix(top)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
-}
-
-/// Whether one of the paths is this one or a folder that it is in.
-pub(super) fn covers(tops: &BTreeSet<Vec<u8>>, path: &[u8]) -> bool {
-    let mut path = path;
-    while !path.is_empty() {
-        if tops.contains(path) {
-            return true;
-        }
-        path = split(path).0;
-    }
-    false
 }

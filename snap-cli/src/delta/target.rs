@@ -1,12 +1,15 @@
 //! What a tree is changed through: a mount, so that programs inside see it, or the file system in process.
 //! Paths are relative and lead through no symbolic link.
 
+use std::cell::RefCell;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
 
 use cowl_fs::Result;
 use cowl_fs::error::Errno;
+use cowl_fs::inode::Inode;
 use cowl_fs::name::Name;
-use cowl_fs::overlay::{Caller, OpenHow, Overlay, RenameFlags, SetAttr, Writer};
+use cowl_fs::overlay::{Caller, Op, OpenHow, Overlay, RenameFlags, SetAttr, Writer};
 use cowl_fs::sys::attr::{self, SetTime};
 use cowl_fs::sys::node::RenameHow;
 use cowl_fs::sys::stat::{FileKind, Stat};
@@ -15,6 +18,8 @@ use rustix::fs::OFlags;
 
 use super::content::Blocks;
 use super::make::{Attrs, split};
+use super::path_map::common;
+use super::way::Way;
 
 /// A tree that can be changed.
 pub(crate) trait Target {
@@ -52,27 +57,86 @@ fn absent_is_none<T>(result: Result<T>) -> Result<Option<T>> {
     }
 }
 
-fn parts(path: &[u8]) -> impl Iterator<Item = &[u8]> {
-    path.split(|&byte| byte == b'/')
-        .filter(|part| !part.is_empty())
+/// The first name of a path, and the rest.
+fn first(path: &[u8]) -> (&[u8], &[u8]) {
+    let path = path.strip_prefix(b"/").unwrap_or(path);
+    match path.iter().position(|&byte| byte == b'/') {
+        Some(at) => path.split_at(at),
+        None => (path, b""),
+    }
 }
 
 /// A folder, a mount point for one.
-pub(crate) struct Folder(pub(crate) OwnedFd);
+pub(crate) struct Folder {
+    root: OwnedFd,
+    way: RefCell<Way>,
+}
+
+/// So many directories from the root on are looked for anew each time, for programs in the tree may move them;
+/// what lies deeper is looked for from the last place on.
+const ANEW: usize = 32;
 
 impl Folder {
+    pub(crate) fn new(root: OwnedFd) -> Result<Self> {
+        let again = dir::reopen_dir(root.as_fd())?;
+        Ok(Self {
+            root,
+            way: RefCell::new(Way::new(again)),
+        })
+    }
+
     fn open(&self, path: &[u8]) -> Result<OwnedFd> {
-        let mut at = dir::reopen_dir(self.0.as_fd())?;
-        for part in parts(path) {
+        let mut at = dir::reopen_dir(self.root.as_fd())?;
+        let mut rest = path;
+        for depth in 1..=ANEW {
+            let (part, more) = first(rest);
+            if part.is_empty() {
+                return Ok(at);
+            }
             at = dir::open_dir(at.as_fd(), part)?;
             self.is_here(&at)?;
+            rest = more;
+            if depth == ANEW && !first(rest).0.is_empty() {
+                return self.open_deep(at, path);
+            }
         }
         Ok(at)
     }
 
+    /// Opens a directory that lies deep; `near` is the one on the way to it that was opened anew.
+    fn open_deep(&self, near: OwnedFd, path: &[u8]) -> Result<OwnedFd> {
+        let stat = stat::stat_fd(&near)?;
+        let mut way = self.way.try_borrow_mut().map_err(|_| Errno::BUSY)?;
+        let known = way.towards(path).is_ok() && way.id_at(ANEW) == Some((stat.dev, stat.ino));
+        if !known {
+            *way = Way::new(dir::reopen_dir(self.root.as_fd())?);
+        }
+        let mut rest = way.towards(path)?;
+        loop {
+            let (part, more) = first(rest);
+            if part.is_empty() {
+                break;
+            }
+            let next = dir::open_dir(way.here(), part)?;
+            self.is_here(&next)?;
+            way.push(part, next)?;
+            rest = more;
+        }
+        dir::open_path(way.here(), b".")
+    }
+
+    /// Forgets a directory that is about to be moved or removed.
+    fn forget(&self, path: &[u8]) -> Result<()> {
+        let mut way = self.way.try_borrow_mut().map_err(|_| Errno::BUSY)?;
+        if way.forget(path).is_err() {
+            *way = Way::new(dir::reopen_dir(self.root.as_fd())?);
+        }
+        Ok(())
+    }
+
     /// What is mounted inside is no part of it: nothing there is looked at, changed or removed.
     fn is_here(&self, fd: &OwnedFd) -> Result<()> {
-        match stat::stat_fd(fd)?.dev == stat::stat_fd(&self.0)?.dev {
+        match stat::stat_fd(fd)?.dev == stat::stat_fd(&self.root)?.dev {
             true => Ok(()),
             false => Err(Errno::XDEV.into()),
         }
@@ -156,6 +220,8 @@ impl Target for Folder {
     }
 
     fn rename(&self, from: &[u8], to: &[u8], how: RenameHow) -> Result<()> {
+        self.forget(from)?;
+        self.forget(to)?;
         let ((old, from), (new, to)) = (self.parent(from)?, self.parent(to)?);
         node::rename(old.as_fd(), from, new.as_fd(), to, how)
     }
@@ -166,6 +232,7 @@ impl Target for Folder {
     }
 
     fn rmdir(&self, path: &[u8]) -> Result<()> {
+        self.forget(path)?;
         let (parent, name) = self.parent(path)?;
         node::rmdir(parent.as_fd(), name)
     }
@@ -182,6 +249,39 @@ fn others<'n>(there: impl Iterator<Item = &'n [u8]>, attrs: &Attrs) -> Vec<&'n [
 pub(crate) struct InProcess {
     overlay: Overlay,
     caller: Caller,
+    way: RefCell<Known>,
+}
+
+/// The way to the directory that was last found.
+#[derive(Default)]
+struct Known {
+    path: Vec<u8>,
+    /// Each directory with where its name ends in the path.
+    way: Vec<(usize, Arc<Inode>)>,
+}
+
+impl Known {
+    /// Goes back to what it has in common with a path.
+    fn back(&mut self, path: &[u8]) {
+        let same = common(&self.path, path);
+        let ends_here = |end: usize| path.get(end).is_none_or(|&byte| byte == b'/');
+        while let Some((end, inode)) = self.way.last()
+            && (*end > same || !ends_here(*end))
+        {
+            inode.leave();
+            self.way.pop();
+        }
+        let end = self.way.last().map_or(0, |(end, _)| *end);
+        self.path.truncate(end);
+    }
+
+    /// Forgets a directory that is about to be moved or removed.
+    fn forget(&mut self, path: &[u8]) {
+        self.back(path);
+        if self.path == path {
+            self.back(split(path).0);
+        }
+    }
 }
 
 impl InProcess {
@@ -192,7 +292,42 @@ impl InProcess {
             umask: 0,
             pid: std::process::id(),
         };
-        Self { overlay, caller }
+        Self {
+            overlay,
+            caller,
+            way: RefCell::default(),
+        }
+    }
+
+    /// Finds an object by its path, from the way to the last one on. Nobody else changes these layers.
+    fn find(&self, op: &Op<'_>, path: &[u8]) -> Result<Arc<Inode>> {
+        let mut known = self.way.try_borrow_mut().map_err(|_| Errno::BUSY)?;
+        known.back(path);
+        let above = known.way.last().map(|(_, inode)| inode.clone());
+        let mut inode = above.unwrap_or_else(|| self.overlay.root().clone());
+        let mut rest = path.get(known.path.len()..).unwrap_or_default();
+        loop {
+            let (part, more) = first(rest);
+            if part.is_empty() {
+                return Ok(inode);
+            }
+            inode = op
+                .lookup(&inode, &Name::new(part)?)?
+                .ok_or(cowl_fs::Error::NOT_FOUND)?;
+            rest = more;
+            if inode.is_dir() {
+                let end = path.len() - rest.len();
+                let more = path.get(known.path.len()..end).unwrap_or_default();
+                known.path.extend_from_slice(more);
+                known.way.push((end, inode.clone()));
+            }
+        }
+    }
+
+    fn forget(&self, path: &[u8]) -> Result<()> {
+        let mut known = self.way.try_borrow_mut().map_err(|_| Errno::BUSY)?;
+        known.forget(path);
+        Ok(())
     }
 
     fn write(&self, path: &[u8], content: Option<(OwnedFd, u64)>) -> Result<()> {
@@ -202,7 +337,7 @@ impl InProcess {
             write: true,
             ..OpenHow::default()
         };
-        let parent = op.find(parent)?;
+        let parent = self.find(&op, parent)?;
         let (inode, handle) = op.create(self.caller, &parent, &Name::new(name)?, 0o600, how)?;
         let Some((from, size)) = content else {
             self.overlay.close(&handle);
@@ -233,7 +368,7 @@ impl InProcess {
 impl Target for InProcess {
     fn look(&self, path: &[u8]) -> Result<Option<Stat>> {
         let op = self.overlay.begin();
-        let Some(inode) = absent_is_none(op.find(path))? else {
+        let Some(inode) = absent_is_none(self.find(&op, path))? else {
             return Ok(None);
         };
         Ok(Some(op.attr(&inode)?.stat))
@@ -241,7 +376,7 @@ impl Target for InProcess {
 
     fn names(&self, path: &[u8]) -> Result<Vec<Vec<u8>>> {
         let op = self.overlay.begin();
-        let entries = op.listing(&op.find(path)?, 0)?;
+        let entries = op.listing(&self.find(&op, path)?, 0)?;
         let names = entries.iter().map(|entry| entry.name().to_vec());
         Ok(names.filter(|n| n != b"." && n != b"..").collect())
     }
@@ -249,8 +384,13 @@ impl Target for InProcess {
     fn mkdir(&self, path: &[u8]) -> Result<()> {
         let op = self.overlay.begin();
         let (parent, name) = split(path);
-        op.mkdir(self.caller, &op.find(parent)?, &Name::new(name)?, 0o700)
-            .map(drop)
+        op.mkdir(
+            self.caller,
+            &self.find(&op, parent)?,
+            &Name::new(name)?,
+            0o700,
+        )
+        .map(drop)
     }
 
     fn file(&self, path: &[u8], content: Option<(OwnedFd, u64)>) -> Result<()> {
@@ -260,7 +400,7 @@ impl Target for InProcess {
     fn symlink(&self, path: &[u8], to: &[u8]) -> Result<()> {
         let op = self.overlay.begin();
         let (parent, name) = split(path);
-        op.symlink(self.caller, &op.find(parent)?, &Name::new(name)?, to)
+        op.symlink(self.caller, &self.find(&op, parent)?, &Name::new(name)?, to)
             .map(drop)
     }
 
@@ -270,7 +410,7 @@ impl Target for InProcess {
         let mode = kind.mode_bits() | 0o600;
         op.mknod(
             self.caller,
-            &op.find(parent)?,
+            &self.find(&op, parent)?,
             &Name::new(name)?,
             mode,
             rdev,
@@ -281,13 +421,17 @@ impl Target for InProcess {
     fn link(&self, path: &[u8], new: &[u8]) -> Result<()> {
         let op = self.overlay.begin();
         let (parent, name) = split(new);
-        op.link(&op.find(path)?, &op.find(parent)?, &Name::new(name)?)
-            .map(drop)
+        op.link(
+            &self.find(&op, path)?,
+            &self.find(&op, parent)?,
+            &Name::new(name)?,
+        )
+        .map(drop)
     }
 
     fn attrs(&self, path: &[u8], kind: FileKind, attrs: &Attrs) -> Result<()> {
         let op = self.overlay.begin();
-        let inode = op.find(path)?;
+        let inode = self.find(&op, path)?;
         let owner = SetAttr {
             uid: Some(attrs.uid),
             gid: Some(attrs.gid),
@@ -318,11 +462,13 @@ impl Target for InProcess {
             mtime,
             ..SetAttr::default()
         };
-        op.set_attr(self.caller, &op.find(path)?, &set, None)
+        op.set_attr(self.caller, &self.find(&op, path)?, &set, None)
             .map(drop)
     }
 
     fn rename(&self, from: &[u8], to: &[u8], how: RenameHow) -> Result<()> {
+        self.forget(from)?;
+        self.forget(to)?;
         let op = self.overlay.begin();
         let ((old, from), (new, to)) = (split(from), split(to));
         let flags = RenameFlags {
@@ -330,7 +476,7 @@ impl Target for InProcess {
             exchange: how == RenameHow::Exchange,
             whiteout: false,
         };
-        let (old, new) = (op.find(old)?, op.find(new)?);
+        let (old, new) = (self.find(&op, old)?, self.find(&op, new)?);
         op.rename(
             self.caller,
             &old,
@@ -344,12 +490,13 @@ impl Target for InProcess {
     fn unlink(&self, path: &[u8]) -> Result<()> {
         let op = self.overlay.begin();
         let (parent, name) = split(path);
-        op.unlink(&op.find(parent)?, &Name::new(name)?)
+        op.unlink(&self.find(&op, parent)?, &Name::new(name)?)
     }
 
     fn rmdir(&self, path: &[u8]) -> Result<()> {
+        self.forget(path)?;
         let op = self.overlay.begin();
         let (parent, name) = split(path);
-        op.rmdir(&op.find(parent)?, &Name::new(name)?)
+        op.rmdir(&self.find(&op, parent)?, &Name::new(name)?)
     }
 }

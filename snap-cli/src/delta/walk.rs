@@ -1,5 +1,9 @@
-//! Everything in a state, or in a plain folder, one entry after another: a folder before what is in
-//! it, names sorted by their bytes. Reads only; keeps no more open than one folder.
+//! Everything in a state, or in a plain directory, one entry after another: a directory before what is in
+//! it, names sorted by their bytes. Reads only.
+//!
+//! A walk keeps one level for each directory between the root and where it is: no recursion, a bounded number
+//! of descriptors (those of [`LayerDir`]), and one path, that of the present entry. So a tree takes time and
+//! memory in proportion to its entries, however deep it is, as long as nothing keeps the paths.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -8,58 +12,67 @@ use std::sync::Arc;
 
 use cowl_fs::format::XattrSpace;
 use cowl_fs::layer::{Layer, LayerDir, list};
+use cowl_fs::name::Name;
 use cowl_fs::sys;
 use cowl_fs::sys::stat::{FileKind, Stat};
 use cowl_fs::view::{DirNode, Found, Loc, View, user_xattrs};
 use rustix::fs::OFlags;
 
 use super::error::{Context as _, ErrorKind, Result, TreeError};
-use super::make::{Xattrs, join};
+use super::make::{Xattrs, join, split};
 
 /// One entry.
-pub(crate) struct Item {
+pub(crate) struct Item<'p> {
     /// Its path, without a leading slash; empty for the root.
-    pub(crate) path: Vec<u8>,
+    pub(crate) path: &'p [u8],
+    /// How many directories it lies below; 0 for the root.
+    pub(crate) depth: usize,
     pub(crate) stat: Stat,
     place: Place,
     /// Set where overlay's marks are hidden: the entry is one of a state.
     space: Option<XattrSpace>,
 }
 
+#[derive(Clone)]
 enum Place {
     Dir(Arc<LayerDir>),
     /// Where the name lies, and where the content does.
     File(Loc, Loc),
 }
 
-impl Item {
+impl<'p> Item<'p> {
     /// What a state has at a path; `None` where it has nothing.
     pub(crate) fn of(
-        path: Vec<u8>,
-        found: Found,
+        path: &'p [u8],
+        found: &Found,
         space: Option<XattrSpace>,
     ) -> Result<Option<Self>> {
         let (place, stat) = match found {
             Found::Absent | Found::Whiteout => return Ok(None),
             Found::File(file) => {
                 let data = file.data_loc().clone();
-                (Place::File(file.loc, data), file.stat)
+                (Place::File(file.loc.clone(), data), file.stat)
             }
             Found::Dir(dir) => {
                 let top = dir.locs.first().cloned();
                 let top = top.ok_or_else(|| {
-                    TreeError::new(ErrorKind::Damaged, "a folder that lies nowhere")
-                        .at(path.as_slice())
+                    TreeError::new(ErrorKind::Damaged, "a directory that lies nowhere").at(path)
                 })?;
                 (Place::Dir(top), dir.stat)
             }
         };
         Ok(Some(Self {
             path,
+            depth: 0,
             stat,
             place,
             space,
         }))
+    }
+
+    /// Its name; empty for the root.
+    pub(crate) fn name(&self) -> &'p [u8] {
+        split(self.path).1
     }
 
     /// Its type.
@@ -73,7 +86,7 @@ impl Item {
             Place::Dir(dir) => dir.fd().and_then(|fd| sys::xattr::all((*fd).as_fd())),
             Place::File(loc, _) => loc.xattrs(),
         };
-        let on_disk = on_disk.context("can't read the attributes", &self.path)?;
+        let on_disk = on_disk.context("can't read the attributes", self.path)?;
         let mut shown = match self.space {
             Some(space) => user_xattrs(space, on_disk),
             None => on_disk,
@@ -87,7 +100,7 @@ impl Item {
         match &self.place {
             Place::File(loc, _) => loc
                 .readlink()
-                .context("can't read the symbolic link", &self.path),
+                .context("can't read the symbolic link", self.path),
             Place::Dir(_) => Err(self.wrong()),
         }
     }
@@ -95,7 +108,7 @@ impl Item {
     /// Opens the content of a regular file.
     pub(crate) fn open(&self) -> Result<OwnedFd> {
         match &self.place {
-            Place::File(_, data) => open_content(data).context("can't open the file", &self.path),
+            Place::File(_, data) => open_content(data).context("can't open the file", self.path),
             Place::Dir(_) => Err(self.wrong()),
         }
     }
@@ -122,7 +135,7 @@ impl Item {
     }
 
     fn wrong(&self) -> TreeError {
-        TreeError::new(ErrorKind::Io, "a folder has no content").at(self.path.as_slice())
+        TreeError::new(ErrorKind::Io, "a directory has no content").at(self.path)
     }
 }
 
@@ -155,26 +168,232 @@ impl<T> Links<T> {
     }
 }
 
-/// Visits everything in a state.
-pub(crate) fn state(view: &View, visit: &mut dyn FnMut(Item) -> Result<()>) -> Result<()> {
-    let space = view.layers().first().map(|layer| layer.space());
-    let root = view.root().context("can't read the root folder", b".")?;
-    let mut todo = vec![(Vec::new(), Found::Dir(root))];
-    while let Some((path, found)) = todo.pop() {
-        if let Found::Dir(dir) = &found {
-            // The next one is taken from the end.
-            todo.extend(children(view, dir, &path)?.into_iter().rev());
+/// A tree that can be walked.
+pub(crate) trait Tree {
+    /// A directory of it.
+    type Dir;
+    /// What a name in one means.
+    type Node;
+
+    /// The names in a directory, sorted.
+    fn names(&self, dir: &Self::Dir) -> cowl_fs::Result<Vec<Name>>;
+    /// The meaning of one of them.
+    fn lookup(&self, dir: &Self::Dir, name: &Name) -> cowl_fs::Result<Self::Node>;
+    /// Called with a directory that will not be needed again.
+    fn leave(&self, dir: &Self::Dir);
+}
+
+/// What comes next in a walk.
+pub(crate) enum Step<T: Tree> {
+    /// An entry of the directory that was entered last.
+    Entry(T::Node),
+    /// All in the directory that was entered last has come.
+    Leave(T::Dir),
+}
+
+struct Level<D> {
+    dir: D,
+    /// The next one is taken from the end.
+    names: Vec<Name>,
+    /// The length of the directory's path.
+    path: usize,
+}
+
+/// A walk, which goes into those directories that its owner enters.
+pub(crate) struct Walk<T: Tree> {
+    tree: T,
+    levels: Vec<Level<T::Dir>>,
+    path: Vec<u8>,
+}
+
+impl<T: Tree> Walk<T> {
+    /// Begins nowhere, at this path.
+    pub(crate) fn new(tree: T, path: &[u8]) -> Self {
+        Self {
+            tree,
+            levels: Vec::new(),
+            path: path.to_vec(),
         }
-        if let Some(item) = Item::of(path, found, space)? {
-            visit(item)?;
+    }
+
+    /// The path of what came last.
+    pub(crate) fn path(&self) -> &[u8] {
+        &self.path
+    }
+
+    /// How many directories were entered and not left.
+    pub(crate) fn depth(&self) -> usize {
+        self.levels.len()
+    }
+
+    /// Goes into a directory, which is what came last.
+    pub(crate) fn enter(&mut self, dir: T::Dir) -> Result<()> {
+        let mut names = self
+            .tree
+            .names(&dir)
+            .context("cannot read the directory", &self.path)?;
+        names.reverse();
+        self.levels.push(Level {
+            dir,
+            names,
+            path: self.path.len(),
+        });
+        Ok(())
+    }
+
+    /// The next entry, or the end of a directory; `None` when the one that was entered first has been left.
+    pub(crate) fn next(&mut self) -> Result<Option<Step<T>>> {
+        let Some(level) = self.levels.last_mut() else {
+            return Ok(None);
+        };
+        self.path.truncate(level.path);
+        let Some(name) = level.names.pop() else {
+            let left = self.levels.pop();
+            return Ok(left.map(|level| {
+                self.tree.leave(&level.dir);
+                Step::Leave(level.dir)
+            }));
+        };
+        if !self.path.is_empty() {
+            self.path.push(b'/');
+        }
+        self.path.extend_from_slice(&name);
+        let node = self.tree.lookup(&level.dir, &name);
+        Ok(Some(Step::Entry(node.context("can't read", &self.path)?)))
+    }
+}
+
+/// What a state shows.
+impl Tree for &View {
+    type Dir = DirNode;
+    type Node = Found;
+
+    fn names(&self, dir: &DirNode) -> cowl_fs::Result<Vec<Name>> {
+        let listed = self.list(dir)?;
+        Ok(listed.into_iter().map(|entry| entry.name).collect())
+    }
+
+    fn lookup(&self, dir: &DirNode, name: &Name) -> cowl_fs::Result<Found> {
+        View::lookup(self, dir, name)
+    }
+
+    fn leave(&self, dir: &DirNode) {
+        dir.leave();
+    }
+}
+
+/// The same with the names that are hidden.
+pub(crate) struct WithWhiteouts<'v>(pub(crate) &'v View);
+
+impl Tree for WithWhiteouts<'_> {
+    type Dir = DirNode;
+    type Node = Found;
+
+    fn names(&self, dir: &DirNode) -> cowl_fs::Result<Vec<Name>> {
+        let listed = self.0.list_raw(dir)?;
+        Ok(listed.into_iter().map(|entry| entry.name).collect())
+    }
+
+    fn lookup(&self, dir: &DirNode, name: &Name) -> cowl_fs::Result<Found> {
+        self.0.lookup(dir, name)
+    }
+
+    fn leave(&self, dir: &DirNode) {
+        dir.leave();
+    }
+}
+
+/// A plain directory. Marks of an overlay are nothing special there.
+struct Plain;
+
+impl Tree for Plain {
+    type Dir = Arc<LayerDir>;
+    type Node = (Place, Stat);
+
+    fn names(&self, dir: &Self::Dir) -> cowl_fs::Result<Vec<Name>> {
+        let entries = list(dir, false)?;
+        let mut names: Vec<_> = entries.into_iter().map(|entry| entry.name).collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn lookup(&self, dir: &Self::Dir, name: &Name) -> cowl_fs::Result<Self::Node> {
+        let stat = sys::stat::stat_at((*dir.fd()?).as_fd(), name)?;
+        let place = if stat.kind() == FileKind::Directory {
+            Place::Dir(LayerDir::child(dir, name.clone(), stat.ino))
+        } else {
+            let loc = Loc {
+                dir: dir.clone(),
+                name: name.clone(),
+            };
+            Place::File(loc.clone(), loc)
+        };
+        Ok((place, stat))
+    }
+
+    fn leave(&self, dir: &Self::Dir) {
+        dir.leave();
+    }
+}
+
+/// What is done with the entries of a walk.
+pub(crate) trait Visitor {
+    /// Called with each entry, a directory before what is in it.
+    fn item(&mut self, item: &Item<'_>) -> Result<()>;
+
+    /// Called with the path of a directory after all that is in it.
+    fn leave(&mut self, _path: &[u8]) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl<F: FnMut(&Item<'_>) -> Result<()>> Visitor for F {
+    fn item(&mut self, item: &Item<'_>) -> Result<()> {
+        self(item)
+    }
+}
+
+/// Visits everything in a state.
+pub(crate) fn state(view: &View, visitor: &mut dyn Visitor) -> Result<()> {
+    let root = view
+        .root()
+        .context("cannot read the root directory", b".")?;
+    below(view, b"", &Found::Dir(root), visitor)
+}
+
+/// Visits what was found at a path of a state, and everything below it.
+pub(crate) fn below(
+    view: &View,
+    path: &[u8],
+    found: &Found,
+    visitor: &mut dyn Visitor,
+) -> Result<()> {
+    let mut walk = Walk::new(view, path);
+    visit(&mut walk, found, visitor)?;
+    while let Some(step) = walk.next()? {
+        match step {
+            Step::Entry(found) => visit(&mut walk, &found, visitor)?,
+            Step::Leave(_) => visitor.leave(walk.path())?,
         }
     }
     Ok(())
 }
 
-/// What is in a folder of a state: paths and meanings, sorted.
+fn visit(walk: &mut Walk<&View>, found: &Found, visitor: &mut dyn Visitor) -> Result<()> {
+    let space = walk.tree.layers().first().map(|layer| layer.space());
+    if let Some(item) = Item::of(walk.path(), found, space)? {
+        let depth = walk.depth();
+        visitor.item(&Item { depth, ..item })?;
+    }
+    match found {
+        Found::Dir(dir) => walk.enter(dir.clone()),
+        Found::Absent | Found::Whiteout | Found::File(_) => Ok(()),
+    }
+}
+
+/// What is in a directory of a state: paths and meanings, sorted.
 pub(crate) fn children(view: &View, dir: &DirNode, path: &[u8]) -> Result<Vec<(Vec<u8>, Found)>> {
-    let names = view.list(dir).context("can't read the folder", path)?;
+    let names = view.list(dir).context("cannot read the directory", path)?;
     names
         .into_iter()
         .map(|entry| {
@@ -187,41 +406,39 @@ pub(crate) fn children(view: &View, dir: &DirNode, path: &[u8]) -> Result<Vec<(V
         .collect()
 }
 
-/// Visits everything in a plain folder. Marks of an overlay are nothing special there.
-pub(crate) fn plain(root: &Path, visit: &mut dyn FnMut(Item) -> Result<()>) -> Result<()> {
+/// Visits everything in a plain directory.
+pub(crate) fn plain(root: &Path, visitor: &mut dyn Visitor) -> Result<()> {
     let layer = Layer::open(root, XattrSpace::Trusted).map_err(|error| {
-        TreeError::new(ErrorKind::NotFound, "can't open the folder").because(error)
+        TreeError::new(ErrorKind::NotFound, "cannot open the directory").because(error)
     })?;
     let top = layer.root_dir();
-    let stat = sys::stat::stat_fd(layer.root_fd()).context("can't read the root folder", b".")?;
-    let mut todo = vec![(Vec::new(), Place::Dir(top), stat)];
-    while let Some((path, place, stat)) = todo.pop() {
-        if let Place::Dir(dir) = &place {
-            let mut entries = list(dir, false).context("can't read the folder", &path)?;
-            entries.sort_unstable_by(|a, b| b.name.cmp(&a.name));
-            let fd = dir.fd().context("can't open the folder", &path)?;
-            for entry in entries {
-                let inner = join(&path, &entry.name);
-                let stat = sys::stat::stat_at((*fd).as_fd(), &entry.name);
-                let stat = stat.context("can't read", &inner)?;
-                let place = if stat.kind() == FileKind::Directory {
-                    Place::Dir(LayerDir::child(dir, entry.name, stat.ino))
-                } else {
-                    let loc = Loc {
-                        dir: dir.clone(),
-                        name: entry.name,
-                    };
-                    Place::File(loc.clone(), loc)
-                };
-                todo.push((inner, place, stat));
-            }
+    let stat = sys::stat::stat_fd(layer.root_fd());
+    let stat = stat.context("cannot read the root directory", b".")?;
+    let mut walk = Walk::new(Plain, b"");
+    visit_plain(&mut walk, (Place::Dir(top), stat), visitor)?;
+    while let Some(step) = walk.next()? {
+        match step {
+            Step::Entry(node) => visit_plain(&mut walk, node, visitor)?,
+            Step::Leave(_) => visitor.leave(walk.path())?,
         }
-        visit(Item {
-            path,
-            stat,
-            place,
-            space: None,
-        })?;
     }
     Ok(())
+}
+
+fn visit_plain(
+    walk: &mut Walk<Plain>,
+    (place, stat): (Place, Stat),
+    visitor: &mut dyn Visitor,
+) -> Result<()> {
+    visitor.item(&Item {
+        path: walk.path(),
+        depth: walk.depth(),
+        stat,
+        place: place.clone(),
+        space: None,
+    })?;
+    match place {
+        Place::Dir(dir) => walk.enter(dir),
+        Place::File(..) => Ok(()),
+    }
 }

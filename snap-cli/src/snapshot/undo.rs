@@ -200,7 +200,12 @@ fn apart(
     let open = || -> Result<InProcess> {
         let upper = Upper::open(&tree, &store.layer_work(head), store.space())?;
         let lowers = store.open_layers(&frozen.state)?;
-        let overlay = Overlay::new(Some(upper), lowers, Behaviour::default())
+        // How many names of a lower file show is of no use here, and costs a walk to each of them.
+        let behaviour = Behaviour {
+            static_nlink: true,
+            ..Behaviour::default()
+        };
+        let overlay = Overlay::new(Some(upper), lowers, behaviour)
             .map_err(|error| Error::failed("cannot open the layers").because(error))?;
         Ok(InProcess::new(overlay))
     };
@@ -235,7 +240,7 @@ fn live(
     let mut plan = Plan::new(old, &store.view(&frozen.state)?, &wish.scope)?;
     let place = container.mount(None, run.transient)?;
     let root = dir::open_root(&place).map_err(|error| Error::at("open", &place, error))?;
-    let target = Folder(root);
+    let target = Folder::new(root).map_err(|error| Error::at("open", &place, error))?;
     if plan.rename_back(&target)? {
         run.flush(container.store(), container.id())?;
         plan = Plan::new(old, &store.view(&container.manifest().stack)?, &wish.scope)?;

@@ -119,8 +119,23 @@ impl Store {
         let Some(alone) = Lock::try_take(&self.lock_file("store"), Mode::Exclusive, who)? else {
             return Ok(Collected::default());
         };
-        let left = self.leftovers(false)?;
-        self.clear(alone, &left)
+        match self.leftovers(false) {
+            Ok(left) => self.clear(alone, &left),
+            Err(error) => {
+                drop(alone);
+                self.empty_trash_besides(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Empties the trash where nothing else can be collected: what is in it was moved there when nothing named
+    /// it any more, whatever is damaged now.
+    pub fn empty_trash_besides(&self, error: &Error) {
+        log::debug!("only the trash is emptied: {error}");
+        if let Err(error) = self.empty_trash() {
+            log::warn!("{error}");
+        }
     }
 
     /// What lies about. `all_deleted`: destroyed containers count as over, whatever their time. Be alone in
@@ -142,11 +157,17 @@ impl Store {
         left.pending = survey.pending;
         for id in self.layer_ids()? {
             if survey.used.contains(&id) {
-                left.files.extend(temporaries(&self.layer_dir(id))?);
-            } else if self.is_held(id)? {
-                left.held.push(id);
-            } else {
-                left.layers.push(id);
+                match temporaries(&self.layer_dir(id)) {
+                    Ok(files) => left.files.extend(files),
+                    Err(error) => log::warn!("{error}"),
+                }
+                continue;
+            }
+            match self.is_held(id) {
+                Ok(true) => left.held.push(id),
+                Ok(false) => left.layers.push(id),
+                // It stays until that is put in order; the others go.
+                Err(error) => log::warn!("{error}"),
             }
         }
         for name in disk::names(&self.root.join("containers"))? {
@@ -170,8 +191,12 @@ impl Store {
             self.to_trash(deleted.dir.clone(), &format!("container-{}", deleted.id))?;
             collected.containers += 1;
         }
+        let mut failed = None;
         for id in &left.layers {
-            collected.layers += usize::from(self.discard(*id)?);
+            match self.discard(*id) {
+                Ok(gone) => collected.layers += usize::from(gone),
+                Err(error) => keep_first(&mut failed, error),
+            }
         }
         for id in &left.half_made {
             self.to_trash(self.container_dir(*id), &format!("container-{id}"))?;
@@ -198,8 +223,10 @@ impl Store {
         }
         // From here on nothing that counts is touched: others may go to work.
         drop(alone);
-        self.empty_trash()?;
-        Ok(collected)
+        if let Err(error) = self.empty_trash() {
+            keep_first(&mut failed, error);
+        }
+        failed.map_or(Ok(collected), Err)
     }
 
     /// What layers that are to go take, as far as it is known or can be counted now.
@@ -426,7 +453,22 @@ impl Store {
         let Some(_lock) = Lock::try_take(&path, Mode::Exclusive, who)? else {
             return Ok(());
         };
-        self.trash()?.iter().try_for_each(|path| remove_tree(path))
+        let mut failed = None;
+        for path in self.trash()? {
+            // One that cannot be removed keeps none of the others.
+            if let Err(error) = remove_tree(&path) {
+                keep_first(&mut failed, error);
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+}
+
+/// Keeps the first of several errors to be returned; the others are reported at once.
+fn keep_first(first: &mut Option<Error>, error: Error) {
+    match first {
+        None => *first = Some(error),
+        Some(_) => log::warn!("{error}"),
     }
 }
 

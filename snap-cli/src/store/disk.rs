@@ -4,6 +4,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use super::manifest::ContainerManifest;
@@ -14,14 +15,54 @@ use crate::error::{Error, Kind, Result};
 /// What ends the names of files that are being written.
 pub const TEMPORARY: &str = ".tmp";
 
+/// Opens a file of the store, or a directory, for reading: nothing that lies there instead, a FIFO say, can
+/// make a command wait.
+pub fn open(path: &Path) -> std::io::Result<File> {
+    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path)
+}
+
+/// Reads a file of the store, which must be a regular one.
+pub fn read_bytes(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut file = open(path)?;
+    if !file.metadata()?.is_file() {
+        let what = "it is not a regular file";
+        return Err(std::io::Error::new(ErrorKind::InvalidData, what));
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The error for a file of the store that cannot be read.
+fn unreadable(path: &Path, error: std::io::Error) -> Error {
+    let damaged = matches!(error.kind(), ErrorKind::InvalidData);
+    let error = Error::at("read", path, error);
+    match damaged {
+        true => Error {
+            kind: Kind::Damaged,
+            ..error
+        }
+        .hint("bring the file back from a backup; nothing was changed"),
+        false => error,
+    }
+}
+
+/// Whether there is nothing at a path: neither the name nor the directory that it would lie in.
+fn is_absent(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+}
+
 /// Reads a record; `None` when there is no such file.
 pub fn read_opt<T: Body>(path: &Path) -> Result<Option<Record<T>>> {
-    let mut bytes = Vec::new();
-    match File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)) {
-        Ok(_) => {}
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::at("read", path, error)),
-    }
+    let bytes = match read_bytes(path) {
+        Ok(bytes) => bytes,
+        Err(error) if is_absent(&error) => return Ok(None),
+        Err(error) => return Err(unreadable(path, error)),
+    };
     Record::decode(&bytes)
         .map(Some)
         .map_err(|error| refused::<T>(path, error))
@@ -39,10 +80,10 @@ pub fn read_name(path: &Path) -> Result<Option<ContainerName>> {
     struct NameOnly {
         name: ContainerName,
     }
-    let bytes = match std::fs::read(path) {
+    let bytes = match read_bytes(path) {
         Ok(bytes) => bytes,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::at("read", path, error)),
+        Err(error) if is_absent(&error) => return Ok(None),
+        Err(error) => return Err(unreadable(path, error)),
     };
     match serde_json::from_slice::<NameOnly>(&bytes) {
         Ok(found) => Ok(Some(found.name)),
@@ -126,7 +167,7 @@ pub fn write_new<T: Body>(path: &Path, record: &Record<T>) -> Result<()> {
 
 /// Puts a file on the disk.
 pub fn sync_file(path: &Path) -> Result<()> {
-    File::open(path)
+    open(path)
         .and_then(|file| file.sync_all())
         .map_err(|error| Error::at("sync", path, error))
 }
@@ -223,8 +264,21 @@ pub fn remove_if_there(path: &Path) -> Result<()> {
 pub fn is_there(path: &Path) -> Result<bool> {
     match std::fs::symlink_metadata(path) {
         Ok(_) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) if is_absent(&error) => Ok(false),
         Err(error) => Err(Error::at("look at", path, error)),
+    }
+}
+
+/// Whether a directory is at `path`; what is anything else, a symbolic link too, is damage.
+pub fn is_dir(path: &Path) -> Result<bool> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => Ok(true),
+        Ok(_) => Err(
+            Error::damaged(format!("{} is not a directory", path.display()))
+                .hint("bring it back from a backup; nothing was changed"),
+        ),
+        Err(error) if is_absent(&error) => Ok(false),
+        Err(error) => Err(Error::at("inspect", path, error)),
     }
 }
 

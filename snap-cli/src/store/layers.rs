@@ -205,16 +205,22 @@ fn private_dir(path: &Path) -> Result<()> {
 
 /// Removes a tree, of whatever depth; nothing when it is gone.
 pub fn remove_tree(path: &Path) -> Result<()> {
-    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::ffi::OsStrExt as _;
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(Error::failed(format!("{} names no folder", path.display())));
     };
-    let removed = sys::dir::open_root(parent)
-        .and_then(|dir| sys::node::remove_tree(dir.as_fd(), name.as_bytes()));
-    match removed {
-        Err(error) if !error.is_absent() => Err(Error::at("remove", path, error)),
-        Ok(()) | Err(_) => Ok(()),
-    }
+    let dir = match sys::dir::open_root(parent) {
+        Ok(dir) => dir,
+        Err(error) if error.is_absent() => return Ok(()),
+        Err(error) => return Err(Error::at("remove", path, error)),
+    };
+    sys::remove::tree(dir.as_fd(), name.as_bytes()).map_err(|stopped| {
+        let at = match stopped.path.as_slice() {
+            b"" => path.to_path_buf(),
+            inner => path.join(std::ffi::OsStr::from_bytes(inner)),
+        };
+        Error::at("remove", &at, stopped.error)
+    })
 }
 
 fn open(tree: &Path) -> Result<OwnedFd> {
@@ -268,21 +274,30 @@ impl Store {
         same().map_err(|error| Error::at("look at the layer", &top, error))
     }
 
-    /// Opens layers, topmost first.
-    pub fn open_layers(&self, stack: &[LayerId]) -> Result<Vec<Arc<Layer>>> {
+    /// The trees of layers, in the order of the stack. Each must be a directory: a symbolic link would lead out
+    /// of the store.
+    pub fn layer_trees(&self, stack: &[LayerId]) -> Result<Vec<PathBuf>> {
         stack
             .iter()
             .map(|id| {
                 let tree = self.layer_tree(*id);
-                if !disk::is_there(&tree)? {
-                    return Err(
-                        Error::damaged(format!("the layer {} is missing", tree.display()))
-                            .hint("bring it back from a backup; nothing was changed"),
-                    );
+                match disk::is_dir(&tree)? {
+                    true => Ok(tree),
+                    false => Err(Error::damaged(format!(
+                        "the layer {} is missing",
+                        tree.display()
+                    ))
+                    .hint("bring it back from a backup; nothing was changed")),
                 }
-                Ok(Layer::open(&tree, self.space())?)
             })
             .collect()
+    }
+
+    /// Opens layers, topmost first.
+    pub fn open_layers(&self, stack: &[LayerId]) -> Result<Vec<Arc<Layer>>> {
+        let trees = self.layer_trees(stack)?;
+        let open = |tree: &PathBuf| Ok(Layer::open(tree, self.space())?);
+        trees.iter().map(open).collect()
     }
 
     /// What a stack shows.
@@ -421,7 +436,28 @@ impl Store {
 
     /// What a layer takes just now, and what its tree looks like.
     pub fn measure(&self, id: LayerId) -> Result<(Measured, String)> {
-        let size = crate::delta::measure(&self.layer_tree(id))?;
+        self.measure_like(id, None)
+    }
+
+    /// The same in the form of what is `known` of the tree already.
+    pub fn measure_like(&self, id: LayerId, known: Option<&str>) -> Result<(Measured, String)> {
+        let tree = self.layer_tree(id);
+        disk::is_dir(&tree)?;
+        let size = match known {
+            Some(known) => crate::delta::measure_like(&tree, known),
+            None => crate::delta::measure(&tree),
+        };
+        let size = size.map_err(|error| {
+            let error = Error::from(error);
+            Error {
+                what: format!(
+                    "cannot measure the layer {}: {}",
+                    tree.display(),
+                    error.what
+                ),
+                ..error
+            }
+        })?;
         let measured = Measured {
             bytes: size.bytes,
             files: size.entries,

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
+use super::disk;
 use crate::error::{Error, Result};
 
 /// How a lock is held.
@@ -105,7 +106,7 @@ impl Lock {
     /// if it is there, else through the folder that it would be made in.
     fn without_writing(path: &Path, how: FlockOperation) -> Result<Option<Self>> {
         let at = |error: std::io::Error| Error::at("lock", path, error);
-        let file = match File::open(path) {
+        let file = match disk::open(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 File::open(path.parent().unwrap_or(path)).map_err(at)?
             }
@@ -130,7 +131,7 @@ impl Lock {
 
     /// Whether somebody holds the lock at `path` alone.
     pub fn is_held(path: &Path) -> Result<bool> {
-        let file = match File::open(path) {
+        let file = match disk::open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(Error::at("look at the lock", path, error)),
@@ -183,7 +184,7 @@ fn is_still_at(file: &File, path: &Path) -> std::io::Result<bool> {
 
 fn held_by_another(path: &Path, waited: Duration) -> Error {
     let mut text = String::new();
-    let read = File::open(path).and_then(|mut file| file.read_to_string(&mut text));
+    let read = disk::open(path).and_then(|mut file| file.read_to_string(&mut text));
     let holder = match (read, text.trim().split_once(' ')) {
         (Ok(_), Some((pid, who))) => format!("pid {pid} ({who})"),
         _ => "another command".to_owned(),

@@ -37,7 +37,7 @@ impl<'s> Sizes<'s> {
     pub fn of(store: &'s Store, container: ContainerId) -> Self {
         let path = store.cache_file(container);
         let read =
-            std::fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice::<File>(&bytes)?));
+            disk::read_bytes(&path).and_then(|bytes| Ok(serde_json::from_slice::<File>(&bytes)?));
         let file = match read {
             Ok(file) if file.format == FORMAT => file,
             Ok(_) => File::default(),

@@ -9,7 +9,8 @@ use std::os::fd::AsFd;
 
 use cowl_fs::sys;
 
-use super::manifest::{ContainerManifest, LayerId, Measured};
+use super::manifest::{ContainerId, ContainerManifest, LayerId, Measured};
+use super::record::Record;
 use super::{Store, disk};
 use crate::error::{Error, Result};
 
@@ -73,32 +74,56 @@ impl Named {
 impl Store {
     /// Counts what names each layer of this store. Hold a shared lock of the store.
     pub fn named(&self) -> Result<Named> {
-        let mut named = Named::default();
+        let (named, unread) = self.named_where_readable()?;
+        match unread.into_iter().next() {
+            None => Ok(named),
+            Some(error) => Err(error),
+        }
+    }
+
+    /// The same without the containers whose files cannot be read, and why those cannot: what they name may
+    /// count as named less often than it is.
+    pub fn named_where_readable(&self) -> Result<(Named, Vec<Error>)> {
+        let (mut named, mut unread) = (Named::default(), Vec::new());
         for (id, record) in self.containers()? {
-            let manifest = record?.body;
-            named.add(&head_layers(&manifest));
-            for snapshot in &manifest.snapshots {
-                named.add(&self.snapshot(id, snapshot.id)?.stack);
-            }
-            let pending = self.pending_file(id);
-            if disk::is_there(&pending)?
-                && let Ok(Some(next)) = self.container_at(&pending)
-            {
-                named.add(&next.body.stack);
-            }
+            unread.extend(self.add_named(&mut named, id, record).err());
         }
         for deleted in self.deleted()? {
             // Whose time is over is no reason to keep anything.
             if deleted.is_expired() {
                 continue;
             }
-            let manifest = self.deleted_manifest(&deleted)?.body;
-            named.add(&head_layers(&manifest));
-            for snapshot in &manifest.snapshots {
-                named.add(&self.snapshot_in(&deleted.dir, snapshot.id)?.stack);
-            }
+            let mut add = || -> Result<()> {
+                let manifest = self.deleted_manifest(&deleted)?.body;
+                named.add(&head_layers(&manifest));
+                for snapshot in &manifest.snapshots {
+                    named.add(&self.snapshot_in(&deleted.dir, snapshot.id)?.stack);
+                }
+                Ok(())
+            };
+            unread.extend(add().err());
         }
-        Ok(named)
+        Ok((named, unread))
+    }
+
+    fn add_named(
+        &self,
+        named: &mut Named,
+        id: ContainerId,
+        record: Result<Record<ContainerManifest>>,
+    ) -> Result<()> {
+        let manifest = record?.body;
+        named.add(&head_layers(&manifest));
+        for snapshot in &manifest.snapshots {
+            named.add(&self.snapshot(id, snapshot.id)?.stack);
+        }
+        let pending = self.pending_file(id);
+        if disk::is_there(&pending)?
+            && let Ok(Some(next)) = self.container_at(&pending)
+        {
+            named.add(&next.body.stack);
+        }
+        Ok(())
     }
 
     /// Whether some mount writes to the layer.

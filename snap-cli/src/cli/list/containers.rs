@@ -37,7 +37,11 @@ pub(super) fn print(
         for (id, record) in store.containers()? {
             match record {
                 Ok(record) if takes(filter, &record.body) => rows.push(Row {
-                    mounted: look(store, id)?,
+                    mounted: look(store, id).unwrap_or_else(|error| {
+                        output::complain(&error, args.json);
+                        broken = Some(error);
+                        Mounted::No
+                    }),
                     size: size(store, id, &record.body),
                     manifest: record.body,
                     store: output::shown(store.root().as_os_str().as_bytes()),
