@@ -17,7 +17,7 @@ use crate::error::Errno;
 use crate::overlay::Overlay;
 use crate::shown::Show as _;
 use crate::sys;
-use crate::sys::namespace::{AbortSwitch, Inside};
+use crate::sys::namespace::{AbortSwitch, HASTY, Inside, PATIENT};
 use crate::sys::users::Device;
 
 /// How long a file that was closed may count as open: the kernel reports it a moment later.
@@ -126,8 +126,8 @@ pub(super) fn detach(overlay: &Overlay, place: &Place) -> Result<Detached, Answe
     // inode, and so that it can be put back.
     let alive = match own {
         Some(own) => {
-            let alive = own.act(Inside::clone_of).map_err(covered)?;
-            match own.act(Inside::unmount) {
+            let alive = own.act(PATIENT, Inside::clone_of).map_err(covered)?;
+            match own.act(PATIENT, Inside::unmount) {
                 Ok(()) => {}
                 Err(error) if error.errno() == Errno::BUSY => {
                     return Err(Answer::InUse {
@@ -139,15 +139,19 @@ pub(super) fn detach(overlay: &Overlay, place: &Place) -> Result<Detached, Answe
             }
             Some(alive)
         }
-        None => found.first().and_then(|one| one.act(Inside::clone_of).ok()),
+        None => found
+            .first()
+            .and_then(|one| one.act(HASTY, Inside::clone_of).ok()),
     };
     // Copies that follow this one were unmounted with it.
     match detach_copies(overlay, place) {
         Ok(locked) => Ok(Detached { alive, locked }),
         Err(answer) => {
             if let (Some(own), Some(alive)) = (own, alive) {
-                own.act(move |_, mount| sys::mount::attach(&alive, &mount.at))
-                    .map_err(failed("put back the mount at"))?;
+                own.act(PATIENT, move |_, mount| {
+                    sys::mount::attach(&alive, &mount.at)
+                })
+                .map_err(failed("put back the mount at"))?;
             }
             Err(answer)
         }

@@ -11,7 +11,7 @@ use super::server::Flush;
 use super::{Gauge, Place, Session, detach, place};
 use crate::overlay::Overlay;
 use crate::shown::Show as _;
-use crate::sys::namespace::Inside;
+use crate::sys::namespace::{HASTY, Inside};
 use crate::sys::process::CHECK;
 
 /// How long programs that use the mount may go on after the signal that ends it.
@@ -116,7 +116,9 @@ impl Mounted {
             Ok(mut found) => {
                 found.retain(|one| matches!(one.role, place::Role::Own | place::Role::Copy));
                 // Until all is written back.
-                alive = found.first().and_then(|one| one.act(Inside::clone_of).ok());
+                alive = found
+                    .first()
+                    .and_then(|one| one.act(HASTY, Inside::clone_of).ok());
                 place::detach_all(&found);
             }
             Err(error) => log::warn!("cannot find the mount: {error}"),

@@ -63,7 +63,9 @@ pub fn serve(store: &Store, id: ContainerId, place: &Path, how: How) -> Result<(
     let served = serve_locked(store, id, place, daemon, how);
     alive.remove()?;
     served?;
-    ephemeral::after_serving(store, id)
+    ephemeral::after_serving(store, id)?;
+    // The thread that did so ends with the session. Nobody waits for this process any more.
+    durability::make_durable(store, id, &durability::filesystem(store)?)
 }
 
 fn serve_locked(
@@ -122,14 +124,12 @@ fn serve_locked(
     let left = state::read(store, id)?;
     if left.is_some_and(|left| left.daemon == daemon && !left.replacing) {
         state::remove(store, id)?;
-        durability::make_durable_patiently(store, id, &durability::filesystem(store)?);
     }
     log::info!("{} was unmounted", manifest.name);
     Ok(())
 }
 
-/// Starts the thread that makes the container's states durable. It ends with the process: what it has not
-/// done by then, the command that unmounts does.
+/// Starts the thread that makes the container's states durable. It ends with the process.
 fn settle_in_background(
     store: &Store,
     id: ContainerId,
