@@ -44,6 +44,8 @@ const UNSYNCED_NAME: u8 = 1;
 const SETUID_SHOWN: u8 = 2;
 /// A file; the kernel was ever answered with S_ISGID in its mode.
 const SETGID_SHOWN: u8 = 4;
+/// It was truncated, and write-back of what is written next is to be started when it is closed.
+const REWRITTEN: u8 = 8;
 
 /// Seconds since this was first asked, and one.
 fn seconds() -> u32 {
@@ -87,7 +89,8 @@ pub struct Inode {
     /// Files: how many opens for execve(2) there are; the kernel keeps one for as long as the program runs.
     /// Folders: when a name in it was last removed, in seconds of [`seconds`]; 0 for never.
     runs_or_lost: AtomicU32,
-    /// [`UNSYNCED_NAME`], [`SETUID_SHOWN`] and [`SETGID_SHOWN`]. One byte: there are as many of these as objects are known.
+    /// [`UNSYNCED_NAME`], [`SETUID_SHOWN`], [`SETGID_SHOWN`] and [`REWRITTEN`]. One byte: there are as many of these
+    /// as objects are known.
     flags: AtomicU8,
     /// What is known of it, [`BARE`] and [`PLAIN`], for as long as it holds: whenever something may end that, the
     /// rest of the bits count on.
@@ -425,6 +428,19 @@ impl Inode {
     /// Told after a copy-up.
     pub(crate) fn named_anew(&self) {
         self.flags.fetch_or(UNSYNCED_NAME, Ordering::Release);
+    }
+
+    /// Marks it as truncated, or as closed since.
+    pub(crate) fn set_rewritten(&self, rewritten: bool) {
+        match rewritten {
+            true => self.flags.fetch_or(REWRITTEN, Ordering::Release),
+            false => self.flags.fetch_and(!REWRITTEN, Ordering::Release),
+        };
+    }
+
+    /// Whether it was truncated and not closed since.
+    pub(crate) fn is_rewritten(&self) -> bool {
+        self.flags.load(Ordering::Acquire) & REWRITTEN != 0
     }
 
     /// Whether a sync of its content alone would not bring its name to the disk.

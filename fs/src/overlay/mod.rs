@@ -44,6 +44,7 @@ use crate::layer::{Layer, LayerDir, Upper};
 use crate::name::Name;
 use crate::shown::Show as _;
 use crate::sys;
+use crate::sys::early::Early;
 use crate::sys::order::Order;
 use crate::sys::stat::FileKind;
 use crate::view::View;
@@ -327,6 +328,14 @@ impl Op<'_> {
             return Ok(Order::Careless);
         }
         Ok(self.upper()?.order())
+    }
+
+    /// When write-back is started early.
+    fn early(&self) -> Result<Early> {
+        if self.volatile() {
+            return Ok(Early::default());
+        }
+        Ok(self.upper()?.early())
     }
 
     /// Runs `make` with the caller's ids, as they lie on disk, to make something new.
