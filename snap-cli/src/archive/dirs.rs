@@ -193,7 +193,7 @@ mod tests {
         let fd = dir::open_root(root).unwrap();
         let mut seen = Vec::new();
         dirs.visit(fd.as_fd(), &mut |value, fd, path| {
-            let here = cowl_fs::sys::stat::stat_fd(&fd).unwrap().ino;
+            let here = cowl_fs::sys::stat::stat_fd(fd).unwrap().ino;
             let path = str::from_utf8(path).unwrap();
             use std::os::unix::fs::MetadataExt as _;
             let meta = std::fs::metadata(root.join(path)).unwrap();
