@@ -1,6 +1,6 @@
 //! What is printed for people is plain text, whatever the names, comments, configs and arguments are that it was
 //! made of: no character reaches a terminal that does something else than to be seen, and none forges a line.
-#![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
