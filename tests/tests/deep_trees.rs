@@ -93,7 +93,7 @@ fn seen(top: &Path) -> Vec<BTreeMap<String, (String, u64)>> {
                 .read_to_string(&mut content)
                 .unwrap();
             let stat = statat(&at, name, AtFlags::SYMLINK_NOFOLLOW).unwrap();
-            level.insert(name.to_owned(), (content, stat.st_nlink.into()));
+            level.insert(name.to_owned(), (content, stat.st_nlink));
         }
         levels.push(level);
         match openat(&at, "d", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()) {

@@ -1,6 +1,6 @@
 //! Which users of the machine reach what is mounted: none runs a set-user-ID program that a container's root
 //! made, and LXC reaches the files of a container whose root is another user.
-#![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};

@@ -15,6 +15,7 @@ use super::place::{self, Found, Place, Role};
 use super::{Answer, Bind};
 use crate::error::Errno;
 use crate::overlay::Overlay;
+use crate::shown::Show as _;
 use crate::sys;
 use crate::sys::namespace::{AbortSwitch, HASTY, Inside, PATIENT};
 use crate::sys::users::Device;
@@ -105,7 +106,7 @@ impl Session {
 pub(super) fn detach(overlay: &Overlay, place: &Place) -> Result<Detached, Answer> {
     let failed = |what: &'static str| {
         move |error: crate::Error| Answer::Failed {
-            why: format!("cannot {what} {}: {error}", place.path.display()),
+            why: format!("cannot {what} {}: {error}", place.path.shown()),
         }
     };
     // Something else may be mounted over it.
@@ -113,7 +114,7 @@ pub(super) fn detach(overlay: &Overlay, place: &Place) -> Result<Detached, Answe
         Errno::STALE => Answer::Failed {
             why: format!(
                 "another file system is mounted over {}: unmount that first",
-                place.path.display()
+                place.path.shown()
             ),
         },
         _ => failed("unmount")(error),
@@ -166,10 +167,7 @@ pub(super) fn end_copies(overlay: &Overlay, place: &Place) -> Result<Detached, A
 /// Detaches what is left elsewhere and lets go of the layer that is written. Whether copies stay.
 fn detach_copies(overlay: &Overlay, place: &Place) -> Result<bool, Answer> {
     let failed = |error: crate::Error| Answer::Failed {
-        why: format!(
-            "cannot find the copies of {}: {error}",
-            place.path.display()
-        ),
+        why: format!("cannot find the copies of {}: {error}", place.path.shown()),
     };
     let mut locked = 0;
     for _ in 0..ROUNDS {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::{Errno, Result};
+use crate::shown::Show as _;
 use crate::sys::namespace::{self, HASTY, Inside, Mount, MountNamespace, PATIENT};
 use crate::sys::users::Device;
 
@@ -158,7 +159,7 @@ pub(super) fn detach_all(found: &[Found]) -> usize {
         match one.act(HASTY, Inside::detach) {
             Ok(()) => log::info!(
                 "detached {} in the mount namespace of pid {}",
-                one.mount.at.display(),
+                one.mount.at.shown(),
                 one.namespace.pid
             ),
             // Unmounted meanwhile, with its namespace or by propagation.
@@ -167,7 +168,7 @@ pub(super) fn detach_all(found: &[Found]) -> usize {
                 locked += 1;
                 log::info!(
                     "{} stays in the mount namespace of pid {}: {error}",
-                    one.mount.at.display(),
+                    one.mount.at.shown(),
                     one.namespace.pid
                 );
             }

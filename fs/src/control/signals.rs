@@ -10,6 +10,7 @@ use nix::sys::signal::{SigSet, Signal};
 use super::server::Flush;
 use super::{Gauge, Place, Session, detach, place};
 use crate::overlay::Overlay;
+use crate::shown::Show as _;
 use crate::sys::namespace::{HASTY, Inside};
 use crate::sys::process::CHECK;
 
@@ -67,7 +68,7 @@ impl Signals {
                         mounted.session.abort();
                     }
                     Ok(signal) => {
-                        log::info!("{signal}: unmounting {}", mounted.place.path.display());
+                        log::info!("{signal}: unmounting {}", mounted.place.path.shown());
                         let mounted = mounted.clone();
                         thread::spawn(move || mounted.end());
                     }
@@ -141,7 +142,7 @@ impl Mounted {
         let (readers, writers) = self.overlay.open_files();
         log::warn!(
             "{} is in use still ({readers} files open for reading, {writers} for writing): the connection is broken off",
-            self.place.path.display()
+            self.place.path.shown()
         );
         self.write_back();
         self.session.abort();

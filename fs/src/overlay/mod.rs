@@ -42,6 +42,7 @@ use crate::idmap::IdMap;
 use crate::inode::{DirState, FileState, Identity, Inode, InodeTable, State};
 use crate::layer::{Layer, LayerDir, Upper};
 use crate::name::Name;
+use crate::shown::Show as _;
 use crate::sys;
 use crate::sys::early::Early;
 use crate::sys::order::Order;
@@ -239,10 +240,7 @@ impl Overlay {
         layers.any(|layer| match sys::stat::is_on_overlayfs(layer.root_fd()) {
             Ok(is) => is,
             Err(error) => {
-                log::warn!(
-                    "cannot ask what {} lies on: {error}",
-                    layer.path().display()
-                );
+                log::warn!("cannot ask what {} lies on: {error}", layer.path().shown());
                 false
             }
         })

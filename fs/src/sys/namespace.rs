@@ -20,6 +20,7 @@ use rustix::mount::{
 
 use super::users::{self, Device};
 use crate::error::{Errno, Result};
+use crate::shown::Show as _;
 
 /// How long a thread may take that resolves a path in another namespace: one of its inhabitants may serve a part of
 /// it.
@@ -337,7 +338,7 @@ fn trim(inside: &Inside, paths: &[u64], device: Device) -> Result<()> {
         };
         if let Err(error) = done {
             // Locked, because a more privileged namespace made it; or out of reach, below another one.
-            log::debug!("{} stays mounted here: {error}", mount.at.display());
+            log::debug!("{} stays mounted here: {error}", mount.at.shown());
         }
     }
     Ok(())

@@ -15,6 +15,7 @@ use crate::store::Store;
 use crate::store::disk::Filesystem;
 use crate::store::lock::{Lock, Mode};
 use crate::store::manifest::ContainerId;
+use cowl_fs::shown::Show as _;
 
 /// Cuts the process off from the shell that started it: descriptors that it left open, its session, its
 /// working directory.
@@ -107,7 +108,7 @@ fn serve_locked(
         replacing: false,
         device: None,
     };
-    log::info!("mounting {} at {}", manifest.name, place.display());
+    log::info!("mounting {} at {}", manifest.name, place.shown());
     cowl_fs::serve(config, |device| {
         state.device = Some(device);
         // Without the state the next command would not find the mount; it serves all the same.

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::disk;
 use crate::error::{Error, Result};
+use cowl_fs::shown::Show as _;
 
 /// How a lock is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +63,7 @@ impl Lock {
             // Who holds the lock is told to others as a courtesy; on a full disk, where something must
             // still be removed to free space, it is held all the same.
             if let Err(error) = written {
-                log::debug!("cannot note who holds {}: {error}", path.display());
+                log::debug!("cannot note who holds {}: {error}", path.shown());
             }
         }
         Ok(Some(lock))

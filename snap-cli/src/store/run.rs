@@ -22,6 +22,7 @@ use super::lock::Lock;
 use super::manifest::ContainerId;
 use super::{Store, disk};
 use crate::error::{Error, Result};
+use cowl_fs::shown::Show as _;
 
 /// The file whose presence means that a mount's run-time files are in use.
 pub const STATE: &str = "state.json";
@@ -168,7 +169,7 @@ impl RunPlaces {
         if rustix::process::geteuid().as_raw() != self.owner {
             return Err(Error::failed(format!(
                 "{} belongs to another user",
-                place.base.display()
+                place.base.shown()
             )));
         }
         for dir in place.dir.parent().into_iter().chain([place.dir.as_path()]) {
@@ -177,7 +178,7 @@ impl RunPlaces {
         if !self.is_private(place) {
             return Err(Error::failed(format!(
                 "{} is not used for run-time files: it must be a directory that belongs to uid {} alone",
-                place.dir.display(),
+                place.dir.shown(),
                 self.owner
             )));
         }
@@ -219,7 +220,7 @@ impl RunPlaces {
             if disk::names(&dir)?.iter().any(|name| name.ends_with(".ro")) {
                 return Err(Error::failed(format!(
                     "{} cannot be written, and mounts of snapshots use it",
-                    dir.display()
+                    dir.shown()
                 ))
                 .hint("unmount them first, or make room there"));
             }
