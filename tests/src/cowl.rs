@@ -60,9 +60,9 @@ impl Store {
             return Vec::new();
         };
         let entries = std::fs::read_dir(dir).into_iter().flatten();
-        entries
-            .map(|entry| entry.expect("an entry").path())
-            .collect()
+        let paths = entries.map(|entry| entry.expect("an entry").path());
+        // Beside them there is a link to the store.
+        paths.filter(|path| !path.is_symlink()).collect()
     }
 
     /// Runs `cowl --store STORE ARGS`.

@@ -105,7 +105,7 @@ fn on_a_full_disk_run_time_files_lie_in_the_runtime_directory() {
          for size in 64k 4k 1; do dd if=/dev/zero of=disk/fill$size bs=$size || true; done 2> /dev/null
          M=$(./cowl mount web); cat $M/file; rm $M/file; ls $M
          ls xdg/cowl/*/*/sock | wc -l; ls disk/store/run
-         ./cowl umount web; ls xdg/cowl/*/* | grep -v lock; rm disk/fill*
+         ./cowl umount web; ls xdg/cowl/*/*-* | grep -v lock; rm disk/fill*
          M=$(./cowl mount web); ls $M; ./cowl umount web",
     );
     let seen = "new\nother\n";

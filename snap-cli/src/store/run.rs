@@ -425,6 +425,13 @@ mod tests {
         }
     }
 
+    fn seconds_of(moment: std::time::SystemTime) -> u64 {
+        moment
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap()
+            .as_secs()
+    }
+
     #[test]
     fn what_stores_that_are_gone_left_is_removed() {
         let Ground { store, base, _dir } = ground();
@@ -444,10 +451,7 @@ mod tests {
                 File::open(path).unwrap().set_modified(then).unwrap();
             }
             let now = rustix::fs::Timespec {
-                tv_sec: then
-                    .duration_since(std::time::UNIX_EPOCH)
-                    .unwrap()
-                    .as_secs() as i64,
+                tv_sec: i64::try_from(seconds_of(then)).unwrap(),
                 tv_nsec: 0,
             };
             let times = rustix::fs::Timestamps {
