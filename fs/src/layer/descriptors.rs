@@ -37,6 +37,11 @@ pub(crate) fn get(key: u64) -> Option<Arc<OwnedFd>> {
     OPEN.lock().get(&key).cloned()
 }
 
+/// Whether so many are kept that going up a long chain seldom opens one anew.
+pub(crate) fn has_room() -> bool {
+    *KEEP >= 128
+}
+
 /// Whether a descriptor is kept under `key`; that is no use of it.
 pub(crate) fn is_open(key: u64) -> bool {
     OPEN.lock().contains(&key)

@@ -13,11 +13,17 @@ use crate::name::Name;
 use crate::shown::Show as _;
 use crate::sys;
 
+/// How deep a directory may lie whose parent is opened through `..`, where there are descriptors enough to do
+/// without.
+const UP_AT_MOST: u32 = 256;
+
 /// A folder inside one layer.
 pub struct LayerDir {
     layer: Arc<Layer>,
     key: u64,
     ino: u64,
+    /// How many directories it lay below when it was found.
+    depth: u32,
     place: RwLock<Place>,
 }
 
@@ -39,6 +45,7 @@ impl LayerDir {
             layer,
             key: descriptors::new_key(),
             ino,
+            depth: 0,
             place: RwLock::new(Place::Root),
         })
     }
@@ -49,6 +56,7 @@ impl LayerDir {
             layer: parent.layer.clone(),
             key: descriptors::new_key(),
             ino,
+            depth: parent.depth.saturating_add(1),
             place: RwLock::new(Place::Child {
                 parent: parent.clone(),
                 name,
@@ -155,7 +163,14 @@ impl LayerDir {
     ///
     /// To be called by a walk that goes back up: a chain of directories that is deeper than there are
     /// descriptors would have to be opened from its beginning again. Nothing is lost where it fails.
+    ///
+    /// In a mount whose root is not its file system's, as a layer's own mount is, the kernel answers `..` by
+    /// following the way up to that root (`path_connected`). Where that takes longer than opening the nearest
+    /// part of the chain again, this does nothing.
     pub fn leave(&self) {
+        if self.depth > UP_AT_MOST && descriptors::has_room() {
+            return;
+        }
         let Place::Child { parent, .. } = self.place.read().clone() else {
             return;
         };
