@@ -122,8 +122,9 @@ fn an_ephemeral_clone_goes_with_its_mount() {
     make();
     let place = store.mount("once");
     let run = store.run_dirs().into_iter();
-    let mut states = run.map(|dir| dir.join("state.json"));
-    let state = states.rfind(|path| path.try_exists().unwrap()).unwrap();
+    let states = run.map(|dir| dir.join("state.json"));
+    let mut found = states.filter(|path| path.try_exists().unwrap());
+    let state = found.next_back().unwrap();
     let pid = nix::unistd::Pid::from_raw(i32::try_from(store.pid("once")).unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     mount::wait_until("the mount is dead", || fs::metadata(&place).is_err());

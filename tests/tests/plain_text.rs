@@ -48,13 +48,13 @@ fn fault(bytes: &[u8]) -> Option<String> {
 #[track_caller]
 fn is_plain(said: &Output) {
     for (what, bytes) in [("output", &said.stdout), ("errors", &said.stderr)] {
-        if let Some(fault) = fault(bytes) {
-            panic!(
-                "{what} of {}: {fault}: {:?}",
-                said.line,
-                bytes.escape_ascii().to_string()
-            );
-        }
+        let fault = fault(bytes);
+        assert!(
+            fault.is_none(),
+            "{what} of {}: {fault:?}: {}",
+            said.line,
+            bytes.escape_ascii()
+        );
     }
     assert!(
         !(said.stdout.is_empty() && said.stderr.is_empty()),
