@@ -171,8 +171,9 @@ impl Adapter {
                 return Err(Error::Errno(Errno::STALE));
             }
         };
-        if asked.write && inode.is_rewritten() {
-            // Its close starts write-back, before it returns.
+        if asked.write && inode.is_rewritten() && inode.has_unsynced_name() {
+            // It replaces a lower file's content: its close starts write-back, before it returns. What was in the
+            // upper layer before is left to the file system below, and to RELEASE.
             flags.remove(FopenFlags::FOPEN_NOFLUSH);
         }
         if backing.is_some() && synced {
