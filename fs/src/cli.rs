@@ -6,10 +6,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use clap::error::{ContextKind, ContextValue};
 
 use crate::config::{Awake, Coherence, Config, Passthrough, named};
 use crate::format::XattrSpace;
 use crate::idmap::IdMap;
+use crate::shown::{Allowed, Show, plain};
 
 /// Mount a stack of layers as one copy-on-write file system.
 ///
@@ -43,6 +45,47 @@ pub struct Args {
     /// The mount point; a source name before it, as mount(8) gives one, is passed over
     #[arg(value_name = "MOUNTPOINT", num_args = 1..=2, required = true)]
     pub places: Vec<PathBuf>,
+}
+
+/// What clap has to say of a command line, help or a mistake, in text for people: it repeats words of the command
+/// line as they are.
+pub fn explanation(mut error: clap::Error, colors: bool) -> String {
+    let words: Vec<_> = error
+        .context()
+        .filter_map(|(kind, value)| match value {
+            ContextValue::String(word) => {
+                let shown = word.shown().to_string();
+                Some((kind, ContextValue::String(shown)))
+            }
+            ContextValue::Strings(words) => {
+                let shown = words.iter().map(|word| word.shown().to_string()).collect();
+                Some((kind, ContextValue::Strings(shown)))
+            }
+            _ => None,
+        })
+        .collect();
+    // A suggestion repeats a word in the midst of its styles: where a word was escaped it is left out.
+    let is_plain = |word: &String| !word.contains('\\');
+    let escaped = words.iter().any(|(_, word)| match word {
+        ContextValue::String(word) => !is_plain(word),
+        ContextValue::Strings(words) => !words.iter().all(is_plain),
+        _ => false,
+    });
+    if escaped {
+        error.insert(ContextKind::Suggested, ContextValue::None);
+    }
+    for (kind, word) in words {
+        error.insert(kind, word);
+    }
+    let text = match colors {
+        true => error.render().ansi().to_string(),
+        false => error.render().to_string(),
+    };
+    let allowed = Allowed {
+        lines: true,
+        colors,
+    };
+    plain(&text, allowed).into_owned()
 }
 
 /// What a command line asks for.

@@ -2,7 +2,7 @@
 //!
 //! The rooms, from the bottom up; imports run upwards only:
 //!
-//! - [`name`], [`error`], [`setup`], [`idmap`]: what everybody speaks of.
+//! - [`name`], [`error`], [`setup`], [`idmap`], [`shown`]: what everybody speaks of.
 //! - [`sys`]: calls to the kernel, nothing about layers. The only room with `unsafe`.
 //! - [`format`]: what the marks look like on disk. Pure.
 //! - [`layer`]: one tree, no merging.
@@ -27,6 +27,7 @@ pub mod overlay;
 pub mod requests;
 mod serve;
 pub mod setup;
+pub mod shown;
 pub mod sys;
 pub mod view;
 

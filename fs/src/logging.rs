@@ -4,6 +4,8 @@ use std::io::Write;
 
 use log::{LevelFilter, Log, Metadata, Record};
 
+use crate::shown::{Allowed, plain};
+
 struct Stderr;
 
 impl Log for Stderr {
@@ -16,10 +18,11 @@ impl Log for Stderr {
         if !self.enabled(record.metadata()) {
             return;
         }
+        let text = record.args().to_string();
         let line = format!(
             "cowlfs: {}: {}\n",
             record.level().as_str().to_lowercase(),
-            record.args()
+            plain(&text, Allowed::default())
         );
         // There is nowhere left to report that the log can't be written.
         drop(std::io::stderr().write_all(line.as_bytes()));

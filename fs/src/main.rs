@@ -4,18 +4,40 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
-use cowl_fs::cli::{Args, Invocation};
+use cowl_fs::cli::{Args, Invocation, explanation};
 use cowl_fs::setup::{SetupError, SetupKind};
+use cowl_fs::shown::{Allowed, plain, plain_panics};
 use cowl_fs::sys::process::{Background, to_background};
 
 fn main() -> ExitCode {
-    match run(Args::parse()) {
+    plain_panics();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return usage(error),
+    };
+    match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err((text, code)) => {
+            let text = plain(&text, Allowed::default());
             // Nothing is left to tell when standard error is closed.
             drop(writeln!(std::io::stderr(), "cowlfs: {text}"));
             ExitCode::from(code)
         }
+    }
+}
+
+/// Prints help to standard output, mistakes to standard error.
+fn usage(error: clap::Error) -> ExitCode {
+    let code = u8::try_from(error.exit_code()).unwrap_or(2);
+    let is_mistake = error.use_stderr();
+    let text = explanation(error, false);
+    let written = match is_mistake {
+        true => std::io::stderr().write_all(text.as_bytes()),
+        false => std::io::stdout().write_all(text.as_bytes()),
+    };
+    match written {
+        Ok(()) => ExitCode::from(code),
+        Err(_) => ExitCode::FAILURE,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
+use crate::shown::Show as _;
 
 /// What kind of trouble it is; the manager maps it to its exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +53,7 @@ impl SetupError {
         };
         Self {
             kind,
-            what: format!("{what} {}", path.display()),
+            what: format!("{what} {}", path.shown()),
             hint: String::new(),
             source: Some(source),
         }
@@ -75,5 +76,5 @@ impl SetupError {
 
 /// A path for a message.
 pub(crate) fn shown(path: &Path) -> String {
-    PathBuf::from(path).display().to_string()
+    PathBuf::from(path).shown().to_string()
 }

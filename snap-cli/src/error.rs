@@ -9,6 +9,7 @@ use cowl_fs::error::Errno;
 use cowl_fs::setup::{SetupError, SetupKind};
 
 use crate::delta::error::{ErrorKind, TreeError};
+use cowl_fs::shown::Show as _;
 
 /// A result of the manager.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -116,7 +117,7 @@ impl Error {
 
     /// A call on `path` that failed: "cannot read /x/y".
     pub fn at(verb: &str, path: &Path, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        Self::failed(format!("cannot {verb} {}", path.display())).because(source)
+        Self::failed(format!("cannot {verb} {}", path.shown())).because(source)
     }
 
     /// Whether the disk, or somebody's part of it, is full.

@@ -15,6 +15,13 @@ fn snapshot() {
 }
 
 #[test]
+fn snapshot_that_is_durable() {
+    if can("crash::snapshot_that_is_durable", false) {
+        at_every_call(false, &["snapshot", "web", "--sync"], &["web"]);
+    }
+}
+
+#[test]
 fn restore() {
     if can("crash::restore", false) {
         at_every_call(false, &["restore", "web", "snap0"], &["web"]);

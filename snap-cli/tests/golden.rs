@@ -13,6 +13,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use cowl::container::durability::make_all_durable;
+use cowl::error::Kind;
+use cowl::store::{Mounts, Session, Store};
 
 struct World {
     dir: tempfile::TempDir,
@@ -51,6 +56,7 @@ impl World {
             .stdin(Stdio::null())
             .output()
             .unwrap();
+        self.settle();
         let mut text = String::from_utf8(output.stdout).unwrap();
         for line in String::from_utf8(output.stderr).unwrap().lines() {
             text += &format!("! {line}\n");
@@ -60,6 +66,20 @@ impl World {
             code => text += &format!("[{}]\n", code.unwrap()),
         }
         self.plain(&text)
+    }
+
+    /// Makes snapshots durable, which happens in the background else: lists would show when that was.
+    fn settle(&self) {
+        let session = Session {
+            who: "test".to_owned(),
+            patience: Duration::from_secs(60),
+            mounts: Mounts::default(),
+        };
+        match Store::open(&self.dir.path().join("store"), session) {
+            Ok(store) => make_all_durable(&store, None).unwrap(),
+            Err(error) if error.kind == Kind::NotFound => {}
+            Err(error) => panic!("{error}"),
+        }
     }
 
     /// What differs from run to run is given a name.

@@ -432,6 +432,11 @@ fn on_a_disk_that_was_attached_anew_it_is_incomplete() {
     let state = || cowl(&["list", "web", "--format", "{state}"]).out();
     assert_eq!(state(), "settling");
     unmount_free(&place);
+    // While another test's mount namespace holds the file system, nothing is lost.
+    wait_until("the loop device is free", || {
+        let used = run("losetup", ["-j".as_ref(), image.as_os_str()]);
+        used.ok().stdout.is_empty()
+    });
     attach();
     assert_eq!(state(), "incomplete");
     cowl(&["check"]);

@@ -123,10 +123,8 @@ fn an_ephemeral_clone_goes_with_its_mount() {
     let place = store.mount("once");
     let run = store.run_dirs().into_iter();
     let states = run.map(|dir| dir.join("state.json"));
-    let state = states
-        .filter(|path| path.try_exists().unwrap())
-        .last()
-        .unwrap();
+    let mut found = states.filter(|path| path.try_exists().unwrap());
+    let state = found.next_back().unwrap();
     let pid = nix::unistd::Pid::from_raw(i32::try_from(store.pid("once")).unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     mount::wait_until("the mount is dead", || fs::metadata(&place).is_err());

@@ -1,6 +1,11 @@
 //! A file's content comes from a regular file: where a marker in a layer leads to a device, a FIFO, a socket, a
 //! link or a directory, nobody gets anything through it, and nobody waits.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test"
+)]
 
 use std::path::{Path, PathBuf};
 

@@ -62,6 +62,23 @@ impl World {
     }
 }
 
+/// A block device over a file.
+struct Loop(String);
+
+impl Loop {
+    fn new(file: &Path) -> Loop {
+        let args = ["-f", "--show", file.to_str().unwrap()];
+        Loop(command::run("losetup", args).ok().out())
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        // What was written to it is in the file then.
+        drop(command::run("losetup", ["-d", &self.0]));
+    }
+}
+
 #[test]
 fn a_clones_host_name_is_written_to_a_regular_file_of_its_own_only() {
     if !can(
@@ -76,10 +93,10 @@ fn a_clones_host_name_is_written_to_a_regular_file_of_its_own_only() {
     std::fs::write(&outside, "of the machine\n").unwrap();
     let disk = world.store.scratch().join("disk");
     std::fs::write(&disk, vec![b'x'; 1 << 20]).unwrap();
-    let device = command::run("losetup", ["-f", "--show", disk.to_str().unwrap()])
+    let device = Loop::new(&disk);
+    let numbers = command::run("stat", ["-c", "%Hr %Lr", &device.0])
         .ok()
         .out();
-    let numbers = command::run("stat", ["-c", "%Hr %Lr", &device]).ok().out();
     let etc = |place: &Path| {
         std::fs::create_dir(place.join("etc")).unwrap();
         place.join("etc/hostname")
@@ -129,7 +146,7 @@ fn a_clones_host_name_is_written_to_a_regular_file_of_its_own_only() {
     let named = |at: &Path| std::fs::read_to_string(at.with_file_name("../named")).unwrap();
     assert_eq!(world.in_clone("inside", named), "inside\n");
 
-    command::run("losetup", ["-d", &device]).ok();
+    drop(device);
     assert!(
         std::fs::read(&disk)
             .unwrap()

@@ -392,6 +392,20 @@ fn a_mount_made_in_a_chroot_is_found() {
         line.replace("'mount'", "'umount'"),
     );
     run("unshare", [PRIVATE, &["sh", "-euc", &script]].concat()).ok();
+    // In a directory that is no mount, and gone with its namespace.
+    let plain = store.scratch().make("plain");
+    let alone = format!(
+        "mkdir {0}/l {0}/m {0}/proc {0}/dev; mount --rbind /proc {0}/proc; mount --rbind /dev {0}/dev
+         for dir in usr lib lib64 bin; do [ -e /$dir ] || continue
+         mkdir {0}/$dir; mount --bind $(readlink -f /$dir) {0}/$dir; done
+         cp {1} {0}/cowlfs; chroot {0} /cowlfs -o lowerdir=/l,fsname={2} /m
+         mountpoint -q {0}/m; pgrep -f '^/cowlfs -o lowerdir=/l,fsname={2}'",
+        plain.display(),
+        programs::cowlfs().display(),
+        store.scratch().file_name().unwrap().display(),
+    );
+    let said = run("unshare", [PRIVATE, &["sh", "-euc", &alone]].concat()).ok();
+    wait_for_end(said.out().lines().next().unwrap().parse().unwrap());
 }
 
 /// The daemon lives in a namespace of its own, so that it does not keep the one it was started in.

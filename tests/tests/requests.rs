@@ -3,6 +3,8 @@
 //! --nocapture` prints the table.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
+use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use cowl_tests::command::{run, sh_in};
@@ -37,6 +39,11 @@ struct Case {
 impl Case {
     /// A fresh mount over one layer with the tree in it, if `planted`.
     fn new(test: &str, planted: bool) -> Option<Case> {
+        Case::with(test, planted, "")
+    }
+
+    /// Like [`Case::new`], with options for the mount.
+    fn with(test: &str, planted: bool, options: &str) -> Option<Case> {
         if !can(test, NEEDS) {
             return None;
         }
@@ -49,7 +56,7 @@ impl Case {
         if planted {
             plant(&scratch.join("lower"));
         }
-        let mount = Counted::mount(&stack, &place, "");
+        let mount = Counted::mount(&stack, &place, options);
         Some(Case { scratch, mount })
     }
 
@@ -213,6 +220,58 @@ fn a_new_file_asks_few_times() {
         once: 5,
     };
     case.at_most("create, close", allowed, &counts);
+}
+
+/// Where the kernel asks for attributes again it does so with a request of its own, after work that programs do
+/// all the time.
+#[test]
+fn writing_asks_for_attributes_no_more_than_it_must() {
+    for (options, most) in [
+        ("passthrough=all", [6, 4, 5, 4]),
+        ("passthrough=read", [7, 5, 6, 5]),
+    ] {
+        let test = "writing_asks_for_attributes_no_more_than_it_must";
+        let Some(case) = Case::with(test, false, options) else {
+            return;
+        };
+        let path = |file| case.place().join(format!("f{file}"));
+        let works: [(&str, &dyn Fn(u64)); 4] = [
+            ("create, write, stat", &|file| {
+                std::fs::write(path(file), "a few bytes\n").unwrap();
+                std::fs::metadata(path(file)).unwrap();
+            }),
+            ("append, stat", &|file| {
+                let mut file_to_append = std::fs::OpenOptions::new();
+                let mut open = file_to_append.append(true).open(path(file)).unwrap();
+                open.write_all(b"more").unwrap();
+                drop(open);
+                std::fs::metadata(path(file)).unwrap();
+            }),
+            ("overwrite, stat twice", &|file| {
+                std::fs::write(path(file), "other bytes\n").unwrap();
+                std::fs::metadata(path(file)).unwrap();
+                std::fs::metadata(path(file)).unwrap();
+            }),
+            ("read and write, stat", &|file| {
+                let mut how = std::fs::OpenOptions::new();
+                let open = how.read(true).write(true).open(path(file)).unwrap();
+                open.write_all_at(b"third", 0).unwrap();
+                drop(open);
+                std::fs::metadata(path(file)).unwrap();
+            }),
+        ];
+        for ((what, work), most) in works.into_iter().zip(most) {
+            let counts = case.mount.during(|| (0..FILES).for_each(work));
+            assert!(total(&counts) >= FILES, "nothing was counted: {counts:?}");
+            let allowed = Allowed {
+                each: ("file", FILES),
+                most,
+                folders: 0,
+                once: 5,
+            };
+            case.at_most(&format!("{options}: {what}"), allowed, &counts);
+        }
+    }
 }
 
 /// `cowl stats`, the socket and the log after SIGUSR1 say the same; the daemon lives on.

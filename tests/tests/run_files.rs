@@ -1,6 +1,11 @@
 //! Where a mount's socket, log and state lie: a running mount is found from every command, and by no other
 //! store's.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test"
+)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,7 +28,7 @@ fn store(test: &str) -> Store {
 /// Every command that has to do with a running mount finds it, and leaves no unfinished file.
 fn is_found_by_all(store: &Store, place: &Path, dir: &Path) {
     assert!(dir.join("state.json").is_file());
-    assert!(dir.join("sock").exists());
+    assert!(dir.join("sock").try_exists().unwrap());
     let status = store.cowl(["status", "web", "--json"]).ok().json();
     assert_eq!(status["log"], dir.join("log").to_str().unwrap());
     fs::write(place.join("file"), "two\n").unwrap();
@@ -51,7 +56,7 @@ fn a_mount_is_found_wherever_its_files_lie() {
     let place = store.mount("web");
     let id = place.file_name().unwrap().to_owned();
     is_found_by_all(&store, &place, &system.join(&id));
-    assert!(!store.path().join("run").join(&id).exists());
+    assert!(!store.path().join("run").join(&id).try_exists().unwrap());
 
     // Where root has no use of /run, and where older versions had them.
     fs::remove_dir_all(&system).unwrap();
@@ -66,8 +71,8 @@ fn a_mount_is_found_wherever_its_files_lie() {
 
     // With the container they go, all of them.
     store.cowl(["destroy", "web", "--yes", "--now"]).ok();
-    assert!(!system.join(&id).exists());
-    assert!(!store.path().join("run").join(&id).exists());
+    assert!(!system.join(&id).try_exists().unwrap());
+    assert!(!store.path().join("run").join(&id).try_exists().unwrap());
 }
 
 #[test]

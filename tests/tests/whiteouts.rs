@@ -1,6 +1,11 @@
 //! Whiteouts are links to one. Nothing may take them for names of one file, and where a link is not possible
 //! there is one all the same.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test"
+)]
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -102,8 +102,21 @@ const CRATES: [Rooms; 2] = [
     },
 ];
 
+/// Code that prints for developers.
+const TEST_CODE: &[&str] = &[
+    "fs/tests/",
+    "snap-cli/tests/",
+    "snap-cli/examples/",
+    "snap-cli/src/delta/testing.rs",
+    "tests/",
+    "benches/",
+];
+
+const PRINTED: &str =
+    "what is printed for people goes through one writer, which leaves it plain text";
+
 /// Words that may stand only below some folders, with the reason.
-const CONFINED: [(&str, &[&str], &str); 2] = [
+const CONFINED: [(&str, &[&str], &str); 5] = [
     (
         "unsafe",
         &["fs/src/sys/"],
@@ -115,6 +128,13 @@ const CONFINED: [(&str, &[&str], &str); 2] = [
         &["fs/src/fuse/", "tests/src/power_cut/disk.rs"],
         "the protocol library can be exchanged only if one room knows it",
     ),
+    (
+        "display",
+        TEST_CODE,
+        "a name may hold escape sequences for a terminal: write it with Show::shown",
+    ),
+    ("println", TEST_CODE, PRINTED),
+    ("eprintln", TEST_CODE, PRINTED),
 ];
 
 /// Runs every check; a failure names each place.

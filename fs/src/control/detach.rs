@@ -15,8 +15,9 @@ use super::place::{self, Found, Place, Role};
 use super::{Answer, Bind};
 use crate::error::Errno;
 use crate::overlay::Overlay;
+use crate::shown::Show as _;
 use crate::sys;
-use crate::sys::namespace::{AbortSwitch, Inside};
+use crate::sys::namespace::{AbortSwitch, HASTY, Inside, PATIENT};
 use crate::sys::users::Device;
 
 /// How long a file that was closed may count as open: the kernel reports it a moment later.
@@ -105,7 +106,7 @@ impl Session {
 pub(super) fn detach(overlay: &Overlay, place: &Place) -> Result<Detached, Answer> {
     let failed = |what: &'static str| {
         move |error: crate::Error| Answer::Failed {
-            why: format!("cannot {what} {}: {error}", place.path.display()),
+            why: format!("cannot {what} {}: {error}", place.path.shown()),
         }
     };
     // Something else may be mounted over it.
@@ -113,7 +114,7 @@ pub(super) fn detach(overlay: &Overlay, place: &Place) -> Result<Detached, Answe
         Errno::STALE => Answer::Failed {
             why: format!(
                 "another file system is mounted over {}: unmount that first",
-                place.path.display()
+                place.path.shown()
             ),
         },
         _ => failed("unmount")(error),
@@ -125,8 +126,8 @@ pub(super) fn detach(overlay: &Overlay, place: &Place) -> Result<Detached, Answe
     // inode, and so that it can be put back.
     let alive = match own {
         Some(own) => {
-            let alive = own.act(Inside::clone_of).map_err(covered)?;
-            match own.act(Inside::unmount) {
+            let alive = own.act(PATIENT, Inside::clone_of).map_err(covered)?;
+            match own.act(PATIENT, Inside::unmount) {
                 Ok(()) => {}
                 Err(error) if error.errno() == Errno::BUSY => {
                     return Err(Answer::InUse {
@@ -138,15 +139,19 @@ pub(super) fn detach(overlay: &Overlay, place: &Place) -> Result<Detached, Answe
             }
             Some(alive)
         }
-        None => found.first().and_then(|one| one.act(Inside::clone_of).ok()),
+        None => found
+            .first()
+            .and_then(|one| one.act(HASTY, Inside::clone_of).ok()),
     };
     // Copies that follow this one were unmounted with it.
     match detach_copies(overlay, place) {
         Ok(locked) => Ok(Detached { alive, locked }),
         Err(answer) => {
             if let (Some(own), Some(alive)) = (own, alive) {
-                own.act(move |_, mount| sys::mount::attach(&alive, &mount.at))
-                    .map_err(failed("put back the mount at"))?;
+                own.act(PATIENT, move |_, mount| {
+                    sys::mount::attach(&alive, &mount.at)
+                })
+                .map_err(failed("put back the mount at"))?;
             }
             Err(answer)
         }
@@ -162,10 +167,7 @@ pub(super) fn end_copies(overlay: &Overlay, place: &Place) -> Result<Detached, A
 /// Detaches what is left elsewhere and lets go of the layer that is written. Whether copies stay.
 fn detach_copies(overlay: &Overlay, place: &Place) -> Result<bool, Answer> {
     let failed = |error: crate::Error| Answer::Failed {
-        why: format!(
-            "cannot find the copies of {}: {error}",
-            place.path.display()
-        ),
+        why: format!("cannot find the copies of {}: {error}", place.path.shown()),
     };
     let mut locked = 0;
     for _ in 0..ROUNDS {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::{Errno, Result};
-use crate::sys::namespace::{self, Inside, Mount, MountNamespace};
+use crate::shown::Show as _;
+use crate::sys::namespace::{self, HASTY, Inside, Mount, MountNamespace, PATIENT};
 use crate::sys::users::Device;
 
 /// How long all copies together may take to be detached.
@@ -69,7 +70,7 @@ impl Place {
 
     fn home(path: &Path, device: Device) -> Result<Option<Home>> {
         let namespace = MountNamespace::own()?;
-        let table = namespace.inside(Inside::mounts)?;
+        let table = namespace.inside(PATIENT, Inside::mounts)?;
         // Seen from a chroot the path is shorter.
         let below = path.strip_prefix("/").unwrap_or(path);
         let is_it = |mount: &&Mount| mount.device == device && mount.at.ends_with(below);
@@ -93,7 +94,7 @@ impl Place {
         let mut found = Vec::new();
         for namespace in MountNamespace::all()? {
             let namespace = Arc::new(namespace);
-            let table = match namespace.inside(Inside::mounts) {
+            let table = match namespace.inside(PATIENT, Inside::mounts) {
                 Ok(table) => table,
                 // It ended meanwhile, or is beyond this process's rights.
                 Err(error) => {
@@ -134,10 +135,12 @@ impl Found {
     /// Runs `work` on the mount in its namespace.
     pub(super) fn act<T: Send + 'static>(
         &self,
+        patience: Duration,
         work: impl FnOnce(&Inside, &Mount) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let mount = self.mount.clone();
-        self.namespace.inside(move |inside| work(inside, &mount))
+        self.namespace
+            .inside(patience, move |inside| work(inside, &mount))
     }
 }
 
@@ -153,10 +156,10 @@ pub(super) fn detach_all(found: &[Found]) -> usize {
             locked += 1;
             continue;
         }
-        match one.act(Inside::detach) {
+        match one.act(HASTY, Inside::detach) {
             Ok(()) => log::info!(
                 "detached {} in the mount namespace of pid {}",
-                one.mount.at.display(),
+                one.mount.at.shown(),
                 one.namespace.pid
             ),
             // Unmounted meanwhile, with its namespace or by propagation.
@@ -165,7 +168,7 @@ pub(super) fn detach_all(found: &[Found]) -> usize {
                 locked += 1;
                 log::info!(
                     "{} stays in the mount namespace of pid {}: {error}",
-                    one.mount.at.display(),
+                    one.mount.at.shown(),
                     one.namespace.pid
                 );
             }

@@ -10,7 +10,8 @@ use nix::sys::signal::{SigSet, Signal};
 use super::server::Flush;
 use super::{Gauge, Place, Session, detach, place};
 use crate::overlay::Overlay;
-use crate::sys::namespace::Inside;
+use crate::shown::Show as _;
+use crate::sys::namespace::{HASTY, Inside};
 use crate::sys::process::CHECK;
 
 /// How long programs that use the mount may go on after the signal that ends it.
@@ -67,7 +68,7 @@ impl Signals {
                         mounted.session.abort();
                     }
                     Ok(signal) => {
-                        log::info!("{signal}: unmounting {}", mounted.place.path.display());
+                        log::info!("{signal}: unmounting {}", mounted.place.path.shown());
                         let mounted = mounted.clone();
                         thread::spawn(move || mounted.end());
                     }
@@ -115,7 +116,9 @@ impl Mounted {
             Ok(mut found) => {
                 found.retain(|one| matches!(one.role, place::Role::Own | place::Role::Copy));
                 // Until all is written back.
-                alive = found.first().and_then(|one| one.act(Inside::clone_of).ok());
+                alive = found
+                    .first()
+                    .and_then(|one| one.act(HASTY, Inside::clone_of).ok());
                 place::detach_all(&found);
             }
             Err(error) => log::warn!("cannot find the mount: {error}"),
@@ -139,7 +142,7 @@ impl Mounted {
         let (readers, writers) = self.overlay.open_files();
         log::warn!(
             "{} is in use still ({readers} files open for reading, {writers} for writing): the connection is broken off",
-            self.place.path.display()
+            self.place.path.shown()
         );
         self.write_back();
         self.session.abort();

@@ -401,8 +401,9 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, _: Fh, _: LockOwner, reply: ReplyEmpty) {
+    fn flush(&self, _: &Request, ino: INodeNo, fh: Fh, _: LockOwner, reply: ReplyEmpty) {
         let _turn = self.turn(Opcode::Flush);
+        self.flush_file(ino, fh);
         reply.ok();
     }
 

@@ -1,9 +1,8 @@
 //! Attributes that the kernel caches: for how long it may, when it has to drop them, and the rule that keeps
-//! a program's setuid bits apart from those who write to it. docs/decisions/0015 has the reasons.
+//! programs with setuid bits and their writers apart. docs/decisions/0015 has the reasons.
 //!
-//! The kernel runs a program by the mode in its cache. It asks again before an execve(2) where the cached
-//! mode is invalidated or too old, but for the last time before it opens the file. So a program and its
-//! writers must not overlap from there on either; see [`Adapter::admit`].
+//! The kernel runs a program by the mode in its cache. For execve(2) it refreshes a mode that is invalidated or
+//! expired, but not after it has opened the file; see [`Adapter::admit`] for the time from there on.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -26,7 +25,7 @@ const REFUSED: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 /// How the kernel takes the attributes of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Accepted {
-    /// It drops them when it was told since the request that they are stale: replies to LOOKUP, GETATTR and
+    /// It drops them when they were invalidated after it had sent the request: replies to LOOKUP, GETATTR and
     /// READDIRPLUS.
     IfCurrent,
     /// It takes them as they are: replies to SETATTR, LINK, CREATE and whatever else makes a name.
@@ -46,7 +45,8 @@ impl Default for Refused {
 
 impl Refused {
     /// Answers an open. The first time that it cannot be admitted it is refused with ESTALE, the second time with
-    /// ETXTBSY; the kernel has the mode of the change time at which it was refused.
+    /// ETXTBSY. One that was only outdated is admitted then, unless the file has changed again: the kernel has
+    /// refreshed the mode in between.
     fn answer(&self, open: (u64, u32), ctime: Time, admission: Admission) -> Result<()> {
         let mut refused = self.0.lock();
         match (refused.pop(&open), admission) {
@@ -71,10 +71,10 @@ enum Admission {
     Busy,
 }
 
-/// Decides on an open of a file that the kernel may know with setuid or setgid bits. `has_bits`: on disk;
-/// `is_written`, `is_run`: the file is open so, this open included.
-fn admission(how: OpenHow, has_bits: bool, is_written: bool, is_run: bool) -> Admission {
-    if how.exec && !has_bits {
+/// Decides on an open of a file that the kernel was answered with the setuid and setgid bits `shown`, and that has
+/// those `on_disk`. `is_written`, `is_run`: the file is open so, this open included.
+fn admission(how: OpenHow, shown: u32, on_disk: u32, is_written: bool, is_run: bool) -> Admission {
+    if how.exec && shown & !on_disk != 0 {
         Admission::Outdated
     } else if (how.exec && is_written) || (how.write && is_run) {
         Admission::Busy
@@ -125,8 +125,8 @@ impl Adapter {
 
     /// Has the kernel drop the cached attributes of what it knows by this number.
     ///
-    /// Safe in a handler: with a negative offset this takes no page and no directory lock, and the inode is
-    /// referenced by the request, so that dropping the last reference is none of ours.
+    /// A handler may do so: with a negative offset the kernel takes no page lock and no directory lock, and the
+    /// request holds a reference to the inode, so that the notification never drops the last one.
     pub(super) fn invalidate_attr(&self, number: u64) {
         let Some(notifier) = self.notifier.get() else {
             return;
@@ -141,14 +141,14 @@ impl Adapter {
 
     /// Keeps writers off programs that run with setuid or setgid, from the open for execve(2) on.
     ///
-    /// Between its last look at the mode and the moment from which it refuses writers by itself (ETXTBSY)
-    /// the kernel sends this open. A writer that comes and goes in between takes the bits off, which the kernel
-    /// does not notice any more. So here the two exclude one another, and a program whose bits went since the
-    /// kernel saw them is looked up again. The file is counted as open already: of two opens at once at
-    /// least one sees the other.
+    /// The kernel sends this open after it has checked the mode for the last time, and before it refuses writers
+    /// by itself (ETXTBSY). It does not notice a writer that opens and closes the file in between and thereby
+    /// clears the bits. So the two exclude one another here as well, and a program whose bits were cleared
+    /// since the kernel cached them is looked up again. The caller has counted the file as open: of two opens at
+    /// once at least one sees the other.
     ///
-    /// RELEASE comes late, so what is in the way may be closed already; the kernel's own repetition of the open
-    /// gives it time. Only then the open fails with ETXTBSY.
+    /// RELEASE is asynchronous, so a conflicting descriptor may be closed already; the kernel's repetition of
+    /// the open gives it time. Only then the open fails with ETXTBSY.
     pub(super) fn admit(
         &self,
         op: &Op<'_>,
@@ -156,12 +156,13 @@ impl Adapter {
         how: OpenHow,
         thread: u32,
     ) -> Result<()> {
-        if !(how.exec || how.write) || !inode.was_shown_with_setid() {
+        let shown = inode.setid_shown();
+        if !(how.exec || how.write) || shown == 0 {
             return Ok(());
         }
         let stat = op.stat_now(inode)?;
-        let has_bits = stat.perm() & SETID != 0;
-        let admission = admission(how, has_bits, inode.is_written(), inode.is_run());
+        let on_disk = stat.perm() & SETID;
+        let admission = admission(how, shown, on_disk, inode.is_written(), inode.is_run());
         self.refused
             .answer((inode.ino(), thread), stat.ctime, admission)
     }
@@ -169,9 +170,10 @@ impl Adapter {
 
 /// Whether attributes to be answered have setuid or setgid bits, which is noted.
 fn shows_setid(inode: &Inode, found: &Attr) -> bool {
-    let setid = found.stat.kind() == FileKind::Regular && found.stat.perm() & SETID != 0;
+    let bits = found.stat.perm() & SETID;
+    let setid = found.stat.kind() == FileKind::Regular && bits != 0;
     if setid {
-        inode.shown_with_setid();
+        inode.shown_with_setid(bits);
     }
     setid
 }
@@ -199,21 +201,24 @@ mod tests {
     #[test]
     fn a_program_with_bits_and_its_writers_exclude_one_another() {
         use Admission::{Admitted, Busy, Outdated};
-        for (how, has_bits, is_written, is_run, wanted) in [
-            (EXEC, true, false, true, Admitted),
-            (EXEC, true, true, true, Busy),
-            (WRITE, true, true, false, Admitted),
-            (WRITE, true, true, true, Busy),
-            // The bits go with a write that was admitted before; whoever runs it still runs it with them.
-            (WRITE, false, true, true, Busy),
-            (WRITE, false, true, false, Admitted),
-            (EXEC, false, false, true, Outdated),
-            (EXEC, false, true, true, Outdated),
-            (READ, true, true, true, Admitted),
+        for (how, on_disk, is_written, is_run, wanted) in [
+            (EXEC, 0o6000, false, true, Admitted),
+            (EXEC, 0o6000, true, true, Busy),
+            (WRITE, 0o6000, true, false, Admitted),
+            (WRITE, 0o6000, true, true, Busy),
+            // Cleared by a write that was admitted before.
+            (WRITE, 0, true, true, Busy),
+            (WRITE, 0, true, false, Admitted),
+            (EXEC, 0, false, true, Outdated),
+            (EXEC, 0, true, true, Outdated),
+            // A member of the group keeps setgid where it is no right to execute.
+            (EXEC, 0o2000, false, true, Outdated),
+            (READ, 0o6000, true, true, Admitted),
         ] {
-            let got = admission(how, has_bits, is_written, is_run);
-            assert_eq!(got, wanted, "{how:?} {has_bits} {is_written} {is_run}");
+            let got = admission(how, 0o6000, on_disk, is_written, is_run);
+            assert_eq!(got, wanted, "{how:?} {on_disk:o} {is_written} {is_run}");
         }
+        assert_eq!(admission(EXEC, 0o2000, 0o6000, false, true), Admitted);
     }
 
     #[test]

@@ -157,7 +157,7 @@ impl Adapter {
             },
             register,
         );
-        let (flags, backing) = match answer {
+        let (mut flags, backing) = match answer {
             Answer::Served(flags) => (flags, None),
             Answer::Passed(flags, id, cached) => {
                 if cached == Cached::Unsure || asked.write && may_have_setid(&handle) {
@@ -171,6 +171,10 @@ impl Adapter {
                 return Err(Error::Errno(Errno::STALE));
             }
         };
+        if asked.write && inode.is_rewritten() {
+            // Its close starts write-back, before it returns.
+            flags.remove(FopenFlags::FOPEN_NOFLUSH);
+        }
         if backing.is_some() && synced {
             // The kernel syncs each write to the file below, and by that not the name of a fresh copy.
             op.sync_name(&handle).inspect_err(|_| {
@@ -218,7 +222,22 @@ impl Adapter {
     pub(super) fn release_file(&self, ino: INodeNo, fh: Fh) {
         self.passing.release(ino.0);
         if let Some(handle) = self.files.remove(fh.0) {
+            self.start_write_back("release", ino, &handle, true);
             self.overlay.close(&handle);
+        }
+    }
+
+    /// Answers a close: the kernel asks only where [`Adapter::count_open`] has it ask.
+    pub(super) fn flush_file(&self, ino: INodeNo, fh: Fh) {
+        if let Ok(handle) = self.files.get(fh.0) {
+            self.start_write_back("flush", ino, &handle, false);
+        }
+    }
+
+    fn start_write_back(&self, what: &str, ino: INodeNo, handle: &FileHandle, last: bool) {
+        if handle.inode().is_rewritten() {
+            // A close succeeds all the same; why it did not start was logged.
+            let _logged = self.run(what, ino, None, |op| op.close_rewritten(handle, last));
         }
     }
 

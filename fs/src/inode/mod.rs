@@ -10,7 +10,7 @@ mod table;
 
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
@@ -37,6 +37,15 @@ const LATELY: u32 = 60;
 pub(crate) const BARE: u32 = 1;
 /// Its content is no program's or library's, and lies in a layer that is only read.
 pub(crate) const PLAIN: u32 = 2;
+
+/// Its name leads to a copy, or its mark to content below is gone, and no sync has brought that to the disk yet.
+const UNSYNCED_NAME: u8 = 1;
+/// A file; the kernel was ever answered with S_ISUID in its mode.
+const SETUID_SHOWN: u8 = 2;
+/// A file; the kernel was ever answered with S_ISGID in its mode.
+const SETGID_SHOWN: u8 = 4;
+/// It was truncated, and write-back of what is written next is to be started when it is closed.
+const REWRITTEN: u8 = 8;
 
 /// Seconds since this was first asked, and one.
 fn seconds() -> u32 {
@@ -80,11 +89,9 @@ pub struct Inode {
     /// Files: how many opens for execve(2) there are; the kernel keeps one for as long as the program runs.
     /// Folders: when a name in it was last removed, in seconds of [`seconds`]; 0 for never.
     runs_or_lost: AtomicU32,
-    /// Its name leads to a copy, or its mark to content below is gone, and no sync has brought that to the
-    /// disk yet.
-    unsynced_name: AtomicBool,
-    /// Files: the kernel was ever answered with setuid or setgid bits in the mode.
-    setid: AtomicBool,
+    /// [`UNSYNCED_NAME`], [`SETUID_SHOWN`], [`SETGID_SHOWN`] and [`REWRITTEN`]. One byte: there are as many of these
+    /// as objects are known.
+    flags: AtomicU8,
     /// What is known of it, [`BARE`] and [`PLAIN`], for as long as it holds: whenever something may end that, the
     /// rest of the bits count on.
     known: AtomicU32,
@@ -154,8 +161,7 @@ impl Inode {
             turn: AtomicU32::new(0),
             writers: AtomicU32::new(0),
             runs_or_lost: AtomicU32::new(0),
-            unsynced_name: AtomicBool::new(false),
-            setid: AtomicBool::new(false),
+            flags: AtomicU8::new(0),
             known: AtomicU32::new(0),
             held: Mutex::new(None),
             held_turn: AtomicU32::new(0),
@@ -421,17 +427,30 @@ impl Inode {
 
     /// Told after a copy-up.
     pub(crate) fn named_anew(&self) {
-        self.unsynced_name.store(true, Ordering::Release);
+        self.flags.fetch_or(UNSYNCED_NAME, Ordering::Release);
+    }
+
+    /// Marks it as truncated, or as closed since.
+    pub(crate) fn set_rewritten(&self, rewritten: bool) {
+        match rewritten {
+            true => self.flags.fetch_or(REWRITTEN, Ordering::Release),
+            false => self.flags.fetch_and(!REWRITTEN, Ordering::Release),
+        };
+    }
+
+    /// Whether it was truncated and not closed since.
+    pub(crate) fn is_rewritten(&self) -> bool {
+        self.flags.load(Ordering::Acquire) & REWRITTEN != 0
     }
 
     /// Whether a sync of its content alone would not bring its name to the disk.
     pub(crate) fn has_unsynced_name(&self) -> bool {
-        self.unsynced_name.load(Ordering::Acquire)
+        self.flags.load(Ordering::Acquire) & UNSYNCED_NAME != 0
     }
 
     /// Told after a sync of all of it.
     pub(crate) fn synced(&self) {
-        self.unsynced_name.store(false, Ordering::Release);
+        self.flags.fetch_and(!UNSYNCED_NAME, Ordering::Release);
     }
 
     /// Whether somebody has it open for writing.
@@ -439,14 +458,19 @@ impl Inode {
         self.writers.load(Ordering::SeqCst) > 0
     }
 
-    /// Notes that a reply shows it with setuid or setgid bits; to be called before the reply.
-    pub(crate) fn shown_with_setid(&self) {
-        self.setid.store(true, Ordering::SeqCst);
+    /// Notes that a reply shows it with these setuid and setgid bits; to be called before the reply.
+    pub(crate) fn shown_with_setid(&self, bits: u32) {
+        let setuid = if bits & 0o4000 != 0 { SETUID_SHOWN } else { 0 };
+        let setgid = if bits & 0o2000 != 0 { SETGID_SHOWN } else { 0 };
+        self.flags.fetch_or(setuid | setgid, Ordering::SeqCst);
     }
 
-    /// Whether the kernel's cache may have setuid or setgid bits in its mode.
-    pub(crate) fn was_shown_with_setid(&self) -> bool {
-        self.setid.load(Ordering::SeqCst)
+    /// Returns the setuid and setgid bits that the mode in the kernel's cache may have.
+    pub(crate) fn setid_shown(&self) -> u32 {
+        let flags = self.flags.load(Ordering::SeqCst);
+        let setuid = if flags & SETUID_SHOWN != 0 { 0o4000 } else { 0 };
+        let setgid = if flags & SETGID_SHOWN != 0 { 0o2000 } else { 0 };
+        setuid | setgid
     }
 
     /// Whether a program is running from it.

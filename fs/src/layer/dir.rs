@@ -10,6 +10,7 @@ use parking_lot::{RwLock, RwLockWriteGuard};
 use super::{Layer, descriptors};
 use crate::error::{Errno, Error, Result};
 use crate::name::Name;
+use crate::shown::Show as _;
 use crate::sys;
 
 /// How deep a directory may lie whose parent is opened through `..`, where there are descriptors enough to do
@@ -267,6 +268,6 @@ impl fmt::Debug for LayerDir {
         let path = self
             .path_in_layer()
             .unwrap_or_else(|_| b"(removed)".to_vec());
-        write!(f, "{}:{}", self.layer.path().display(), path.escape_ascii())
+        write!(f, "{}:{}", self.layer.path().shown(), path.escape_ascii())
     }
 }

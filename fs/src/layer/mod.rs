@@ -28,6 +28,7 @@ pub use work::{Staged, WorkDir};
 
 use crate::format::XattrSpace;
 use crate::setup::SetupError;
+use crate::shown::Show as _;
 use crate::sys;
 
 /// One tree: a folder somewhere, opened once. Only the topmost of a stack is ever written.
@@ -133,7 +134,7 @@ impl Layer {
             log::warn!(
                 "the layer {} has the name {}: if fuse-overlayfs or a container image made it, it hides \
                  something, and the mount wants the option fuse_overlayfs",
-                self.path.display(),
+                self.path.shown(),
                 name.escape_ascii()
             );
         }

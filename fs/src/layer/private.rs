@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Errno, Error, Result};
+use crate::shown::Show as _;
 use crate::sys;
 use crate::sys::private::{Through, mount_of};
 
@@ -15,7 +16,7 @@ pub(super) fn for_reading(path: &Path) -> Result<(OwnedFd, bool)> {
     Ok(match mount_of(plain.as_fd(), Through::Reading) {
         Ok(private) => (private, true),
         Err(error) => {
-            log::debug!("no private mount of {}: {error}", path.display());
+            log::debug!("no private mount of {}: {error}", path.shown());
             (plain, false)
         }
     })
@@ -31,7 +32,7 @@ pub(super) fn for_writing(
     match through_one_mount(&plain, paths, through) {
         Ok(folders) => (folders, true),
         Err(error) => {
-            log::debug!("no private mount of {}: {error}", paths[0].display());
+            log::debug!("no private mount of {}: {error}", paths[0].shown());
             (plain, false)
         }
     }

@@ -10,6 +10,7 @@ use crate::error::{Errno, Result};
 use crate::format::{OPAQUE_XATTR_WHITEOUTS, XattrSpace};
 use crate::setup::{SetupError, SetupKind, shown};
 use crate::sys;
+use crate::sys::early::Early;
 use crate::sys::node::RenameHow;
 use crate::sys::order::Order;
 use crate::sys::private::Through;
@@ -23,6 +24,7 @@ pub struct Upper {
     pub work: Arc<WorkDir>,
     whiteouts: Whiteouts,
     order: Order,
+    early: Early,
     locks: [OwnedFd; 2],
 }
 
@@ -73,11 +75,13 @@ impl Upper {
         check_marks(&layer, &work)?;
         let whiteouts = Whiteouts::prepare(&work, outer.as_fd(), layer.space()).map_err(at)?;
         let order = Order::of(layer.root_fd());
+        let early = Early::of(layer.root_fd());
         Ok(Arc::new(Self {
             layer,
             work,
             whiteouts,
             order,
+            early,
             locks,
         }))
     }
@@ -105,6 +109,11 @@ impl Upper {
     /// In which order its file system brings to the disk what it is given.
     pub fn order(&self) -> Order {
         self.order
+    }
+
+    /// When its file system starts write-back early.
+    pub fn early(&self) -> Early {
+        self.early
     }
 
     /// Hides `name` in `dir`, which must have no such name yet in this layer.

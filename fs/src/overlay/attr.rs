@@ -277,11 +277,13 @@ impl Op<'_> {
         size: u64,
     ) -> Result<()> {
         if self.takes_no_setid(caller, fd)? {
-            return sys::attr::truncate(fd, size);
+            sys::attr::truncate(fd, size)?;
+        } else {
+            sys::creds::as_caller(self.on_disk(caller)?, || {
+                self.unprivileged(caller, inode, fd, || sys::attr::truncate(fd, size))
+            })?;
         }
-        sys::creds::as_caller(self.on_disk(caller)?, || {
-            self.unprivileged(caller, inode, fd, || sys::attr::truncate(fd, size))
-        })
+        self.note_cut(inode, size)
     }
 
     /// Makes a change at which setuid and setgid may go, as the layer's file system makes it for the

@@ -157,6 +157,31 @@ impl Op<'_> {
         Ok(self.handle(inode, Some((fd, turn)), how))
     }
 
+    /// Notes that a file was truncated to `size`: its new content is written back early.
+    pub(super) fn note_cut(&self, inode: &Inode, size: u64) -> Result<()> {
+        if self.early()?.after_cut(size) {
+            inode.set_rewritten(true);
+        }
+        Ok(())
+    }
+
+    /// Starts write-back of a file that was truncated before, when a descriptor of it is closed: early, so that
+    /// the next commit of the journal seldom finds it empty. `last`: no descriptor of this open is left.
+    pub fn close_rewritten(&self, handle: &FileHandle, last: bool) -> Result<()> {
+        let inode = &handle.inode;
+        if !handle.how.write || !inode.is_rewritten() {
+            return Ok(());
+        }
+        if last {
+            inode.set_rewritten(false);
+        }
+        let file = inode.file()?;
+        if self.in_upper(&file) && file.data.is_none() {
+            sys::early::start(&*self.content(handle)?);
+        }
+        Ok(())
+    }
+
     pub(super) fn handle(
         &self,
         inode: &Arc<Inode>,

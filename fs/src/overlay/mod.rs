@@ -42,7 +42,9 @@ use crate::idmap::IdMap;
 use crate::inode::{DirState, FileState, Identity, Inode, InodeTable, State};
 use crate::layer::{Layer, LayerDir, Upper};
 use crate::name::Name;
+use crate::shown::Show as _;
 use crate::sys;
+use crate::sys::early::Early;
 use crate::sys::order::Order;
 use crate::sys::stat::FileKind;
 use crate::view::View;
@@ -238,10 +240,7 @@ impl Overlay {
         layers.any(|layer| match sys::stat::is_on_overlayfs(layer.root_fd()) {
             Ok(is) => is,
             Err(error) => {
-                log::warn!(
-                    "cannot ask what {} lies on: {error}",
-                    layer.path().display()
-                );
+                log::warn!("cannot ask what {} lies on: {error}", layer.path().shown());
                 false
             }
         })
@@ -329,6 +328,14 @@ impl Op<'_> {
             return Ok(Order::Careless);
         }
         Ok(self.upper()?.order())
+    }
+
+    /// When write-back is started early.
+    fn early(&self) -> Result<Early> {
+        if self.volatile() {
+            return Ok(Early::default());
+        }
+        Ok(self.upper()?.early())
     }
 
     /// Runs `make` with the caller's ids, as they lie on disk, to make something new.

@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::inode::Identity;
 use crate::layer::{LayerDir, Upper};
 use crate::setup::{SetupError, SetupKind};
+use crate::shown::Show as _;
 use crate::sys;
 use crate::sys::attr::SetTime;
 use crate::view::{View, Xattrs, without_marks};
@@ -121,7 +122,7 @@ impl Overlay {
         let entries = sys::dir::entries(upper.layer.root_fd())
             .map_err(|error| SetupError::at("cannot read", path, error))?;
         if !entries.is_empty() {
-            let what = format!("the new layer {} is not empty", path.display());
+            let what = format!("the new layer {} is not empty", path.shown());
             return refused(what, "a snapshot begins with an empty layer");
         }
         let dev = upper.layer.dev();
@@ -132,7 +133,7 @@ impl Overlay {
             .first()
             .is_some_and(|top| top.dev() != dev)
         {
-            let what = format!("the new layer {} is on another file system", path.display());
+            let what = format!("the new layer {} is on another file system", path.shown());
             return refused(what, "keep all layers of a container on one");
         }
         Ok(())

@@ -3,6 +3,8 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use rustix::fs::OFlags;
+
 use super::create::{live, lock_both, refuse_mark};
 use super::plan::{self, NameState, UpperHas};
 use super::remove::forget_name;
@@ -15,6 +17,7 @@ use crate::layer::{LayerDir, Moving, WhiteoutForm, zero_device};
 use crate::name::Name;
 use crate::sys;
 use crate::sys::node::RenameHow;
+use crate::sys::stat::FileKind;
 use crate::view::Loc;
 
 /// What renameat2(2) was asked for.
@@ -203,6 +206,10 @@ impl Op<'_> {
             // The whiteout of the new name comes to lie in the old name's folder.
             upper.ready_for_whiteout(from_fd, to_fd, to.name)?;
         }
+        if let Some(target) = target {
+            let unseen = to.state.upper != UpperHas::Object || plan.how == RenameHow::Exchange;
+            self.write_back_before_replacing(inode, target, unseen)?;
+        }
         let two_steps =
             plan.how == RenameHow::Whiteout && upper.whiteout_form() == WhiteoutForm::MarkedFile;
         let call = || -> Result<()> {
@@ -255,6 +262,30 @@ impl Op<'_> {
         if let Some(target) = target {
             self.overlay.links.note_removed(target);
             self.note_gone(target);
+        }
+        Ok(())
+    }
+
+    /// Starts write-back of a file that is about to be renamed over another, as the file system below does
+    /// where it can see that. `unseen`: it cannot, because the target lies in a lower layer.
+    fn write_back_before_replacing(
+        &self,
+        moved: &Inode,
+        target: &Inode,
+        unseen: bool,
+    ) -> Result<()> {
+        let regular = |inode: &Inode| inode.kind() == FileKind::Regular;
+        if !unseen || !self.early()?.on_replace || !regular(moved) || !regular(target) {
+            return Ok(());
+        }
+        let file = moved.file()?;
+        if file.data.is_some() {
+            // Its content lies below, and is on the disk.
+            return Ok(());
+        }
+        match self.open_content(moved, OFlags::RDONLY) {
+            Ok(content) => sys::early::start(content),
+            Err(error) => log::debug!("cannot start write-back before a rename: {error}"),
         }
         Ok(())
     }

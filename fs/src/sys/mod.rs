@@ -8,6 +8,7 @@ pub mod content;
 pub mod copy;
 pub mod creds;
 pub mod dir;
+pub mod early;
 pub mod fault;
 pub mod flocks;
 pub mod handle;

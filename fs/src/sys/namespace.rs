@@ -20,9 +20,13 @@ use rustix::mount::{
 
 use super::users::{self, Device};
 use crate::error::{Errno, Result};
+use crate::shown::Show as _;
 
-/// How long a path in another namespace may take to be resolved: one of its inhabitants may serve a part of it.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a thread may take that resolves a path in another namespace: one of its inhabitants may serve a part of
+/// it.
+pub const HASTY: Duration = Duration::from_secs(2);
+/// How long a thread may take that resolves no such path: longer than any machine is busy.
+pub const PATIENT: Duration = Duration::from_secs(20);
 
 /// A mount, as mountinfo describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -168,10 +172,11 @@ impl MountNamespace {
         Ok(found)
     }
 
-    /// Runs `work` in a thread that has entered the namespace, and waits for it. A thread that hangs there is
-    /// left behind, with ETIMEDOUT.
+    /// Runs `work` in a thread that has entered the namespace, and waits for it for `patience`. A thread that takes
+    /// longer is left behind, with ETIMEDOUT; it goes on.
     pub fn inside<T: Send + 'static>(
         &self,
+        patience: Duration,
         work: impl FnOnce(&Inside) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let failed = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
@@ -186,7 +191,7 @@ impl MountNamespace {
             })
             .map_err(failed)?;
         let done = receive
-            .recv_timeout(PATIENCE)
+            .recv_timeout(patience)
             .map_err(|_| Errno::TIMEDOUT)?;
         // Until it has ended it keeps the namespace alive.
         drop(entered.join());
@@ -266,7 +271,9 @@ impl Inside {
 pub fn is_mounted(device: Device) -> Result<bool> {
     let namespaces = MountNamespace::all()?;
     Ok(namespaces.iter().any(|namespace| {
-        let table = namespace.inside(Inside::mounts).unwrap_or_default();
+        let table = namespace
+            .inside(PATIENT, Inside::mounts)
+            .unwrap_or_default();
         table.iter().any(|mount| mount.device == device)
     }))
 }
@@ -284,21 +291,22 @@ fn is_mount(fd: impl AsFd, mount: &Mount) -> Result<bool> {
 /// directory is the root directory afterwards. Where the right to it is missing, nothing has changed.
 pub fn leave(keep: &[&Path], device: Device) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", private)?;
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
     let kept = keep
         .iter()
         .filter_map(|path| rustix::fs::statx(CWD, *path, flags, StatxFlags::MNT_ID).ok());
     let kept: Vec<u64> = kept.map(|stat| stat.stx_mnt_id).collect();
     // From the root of the namespace, which a process in a chroot does not see.
-    let trimmed = MountNamespace::own()?.inside(move |inside| trim(inside, &kept, device));
+    let own = MountNamespace::own()?;
+    let trimmed = own.inside(HASTY, move |inside| trim(inside, &kept, device));
     // Where it was before may have been unmounted here.
     rustix::process::chdir("/")?;
     trimmed
 }
 
 fn trim(inside: &Inside, paths: &[u64], device: Device) -> Result<()> {
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", private)?;
     let table = inside.mounts()?;
     let mut kept = std::collections::HashSet::new();
     for id in paths {
@@ -317,12 +325,20 @@ fn trim(inside: &Inside, paths: &[u64], device: Device) -> Result<()> {
     };
     for mount in table.iter().rev() {
         let topmost = kept.contains(&mount.parent) || covers_root(mount);
-        if topmost
-            && !kept.contains(&mount.id)
-            && let Err(error) = inside.detach(mount)
-        {
+        // One that is kept is in the way to it.
+        let is_hidden = |other: &Mount| kept.contains(&other.id) && other.at == mount.at;
+        let done = if mount.device == device {
+            inside.detach(mount)
+        } else if !topmost || kept.contains(&mount.id) || table.iter().any(is_hidden) {
+            continue;
+        } else {
+            // By its path: nothing else acts in this namespace, and an unmount asks no file system for anything,
+            // which a server that is gone would never answer.
+            super::mount::unmount_lazily(&mount.at)
+        };
+        if let Err(error) = done {
             // Locked, because a more privileged namespace made it; or out of reach, below another one.
-            log::debug!("{} stays mounted here: {error}", mount.at.display());
+            log::debug!("{} stays mounted here: {error}", mount.at.shown());
         }
     }
     Ok(())

@@ -12,9 +12,11 @@ use super::fault;
 use crate::error::Result;
 
 /// ext2, ext3 and ext4.
-const EXT4: u64 = 0xef53;
-const XFS: u64 = 0x5846_5342;
-const BTRFS: u64 = 0x9123_683e;
+pub(super) const EXT4: u64 = 0xef53;
+pub(super) const XFS: u64 = 0x5846_5342;
+pub(super) const BTRFS: u64 = 0x9123_683e;
+
+const MOUNTS: &str = "/proc/self/mountinfo";
 
 /// What is known of a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,17 +102,36 @@ fn sync_range(file: BorrowedFd<'_>, at: i64, len: i64, flags: libc::c_uint) -> R
     }
 }
 
+/// The type of the file system that holds `dir`, and its options where they are known.
+pub(super) fn kind_and_options(dir: BorrowedFd<'_>) -> std::io::Result<(u64, Option<String>)> {
+    let kind = kind(dir)?;
+    if kind != EXT4 {
+        return Ok((kind, None));
+    }
+    let table = std::fs::read_to_string(MOUNTS)?;
+    let options = options(&table, &device(dir)?).map(str::to_owned);
+    Ok((kind, options))
+}
+
+fn kind(dir: BorrowedFd<'_>) -> std::io::Result<u64> {
+    Ok(u64::try_from(rustix::fs::fstatfs(dir)?.f_type).unwrap_or_default())
+}
+
+fn device(dir: BorrowedFd<'_>) -> std::io::Result<String> {
+    let device = rustix::fs::fstat(dir)?.st_dev;
+    Ok(format!("{}:{}", major(device), minor(device)))
+}
+
 fn known(dir: BorrowedFd<'_>) -> std::io::Result<Order> {
-    let kind = u64::try_from(rustix::fs::fstatfs(dir)?.f_type).unwrap_or_default();
+    let kind = kind(dir)?;
     if kind == BTRFS {
         return Ok(Order::NamesFirst);
     }
     if kind != EXT4 && kind != XFS {
         return Ok(Order::Unknown);
     }
-    let device = rustix::fs::fstat(dir)?.st_dev;
-    let device = format!("{}:{}", major(device), minor(device));
-    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let device = device(dir)?;
+    let table = std::fs::read_to_string(MOUNTS)?;
     let Some(options) = options(&table, &device) else {
         return Ok(Order::Unknown);
     };

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use cowl_fs::sys;
 
 use crate::error::{Error, Result};
+use cowl_fs::shown::Show as _;
 
 /// A file. What is no regular file (a fifo, /dev/null) is written as it is.
 #[derive(Debug)]
@@ -26,7 +27,7 @@ impl<'p> UnfinishedFile<'p> {
         let at = |error| Error::at("write", path, error);
         match std::fs::metadata(path) {
             Ok(meta) if meta.is_dir() => {
-                return Err(Error::failed(format!("{} is a folder", path.display()))
+                return Err(Error::failed(format!("{} is a folder", path.shown()))
                     .hint("name a file to write"));
             }
             Ok(meta) if !meta.is_file() => {
@@ -73,7 +74,7 @@ impl Drop for UnfinishedFile<'_> {
         if let Some(temporary) = &self.temporary
             && let Err(error) = std::fs::remove_file(temporary)
         {
-            log::warn!("cannot remove {}: {error}", temporary.display());
+            log::warn!("cannot remove {}: {error}", temporary.shown());
         }
     }
 }
@@ -89,7 +90,7 @@ impl<'p> UnfinishedFolder<'p> {
     /// Begins. There may be an empty folder of this name, and nothing else.
     pub fn new(path: &'p Path) -> Result<Self> {
         let taken = || {
-            Error::failed(format!("{} is there already", path.display()))
+            Error::failed(format!("{} is there already", path.shown()))
                 .hint("name a folder that is not there yet, or an empty one")
         };
         match std::fs::read_dir(path) {
@@ -142,7 +143,7 @@ impl Drop for UnfinishedFolder<'_> {
         let removed = sys::dir::open_root(sys_parent(temporary))
             .and_then(|parent| sys::node::remove_tree(parent.as_fd(), name));
         if let Err(error) = removed {
-            log::warn!("cannot remove {}: {error}", temporary.display());
+            log::warn!("cannot remove {}: {error}", temporary.shown());
         }
     }
 }
@@ -170,7 +171,7 @@ fn beside(path: &Path) -> Result<PathBuf> {
     let Some(name) = path.file_name() else {
         return Err(Error::usage(format!(
             "{} names nothing that can be made",
-            path.display()
+            path.shown()
         )));
     };
     let mut name = name.to_owned();

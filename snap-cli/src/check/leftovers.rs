@@ -9,6 +9,7 @@ use crate::host;
 use crate::store::lock::Lock;
 use crate::store::manifest::{ContainerId, LayerId};
 use crate::store::{Store, disk};
+use cowl_fs::shown::Show as _;
 
 const LEFT: &str = "leftover";
 
@@ -138,12 +139,12 @@ fn peek(path: &Path) -> Option<state::RunState> {
         Ok(bytes) => match serde_json::from_slice(&bytes) {
             Ok(state) => Some(state),
             Err(error) => {
-                log::debug!("{}: {error}", path.display());
+                log::debug!("{}: {error}", path.shown());
                 None
             }
         },
         Err(error) => {
-            log::debug!("{}: {error}", path.display());
+            log::debug!("{}: {error}", path.shown());
             None
         }
     }

@@ -14,6 +14,7 @@ use crate::store::manifest::{ContainerId, LayerManifest, SnapshotManifest};
 use crate::store::name::ContainerName;
 use crate::store::record::Record;
 use crate::store::{Store, disk};
+use cowl_fs::shown::Show as _;
 
 /// Does what can be done about what was found, and notes with each finding what that was. What could not
 /// be put in order is told, and keeps nothing else from it.
@@ -30,7 +31,7 @@ pub fn repair(store: &Store, report: &mut Report) {
             };
             match apply(store, fix) {
                 Ok(done) => finding.done = done,
-                Err(error) => log::warn!("cannot put in order {}: {error}", finding.path.display()),
+                Err(error) => log::warn!("cannot put in order {}: {error}", finding.path.shown()),
             }
         }
     }
@@ -133,5 +134,5 @@ fn set_aside(store: &Store, path: &Path) -> Result<String> {
         }
     }
     disk::rename(path, &to)?;
-    Ok(format!("; what was there is now {}", to.display()))
+    Ok(format!("; what was there is now {}", to.shown()))
 }

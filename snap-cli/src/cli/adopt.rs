@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::host::lxc as host;
 use crate::host::users::quoted;
 use crate::store::name::ContainerName;
+use cowl_fs::shown::Show as _;
 
 /// Take over an LXC container, or any folder with a root file system, where it stands
 ///
@@ -86,7 +87,7 @@ impl Verb for AdoptArgs {
         }
         output::note(&format!(
             "{name} is cowl's now, in the store {}; to give it back: cowl release {name}",
-            store.root().display()
+            store.root().shown()
         ));
         Ok(0)
     }

@@ -9,6 +9,7 @@ use crate::check::{Finding, Report, Wish, check, repair::repair};
 use crate::error::{Kind, Result};
 use crate::store::Store;
 use crate::store::name::ContainerName;
+use cowl_fs::shown::Show as _;
 
 /// Look whether everything is there, unchanged, and holds together
 ///
@@ -82,11 +83,11 @@ impl Verb for Args {
 impl Args {
     fn tell(&self, store: &Store, report: &Report) -> Result<()> {
         for finding in &report.findings {
-            output::line(line(finding).as_bytes())?;
+            output::line(&line(finding))?;
         }
         output::note(&format!(
             "{}: {} containers, {} layers: {}",
-            store.root().display(),
+            store.root().shown(),
             report.containers,
             report.layers,
             match (report.findings.len(), report.is_damaged()) {

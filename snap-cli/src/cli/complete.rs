@@ -58,7 +58,7 @@ impl Verb for Args {
         if matches!(self.shell, Shell::Zsh) {
             script.extend_from_slice(ZSH_FIRST.as_bytes());
         }
-        output::line(script.trim_ascii())?;
+        output::result(script.trim_ascii())?;
         Ok(0)
     }
 

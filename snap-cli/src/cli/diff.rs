@@ -100,7 +100,7 @@ impl Verb for Args {
         } else {
             changes
                 .iter()
-                .try_for_each(|change| output::line(text(change).as_bytes()))?;
+                .try_for_each(|change| output::line(&text(change)))?;
         }
         Ok(0)
     }
@@ -215,7 +215,7 @@ fn stat(changes: &[Change]) -> Result<()> {
         vec![letter(change.status), path(change), grown]
     };
     output::table(&[], changes.iter().map(row).collect(), &[2])?;
-    output::line(Totals::of(changes).text().as_bytes())
+    output::line(&Totals::of(changes).text())
 }
 
 /// How much more or less there is.

@@ -139,7 +139,7 @@ impl Args {
             1 => "removing 1 snapshot".to_owned(),
             count => format!("removing {count} snapshots"),
         };
-        output::line(format!("{count} {}", frees(space)).as_bytes())
+        output::line(&format!("{count} {}", frees(space)))
     }
 
     fn print(&self, what: &str, rows: Vec<Vec<String>>, value: &Value) -> Result<()> {

@@ -18,6 +18,7 @@ use crate::store::Store;
 use crate::store::lock::Lock;
 use crate::store::manifest::LayerId;
 use crate::store::name::{Address, Range, SnapshotName};
+use cowl_fs::shown::Show as _;
 
 /// Write a state as a tar archive, a folder, an image, or a whole container as one file
 ///
@@ -292,7 +293,7 @@ impl<'p> Sink<'p> {
         let compression = Compression::of_name(path.as_os_str().as_bytes()).ok_or_else(|| {
             Error::usage(format!(
                 "the end of the name {} tells no kind of archive",
-                path.display()
+                path.shown()
             ))
             .hint("end it in .tar, .tar.gz, .tar.zst or .tar.xz, or write - for standard output")
         })?;

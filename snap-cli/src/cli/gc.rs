@@ -8,6 +8,7 @@ use crate::container::durability::make_all_durable;
 use crate::error::{Error, Result};
 use crate::store::collect::Leftovers;
 use crate::store::{Store, usage::Space};
+use cowl_fs::shown::Show as _;
 
 /// Remove what nothing needs any more
 ///
@@ -103,7 +104,7 @@ impl Args {
                     left.files.len() + left.folders.len() + left.locks.len() + left.trash.len(),
                 ),
             };
-            output::note(&format!("{}: {said}", store.root().display()));
+            output::note(&format!("{}: {said}", store.root().shown()));
             if !left.held.is_empty() {
                 output::note(&format!(
                     "{} more layers go once they are not mounted any more",

@@ -10,6 +10,7 @@ use crate::container::moving::finish_all;
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::manifest::ContainerId;
+use cowl_fs::shown::{Allowed, plain};
 
 /// Mount, unmount or destroy the files of an LXC container (for LXC's use: its config calls it)
 #[derive(Debug, clap::Args)]
@@ -85,7 +86,9 @@ impl Args {
     /// LXC shows what a hook says only to those who ask it for a log: it goes into the mount's log as well.
     fn tell(&self, store: &Store, id: ContainerId, error: &Error) {
         let hint = error.hint.as_deref().unwrap_or_default();
-        let line = format!("{} {:?}: {error}; {hint}\n", crate::store::now(), self.kind);
+        let what = format!("{:?}: {error}; {hint}", self.kind);
+        let what = plain(&what, Allowed::default());
+        let line = format!("{} {what}\n", crate::store::now());
         let written = store.make_run_dir(id).and_then(|dir| {
             let path = dir.join("log");
             let log = std::fs::File::options()

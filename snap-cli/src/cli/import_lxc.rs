@@ -10,6 +10,7 @@ use crate::host::lxc;
 use crate::host::lxc_snaps::Tree;
 use crate::snapshot::lxc_import::{bring, finish};
 use crate::store::name::ContainerName;
+use cowl_fs::shown::Show as _;
 
 /// Take in the snapshots that LXC's own lxc-snapshot made of a container
 ///
@@ -55,7 +56,7 @@ impl Verb for Args {
                 continue;
             }
             if self.dry_run {
-                output::note(&format!("would take in {}", tree.dir.display()));
+                output::note(&format!("would take in {}", tree.dir.shown()));
                 continue;
             }
             let mut bar = output::Bar::new("importing");
@@ -70,7 +71,7 @@ impl Verb for Args {
                     brought.name
                 ));
             }
-            output::line(brought.name.as_str().as_bytes())?;
+            output::line(brought.name.as_str())?;
         }
         Ok(0)
     }

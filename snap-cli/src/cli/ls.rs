@@ -57,7 +57,7 @@ impl Verb for Args {
             } else if self.long {
                 rows.push(row(&entry));
             } else {
-                output::line(name(&entry).as_bytes()).map_err(Ended::Output)?;
+                output::line(&name(&entry)).map_err(Ended::Output)?;
             }
             Ok(())
         })

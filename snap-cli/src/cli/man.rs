@@ -9,6 +9,7 @@ use roff::{Roff, bold, roman};
 
 use super::{Cli, Context, Verb, output};
 use crate::error::{Error, Result};
+use cowl_fs::shown::Show as _;
 
 /// Write the manual pages into a folder (for those who build and install cowl)
 #[derive(Debug, clap::Args)]
@@ -174,7 +175,7 @@ impl Verb for Args {
         for (name, text) in pages()? {
             let path = self.folder.join(name);
             std::fs::write(&path, text).map_err(|error| Error::at("write", &path, error))?;
-            output::note(&path.display().to_string());
+            output::note(&path.shown().to_string());
         }
         Ok(0)
     }

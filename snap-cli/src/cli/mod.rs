@@ -331,7 +331,7 @@ pub fn main() -> ExitCode {
     }
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
-        Err(error) => return output::usage(&error),
+        Err(error) => return output::usage(error),
     };
     output::loudness(cli.quiet, cli.verbose);
     output::colour(cli.color.unwrap_or_default());
@@ -395,7 +395,8 @@ fn confirm(question: &str) -> Result<()> {
         );
     }
     let mut err = std::io::stderr();
-    write!(err, "{question} [y/N] ")
+    let plain = cowl_fs::shown::plain(question, Default::default());
+    write!(err, "{plain} [y/N] ")
         .and_then(|()| err.flush())
         .map_err(lost)?;
     let mut answer = String::new();

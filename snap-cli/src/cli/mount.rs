@@ -100,7 +100,7 @@ impl Verb for MountArgs {
                 place
             }
         };
-        output::line(place.as_os_str().as_bytes())?;
+        output::place(&place)?;
         Ok(0)
     }
 

@@ -1,9 +1,14 @@
 //! How things are printed: data to standard output, everything else to standard error.
+//!
+//! Text for people goes through [`plain`] here, whatever it was made of: names, comments and messages come from
+//! containers, archives and configs, and must not be able to speak to the terminal. Only what is a result as
+//! bytes ([`result`]) is written as it is.
 
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
+use cowl_fs::shown::{Allowed, Show, plain};
 use log::{LevelFilter, Log, Metadata, Record};
 use serde_json::{Value, json};
 
@@ -37,6 +42,7 @@ impl Log for Notes {
 /// Lets the library's warnings be seen.
 pub(super) fn start_log() {
     // Fails only when a log was started before, which is then as good.
+    cowl_fs::shown::plain_panics();
     if log::set_logger(&Notes).is_ok() {
         log::set_max_level(LevelFilter::Warn);
     }
@@ -124,6 +130,13 @@ pub(super) fn paint(colour: Colour, text: &str) -> String {
 
 /// A line on standard error.
 fn say(label: &str, colour: &str, text: &str) {
+    // A line of its own begins with a label; what is in the text cannot look like one.
+    let text = text.trim_end().replace('\n', "\n  ");
+    let lines = Allowed {
+        lines: true,
+        colors: false,
+    };
+    let text = plain(&text, lines);
     let line = if coloured(std::io::stderr().is_terminal()) {
         format!("\u{1b}[1;{colour}m{label}:\u{1b}[0m {text}\n")
     } else {
@@ -160,9 +173,19 @@ pub(super) fn complain(error: &Error, as_json: bool) {
 }
 
 /// Prints what clap has to say: help to standard output, mistakes to standard error.
-pub(super) fn usage(error: &clap::Error) -> ExitCode {
+pub(super) fn usage(error: clap::Error) -> ExitCode {
     let code = u8::try_from(error.exit_code()).unwrap_or(2);
-    match error.print() {
+    let is_mistake = error.use_stderr();
+    let colors = coloured(match is_mistake {
+        true => std::io::stderr().is_terminal(),
+        false => std::io::stdout().is_terminal(),
+    });
+    let text = cowl_fs::cli::explanation(error, colors);
+    let written = match is_mistake {
+        true => std::io::stderr().write_all(text.as_bytes()),
+        false => std::io::stdout().write_all(text.as_bytes()),
+    };
+    match written {
         Ok(()) => ExitCode::from(code),
         Err(lost) if lost.kind() == ErrorKind::BrokenPipe => ExitCode::from(code),
         Err(_) => ExitCode::FAILURE,
@@ -186,8 +209,39 @@ pub(super) fn is_closed_pipe(error: &Error) -> bool {
             .is_some_and(|source| source.kind() == ErrorKind::BrokenPipe)
 }
 
-/// Prints one line of data.
-pub(super) fn line(bytes: &[u8]) -> Result<()> {
+/// What besides visible characters may be in text for people on standard output.
+fn allowed(lines: bool) -> Allowed {
+    Allowed {
+        lines,
+        colors: coloured(std::io::stdout().is_terminal()),
+    }
+}
+
+/// A piece of one line on standard output, as it is printed: the cells of tables are measured so.
+pub(super) fn piece(text: &str) -> String {
+    plain(text, allowed(false)).into_owned()
+}
+
+/// Prints one line for people.
+pub(super) fn line(text: &str) -> Result<()> {
+    result(plain(text, allowed(false)).as_bytes())
+}
+
+/// Prints text of any number of lines for people.
+pub(super) fn text(text: &str) -> Result<()> {
+    result(plain(text, allowed(true)).as_bytes())
+}
+
+/// Prints a path, for programs as it is, for people on a terminal as one line of plain text.
+pub(super) fn place(path: &std::path::Path) -> Result<()> {
+    match std::io::stdout().is_terminal() {
+        true => line(&path.shown().to_string()),
+        false => result(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str())),
+    }
+}
+
+/// Prints a result as it is, and ends the line.
+pub(super) fn result(bytes: &[u8]) -> Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(bytes)
         .and_then(|()| out.write_all(b"\n"))
@@ -197,15 +251,12 @@ pub(super) fn line(bytes: &[u8]) -> Result<()> {
 
 /// Prints JSON.
 pub(super) fn data(value: &Value) -> Result<()> {
-    line(format!("{value:#}").as_bytes())
+    result(format!("{value:#}").as_bytes())
 }
 
 /// A name or path as one line of text: as it is where it is plain text, else with escapes.
 pub(super) fn shown(bytes: &[u8]) -> String {
-    match std::str::from_utf8(bytes) {
-        Ok(text) if !text.chars().any(|c| c.is_control() || c == '\\') => text.to_owned(),
-        _ => bytes.escape_ascii().to_string(),
-    }
+    bytes.shown().to_string()
 }
 
 /// A path for JSON, exact whatever its bytes: a string, or an array of bytes when it is not UTF-8.
@@ -285,6 +336,10 @@ mod tests {
         assert_eq!(shown(b"a\nb"), "a\\nb");
         assert_eq!(shown(b"\xff"), "\\xff");
         assert_eq!(shown(b"a\\nb"), "a\\\\nb");
+        assert_eq!(
+            shown("a\u{202e}\u{9b}\n\u{e9}".as_bytes()),
+            "a\\u{202e}\\u{9b}\\n\u{e9}"
+        );
         assert_eq!(json_path(b"\xff"), json!([255]));
     }
 

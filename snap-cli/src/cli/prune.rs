@@ -245,7 +245,7 @@ impl Args {
             return Ok(0);
         }
         match rules {
-            Some(rules) => output::line(rules.typed().as_bytes())?,
+            Some(rules) => output::line(&rules.typed())?,
             None => output::note(&format!("{name} has no rules")),
         }
         Ok(0)

@@ -15,6 +15,7 @@ use crate::snapshot::restore::{before_last, clone, clone_for_one_mount, copy, pl
 use crate::snapshot::{Losses, resolve};
 use crate::store::Store;
 use crate::store::name::{Address, ContainerName, SnapshotName};
+use cowl_fs::shown::Show as _;
 
 /// Make a container what it was at a snapshot
 ///
@@ -142,7 +143,7 @@ impl RestoreArgs {
         match (&self.new, &self.copy) {
             (Some(_), Some(Some(dir))) => Err(Error::usage(format!(
                 "a container or a folder: NEW and --copy {} are two places",
-                dir.display()
+                dir.shown()
             ))
             .hint("for a container write --copy last; for a folder leave NEW out")),
             (Some(new), copy) => {
@@ -163,7 +164,7 @@ impl RestoreArgs {
     fn folder(&self, context: &Context, source: &Address, dir: &Path) -> Result<()> {
         match std::fs::symlink_metadata(dir) {
             Ok(_) => {
-                return Err(Error::failed(format!("{} is there already", dir.display()))
+                return Err(Error::failed(format!("{} is there already", dir.shown()))
                     .hint("name a folder that is not there yet"));
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -172,7 +173,7 @@ impl RestoreArgs {
         if self.dry_run {
             let store = context.store_of(&source.container)?;
             resolve(&store, source)?.refuse_loss(&store, losses(self.force))?;
-            output::note(&format!("would copy {source} to {}", dir.display()));
+            output::note(&format!("would copy {source} to {}", dir.shown()));
             return Ok(());
         }
         write_folder(context, source, dir, ("copying", losses(self.force)))

@@ -47,7 +47,7 @@ impl Verb for Args {
             "hint": error.hint,
         });
         // Nobody reads it any more once the mount was there: then the log has to do.
-        output::line(said.to_string().as_bytes())?;
+        output::result(said.to_string().as_bytes())?;
         Ok(error.kind.code())
     }
 

@@ -77,7 +77,7 @@ impl Verb for Args {
         };
         let store = context.store_of(&name)?;
         take_hooked(context, &store, &name, (&wish, sync), |taken| {
-            output::line(taken.as_str().as_bytes())
+            output::line(taken.as_str())
         })?;
         Ok(0)
     }

@@ -71,7 +71,7 @@ fn print(stats: &Stats) -> Result<()> {
     if stats.requests.is_empty() {
         return Ok(());
     }
-    output::line(b"")?;
+    output::line("")?;
     let kinds = stats.by_count().into_iter();
     let rows = kinds.map(|(kind, count)| vec![kind.to_owned(), count.to_string()]);
     output::table(&["REQUEST", "COUNT"], rows.collect(), &[1])

@@ -2,7 +2,7 @@
 
 use console::measure_text_width;
 
-use super::output::{Colour, line, paint};
+use super::output::{Colour, line, paint, piece};
 use crate::error::Result;
 
 /// How a list is printed; for the arguments of every verb that prints a table.
@@ -28,10 +28,12 @@ impl Style {
 /// Prints a table; the columns named in `right` are numbers. With no header there is no line for it.
 pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>, right: &[usize]) -> Result<()> {
     let head = header.iter().map(|name| paint(Colour::Bold, name));
-    let head = (!header.is_empty()).then(|| head.collect());
-    lay_out(&head.into_iter().chain(rows).collect::<Vec<_>>(), right)
+    let head: Option<Vec<String>> = (!header.is_empty()).then(|| head.collect());
+    let rows = head.into_iter().chain(rows);
+    let rows = rows.map(|row| row.iter().map(|cell| piece(cell)).collect());
+    lay_out(&rows.collect::<Vec<_>>(), right)
         .iter()
-        .try_for_each(|text| line(text.as_bytes()))
+        .try_for_each(|text| line(text))
 }
 
 fn lay_out(rows: &[Vec<String>], right: &[usize]) -> Vec<String> {

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::error::{Error, Result};
+use cowl_fs::shown::Show as _;
 
 /// A longer remark is a mistake: some other file.
 const LONGEST: u64 = 64 << 10;
@@ -36,15 +37,12 @@ pub(super) fn read_text(file: &Path) -> Result<String> {
     if bytes.len() as u64 > LONGEST {
         return Err(Error::usage(format!(
             "{} is longer than {LONGEST} bytes: is that a remark?",
-            file.display()
+            file.shown()
         )));
     }
     match String::from_utf8(bytes) {
         Ok(text) => Ok(text.trim_end().to_owned()),
-        Err(_) => Err(Error::usage(format!(
-            "{} is not valid UTF-8",
-            file.display()
-        ))),
+        Err(_) => Err(Error::usage(format!("{} is not valid UTF-8", file.shown()))),
     }
 }
 
@@ -72,7 +70,7 @@ pub(super) fn edited(text: &str) -> Result<String> {
     if !status.success() {
         return Err(Error::failed(format!(
             "the editor {} ended with {status}; nothing was changed",
-            editor.display()
+            editor.shown()
         ))
         .hint("set VISUAL or EDITOR, or give the text on the command line"));
     }

@@ -116,7 +116,7 @@ fn tell(name: &ContainerName, done: &Undone, planned: bool, json: bool) -> Resul
         return output::data(&json!({ "changes": steps, "kept_as": kept, "dry_run": planned }));
     }
     for step in &done.steps {
-        output::line(text(step).as_bytes())?;
+        output::line(&text(step))?;
     }
     if done.steps.is_empty() {
         output::note("nothing changed there since then, so nothing is done");

@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, de};
 use super::{Prune, When};
 use crate::error::{Error, Result};
 use crate::store::name::nearest;
+use cowl_fs::shown::Show as _;
 
 /// How many layers a container may be kept at: the kernel's own overlayfs mounts no more than 500.
 pub(super) const DEPTHS: RangeInclusive<usize> = 2..=500;
@@ -127,14 +128,14 @@ pub(super) fn read(path: &Path, wanted: bool) -> Result<Option<Settings>> {
             let hint = "--config and COWL_CONFIG name the configuration file";
             return Err(Error::usage(format!(
                 "cannot read the configuration file {}",
-                path.display()
+                path.shown()
             ))
             .because(error)
             .hint(hint));
         }
     };
     let text = String::from_utf8(bytes).map_err(|error| {
-        Error::usage(format!("{} is not valid UTF-8", path.display())).because(error.utf8_error())
+        Error::usage(format!("{} is not valid UTF-8", path.shown())).because(error.utf8_error())
     })?;
     toml::from_str(&text)
         .map(Some)
@@ -169,7 +170,7 @@ fn told(path: &Path, text: &str, error: &toml::de::Error) -> Error {
         "" => String::new(),
         key => format!(": {}", key.escape_debug()),
     };
-    Error::usage(format!("{}, line {number}{key}: {message}", path.display())).hint(hint)
+    Error::usage(format!("{}, line {number}{key}: {message}", path.shown())).hint(hint)
 }
 
 /// The key that may have been meant: of the same table, else of another one.

@@ -27,6 +27,7 @@ use crate::store::name::ContainerName;
 use crate::store::outside::{Adopted, Lxc, Moving};
 use crate::store::record::Record;
 use crate::store::{Store, disk};
+use cowl_fs::shown::Show as _;
 
 /// What is to be taken over.
 #[derive(Clone, Debug)]
@@ -63,11 +64,11 @@ impl Candidate {
         let at = |error| Error::at("adopt", &rootfs, error);
         let real = rootfs.canonicalize().map_err(at)?;
         if !real.is_dir() {
-            return Err(Error::usage(format!("{} is no folder", rootfs.display()))
+            return Err(Error::usage(format!("{} is no folder", rootfs.shown()))
                 .hint("adopt takes the folder of a root file system, or LXC's container's name"));
         }
         if real != std::path::absolute(&rootfs).map_err(at)? {
-            notes.push(format!("what is taken over is {}", real.display()));
+            notes.push(format!("what is taken over is {}", real.shown()));
         }
         check_place(home, &real)?;
         let meta = std::fs::symlink_metadata(&real).map_err(at)?;
@@ -90,7 +91,7 @@ impl Candidate {
             if real.is_some_and(|real| real.starts_with(&self.rootfs)) {
                 return Err(Error::usage(format!(
                     "the store {} would lie in what it is to take over",
-                    asked.display()
+                    asked.shown()
                 ))
                 .hint("name a folder beside it"));
             }
@@ -100,9 +101,9 @@ impl Candidate {
             if there.is_none_or(|there| there.id != mount.id) {
                 return Err(Error::usage(format!(
                     "{} is not on the file system of {}, which is mounted at {}",
-                    asked.display(),
-                    self.rootfs.display(),
-                    mount.at.display()
+                    asked.shown(),
+                    self.rootfs.shown(),
+                    mount.at.shown()
                 ))
                 .hint(format!(
                     "name a folder on that file system, or copy it instead: cowl create NAME --from {}",
@@ -133,7 +134,7 @@ fn look_at_lxc(
             return Err(Error::not_found(format!(
                 "there is no LXC container named {} in {}",
                 container.name,
-                lxcpath.display()
+                lxcpath.shown()
             ))
             .hint(format!(
                 "lxc-ls -P {} shows those that there are; -P names another folder",
@@ -157,7 +158,7 @@ fn look_at_lxc(
         return Err(Error::failed(format!(
             "other LXC containers stand on the files of {}: {} names them",
             container.name,
-            container.dir().join("lxc_snapshots").display()
+            container.dir().join("lxc_snapshots").shown()
         ))
         .hint(format!(
             "copy it instead: cowl create {} --from {}",
@@ -170,7 +171,7 @@ fn look_at_lxc(
         notes.push(format!(
             "the snapshots that lxc-snapshot took stay in {}; cowl's lxc-snapshot works on them, \
              LXC's own must not restore them any more",
-            snaps.display()
+            snaps.shown()
         ));
     }
     let link = Lxc {
@@ -248,7 +249,7 @@ fn rootfs_of(container: &host::Container, text: &[u8]) -> Result<PathBuf> {
     if path.is_empty() {
         return Err(Error::failed(format!(
             "{} does not say where the root file system is (lxc.rootfs.path)",
-            config.display()
+            config.shown()
         ))
         .hint(format!(
             "an old config is brought up to date with: lxc-update-config -c {}",
@@ -282,8 +283,8 @@ fn check_place(home: &Store, rootfs: &Path) -> Result<()> {
         if rootfs.starts_with(&root) || root.starts_with(rootfs) {
             return Err(Error::usage(format!(
                 "{} and the store {} lie in each other",
-                rootfs.display(),
-                root.display()
+                rootfs.shown(),
+                root.shown()
             )));
         }
     }
@@ -291,7 +292,7 @@ fn check_place(home: &Store, rootfs: &Path) -> Result<()> {
     let mounts = mountinfo::read()?;
     if mountinfo::topmost(&mounts, rootfs).is_some() {
         return Err(
-            Error::busy(format!("{} is a mount of its own", rootfs.display()))
+            Error::busy(format!("{} is a mount of its own", rootfs.shown()))
                 .hint("unmount it, or adopt a folder in it"),
         );
     }
@@ -299,10 +300,10 @@ fn check_place(home: &Store, rootfs: &Path) -> Result<()> {
         .map(|mount| &mount.at)
         .collect();
     if let Some(last) = inner.last() {
-        let all: Vec<_> = inner.iter().map(|at| at.display().to_string()).collect();
+        let all: Vec<_> = inner.iter().map(|at| at.shown().to_string()).collect();
         return Err(Error::busy(format!(
             "something is mounted in {}: {}",
-            rootfs.display(),
+            rootfs.shown(),
             all.join(", ")
         ))
         .hint(format!(
@@ -321,7 +322,7 @@ fn refuse_marker(rootfs: &Path) -> Result<()> {
     }
     Err(Error::failed(format!(
         "the files of {} are cowl's already: see {} in it",
-        rootfs.display(),
+        rootfs.shown(),
         moving::README
     ))
     .hint("cowl list shows all containers"))
@@ -336,7 +337,7 @@ fn refuse_users(place: &Path, rootfs: &Path, who: &str) -> Result<()> {
     let pids: Vec<_> = inside.iter().map(|user| user.pid.to_string()).collect();
     Err(Error::busy(format!(
         "{} is in use by {}",
-        rootfs.display(),
+        rootfs.shown(),
         users::describe(&inside)
     ))
     .hint(format!(
@@ -376,7 +377,7 @@ fn look_through(rootfs: &Path, space: XattrSpace) -> Result<usize> {
     };
     Err(Error::failed(format!(
         "{} holds {}, which is a mark of an overlay file system: in a layer it would not be seen",
-        rootfs.display(),
+        rootfs.shown(),
         path.escape_ascii()
     ))
     .hint(format!(
@@ -402,7 +403,7 @@ pub fn adopt(store: &Store, candidate: &Candidate, name: &ContainerName) -> Resu
         };
         notes.push(format!(
             "{files} outside {}: what is written through it changes the container and its snapshots",
-            rootfs.display()
+            rootfs.shown()
         ));
     }
     Ok(notes)
@@ -420,7 +421,7 @@ fn one_at_a_time(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
     } else {
         Err(Error::busy(format!(
             "{} is another folder than a moment ago",
-            rootfs.display()
+            rootfs.shown()
         ))
         .hint("cowl list shows whether it is cowl's by now"))
     };

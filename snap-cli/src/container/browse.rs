@@ -22,6 +22,7 @@ use crate::store::lock::{Lock, Mode};
 use crate::store::manifest::{ContainerId, SnapshotId};
 use crate::store::name::SnapshotName;
 use crate::store::{Store, disk};
+use cowl_fs::shown::Show as _;
 
 /// So long an unmount waits for its daemon to end; one that still serves another mount namespace does not.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -82,7 +83,7 @@ fn look(store: &Store, id: ContainerId) -> Result<Vec<(Uuid, Option<Browse>, boo
         let state: Option<Browse> = match disk::read_bytes(&folder.join("state.json")) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
                 // Cut short by a crash, it says nothing.
-                log::info!("{}: {error}", folder.display());
+                log::info!("{}: {error}", folder.shown());
                 None
             }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
@@ -146,7 +147,7 @@ fn remove_place(store: &Store, place: &Path) {
     }
     match std::fs::remove_dir(place) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            log::info!("cannot remove {}: {error}", place.display());
+            log::info!("cannot remove {}: {error}", place.shown());
         }
         Ok(()) | Err(_) => {}
     }
@@ -168,7 +169,7 @@ impl Container<'_> {
             Some(browse) if is_mounted(browse)? => {
                 return Err(Error::busy(format!(
                     "another snapshot is mounted at {}",
-                    place.display()
+                    place.shown()
                 ))
                 .hint(format!("unmount it: cowl umount {}", users::quoted(&place))));
             }
@@ -236,7 +237,7 @@ impl Container<'_> {
         } else if is_mounted(browse)? {
             // A daemon of an earlier version listens nowhere.
             cowl_fs::sys::mount::unmount(place).map_err(|error| match error.errno() {
-                Errno::BUSY => Error::busy(format!("{} is in use", place.display())),
+                Errno::BUSY => Error::busy(format!("{} is in use", place.shown())),
                 _ => Error::at("unmount", place, error),
             })?;
         }
@@ -296,7 +297,7 @@ pub fn serve(
     // It is for reading: nobody needs the rights that a container's root gave to programs in it.
     config.mount.nosuid = true;
     config.mount.nodev = true;
-    log::info!("mounting {} at {}", config.mount.source, place.display());
+    log::info!("mounting {} at {}", config.mount.source, place.shown());
     let served = cowl_fs::serve(config, |device| {
         browse.device = Some(device);
         if let Err(error) = write(&folder, &browse).and_then(|()| serve::say_ready()) {

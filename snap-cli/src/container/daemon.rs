@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::lock::Lock;
 use crate::store::manifest::{ContainerId, LayerId};
+use cowl_fs::shown::Show as _;
 
 /// The socket's name in the run folder.
 const SOCKET: &str = "sock";
@@ -37,7 +38,7 @@ pub(super) fn connect_at(path: &Path) -> Result<Client> {
     Client::connect(path).map_err(|error| match error {
         ControlError::Io(error) => Error::at("reach the daemon at", path, error).hint(format!(
             "its log is {}; the next command mounts anew what a dead daemon left",
-            path.with_file_name("log").display()
+            path.with_file_name("log").shown()
         )),
         other => told(&other),
     })
@@ -130,7 +131,7 @@ pub fn written_layer(store: &Store, id: ContainerId) -> Result<Option<LayerId>> 
         Some(layer) => Ok(Some(layer)),
         None => Err(Error::failed(format!(
             "the daemon writes to {}, which is no layer of this store",
-            tree.display()
+            tree.shown()
         ))),
     }
 }

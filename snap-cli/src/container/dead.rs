@@ -17,6 +17,7 @@ use crate::host;
 use crate::host::users::{self, Device, User};
 use crate::store::manifest::ContainerId;
 use crate::store::{Store, disk};
+use cowl_fs::shown::Show as _;
 
 /// A mount whose daemon died.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,7 +125,7 @@ fn is_dead(link: &Path) -> bool {
         let answer = rustix::fs::statfs(&link);
         // Nothing waits for it any more.
         if send.send(matches!(answer, Err(Errno::NOTCONN))).is_err() {
-            log::debug!("an answer from {} came late", link.display());
+            log::debug!("an answer from {} came late", link.shown());
         }
     });
     receive.recv_timeout(PATIENCE).unwrap_or(false)

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::host::mountinfo;
 use crate::host::users::{self, Device, User};
 use crate::store::lock::Lock;
+use cowl_fs::shown::Show as _;
 
 /// How often it is tried.
 const TRIES: u32 = 9;
@@ -105,7 +106,7 @@ impl Container<'_> {
         }
         let mounts = mountinfo::read()?;
         let inner: Vec<_> = mountinfo::below(&mounts, target.mountpoint)
-            .map(|mount| mount.at.display().to_string())
+            .map(|mount| mount.at.shown().to_string())
             .collect();
         Ok(inner.last().map(|last| Obstacle {
             passing: false,

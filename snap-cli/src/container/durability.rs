@@ -22,9 +22,7 @@ use super::{Container, Swap, daemon};
 use crate::error::{Error, Kind, Result};
 use crate::host;
 use crate::store::disk::Filesystem;
-use crate::store::manifest::{
-    ContainerId, ContainerManifest, LayerId, Settling, SnapshotId, SnapshotRef,
-};
+use crate::store::manifest::{ContainerId, ContainerManifest, LayerId, Settling, SnapshotId};
 use crate::store::name::ContainerName;
 use crate::store::outside::Moving;
 use crate::store::{Store, disk};
@@ -74,19 +72,23 @@ impl Pending {
         }
         let layers: Vec<_> = layers.into_iter().collect();
         let mut unsynced = store.unsynced(&layers)?;
-        for (failed, why, stack) in failures(&stacks, &found.epoch) {
-            let lost: Vec<_> = stack.iter().filter(|id| unsynced.contains(id)).collect();
+        let own = stacks.iter().map(|(s, stack)| (s.settling.as_ref(), stack));
+        let basis = (manifest.settling.as_ref(), &manifest.origin);
+        for (mark, stack) in own.chain([basis]) {
+            let mark = mark.filter(|mark| mark.is_of(&found.epoch));
+            let Some(why) = mark.and_then(|mark| mark.failed.as_ref()) else {
+                continue;
+            };
+            let lost = |id: &LayerId| stack.contains(id);
+            let spoils =
+                |stack: &[LayerId]| stack.iter().any(|id| lost(id) && unsynced.contains(id));
             for (snapshot, stack) in &stacks {
-                if snapshot.id != failed
-                    && found.snapshots.contains(&snapshot.id)
-                    && stack.iter().any(|id| lost.contains(&id))
-                {
+                if found.snapshots.contains(&snapshot.id) && spoils(stack) {
                     found.snapshots.remove(&snapshot.id);
-                    found.spoilt.push((snapshot.id, why.to_owned()));
+                    found.spoilt.push((snapshot.id, why.clone()));
                 }
             }
-            let lost: Vec<_> = lost.into_iter().copied().collect();
-            unsynced.retain(|id| !lost.contains(id));
+            unsynced.retain(|id| !lost(id));
         }
         found.layers = unsynced;
         Ok((!found.is_empty()).then_some(found))
@@ -99,17 +101,6 @@ impl Pending {
 
 fn is_pending(settling: Option<&Settling>, epoch: &str) -> bool {
     settling.is_some_and(|settling| settling.is_pending(epoch))
-}
-
-/// The snapshots whose sync failed in this epoch, with the error and the stack.
-fn failures<'a>(
-    stacks: &'a [(&SnapshotRef, Vec<LayerId>)],
-    epoch: &'a str,
-) -> impl Iterator<Item = (SnapshotId, &'a str, &'a [LayerId])> {
-    stacks.iter().filter_map(move |(snapshot, stack)| {
-        let settling = snapshot.settling.as_ref().filter(|s| s.is_of(epoch))?;
-        Some((snapshot.id, settling.failed.as_deref()?, stack.as_slice()))
-    })
 }
 
 /// Returns the epoch of a store: what is in memory only lasts as long as the boot, and as long as the disk is

@@ -16,6 +16,7 @@ use crate::store::Store;
 use crate::store::bytes::Blob;
 use crate::store::manifest::{ContainerId, ContainerManifest};
 use crate::store::outside::Lxc;
+use cowl_fs::shown::Show as _;
 
 /// The LXC container that calls, by LXC's environment.
 #[derive(Clone, Debug)]
@@ -88,7 +89,7 @@ pub fn pre_start(store: &Store, id: ContainerId, caller: &Caller, limit: usize) 
         return Err(Error::not_found(format!(
             "the files of {} are gone: cowl has no container {id} in {} any more",
             caller.name,
-            store.root().display()
+            store.root().shown()
         ))
         .hint(format!("remove what is left: {}", quoted(&caller.config))));
     };
@@ -108,7 +109,7 @@ pub fn pre_start(store: &Store, id: ContainerId, caller: &Caller, limit: usize) 
             return Err(Error::failed(format!(
                 "{} would write to the files of {name}: its config is a copy ({})",
                 caller.name,
-                caller.config.display()
+                caller.config.shown()
             ))
             .hint(format!(
                 "remove it (lxc-destroy does no harm to {name}), then type: cowl clone {name} {}",
@@ -122,7 +123,7 @@ pub fn pre_start(store: &Store, id: ContainerId, caller: &Caller, limit: usize) 
         return Err(Error::busy(format!(
             "{} is mounted at {}",
             container.name(),
-            state.mountpoint.display()
+            state.mountpoint.shown()
         ))
         .hint(format!("unmount it: cowl umount {}", container.name())));
     }

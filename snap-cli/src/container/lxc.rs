@@ -27,6 +27,7 @@ use crate::store::disk;
 use crate::store::manifest::{ContainerId, ContainerManifest};
 use crate::store::name::{ContainerName, SnapshotName};
 use crate::store::outside::{Adopted, Lxc, Moving};
+use cowl_fs::shown::Show as _;
 
 /// The LXC container that a container is.
 pub fn of(link: &Lxc) -> host::Container {
@@ -256,7 +257,7 @@ impl Copy {
             return Err(Error::failed(format!(
                 "{} is an LXC container already: {}",
                 container.name(),
-                link.dir().display()
+                link.dir().shown()
             )));
         }
         if next.adopted.is_some() {
@@ -331,7 +332,7 @@ fn check_free(lxcpath: &Path, name: &ContainerName) -> Result<()> {
     if !disk::is_there(&dir)? {
         return Ok(());
     }
-    Err(Error::failed(format!("{} exists already", dir.display()))
+    Err(Error::failed(format!("{} exists already", dir.shown()))
         .hint("choose another name, or remove what is there"))
 }
 
@@ -351,7 +352,7 @@ pub(super) fn back(
         }
         return Err(Error::failed(format!(
             "{} is another LXC container's now",
-            link.dir().display()
+            link.dir().shown()
         ))
         .hint("move that one away first (lxc-copy -R)"));
     }

@@ -40,6 +40,7 @@ use crate::store::manifest::{ContainerId, ContainerManifest, SnapshotManifest, S
 use crate::store::name::{ContainerName, SnapshotName, nearest};
 use crate::store::record::Record;
 use crate::store::{Store, disk};
+use cowl_fs::shown::Show as _;
 use state::Mounted;
 
 /// How long a daemon that was unmounted may take to release its layers.
@@ -160,7 +161,7 @@ impl<'s> Container<'s> {
             Ok(None) => {
                 return Err(Error::damaged(format!(
                     "the change under way in {} is lost, and the mount writes to its layer",
-                    path.display()
+                    path.shown()
                 ))
                 .hint("save what is in the mount before anything else"));
             }

@@ -14,6 +14,7 @@ use crate::host::{reach, users};
 use crate::store::Store;
 use crate::store::lock::Lock;
 use crate::store::manifest::Ephemeral;
+use cowl_fs::shown::Show as _;
 
 /// A log longer than this is put aside.
 pub const LOG_LIMIT: u64 = 1 << 20;
@@ -117,7 +118,7 @@ impl Container<'_> {
             if asked != state.mountpoint {
                 return Err(Error::busy(format!(
                     "{name} is mounted at {} already",
-                    state.mountpoint.display()
+                    state.mountpoint.shown()
                 ))
                 .hint(format!("unmount it there first: cowl umount {name}")));
             }
@@ -223,7 +224,7 @@ impl Container<'_> {
                 let name = self.name();
                 return Err(Error::busy(format!(
                     "{name} is not mounted at {} here, but its daemon (pid {}) still serves it in another mount namespace",
-                    state.mountpoint.display(),
+                    state.mountpoint.shown(),
                     state.pid
                 ))
                 .hint(format!(
@@ -299,7 +300,7 @@ impl Container<'_> {
             log::warn!("{died}; its mount is gone");
             return Ok(());
         }
-        let place = state.mountpoint.display();
+        let place = state.mountpoint.shown();
         match self.start_or_forget(&state) {
             Ok(()) => {
                 log::warn!("{died}: mounted anew at {place}");
@@ -363,14 +364,14 @@ pub(super) fn own_place(at: &Path, store: &Path) -> Result<PathBuf> {
     let refused = |why: &str| {
         Err(Error::failed(format!(
             "cannot mount at {}: {why}",
-            at.display()
+            at.shown()
         )))
     };
     let place = match at.canonicalize() {
         Ok(place) => place,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(
-                Error::failed(format!("the mount point {} does not exist", at.display()))
+                Error::failed(format!("the mount point {} does not exist", at.shown()))
                     .hint(format!("make it first: mkdir -p {}", users::quoted(at))),
             );
         }
@@ -401,7 +402,7 @@ pub(super) fn check_empty(place: &Path) -> Result<()> {
             let name = entry.map_err(at)?.file_name();
             Err(Error::failed(format!(
                 "the mount point {} is not empty: it holds {}",
-                place.display(),
+                place.shown(),
                 name.as_bytes().escape_ascii()
             ))
             .hint("name an empty folder: what lies in it would be hidden"))
@@ -442,7 +443,7 @@ fn failure(said: &str, log: &Path) -> Error {
         };
     }
     Error::failed("the daemon ended before the mount was there")
-        .hint(format!("its log says why: {}", log.display()))
+        .hint(format!("its log says why: {}", log.shown()))
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use crate::store::manifest::{ContainerId, ContainerManifest, LayerId};
 use crate::store::name::ContainerName;
 use crate::store::outside::{Adopted, Lxc, Moving};
 use crate::store::{Store, disk};
+use cowl_fs::shown::Show as _;
 
 /// The mode of a config that was not there before.
 const CONFIG_MODE: u32 = 0o640;
@@ -278,7 +279,7 @@ pub(super) fn released(container: Container<'_>, alone: Option<Lock>) -> Result<
 
 fn move_out(tree: &Path, to: &Path, name: &str) -> Result<()> {
     std::fs::rename(tree, to).map_err(|error| {
-        let what = format!("cannot move {} back to {}", tree.display(), to.display());
+        let what = format!("cannot move {} back to {}", tree.shown(), to.shown());
         let hint = match error.kind() {
             ErrorKind::DirectoryNotEmpty => {
                 format!("something was put there: move it away, then type: cowl release {name}")
@@ -300,7 +301,7 @@ fn config_back(link: &Lxc, id: &str) -> Result<Option<String>> {
     if !disk::is_there(&path)? {
         return Ok(Some(format!(
             "{} is gone, and was not made anew",
-            path.display()
+            path.shown()
         )));
     }
     let now = lxc::read_config(link)?;
@@ -318,7 +319,7 @@ fn config_back(link: &Lxc, id: &str) -> Result<Option<String>> {
     files::replace(&path, &back, CONFIG_MODE)?;
     Ok(Some(format!(
         "{} was changed meanwhile: only cowl's lines were taken out of it",
-        path.display()
+        path.shown()
     )))
 }
 
@@ -406,4 +407,38 @@ pub(super) fn foreign(folder: &Path) -> Result<Option<String>> {
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tests::session;
+
+    #[test]
+    fn an_operation_that_cannot_be_completed_affects_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
+        let id = |digit: char| {
+            let text = "00000000-0000-4000-8000-000000000000".replace('0', &digit.to_string());
+            ContainerId::parse(&text).unwrap()
+        };
+        let leftover = |rootfs: PathBuf| Leftover {
+            adopted: Some(Adopted {
+                rootfs,
+                inode: 0,
+                extra: serde_json::Map::new(),
+            }),
+            lxc: None,
+        };
+        // A name that is longer than any may be cannot be inspected.
+        mark(&store, id('1'), &leftover(dir.path().join("x".repeat(300)))).unwrap();
+        let rootfs = dir.path().join("rootfs");
+        std::fs::create_dir(&rootfs).unwrap();
+        std::fs::write(rootfs.join(README), "").unwrap();
+        mark(&store, id('2'), &leftover(rootfs.clone())).unwrap();
+        finish_all(&store).unwrap();
+        assert!(!disk::is_there(&rootfs).unwrap());
+        let left = disk::names(&store.root().join(SIGNS)).unwrap();
+        assert_eq!(left, [id('1').to_string()]);
+    }
 }

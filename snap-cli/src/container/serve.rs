@@ -15,6 +15,7 @@ use crate::store::Store;
 use crate::store::disk::Filesystem;
 use crate::store::lock::{Lock, Mode};
 use crate::store::manifest::ContainerId;
+use cowl_fs::shown::Show as _;
 
 /// Cuts the process off from the shell that started it: descriptors that it left open, its session, its
 /// working directory.
@@ -62,7 +63,9 @@ pub fn serve(store: &Store, id: ContainerId, place: &Path, how: How) -> Result<(
     let served = serve_locked(store, id, place, daemon, how);
     alive.remove()?;
     served?;
-    ephemeral::after_serving(store, id)
+    ephemeral::after_serving(store, id)?;
+    // The thread that did so ends with the session. Nobody waits for this process any more.
+    durability::make_durable(store, id, &durability::filesystem(store)?)
 }
 
 fn serve_locked(
@@ -105,7 +108,7 @@ fn serve_locked(
         replacing: false,
         device: None,
     };
-    log::info!("mounting {} at {}", manifest.name, place.display());
+    log::info!("mounting {} at {}", manifest.name, place.shown());
     cowl_fs::serve(config, |device| {
         state.device = Some(device);
         // Without the state the next command would not find the mount; it serves all the same.
@@ -121,14 +124,12 @@ fn serve_locked(
     let left = state::read(store, id)?;
     if left.is_some_and(|left| left.daemon == daemon && !left.replacing) {
         state::remove(store, id)?;
-        durability::make_durable_patiently(store, id, &durability::filesystem(store)?);
     }
     log::info!("{} was unmounted", manifest.name);
     Ok(())
 }
 
-/// Starts the thread that makes the container's states durable. It ends with the process: what it has not
-/// done by then, the command that unmounts does.
+/// Starts the thread that makes the container's states durable. It ends with the process.
 fn settle_in_background(
     store: &Store,
     id: ContainerId,

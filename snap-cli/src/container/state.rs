@@ -5,6 +5,7 @@
 //! State without a daemon therefore means that the daemon died. Each daemon has a lock of its own, because
 //! one that was unmounted may still be busy with dropping its caches when the next one serves already.
 
+use std::os::fd::AsFd as _;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,8 @@ use crate::host::users::{self, Device};
 use crate::store::manifest::ContainerId;
 use crate::store::run::STATE;
 use crate::store::{Store, disk};
+use cowl_fs::shown::Show as _;
+use cowl_fs::sys::dir;
 
 /// A path in JSON: text where it is text, else its bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,7 +97,9 @@ impl RunState {
         }
         // Begun for all files at once; the daemon then waits for one after the other.
         let at = |error: std::io::Error| Error::at("flush", &self.mountpoint, error);
-        let root = std::fs::File::open(&self.mountpoint).map_err(at)?;
+        // Whatever may have taken the mount's place: only a directory is opened.
+        let root = dir::open_root(&self.mountpoint).and_then(|root| dir::reopen_dir(root.as_fd()));
+        let root = root.map_err(|error| at(error.errno().into()))?;
         rustix::fs::syncfs(root).map_err(|error| at(error.into()))?;
         client.flush().map_err(|error| super::daemon::told(&error))
     }
@@ -154,7 +159,7 @@ pub fn read(store: &Store, id: ContainerId) -> Result<Option<RunState>> {
         Ok(bytes) => match serde_json::from_slice(&bytes) {
             Ok(state) => Ok(Some(state)),
             Err(error) => {
-                log::warn!("{}: {error}; removed", path.display());
+                log::warn!("{}: {error}; removed", path.shown());
                 disk::remove_if_there(&path)?;
                 Ok(None)
             }

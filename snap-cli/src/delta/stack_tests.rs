@@ -1,6 +1,7 @@
 //! Tests of flatten on stacks of layers that kernel overlayfs itself wrote, and on
 //! layers whose marks are made by hand.
 
+use cowl_fs::shown::Show as _;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -35,7 +36,7 @@ impl Mount {
             lowers.join(":")
         );
         if let (Some(upper), Some(work)) = (upper, work) {
-            options += &format!(",upperdir={},workdir={}", upper.display(), work.display());
+            options += &format!(",upperdir={},workdir={}", upper.shown(), work.shown());
         } else {
             options = options.replace("redirect_dir=on", "redirect_dir=follow");
         }

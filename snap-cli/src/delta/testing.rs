@@ -1,5 +1,6 @@
 //! For tests: a tree with one of everything, and a comparer that shares no code with what is tested.
 
+use cowl_fs::shown::Show as _;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
@@ -187,8 +188,8 @@ pub(crate) fn describe(root: &Path) -> BTreeMap<String, String> {
     for path in paths {
         let full = root.join(path_of(&path));
         let name = path.escape_ascii().to_string();
-        let meta = fs::symlink_metadata(&full)
-            .unwrap_or_else(|error| panic!("{}: {error}", full.display()));
+        let meta =
+            fs::symlink_metadata(&full).unwrap_or_else(|error| panic!("{}: {error}", full.shown()));
         let kind = meta.file_type();
         let mut line = format!(
             "{:o} {}:{} {}.{:09}",
@@ -205,8 +206,7 @@ pub(crate) fn describe(root: &Path) -> BTreeMap<String, String> {
             line += &format!(" -> {:?}", fs::read_link(&full).unwrap());
         }
         if kind.is_file() {
-            let data =
-                fs::read(&full).unwrap_or_else(|error| panic!("{}: {error}", full.display()));
+            let data = fs::read(&full).unwrap_or_else(|error| panic!("{}: {error}", full.shown()));
             let sum = data
                 .iter()
                 .fold(0_u64, |h, &b| h.wrapping_mul(1_000_003) ^ u64::from(b));

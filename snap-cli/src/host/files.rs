@@ -226,3 +226,89 @@ pub fn copy_new(from: &Path, to: &Path) -> Result<()> {
     };
     copy().map_err(|error| Error::at("copy", from, error))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn only_regular_files_are_read_and_only_so_much_of_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("file"), "text").unwrap();
+        symlink("file", at("link")).unwrap();
+        symlink(dir.path(), at("up")).unwrap();
+        symlink("round", at("round")).unwrap();
+        symlink("absent", at("dangling")).unwrap();
+        for name in ["file", "link", "up/up/link", "up/./file"] {
+            assert_eq!(read(&at(name)).unwrap(), b"text", "{name}");
+        }
+        assert_eq!(read_opt(&at("absent")).unwrap(), None);
+        assert_eq!(read_opt(&at("dangling")).unwrap(), None);
+        assert!(
+            read(&at("absent"))
+                .unwrap_err()
+                .to_string()
+                .contains("absent")
+        );
+        assert!(read(&at("round")).is_err());
+        let opened = dir::open_root(dir.path()).unwrap();
+        node::mknod(opened.as_fd(), b"fifo", FileKind::Fifo, 0o600, 0).unwrap();
+        for (path, why) in [
+            (at("fifo"), "not a regular file"),
+            (Path::new("/dev/null").to_owned(), "not a regular file"),
+            (dir.path().to_owned(), "directory"),
+        ] {
+            let error = read_opt(&path).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+            assert!(replace(&path, b"x", 0o600).is_err());
+        }
+        File::create(at("long"))
+            .unwrap()
+            .set_len(LIMIT + 1)
+            .unwrap();
+        assert!(
+            read(&at("long"))
+                .unwrap_err()
+                .to_string()
+                .contains("longer")
+        );
+    }
+
+    #[test]
+    fn what_is_replaced_keeps_its_mode_and_a_link_stays_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("file"), "old").unwrap();
+        std::fs::set_permissions(at("file"), Permissions::from_mode(0o604)).unwrap();
+        symlink("file", at("link")).unwrap();
+        // What a killed command left does not hold it up, not even a link.
+        symlink("/nowhere", at(".file.cowl")).unwrap();
+        replace(&at("link"), b"new", 0o640).unwrap();
+        assert!(at("link").is_symlink());
+        assert_eq!(std::fs::read(at("file")).unwrap(), b"new");
+        assert_eq!(mode(&at("file")), 0o604);
+        replace(&at("made"), b"made", 0o640).unwrap();
+        assert_eq!(mode(&at("made")), 0o640);
+        replace_name(&at("link"), b"own", 0o644).unwrap();
+        assert!(!at("link").is_symlink());
+        assert_eq!(std::fs::read(at("file")).unwrap(), b"new");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
+
+        symlink("file", at("again")).unwrap();
+        copy_new(&at("file"), &at("copy")).unwrap();
+        assert_eq!(mode(&at("copy")), 0o604);
+        assert!(copy_new(&at("file"), &at("copy")).is_err(), "it is there");
+        assert!(
+            copy_new(&at("again"), &at("other")).is_err(),
+            "a link is not followed"
+        );
+        assert_eq!(read_opt(&at("other")).unwrap(), None);
+    }
+}

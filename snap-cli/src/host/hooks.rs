@@ -18,6 +18,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
+use cowl_fs::shown::Show as _;
 
 /// Set for every script: cowl, called by one, runs none.
 pub const INSIDE: &str = "COWL_IN_HOOK";
@@ -128,7 +129,7 @@ fn tell_failure(told: Result<()>) {
 /// Runs the scripts of one folder; `ran` counts those that were begun.
 fn run_all(hooks: &Hooks, when: &str, facts: &Facts, ran: &mut usize) -> Result<()> {
     for script in scripts(&hooks.dir.join(format!("{when}.d")))? {
-        log::info!("running {}", script.display());
+        log::info!("running {}", script.shown());
         *ran += 1;
         run(&script, when, facts, hooks.timeout)?;
     }
@@ -168,7 +169,7 @@ fn check_owner(path: &Path, meta: &std::fs::Metadata) -> Result<()> {
     let own = rustix::process::geteuid().as_raw();
     let foreign = meta.uid() != 0 && meta.uid() != own;
     if foreign || meta.permissions().mode() & 0o022 != 0 {
-        let path = path.display();
+        let path = path.shown();
         return Err(
             Error::failed(format!("the hook {path} may be written by others"))
                 .hint(format!("chown root {path}; chmod 755 {path}")),
@@ -198,7 +199,7 @@ fn run(script: &Path, when: &str, facts: &Facts, timeout: Duration) -> Result<()
     let signals = Signals::block()?;
     let ended = watch(&mut child, &signals, timeout).map_err(at)?;
     drop(signals);
-    let script = script.display();
+    let script = script.shown();
     match ended {
         Ended::By(status) if status.success() => Ok(()),
         Ended::By(status) => {
@@ -402,7 +403,7 @@ mod tests {
     fn a_script_that_takes_too_long_is_ended_with_its_children() {
         let dir = tempfile::tempdir().unwrap();
         let pid = dir.path().join("pid");
-        let text = format!("sleep 1000 & echo $! > {}; wait", pid.display());
+        let text = format!("sleep 1000 & echo $! > {}; wait", pid.shown());
         let script = script(dir.path(), "pre-rm", "slow", &text);
         let late = run(
             &script,

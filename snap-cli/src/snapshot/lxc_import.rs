@@ -24,6 +24,7 @@ use crate::store::manifest::{
 use crate::store::name::SnapshotName;
 use crate::store::record::Record;
 use crate::store::{Store, disk};
+use cowl_fs::shown::Show as _;
 
 /// Where a snapshot's `extra` says which folder of LXC's it was.
 const FROM: &str = "lxc_tree";
@@ -124,7 +125,7 @@ fn fill(
     if measure(path)?.looks != before {
         return Err(Error::failed(format!(
             "{} changed while it was copied; nothing was changed",
-            path.display()
+            path.shown()
         ))
         .hint("try again when nobody writes to it"));
     }

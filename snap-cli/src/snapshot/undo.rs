@@ -26,6 +26,7 @@ use crate::host::users::quoted;
 use crate::store::layers::Making;
 use crate::store::manifest::{ContainerManifest, LayerId, SnapshotId, SnapshotKind, SnapshotRef};
 use crate::store::name::SnapshotName;
+use cowl_fs::shown::Show as _;
 
 /// What is to be taken back.
 #[derive(Debug)]
@@ -99,7 +100,7 @@ fn refuse_inner_mounts(container: &Container<'_>, run: &RunState, scope: &Scope)
             return Err(Error::busy(format!(
                 "something else is mounted in {}, at {}",
                 container.name(),
-                mount.at.display()
+                mount.at.shown()
             ))
             .hint(format!(
                 "unmount it first (umount {}), then type: {}",

@@ -8,6 +8,7 @@ use super::manifest::{ContainerId, ContainerManifest};
 use super::record::Record;
 use super::{Store, disk};
 use crate::error::{Error, Result};
+use cowl_fs::shown::Show as _;
 
 /// A destroyed container.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +76,7 @@ impl Store {
             }
             Err(error) => Err(Error::at("look at", &deleted.dir, error)),
             Ok(_) => Err(
-                Error::damaged(format!("the file {} is missing", path.display())).hint(
+                Error::damaged(format!("the file {} is missing", path.shown())).hint(
                     "if nobody wants that container back, `cowl gc --empty-trash` takes it away",
                 ),
             ),

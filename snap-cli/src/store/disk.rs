@@ -11,6 +11,7 @@ use super::manifest::ContainerManifest;
 use super::name::ContainerName;
 use super::record::{Body, Record, RecordError};
 use crate::error::{Error, Kind, Result};
+use cowl_fs::shown::Show as _;
 
 /// What ends the names of files that are being written.
 pub const TEMPORARY: &str = ".tmp";
@@ -94,17 +95,13 @@ pub fn read_name(path: &Path) -> Result<Option<ContainerName>> {
 
 /// The complaint about a record that must be there.
 pub fn missing<T: Body>(path: &Path) -> Error {
-    Error::damaged(format!(
-        "the {} file {} is missing",
-        T::WHAT,
-        path.display()
-    ))
-    .hint("bring it back from a backup; nothing was changed")
+    Error::damaged(format!("the {} file {} is missing", T::WHAT, path.shown()))
+        .hint("bring it back from a backup; nothing was changed")
 }
 
 fn refused<T: Body>(path: &Path, error: RecordError) -> Error {
     let newer = matches!(error, RecordError::Newer { .. });
-    let what = format!("cannot use the {} file {}", T::WHAT, path.display());
+    let what = format!("cannot use the {} file {}", T::WHAT, path.shown());
     if newer {
         Error::new(Kind::Failed, what)
             .because(error)
@@ -183,7 +180,7 @@ pub struct Filesystem {
 impl Filesystem {
     /// Opens the file system that holds `path`.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|error| Error::at("open", path, error))?;
+        let file = open(path).map_err(|error| Error::at("open", path, error))?;
         Ok(Self {
             file,
             path: path.to_path_buf(),
@@ -221,12 +218,7 @@ pub fn sync_parent(path: &Path) -> Result<()> {
 /// Moves a file or folder within the store and puts that on the disk.
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
     std::fs::rename(from, to).map_err(|error| {
-        Error::failed(format!(
-            "cannot move {} to {}",
-            from.display(),
-            to.display()
-        ))
-        .because(error)
+        Error::failed(format!("cannot move {} to {}", from.shown(), to.shown())).because(error)
     })?;
     sync_parent(to)?;
     if from.parent() != to.parent() {
@@ -274,7 +266,7 @@ pub fn is_dir(path: &Path) -> Result<bool> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => Ok(true),
         Ok(_) => Err(
-            Error::damaged(format!("{} is not a directory", path.display()))
+            Error::damaged(format!("{} is not a directory", path.shown()))
                 .hint("bring it back from a backup; nothing was changed"),
         ),
         Err(error) if is_absent(&error) => Ok(false),
@@ -302,7 +294,7 @@ pub fn names(path: &Path) -> Result<Vec<String>> {
 
 fn beside(path: &Path, ending: &str) -> Result<PathBuf> {
     let Some(name) = path.file_name() else {
-        return Err(Error::failed(format!("{} names no file", path.display())));
+        return Err(Error::failed(format!("{} names no file", path.shown())));
     };
     let mut name = name.to_owned();
     name.push(".");

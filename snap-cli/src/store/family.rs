@@ -15,6 +15,7 @@ use super::name::ContainerName;
 use super::record::{Body, Record};
 use super::{LOCK, Named, Session, Store, disk, names_below, no_container};
 use crate::error::{Error, Kind, Result};
+use cowl_fs::shown::Show as _;
 
 /// `stores.json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,14 +72,14 @@ impl Store {
                 }),
                 Ok(_) => log::warn!(
                     "at {} is another store than the one that is expected there",
-                    entry.path.display()
+                    entry.path.shown()
                 ),
                 Err(error) if error.kind == Kind::NotFound => log::warn!(
                     "the store {} can't be reached: is its disk mounted?",
-                    entry.path.display()
+                    entry.path.shown()
                 ),
                 // What is wrong with one store is no reason to keep anybody from the others.
-                Err(error) => log::warn!("the store {} is left out: {error}", entry.path.display()),
+                Err(error) => log::warn!("the store {} is left out: {error}", entry.path.shown()),
             }
         }
         Ok(stores)
@@ -104,8 +105,8 @@ impl Store {
             (Some(store), None, _) => Ok(store),
             (Some(one), Some(other), _) => Err(Error::failed(format!(
                 "two stores have a container named {name}: {} and {}",
-                other.root.display(),
-                one.root.display()
+                other.root.shown(),
+                one.root.shown()
             ))
             .hint("name one of them with --store, and rename the container there")),
             (None, _, Some(error)) => Err(error),

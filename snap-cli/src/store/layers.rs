@@ -19,6 +19,7 @@ use super::manifest::{ContainerId, LayerId, LayerKind, LayerManifest, Measured};
 use super::record::Record;
 use super::{Store, disk};
 use crate::error::{Error, Result};
+use cowl_fs::shown::Show as _;
 
 /// What ends up in `locks` while something is being made.
 pub(super) const NOTE: &str = "making-";
@@ -207,7 +208,7 @@ fn private_dir(path: &Path) -> Result<()> {
 pub fn remove_tree(path: &Path) -> Result<()> {
     use std::os::unix::ffi::OsStrExt as _;
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(Error::failed(format!("{} names no folder", path.display())));
+        return Err(Error::failed(format!("{} names no folder", path.shown())));
     };
     let dir = match sys::dir::open_root(parent) {
         Ok(dir) => dir,
@@ -283,11 +284,10 @@ impl Store {
                 let tree = self.layer_tree(*id);
                 match disk::is_dir(&tree)? {
                     true => Ok(tree),
-                    false => Err(Error::damaged(format!(
-                        "the layer {} is missing",
-                        tree.display()
-                    ))
-                    .hint("bring it back from a backup; nothing was changed")),
+                    false => Err(
+                        Error::damaged(format!("the layer {} is missing", tree.shown()))
+                            .hint("bring it back from a backup; nothing was changed"),
+                    ),
                 }
             })
             .collect()
@@ -450,11 +450,7 @@ impl Store {
         let size = size.map_err(|error| {
             let error = Error::from(error);
             Error {
-                what: format!(
-                    "cannot measure the layer {}: {}",
-                    tree.display(),
-                    error.what
-                ),
+                what: format!("cannot measure the layer {}: {}", tree.shown(), error.what),
                 ..error
             }
         })?;

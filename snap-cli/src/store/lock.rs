@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::disk;
 use crate::error::{Error, Result};
+use cowl_fs::shown::Show as _;
 
 /// How a lock is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +63,7 @@ impl Lock {
             // Who holds the lock is told to others as a courtesy; on a full disk, where something must
             // still be removed to free space, it is held all the same.
             if let Err(error) = written {
-                log::debug!("cannot note who holds {}: {error}", path.display());
+                log::debug!("cannot note who holds {}: {error}", path.shown());
             }
         }
         Ok(Some(lock))
@@ -140,6 +141,16 @@ impl Lock {
             Ok(()) => Ok(false),
             Err(Errno::WOULDBLOCK) => Ok(true),
             Err(error) => Err(Error::at("look at the lock", path, error)),
+        }
+    }
+
+    /// Whether a process holds the lock at `path` in any mode.
+    pub fn is_used(path: &Path) -> Result<bool> {
+        let file = File::open(path).map_err(|e| Error::at("inspect the lock", path, e))?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(false),
+            Err(Errno::WOULDBLOCK) => Ok(true),
+            Err(error) => Err(Error::at("inspect the lock", path, error)),
         }
     }
 

@@ -49,6 +49,7 @@ use uuid::Uuid;
 
 use crate::error::{Error, Kind, Result};
 use cowl_fs::config::{Awake, Coherence, Passthrough};
+use cowl_fs::shown::Show as _;
 use lock::{Lock, Mode};
 use manifest::{
     ContainerId, ContainerManifest, LayerId, Marks, SnapshotId, SnapshotManifest, StoreManifest,
@@ -151,7 +152,7 @@ impl Store {
         let file = root.join("store.json");
         let Some(record) = disk::read_opt::<StoreManifest>(&file)? else {
             return Err(
-                Error::not_found(format!("there is no store at {}", root.display()))
+                Error::not_found(format!("there is no store at {}", root.shown()))
                     .hint("`cowl create` makes one; name another with --store or COWL_STORE"),
             );
         };
@@ -211,7 +212,7 @@ impl Store {
         if let Some(name) = disk::names(root)?.iter().find(|name| !ours(name)) {
             return Err(Error::usage(format!(
                 "{} is no store, and not empty: it holds {}",
-                root.display(),
+                root.shown(),
                 name.escape_default()
             ))
             .hint("name an empty folder, or a new one, with --store or COWL_STORE"));

@@ -13,16 +13,22 @@ use std::fs::{DirBuilder, File};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use uuid::Uuid;
 
 use super::layers::remove_tree;
+use super::lock::Lock;
 use super::manifest::ContainerId;
 use super::{Store, disk};
 use crate::error::{Error, Result};
+use cowl_fs::shown::Show as _;
 
 /// The file whose presence means that a mount's run-time files are in use.
 pub const STATE: &str = "state.json";
+
+/// The link from a volatile directory to its store.
+const STORE: &str = "store";
 
 /// As much as the files of a mount take at least: tried before a directory is chosen.
 const PROBE: usize = 16 * 1024;
@@ -163,7 +169,7 @@ impl RunPlaces {
         if rustix::process::geteuid().as_raw() != self.owner {
             return Err(Error::failed(format!(
                 "{} belongs to another user",
-                place.base.display()
+                place.base.shown()
             )));
         }
         for dir in place.dir.parent().into_iter().chain([place.dir.as_path()]) {
@@ -172,13 +178,36 @@ impl RunPlaces {
         if !self.is_private(place) {
             return Err(Error::failed(format!(
                 "{} is not used for run-time files: it must be a directory that belongs to uid {} alone",
-                place.dir.display(),
+                place.dir.shown(),
                 self.owner
             )));
         }
         let dir = place.dir.join(name);
         make_private(&dir)?;
-        usable(dir)
+        let dir = usable(dir)?;
+        self.note_store(place)?;
+        Ok(dir)
+    }
+
+    /// Notes which store a directory belongs to, and removes those of stores that are gone.
+    fn note_store(&self, place: &Volatile) -> Result<()> {
+        let link = place.dir.join(STORE);
+        let root = self.own.parent().unwrap_or(&self.own);
+        match std::os::unix::fs::symlink(root, &link) {
+            Ok(()) => {}
+            // It says where the store was once; only where it is not there any more does that count.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
+            Err(error) => return Err(Error::at("make the link", &link, error)),
+        }
+        for name in disk::names(&place.base.join("cowl"))? {
+            let dir = place.base.join("cowl").join(name);
+            if dir != place.dir
+                && let Err(error) = remove_stale(&dir)
+            {
+                log::debug!("{error}");
+            }
+        }
+        Ok(())
     }
 
     /// Removes directories of the container that would be found before `chosen` and could not be used. They
@@ -191,7 +220,7 @@ impl RunPlaces {
             if disk::names(&dir)?.iter().any(|name| name.ends_with(".ro")) {
                 return Err(Error::failed(format!(
                     "{} cannot be written, and mounts of snapshots use it",
-                    dir.display()
+                    dir.shown()
                 ))
                 .hint("unmount them first, or make room there"));
             }
@@ -199,6 +228,39 @@ impl RunPlaces {
         }
         Ok(())
     }
+}
+
+/// Removes a store's directory if the store is gone, no daemon and no command uses it, and it did not change for
+/// an hour: the store may be visible in another mount namespace only.
+fn remove_stale(dir: &Path) -> Result<()> {
+    const QUIET: Duration = Duration::from_secs(3600);
+    let at = |error| Error::at("inspect", dir, error);
+    // Without the link it was made by an earlier version.
+    let Ok(root) = std::fs::read_link(dir.join(STORE)) else {
+        return Ok(());
+    };
+    let is_its_own = std::fs::metadata(&root).is_ok_and(|meta| {
+        let name = dir.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name.ends_with(&format!("-{:x}-{:x}", meta.dev(), meta.ino())))
+    });
+    if is_its_own {
+        return Ok(());
+    }
+    let mut todo = vec![dir.to_path_buf()];
+    while let Some(next) = todo.pop() {
+        let meta = std::fs::symlink_metadata(&next).map_err(at)?;
+        let age = meta.modified().map_err(at)?.elapsed().unwrap_or_default();
+        if age < QUIET {
+            return Ok(());
+        }
+        if meta.is_dir() {
+            let names = disk::names(&next)?;
+            todo.extend(names.iter().map(|name| next.join(name)));
+        } else if meta.is_file() && Lock::is_used(&next)? {
+            return Ok(());
+        }
+    }
+    remove_tree(dir)
 }
 
 fn is_private_dir(meta: &std::fs::Metadata, owner: u32) -> bool {
@@ -259,6 +321,7 @@ impl Store {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use super::super::lock::Mode;
     use super::*;
 
     fn places(root: &Path, base: &Path) -> RunPlaces {
@@ -360,6 +423,58 @@ mod tests {
                 Err(_) => {}
             }
         }
+    }
+
+    #[test]
+    fn what_stores_that_are_gone_left_is_removed() {
+        let Ground { store, base, _dir } = ground();
+        let gone = ground();
+        let old = places(&gone.store, &base);
+        let mut old_place = old.volatile[0].clone();
+        old_place.dir = base.join("cowl/0-1-2");
+        let id = ContainerId::fresh().to_string();
+        let run = old.make_in(&old_place, &id).unwrap();
+        let (log, lock) = (run.join("log"), run.join("x.lock"));
+        std::fs::write(&log, "x").unwrap();
+        let held = Lock::take(&lock, Mode::Exclusive, "test", Duration::ZERO).unwrap();
+        let dirs = [old_place.dir.clone(), run.clone()];
+        let age = |seconds: u64| {
+            let then = std::time::SystemTime::now() - Duration::from_secs(seconds);
+            for path in dirs.iter().chain([&log, &lock]) {
+                File::open(path).unwrap().set_modified(then).unwrap();
+            }
+            let now = rustix::fs::Timespec {
+                tv_sec: then
+                    .duration_since(std::time::UNIX_EPOCH)
+                    .unwrap()
+                    .as_secs() as i64,
+                tv_nsec: 0,
+            };
+            let times = rustix::fs::Timestamps {
+                last_access: now,
+                last_modification: now,
+            };
+            let (link, flags) = (dirs[0].join(STORE), rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
+            rustix::fs::utimensat(rustix::fs::CWD, link, &times, flags).unwrap();
+        };
+        drop(gone);
+        let new = places(&store, &base);
+        let sweep = || {
+            let place = &new.volatile[0];
+            disk::remove_if_there(&place.dir.join(STORE)).unwrap();
+            new.make_in(place, &id).unwrap();
+        };
+        age(10);
+        sweep();
+        assert!(log.is_file(), "it changed a moment ago");
+        age(7200);
+        sweep();
+        assert!(log.is_file(), "a daemon holds its lock");
+        drop(held);
+        age(7200);
+        sweep();
+        assert!(!dirs[0].is_dir());
+        assert!(new.volatile[0].dir.is_dir());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::layers::LayerSize;
 use super::manifest::{ContainerId, LayerId, LayerKind, Measured};
 use super::{Store, disk};
 use crate::error::{Error, Result};
+use cowl_fs::shown::Show as _;
 
 /// `cache/<id>.json`: for each layer its kind, bytes, names and inodes.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -42,7 +43,7 @@ impl<'s> Sizes<'s> {
             Ok(file) if file.format == FORMAT => file,
             Ok(_) => File::default(),
             Err(error) => {
-                log::debug!("{}: {error}", path.display());
+                log::debug!("{}: {error}", path.shown());
                 File::default()
             }
         };

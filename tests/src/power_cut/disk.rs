@@ -130,6 +130,7 @@ impl Log {
 #[derive(Debug)]
 pub struct Disk {
     image: PathBuf,
+    place: PathBuf,
     device: String,
     log: Arc<Log>,
     session: Option<fuser::BackgroundSession>,
@@ -165,6 +166,7 @@ impl Disk {
         let device = crate::command::run("losetup", args).ok().out();
         Disk {
             image,
+            place,
             device,
             log,
             session: Some(session),
@@ -194,9 +196,10 @@ impl Disk {
     pub fn unplug(mut self) {
         self.log.watching.store(false, Ordering::SeqCst);
         crate::command::run("losetup", ["--detach", &self.device]).ok();
-        if let Some(session) = self.session.take() {
-            session.umount_and_join().expect("unmounting the disk");
-        }
+        // Another test's mount namespace may hold a copy for a moment.
+        crate::mount::unmount_free(&self.place);
+        // Its threads end with the mount.
+        drop(self.session.take());
     }
 }
 

@@ -208,6 +208,14 @@ impl After {
     fn shown(&self, wrong: &mut Vec<String>) -> Option<HashMap<String, Shown>> {
         let mut shown = HashMap::new();
         let listed = self.must(&["list", "--format", "{name}"], wrong)?;
+        // A change that was cut off is completed by the next command on its container: a rename, say.
+        for name in listed.out().lines() {
+            let settled = self.cowl(["show", name]);
+            if settled.code != 0 && settled.code != 3 {
+                wrong.push(settled.report());
+            }
+        }
+        let listed = self.must(&["list", "--format", "{name}"], wrong)?;
         for name in listed.out().lines() {
             let json = self.must(&["show", name, "--json"], wrong)?.json();
             let state = match json["state"].as_str() {

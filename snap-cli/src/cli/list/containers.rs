@@ -116,7 +116,7 @@ fn show(args: &Args, rows: &[Row], template: Option<&Template>) -> Result<()> {
     if let Some(template) = template {
         return rows
             .iter()
-            .try_for_each(|row| output::line(template.fill(&row.as_json())?.as_bytes()));
+            .try_for_each(|row| output::text(&template.fill(&row.as_json())?));
     }
     if args.json {
         let list: Vec<Value> = rows.iter().map(Row::as_json).collect();

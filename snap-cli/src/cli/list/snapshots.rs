@@ -43,7 +43,7 @@ pub(super) fn print(
     if let Some(template) = template {
         return entries
             .iter()
-            .try_for_each(|entry| output::line(template.fill(&as_json(entry))?.as_bytes()));
+            .try_for_each(|entry| output::text(&template.fill(&as_json(entry))?));
     }
     if args.json {
         let list: Vec<Value> = entries.iter().map(as_json).collect();

@@ -9,6 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::store::manifest::ContainerManifest;
 use crate::store::name::ContainerName;
 use crate::store::{Store, disk};
+use cowl_fs::shown::Show as _;
 
 /// A container that cowl keeps.
 #[derive(Debug)]
@@ -82,7 +83,7 @@ impl Front<'_> {
         adopt(&store, &candidate, &name).map_err(|error| match store.find_id(&name) {
             Ok(_) => error.hint(format!(
                 "give this one another name in cowl: cowl adopt {name} -P {} --name OTHER",
-                self.container.lxcpath.display()
+                self.container.lxcpath.shown()
             )),
             Err(_) => error,
         })?;
@@ -90,7 +91,7 @@ impl Front<'_> {
         self.notes(candidate.notes.clone());
         self.said.note(&format!(
             "{name} is kept by cowl from now on, in the store {}; to take it back: cowl release {name}",
-            store.root().display()
+            store.root().shown()
         ));
         self.kept()?.ok_or_else(|| {
             Error::failed(format!("{name} went away a moment ago"))

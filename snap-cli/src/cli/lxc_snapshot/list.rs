@@ -130,18 +130,19 @@ pub(super) fn print(
         };
         printed = true;
         let name = output::shown(one.name().as_bytes());
-        let mut line = format!("{name} (").into_bytes();
-        line.extend_from_slice(front.shown_folder.as_os_str().as_bytes());
-        line.extend_from_slice(format!(") {time}").as_bytes());
-        output::line(&line)?;
+        let folder = output::shown(front.shown_folder.as_os_str().as_bytes());
+        output::line(&format!("{name} ({folder}) {time}"))?;
         if comments && !comment.is_empty() {
-            // As it is; but what comes next begins on a line of its own.
-            let end = comment.strip_suffix(b"\n").unwrap_or(&comment);
-            output::line(end)?;
+            // Line by line as it is; what comes next begins on a line of its own.
+            let comment = comment.strip_suffix(b"\n").unwrap_or(&comment);
+            match std::str::from_utf8(comment) {
+                Ok(text) => output::text(text)?,
+                Err(_) => output::line(&output::shown(comment))?,
+            }
         }
     }
     match printed {
         true => Ok(()),
-        false => output::line(b"No snapshots"),
+        false => output::line("No snapshots"),
     }
 }

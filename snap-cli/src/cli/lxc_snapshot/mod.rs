@@ -36,7 +36,7 @@ pub(super) fn main(args: &[OsString]) -> ExitCode {
     let parsed = match Args::try_parse_from(args) {
         Ok(parsed) => parsed,
         Err(error) => {
-            output::usage(&error);
+            output::usage(error);
             return ExitCode::FAILURE;
         }
     };
@@ -64,7 +64,7 @@ fn told(args: &Args) -> Option<Result<()>> {
     } else {
         return None;
     };
-    Some(output::line(text.trim_end().as_bytes()))
+    Some(output::text(text.trim_end()))
 }
 
 /// What every task gets.

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
 
+use cowl_fs::shown::{Allowed, plain};
+
 use super::super::output;
 use crate::error::{Error, Result};
 
@@ -39,6 +41,7 @@ impl Said {
         let Some(mut file) = self.file.as_ref() else {
             return;
         };
+        let text = plain(text, Allowed::default());
         let line = format!("{} lxc-snapshot {level} {text}\n", crate::store::now());
         if let Err(error) = file.write_all(line.as_bytes()) {
             log::warn!("cannot write the log: {error}");

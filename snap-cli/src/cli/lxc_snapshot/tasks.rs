@@ -18,6 +18,7 @@ use crate::snapshot::remove::{plan, remove};
 use crate::snapshot::restore::{clone, restore};
 use crate::snapshot::take::{Wish, take};
 use crate::snapshot::{Losses, resolve};
+use crate::store::Store;
 use crate::store::manifest::SnapshotRef;
 use crate::store::name::{Address, ContainerName};
 
@@ -78,7 +79,7 @@ impl Front<'_> {
                     container: kept.manifest.name.clone(),
                     snapshot: Some(found.name),
                 };
-                resolve(&kept.store, &source)?.refuse_loss(&kept.store, Losses::Refuse)?;
+                refuse_loss(&kept.store, &source)?;
                 let new = ContainerName::parse(new)?;
                 let notes = clone(&kept.store, &source, &new)?;
                 self.context.settle(&kept.store, &new);
@@ -137,7 +138,7 @@ impl Front<'_> {
             container: name.clone(),
             snapshot: Some(found.name.clone()),
         };
-        resolve(store, &target)?.refuse_loss(store, Losses::Refuse)?;
+        refuse_loss(store, &target)?;
         let to = Some(found.name.as_str());
         let done = self.context.hooked(Event::Restore, store, name, to, |_| {
             let mut container = Container::open(store, name)?;
@@ -199,4 +200,13 @@ impl Front<'_> {
                     .map_or(Ok(()), |refused| Err(refused.error()))
             })
     }
+}
+
+/// Refuses a snapshot of which a part may be lost: LXC's command line has no word for taking it as it is.
+fn refuse_loss(store: &Store, source: &Address) -> Result<()> {
+    let refused = resolve(store, source)?.refuse_loss(store, Losses::Refuse);
+    refused.map_err(|error| {
+        let hint = "inspect it (cowl mount, ls, diff); cowl restore and cowl clone take it as it is with --force";
+        error.hint(hint)
+    })
 }

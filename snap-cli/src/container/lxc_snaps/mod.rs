@@ -26,6 +26,7 @@ use crate::host::lxc_snaps::{self, GOING, Tree};
 use crate::store::disk;
 use crate::store::layers::remove_tree;
 use crate::store::name::nearest;
+use cowl_fs::shown::Show as _;
 
 /// An LXC container with its snapshots, alone: nobody else restores or removes here while this lives.
 #[derive(Debug)]
@@ -41,11 +42,11 @@ pub fn no_container(container: &Container) -> Error {
     Error::not_found(format!(
         "there is no LXC container named {} in {}",
         container.name,
-        container.lxcpath.display()
+        container.lxcpath.shown()
     ))
     .hint(format!(
         "lxc-ls -P {} shows those that there are",
-        container.lxcpath.display()
+        container.lxcpath.shown()
     ))
 }
 
@@ -158,7 +159,7 @@ fn lock_dir(dir: &Path, patience: Duration) -> Result<OwnedFd> {
             return Err(Error::busy(format!(
                 "waited {} s for another command that is at work in {}",
                 patience.as_secs(),
-                dir.display()
+                dir.shown()
             ))
             .hint("try again when it has ended"));
         }
@@ -170,7 +171,7 @@ fn lock_dir(dir: &Path, patience: Duration) -> Result<OwnedFd> {
 fn take_away(dir: &Path) -> Result<()> {
     lxc_snaps::forget_dependant(dir)?;
     let Some(out) = lxc_snaps::way_out(dir) else {
-        return Err(Error::failed(format!("{} names no folder", dir.display())));
+        return Err(Error::failed(format!("{} names no folder", dir.shown())));
     };
     // Under a name that tells what is left of it.
     disk::rename(dir, &out)?;
@@ -184,7 +185,7 @@ pub fn refuse_base(dir: &Path, name: &str) -> Result<()> {
         return Ok(());
     };
     let who = match first {
-        Dependant::Container(path, name) => path.join(name).display().to_string(),
+        Dependant::Container(path, name) => path.join(name).shown().to_string(),
         Dependant::Count(count) => format!("{count} containers"),
     };
     let more = match found.len() {
@@ -220,7 +221,7 @@ pub fn copy(from: &Rootfs, to: &Path, progress: OnProgress<'_>) -> Result<Vec<St
     {
         return Err(Error::failed(format!(
             "{} changed while it was copied; nothing else was changed",
-            path.display()
+            path.shown()
         ))
         .hint("try again when nobody writes to it"));
     }

@@ -25,6 +25,7 @@ use crate::host::lxc_snaps::layout::{self, Rootfs};
 use crate::host::{inside, mountinfo, users};
 use crate::store::disk;
 use crate::store::layers::remove_tree;
+use cowl_fs::shown::Show as _;
 
 /// What the names of folders that are being made begin with.
 const STAGING: &str = ".cowl-restore.";
@@ -97,7 +98,7 @@ impl Place {
         let (from, top) = self.what_changes(from)?;
         refuse_used(&here.name, &top)?;
         let Some(new) = staging(&top) else {
-            return Err(Error::failed(format!("{} names no folder", top.display())));
+            return Err(Error::failed(format!("{} names no folder", top.shown())));
         };
         let made = make_dir(&new)
             .and_then(|()| copy(&from, &new, progress))
@@ -158,7 +159,7 @@ impl Place {
         Ok(Some(format!(
             "its settings stay as they are; those of {} are in {}",
             tree.name.as_encoded_bytes().escape_ascii(),
-            tree.dir.join("config").display()
+            tree.dir.join("config").shown()
         )))
     }
 
@@ -177,7 +178,7 @@ impl Place {
         };
         let target = new.dir();
         let taken = || {
-            Error::failed(format!("{} exists already", target.display()))
+            Error::failed(format!("{} exists already", target.shown()))
                 .hint("nothing was changed; choose another name")
         };
         if disk::is_there(&target)? {

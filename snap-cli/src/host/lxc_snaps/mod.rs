@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use super::files::{self, read_opt};
 use super::lxc::Container;
 use crate::error::{Error, Result};
+use cowl_fs::shown::Show as _;
 use layout::{Dependant, Rootfs};
 
 /// The config of a snapshot that is being removed: without its config it is none any more, for LXC too.
@@ -124,7 +125,7 @@ impl Tree {
         let text = self.config()?;
         let foreign =
             |what: &str| {
-                Err(Error::failed(format!("{} can't be read: {what}", self.dir.display())).hint(
+                Err(Error::failed(format!("{} can't be read: {what}", self.dir.shown())).hint(
                 "LXC's own tools may know what to do with it: lxc-snapshot as LXC brings it",
             ))
             };
@@ -221,7 +222,7 @@ mod tests {
         let dir = folder.join(name);
         let rootfs = dir.join("rootfs");
         std::fs::create_dir_all(&rootfs).unwrap();
-        let config = format!("lxc.rootfs.path = dir:{}\n", rootfs.display());
+        let config = format!("lxc.rootfs.path = dir:{}\n", rootfs.shown());
         std::fs::write(dir.join("config"), config).unwrap();
         if let Some(time) = time {
             std::fs::write(dir.join("ts"), time).unwrap();
@@ -270,7 +271,7 @@ mod tests {
         let elsewhere = dir.path().join("elsewhere");
         std::fs::create_dir(&elsewhere).unwrap();
         for line in [
-            format!("lxc.rootfs.path = dir:{}\n", elsewhere.display()),
+            format!("lxc.rootfs.path = dir:{}\n", elsewhere.shown()),
             "lxc.rootfs.path = zfs:pool/c1\n".to_owned(),
             "lxc.rootfs.path = dir:/\n".to_owned(),
             "# nothing\n".to_owned(),
@@ -292,7 +293,7 @@ mod tests {
         let (_dir, container) = world();
         let snaps = container.dir().join("snaps");
         tree(&snaps, "snap0", None);
-        let lxcpath = container.lxcpath.display();
+        let lxcpath = container.lxcpath.shown();
         let list = format!("{lxcpath}/c1/snaps\nsnap0\n{lxcpath}\ngone\n");
         std::fs::write(container.dir().join("lxc_snapshots"), list).unwrap();
         let found = dependants(&container.dir()).unwrap();

@@ -1,0 +1,214 @@
+//! How names, paths and whole messages are written for people.
+//!
+//! A file name is any bytes: escape sequences that reprogram a terminal, line breaks that forge a line of
+//! output, and characters that reverse the order of what stands around them. [`Show`] writes a name so that it
+//! stays one piece of plain text, unambiguously. [`plain`] is for the writers of messages: whatever a message
+//! was made of (an error of a library, another program's words), it leaves no such character in it.
+
+use std::borrow::Cow;
+use std::ffi::OsStr;
+use std::fmt::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// A name or path, to be displayed; see [`Show::shown`].
+#[derive(Clone, Copy, Debug)]
+pub struct Shown<'a>(&'a [u8]);
+
+/// Names and paths that can be displayed.
+pub trait Show {
+    /// Displays as it is, but for control characters, those that change the direction of text or take no
+    /// space, backslashes, and bytes that are not UTF-8, which are escaped: `\n`, `\x1b`, `\u{202e}`, `\\`.
+    fn shown(&self) -> Shown<'_>;
+}
+
+impl Show for [u8] {
+    fn shown(&self) -> Shown<'_> {
+        Shown(self)
+    }
+}
+
+impl Show for str {
+    fn shown(&self) -> Shown<'_> {
+        Shown(self.as_bytes())
+    }
+}
+
+impl Show for OsStr {
+    fn shown(&self) -> Shown<'_> {
+        Shown(self.as_bytes())
+    }
+}
+
+impl Show for Path {
+    fn shown(&self) -> Shown<'_> {
+        self.as_os_str().shown()
+    }
+}
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for chunk in self.0.utf8_chunks() {
+            for c in chunk.valid().chars() {
+                match c {
+                    '\\' => f.write_str("\\\\")?,
+                    c if is_unsafe(c) => escape(f, c)?,
+                    c => f.write_char(c)?,
+                }
+            }
+            for byte in chunk.invalid() {
+                write!(f, "\\x{byte:02x}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a character does something else than to be seen.
+fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            // Directions: marks, embeddings and overrides, isolates.
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+            // Line and paragraph separators; spaces of no width; deprecated and invisible formatting.
+            | '\u{2028}' | '\u{2029}' | '\u{200b}' | '\u{2060}'..='\u{2065}' | '\u{206a}'..='\u{206f}'
+            | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+fn escape(out: &mut impl Write, c: char) -> fmt::Result {
+    match c {
+        '\n' => out.write_str("\\n"),
+        '\r' => out.write_str("\\r"),
+        '\t' => out.write_str("\\t"),
+        c if c.is_ascii() => write!(out, "\\x{:02x}", u32::from(c)),
+        c => write!(out, "\\u{{{:x}}}", u32::from(c)),
+    }
+}
+
+/// What besides visible characters may stand in a message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allowed {
+    /// Line breaks.
+    pub lines: bool,
+    /// The escape sequences that set colors and weights, for a message that was painted.
+    pub colors: bool,
+}
+
+/// The text of a message without characters that do something else than to be seen, tabs and what is allowed
+/// excepted: the last step before it is written.
+pub fn plain(text: &str, allowed: Allowed) -> Cow<'_, str> {
+    let stays = |c: char| c == '\t' || (c == '\n' && allowed.lines);
+    if !text.chars().any(|c| is_unsafe(c) && !stays(c)) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let color = if allowed.colors { color(rest) } else { None };
+        let piece = color.unwrap_or_else(|| rest.get(..c.len_utf8()).unwrap_or(rest));
+        if color.is_some() || !is_unsafe(c) || stays(c) {
+            out.push_str(piece);
+        } else if escape(&mut out, c).is_err() {
+            // Writing to a string does not fail.
+            out.push('?');
+        }
+        rest = rest.get(piece.len()..).unwrap_or_default();
+    }
+    Cow::Owned(out)
+}
+
+/// The sequence at the beginning of a text that sets a foreground color, bold, dim, underline, or none of them.
+fn color(text: &str) -> Option<&str> {
+    const SEEN: [&str; 13] = [
+        "0", "1", "2", "4", "31", "32", "33", "34", "35", "36", "1;31", "1;33", "1;36",
+    ];
+    let inner = text.strip_prefix("\u{1b}[")?;
+    let (code, _) = inner.split_once('m')?;
+    let known = code.is_empty() || SEEN.contains(&code);
+    known.then(|| text.get(..code.len() + 3)).flatten()
+}
+
+/// Has what a panic says go through [`plain`] as well.
+pub fn plain_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let text = info.to_string();
+        let lines = Allowed {
+            lines: true,
+            colors: false,
+        };
+        let backtrace = std::backtrace::Backtrace::capture();
+        let more = match backtrace.status() {
+            std::backtrace::BacktraceStatus::Captured => format!("\n{backtrace}"),
+            _ => String::new(),
+        };
+        let text = format!("{}{}\n", plain(&text, lines), plain(&more, lines));
+        // There is nowhere left to report to.
+        drop(std::io::Write::write_all(
+            &mut std::io::stderr(),
+            text.as_bytes(),
+        ));
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_one_piece_of_plain_text() {
+        for (name, text) in [
+            (&b"plain name"[..], "plain name"),
+            ("caf\u{e9} \u{6f22}".as_bytes(), "caf\u{e9} \u{6f22}"),
+            (b"a\nb\r\tc", "a\\nb\\r\\tc"),
+            (b"\x1b[31mred\x07\x7f", "\\x1b[31mred\\x07\\x7f"),
+            ("\u{9b}31m\u{85}".as_bytes(), "\\u{9b}31m\\u{85}"),
+            ("a\u{202e}txt.exe".as_bytes(), "a\\u{202e}txt.exe"),
+            (
+                "\u{2066}\u{2069}\u{feff}\u{2028}".as_bytes(),
+                "\\u{2066}\\u{2069}\\u{feff}\\u{2028}",
+            ),
+            (b"\xff\xc3(\xe2\x80", "\\xff\\xc3(\\xe2\\x80"),
+            // Not the same as a name with an escape character in it.
+            (b"\\x1b", "\\\\x1b"),
+            (b"", ""),
+        ] {
+            assert_eq!(name.shown().to_string(), text);
+            assert_eq!(OsStr::from_bytes(name).shown().to_string(), text);
+            assert_eq!(Path::new(OsStr::from_bytes(name)).shown().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn every_character_is_either_seen_or_escaped() {
+        let all: String = (0..=0x10_ffff).filter_map(char::from_u32).collect();
+        for text in [
+            all.shown().to_string(),
+            plain(&all, Allowed::default()).into_owned(),
+        ] {
+            assert!(!text.chars().any(|c| is_unsafe(c) && c != '\t'));
+            assert!(!text.chars().any(char::is_control) || text.contains('\t'));
+        }
+    }
+
+    #[test]
+    fn messages_keep_what_is_allowed() {
+        let allowed = |lines, colors| Allowed { lines, colors };
+        let text = "\u{1b}[1;31merror:\u{1b}[0m a\tb\n\u{1b}[8mhidden \u{1b}[2J \u{1b}[m\u{1b}";
+        for (how, expected) in [
+            (
+                allowed(false, false),
+                "\\x1b[1;31merror:\\x1b[0m a\tb\\n\\x1b[8mhidden \\x1b[2J \\x1b[m\\x1b",
+            ),
+            (
+                allowed(true, true),
+                "\u{1b}[1;31merror:\u{1b}[0m a\tb\n\\x1b[8mhidden \\x1b[2J \u{1b}[m\\x1b",
+            ),
+        ] {
+            assert_eq!(plain(text, how), expected);
+        }
+        assert!(matches!(
+            plain("as it is", allowed(false, false)),
+            Cow::Borrowed(_)
+        ));
+    }
+}

@@ -1,0 +1,111 @@
+//! Starting write-back early, where the file system below would do so for a plain directory.
+//!
+//! Programs replace a file by renaming a new one over it, or by truncating and rewriting it, and often do not sync.
+//! ext4 (`auto_da_alloc`) and btrfs start write-back of the new content at the rename, ext4, XFS and btrfs at the
+//! close after a truncation, so that the next commit of the journal seldom finds the new name without its content.
+//! They cannot know that a name in the upper layer replaces one of a lower layer. Nothing is waited for, and nothing
+//! is promised (docs/decisions/0012).
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use super::order;
+
+/// When a file system starts write-back early.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Early {
+    /// When a file is renamed over another.
+    pub on_replace: bool,
+    /// When a file is closed that was truncated to nothing before.
+    pub on_rewrite: bool,
+    /// When a file is closed that was truncated to any size before.
+    pub on_any_cut: bool,
+}
+
+impl Early {
+    /// What the file system that holds `dir` does.
+    pub fn of(dir: BorrowedFd<'_>) -> Self {
+        match order::kind_and_options(dir) {
+            Ok((order::EXT4, Some(options))) => Self::of_ext4(&options),
+            Ok((order::XFS, _)) => Self {
+                on_any_cut: true,
+                ..Self::default()
+            },
+            Ok((order::BTRFS, _)) => Self {
+                on_replace: true,
+                on_rewrite: true,
+                on_any_cut: false,
+            },
+            Ok(_) => Self::default(),
+            Err(error) => {
+                log::debug!(
+                    "no write-back is started early, for the file system is not known: {error}"
+                );
+                Self::default()
+            }
+        }
+    }
+
+    /// Without delayed allocation, blocks are allocated as they are written, and data=ordered covers them.
+    fn of_ext4(options: &str) -> Self {
+        let off = ["noauto_da_alloc", "nodelalloc", "data=journal"];
+        let is_on = !options.split(',').any(|option| off.contains(&option));
+        Self {
+            on_replace: is_on,
+            on_rewrite: is_on,
+            on_any_cut: false,
+        }
+    }
+
+    /// Whether the content that follows a truncation to `size` is written back at the close.
+    pub fn after_cut(self, size: u64) -> bool {
+        self.on_any_cut || (self.on_rewrite && size == 0)
+    }
+}
+
+/// Starts write-back of all that is dirty in a file, and waits for nothing. What was asked for succeeds all the
+/// same when this fails.
+pub fn start(file: impl AsFd) {
+    if let Err(error) = order::begin_write_back(file.as_fd(), 0, 0) {
+        log::debug!("cannot start write-back: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_that_turn_it_off() {
+        assert!(Early::of_ext4("rw,discard,stripe=16").on_replace);
+        assert!(Early::of_ext4("rw,data=ordered").on_rewrite);
+        for off in [
+            "rw,noauto_da_alloc",
+            "nodelalloc,data=ordered",
+            "rw,data=journal",
+        ] {
+            assert_eq!(Early::of_ext4(off), Early::default(), "{off}");
+        }
+    }
+
+    #[test]
+    fn truncations_that_count() {
+        let none = Early::default();
+        assert!(!none.after_cut(0));
+        let rewrite = Early {
+            on_rewrite: true,
+            ..none
+        };
+        assert!(rewrite.after_cut(0) && !rewrite.after_cut(1));
+        let any = Early {
+            on_any_cut: true,
+            ..none
+        };
+        assert!(any.after_cut(0) && any.after_cut(1));
+    }
+
+    #[test]
+    fn a_file_system_in_memory_does_nothing() {
+        let dir = rustix::fs::open("/dev/shm", rustix::fs::OFlags::PATH, 0.into()).unwrap();
+        assert_eq!(Early::of(dir.as_fd()), Early::default());
+    }
+}
