@@ -142,8 +142,9 @@ fn cpus_are_kept_awake_where_that_is_asked_for() {
             upper: Some((scratch.make("upper"), scratch.make("work"))),
         };
         let overlay = Overlay::cowlfs(&stack, &scratch.make("m"), options);
-        assert_eq!(holds_device(&overlay), holds, "{options}");
         if holds {
+            // The daemon opens it when it has left the mount namespace in which the mount shows already.
+            wait_until("the device is open", || holds_device(&overlay));
             wait_until("the CPUs are awake", || {
                 for name in 0..50 {
                     let name = overlay.path().join(format!("n{name}"));
@@ -158,6 +159,7 @@ fn cpus_are_kept_awake_where_that_is_asked_for() {
             fs::read(overlay.path().join("f0")).unwrap(),
             b"a few bytes\n"
         );
+        assert_eq!(holds_device(&overlay), holds, "{options}");
         overlay.unmount();
         for name in ["m", "upper", "work"] {
             fs::remove_dir_all(scratch.join(name)).unwrap();

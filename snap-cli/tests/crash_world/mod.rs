@@ -262,6 +262,16 @@ impl World {
             "{what}: {locks:?}"
         );
         assert!(names(&self.path("store/trash")).is_empty());
+        // A daemon that has synced a snapshot commits that, in the background.
+        let mut tries = 500;
+        while self.container_files() != files && tries > 0 {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            tries -= 1;
+        }
+        assert_eq!(self.container_files(), files, "{what}: files of containers");
+    }
+
+    fn container_files(&self) -> BTreeSet<PathBuf> {
         let mut there = BTreeSet::new();
         let containers = self.path("store/containers");
         for id in names(&containers) {
@@ -274,7 +284,7 @@ impl World {
                 }
             }
         }
-        assert_eq!(there, files, "{what}: files of containers");
+        there
     }
 }
 
