@@ -253,11 +253,21 @@ impl Overlay {
             "overlay".as_ref(),
             "-o".as_ref(),
         ];
-        crate::command::run(
-            "mount",
-            args.into_iter().chain([options.as_ref(), place.as_ref()]),
-        )
-        .ok();
+        // A process that starts in a mount namespace of its own, as daemons do, holds copies of all mounts for a
+        // moment: for the kernel, an upper that was unmounted just now is then still in use.
+        let mount = || {
+            let places: [&OsStr; 2] = [options.as_ref(), place.as_ref()];
+            crate::command::run("mount", args.into_iter().chain(places))
+        };
+        let mut mounted = mount();
+        wait_until("the upper to be free", || {
+            let busy = mounted.err().contains("busy");
+            if busy {
+                mounted = mount();
+            }
+            !busy
+        });
+        mounted.ok();
         Overlay {
             place: place.to_owned(),
             daemon: None,

@@ -89,9 +89,18 @@ fn change(random: &mut Random, root: &Path, mixed: bool) {
 /// The lines of a diff without renames, by what two trees hold.
 fn expected(old: &Tree, new: &Tree) -> BTreeSet<String> {
     let paths: BTreeSet<_> = old.keys().chain(new.keys()).collect();
-    let shown = |path: &[u8]| match std::str::from_utf8(path) {
-        Ok(text) if !text.chars().any(char::is_control) => text.to_owned(),
-        _ => path.escape_ascii().to_string(),
+    let shown = |path: &[u8]| {
+        let mut text = String::new();
+        for chunk in path.utf8_chunks() {
+            for c in chunk.valid().chars() {
+                match c.is_control() || c == '\\' {
+                    true => text.extend(c.escape_default()),
+                    false => text.push(c),
+                }
+            }
+            text.push_str(&chunk.invalid().escape_ascii().to_string());
+        }
+        text
     };
     let letter = |path: &&Vec<u8>| {
         let (one, two) = (old.get(*path), new.get(*path));
