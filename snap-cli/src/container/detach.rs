@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use cowl_fs::control::{Bind, Client, ControlError};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::state::{self, Mounted};
@@ -207,6 +208,26 @@ impl Container<'_> {
             "end what uses it (kill {}), then type: {who}",
             pids.join(" ")
         )
+    }
+
+    /// Waits a moment for the daemon `pid` to end: until then the file systems that its descriptors lie on cannot
+    /// be unmounted. One that still syncs may take longer and is not waited for.
+    pub(super) fn wait_for_exit(pid: u32) {
+        let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        // One that has ended, or that is not visible here, is not waited for.
+        let Some(Ok(process)) = process.map(|pid| pidfd_open(pid, PidfdFlags::empty())) else {
+            return;
+        };
+        let until = Timespec {
+            tv_sec: 2,
+            tv_nsec: 0,
+        };
+        let mut asked = [PollFd::new(&process, PollFlags::IN)];
+        match poll(&mut asked, Some(&until)) {
+            Ok(0) => log::info!("the daemon (pid {pid}) has not ended yet"),
+            Ok(_) => {}
+            Err(error) => log::info!("cannot wait for the daemon (pid {pid}): {error}"),
+        }
     }
 
     /// Kills the daemon if it lives and does not answer; whether it did. What programs do in the mount fails
