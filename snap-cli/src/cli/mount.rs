@@ -157,7 +157,8 @@ fn head(context: &Context, name: &ContainerName, force: bool) -> Result<u8> {
         drop(container);
         (container, dead) = Container::open_to_unmount(&store, name)?;
     }
-    if container.unmount(false)?.is_none() && !dead {
+    let unmounted = container.unmount(false)?;
+    if unmounted.is_none() && !dead {
         return Err(Error::failed(format!("{name} is not mounted"))
             .hint(format!("mount it with: cowl mount {name}")));
     }
@@ -169,6 +170,9 @@ fn head(context: &Context, name: &ContainerName, force: bool) -> Result<u8> {
     // Its daemon can no more, and the disk may be unmounted next.
     if let Err(error) = filesystem(&store).and_then(|fs| make_durable(&store, id, &fs)) {
         log::warn!("snapshots of {name} stay settling: {error}");
+    }
+    if let Some(state) = unmounted {
+        Container::wait_for_exit(state.pid);
     }
     Ok(0)
 }

@@ -211,8 +211,9 @@ impl Container<'_> {
     }
 
     /// Waits a moment for the daemon `pid` to end: until then the file systems that its descriptors lie on cannot
-    /// be unmounted. One that still syncs may take longer and is not waited for.
-    pub(super) fn wait_for_exit(pid: u32) {
+    /// be unmounted. One that still syncs may take longer and is not waited for. The container's lock must be
+    /// free: a daemon that records a sync at its end takes it.
+    pub fn wait_for_exit(pid: u32) {
         let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
         // One that has ended, or that is not visible here, is not waited for.
         let Some(Ok(process)) = process.map(|pid| pidfd_open(pid, PidfdFlags::empty())) else {

@@ -175,7 +175,6 @@ impl Container<'_> {
         match self.detach(&target) {
             Ok(()) => {
                 if !again {
-                    Self::wait_for_exit(state.pid);
                     state::remove(self.store, self.id)?;
                     self.remove_mount_point();
                 }
