@@ -443,3 +443,34 @@ fn on_a_disk_that_was_attached_anew_it_is_incomplete() {
     assert_eq!(state(), "incomplete");
     unmount_free(&place);
 }
+
+/// Also right after a snapshot, which its daemon still syncs.
+#[test]
+fn the_disk_of_a_store_is_free_when_umount_has_ended() {
+    let test = "the_disk_of_a_store_is_free_when_umount_has_ended";
+    if !can(test, &[Need::Root, Need::Fuse, Need::Program("mkfs.ext4")]) {
+        return;
+    }
+    let scratch = Scratch::new(test);
+    let (image, place) = (scratch.join("image"), scratch.make("disk"));
+    let file = std::fs::File::create(&image).unwrap();
+    file.set_len(64 << 20).unwrap();
+    drop(file);
+    run("mkfs.ext4", ["-qF".as_ref(), image.as_os_str()]).ok();
+    let options: [&std::ffi::OsStr; 2] = ["-o".as_ref(), "loop".as_ref()];
+    let places = [image.as_os_str(), place.as_os_str()];
+    run("mount", options.into_iter().chain(places)).ok();
+    let root = scratch.make("root");
+    std::fs::write(root.join("file"), "old").unwrap();
+    let cowl = |args: &[&str]| {
+        let mut command = Command::new(programs::cowl());
+        command.arg("--store").arg(place.join("store")).args(args);
+        run_command(command, b"").ok()
+    };
+    cowl(&["create", "web", "--from", root.to_str().unwrap()]);
+    let mounted = cowl(&["mount", "web"]).out();
+    std::fs::write(Path::new(mounted.trim_end()).join("file"), "new").unwrap();
+    cowl(&["snapshot", "web"]);
+    cowl(&["umount", "web"]);
+    cowl_tests::mount::plain_unmount(&place).unwrap();
+}
