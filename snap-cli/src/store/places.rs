@@ -94,7 +94,10 @@ impl Store {
 /// Removes a container's directory in one of the two directories of mount points. Only empty directories are
 /// removed: something may still be mounted there.
 pub(super) fn remove_place(dir: &Path) -> Result<()> {
-    for empty in [&dir.join(ROOTFS), dir] {
+    // In `mnt` such a name would be the container's own, should it still be mounted.
+    let inner = dir.parent().filter(|places| places.ends_with(MAPPED));
+    let inner = inner.map(|_| dir.join(ROOTFS));
+    for empty in inner.as_deref().into_iter().chain([dir]) {
         match std::fs::remove_dir(empty) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 return Err(Error::at("remove", empty, error));
@@ -167,5 +170,10 @@ mod tests {
         }
         store.remove_places(id).unwrap();
         assert_eq!(disk::names(&store.root().join(MAPPED)).unwrap().len(), 0);
+        // What stands in the way in `mnt` is a container's, and stays.
+        let own = store.mount_dir(id).join(ROOTFS);
+        std::fs::create_dir_all(&own).unwrap();
+        store.remove_places(id).unwrap_err();
+        assert!(own.is_dir());
     }
 }
