@@ -1,0 +1,29 @@
+//! The overlay without FUSE: layers, names, copy-up, redirects, races.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+mod bounded;
+mod common;
+mod copy_up;
+mod data_only;
+mod deep;
+mod faults;
+mod foreign;
+mod found;
+mod fuse_overlayfs;
+mod hard_links;
+mod layers;
+mod marked_whiteouts;
+mod model;
+mod model_tree;
+mod names;
+mod open_files;
+mod races;
+mod times;
+mod unchanged;
+mod zero_device;

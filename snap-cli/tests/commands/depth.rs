@@ -1,0 +1,173 @@
+//! Stacks stay under their limit, whatever the number of snapshots, and nothing that is shown changes.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use cowl::delta::digest;
+use cowl::store::manifest::{ContainerId, ContainerManifest, LayerId};
+use cowl::store::name::ContainerName;
+use cowl::store::{Session, Store};
+
+/// The limit that is built in.
+const LIMIT: usize = 128;
+
+struct World {
+    dir: tempfile::TempDir,
+    limit: Option<usize>,
+}
+
+impl World {
+    fn new(limit: Option<usize>) -> Self {
+        // In memory where that is possible: what takes the time on a disk is its journal.
+        let dir = tempfile::tempdir_in("/dev/shm")
+            .or_else(|_| tempfile::tempdir())
+            .unwrap();
+        let world = Self { dir, limit };
+        let base = world.path("base");
+        std::fs::create_dir_all(base.join("d")).unwrap();
+        std::fs::write(base.join("d/file"), "base").unwrap();
+        world.ok(&["create", "web", "--from", base.to_str().unwrap()]);
+        world
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    #[track_caller]
+    fn ok(&self, args: &[&str]) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cowl"));
+        command.arg("--store").arg(self.path("store")).args(args);
+        command.env_remove("COWL_DEPTH_LIMIT");
+        if let Some(limit) = self.limit {
+            command.env("COWL_DEPTH_LIMIT", limit.to_string());
+        }
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    fn store(&self) -> Store {
+        let session = Session {
+            who: "test".to_owned(),
+            patience: Duration::from_secs(5),
+            mounts: Default::default(),
+        };
+        Store::open(&self.path("store"), session).unwrap()
+    }
+
+    fn find(&self, name: &str) -> (ContainerId, ContainerManifest) {
+        let name = ContainerName::parse(name).unwrap();
+        let (id, record) = self.store().find(&name).unwrap();
+        (id, record.body)
+    }
+
+    fn depth(&self, name: &str) -> usize {
+        self.find(name).1.stack.len()
+    }
+
+    /// Writes a number into the head: a new file, one that is in the base, and now and then a deletion.
+    fn write(&self, number: usize) {
+        let (_, manifest) = self.find("web");
+        let head = self.store().layer_tree(manifest.head);
+        std::fs::create_dir_all(head.join("d")).unwrap();
+        std::fs::write(head.join(format!("d/{number}")), number.to_string()).unwrap();
+        std::fs::write(head.join("d/file"), number.to_string()).unwrap();
+        if number % 7 == 6 {
+            let gone = head.join(format!("d/{}", number - 1));
+            let device = rustix::fs::makedev(0, 0);
+            let kind = rustix::fs::FileType::CharacterDevice;
+            let mode = rustix::fs::Mode::empty();
+            rustix::fs::mknodat(rustix::fs::CWD, gone, kind, mode, device).unwrap();
+        }
+    }
+
+    fn digest(&self, stack: &[LayerId]) -> String {
+        let view = self.store().view(stack).unwrap();
+        digest(&view, &mut |_| {}).unwrap().to_string()
+    }
+
+    /// The digests of all snapshots, and how deep the deepest of them is.
+    fn snapshots(&self, name: &str) -> (Vec<String>, usize) {
+        let (id, manifest) = self.find(name);
+        let store = self.store();
+        let mut deepest = 0;
+        let digests = manifest.snapshots.iter().map(|known| {
+            let stack = store.snapshot(id, known.id).unwrap().stack;
+            assert_eq!(stack.first(), Some(&known.layer), "{}", known.name);
+            deepest = deepest.max(stack.len());
+            self.digest(&stack)
+        });
+        (digests.collect(), deepest)
+    }
+}
+
+#[test]
+fn three_hundred_snapshots_stay_under_the_limit_and_none_changes() {
+    let world = World::new(None);
+    let mut want = Vec::new();
+    for number in 0..300 {
+        world.write(number);
+        let (_, manifest) = world.find("web");
+        want.push(world.digest(&manifest.stack));
+        world.ok(&["snapshot", "web"]);
+        let depth = world.depth("web");
+        assert!(depth <= LIMIT, "{depth} layers after {number} snapshots");
+    }
+    let (got, deepest) = world.snapshots("web");
+    assert!(got == want, "a snapshot changed");
+    assert!(deepest <= LIMIT, "{deepest}");
+    assert_eq!(world.digest(&world.find("web").1.stack), want[299]);
+    // Each layer is there once, and what was merged is named by some snapshot still.
+    world.ok(&["restore", "web", "snap7"]);
+    assert_eq!(world.digest(&world.find("web").1.stack), want[7]);
+}
+
+#[test]
+fn what_is_shared_with_a_clone_goes_on_and_what_is_nobody_s_goes() {
+    let world = World::new(Some(8));
+    for number in 0..5 {
+        world.write(number);
+        world.ok(&["snapshot", "web"]);
+    }
+    world.ok(&["clone", "web", "other"]);
+    let other = world.digest(&world.find("other").1.stack);
+    for number in 5..40 {
+        world.write(number);
+        world.ok(&["snapshot", "web"]);
+        assert!(world.depth("web") <= 8);
+    }
+    assert_eq!(world.digest(&world.find("other").1.stack), other);
+    // No snapshots, no reason to keep what was merged.
+    let web = world.digest(&world.find("web").1.stack);
+    world.ok(&["rm", "web", "--all", "--yes"]);
+    world.ok(&["destroy", "other", "--yes"]);
+    world.ok(&["gc", "--empty-trash"]);
+    assert_eq!(world.digest(&world.find("web").1.stack), web);
+    let layers = std::fs::read_dir(world.path("store/layers")).unwrap();
+    assert_eq!(layers.count(), world.depth("web"));
+}
+
+#[test]
+fn a_merge_that_fails_fails_no_snapshot() {
+    let world = World::new(Some(4));
+    for number in 0..3 {
+        world.write(number);
+        world.ok(&["snapshot", "web"]);
+    }
+    // What can't be read can't be merged: the lowest delta is gone.
+    let (_, manifest) = world.find("web");
+    assert_eq!(manifest.stack.len(), 4, "it was merged so far");
+    let lost = world.store().layer_tree(manifest.stack[2]);
+    let away = world.path("away");
+    std::fs::rename(&lost, &away).unwrap();
+    world.write(3);
+    assert_eq!(world.ok(&["snapshot", "web"]), "snap3");
+    assert_eq!(world.depth("web"), 5);
+    std::fs::rename(&away, &lost).unwrap();
+    // The next one does it.
+    world.write(4);
+    world.ok(&["snapshot", "web"]);
+    assert_eq!(world.depth("web"), 4);
+}

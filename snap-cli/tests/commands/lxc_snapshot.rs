@@ -1,0 +1,548 @@
+//! cowl called as `lxc-snapshot`, on folders as LXC makes them; no LXC is needed for these.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use cowl::container::{Container, Swap};
+use cowl::store::bytes::Blob;
+use cowl::store::name::ContainerName;
+use cowl::store::outside::Lxc;
+use cowl::store::{Session, Store};
+
+const COWL: &str = env!("CARGO_BIN_EXE_cowl");
+const TIME: &str = "2026:11:23 13:02:05";
+
+/// A folder of LXC containers: c1 has "now" in its file, and a snapshot snap0 with "then".
+struct World {
+    dir: tempfile::TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let world = Self {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        world.container(&world.path("l/c1"), "now");
+        world.snapshot("snap0", "then");
+        world
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn container(&self, dir: &Path, content: &str) {
+        let rootfs = dir.join("rootfs");
+        std::fs::create_dir_all(rootfs.join("etc")).unwrap();
+        std::fs::write(rootfs.join("etc/file"), content).unwrap();
+        std::fs::write(rootfs.join("etc/hostname"), "c1\n").unwrap();
+        std::fs::hard_link(rootfs.join("etc/file"), rootfs.join("etc/same")).unwrap();
+        let config = format!(
+            "# a remark\n\nlxc.rootfs.path = dir:{}\nlxc.uts.name = c1\n\
+             lxc.net.0.hwaddr = 00:16:3e:11:22:33\n",
+            rootfs.display()
+        );
+        std::fs::write(dir.join("config"), config).unwrap();
+    }
+
+    fn snapshot(&self, name: &str, content: &str) {
+        let dir = self.path("l/c1/snaps").join(name);
+        self.container(&dir, content);
+        std::fs::write(dir.join("ts"), TIME).unwrap();
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(COWL);
+        command
+            .arg0("/usr/local/bin/lxc-snapshot")
+            .arg("-P")
+            .arg(self.path("l"))
+            .args(args)
+            .env("COWL_STORE", self.path("store"))
+            .env("TZ", "UTC")
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    #[track_caller]
+    fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// It ends with 1, says why, and nothing has changed.
+    #[track_caller]
+    fn refused(&self, args: &[&str], word: &str) {
+        let before = self.content();
+        let output = self.run(args);
+        let said = String::from_utf8(output.stderr.clone()).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {output:?}");
+        assert!(output.stdout.is_empty(), "{args:?}: {output:?}");
+        assert!(said.contains(word), "{args:?}: no {word:?} in {said}");
+        assert_eq!(self.content(), before, "{args:?}");
+    }
+
+    fn list(&self) -> String {
+        self.ok(&["-n", "c1", "-L"])
+    }
+
+    fn line(&self, name: &str) -> String {
+        format!("{name} ({}) {TIME}\n", self.path("l/c1/snaps").display())
+    }
+
+    fn is_there(&self, name: &str) -> bool {
+        self.path(name).symlink_metadata().is_ok()
+    }
+
+    fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(name)).unwrap()
+    }
+
+    /// All below the folder of containers.
+    fn content(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut content = BTreeMap::new();
+        let mut folders = vec![self.path("l")];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(&folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path.clone());
+                    content.insert(path, Vec::new());
+                } else {
+                    let bytes = std::fs::read(&path).unwrap();
+                    content.insert(path, bytes);
+                }
+            }
+        }
+        content
+    }
+
+    fn cowl(&self, args: &[&str]) -> Output {
+        Command::new(COWL)
+            .arg("--store")
+            .arg(self.path("store"))
+            .args(args)
+            .env("TZ", "UTC")
+            .output()
+            .unwrap()
+    }
+
+    fn store(&self) -> Store {
+        let session = Session {
+            who: "test".to_owned(),
+            patience: Duration::from_secs(5),
+            mounts: Default::default(),
+        };
+        Store::open(&self.path("store"), session).unwrap()
+    }
+
+    /// Has cowl keep c1, as far as the front can tell.
+    fn keep(&self) {
+        let from = self.path("l/c1/rootfs");
+        let made = self.cowl(&["create", "c1", "--from", from.to_str().unwrap()]);
+        assert!(made.status.success(), "{made:?}");
+        let store = self.store();
+        let mut container = Container::open(&store, &ContainerName::parse("c1").unwrap()).unwrap();
+        let mut next = container.manifest().clone();
+        next.lxc = Some(Lxc {
+            lxcpath: self.path("l"),
+            name: "c1".to_owned(),
+            original: None,
+            written: Blob(std::fs::read(self.path("l/c1/config")).unwrap()),
+            extra: serde_json::Map::new(),
+        });
+        container.commit(next, None, |_| Ok(Swap::Done)).unwrap();
+    }
+
+    /// A file of a state of the kept container.
+    fn kept_file(&self, state: &str) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let tar = dir.path().join("x.tar");
+        let done = self.cowl(&["export", state, tar.to_str().unwrap()]);
+        assert!(done.status.success(), "{done:?}");
+        let read = Command::new("tar")
+            .args(["-xOf", tar.to_str().unwrap(), "./etc/file"])
+            .output()
+            .unwrap();
+        String::from_utf8(read.stdout).unwrap()
+    }
+}
+
+#[test]
+fn the_list_is_by_number() {
+    let world = World::new();
+    for name in ["snap10", "snap9"] {
+        world.snapshot(name, "x");
+    }
+    std::fs::write(world.path("l/c1/snaps/snap9/comment"), "two\nlines").unwrap();
+    let [zero, nine, ten] = ["snap0", "snap9", "snap10"].map(|name| world.line(name));
+    assert_eq!(world.list(), format!("{zero}{nine}{ten}"));
+    let shown = world.ok(&["-n", "c1", "-LC"]);
+    assert_eq!(shown, format!("{zero}{nine}two\nlines\n{ten}"));
+    world.ok(&["-n", "c1", "-d", "ALL"]);
+    assert_eq!(world.list(), "No snapshots\n");
+}
+
+#[test]
+fn the_old_place_is_read() {
+    let world = World::new();
+    std::fs::create_dir(world.path("lsnaps")).unwrap();
+    std::fs::rename(world.path("l/c1/snaps"), world.path("lsnaps/c1")).unwrap();
+    let folder = world.path("lsnaps/c1");
+    assert_eq!(
+        world.list(),
+        format!("snap0 ({}) {TIME}\n", folder.display())
+    );
+    world.ok(&["-n", "c1", "-r", "snap0"]);
+    assert_eq!(world.read("l/c1/rootfs/etc/file"), "then");
+}
+
+#[test]
+fn back_to_the_same_name() {
+    let world = World::new();
+    let config = world.read("l/c1/config");
+    world.ok(&["-n", "c1", "-r", "snap0"]);
+    assert_eq!(world.read("l/c1/rootfs/etc/file"), "then");
+    assert_eq!(world.read("l/c1/config"), config);
+    let meta = |name: &str| world.path(name).metadata().unwrap();
+    assert_eq!(
+        meta("l/c1/rootfs/etc/file").ino(),
+        meta("l/c1/rootfs/etc/same").ino()
+    );
+    // The snapshot is its own still.
+    std::fs::write(world.path("l/c1/rootfs/etc/file"), "later").unwrap();
+    assert_eq!(world.read("l/c1/snaps/snap0/rootfs/etc/file"), "then");
+    world.ok(&["-n", "c1", "-r", "snap0", "-N", "c1"]);
+    assert_eq!(world.read("l/c1/rootfs/etc/file"), "then");
+    let left: Vec<_> = world
+        .content()
+        .into_keys()
+        .filter(|path| path.display().to_string().contains(".cowl"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// What LXC's own restore leaves when its disk is full: no files, and a config that says so no more.
+#[test]
+fn back_where_nothing_is_left() {
+    let world = World::new();
+    std::fs::remove_dir_all(world.path("l/c1/rootfs")).unwrap();
+    world.ok(&["-n", "c1", "-r", "snap0"]);
+    assert_eq!(world.read("l/c1/rootfs/etc/file"), "then");
+}
+
+#[test]
+fn back_to_a_new_name() {
+    let world = World::new();
+    std::fs::write(world.path("l/c1/snaps/snap0/fstab"), "").unwrap();
+    world.ok(&["-n", "c1", "-r", "snap0", "c2"]);
+    assert_eq!(world.read("l/c2/rootfs/etc/file"), "then");
+    assert_eq!(world.read("l/c2/rootfs/etc/hostname"), "c2\n");
+    assert_eq!(world.read("l/c1/rootfs/etc/file"), "now");
+    let config = world.read("l/c2/config");
+    let rootfs = format!(
+        "lxc.rootfs.path = dir:{}\n",
+        world.path("l/c2/rootfs").display()
+    );
+    assert!(config.contains(&rootfs), "{config}");
+    assert!(config.contains("lxc.uts.name = c2\n"), "{config}");
+    assert!(!config.contains("00:16:3e:11:22:33"), "{config}");
+    assert!(config.starts_with("# a remark\n\n"), "{config}");
+    assert!(world.path("l/c2/fstab").is_file());
+    assert!(!world.is_there("l/c2/ts"));
+    world.refused(&["-n", "c1", "-r", "snap0", "-N", "c2"], "exists already");
+    world.refused(&["-n", "c1", "-r", "snap0", "c3", "c4"], "c4");
+    for bad in ["", "..", ".x", "a/b", "a\nb"] {
+        world.refused(&["-n", "c1", "-r", "snap0", "-N", bad], "name");
+    }
+}
+
+/// "-d A" and "-d ''" removed all snapshots.
+#[test]
+fn only_exactly_all_removes_all() {
+    let world = World::new();
+    world.snapshot("snap1", "x");
+    for near in [
+        "A", "", "AL", "all", "ALL ", "ALLX", "snap", "snap10", "snap0/", ".",
+    ] {
+        world.refused(&["-n", "c1", "-d", near], "no snapshot named");
+    }
+    world.ok(&["-n", "c1", "-d", "snap1"]);
+    assert_eq!(world.list(), world.line("snap0"));
+    world.refused(&["-n", "c1", "-d", "snap1"], "did you mean snap0?");
+}
+
+/// A snapshot of this name was restored although it is not there, and the container was gone.
+#[test]
+fn going_back_to_what_is_not_there_changes_nothing() {
+    let world = World::new();
+    for name in ["snap1", "", ".", "snap", "../../c1"] {
+        world.refused(&["-n", "c1", "-r", name], "no snapshot named");
+    }
+    for name in ["c9", "", "../l/c1", ".."] {
+        world.refused(&["-n", name, "-r", "snap0"], "name");
+    }
+    world.refused(&["-L"], "no container is named");
+}
+
+/// What a killed lxc-snapshot leaves was listed, and emptied the container when it was restored.
+#[test]
+fn what_is_not_whole_is_no_snapshot() {
+    let world = World::new();
+    world.snapshot("snap1", "half");
+    std::fs::remove_file(world.path("l/c1/snaps/snap1/ts")).unwrap();
+    let output = world.run(&["-n", "c1", "-L"]);
+    assert_eq!(
+        String::from_utf8(output.stdout).unwrap(),
+        world.line("snap0")
+    );
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("snap1 is not whole"), "{said}");
+    world.refused(&["-n", "c1", "-r", "snap1"], "not whole");
+    world.refused(&["-n", "c1", "-r", "snap1", "c2"], "not whole");
+    world.ok(&["-n", "c1", "-d", "snap1"]);
+    assert!(!world.is_there("l/c1/snaps/snap1"));
+}
+
+/// The snapshot stayed when its remark could not be read.
+#[test]
+fn a_missing_remark_is_told_before_anything_is_made() {
+    let world = World::new();
+    world.refused(&["-n", "c1", "-c", "/no/such/file"], "/no/such/file");
+    world.keep();
+    world.refused(&["-n", "c1", "-c", "/no/such/file"], "/no/such/file");
+    assert_eq!(world.list(), world.line("snap0"));
+}
+
+#[test]
+fn files_that_others_stand_on_stay() {
+    let world = World::new();
+    let lxcpath = world.path("l");
+    world.container(&world.path("l/ov"), "clone");
+    let list = format!("{}\nov\n", lxcpath.display());
+    std::fs::write(world.path("l/c1/lxc_snapshots"), &list).unwrap();
+    world.refused(&["-n", "c1", "-r", "snap0"], "lxc-copy -s");
+    world.ok(&["-n", "c1", "-r", "snap0", "c2"]);
+    std::fs::write(world.path("l/c1/snaps/snap0/lxc_snapshots"), &list).unwrap();
+    world.refused(&["-n", "c1", "-d", "snap0"], "lxc-copy -s");
+    world.refused(&["-n", "c1", "-d", "ALL"], "lxc-copy -s");
+    // Nobody stands on it any more.
+    std::fs::remove_dir_all(world.path("l/ov")).unwrap();
+    world.ok(&["-n", "c1", "-r", "snap0"]);
+    world.ok(&["-n", "c1", "-d", "snap0"]);
+}
+
+#[test]
+fn what_is_in_use_is_not_exchanged() {
+    let world = World::new();
+    let mut child = Command::new("sleep")
+        .arg("60")
+        .current_dir(world.path("l/c1/rootfs/etc"))
+        .spawn()
+        .unwrap();
+    world.refused(&["-n", "c1", "-r", "snap0"], &child.id().to_string());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    world.ok(&["-n", "c1", "-r", "snap0"]);
+}
+
+#[test]
+fn settings_of_then_are_told() {
+    let world = World::new();
+    let file = world.path("l/c1/config");
+    let text = std::fs::read_to_string(&file).unwrap() + "lxc.start.auto = 1\n";
+    std::fs::write(&file, &text).unwrap();
+    let log = world.path("log");
+    let log = log.to_str().unwrap();
+    let output = world.run(&["-o", log, "-l", "warn", "-n", "c1", "-r", "snap0"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    for said in [said, world.read("log")] {
+        assert!(said.contains("its settings stay as they are"), "{said}");
+    }
+    assert_eq!(world.read("l/c1/config"), text);
+}
+
+#[test]
+fn the_common_options() {
+    let world = World::new();
+    let log = world.path("log");
+    let log = log.to_str().unwrap();
+    let output = world.run(&["-q", "-o", log, "-n", "c1", "-r", "snap7"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        output.stderr.is_empty() && output.stdout.is_empty(),
+        "{output:?}"
+    );
+    assert!(
+        world
+            .read("log")
+            .contains("ERROR c1 has no snapshot named \"snap7\"")
+    );
+    world.refused(
+        &["-o", "/no/such/folder/x", "-n", "c1", "-d", "ALL"],
+        "/no/such/folder/x",
+    );
+    world.refused(
+        &["--rcfile", "/no/such/file", "-n", "c1", "-d", "ALL"],
+        "/no/such/file",
+    );
+    world.ok(&["-q", "-n", "c1", "-l", "whatever", "-L"]);
+    for asked in ["-?", "-h", "--help", "--usage"] {
+        assert!(
+            world.ok(&[asked]).contains("lxc-snapshot -n NAME -L [-C]"),
+            "{asked}"
+        );
+    }
+    assert_eq!(world.ok(&["--version"]).trim(), env!("CARGO_PKG_VERSION"));
+    world.refused(&["--bogus"], "--bogus");
+    world.refused(&["-n"], "--name");
+}
+
+/// Whoever took it in was killed before LXC's folder was gone.
+#[test]
+fn what_is_taken_in_is_there_once() {
+    let world = World::new();
+    world.keep();
+    let id = world.path("l/c1/snaps/snap0").metadata().unwrap().ino();
+    let store = world.store();
+    let mut container = Container::open(&store, &ContainerName::parse("c1").unwrap()).unwrap();
+    cowl::snapshot::take::take(&mut container, &Default::default()).unwrap();
+    let mut next = container.manifest().clone();
+    let mark = serde_json::json!({ "name": "snap0", "inode": id, "taken": TIME });
+    next.snapshots[0].extra.insert("lxc_tree".to_owned(), mark);
+    container.commit(next, None, |_| Ok(Swap::Done)).unwrap();
+    drop(container);
+    assert_eq!(world.list().lines().count(), 1);
+    world.ok(&["-n", "c1", "-d", "snap1"]);
+    assert_eq!(world.list(), "No snapshots\n");
+}
+
+#[test]
+fn cowls_snapshots_and_lxcs_in_one_list() {
+    let world = World::new();
+    world.keep();
+    let remark = world.path("remark");
+    std::fs::write(&remark, "said\n").unwrap();
+    assert_eq!(world.ok(&["-n", "c1", "-c", remark.to_str().unwrap()]), "");
+    let list = world.ok(&["-n", "c1", "-L", "-C"]);
+    let lines: Vec<_> = list.lines().collect();
+    assert_eq!(lines[0], world.line("snap0").trim());
+    // No name twice, though it is cowl's first.
+    assert!(lines[1].starts_with("snap1 ("), "{list}");
+    assert_eq!(lines[2..], ["said"]);
+
+    // What LXC took becomes cowl's when the container goes back to it.
+    world.ok(&["-n", "c1", "-r", "snap0"]);
+    assert_eq!(world.kept_file("c1"), "then");
+    assert!(!world.is_there("l/c1/snaps"));
+    let json = world.cowl(&["list", "c1", "--json"]);
+    let text = String::from_utf8(json.stdout).unwrap();
+    assert!(text.contains("2026-11-23T13:02:05Z"), "{text}");
+    world.ok(&["-n", "c1", "-r", "snap1"]);
+    assert_eq!(world.kept_file("c1"), "now");
+    world.ok(&["-n", "c1", "-d", "snap0"]);
+    world.refused(&["-n", "c1", "-d", "snap0"], "no snapshot named");
+    // A protected one is not among all.
+    world.ok(&["-n", "c1"]);
+    let done = world.cowl(&["protect", "c1@snap1"]);
+    assert!(done.status.success(), "{done:?}");
+    let output = world.run(&["-n", "c1", "-d", "ALL"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("snap1 is not removed: it is protected"),
+        "{said}"
+    );
+    assert_eq!(world.list().lines().count(), 1);
+    let done = world.cowl(&["protect", "--off", "c1@snap1"]);
+    assert!(done.status.success(), "{done:?}");
+    world.ok(&["-n", "c1", "-d", "ALL"]);
+    assert_eq!(world.list(), "No snapshots\n");
+}
+
+#[test]
+fn a_name_that_is_there_twice_is_nobodys() {
+    let world = World::new();
+    std::fs::remove_dir_all(world.path("l/c1/snaps")).unwrap();
+    world.keep();
+    world.ok(&["-n", "c1"]);
+    // LXC takes the lowest number that it does not see.
+    world.snapshot("snap0", "then");
+    for task in ["-r", "-d"] {
+        world.refused(
+            &["-n", "c1", task, "snap0"],
+            "two snapshots are named snap0",
+        );
+    }
+    let output = world.cowl(&["import-lxc-snapshots", "c1"]);
+    assert_eq!(output.stdout, b"snap1\n", "{output:?}");
+    assert_eq!(world.kept_file("c1@snap0"), "now");
+    assert_eq!(world.kept_file("c1@snap1"), "then");
+    assert_eq!(world.list().lines().count(), 2);
+}
+
+#[test]
+fn lxcs_snapshots_are_taken_in() {
+    let world = World::new();
+    world.snapshot("snap3", "three");
+    std::fs::write(world.path("l/c1/snaps/snap3/comment"), "of then\n").unwrap();
+    world.snapshot("snap4", "half");
+    std::fs::remove_file(world.path("l/c1/snaps/snap4/ts")).unwrap();
+    let file = world.path("l/c1/snaps/snap3/rootfs/etc/file");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o4751)).unwrap();
+    world.keep();
+    let before = world.content();
+    let dry = world.cowl(&["import-lxc-snapshots", "c1", "--dry-run"]);
+    assert!(dry.status.success() && dry.stdout.is_empty(), "{dry:?}");
+    assert_eq!(world.content(), before);
+    let done = world.cowl(&["import-lxc-snapshots", "c1"]);
+    assert_eq!(done.stdout, b"snap0\nsnap3\n", "{done:?}");
+    assert!(world.path("l/c1/snaps/snap4").is_dir());
+    assert!(!world.is_there("l/c1/snaps/snap3"));
+    assert_eq!(world.kept_file("c1@snap3"), "three");
+    let shown = world.ok(&["-n", "c1", "-L", "-C"]);
+    assert_eq!(
+        shown,
+        format!("{}{}of then\n", world.line("snap0"), world.line("snap3"))
+    );
+    // The next number is after all of them.
+    world.ok(&["-n", "c1"]);
+    assert!(world.list().contains("snap5 ("), "{}", world.list());
+    let other = world.cowl(&["import-lxc-snapshots", "c1", "snap9"]);
+    assert_eq!(other.status.code(), Some(3), "{other:?}");
+}
+
+#[test]
+fn three_at_once_all_succeed() {
+    let world = World::new();
+    world.keep();
+    let start = |args: &[&str]| world.command(args).spawn().unwrap();
+    let three: Vec<_> = (0..3).map(|_| start(&["-n", "c1"])).collect();
+    for mut child in three {
+        assert!(child.wait().unwrap().success());
+    }
+    assert_eq!(world.list().lines().count(), 4);
+    // Three restores to one new name: one of them makes it, whole.
+    let three: Vec<_> = (0..3)
+        .map(|_| start(&["-n", "c1", "-r", "snap0", "c2"]))
+        .collect();
+    let codes: Vec<_> = three
+        .into_iter()
+        .map(|mut c| c.wait().unwrap().code())
+        .collect();
+    assert_eq!(
+        codes.iter().filter(|code| **code == Some(0)).count(),
+        1,
+        "{codes:?}"
+    );
+    assert_eq!(world.read("l/c2/rootfs/etc/file"), "then");
+}

@@ -1,0 +1,27 @@
+//! Commands and library of `cowl`, without containers that run.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+mod archive_limits;
+mod archives;
+mod cli_errors;
+#[path = "../../../fs/tests/overlay/common/mod.rs"]
+mod common;
+mod depth;
+mod diff;
+mod golden;
+mod hooks;
+mod look;
+mod lxc_snapshot;
+mod meta;
+#[path = "../../../fs/tests/overlay/model_tree/mod.rs"]
+mod model_tree;
+mod undo;
+mod undo_paths;
+mod undo_world;
+mod verbs_model;

@@ -1,0 +1,163 @@
+//! `restore --undo` and `--copy` on a container that is not mounted.
+
+use crate::undo_world::{World, digest_dir};
+
+#[test]
+fn a_restore_is_taken_back_and_that_again() {
+    let world = World::new();
+    world.ok(&["snapshot", "web"]);
+    world.write("file", "two");
+    let written = world.now();
+    world.ok(&["restore", "web", "snap0"]);
+    assert_eq!(world.read("file"), "one");
+    let restored = world.now();
+    for _ in 0..3 {
+        world.ok(&["restore", "web", "--undo"]);
+        assert_eq!(world.now(), written);
+        world.ok(&["restore", "web", "--undo"]);
+        assert_eq!(world.now(), restored);
+    }
+    // Nothing was written meanwhile, so nothing was kept again.
+    assert_eq!(world.snapshots(), ["snap0", "auto0"]);
+}
+
+#[test]
+fn where_nothing_had_been_written_the_snapshot_it_was_at_comes_back() {
+    let world = World::new();
+    world.ok(&["snapshot", "web"]);
+    world.write("file", "two");
+    world.ok(&["snapshot", "web"]);
+    world.ok(&["restore", "web", "snap0"]);
+    assert_eq!(world.snapshots(), ["snap0", "snap1"]);
+    // Once more changes nothing, and does not hide what there is to undo.
+    world.ok(&["restore", "web", "snap0"]);
+    world.ok(&["restore", "web", "--undo"]);
+    assert_eq!(world.read("file"), "two");
+}
+
+#[test]
+fn what_no_snapshot_holds_any_more_is_kept() {
+    let world = World::new();
+    world.ok(&["snapshot", "web"]);
+    world.write("file", "two");
+    world.ok(&["snapshot", "web"]);
+    world.ok(&["rm", "web", "snap1"]);
+    world.ok(&["restore", "web", "snap0"]);
+    assert_eq!(world.read("file"), "one");
+    world.ok(&["restore", "web", "--undo"]);
+    assert_eq!(world.read("file"), "two");
+}
+
+#[test]
+fn what_can_not_be_undone_says_why() {
+    let world = World::new();
+    let error = world.fails(&["restore", "web", "--undo"], 1);
+    assert!(error.contains("nothing to undo"), "{error}");
+    world.ok(&["snapshot", "web"]);
+    world.write("file", "two");
+    world.ok(&["restore", "web", "snap0"]);
+    world.ok(&["restore", "web", "--undo", "--dry-run"]);
+    assert_eq!(world.read("file"), "one");
+    world.ok(&["rm", "web", "auto0"]);
+    let error = world.fails(&["restore", "web", "--undo"], 3);
+    assert!(error.contains("was removed"), "{error}");
+    for wrong in [
+        &["restore", "web"][..],
+        &["restore", "web", "snap0", "--undo"],
+    ] {
+        world.fails(wrong, 2);
+    }
+}
+
+#[test]
+fn a_comment_says_nothing_about_what_is_undone() {
+    let world = World::new();
+    world.ok(&["snapshot", "web"]);
+    world.write("file", "two");
+    world.ok(&["restore", "web", "snap0"]);
+    world.ok(&["comment", "web@auto0", "mine"]);
+    world.ok(&["snapshot", "web", "-m", "before restore of snap0"]);
+    world.ok(&["restore", "web", "--undo"]);
+    assert_eq!(world.read("file"), "two");
+}
+
+#[test]
+fn a_copy_is_a_plain_folder_with_all_of_the_state() {
+    let world = World::new();
+    world.write("etc/new", "new");
+    world.ok(&["snapshot", "web"]);
+    world.write("file", "two");
+    world.ok(&["restore", "web", "snap0", "--copy", "out"]);
+    assert_eq!(digest_dir(&world.path("out")), world.at("snap0"));
+    assert_eq!(world.read("file"), "two");
+    std::fs::create_dir(world.path("empty")).unwrap();
+    for (args, code, word) in [
+        (
+            &["restore", "web", "snap0", "--copy", "out"][..],
+            1,
+            "there already",
+        ),
+        (
+            &["restore", "web", "snap0", "--copy", "empty"],
+            1,
+            "there already",
+        ),
+        (
+            &["restore", "web", "snap0", "--copy", "no/such/out"],
+            1,
+            "No such",
+        ),
+        (&["restore", "web", "snap0", "--copy"], 2, "where to"),
+        (
+            &["restore", "web", "snap0", "new", "--copy", "out2"],
+            2,
+            "two places",
+        ),
+        (&["restore", "web", "snap9", "--copy", "out2"], 3, "snap9"),
+    ] {
+        let said = world.fails(args, code);
+        assert!(said.contains(word), "{said}");
+    }
+    world.ok(&["restore", "web", "snap0", "--copy", "out2", "--dry-run"]);
+    let left: Vec<_> = std::fs::read_dir(world.path("")).unwrap().collect();
+    assert_eq!(left.len(), 4, "base, store, out, empty: {left:?}");
+}
+
+#[test]
+fn a_full_disk_leaves_nothing_of_a_copy() {
+    let world = World::new();
+    world.write("etc/big", &"x".repeat(100_000));
+    world.ok(&["snapshot", "web"]);
+    let args = ["restore", "web", "snap0", "--copy", "out"];
+    let line = format!(
+        "ulimit -f 50; trap '' XFSZ; exec \"$0\" --store \"$1\" {}",
+        args.join(" ")
+    );
+    let output = std::process::Command::new("sh")
+        .args(["-c", &line, env!("CARGO_BIN_EXE_cowl")])
+        .arg(world.path("store"))
+        .current_dir(world.path(""))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let left: Vec<_> = std::fs::read_dir(world.path("")).unwrap().collect();
+    assert_eq!(left.len(), 2, "base and store: {left:?}");
+}
+
+#[test]
+fn a_copied_container_shares_no_layer() {
+    let world = World::new();
+    world.write("etc/new", "new");
+    world.ok(&["snapshot", "web"]);
+    let state = world.at("snap0");
+    world.ok(&["restore", "web", "snap0", "new", "--copy"]);
+    world.ok(&["clone", "web", "other", "--copy"]);
+    world.ok(&["destroy", "web", "--yes", "--now"]);
+    for name in ["new", "other"] {
+        let (_, manifest) = world.manifest(name);
+        assert_eq!(manifest.stack.len(), 2);
+        assert_eq!(world.digest(&manifest.stack), state);
+    }
+    let layers = std::fs::read_dir(world.path("store/layers")).unwrap();
+    assert_eq!(layers.count(), 4, "nothing of web is left");
+}

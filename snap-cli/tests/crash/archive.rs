@@ -1,0 +1,54 @@
+//! The same as `crash.rs` for what brings containers in and out, and merges their layers.
+
+use crate::world::{at_every_call, at_every_call_after, can};
+
+#[test]
+fn flatten_base() {
+    if can("crash_archive::flatten_base", false) {
+        at_every_call(false, &["flatten", "web", "--base"], &["web"]);
+    }
+}
+
+#[test]
+fn mounted_flatten_base() {
+    if can("crash_archive::mounted_flatten_base", true) {
+        at_every_call(true, &["flatten", "web", "--base"], &["web"]);
+    }
+}
+
+#[test]
+fn flatten_depth() {
+    if can("crash_archive::flatten_depth", false) {
+        at_every_call(false, &["flatten", "web", "--depth", "4"], &["web"]);
+    }
+}
+
+/// The merge comes after the snapshot is there, and with it or without it all is well.
+#[test]
+fn snapshot_of_a_stack_that_is_too_deep() {
+    if can("crash_archive::snapshot_of_a_stack_that_is_too_deep", false) {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.toml");
+        std::fs::write(&file, "depth_limit = 5\n").unwrap();
+        let config = file.to_str().unwrap();
+        at_every_call(false, &["--config", config, "snapshot", "web"], &["web"]);
+    }
+}
+
+#[test]
+fn export() {
+    if can("crash_archive::export", false) {
+        at_every_call(false, &["export", "web", "--with-snapshots", "-"], &["web"]);
+    }
+}
+
+#[test]
+fn import() {
+    if can("crash_archive::import", false) {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("whole.tar");
+        let file = file.to_str().unwrap();
+        let prepare: [&[&str]; 1] = [&["export", "web", "--with-snapshots", file]];
+        at_every_call_after(&prepare, false, &["import", file, "new"], &["web", "new"]);
+    }
+}

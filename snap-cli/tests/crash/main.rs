@@ -1,0 +1,16 @@
+//! Commands that are killed at every system call.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+mod archive;
+mod lxc;
+mod outside;
+mod snapshots;
+mod undo;
+mod upkeep;
+mod world;

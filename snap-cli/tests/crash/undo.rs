@@ -1,0 +1,68 @@
+//! The same as `crash.rs` for what takes changes back.
+
+use crate::world::{at_every_call, at_every_call_after, at_every_call_path_by_path, can};
+
+#[test]
+fn restore_undo() {
+    if can("crash_undo::restore_undo", false) {
+        let restored: &[&[&str]] = &[&["restore", "web", "snap0"]];
+        at_every_call_after(restored, false, &["restore", "web", "--undo"], &["web"]);
+    }
+}
+
+#[test]
+fn mounted_restore_undo() {
+    if can("crash_undo::mounted_restore_undo", true) {
+        let restored: &[&[&str]] = &[&["restore", "web", "snap0"]];
+        at_every_call_after(restored, true, &["restore", "web", "--undo"], &["web"]);
+    }
+}
+
+#[test]
+fn restore_of_a_state_that_a_snapshot_holds() {
+    if can(
+        "crash_undo::restore_of_a_state_that_a_snapshot_holds",
+        false,
+    ) {
+        let taken: &[&[&str]] = &[&["snapshot", "web"]];
+        at_every_call_after(taken, false, &["restore", "web", "snap1"], &["web"]);
+    }
+}
+
+#[test]
+fn copied_container() {
+    if can("crash_undo::copied_container", false) {
+        let copy = ["restore", "web", "snap0", "new", "--copy"];
+        at_every_call(false, &copy, &["web", "new"]);
+    }
+}
+
+#[test]
+fn undo() {
+    if can("crash_undo::undo", false) {
+        at_every_call(false, &["undo", "web", "snap0"], &["web"]);
+    }
+}
+
+#[test]
+fn restore_of_paths() {
+    if can("crash_undo::restore_of_paths", false) {
+        // The whole folder: its time is put back too, and the same every time.
+        let folder = ["restore", "web", "snap0", "--delete", "--", "etc"];
+        at_every_call(false, &folder, &["web"]);
+    }
+}
+
+#[test]
+fn mounted_undo() {
+    if can("crash_undo::mounted_undo", true) {
+        at_every_call_path_by_path(&["undo", "web", "snap0"]);
+    }
+}
+
+#[test]
+fn mounted_restore_of_paths() {
+    if can("crash_undo::mounted_restore_of_paths", true) {
+        at_every_call_path_by_path(&["restore", "web", "snap0", "--", "etc"]);
+    }
+}

@@ -1,0 +1,74 @@
+//! The same as `crash.rs` for the verbs that take things away: removal, retention, the trash, renaming.
+
+use crate::world::{at_every_call, at_every_call_after, can};
+
+#[test]
+fn rm() {
+    if can("crash_upkeep::rm", false) {
+        at_every_call(false, &["rm", "web", "snap0", "snap2"], &["web"]);
+    }
+}
+
+#[test]
+fn mounted_rm() {
+    if can("crash_upkeep::mounted_rm", true) {
+        at_every_call(true, &["rm", "web", "--all", "--yes"], &["web"]);
+    }
+}
+
+#[test]
+fn destroy_for_good() {
+    if can("crash_upkeep::destroy_for_good", false) {
+        at_every_call(false, &["destroy", "web", "--yes", "--now"], &["web"]);
+    }
+}
+
+#[test]
+fn undelete() {
+    if can("crash_upkeep::undelete", false) {
+        let destroy: &[&str] = &["destroy", "web", "--yes"];
+        at_every_call_after(&[destroy], false, &["undelete", "web"], &["web"]);
+        at_every_call_after(
+            &[destroy],
+            false,
+            &["undelete", "web", "other"],
+            &["web", "other"],
+        );
+    }
+}
+
+#[test]
+fn gc() {
+    if can("crash_upkeep::gc", false) {
+        let prepare: &[&[&str]] = &[
+            &["clone", "web@snap1", "stays"],
+            &["destroy", "web", "--yes"],
+        ];
+        at_every_call_after(prepare, false, &["gc", "--empty-trash"], &["stays"]);
+    }
+}
+
+#[test]
+fn prune() {
+    if can("crash_upkeep::prune", false) {
+        let args = ["prune", "web", "--keep-last", "1", "--manual"];
+        at_every_call(false, &args, &["web"]);
+        let save = ["prune", "web", "--keep-daily", "7", "--save"];
+        at_every_call(false, &save, &["web"]);
+    }
+}
+
+#[test]
+fn rename() {
+    if can("crash_upkeep::rename", false) {
+        at_every_call(false, &["rename", "web", "www"], &["web", "www"]);
+    }
+}
+
+#[test]
+fn mounted_prune() {
+    if can("crash_upkeep::mounted_prune", true) {
+        let args = ["prune", "web", "--keep-last", "1", "--manual"];
+        at_every_call(true, &args, &["web"]);
+    }
+}

@@ -1,0 +1,214 @@
+//! Snapshots that are mounted to be read.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use cowl_tests::command::sh_in;
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::cowl::Store;
+use cowl_tests::mount;
+use serde_json::Value;
+
+const NEEDS: [Need; 2] = [Need::Root, Need::Fuse];
+
+/// The container web with three snapshots, `file` being the number of each, and "now" since.
+fn store(test: &str) -> Store {
+    let store = Store::new(test);
+    let source = store.scratch().make("source");
+    fs::write(source.join("file"), "base").unwrap();
+    store.create("web", &source);
+    let place = store.mount("web");
+    for number in 0..3 {
+        fs::write(place.join("file"), number.to_string()).unwrap();
+        store.cowl(["snapshot", "web"]).ok();
+    }
+    fs::write(place.join("file"), "now").unwrap();
+    store.cowl(["umount", "web"]).ok();
+    store
+}
+
+fn browse(store: &Store, snapshot: &str, name: &str) -> PathBuf {
+    let dir = store.scratch().make(name);
+    let said = store
+        .cowl(["mount", snapshot, dir.to_str().unwrap(), "--ro"])
+        .ok()
+        .out();
+    assert_eq!(Path::new(&said), dir.canonicalize().unwrap());
+    dir
+}
+
+fn file(place: &Path) -> String {
+    fs::read_to_string(place.join("file")).unwrap()
+}
+
+fn browsed(store: &Store) -> Vec<(String, String)> {
+    let status = store.cowl(["status", "web", "--json"]).ok().json();
+    let list = status["browsed"].as_array().cloned().unwrap_or_default();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    list.iter()
+        .map(|one| (text(&one["snapshot"]), text(&one["mountpoint"])))
+        .collect()
+}
+
+/// What is left in the run folder of the mounts of snapshots.
+fn left(store: &Store) -> usize {
+    let run = store.run_dirs().into_iter();
+    run.flat_map(|dir| fs::read_dir(dir).unwrap())
+        .filter(|entry| {
+            let name = entry.as_ref().unwrap().file_name();
+            name.to_string_lossy().ends_with(".ro")
+        })
+        .count()
+}
+
+#[test]
+fn several_snapshots_at_once_while_the_container_goes_on() {
+    if !can(
+        "several_snapshots_at_once_while_the_container_goes_on",
+        &NEEDS,
+    ) {
+        return;
+    }
+    let store = store("browse-several");
+    let head = store.mount("web");
+    let zero = browse(&store, "web@snap0", "zero");
+    let again = browse(&store, "web@snap0", "again");
+    let two = browse(&store, "web@snap2", "two");
+    // Without a place there is one in the store, the same every time.
+    let own = store.cowl(["mount", "web@snap1"]).ok().out();
+    assert_eq!(store.cowl(["mount", "web@snap1"]).ok().out(), own);
+    let own = PathBuf::from(own);
+    fs::write(head.join("file"), "later").unwrap();
+    let all = [&zero, &again, &two, &own, &head].map(|place| file(place));
+    assert_eq!(all, ["0", "0", "2", "1", "later"]);
+    let refused = fs::write(zero.join("file"), "x").unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(30), "a snapshot is read-only");
+    assert_eq!(browsed(&store).len(), 4);
+    let table = store.cowl(["status"]).ok().out();
+    for words in ["web@snap0", "browsed", zero.to_str().unwrap()] {
+        assert!(table.contains(words), "no {words} in\n{table}");
+    }
+    // The container is unmounted, restored and mounted without them.
+    store.cowl(["umount", "web"]).ok();
+    store.cowl(["restore", "web", "snap1"]).ok();
+    assert_eq!(file(&store.mount("web")), "1");
+    assert_eq!(file(&two), "2");
+
+    store.cowl(["umount", "web@snap0"]).ok();
+    assert!(mount::at(&zero).is_none() && mount::at(&again).is_none());
+    store.cowl(["umount", two.to_str().unwrap()]).ok();
+    assert_eq!(
+        browsed(&store),
+        [("snap1".to_owned(), own.to_str().unwrap().to_owned())]
+    );
+    store.cowl(["umount", "web@snap1"]).ok();
+    assert!(!own.try_exists().unwrap(), "its place in the store is gone");
+    assert_eq!(left(&store), 0);
+    store.cowl(["umount", head.to_str().unwrap()]).ok();
+    assert!(mount::at(&head).is_none());
+}
+
+#[test]
+fn what_is_browsed_stays() {
+    if !can("what_is_browsed_stays", &NEEDS) {
+        return;
+    }
+    let store = store("browse-stays");
+    let place = browse(&store, "web@snap1", "place");
+    store
+        .cowl(["rm", "web", "snap1"])
+        .fails(4, &["snap1", "cowl umount web@snap1"]);
+    store.cowl(["rm", "web", "snap0", "snap2"]).ok();
+    store.cowl(["gc"]).ok();
+    assert_eq!(file(&place), "1");
+    // In use, it is not unmounted, and not destroyed with its container.
+    let held = fs::File::open(place.join("file")).unwrap();
+    let pid = std::process::id().to_string();
+    store
+        .cowl(["umount", "web@snap1"])
+        .fails(4, &["in use", &pid]);
+    store
+        .cowl(["destroy", "web", "--yes"])
+        .fails(4, &["in use", &pid]);
+    assert_eq!(file(&place), "1");
+    drop(held);
+    store.cowl(["umount", "web@snap1"]).ok();
+    store.cowl(["rm", "web", "snap1"]).ok();
+    store.cowl(["snapshot", "web"]).ok();
+    let place = browse(&store, "web@snap3", "other");
+    store.cowl(["destroy", "web", "--yes", "--now"]).ok();
+    assert!(mount::at(&place).is_none());
+}
+
+#[test]
+fn a_dead_daemon_and_a_plain_umount_leave_nothing() {
+    if !can("a_dead_daemon_and_a_plain_umount_leave_nothing", &NEEDS) {
+        return;
+    }
+    let store = store("browse-dead");
+    let place = browse(&store, "web@snap0", "place");
+    sh_in(Path::new("/"), &format!("umount {}", place.display())).ok();
+    mount::wait_until("its daemon ends", || left(&store) == 0);
+
+    let place = browse(&store, "web@snap0", "killed");
+    let status = store.cowl(["status", "web", "--json"]).ok().json();
+    let pid = status["browsed"][0]["pid"].as_u64().unwrap();
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    mount::wait_until("the mount is dead", || fs::metadata(&place).is_err());
+    // Its lock goes a moment after its mount.
+    mount::wait_until("the next command sees it", || browsed(&store).is_empty());
+    assert!(mount::at(&place).is_none(), "the dead mount is taken away");
+    assert_eq!(left(&store), 0);
+    store.cowl(["rm", "web", "snap0"]).ok();
+
+    // After a reboot: the folder says so, and there is no mount.
+    let run = store.run_dirs().into_iter().next().unwrap();
+    let folder = run.join("00000000-0000-4000-8000-000000000000.ro");
+    fs::create_dir(&folder).unwrap();
+    fs::write(
+        folder.join("state.json"),
+        format!(
+            r#"{{"mount":"00000000-0000-4000-8000-000000000000","pid":1,"boot":"another",
+               "mountpoint":{:?},"snapshot":"00000000-0000-4000-8000-000000000001"}}"#,
+            place
+        ),
+    )
+    .unwrap();
+    assert_eq!(browsed(&store), []);
+    assert_eq!(left(&store), 0);
+}
+
+#[test]
+fn what_can_not_be_browsed() {
+    if !can("what_can_not_be_browsed", &NEEDS) {
+        return;
+    }
+    let store = store("browse-errors");
+    let full = store.scratch().make("full");
+    fs::write(full.join("x"), "x").unwrap();
+    let full = full.to_str().unwrap();
+    store
+        .cowl(["mount", "web@snap0", full])
+        .fails(1, &["not empty"]);
+    store.cowl(["mount", "web@snap9"]).fails(3, &["snap9"]);
+    store
+        .cowl(["mount", "web", "--ro", "/mnt"])
+        .fails(2, &["cowl snapshot web", "/mnt"]);
+    store
+        .cowl(["umount", "web@snap0"])
+        .fails(1, &["web@snap0", "cowl mount web@snap0"]);
+    store
+        .cowl(["umount", full])
+        .fails(3, &["full", "cowl status"]);
+    let place = browse(&store, "web@snap0", "place");
+    let place = place.to_str().unwrap();
+    store
+        .cowl(["mount", "web@snap1", place])
+        .fails(4, &["another snapshot", place]);
+    store.cowl(["umount", place]).ok();
+    // A container goes to a folder without a flag as well.
+    assert_eq!(store.cowl(["mount", "web", place]).ok().out(), place);
+    store.cowl(["umount", place]).ok();
+    assert_eq!(left(&store), 0);
+}

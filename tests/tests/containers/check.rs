@@ -1,0 +1,339 @@
+//! Damage of every kind is made, found, and put right where that can be.
+
+use std::path::{Path, PathBuf};
+
+use cowl_tests::cowl::Store;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+/// The container web with three snapshots, and a clone of the second, all measured.
+fn store(test: &str) -> Store {
+    let store = Store::new(test);
+    let source = store.scratch().make("source");
+    std::fs::write(source.join("base-file"), "base\n").unwrap();
+    store.create("web", &source);
+    for number in 0..3 {
+        std::fs::write(head(&store).join(format!("file-{number}")), "content").unwrap();
+        store.cowl(["snapshot", "web"]).ok();
+    }
+    store.cowl(["clone", "web@snap1", "other"]).ok();
+    let check = store.cowl(["check", "--deep"]).ok();
+    assert!(check.out().is_empty(), "{}", check.report());
+    store
+}
+
+fn manifest(store: &Store, name: &str) -> (PathBuf, Value) {
+    let containers = std::fs::read_dir(store.path().join("containers")).unwrap();
+    for entry in containers {
+        let file = entry.unwrap().path().join("container.json");
+        let value: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        if value["name"] == name {
+            return (file, value);
+        }
+    }
+    panic!("no {name}")
+}
+
+fn layer(store: &Store, id: &Value) -> PathBuf {
+    store.path().join("layers").join(id.as_str().unwrap())
+}
+
+fn head(store: &Store) -> PathBuf {
+    layer(store, &manifest(store, "web").1["head"]).join("tree")
+}
+
+/// The folder of the layer `at` of what web is now, counted from the top.
+fn of_stack(store: &Store, at: usize) -> PathBuf {
+    layer(store, &manifest(store, "web").1["stack"][at])
+}
+
+fn snapshot_file(store: &Store, at: usize) -> PathBuf {
+    let (file, manifest) = manifest(store, "web");
+    let id = manifest["snapshots"][at]["id"].as_str().unwrap();
+    file.with_file_name("snapshots").join(format!("{id}.json"))
+}
+
+/// Changes a file of the store so that its checksum is right.
+fn change(file: &Path, change: impl FnOnce(&mut Value)) {
+    let mut value: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    change(&mut value);
+    let object = value.as_object_mut().unwrap();
+    object.remove("checksum");
+    let sum = Sha256::digest(serde_json::to_vec(object).unwrap());
+    let hex: String = sum.iter().map(|byte| format!("{byte:02x}")).collect();
+    object.insert("checksum".to_owned(), format!("sha256:{hex}").into());
+    std::fs::write(file, serde_json::to_vec(&value).unwrap()).unwrap();
+}
+
+/// `check` ends with this code and says these words.
+#[track_caller]
+fn says(store: &Store, args: &[&str], code: i32, words: &[&str]) {
+    let args = [&["check"], args].concat();
+    let output = store.cowl(&args);
+    assert_eq!(output.code, code, "{}", output.report());
+    for word in words {
+        assert!(
+            output.out().contains(word),
+            "no {word:?}: {}",
+            output.report()
+        );
+    }
+}
+
+/// After a repair everything is in order, and web shows what it showed.
+#[track_caller]
+fn is_right_again(store: &Store, words: &[&str]) {
+    says(store, &["--repair"], 0, words);
+    let check = store.cowl(["check", "--deep"]).ok();
+    assert!(check.out().is_empty(), "{}", check.report());
+    for (state, files) in [("web@snap0", 2), ("web@snap2", 4), ("other", 3)] {
+        let list = store.cowl(["export", state, "-"]).ok().stdout;
+        let names = ["base-file", "file-0", "file-1", "file-2"];
+        let there = |name: &&&str| list.windows(name.len()).any(|part| part == name.as_bytes());
+        assert_eq!(names.iter().filter(there).count(), files, "{state}");
+    }
+}
+
+#[test]
+fn a_layer_written_behind_our_back() {
+    let store = store("check-behind");
+    let base = of_stack(&store, 4).join("tree/base-file");
+    let before = std::fs::metadata(&base).unwrap().modified().unwrap();
+    std::fs::write(&base, "BASE\n").unwrap();
+    says(&store, &[], 5, &["damaged", "behind cowl's back", "web"]);
+    // With its old time it only shows when contents are read.
+    let file = std::fs::File::options().write(true).open(&base).unwrap();
+    file.set_modified(before).unwrap();
+    says(&store, &[], 0, &[]);
+    says(&store, &["--deep"], 5, &["another content"]);
+    // There is nothing to put it right from, and nothing is made worse.
+    says(&store, &["--deep", "--repair"], 5, &["another content"]);
+    std::fs::write(&base, "base\n").unwrap();
+    file.set_modified(before).unwrap();
+    says(&store, &["--deep"], 0, &[]);
+    // A mode, a new file, one that is gone.
+    let tree = of_stack(&store, 1).join("tree");
+    std::fs::write(tree.join("new"), "").unwrap();
+    says(&store, &["web"], 5, &["behind cowl's back"]);
+    // The clone does not stand on that one.
+    says(&store, &["other"], 0, &[]);
+}
+
+#[test]
+fn a_manifest_that_can_not_be_read() {
+    let store = store("check-manifest");
+    let (file, _) = manifest(&store, "other");
+    let whole = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    says(&store, &[], 5, &["damaged", file.to_str().unwrap()]);
+    // What it names is only known to itself: it must not be taken for unused.
+    says(&store, &["--repair"], 5, &["damaged"]);
+    store.cowl(["gc"]).fails(5, &["container.json"]);
+    std::fs::write(&file, whole).unwrap();
+    is_right_again(&store, &[]);
+}
+
+#[test]
+fn a_snapshot_whose_file_is_lost_or_torn() {
+    let store = store("check-snapshot");
+    std::fs::remove_file(snapshot_file(&store, 1)).unwrap();
+    std::fs::write(snapshot_file(&store, 2), "{}").unwrap();
+    says(&store, &[], 5, &["web@snap1", "web@snap2"]);
+    is_right_again(&store, &["made anew from its top layer"]);
+    // What could not be read is still there.
+    let kept = std::fs::read_dir(store.path().join("damaged")).unwrap();
+    let kept: Vec<_> = kept.map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(kept.len(), 1);
+    assert_eq!(std::fs::read(&kept[0]).unwrap(), b"{}");
+    // The list and the file tell of two states.
+    let layer = manifest(&store, "web").1["snapshots"][0]["layer"].clone();
+    change(&snapshot_file(&store, 1), |file| {
+        file["stack"][0] = layer.clone();
+        file["stack"].as_array_mut().unwrap().truncate(1);
+    });
+    says(&store, &[], 5, &["web@snap1", "two states"]);
+}
+
+#[test]
+fn a_layer_whose_file_is_lost_or_torn() {
+    let store = store("check-layer-file");
+    std::fs::remove_file(of_stack(&store, 1).join("layer.json")).unwrap();
+    std::fs::write(of_stack(&store, 4).join("layer.json"), "torn").unwrap();
+    says(&store, &[], 5, &["layer.json"]);
+    is_right_again(&store, &["made anew from a stack"]);
+    // It still counts as the base, which is not what a snapshot wrote.
+    let list = store.cowl(["list", "web", "--json"]).ok().json();
+    assert!(list["snapshots"][0]["size"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn a_layer_that_is_missing() {
+    let store = store("check-missing");
+    let tree = of_stack(&store, 2).join("tree");
+    std::fs::rename(&tree, tree.with_file_name("elsewhere")).unwrap();
+    says(&store, &[], 5, &["missing", "other, web stand on it"]);
+    says(&store, &["--repair"], 5, &["missing"]);
+    std::fs::rename(tree.with_file_name("elsewhere"), &tree).unwrap();
+    is_right_again(&store, &[]);
+}
+
+#[test]
+fn a_work_folder_that_is_missing() {
+    let store = store("check-work");
+    std::fs::remove_dir(of_stack(&store, 0).join("work")).unwrap();
+    says(&store, &[], 5, &["work folder of web"]);
+    is_right_again(&store, &["made anew, empty"]);
+}
+
+#[test]
+fn counters_and_parents_that_can_not_be() {
+    let store = store("check-counters");
+    let (file, _) = manifest(&store, "web");
+    change(&file, |manifest| {
+        manifest["next_snap"] = 1.into();
+        manifest["snapshots"][1]["parent"] = "00000000-0000-4000-8000-000000000000".into();
+    });
+    says(
+        &store,
+        &[],
+        5,
+        &["snap1", "given already", "web@snap1 was made from"],
+    );
+    is_right_again(&store, &["set right"]);
+    assert_eq!(store.cowl(["snapshot", "web"]).ok().out(), "snap3");
+}
+
+#[test]
+fn names_that_are_there_twice() {
+    let store = store("check-names");
+    let (file, _) = manifest(&store, "other");
+    change(&file, |manifest| manifest["name"] = "web".into());
+    says(&store, &[], 5, &["two containers are named web"]);
+    change(&file, |manifest| manifest["name"] = "other".into());
+    let (file, _) = manifest(&store, "web");
+    change(&file, |manifest| {
+        manifest["snapshots"][1]["name"] = "snap0".into()
+    });
+    says(&store, &[], 5, &["names the snapshot snap0 twice"]);
+}
+
+#[test]
+fn a_head_that_something_else_stands_on() {
+    let store = store("check-head");
+    let (file, other) = manifest(&store, "other");
+    let head = manifest(&store, "web").1["head"].clone();
+    change(&file, |manifest| {
+        manifest["stack"] = serde_json::json!([other["head"], head]);
+    });
+    says(
+        &store,
+        &[],
+        5,
+        &["web writes to the layer", "other, web stand"],
+    );
+}
+
+#[test]
+fn a_frozen_layer_that_a_mount_writes_to() {
+    let store = store("check-sealed");
+    let tree = std::fs::File::open(of_stack(&store, 2).join("tree")).unwrap();
+    rustix::fs::flock(&tree, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    says(&store, &[], 5, &["some mount writes to the layer"]);
+}
+
+#[test]
+fn what_lies_about_is_told_and_taken_away() {
+    let store = store("check-loose");
+    let root = store.path();
+    let id = "00000000-0000-4000-8000-000000000001";
+    let web = manifest(&store, "web").0;
+    std::fs::create_dir_all(root.join("layers").join(id).join("tree/deep")).unwrap();
+    std::fs::create_dir_all(root.join("containers").join(id)).unwrap();
+    let gone = "00000000-0000-4000-8000-000000000002";
+    std::fs::create_dir_all(root.join("mnt").join(gone)).unwrap();
+    std::fs::create_dir_all(root.join("run").join(gone)).unwrap();
+    std::fs::create_dir_all(root.join("trash/layer-x")).unwrap();
+    std::fs::write(root.join("locks/name-gone.lock"), "1 x\n").unwrap();
+    std::fs::write(web.with_file_name("container.json.7.tmp"), "").unwrap();
+    std::fs::write(
+        web.with_file_name("snapshots").join(format!("{id}.json")),
+        "{}",
+    )
+    .unwrap();
+    std::fs::create_dir(root.join("layers/mine")).unwrap();
+    let run = root
+        .join("run")
+        .join(web.parent().unwrap().file_name().unwrap());
+    std::fs::create_dir_all(&run).unwrap();
+    std::fs::write(run.join("state.json"), "torn").unwrap();
+    let words = [
+        "a layer that nothing names",
+        "whose making was cut off",
+        "a file that nothing names",
+        "of a container that is gone",
+        "a lock that nobody needs",
+        "on its way out",
+        "cowl did not make this",
+        "the mount of web can't be read",
+    ];
+    says(&store, &[], 0, &words);
+    says(&store, &["--repair"], 0, &["removed"]);
+    // What is not ours is left where it is.
+    says(&store, &[], 0, &["cowl did not make this"]);
+    std::fs::remove_dir(root.join("layers/mine")).unwrap();
+    is_right_again(&store, &[]);
+    assert!(!root.join("layers").join(id).try_exists().unwrap());
+}
+
+#[test]
+fn a_change_that_was_cut_off() {
+    let store = store("check-pending");
+    let (file, manifest) = manifest(&store, "web");
+    let next = file.with_file_name("container.json.next");
+    std::fs::copy(&file, &next).unwrap();
+    let generation = manifest["generation"].as_u64().unwrap();
+    change(&next, |manifest| {
+        manifest["generation"] = (generation + 1).into()
+    });
+    says(&store, &[], 0, &["a change of web was cut off"]);
+    is_right_again(&store, &["put in order"]);
+    assert!(!next.try_exists().unwrap());
+}
+
+#[test]
+fn a_list_of_stores_that_can_not_be() {
+    let store = store("check-family");
+    std::fs::write(store.path().join("stores.json"), "torn").unwrap();
+    let check = store.cowl(["check"]).fails(5, &["stores.json"]);
+    assert!(check.err().contains("2 containers"), "{}", check.report());
+    std::fs::remove_file(store.path().join("stores.json")).unwrap();
+    is_right_again(&store, &[]);
+}
+
+#[test]
+fn a_destroyed_container_that_can_not_come_back() {
+    let store = store("check-deleted");
+    store.cowl(["destroy", "other", "--yes"]).ok();
+    says(&store, &[], 0, &[]);
+    let deleted = std::fs::read_dir(store.path().join("deleted")).unwrap();
+    let deleted = deleted.last().unwrap().unwrap().path();
+    std::fs::write(deleted.join("container.json"), "torn").unwrap();
+    says(&store, &[], 5, &["in the trash", "container.json"]);
+    store.cowl(["gc"]).fails(5, &["container.json"]);
+    store.cowl(["gc", "--empty-trash"]).ok();
+    says(&store, &[], 0, &[]);
+}
+
+#[test]
+fn as_json() {
+    let store = store("check-json");
+    let tree = of_stack(&store, 2).join("tree");
+    std::fs::write(tree.join("new"), "").unwrap();
+    let check = store.cowl(["check", "--json"]);
+    assert_eq!(check.code, 5, "{}", check.report());
+    let json = &check.json()["stores"][0];
+    assert_eq!(json["damaged"], true);
+    assert_eq!(json["findings"][0]["level"], "damaged");
+    assert_eq!(json["findings"][0]["about"], "layer");
+    assert_eq!(json["findings"][0]["path"], tree.to_str().unwrap());
+}

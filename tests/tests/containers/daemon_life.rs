@@ -1,0 +1,402 @@
+//! A daemon that ends, is killed or is stopped: what is seen of it, what happens to the mount, and what is refused.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use cowl_tests::command::run;
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::cowl::Store;
+use cowl_tests::lxc::{self, Lxc};
+use cowl_tests::mount::{self, Overlay, Stack, wait_until};
+use cowl_tests::scratch::Scratch;
+
+const NEEDS: &[Need] = &[Need::Root, Need::Fuse];
+
+fn created(store: &Store, names: &[&str]) -> Vec<PathBuf> {
+    let source = store.scratch().make("source");
+    std::fs::write(source.join("file"), "one\n").unwrap();
+    names
+        .iter()
+        .map(|name| {
+            store.create(name, &source);
+            store.mount(name)
+        })
+        .collect()
+}
+
+#[track_caller]
+fn signal(pid: u32, signal: &str) {
+    run("kill", [signal, &pid.to_string()]).ok();
+}
+
+/// A process that works in a directory until it is dropped.
+struct Inside(Child);
+
+impl Inside {
+    fn of(dir: &Path) -> Inside {
+        let mut command = Command::new("sleep");
+        Inside(command.arg("1000").current_dir(dir).spawn().unwrap())
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// Everywhere, with all that was written.
+#[test]
+fn a_signal_unmounts_everywhere_and_ends_the_daemon() {
+    let needs = [NEEDS, &[Need::Program("unshare")]].concat();
+    if !can("a_signal_unmounts_everywhere_and_ends_the_daemon", &needs) {
+        return;
+    }
+    let dir = Scratch::new("life-signal");
+    let stack = Stack {
+        lowers: vec![dir.make("l")],
+        upper: Some((dir.make("u"), dir.make("w"))),
+    };
+    for (which, namespace) in [("-TERM", "-m"), ("-INT", "-Urm"), ("-HUP", "-m")] {
+        let overlay = Overlay::cowlfs(&stack, &dir.make("m"), "");
+        let place = overlay.path().to_owned();
+        std::fs::write(place.join(which), "written").unwrap();
+        let script = "echo; read line || true";
+        let mut holder = Command::new("unshare")
+            .args([namespace, "--propagation", "private", "sh", "-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = [0];
+        holder.stdout.take().unwrap().read_exact(&mut line).unwrap();
+        signal(overlay.pid().unwrap(), which);
+        // Ends well, and is waited for.
+        overlay.ended();
+        assert!(mount::at(&place).is_none());
+        let content = std::fs::read(dir.join("u").join(which)).unwrap();
+        assert_eq!(content, b"written");
+        assert!(holder.try_wait().unwrap().is_none(), "it was killed");
+        drop(holder.stdin.take());
+        holder.wait().unwrap();
+    }
+    // What is used goes on for some seconds, and then fails.
+    let overlay = Overlay::cowlfs(&stack, &dir.make("m"), "");
+    let mut file = std::fs::File::create(overlay.path().join("used")).unwrap();
+    let inside = Inside::of(overlay.path());
+    signal(overlay.pid().unwrap(), "-TERM");
+    wait_until("it is unmounted", || mount::at(overlay.path()).is_none());
+    file.write_all(b"late").unwrap();
+    overlay.ended();
+    assert_eq!(std::fs::read(dir.join("u/used")).unwrap(), b"late");
+    drop(inside);
+    // A second signal ends it at once.
+    let overlay = Overlay::cowlfs(&stack, &dir.make("m"), "");
+    let inside = Inside::of(overlay.path());
+    signal(overlay.pid().unwrap(), "-TERM");
+    wait_until("it is unmounted", || mount::at(overlay.path()).is_none());
+    signal(overlay.pid().unwrap(), "-TERM");
+    overlay.ended();
+    drop(inside);
+}
+
+#[test]
+fn a_container_whose_daemon_got_a_signal_is_unmounted() {
+    if !can("a_container_whose_daemon_got_a_signal_is_unmounted", NEEDS) {
+        return;
+    }
+    let store = Store::new("life-container");
+    let place = created(&store, &["web"]).remove(0);
+    std::fs::write(place.join("new"), "new").unwrap();
+    signal(store.pid("web"), "-TERM");
+    wait_until("it is unmounted", || {
+        store
+            .cowl(["status", "web"])
+            .ok()
+            .out()
+            .contains("not mounted")
+    });
+    assert_eq!(store.cowl(["cat", "web:new"]).ok().out(), "new");
+    store.cowl(["umount", "web"]).fails(1, &["not mounted"]);
+}
+
+/// Named with its process and what to type; it hides no other container, and nothing waits for it.
+#[test]
+fn a_stopped_daemon_is_named_and_can_be_ended() {
+    if !can("a_stopped_daemon_is_named_and_can_be_ended", NEEDS) {
+        return;
+    }
+    let store = Store::new("life-stopped");
+    created(&store, &["one", "two"]);
+    let pid = store.pid("one");
+    signal(pid, "-STOP");
+    let cont = format!("kill -cont {pid}");
+    let words = [&*format!("pid {pid}"), "state t", &cont];
+    let status = store.cowl(["status"]).ok();
+    assert!(
+        status.err().to_lowercase().contains(&cont),
+        "{}",
+        status.report()
+    );
+    for line in status.out().lines().skip(1) {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let state = match words[0] {
+            "one" => "silent",
+            _ => "mounted",
+        };
+        assert_eq!(words[1], state, "{line}");
+    }
+    for verb in [
+        &["umount", "one"][..],
+        &["mount", "one"],
+        &["snapshot", "one"],
+        &["destroy", "one", "--yes", "--now"],
+        &["stats", "one"],
+    ] {
+        store.cowl(verb.iter().copied()).fails(4, &words);
+    }
+    store.cowl(["list"]).ok();
+    store.cowl(["snapshot", "two"]).ok();
+    // It goes on, and nothing of what was asked for meanwhile has happened.
+    signal(pid, "-CONT");
+    store.cowl(["snapshot", "one"]).ok();
+    assert_eq!(store.pid("one"), pid);
+    assert_eq!(store.snapshots("one"), ["snap0"]);
+    signal(pid, "-STOP");
+    let ended = store.cowl(["umount", "--force", "one"]).ok();
+    assert!(ended.err().contains(&pid.to_string()), "{}", ended.report());
+    assert!(std::fs::read_link(format!("/proc/{pid}/exe")).is_err());
+    let status = store.cowl(["status", "one"]).ok().out();
+    assert!(status.contains("not mounted"), "{status}");
+    // One that answers is as without the option.
+    let inside = Inside::of(&store.mount("two"));
+    store
+        .cowl(["umount", "--force", "two"])
+        .fails(4, &["working directory"]);
+    drop(inside);
+    store.cowl(["umount", "--force", "two"]).ok();
+}
+
+#[test]
+fn a_stopped_daemon_of_a_snapshot_can_be_ended() {
+    if !can("a_stopped_daemon_of_a_snapshot_can_be_ended", NEEDS) {
+        return;
+    }
+    let store = Store::new("life-browsed");
+    created(&store, &["web"]);
+    store.cowl(["snapshot", "web"]).ok();
+    store.cowl(["mount", "web@snap0"]).ok();
+    let status = store.cowl(["status", "web", "--json"]).ok().json();
+    let pid = u32::try_from(status["browsed"][0]["pid"].as_u64().unwrap()).unwrap();
+    signal(pid, "-STOP");
+    store.cowl(["status"]).ok();
+    store
+        .cowl(["umount", "web@snap0"])
+        .fails(4, &[&format!("pid {pid}"), "state t"]);
+    store.cowl(["umount", "--force", "web@snap0"]).ok();
+    store.cowl(["rm", "web", "snap0"]).ok();
+}
+
+/// Directly after a daemon was killed nobody takes it for alive: its process takes a while to end.
+#[test]
+fn a_daemon_that_was_killed_is_dead_at_once() {
+    if !can("a_daemon_that_was_killed_is_dead_at_once", NEEDS) {
+        return;
+    }
+    let store = Store::new("life-killed");
+    let place = created(&store, &["web"]).remove(0);
+    // Memory to tear down, and a snapshot's daemon beside it.
+    run(
+        "sh",
+        [
+            "-euc",
+            &format!(
+                "cd {}; for n in $(seq 2000); do echo $n > $n; done",
+                place.display()
+            ),
+        ],
+    )
+    .ok();
+    for round in 0..24 {
+        let pid = store.pid("web");
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        match round % 4 {
+            0 => {
+                let said = store.cowl(["mount", "web"]).ok();
+                assert!(said.err().contains("had died"), "{}", said.report());
+            }
+            1 => {
+                store
+                    .cowl(["snapshot", "web", "--name", &format!("s{round}")])
+                    .ok();
+            }
+            2 => {
+                store.cowl(["umount", "web"]).ok();
+                store.cowl(["mount", "web"]).ok();
+            }
+            _ => {
+                let said = store.cowl(["status", "web"]).ok();
+                assert!(said.err().contains("had died"), "{}", said.report());
+            }
+        }
+        std::fs::write(place.join("round"), round.to_string()).unwrap();
+    }
+}
+
+/// Its process may hold its lock, and the kernel take connections for it, for as long as its end takes.
+#[test]
+fn a_killed_daemon_that_has_not_ended_is_waited_for() {
+    if !can("a_killed_daemon_that_has_not_ended_is_waited_for", NEEDS) {
+        return;
+    }
+    use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal};
+    let store = Store::new("life-ending");
+    let place = created(&store, &["web"]).remove(0);
+    let pid = Pid::from_raw(i32::try_from(store.pid("web")).unwrap()).unwrap();
+    let process = rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap();
+    // What the process would still hold.
+    let held: Vec<_> = std::fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero()))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| {
+            let to = std::fs::read_link(path).unwrap().display().to_string();
+            to.ends_with(".lock") || to.starts_with("socket:")
+        })
+        .map(|path| path.file_name().unwrap().to_str().unwrap().parse().unwrap())
+        .map(|fd| rustix::process::pidfd_getfd(&process, fd, PidfdGetfdFlags::empty()).unwrap())
+        .collect();
+    assert!(held.len() >= 2, "{held:?}");
+    rustix::process::pidfd_send_signal(&process, Signal::KILL).unwrap();
+    let mut asked = store.command(["mount", "web"]);
+    let asked = asked.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut asked = asked.spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    assert!(
+        asked.try_wait().unwrap().is_none(),
+        "it took the dead for alive"
+    );
+    drop(held);
+    let said = asked.wait_with_output().unwrap();
+    let err = said.stderr.escape_ascii().to_string();
+    assert!(said.status.success() && err.contains("had died"), "{err}");
+    assert_eq!(std::fs::read(place.join("file")).unwrap(), b"one\n");
+}
+
+/// What was inside when a daemon died sees nothing of the container any more, also when it is mounted anew.
+#[test]
+fn processes_on_a_dead_mount_are_named() {
+    if !can("processes_on_a_dead_mount_are_named", NEEDS) {
+        return;
+    }
+    let store = Store::new("life-stranded");
+    let place = created(&store, &["web"]).remove(0);
+    store.cowl(["snapshot", "web"]).ok();
+    let inside = Inside::of(&place);
+    let (user, daemon) = (format!("pid {}", inside.0.id()), store.pid("web"));
+    signal(daemon, "-KILL");
+    let daemon = format!("pid {daemon}");
+    let words = [&*daemon, "died", "dead mount", &user, "sleep"];
+    let said = store.cowl(["status", "web"]).ok();
+    for word in words {
+        assert!(said.err().contains(word), "{word}: {}", said.report());
+    }
+    assert!(said.out().contains("dead mount"), "{}", said.report());
+    // It is mounted anew for all others.
+    std::fs::write(place.join("file"), "two\n").unwrap();
+    let json = store.cowl(["status", "web", "--json"]).ok().json();
+    assert_eq!(json["dead_mounts"][0]["users"][0]["pid"], inside.0.id());
+    for verb in [
+        &["restore", "web", "snap0"][..],
+        &["flatten", "web"],
+        &["destroy", "web", "--yes"],
+    ] {
+        store.cowl(verb.iter().copied()).fails(4, &words);
+    }
+    assert_eq!(std::fs::read(place.join("file")).unwrap(), b"two\n");
+    // Also when it was unmounted meanwhile.
+    store.cowl(["umount", "web"]).ok();
+    store.cowl(["restore", "web", "snap0"]).fails(4, &words);
+    drop(inside);
+    store.cowl(["restore", "web", "snap0"]).ok();
+    assert_eq!(store.cowl(["cat", "web:file"]).ok().out(), "one");
+    let json = store.cowl(["status", "web", "--json"]).ok().json();
+    assert!(json["dead_mounts"].is_null(), "{json}");
+}
+
+#[test]
+fn an_lxc_container_on_a_dead_mount_is_named() {
+    if !can("an_lxc_container_on_a_dead_mount_is_named", lxc::NEEDS) {
+        return;
+    }
+    let lxc = Lxc::new("life-lxc");
+    lxc.create("c1");
+    lxc.adopt("c1").ok();
+    lxc.start("c1");
+    lxc.run("c1", "echo old > /etc/written");
+    let store = lxc.store();
+    store.cowl(["snapshot", "c1"]).ok();
+    lxc.run("c1", "echo new > /etc/written");
+    signal(store.pid("c1"), "-KILL");
+    let pid = lxc.pid("c1").unwrap().to_string();
+    let words = ["died", "container c1 still runs on the dead mount", &pid];
+    let said = store.cowl(["status", "c1"]).ok();
+    for word in words {
+        assert!(said.err().contains(word), "{word}: {}", said.report());
+    }
+    let words = [&words[..], &["--stop --start"]].concat();
+    store.cowl(["restore", "c1", "snap0"]).fails(4, &words);
+    store
+        .cowl(["restore", "c1", "snap0", "--stop", "--start"])
+        .ok();
+    lxc.wait_for("c1", "RUNNING");
+    assert_eq!(lxc.run("c1", "cat /etc/written"), "old");
+    let said = store.cowl(["status", "c1"]).ok();
+    assert!(!said.err().contains("died"), "{}", said.report());
+}
+
+/// LXC's own tools, while namespaces that have nothing to do with the container hold copies of its mount.
+#[test]
+fn an_lxc_container_stops_beside_unused_copies() {
+    let needs = [lxc::NEEDS, &[Need::Program("unshare")]].concat();
+    if !can("an_lxc_container_stops_beside_unused_copies", &needs) {
+        return;
+    }
+    let lxc = Lxc::new("life-lxc-copies");
+    lxc.create("c1");
+    lxc.adopt("c1").ok();
+    lxc.start("c1");
+    let mut holders: Vec<_> = ["private", "slave"]
+        .map(|how| {
+            let mut command = Command::new("unshare");
+            command.args(["-m", "--propagation", how, "sleep", "1000"]);
+            command.spawn().unwrap()
+        })
+        .into();
+    let place = lxc.store().mount("c1");
+    wait_until("they have copies", || {
+        holders.iter().all(|holder| {
+            let table = format!("/proc/{}/mountinfo", holder.id());
+            let table = std::fs::read_to_string(table).unwrap();
+            table.contains(place.to_str().unwrap())
+                && std::fs::read_link(format!("/proc/{}/ns/mnt", holder.id())).unwrap()
+                    != std::fs::read_link("/proc/self/ns/mnt").unwrap()
+        })
+    });
+    lxc.store().cowl(["snapshot", "c1"]).ok();
+    lxc.store()
+        .cowl(["restore", "c1", "snap0", "--stop", "--start"])
+        .ok();
+    lxc.wait_for("c1", "RUNNING");
+    lxc.kill("c1");
+    // The hook has unmounted it by then.
+    let status = lxc.store().cowl(["status", "c1"]).ok().out();
+    assert!(status.contains("not mounted"), "{status}");
+    for holder in &mut holders {
+        assert!(holder.try_wait().unwrap().is_none(), "it was killed");
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+    }
+}

@@ -1,0 +1,199 @@
+//! One damaged container affects no other: commands on the whole store report it, and everything about the
+//! others is complete.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use cowl_tests::command::run;
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::cowl::Store;
+
+const NEEDS: [Need; 3] = [Need::Root, Need::Fuse, Need::Program("mkfifo")];
+
+/// What a container is made of.
+struct Parts {
+    manifest: PathBuf,
+    /// The file of its first snapshot.
+    snapshot: PathBuf,
+    /// The layer of its last one.
+    layer: PathBuf,
+}
+
+fn parts(store: &Store, name: &str) -> Parts {
+    let containers = fs::read_dir(store.path().join("containers")).unwrap();
+    for dir in containers.map(|entry| entry.unwrap().path()) {
+        let manifest = dir.join("container.json");
+        let json: serde_json::Value =
+            serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
+        if json["name"] == name {
+            let snapshots = json["snapshots"].as_array().unwrap();
+            let id = snapshots[0]["id"].as_str().unwrap();
+            let layer = snapshots[1]["layer"].as_str().unwrap();
+            return Parts {
+                snapshot: dir.join("snapshots").join(format!("{id}.json")),
+                layer: store.path().join("layers").join(layer),
+                manifest,
+            };
+        }
+    }
+    panic!("no container {name}");
+}
+
+fn fifo(path: &Path) {
+    match path.symlink_metadata() {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path).unwrap(),
+        Ok(_) => fs::remove_file(path).unwrap(),
+        Err(_) => {}
+    }
+    run("mkfifo", [path]).ok();
+}
+
+/// A store with the containers bad and good, each with two snapshots, and something in the trash.
+fn store(test: &str) -> Store {
+    let store = Store::new(test);
+    let source = store.scratch().make("source");
+    fs::write(source.join("file"), "content\n").unwrap();
+    for name in ["bad", "good"] {
+        store.create(name, &source);
+        store.cowl(["snapshot", name]).ok();
+        write_new(&store, name);
+        store.cowl(["snapshot", name]).ok();
+    }
+    fs::create_dir_all(store.path().join("trash/layer-old/tree/d")).unwrap();
+    store
+}
+
+/// Writes a file into a container.
+fn write_new(store: &Store, name: &str) {
+    let place = store.mount(name);
+    fs::write(place.join("new"), "new\n").unwrap();
+    store.cowl(["umount", name]).ok();
+}
+
+type Damage = (&'static str, fn(&Parts));
+
+const DAMAGES: [Damage; 14] = [
+    ("garbage-manifest", |bad| {
+        fs::write(&bad.manifest, "garbage").unwrap()
+    }),
+    ("fifo-manifest", |bad| fifo(&bad.manifest)),
+    ("directory-manifest", |bad| {
+        fs::remove_file(&bad.manifest).unwrap();
+        fs::create_dir(&bad.manifest).unwrap();
+    }),
+    ("no-manifest", |bad| fs::remove_file(&bad.manifest).unwrap()),
+    ("no-snapshot", |bad| fs::remove_file(&bad.snapshot).unwrap()),
+    ("fifo-snapshot", |bad| fifo(&bad.snapshot)),
+    ("no-layer", |bad| fs::remove_dir_all(&bad.layer).unwrap()),
+    ("fifo-layer", |bad| fifo(&bad.layer)),
+    ("fifo-tree", |bad| fifo(&bad.layer.join("tree"))),
+    ("link-tree", |bad| {
+        fs::remove_dir_all(bad.layer.join("tree")).unwrap();
+        symlink("/etc", bad.layer.join("tree")).unwrap();
+    }),
+    ("garbage-layer-file", |bad| {
+        fs::write(bad.layer.join("layer.json"), "x").unwrap()
+    }),
+    ("fifo-layer-file", |bad| fifo(&bad.layer.join("layer.json"))),
+    ("newer-layer-file", |bad| {
+        let newer = "{\"format\": 99, \"checksum\": \"crc:1\"}";
+        fs::write(bad.layer.join("layer.json"), newer).unwrap();
+    }),
+    ("long-name", |bad| {
+        fs::write(bad.layer.join("tree").join("n".repeat(255)), "").unwrap();
+    }),
+];
+
+#[test]
+fn one_damaged_container_hides_nothing_of_the_others() {
+    if !can("damage", &NEEDS) {
+        return;
+    }
+    for (what, damage) in DAMAGES {
+        let store = store(&format!("damage-{what}"));
+        let (bad, good) = (parts(&store, "bad"), parts(&store, "good"));
+        damage(&bad);
+        for verb in ["list", "status", "du"] {
+            let said = store.cowl([verb]);
+            assert!(said.out().contains("good"), "{what}: {}", said.report());
+        }
+        // The damage is named. A name of 255 bytes is none.
+        let check = store.cowl(["check", "--deep"]);
+        if what != "long-name" {
+            assert_eq!(check.code, 5, "{what}: {}", check.report());
+            assert!(!check.out().is_empty(), "{what}: {}", check.report());
+        }
+        let id = good.layer.file_name().unwrap().to_str().unwrap();
+        assert!(!check.out().contains(id), "{what}: {}", check.report());
+        let file: serde_json::Value =
+            serde_json::from_slice(&fs::read(good.layer.join("layer.json")).unwrap()).unwrap();
+        assert!(
+            file["digest"].is_string(),
+            "{what}: it was not read through"
+        );
+        // Nothing that cannot be read keeps what was in the trash.
+        let gc = store.cowl(["gc"]);
+        assert!([0, 1, 5].contains(&gc.code), "{what}: {}", gc.report());
+        let trash = fs::read_dir(store.path().join("trash")).unwrap().count();
+        assert_eq!(trash, 0, "{what}: {}", gc.report());
+        store.cowl(["list", "good"]).ok();
+        store.cowl(["du", "good"]).ok();
+        store.cowl(["snapshot", "good"]).ok();
+        let place = store.mount("good");
+        assert_eq!(fs::read_to_string(place.join("new")).unwrap(), "new\n");
+        store.cowl(["umount", "good"]).ok();
+        store.cowl(["clone", "good", "other"]).ok();
+        store.cowl(["destroy", "--now", "--yes", "other"]).ok();
+        store.cowl(["restore", "good", "snap0"]).ok();
+        if what == "link-tree" {
+            // Nothing outside of the store is shown, measured or mounted for a layer.
+            let place = store.scratch().make("place");
+            let mount = store.cowl(["mount", "bad@snap1", place.to_str().unwrap()]);
+            assert_eq!(mount.code, 5, "{}", mount.report());
+            assert_eq!(store.cowl(["ls", "bad@snap1"]).code, 5);
+            assert_eq!(store.cowl(["du", "bad"]).code, 5);
+        }
+    }
+}
+
+/// A mount that somebody left in a layer, and a file that cannot be removed.
+#[test]
+fn what_cannot_be_removed_is_named_and_keeps_nothing_else() {
+    let needs = [&NEEDS[..], &[Need::Program("chattr")]].concat();
+    if !can("damage-removal", &needs) {
+        return;
+    }
+    let store = store("damage-removal");
+    let kept = store.scratch().make("kept");
+    fs::write(kept.join("file"), "kept\n").unwrap();
+    let trash = store.path().join("trash");
+    let [mounted, fixed, plain] = ["layer-a", "layer-b", "layer-c"].map(|name| trash.join(name));
+    for dir in [&mounted, &fixed, &plain] {
+        fs::create_dir_all(dir.join("tree/d")).unwrap();
+        fs::write(dir.join("tree/d/file"), "").unwrap();
+    }
+    run(
+        "mount",
+        ["--bind".as_ref(), kept.as_path(), &mounted.join("tree/d")],
+    )
+    .ok();
+    let file = fixed.join("tree/d/file");
+    let immutable = run("chattr", ["+i".as_ref(), file.as_path()]).code == 0;
+    let gc = store.cowl(["gc"]);
+    run("umount", [mounted.join("tree/d")]).ok();
+    if immutable {
+        run("chattr", ["-i".as_ref(), file.as_path()]).ok();
+    }
+    assert_eq!(gc.code, 1, "{}", gc.report());
+    assert!(gc.err().contains("layer-a/tree/d"), "{}", gc.report());
+    if immutable {
+        assert!(gc.err().contains("layer-b/tree/d/file"), "{}", gc.report());
+        assert!(fixed.try_exists().unwrap());
+    }
+    assert!(!plain.try_exists().unwrap());
+    // What was mounted there is not the layer's.
+    assert_eq!(fs::read_to_string(kept.join("file")).unwrap(), "kept\n");
+    store.cowl(["gc"]).ok();
+    assert_eq!(fs::read_dir(&trash).unwrap().count(), 0);
+}

@@ -1,0 +1,470 @@
+//! Snapshots are durable or settling: who syncs them, what another boot finds, and what a failed sync leaves.
+
+use std::path::Path;
+use std::process::Command;
+
+use cowl_tests::command::{Output, run, run_command};
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::cowl::Store;
+use cowl_tests::mount::{unmount_free, wait_until};
+use cowl_tests::programs;
+use cowl_tests::scratch::Scratch;
+
+const NEEDS: [Need; 2] = [Need::Root, Need::Fuse];
+
+/// A store with the container `web`.
+fn web(test: &str) -> Store {
+    let store = Store::new(test);
+    let root = store.scratch().make("root");
+    std::fs::create_dir(root.join("etc")).unwrap();
+    std::fs::write(root.join("etc/file"), "old").unwrap();
+    store.create("web", &root);
+    store
+}
+
+fn state(store: &Store, snapshot: &str) -> String {
+    let listed = store
+        .cowl(["list", "web", "--format", "{name} {state}"])
+        .ok()
+        .out();
+    let line = listed
+        .lines()
+        .find_map(|line| line.strip_prefix(&format!("{snapshot} ")));
+    line.unwrap_or_else(|| panic!("no {snapshot}: {listed}"))
+        .to_owned()
+}
+
+fn wait_durable(store: &Store, snapshot: &str) {
+    wait_until(&format!("{snapshot} is durable"), || {
+        state(store, snapshot) == "durable"
+    });
+}
+
+/// Changes what an unmounted container is.
+fn change(store: &Store, text: &str) {
+    let root = store.mount("web");
+    std::fs::write(root.join("etc/file"), text).unwrap();
+    store.cowl(["umount", "web"]).ok();
+}
+
+/// Runs cowl in a mount namespace where the machine was started anew.
+fn after_crash(store: &Store, args: &[&str]) -> Output {
+    let boot = store.scratch().join("boot");
+    std::fs::write(&boot, "00000000-0000-0000-0000-000000000001\n").unwrap();
+    let mut command = Command::new("unshare");
+    command
+        .args(["-m", "--propagation", "private", "sh", "-euc"])
+        .arg("mount --bind \"$0\" /proc/sys/kernel/random/boot_id; exec \"$@\"")
+        .arg(&boot)
+        .arg(programs::cowl())
+        .arg("--store")
+        .arg(store.path())
+        .args(args);
+    run_command(command, b"")
+}
+
+/// Runs cowl with `how` for strace, whose output goes to a file; daemons that it starts are followed.
+fn traced(store: &Store, how: &[&str], log: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new("strace");
+    command.args(["-DDDqqf", "-o"]).arg(log).args(how);
+    command
+        .arg(programs::cowl())
+        .arg("--store")
+        .arg(store.path());
+    command.args(args);
+    run_command(command, b"")
+}
+
+#[test]
+fn a_snapshot_settles_in_the_background() {
+    if !can("a_snapshot_settles_in_the_background", &NEEDS) {
+        return;
+    }
+    let store = web("settles");
+    store.cowl(["snapshot", "web"]).ok();
+    wait_durable(&store, "snap0");
+    let root = store.mount("web");
+    std::fs::write(root.join("etc/file"), "new").unwrap();
+    store.cowl(["snapshot", "web"]).ok();
+    wait_durable(&store, "snap1");
+    let status = store.cowl(["status", "web", "--json"]).ok().json();
+    assert_eq!(
+        (&status["settling"], &status["incomplete"]),
+        (&0.into(), &0.into())
+    );
+    // What a restore replaces is a snapshot like any other.
+    std::fs::write(root.join("etc/file"), "newer").unwrap();
+    store.restore("web", "snap0");
+    wait_durable(&store, "auto0");
+    store.cowl(["umount", "web"]).ok();
+}
+
+#[test]
+fn without_a_sync_it_stays_settling_until_a_command_syncs() {
+    if !can(
+        "without_a_sync_it_stays_settling_until_a_command_syncs",
+        &NEEDS,
+    ) {
+        return;
+    }
+    let store = web("no-sync");
+    let take = |how: &str| {
+        let root = store.mount("web");
+        std::fs::write(root.join("etc/file"), how).unwrap();
+        store.cowl(["snapshot", "web", how]).ok().out()
+    };
+    let one = take("--no-sync");
+    assert_eq!(state(&store, &one), "settling");
+    let listed = store.cowl(["list", "web"]).ok().out();
+    assert!(listed.contains("(settling)"), "{listed}");
+    let shown = store.cowl(["show", &format!("web@{one}"), "--json"]).ok();
+    assert_eq!(shown.json()["state"], "settling");
+    // The next one makes all durable that lie below it.
+    let two = take("--sync");
+    assert_eq!(
+        (state(&store, &one), state(&store, &two)),
+        ("durable".into(), "durable".into())
+    );
+    for verb in [&["check"][..], &["gc"], &["umount", "web"]] {
+        let snapshot = take("--no-sync");
+        assert_eq!(state(&store, &snapshot), "settling");
+        store.cowl(verb).ok();
+        assert_eq!(state(&store, &snapshot), "durable", "{verb:?}");
+    }
+}
+
+#[test]
+fn the_freeze_comes_before_the_sync_and_the_sync_before_the_mark() {
+    let needs = [Need::Root, Need::Fuse, Need::Program("strace")];
+    if !can(
+        "the_freeze_comes_before_the_sync_and_the_sync_before_the_mark",
+        &needs,
+    ) {
+        return;
+    }
+    let store = web("order");
+    let root = store.mount("web");
+    std::fs::write(root.join("etc/file"), "new").unwrap();
+    let log = store.scratch().join("trace");
+    let calls = ["-e", "trace=syncfs,rename,renameat,renameat2"];
+    traced(&store, &calls, &log, &["snapshot", "web", "--sync"]).ok();
+    // The tracer writes on after what it traced has ended.
+    let commit = "container.json\"";
+    wait_until("the trace has all calls", || {
+        let text = std::fs::read_to_string(&log).unwrap();
+        text.matches(commit).count() >= 2
+    });
+    let text = std::fs::read_to_string(&log).unwrap();
+    let calls: Vec<_> = text
+        .lines()
+        .filter_map(|line| match line {
+            line if line.contains(commit) => Some("commit"),
+            // That of the mount hands over what is mapped; since Linux 6.16 it does not wait.
+            line if line.contains("syncfs") => Some("sync"),
+            _ => None,
+        })
+        .collect();
+    let freeze = calls.iter().position(|call| *call == "commit").unwrap();
+    assert_eq!(calls[freeze..], ["commit", "sync", "commit"], "{text}");
+    store.cowl(["umount", "web"]).ok();
+}
+
+#[test]
+fn in_another_boot_it_is_incomplete_and_nothing_builds_on_it_unasked() {
+    if !can(
+        "in_another_boot_it_is_incomplete_and_nothing_builds_on_it_unasked",
+        &NEEDS,
+    ) {
+        return;
+    }
+    let store = web("incomplete");
+    change(&store, "new");
+    store.cowl(["snapshot", "web", "--sync"]).ok();
+    change(&store, "newer");
+    store.cowl(["snapshot", "web", "--no-sync"]).ok();
+    let cowl = |args: &[&str]| after_crash(&store, args);
+    let tar = store.scratch().join("out.tar");
+    let tar = tar.to_str().unwrap();
+    let dir = store.scratch().join("dir");
+    let dir = dir.to_str().unwrap();
+
+    let listed = cowl(&["list", "web", "--format", "{name} {state}"])
+        .ok()
+        .out();
+    assert_eq!(listed, "snap0 durable\nsnap1 incomplete");
+    for checked in [cowl(&["check"]).ok(), cowl(&["check", "--deep"]).ok()] {
+        assert_eq!(checked.out().matches("web@snap1 is incomplete").count(), 1);
+        assert!(!checked.out().contains("damaged"), "{}", checked.report());
+    }
+    let refused: [&[&str]; 9] = [
+        &["restore", "web", "snap1"],
+        &["restore", "web", "snap1", "--", "/etc/file"],
+        &["restore", "web", "snap1", "other"],
+        &["restore", "web", "snap1", "--copy", dir],
+        &["undo", "web", "snap1"],
+        &["clone", "web@snap1", "other"],
+        &["clone", "web@snap1", "other", "--copy"],
+        &["export", "web@snap1", tar],
+        &["export", "web", tar, "--with-snapshots"],
+    ];
+    for args in refused {
+        cowl(args).fails(1, &["web@snap1 is incomplete", "--force"]);
+    }
+    assert!(!Path::new(dir).try_exists().unwrap() && !Path::new(tar).try_exists().unwrap());
+    // Reading it is allowed, with a warning.
+    let read = cowl(&["cat", "web@snap1:/etc/file"]).ok();
+    assert_eq!(
+        (read.out().as_str(), read.err().contains("is incomplete")),
+        ("newer", true)
+    );
+
+    // What is built on it says so.
+    cowl(&["clone", "web@snap1", "other", "--force"]).ok();
+    let shown = cowl(&["show", "other", "--json"]).ok().json();
+    assert_eq!(
+        (&shown["state"], &shown["cloned_from"]),
+        (&"incomplete".into(), &"web@snap1".into())
+    );
+    cowl(&["clone", "other", "third"]).fails(1, &["other is incomplete", "web@snap1"]);
+    cowl(&["export", "web@snap1", tar, "--force"]).ok();
+    let archive = std::fs::read(tar).unwrap();
+    let note = b"comment=web@snap1 is incomplete";
+    assert!(archive.windows(note.len()).any(|part| part == note));
+    cowl(&["create", "plain", "--from", tar]).ok();
+    cowl(&["export", "web", tar, "--with-snapshots", "--force"]).ok();
+    cowl(&["import", tar, "back"]).ok();
+    let listed = store
+        .cowl(["list", "back", "--format", "{name} {state}"])
+        .ok();
+    assert_eq!(listed.out(), "snap0 durable\nsnap1 incomplete");
+
+    // What is taken now is whole, whatever lies below it; a merge keeps the mark.
+    cowl(&["undo", "web", "snap0"]).ok();
+    cowl(&["snapshot", "web", "--sync"]).ok();
+    cowl(&["flatten", "web"]).ok();
+    let listed = cowl(&["list", "web", "--format", "{name} {state}"])
+        .ok()
+        .out();
+    assert_eq!(listed, "snap0 durable\nsnap1 incomplete\nsnap2 durable");
+
+    let repaired = cowl(&["check", "--repair"]).ok();
+    assert_eq!(repaired.out().matches("(accepted as it is)").count(), 3);
+    for args in [&["check"][..], &["check", "--deep"]] {
+        let clean = cowl(args).ok();
+        assert_eq!(clean.out(), "", "{}", clean.report());
+    }
+    cowl(&["restore", "web", "snap1"]).ok();
+    assert_eq!(cowl(&["cat", "web:/etc/file"]).ok().out(), "newer");
+}
+
+#[test]
+fn a_killed_daemon_makes_nothing_incomplete() {
+    if !can("a_killed_daemon_makes_nothing_incomplete", &NEEDS) {
+        return;
+    }
+    let store = web("killed");
+    let root = store.mount("web");
+    std::fs::write(root.join("etc/file"), "new").unwrap();
+    store.cowl(["snapshot", "web", "--no-sync"]).ok();
+    let pid = store.pid("web").to_string();
+    run("kill", ["-9", &pid]).ok();
+    // The next command mounts anew, and that daemon finishes it.
+    wait_durable(&store, "snap0");
+    assert_eq!(store.cowl(["check"]).ok().out(), "");
+    store.cowl(["umount", "web"]).ok();
+}
+
+#[test]
+fn a_failed_sync_is_reported_and_no_later_one_hides_it() {
+    let needs = [Need::Root, Need::Fuse, Need::Program("strace")];
+    if !can(
+        "a_failed_sync_is_reported_and_no_later_one_hides_it",
+        &needs,
+    ) {
+        return;
+    }
+    let store = web("failed-sync");
+    change(&store, "new");
+    let log = store.scratch().join("trace");
+    let fail = ["-e", "trace=syncfs", "-e", "inject=syncfs:error=EIO"];
+    let taken = traced(&store, &fail, &log, &["snapshot", "web", "--sync"]);
+    taken.fails(
+        1,
+        &[
+            "web@snap0 was taken, but is not durable",
+            "Input/output error",
+        ],
+    );
+    let listed = store.cowl(["list", "web", "--json"]).ok().json();
+    let one = &listed["snapshots"][0];
+    assert_eq!(one["state"], "settling");
+    assert!(
+        one["sync_error"]
+            .as_str()
+            .unwrap()
+            .contains("Input/output error")
+    );
+    assert!(
+        store
+            .cowl(["list", "web"])
+            .ok()
+            .out()
+            .contains("(settling, sync failed)")
+    );
+    assert!(
+        store
+            .cowl(["status", "web"])
+            .ok()
+            .err()
+            .contains("web@snap0 is not durable")
+    );
+    // The kernel does not write again what it failed to write: what lies on it is no better.
+    change(&store, "newer");
+    store
+        .cowl(["snapshot", "web", "--sync"])
+        .fails(1, &["web@snap1 was taken, but is not durable"]);
+    store
+        .cowl(["restore", "web", "snap0"])
+        .fails(1, &["--force"]);
+    let checked = store.cowl(["check"]).ok();
+    assert_eq!(
+        checked.out().matches("is not durable").count(),
+        2,
+        "{}",
+        checked.report()
+    );
+    store.cowl(["check", "--repair"]).ok();
+    assert_eq!(store.cowl(["check"]).ok().out(), "");
+    assert_eq!(
+        (state(&store, "snap0"), state(&store, "snap1")),
+        ("durable".into(), "durable".into())
+    );
+
+    // In a daemon.
+    let place = traced(&store, &fail, &log, &["mount", "web"]).ok().out();
+    std::fs::write(Path::new(&place).join("etc/file"), "newest").unwrap();
+    store.cowl(["snapshot", "web"]).ok();
+    wait_until("the daemon reports it", || {
+        let listed = store.cowl(["list", "web"]).ok().out();
+        listed
+            .lines()
+            .any(|line| line.starts_with("snap2") && line.contains("sync failed"))
+    });
+    store.cowl(["umount", "web"]).ok();
+}
+
+#[test]
+fn what_is_settling_can_be_removed_merged_and_destroyed() {
+    if !can(
+        "what_is_settling_can_be_removed_merged_and_destroyed",
+        &NEEDS,
+    ) {
+        return;
+    }
+    let store = web("settling-verbs");
+    for text in ["one", "two", "three"] {
+        change(&store, text);
+        store.cowl(["snapshot", "web", "--no-sync"]).ok();
+    }
+    store.cowl(["flatten", "web"]).ok();
+    store.cowl(["rm", "web@snap0"]).ok();
+    store.cowl(["clone", "web@snap1", "other"]).ok();
+    store.cowl(["destroy", "web", "--yes"]).ok();
+    store.cowl(["undelete", "web"]).ok();
+    assert_eq!(store.cowl(["cat", "web@snap1:/etc/file"]).ok().out(), "two");
+    assert_eq!(store.cowl(["check", "--deep"]).ok().out(), "");
+    assert_eq!(
+        (state(&store, "snap1"), state(&store, "snap2")),
+        ("durable".into(), "durable".into())
+    );
+    // Many at once: each syncs what it made.
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| store.cowl(["snapshot", "web", "--wait", "60"]).ok());
+        }
+    });
+    for number in 3..7 {
+        wait_durable(&store, &format!("snap{number}"));
+    }
+}
+
+/// A disk that was pulled and put in again has lost what was in memory, in one and the same boot.
+#[test]
+fn on_a_disk_that_was_attached_anew_it_is_incomplete() {
+    let needs = [Need::Root, Need::Fuse, Need::Program("losetup")];
+    let test = "on_a_disk_that_was_attached_anew_it_is_incomplete";
+    if !can(test, &needs) {
+        return;
+    }
+    let scratch = Scratch::new(test);
+    let (image, place) = (scratch.join("image"), scratch.make("disk"));
+    let file = std::fs::File::create(&image).unwrap();
+    file.set_len(64 << 20).unwrap();
+    run("mkfs.ext4", ["-qF".as_ref(), image.as_os_str()]).ok();
+    let attach = || {
+        let args = [
+            "-o".as_ref(),
+            "loop".as_ref(),
+            image.as_os_str(),
+            place.as_os_str(),
+        ];
+        run("mount", args).ok();
+    };
+    attach();
+    let root = scratch.make("root");
+    std::fs::write(root.join("file"), "old").unwrap();
+    let cowl = |args: &[&str]| {
+        let mut command = Command::new(programs::cowl());
+        command.arg("--store").arg(place.join("store")).args(args);
+        run_command(command, b"").ok()
+    };
+    cowl(&["create", "web", "--from", root.to_str().unwrap()]);
+    let mounted = cowl(&["mount", "web"]).out();
+    std::fs::write(Path::new(&mounted).join("file"), "new").unwrap();
+    cowl(&["umount", "web"]);
+    cowl(&["snapshot", "web", "--no-sync"]);
+    let state = || cowl(&["list", "web", "--format", "{state}"]).out();
+    assert_eq!(state(), "settling");
+    unmount_free(&place);
+    // While another test's mount namespace holds the file system, nothing is lost.
+    wait_until("the loop device is free", || {
+        let used = run("losetup", ["-j".as_ref(), image.as_os_str()]);
+        used.ok().stdout.is_empty()
+    });
+    attach();
+    assert_eq!(state(), "incomplete");
+    cowl(&["check"]);
+    assert_eq!(state(), "incomplete");
+    unmount_free(&place);
+}
+
+/// Also right after a snapshot, which its daemon still syncs.
+#[test]
+fn the_disk_of_a_store_is_free_when_umount_has_ended() {
+    let test = "the_disk_of_a_store_is_free_when_umount_has_ended";
+    if !can(test, &[Need::Root, Need::Fuse, Need::Program("mkfs.ext4")]) {
+        return;
+    }
+    let scratch = Scratch::new(test);
+    let (image, place) = (scratch.join("image"), scratch.make("disk"));
+    let file = std::fs::File::create(&image).unwrap();
+    file.set_len(64 << 20).unwrap();
+    drop(file);
+    run("mkfs.ext4", ["-qF".as_ref(), image.as_os_str()]).ok();
+    let options: [&std::ffi::OsStr; 2] = ["-o".as_ref(), "loop".as_ref()];
+    let places = [image.as_os_str(), place.as_os_str()];
+    run("mount", options.into_iter().chain(places)).ok();
+    let root = scratch.make("root");
+    std::fs::write(root.join("file"), "old").unwrap();
+    let cowl = |args: &[&str]| {
+        let mut command = Command::new(programs::cowl());
+        command.arg("--store").arg(place.join("store")).args(args);
+        run_command(command, b"").ok()
+    };
+    cowl(&["create", "web", "--from", root.to_str().unwrap()]);
+    let mounted = cowl(&["mount", "web"]).out();
+    std::fs::write(Path::new(mounted.trim_end()).join("file"), "new").unwrap();
+    cowl(&["snapshot", "web"]);
+    cowl(&["umount", "web"]);
+    cowl_tests::mount::plain_unmount(&place).unwrap();
+}

@@ -1,0 +1,135 @@
+//! Clones that are there for one mount.
+
+use std::fs;
+use std::path::Path;
+
+use cowl_tests::command::sh_in;
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::cowl::Store;
+use cowl_tests::mount;
+
+const NEEDS: [Need; 2] = [Need::Root, Need::Fuse];
+
+fn store(test: &str) -> Store {
+    let store = Store::new(test);
+    let source = store.scratch().make("source");
+    fs::write(source.join("file"), "base").unwrap();
+    store.create("web", &source);
+    store.cowl(["snapshot", "web"]).ok();
+    store
+}
+
+fn layers(store: &Store) -> usize {
+    fs::read_dir(store.path().join("layers")).unwrap().count()
+}
+
+fn containers(store: &Store) -> usize {
+    fs::read_dir(store.path().join("containers"))
+        .unwrap()
+        .count()
+}
+
+/// Who has it back from the trash, or from a file, wants it to stay.
+#[test]
+fn what_is_brought_back_stays() {
+    if !can("what_is_brought_back_stays", &NEEDS) {
+        return;
+    }
+    let store = store("ephemeral-back");
+    store
+        .cowl(["clone", "web@snap0", "once", "--ephemeral"])
+        .ok();
+    let place = store.mount("once");
+    fs::write(place.join("file"), "changed").unwrap();
+    let file = store.scratch().join("once.tar");
+    let file = file.to_str().unwrap();
+    store
+        .cowl(["export", "once", "--with-snapshots", file])
+        .ok();
+    store.cowl(["destroy", "once", "--yes"]).ok();
+    store.cowl(["undelete", "once"]).ok();
+    store.cowl(["import", file, "twice"]).ok();
+    for name in ["once", "twice"] {
+        for _ in 0..2 {
+            let place = store.mount(name);
+            assert_eq!(fs::read_to_string(place.join("file")).unwrap(), "changed");
+            store.cowl(["umount", name]).ok();
+        }
+    }
+}
+
+#[test]
+fn an_ephemeral_clone_goes_with_its_mount() {
+    if !can("an_ephemeral_clone_goes_with_its_mount", &NEEDS) {
+        return;
+    }
+    let store = store("ephemeral");
+    store.cowl(["gc"]).ok();
+    let before = (layers(&store), containers(&store));
+    let make = || {
+        store
+            .cowl(["clone", "web@snap0", "once", "--ephemeral"])
+            .ok()
+    };
+    let gone = || {
+        store.cowl(["mount", "once"]).fails(3, &["once"]);
+        store.cowl(["undelete", "once"]).fails(3, &["once"]);
+        // A daemon that is just ending still holds its layers.
+        mount::wait_until("all that the clone had is gone", || {
+            store.cowl(["gc"]).ok();
+            (layers(&store), containers(&store)) == before
+        });
+    };
+
+    // Before its mount it stays, whatever looks at it.
+    make();
+    store.cowl(["status"]).ok();
+    store
+        .cowl(["mount", "once", "--at", "/absent"])
+        .fails(1, &["/absent"]);
+    store.cowl(["show", "once"]).ok();
+    let place = store.mount("once");
+    fs::write(place.join("file"), "changed").unwrap();
+    store.cowl(["snapshot", "once"]).ok();
+    store.cowl(["restore", "once", "snap0"]).ok();
+    assert_eq!(fs::read_to_string(place.join("file")).unwrap(), "changed");
+    store.cowl(["umount", "once"]).ok();
+    gone();
+
+    // Unmounted by somebody else, its daemon removes it.
+    make();
+    let place = store.mount("once");
+    sh_in(Path::new("/"), &format!("umount {}", place.display())).ok();
+    mount::wait_until("it is gone", || containers(&store) == before.1);
+    gone();
+
+    // Its daemon killed, the next command does.
+    make();
+    let place = store.mount("once");
+    let pid = i32::try_from(store.pid("once")).unwrap();
+    let pid = nix::unistd::Pid::from_raw(pid);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    mount::wait_until("the mount is dead", || fs::metadata(&place).is_err());
+    // Its lock goes a moment after its mount.
+    mount::wait_until("the next command sees it", || {
+        store.cowl(["status"]);
+        mount::at(&place).is_none()
+    });
+    gone();
+
+    // After a reboot: the state is another boot's.
+    make();
+    let place = store.mount("once");
+    let run = store.run_dirs().into_iter();
+    let mut states = run.map(|dir| dir.join("state.json"));
+    let state = states.rfind(|path| path.try_exists().unwrap()).unwrap();
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(store.pid("once")).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    mount::wait_until("the mount is dead", || fs::metadata(&place).is_err());
+    mount::detach(&place).unwrap();
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let text = fs::read_to_string(&state).unwrap();
+    fs::write(&state, text.replace(boot.trim(), "another")).unwrap();
+    gone();
+    assert!(store.cowl(["cat", "web:file"]).ok().out() == "base");
+}

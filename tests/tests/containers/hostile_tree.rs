@@ -1,0 +1,207 @@
+//! What a container's root, or the owner of an LXC directory, leaves for the commands that root runs: nothing
+//! of it makes cowl open a device, wait, or leave the tree.
+
+use std::os::unix::fs::{FileTypeExt, symlink};
+use std::path::{Path, PathBuf};
+
+use cowl_tests::command;
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::cowl::Store;
+
+const NEEDS: &[Need] = &[Need::Root, Need::Fuse];
+
+/// A store, and the LXC container c1 in a directory beside it, with a host name on its disk.
+struct World {
+    store: Store,
+    lxcpath: PathBuf,
+}
+
+impl World {
+    fn new(test: &str) -> World {
+        let store = Store::new(test);
+        let lxcpath = store.scratch().make("lxc");
+        let etc = store.scratch().make("lxc/c1/rootfs/etc");
+        std::fs::write(etc.join("hostname"), "c1\n").unwrap();
+        let config = format!(
+            "lxc.rootfs.path = dir:{}/c1/rootfs\nlxc.uts.name = c1\n",
+            lxcpath.display()
+        );
+        std::fs::write(lxcpath.join("c1/config"), config).unwrap();
+        World { store, lxcpath }
+    }
+
+    fn adopt(&self) -> command::Output {
+        let lxcpath = self.lxcpath.to_str().unwrap();
+        self.store.cowl(["adopt", "c1", "-P", lxcpath])
+    }
+
+    /// Replaces the host name in the container, as its root would, and clones it.
+    fn clone_with(&self, name: &str, make: impl FnOnce(&Path)) {
+        let place = self.store.mount("c1");
+        let etc = place.join("etc");
+        if etc.is_symlink() {
+            std::fs::remove_file(&etc).unwrap();
+        } else {
+            command::run("rm", ["-rf", etc.to_str().unwrap()]).ok();
+        }
+        make(&place);
+        self.store.cowl(["umount", "c1"]).ok();
+        self.store.cowl(["clone", "c1", name]).ok();
+        let config = self.lxcpath.join(name).join("config");
+        let text = std::fs::read_to_string(&config).unwrap();
+        assert!(text.contains(&format!("lxc.uts.name = {name}")), "{text}");
+    }
+
+    /// What the clone has for a host name, by its mount.
+    fn in_clone<T>(&self, name: &str, look: impl FnOnce(&Path) -> T) -> T {
+        let place = self.store.mount(name);
+        let found = look(&place.join("etc/hostname"));
+        self.store.cowl(["umount", name]).ok();
+        found
+    }
+}
+
+/// A block device over a file.
+struct Loop(String);
+
+impl Loop {
+    fn new(file: &Path) -> Loop {
+        let args = ["-f", "--show", file.to_str().unwrap()];
+        Loop(command::run("losetup", args).ok().out())
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        // What was written to it is in the file then.
+        drop(command::run("losetup", ["-d", &self.0]));
+    }
+}
+
+#[test]
+fn a_clones_host_name_is_written_to_a_regular_file_of_its_own_only() {
+    if !can(
+        "a_clones_host_name_is_written_to_a_regular_file_of_its_own_only",
+        NEEDS,
+    ) {
+        return;
+    }
+    let world = World::new("hostile-hostname");
+    world.adopt().ok();
+    let outside = world.store.scratch().join("outside");
+    std::fs::write(&outside, "of the machine\n").unwrap();
+    let disk = world.store.scratch().join("disk");
+    std::fs::write(&disk, vec![b'x'; 1 << 20]).unwrap();
+    let device = Loop::new(&disk);
+    let numbers = command::run("stat", ["-c", "%Hr %Lr", &device.0])
+        .ok()
+        .out();
+    let etc = |place: &Path| {
+        std::fs::create_dir(place.join("etc")).unwrap();
+        place.join("etc/hostname")
+    };
+    let run = |line: String| drop(command::sh(&line).ok());
+
+    world.clone_with("plain", |place| std::fs::write(etc(place), "c1\n").unwrap());
+    assert_eq!(
+        world.in_clone("plain", |at| std::fs::read_to_string(at).unwrap()),
+        "plain\n"
+    );
+
+    world.clone_with("fifo", |place| {
+        run(format!("mkfifo {}", etc(place).display()))
+    });
+    assert!(world.in_clone("fifo", |at| {
+        at.symlink_metadata().unwrap().file_type().is_fifo()
+    }));
+
+    world.clone_with("block", |place| {
+        run(format!("mknod {} b {numbers}", etc(place).display()))
+    });
+    world.clone_with("char", |place| {
+        run(format!("mknod {} c 5 0", etc(place).display()))
+    });
+    world.clone_with("directory", |place| {
+        std::fs::create_dir(etc(place)).unwrap()
+    });
+
+    // Links: out of the container they lead nowhere, and inside it to a regular file only.
+    world.clone_with("absolute", |place| symlink(&outside, etc(place)).unwrap());
+    world.clone_with("magic", |place| {
+        symlink("/proc/self/root/etc/hostname", etc(place)).unwrap()
+    });
+    world.clone_with("parent", |place| {
+        symlink(outside.parent().unwrap(), place.join("etc")).unwrap();
+        std::fs::write(outside.parent().unwrap().join("hostname"), "also\n").unwrap();
+    });
+    world.clone_with("todevice", |place| {
+        symlink("../node", etc(place)).unwrap();
+        run(format!("mknod {}/node b {numbers}", place.display()));
+    });
+    world.clone_with("inside", |place| {
+        symlink("/named", etc(place)).unwrap();
+        std::fs::write(place.join("named"), "c1\n").unwrap();
+    });
+    let named = |at: &Path| std::fs::read_to_string(at.with_file_name("../named")).unwrap();
+    assert_eq!(world.in_clone("inside", named), "inside\n");
+
+    drop(device);
+    assert!(
+        std::fs::read(&disk)
+            .unwrap()
+            .iter()
+            .all(|&byte| byte == b'x'),
+        "the device was written"
+    );
+    assert_eq!(
+        std::fs::read_to_string(&outside).unwrap(),
+        "of the machine\n"
+    );
+    let also = outside.parent().unwrap().join("hostname");
+    assert_eq!(std::fs::read_to_string(also).unwrap(), "also\n");
+    // Nothing is left under way.
+    assert_eq!(
+        std::fs::read_dir(world.store.path().join("moving"))
+            .unwrap()
+            .count(),
+        0
+    );
+}
+
+#[test]
+fn a_config_that_is_no_regular_file_is_refused_at_once() {
+    if !can("a_config_that_is_no_regular_file_is_refused_at_once", NEEDS) {
+        return;
+    }
+    let world = World::new("hostile-config");
+    let config = world.lxcpath.join("c1/config");
+    let text = std::fs::read(&config).unwrap();
+    let made = |line: &str| {
+        std::fs::remove_file(&config).unwrap();
+        command::sh(&format!("{line} {}", config.display())).ok();
+        world.adopt()
+    };
+    made("mkfifo").fails(1, &["config", "not a regular file"]);
+    made("ln -s /dev/zero").fails(1, &["config", "not a regular file"]);
+    made("ln -s /proc/self/mem").fails(1, &["config"]);
+    made("truncate -s 5M").fails(1, &["config", "longer than"]);
+    // A link of another user's is followed to that user's own files only.
+    let real = world.store.scratch().join("real");
+    std::fs::write(&real, &text).unwrap();
+    let link = format!("ln -s {}", real.display());
+    std::fs::remove_file(&config).unwrap();
+    symlink(&real, &config).unwrap();
+    command::run("chown", ["-h", "1234", config.to_str().unwrap()]).ok();
+    world
+        .adopt()
+        .fails(1, &["config", "link of uid 1234", "uid 0"]);
+    assert_eq!(std::fs::read(&real).unwrap(), text);
+    // One of root's own is what an administrator made.
+    made(&link).ok();
+    assert!(config.is_symlink());
+    assert!(
+        std::fs::read_to_string(&real)
+            .unwrap()
+            .contains("hook pre-start")
+    );
+}

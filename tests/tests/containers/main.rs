@@ -1,0 +1,33 @@
+//! Containers of `cowl`, mounted and used.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+mod bad_input;
+mod browse;
+mod check;
+mod collect_race;
+mod completion;
+mod daemon_life;
+mod damage;
+mod deep_trees;
+mod diff;
+mod durability;
+mod ephemeral;
+mod exchange;
+mod exec;
+mod full_disk;
+mod hostile_tree;
+mod in_use;
+mod main_job;
+mod namespaces;
+mod output;
+mod plain_text;
+mod prune;
+mod reach;
+mod run_files;
+mod trash;

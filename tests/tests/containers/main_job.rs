@@ -1,0 +1,496 @@
+//! The main job on a real Debian root filesystem: create, mount, exec with dpkg really installing
+//! packages, snapshot, damage, list, diff, restore to the same and to a new name, clone, flatten,
+//! export, status, umount, destroy; and what happens when the daemon dies or somebody is inside.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use cowl_tests::command::{run, sh, sh_in};
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::cowl::Store;
+use cowl_tests::mount::{self, wait_until};
+use cowl_tests::rootfs;
+use cowl_tests::tree::{self, Compare, Tree};
+
+const NEEDS: [Need; 3] = [Need::Root, Need::Fuse, Need::Debian];
+
+/// A store and a Debian tree with what Debian alone does not have: capabilities, ACLs, attributes,
+/// hard links in different folders, devices, a hole.
+fn debian(test: &str) -> (Store, PathBuf) {
+    let store = Store::new(test);
+    let base = store.scratch().make("base");
+    rootfs::unpack(&rootfs::debian_tar().unwrap(), &base).unwrap();
+    sh_in(
+        &base,
+        "cd srv; mkdir -p deep/er shared; chmod 2775 shared; chown 1000:1001 shared
+         setfacl -m u:1000:rwx,d:u:1000:rx shared; setfacl -m g:1001:r deep
+         echo content > linked; ln linked deep/alias; ln linked deep/er/alias
+         setfattr -n user.note -v kept linked; setfattr -n trusted.note -v kept deep
+         cp linked able; setcap cap_net_bind_service=ep able; chmod 4755 deep/er
+         mkfifo fifo; mknod null c 1 3; truncate -s 3M sparse; echo end >> sparse
+         ln -s nowhere dangling; touch 'a name with spaces, colons: and \\'; touch \"$(printf 'bad\\377')\"
+         touch -h -d '2001-02-03 04:05:06.789' dangling; touch -d '2001-02-03 04:05:06.789' able",
+    )
+    .ok();
+    (store, base)
+}
+
+fn small(store: &Store) -> PathBuf {
+    let base = store.scratch().make("small");
+    sh_in(
+        &base,
+        "mkdir -p bin dev etc proc tmp; cp /bin/busybox bin; echo one > etc/file; ln -s busybox bin/sh",
+    )
+    .ok();
+    base
+}
+
+fn assert_tree(what: &str, place: &Path, expected: &Tree) {
+    tree::assert_same(what, &tree::read(place).unwrap(), expected, Compare::SAME);
+}
+
+#[test]
+fn the_whole_job() {
+    if !can("the_whole_job", &NEEDS) {
+        return;
+    }
+    let (store, base) = debian("job");
+    store.create("web", &base);
+    let place = store.mount("web");
+    assert_tree(
+        "the container is the folder",
+        &place,
+        &tree::read(&base).unwrap(),
+    );
+    assert!(
+        store
+            .exec("web", "cat /etc/os-release")
+            .out()
+            .contains("bookworm")
+    );
+
+    // Something that the snapshot must keep although it never was in the base.
+    store.exec(
+        "web",
+        "dpkg -i /root/debs/less_*.deb && less --version && mv /srv/deep /srv/moved",
+    );
+    let before = tree::read(&place).unwrap();
+    assert_eq!(
+        before[&b"srv/linked"[..].to_vec()].nlink,
+        3,
+        "hard links stay one file"
+    );
+    assert_eq!(
+        store
+            .cowl(["snapshot", "web", "-m", "before the upgrade"])
+            .ok()
+            .out(),
+        "snap0"
+    );
+    assert_tree("a snapshot changes nothing", &place, &before);
+
+    damage(&store, &place);
+    let damaged = tree::read(&place).unwrap();
+    assert!(!tree::differences(&before, &damaged, Compare::SAME).is_empty());
+    lists_and_diffs(&store);
+
+    store.restore("web", "snap0");
+    assert_tree("restored, mounted as it was", &place, &before);
+    assert!(
+        store
+            .exec("web", "less --version; ls /usr/bin | wc -l")
+            .out()
+            .contains("less")
+    );
+
+    // What was there before the restore is an automatic snapshot: the restore itself can be undone.
+    let automatic = store
+        .snapshots("web")
+        .into_iter()
+        .find(|name| name != "snap0")
+        .unwrap();
+    store.restore("web", &automatic);
+    assert_tree("the restore undone", &place, &damaged);
+    store.restore("web", "snap0");
+    assert_tree("and done again", &place, &before);
+
+    copies(&store, &before);
+    exported(&store, &before);
+    store.cowl(["umount", "web"]).ok();
+    assert!(mount::at(&place).is_none());
+    let mounted_anew = store.mount("web");
+    assert_tree("after a new mount", &mounted_anew, &before);
+    store.cowl(["umount", "web"]).ok();
+    for name in ["web", "web2", "web3"] {
+        store.cowl(["destroy", name, "--yes"]).ok();
+    }
+    assert_eq!(
+        store
+            .cowl(["list", "--json"])
+            .ok()
+            .out()
+            .matches("web")
+            .count(),
+        0
+    );
+    assert!(
+        mount::below(store.path()).is_empty(),
+        "nothing stays mounted"
+    );
+}
+
+fn damage(store: &Store, place: &Path) {
+    store.exec("web", "dpkg -i /root/debs/*.deb && hello");
+    store.exec("web", "apt-get purge -y -qq hello 2>&1");
+    store.exec(
+        "web",
+        "echo oops >> /etc/passwd; rm /etc/debian_version; mv /var/lib /var/library",
+    );
+    store.exec(
+        "web",
+        "mv /srv/moved /srv/shared/moved; mkdir /srv/moved; echo new > /srv/moved/new",
+    );
+    store.exec(
+        "web",
+        "chown -R 1000:1000 /root; echo more >> /srv/linked; rm /srv/null; mkdir /srv/null",
+    );
+    sh(&format!("rm -rf '{}/usr/bin'", place.display())).ok();
+}
+
+fn lists_and_diffs(store: &Store) {
+    let list = store.cowl(["list"]).ok().out();
+    assert!(list.contains("web"), "{list}");
+    let list = store.cowl(["list", "web"]).ok().out();
+    assert!(
+        list.contains("snap0") && list.contains("before the upgrade"),
+        "{list}"
+    );
+    assert_eq!(store.snapshots("web"), ["snap0"]);
+    assert!(
+        store
+            .cowl(["list", "--json"])
+            .ok()
+            .json()
+            .to_string()
+            .contains("\"web\"")
+    );
+
+    let diff = store.cowl(["diff", "web@snap0", "web"]).ok().out();
+    let letter = |path: &str| {
+        diff.lines().find_map(|line| {
+            let (letter, rest) = line.split_at_checked(1)?;
+            (rest.trim().trim_start_matches('/') == path).then(|| letter.to_owned())
+        })
+    };
+    for (path, expected) in [
+        ("etc/passwd", "M"),
+        ("etc/debian_version", "D"),
+        ("srv/moved/new", "A"),
+        ("srv/null", "T"),
+        ("usr/bin/ls", "D"),
+    ] {
+        assert_eq!(
+            letter(path).as_deref(),
+            Some(expected),
+            "{path} in\n{diff:.3000}"
+        );
+    }
+    assert!(
+        diff.lines().any(|line| line.starts_with('R')),
+        "no rename in\n{diff:.3000}"
+    );
+    let json = store
+        .cowl(["diff", "web@snap0", "web", "--json"])
+        .ok()
+        .json()
+        .to_string();
+    assert!(json.contains("etc/passwd"));
+    let nothing = store.cowl(["diff", "web@snap0", "web@snap0"]).ok();
+    assert_eq!(nothing.out(), "", "a state does not differ from itself");
+}
+
+/// A new name, a clone, and flattening: all show the state, none touches the others.
+fn copies(store: &Store, before: &Tree) {
+    store.cowl(["restore", "web", "snap0", "web2"]).ok();
+    store.cowl(["clone", "web@snap0", "web3"]).ok();
+    let (two, three) = (store.mount("web2"), store.mount("web3"));
+    assert_tree("restored to a new name", &two, before);
+    assert_tree("a clone", &three, before);
+    sh_in(
+        &three,
+        "rm -rf usr/share; echo three > srv/three; mv srv/moved srv/again",
+    )
+    .ok();
+    store.cowl(["snapshot", "web3", "-m", "one"]).ok();
+    sh_in(
+        &three,
+        "rm srv/three; mkdir usr/share; echo 4 > usr/share/four; mv srv/again srv/third",
+    )
+    .ok();
+    store.cowl(["snapshot", "web3", "-m", "two"]).ok();
+    sh_in(&three, "chmod 700 srv/third").ok();
+    let state = tree::read(&three).unwrap();
+    store.cowl(["flatten", "web3"]).ok();
+    assert_tree("flattened while mounted", &three, &state);
+    store.cowl(["umount", "web3"]).ok();
+    assert_tree("flattened, a new mount", &store.mount("web3"), &state);
+    assert_tree("a clone's writes stay its own", &two, before);
+    for name in ["web2", "web3"] {
+        store.cowl(["umount", name]).ok();
+    }
+}
+
+fn exported(store: &Store, before: &Tree) {
+    let compare = Compare {
+        nlink: true,
+        groups: true,
+        exact_times: true,
+        numbers: false,
+    };
+    for (name, flag) in [
+        ("web.tar", ""),
+        ("web.tar.gz", "-z"),
+        ("web.tar.zst", "--zstd"),
+    ] {
+        let file = store.scratch().join(name);
+        store
+            .cowl(["export", "web@snap0", file.to_str().unwrap()])
+            .ok();
+        let unpacked = store.scratch().make("unpacked");
+        sh(&format!(
+            "tar {flag} --numeric-owner --acls --xattrs --xattrs-include='*' -xpf '{}' -C '{}'",
+            file.display(),
+            unpacked.display()
+        ))
+        .ok();
+        tree::assert_same(name, &tree::read(&unpacked).unwrap(), before, compare);
+        std::fs::remove_dir_all(unpacked).unwrap();
+        std::fs::remove_file(file).unwrap();
+    }
+    let piped = store.cowl(["export", "web@snap0", "-"]).ok();
+    assert_eq!(piped.stdout.len() % 512, 0, "a tar on standard output");
+}
+
+#[test]
+fn a_container_is_made_from_every_kind_of_source() {
+    if !can("a_container_is_made_from_every_kind_of_source", &NEEDS) {
+        return;
+    }
+    let (store, base) = debian("sources");
+    // What the time stamps of folders made by tar can't tell apart is not asked.
+    let expected = tree::read(&base).unwrap();
+    let tar = store.scratch().join("base.tar");
+    sh(&format!(
+        "cd '{}'; tar --numeric-owner --acls --xattrs --xattrs-include='*' --format=posix -cf '{}' .
+         cd ..; gzip -1 -k base.tar; zstd -q -1 base.tar; xz -0 -T2 -k base.tar",
+        base.display(),
+        tar.display()
+    ))
+    .ok();
+    for name in ["base.tar", "base.tar.gz", "base.tar.zst", "base.tar.xz"] {
+        let container = name.replace("base.tar", "from");
+        store.create(&container, &store.scratch().join(name));
+        assert_tree(name, &store.mount(&container), &expected);
+        store.cowl(["umount", &container]).ok();
+        store.cowl(["destroy", &container, "--yes"]).ok();
+    }
+    let bytes = std::fs::read(store.scratch().join("base.tar.zst")).unwrap();
+    store
+        .cowl_with(["create", "piped", "--from", "-"], &bytes)
+        .ok();
+    assert_tree("standard input", &store.mount("piped"), &expected);
+}
+
+#[test]
+fn a_mount_whose_daemon_died_is_mounted_anew() {
+    if !can(
+        "a_mount_whose_daemon_died_is_mounted_anew",
+        &[Need::Root, Need::Fuse],
+    ) {
+        return;
+    }
+    let store = Store::new("killed");
+    store.create("web", &small(&store));
+    let place = store.mount("web");
+    std::fs::write(place.join("written"), "before the kill").unwrap();
+    std::fs::rename(place.join("etc"), place.join("etcetera")).unwrap();
+    let before = tree::read(&place).unwrap();
+    for next in [
+        &["mount", "web"][..],
+        &["snapshot", "web"],
+        &["exec", "web", "--", "/bin/sh"],
+    ] {
+        let pid = store.pid("web");
+        run("kill", ["-9", &pid.to_string()]).ok();
+        wait_until("the daemon's death", || std::fs::read_dir(&place).is_err());
+        let output = store.cowl(next).ok();
+        assert!(
+            !output.err().is_empty(),
+            "says what it found: {}",
+            output.report()
+        );
+        assert_ne!(store.pid("web"), pid);
+        assert_tree("after the kill", &store.mount("web"), &before);
+    }
+    let pid = store.pid("web");
+    run("kill", ["-9", &pid.to_string()]).ok();
+    wait_until("the daemon's death", || std::fs::read_dir(&place).is_err());
+    store.cowl(["status", "web"]).ok();
+    store.cowl(["umount", "web"]).ok();
+    store.cowl(["destroy", "web", "--yes"]).ok();
+}
+
+/// Somebody who is inside a mount; gone when dropped.
+struct Inside(Child);
+
+impl Inside {
+    fn new(place: &Path) -> Inside {
+        let mut command = Command::new("sleep");
+        command.arg("600").current_dir(place).stdin(Stdio::null());
+        Inside(command.spawn().unwrap())
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.kill().and_then(|()| self.0.wait().map(drop)) {
+            eprintln!("cannot end the sleeper: {error}");
+        }
+    }
+}
+
+#[test]
+fn what_is_in_use_is_refused_with_pids_and_a_command() {
+    if !can(
+        "what_is_in_use_is_refused_with_pids_and_a_command",
+        &[Need::Root, Need::Fuse],
+    ) {
+        return;
+    }
+    let store = Store::new("busy");
+    store.create("web", &small(&store));
+    let place = store.mount("web");
+    store.cowl(["snapshot", "web"]).ok();
+    std::fs::write(place.join("later"), "later").unwrap();
+    let before = tree::read(&place).unwrap();
+    let inside = Inside::new(&place);
+    let pid = inside.0.id().to_string();
+    for refused in [
+        &["restore", "web", "snap0"][..],
+        &["destroy", "web", "--yes"],
+        &["umount", "web"],
+        &["flatten", "web"],
+    ] {
+        let output = store.cowl(refused).fails(4, &[&pid, "sleep"]);
+        assert!(
+            output.err().contains("cowl "),
+            "names what to type: {}",
+            output.report()
+        );
+        assert_tree("a refusal changes nothing", &place, &before);
+        assert_eq!(store.snapshots("web"), ["snap0"]);
+    }
+    // A snapshot needs nobody to leave, not even one who writes.
+    store
+        .cowl(["snapshot", "web", "-m", "with somebody inside"])
+        .ok();
+    let writer = std::fs::File::options()
+        .write(true)
+        .open(place.join("later"))
+        .unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&writer, b"L", 0).unwrap();
+    store.cowl(["snapshot", "web"]).ok();
+    std::os::unix::fs::FileExt::write_all_at(&writer, b"R", 0).unwrap();
+    assert_eq!(std::fs::read(place.join("later")).unwrap(), b"Rater");
+    drop(writer);
+    drop(inside);
+    store.restore("web", "snap0");
+    assert!(place.join("later").symlink_metadata().is_err());
+}
+
+#[test]
+fn a_mount_lets_go_of_the_shell_that_made_it() {
+    if !can(
+        "a_mount_lets_go_of_the_shell_that_made_it",
+        &[Need::Root, Need::Fuse],
+    ) {
+        return;
+    }
+    let store = Store::new("shell");
+    store.create("web", &small(&store));
+    let mount = format!(
+        "'{}' --store '{}' mount web",
+        cowl_tests::programs::cowl().display(),
+        store.path().display()
+    );
+    // `cat` ends only when nobody holds the pipe any more; the session's end sends SIGHUP.
+    let output = run(
+        "timeout",
+        [
+            "20",
+            "setsid",
+            "-w",
+            "sh",
+            "-c",
+            &format!("{mount} 2>&1 | cat"),
+        ],
+    )
+    .ok();
+    let place = PathBuf::from(output.out());
+    assert_eq!(
+        std::fs::read_to_string(place.join("etc/file")).unwrap(),
+        "one\n"
+    );
+
+    // At a place of the user's own, and the same answer when it is asked for again.
+    store.cowl(["umount", "web"]).ok();
+    let own = store.scratch().make("own place");
+    let args = ["mount", "web", "--at", own.to_str().unwrap()];
+    assert_eq!(store.cowl(args).ok().out(), own.to_str().unwrap());
+    assert_eq!(store.cowl(args).ok().out(), own.to_str().unwrap());
+    assert_eq!(store.mount("web"), own);
+    store.cowl(["snapshot", "web"]).ok();
+    std::fs::write(own.join("new"), "").unwrap();
+    store.restore("web", "snap0");
+    assert!(mount::at(&own).is_some(), "mounted anew at the same place");
+    assert!(own.join("new").symlink_metadata().is_err());
+}
+
+#[test]
+fn exec_passes_the_programs_own_exit_code_on() {
+    if !can(
+        "exec_passes_the_programs_own_exit_code_on",
+        &[Need::Root, Need::Fuse],
+    ) {
+        return;
+    }
+    let store = Store::new("exec");
+    store.create("web", &small(&store));
+    let code = |words: &[&str]| {
+        store
+            .cowl(
+                ["exec", "web", "--"]
+                    .into_iter()
+                    .chain(words.iter().copied()),
+            )
+            .code
+    };
+    assert_eq!(code(&["/bin/sh", "-c", "exit 7"]), 7);
+    assert_eq!(code(&["/bin/sh", "-c", "kill -9 $$"]), 137);
+    // A terminal can be made: apt wants one for its log.
+    assert_eq!(code(&["/bin/sh", "-c", ": <> /dev/ptmx"]), 0);
+    assert_eq!(code(&["/bin/absent"]), 127);
+    assert_eq!(code(&["/etc/file"]), 126);
+    assert!(
+        mount::below(store.path()).is_empty(),
+        "exec unmounts what it mounted"
+    );
+    let output = store
+        .cowl_with(["exec", "web", "--", "/bin/busybox", "cat"], b"through")
+        .ok();
+    assert_eq!(output.out(), "through");
+    // Mounted before: it stays mounted.
+    let place = store.mount("web");
+    assert_eq!(code(&["/bin/busybox", "touch", "/made"]), 0);
+    assert!(place.join("made").is_file());
+}

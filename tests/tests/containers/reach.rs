@@ -1,0 +1,291 @@
+//! Which users of the machine reach what is mounted: none runs a set-user-ID program that a container's root
+//! made, and LXC reaches the files of a container whose root is another user.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use cowl_tests::command::{self, Output};
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::cowl::Store;
+use cowl_tests::lxc::{self, Lxc};
+
+const NEEDS: &[Need] = &[Need::Root, Need::Fuse, Need::Program("setpriv")];
+
+fn set_mode(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+fn mode(path: &Path) -> u32 {
+    std::fs::metadata(path).unwrap().mode() & 0o7777
+}
+
+/// Runs a shell line as another user. The shell runs the program: setpriv itself resolves the path of what it
+/// starts with the rights that it had.
+fn run_as(user: u32, line: &str) -> Output {
+    let id = user.to_string();
+    let args = [
+        "--reuid",
+        &id,
+        "--regid",
+        &id,
+        "--clear-groups",
+        "sh",
+        "-c",
+        line,
+    ];
+    command::run("setpriv", args)
+}
+
+/// The user that a set-user-ID copy of id(1) runs as when another user starts it; an error where that user
+/// cannot start it.
+fn effective(program: &Path) -> Result<String, String> {
+    let said = run_as(65_534, &format!("{} -u", program.display()));
+    match said.code {
+        0 => Ok(said.out()),
+        _ => Err(said.err()),
+    }
+}
+
+/// A store whose directory everybody passes, with the container web, in which `id` is set-user-ID root.
+fn world(test: &str) -> Store {
+    let store = Store::new(test);
+    set_mode(store.scratch(), 0o755);
+    let base = store.scratch().make("base");
+    std::fs::copy("/usr/bin/id", base.join("id")).unwrap();
+    set_mode(&base.join("id"), 0o4755);
+    for dir in ["proc", "dev", "bin", "lib", "lib64"] {
+        std::fs::create_dir(base.join(dir)).unwrap();
+    }
+    std::fs::copy("/bin/busybox", base.join("bin/sh")).unwrap();
+    store.create("web", &base);
+    store
+}
+
+/// The flags of the mount at `place`.
+fn flags(place: &Path) -> String {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = table.lines().find(|line| {
+        line.split(' ')
+            .nth(4)
+            .is_some_and(|at| Path::new(at) == place)
+    });
+    line.and_then(|line| line.split(' ').nth(5))
+        .map(str::to_owned)
+        .unwrap()
+}
+
+fn is_nosuid(place: &Path) -> bool {
+    let flags = flags(place);
+    let has = |flag| flags.split(',').any(|one| one == flag);
+    assert_eq!(has("nosuid"), has("nodev"), "{flags}");
+    has("nosuid")
+}
+
+#[test]
+fn no_user_reaches_a_container_that_is_mounted_in_the_store() {
+    if !can(
+        "no_user_reaches_a_container_that_is_mounted_in_the_store",
+        NEEDS,
+    ) {
+        return;
+    }
+    let store = world("reach-store");
+    let place = store.mount("web");
+    assert!(!is_nosuid(&place));
+    let daemon = store.pid("web");
+    let denied = |path: PathBuf| {
+        let why = effective(&path).expect_err("it must not run");
+        assert!(
+            why.contains("Permission denied"),
+            "{}: {why}",
+            path.display()
+        );
+    };
+    denied(place.join("id"));
+    for link in ["root", "cwd"] {
+        let through = PathBuf::from(format!("/proc/{daemon}/{link}"));
+        denied(through.join(place.join("id").strip_prefix("/").unwrap()));
+    }
+    // By a file system's path below /proc that resolves elsewhere than the path's text says.
+    let inner = run_as(65_534, &format!("cd {}", place.display()));
+    assert_ne!(inner.code, 0, "{}", inner.report());
+    for layer in std::fs::read_dir(store.path().join("layers")).unwrap() {
+        denied(layer.unwrap().path().join("tree/id"));
+    }
+    // The container's own users still have what the program gives.
+    assert_eq!(
+        store.exec("web", "test -u /id && echo it is").out(),
+        "it is"
+    );
+
+    // A store of an older version, with a container mounted, is closed by the first command.
+    let mnt = store.path().join("mnt");
+    set_mode(&mnt, 0o711);
+    assert_eq!(
+        effective(&place.join("id")).unwrap(),
+        "0",
+        "the test shows nothing"
+    );
+    store.cowl(["list"]).ok();
+    assert_eq!(mode(&mnt), 0o700);
+    denied(place.join("id"));
+}
+
+#[test]
+fn where_others_reach_a_mount_its_setuid_programs_have_no_effect() {
+    if !can(
+        "where_others_reach_a_mount_its_setuid_programs_have_no_effect",
+        NEEDS,
+    ) {
+        return;
+    }
+    let store = world("reach-place");
+    let open = store.scratch().make("open");
+    let at = |place: &Path, more: &[&str]| {
+        let place = place.to_str().unwrap();
+        store.cowl([&["mount", "web", place], more].concat())
+    };
+    let said = at(&open, &[]).ok();
+    assert!(said.err().contains("--suid"), "{}", said.report());
+    assert!(is_nosuid(&open));
+    assert_eq!(effective(&open.join("id")).unwrap(), "65534");
+    // It stays so whatever mounts it anew: a restore, or a command that finds its daemon dead.
+    store.cowl(["snapshot", "web"]).ok();
+    store.restore("web", "snap0");
+    assert!(is_nosuid(&open));
+    let daemon = store.pid("web").to_string();
+    command::run("kill", ["-9", &daemon]).ok();
+    store.cowl(["list", "web"]).ok();
+    store.cowl(["snapshot", "web"]).ok();
+    assert!(is_nosuid(&open));
+    // A command in the container has a mount of its own, which nobody else reaches.
+    let own = store.exec(
+        "web",
+        "while read -r line; do echo \"$line\"; done </proc/self/mountinfo",
+    );
+    let root = own.out();
+    let root = root.lines().find(|line| line.contains(" / / ")).unwrap();
+    assert!(
+        !root.contains("nosuid") && !root.contains("nodev"),
+        "{root}"
+    );
+    // What is mounted without is not passed off as mounted with.
+    at(&open, &["--suid"]).fails(4, &["already", "cowl umount web"]);
+    store.cowl(["umount", "web"]).ok();
+
+    at(&open, &["--suid"]).ok();
+    assert_eq!(effective(&open.join("id")).unwrap(), "0");
+    store.cowl(["umount", "web"]).ok();
+
+    // One directory above that lets nobody through is enough.
+    let closed = store.scratch().make("closed/place");
+    set_mode(closed.parent().unwrap(), 0o700);
+    let said = at(&closed, &[]).ok();
+    assert!(!said.err().contains("--suid"), "{}", said.report());
+    assert!(!is_nosuid(&closed));
+    store.cowl(["umount", "web"]).ok();
+}
+
+#[test]
+fn a_mounted_snapshot_has_no_setuid_programs_and_no_devices() {
+    if !can(
+        "a_mounted_snapshot_has_no_setuid_programs_and_no_devices",
+        NEEDS,
+    ) {
+        return;
+    }
+    let store = world("reach-snapshot");
+    store.cowl(["snapshot", "web"]).ok();
+    let place = PathBuf::from(store.cowl(["mount", "web@snap0"]).ok().out());
+    assert!(is_nosuid(&place));
+    assert!(effective(&place.join("id")).is_err());
+    let open = store.scratch().make("open");
+    store
+        .cowl(["mount", "web@snap0", open.to_str().unwrap()])
+        .ok();
+    assert!(is_nosuid(&open));
+    assert_eq!(effective(&open.join("id")).unwrap(), "65534");
+    store
+        .cowl(["mount", "web@snap0", open.to_str().unwrap(), "--suid"])
+        .fails(2, &["snapshot", "--suid"]);
+    store.cowl(["umount", "web@snap0"]).ok();
+}
+
+/// Starts the container c1, whose root is the user 100000, and stops it again.
+fn run_mapped(lxc: &Lxc) -> String {
+    let ids = lxc.scratch().join("subid");
+    std::fs::write(&ids, "root:100000:65536\n").unwrap();
+    let script = format!(
+        "mount --bind {ids} /etc/subuid; mount --bind {ids} /etc/subgid
+         lxc-start -P {path} -n c1 -d
+         for n in $(seq 100); do lxc-attach -P {path} -n c1 -- true 2>/dev/null && break; sleep 0.1; done
+         lxc-attach -P {path} -n c1 -- /bin/sh -c 'id -u; cat /etc/hostname'
+         lxc-stop -P {path} -n c1 -k",
+        ids = ids.display(),
+        path = lxc.path().display(),
+    );
+    let args = ["-m", "--propagation", "slave", "sh", "-euc", &script];
+    let said = command::run("unshare", args).ok().out();
+    lxc.unmounted("c1");
+    said
+}
+
+#[test]
+fn only_its_own_root_reaches_a_container_with_an_id_map() {
+    let needs = [lxc::NEEDS, NEEDS, &[Need::Program("newuidmap")]].concat();
+    if !can(
+        "only_its_own_root_reaches_a_container_with_an_id_map",
+        &needs,
+    ) {
+        return;
+    }
+    let lxc = Lxc::new("reach-mapped");
+    set_mode(lxc.scratch(), 0o755);
+    lxc.create("c1");
+    set_mode(&lxc.dir("c1"), 0o755);
+    let config = lxc.dir("c1").join("config");
+    let plain = lxc.config("c1");
+    let map = "lxc.idmap = u 0 100000 65536\nlxc.idmap = g 0 100000 65536\n\
+               lxc.mount.auto = cgroup:mixed proc:mixed sys:mixed\n";
+    let rootfs = lxc.dir("c1").join("rootfs");
+    command::run("chown", ["-R", "100000:100000", rootfs.to_str().unwrap()]).ok();
+    // Adopted before it had an id map: its config names a place that all containers share.
+    lxc.adopt("c1").ok();
+    let store = lxc.store().path();
+    let mnt = store.join("mnt");
+    let adopted = lxc.config("c1");
+    assert!(
+        adopted.contains(&format!("dir:{}/", mnt.display())),
+        "{adopted}"
+    );
+    assert!(!plain.contains("lxc.idmap"));
+    std::fs::write(&config, format!("{map}{adopted}")).unwrap();
+    assert_eq!(run_mapped(&lxc), "0\nc1");
+    // That start went through the shared place; from now on it has one of its own, and the other is closed.
+    let moved = lxc.config("c1");
+    let mapped = store.join("mapped");
+    assert!(
+        moved.contains(&format!("dir:{}/", mapped.display())),
+        "{moved}"
+    );
+    assert_eq!(mode(&mnt), 0o700);
+    assert_eq!(run_mapped(&lxc), "0\nc1");
+    assert_eq!(mode(&mnt), 0o700);
+
+    // Nobody but that root gets through, not even the root of another container.
+    let place = lxc.store().mount("c1");
+    assert!(place.starts_with(&mapped), "{}", place.display());
+    let look = format!("test -d {}/etc", place.display());
+    assert_eq!(run_as(100_000, &look).code, 0);
+    for other in [65_534, 200_000, 100_001] {
+        assert_ne!(
+            run_as(other, &look).code,
+            0,
+            "{other} reaches {}",
+            place.display()
+        );
+    }
+    lxc.store().cowl(["umount", "c1"]).ok();
+    lxc.store().cowl(["destroy", "c1", "--yes"]).ok();
+    assert_eq!(std::fs::read_dir(&mapped).unwrap().count(), 0);
+}

@@ -1,0 +1,128 @@
+//! Where a mount's socket, log and state lie: a running mount is found from every command, and by no other
+//! store's.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use cowl_tests::command;
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::cowl::{Store, run_dir_of};
+use cowl_tests::mount;
+
+const NEEDS: &[Need] = &[Need::Root, Need::Fuse];
+
+fn store(test: &str) -> Store {
+    let store = Store::new(test);
+    let source = store.scratch().make("source");
+    fs::write(source.join("file"), "one\n").unwrap();
+    store.create("web", &source);
+    store
+}
+
+/// Every command that has to do with a running mount finds it, and leaves no unfinished file.
+fn is_found_by_all(store: &Store, place: &Path, dir: &Path) {
+    assert!(dir.join("state.json").is_file());
+    assert!(dir.join("sock").try_exists().unwrap());
+    let status = store.cowl(["status", "web", "--json"]).ok().json();
+    assert_eq!(status["log"], dir.join("log").to_str().unwrap());
+    fs::write(place.join("file"), "two\n").unwrap();
+    store.cowl(["snapshot", "web"]).ok();
+    fs::write(place.join("file"), "three\n").unwrap();
+    store.cowl(["restore", "web", "snap0"]).ok();
+    assert_eq!(fs::read_to_string(place.join("file")).unwrap(), "two\n");
+    assert_eq!(store.mount("web"), place, "mounted anew where it was");
+    store.cowl(["umount", "web"]).ok();
+    assert!(mount::at(place).is_none());
+    // The daemon's lock goes a moment after its mount.
+    mount::wait_until("nothing but the log and the socket is left", || {
+        let mut left = fs::read_dir(dir).unwrap();
+        left.all(|entry| ["log", "sock"].contains(&entry.unwrap().file_name().to_str().unwrap()))
+    });
+}
+
+#[test]
+fn a_mount_is_found_wherever_its_files_lie() {
+    if !can("a_mount_is_found_wherever_its_files_lie", NEEDS) {
+        return;
+    }
+    let store = store("run-files");
+    let system = run_dir_of(store.path()).unwrap();
+    let place = store.mount("web");
+    let id = place.file_name().unwrap().to_owned();
+    is_found_by_all(&store, &place, &system.join(&id));
+    assert!(!store.path().join("run").join(&id).try_exists().unwrap());
+
+    // Where root has no use of /run, and where older versions had them.
+    fs::remove_dir_all(&system).unwrap();
+    fs::write(&system, "").unwrap();
+    let place = store.mount("web");
+    fs::remove_file(&system).unwrap();
+    is_found_by_all(&store, &place, &store.path().join("run").join(&id));
+    let place = store.mount("web");
+    assert!(system.join(&id).join("state.json").is_file());
+    store.cowl(["umount", "web"]).ok();
+    assert!(mount::at(&place).is_none());
+
+    // With the container they go, all of them.
+    store.cowl(["destroy", "web", "--yes", "--now"]).ok();
+    assert!(!system.join(&id).try_exists().unwrap());
+    assert!(!store.path().join("run").join(&id).try_exists().unwrap());
+}
+
+#[test]
+fn a_copy_of_a_store_leaves_the_mounts_of_the_original_alone() {
+    if !can("a_copy_of_a_store_leaves_the_mounts_alone", NEEDS) {
+        return;
+    }
+    let store = store("run-copy");
+    let place = store.mount("web");
+    let copy = store.scratch().join("copy");
+    let mnt = store.path().join("mnt");
+    let lines = format!(
+        "tar -C {} --exclude=./mnt/* --xattrs -cf - . | tar -C {} --xattrs -xf -",
+        store.path().display(),
+        store.scratch().make("copy").display()
+    );
+    command::sh(&lines).ok();
+    assert!(mnt.is_dir());
+    let of_copy = |args: &[&str]| {
+        let mut all = vec!["--store", copy.to_str().unwrap()];
+        all.extend(args);
+        command::run(cowl_tests::programs::cowl(), all).ok()
+    };
+    assert!(of_copy(&["status", "web", "--json"]).json()["mountpoint"].is_null());
+    let other = PathBuf::from(of_copy(&["mount", "web"]).out().trim_end());
+    fs::write(other.join("file"), "the copy's\n").unwrap();
+    assert_eq!(fs::read_to_string(place.join("file")).unwrap(), "one\n");
+    of_copy(&["umount", "web"]);
+    assert!(mount::at(&place).is_some());
+    assert_eq!(store.mount("web"), place);
+    fs::remove_dir_all(run_dir_of(&copy).unwrap()).unwrap();
+}
+
+/// In a mount namespace with another `/run`, say: what the daemon writes to must not become a snapshot's.
+#[test]
+fn a_layer_is_not_frozen_below_a_daemon_that_cannot_be_seen() {
+    if !can("a_layer_is_not_frozen_below_an_unseen_daemon", NEEDS) {
+        return;
+    }
+    let store = store("run-unseen");
+    let place = store.mount("web");
+    fs::write(place.join("file"), "written\n").unwrap();
+    let system = run_dir_of(store.path()).unwrap();
+    let away = system.with_extension("away");
+    fs::rename(&system, &away).unwrap();
+    let before = store.snapshots("web");
+    let other = store.scratch().make("other");
+    let mounted = store.cowl(["mount", "web", other.to_str().unwrap()]);
+    mounted.fails(4, &["in use by another mount"]);
+    store
+        .cowl(["snapshot", "web"])
+        .fails(4, &["not known here", "umount"]);
+    assert_eq!(store.snapshots("web"), before);
+    fs::remove_dir_all(&system).unwrap();
+    fs::rename(&away, &system).unwrap();
+    fs::write(place.join("file"), "two\n").unwrap();
+    store.cowl(["snapshot", "web"]).ok();
+    assert_eq!(store.mount("web"), place);
+}

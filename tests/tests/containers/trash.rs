@@ -1,0 +1,188 @@
+//! Destroyed containers come back whole, or go for good when somebody says so or their time is over; and
+//! containers get other names.
+
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::cowl::Store;
+
+fn store(test: &str) -> Store {
+    let store = Store::new(test);
+    let source = store.scratch().make("source");
+    std::fs::write(source.join("base"), "base\n").unwrap();
+    store.create("web", &source);
+    store.cowl(["snapshot", "web", "-m", "a remark"]).ok();
+    store
+}
+
+fn layers(store: &Store) -> usize {
+    std::fs::read_dir(store.path().join("layers"))
+        .unwrap()
+        .count()
+}
+
+fn list(store: &Store) -> Vec<String> {
+    let list = store.cowl(["list", "--json"]).ok().json();
+    let list = list["containers"].as_array().unwrap().iter();
+    list.map(|one| one["name"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn destroyed_and_back() {
+    let store = store("trash-back");
+    let before = store.cowl(["list", "web", "--json"]).ok().out();
+    let shown = store.cowl(["export", "web", "-"]).ok().stdout;
+    let said = store.cowl(["destroy", "web", "--yes"]).ok();
+    assert!(
+        said.err().contains("cowl undelete web"),
+        "{}",
+        said.report()
+    );
+    assert!(list(&store).is_empty());
+    store.cowl(["mount", "web"]).fails(3, &["web"]);
+    store.cowl(["gc"]).ok();
+    let gone = store.cowl(["undelete", "--list", "--json"]).ok().json();
+    assert_eq!(gone["containers"][0]["name"], "web");
+    assert_eq!(gone["containers"][0]["snapshots"], 1);
+    store
+        .cowl(["undelete", "wbe"])
+        .fails(3, &["did you mean web?"]);
+    store.cowl(["undelete", "web"]).ok();
+    assert_eq!(store.cowl(["list", "web", "--json"]).ok().out(), before);
+    assert_eq!(store.cowl(["export", "web", "-"]).ok().stdout, shown);
+    store.cowl(["undelete", "web"]).fails(3, &["web"]);
+}
+
+#[test]
+fn a_name_that_is_taken_meanwhile() {
+    let store = store("trash-taken");
+    store.cowl(["destroy", "web", "--yes"]).ok();
+    let source = store.scratch().join("source");
+    store.create("web", &source);
+    store
+        .cowl(["undelete", "web"])
+        .fails(1, &["web exists already", "cowl undelete web NEW"]);
+    store
+        .cowl(["undelete", "web", "web"])
+        .fails(1, &["exists already"]);
+    store.cowl(["undelete", "web", "old"]).ok();
+    assert_eq!(list(&store), ["old", "web"]);
+    assert_eq!(store.snapshots("old"), ["snap0"]);
+    assert!(store.snapshots("web").is_empty());
+    // Of two with one name the last comes first, and each can be named by its id.
+    store.cowl(["destroy", "web", "--yes"]).ok();
+    store.cowl(["rename", "old", "web"]).ok();
+    store.cowl(["destroy", "web", "--yes"]).ok();
+    let gone = store.cowl(["undelete", "-l", "--json"]).ok().json();
+    let ids = gone["containers"].as_array().unwrap();
+    assert_eq!(ids.len(), 2);
+    store
+        .cowl(["undelete", ids[0]["id"].as_str().unwrap(), "one"])
+        .ok();
+    store.cowl(["undelete", "web", "two"]).ok();
+    assert_eq!(list(&store), ["one", "two"]);
+}
+
+#[test]
+fn for_good_at_once_or_when_the_time_is_over() {
+    let store = store("trash-good");
+    store.cowl(["clone", "web@snap0", "other"]).ok();
+    assert_eq!(layers(&store), 3);
+    store.cowl(["destroy", "web", "--yes", "--now"]).ok();
+    assert_eq!(layers(&store), 2);
+    store.cowl(["undelete", "web"]).fails(3, &["web"]);
+    store
+        .cowl(["destroy", "other", "--yes", "--keep", "1h"])
+        .ok();
+    store.cowl(["list"]).ok();
+    assert_eq!(layers(&store), 2);
+    store.cowl(["undelete", "other"]).ok();
+    store
+        .cowl(["destroy", "other", "--yes", "--keep", "0s"])
+        .ok();
+    store.cowl(["list"]).ok();
+    assert_eq!(layers(&store), 0);
+    for bad in ["", "7", "-7d", "soon"] {
+        store.create("new", &store.scratch().join("source"));
+        let keep = format!("--keep={bad}");
+        store
+            .cowl(["destroy", "new", "--yes", &keep])
+            .fails(2, &["span"]);
+        store.cowl(["destroy", "new", "--yes", "--now"]).ok();
+    }
+}
+
+#[test]
+fn the_trash_is_emptied_by_hand() {
+    let store = store("trash-empty");
+    store.cowl(["destroy", "web", "--yes"]).ok();
+    let tell = store
+        .cowl(["gc", "--empty-trash", "--dry-run", "--json"])
+        .ok()
+        .json();
+    assert_eq!(tell["stores"][0]["containers"], 1);
+    assert_eq!(tell["stores"][0]["freed"]["layers"], 2);
+    assert_eq!(layers(&store), 2);
+    store.cowl(["gc", "--dry-run"]).ok();
+    assert_eq!(layers(&store), 2);
+    let said = store.cowl(["gc", "--empty-trash"]).ok();
+    assert!(said.err().contains("freed "), "{}", said.report());
+    assert_eq!(layers(&store), 0);
+    let said = store.cowl(["gc"]).ok();
+    assert!(
+        said.err().contains("nothing to remove"),
+        "{}",
+        said.report()
+    );
+}
+
+#[test]
+fn protected_snapshots_keep_their_container() {
+    let store = store("trash-protected");
+    store.cowl(["protect", "web@snap0"]).ok();
+    store
+        .cowl(["destroy", "web", "--yes"])
+        .fails(1, &["snap0 is protected", "--protected"]);
+    assert_eq!(list(&store), ["web"]);
+    store.cowl(["destroy", "web", "--yes", "--protected"]).ok();
+    assert!(list(&store).is_empty());
+}
+
+#[test]
+fn other_names() {
+    let store = store("rename");
+    store.cowl(["rename", "web", "www"]).ok();
+    assert_eq!(store.snapshots("www"), ["snap0"]);
+    store.cowl(["list", "web"]).fails(3, &["web"]);
+    store.cowl(["clone", "www", "web"]).ok();
+    store
+        .cowl(["rename", "web", "www"])
+        .fails(1, &["www exists already"]);
+    store.cowl(["rename", "web", "web"]).fails(2, &["web"]);
+    store.cowl(["rename", "web", "a/b"]).fails(2, &["a/b"]);
+    store
+        .cowl(["rename", "wbe", "x"])
+        .fails(3, &["did you mean web?"]);
+    store.cowl(["rename", "www@snap0", "first"]).ok();
+    assert_eq!(store.snapshots("www"), ["first"]);
+    // The name is free for somebody else.
+    store.cowl(["rename", "web", "db"]).ok();
+    store.create("web", &store.scratch().join("source"));
+}
+
+#[test]
+fn another_name_while_it_is_mounted() {
+    if !can(
+        "another_name_while_it_is_mounted",
+        &[Need::Root, Need::Fuse],
+    ) {
+        return;
+    }
+    let store = store("rename-mounted");
+    let place = store.mount("web");
+    std::fs::write(place.join("new"), "x").unwrap();
+    store.cowl(["rename", "web", "www"]).ok();
+    assert_eq!(store.mount("www"), place);
+    assert_eq!(std::fs::read(place.join("new")).unwrap(), b"x");
+    store.cowl(["snapshot", "www"]).ok();
+    store.cowl(["umount", "www"]).ok();
+}

@@ -1,0 +1,288 @@
+//! What adopt and release refuse, with what to type instead and nothing changed; and the odd places that they
+//! take.
+
+use std::path::{Path, PathBuf};
+
+use cowl_tests::command;
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::images::Kind;
+use cowl_tests::lxc::{Lxc, NEEDS};
+use cowl_tests::tree::{self, Compare};
+
+/// A container's folder as LXC has it, made without LXC.
+fn make(lxc: &Lxc, name: &str) -> PathBuf {
+    let rootfs = lxc.scratch().make(&format!("lxc/{name}/rootfs"));
+    std::fs::create_dir_all(rootfs.join("etc")).unwrap();
+    std::fs::write(rootfs.join("etc/file"), "content\n").unwrap();
+    let config = format!("# mine\nlxc.rootfs.path = dir:{}\n", rootfs.display());
+    std::fs::write(lxc.dir(name).join("config"), config).unwrap();
+    rootfs
+}
+
+/// Refused with these words, and not a byte changed.
+#[track_caller]
+fn refused(lxc: &Lxc, name: &str, code: i32, words: &[&str]) {
+    let before = tree::read(&lxc.dir(name)).unwrap();
+    lxc.adopt(name).fails(code, words);
+    let after = tree::read(&lxc.dir(name)).unwrap();
+    tree::assert_same(name, &before, &after, Compare::IDENTICAL);
+}
+
+#[test]
+fn what_can_not_be_adopted() {
+    if !can("what_can_not_be_adopted", &[Need::Root]) {
+        return;
+    }
+    let lxc = Lxc::new("lxc-refused");
+    let rootfs = make(&lxc, "c1");
+    let store = lxc.store();
+    let set = |line: &str| {
+        let config = lxc.dir("c1").join("config");
+        std::fs::write(config, format!("# mine\n{line}\n")).unwrap();
+    };
+    let plain = format!("lxc.rootfs.path = dir:{}", rootfs.display());
+    lxc.adopt("c2")
+        .fails(3, &["no LXC container named c2", "lxc-ls"]);
+
+    // Kinds of root file systems that are no plain folder.
+    for kind in [
+        "overlay:/a:/b",
+        "btrfs:/a",
+        "zfs:p/a",
+        "lvm:/dev/a/b",
+        "loop:/a.img",
+    ] {
+        set(&format!("lxc.rootfs.path = {kind}"));
+        let word = kind.split(':').next().unwrap();
+        refused(&lxc, "c1", 1, &[word, "lxc-copy", "-B dir"]);
+    }
+    set("lxc.rootfs = /old/style");
+    refused(&lxc, "c1", 1, &["lxc.rootfs.path", "lxc-update-config"]);
+    set(&plain);
+
+    // Overlay clones of LXC's stand on it.
+    let depends = lxc.dir("c1").join("lxc_snapshots");
+    make(&lxc, "c9");
+    std::fs::write(&depends, format!("{}\nc9\n", lxc.path().display())).unwrap();
+    refused(&lxc, "c1", 1, &["stand on the files", "lxc_snapshots"]);
+    std::fs::remove_file(&depends).unwrap();
+
+    // Marks of an overlay: in a layer they would mean something.
+    let white = rootfs.join("etc/white");
+    command::run("mknod", [white.to_str().unwrap(), "c", "0", "0"]).ok();
+    refused(&lxc, "c1", 1, &["etc/white", "cowl create NAME --from"]);
+    std::fs::remove_file(&white).unwrap();
+
+    // Somebody works in it.
+    let mut child = std::process::Command::new("sleep")
+        .arg("100")
+        .current_dir(rootfs.join("etc"))
+        .spawn()
+        .unwrap();
+    refused(&lxc, "c1", 4, &["in use by pid", &child.id().to_string()]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    // Something is mounted in it.
+    let inner = rootfs.join("etc");
+    command::run("mount", ["-t", "tmpfs", "none", inner.to_str().unwrap()]).ok();
+    lxc.adopt("c1").fails(4, &["mounted in", "umount"]);
+    command::run("umount", [&inner]).ok();
+
+    // Names.
+    store.create("taken", &rootfs);
+    let path = lxc.path().to_str().unwrap();
+    store
+        .cowl(["adopt", "c1", "-P", path, "--name", "taken"])
+        .fails(1, &["taken exists already"]);
+    store
+        .cowl(["adopt", rootfs.to_str().unwrap()])
+        .fails(2, &["--name NAME"]);
+    store
+        .cowl(["adopt", "/", "--name", "root"])
+        .fails(2, &["can't be adopted"]);
+    let inside = store.path().join("layers");
+    store
+        .cowl(["adopt", inside.to_str().unwrap(), "--name", "own"])
+        .fails(2, &["lie in each other"]);
+    // The layers that were not adopted left nothing.
+    store.cowl(["destroy", "taken", "--yes", "--now"]).ok();
+    let layers = std::fs::read_dir(store.path().join("layers")).unwrap();
+    assert_eq!(layers.count(), 0);
+
+    lxc.adopt("c1").ok();
+    lxc.adopt("c1").fails(1, &["c1 is cowl's already"]);
+    // Lines that somebody spoiled are put right; what else he wrote stays.
+    let right = lxc.config("c1");
+    let spoiled = right.replace("hook pre-start", "hook post-start") + "lxc.start.auto = 1\n";
+    std::fs::write(lxc.dir("c1").join("config"), &spoiled).unwrap();
+    lxc.adopt("c1").ok();
+    let renewed = lxc.config("c1");
+    let sorted = |text: &str| {
+        let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    assert_eq!(sorted(&renewed), sorted(&(right + "lxc.start.auto = 1\n")));
+    store.cowl(["release", "c1"]).ok();
+    assert_eq!(
+        lxc.config("c1"),
+        format!("# mine\n{plain}\nlxc.start.auto = 1\n")
+    );
+}
+
+#[test]
+fn what_can_not_be_released() {
+    if !can("what_can_not_be_released", &[Need::Root]) {
+        return;
+    }
+    let lxc = Lxc::new("lxc-unreleased");
+    let rootfs = make(&lxc, "c1");
+    let store = lxc.store();
+    store.create("made", &rootfs);
+    store
+        .cowl(["release", "made"])
+        .fails(2, &["not taken over", "cowl export made"]);
+    lxc.adopt("c1").ok();
+    store.cowl(["snapshot", "c1"]).ok();
+    store
+        .cowl(["release", "c1"])
+        .fails(1, &["1 snapshot", "--with-snapshots", "--yes"]);
+    std::fs::write(rootfs.join("mine"), "not the container's\n").unwrap();
+    store
+        .cowl(["release", "c1", "--yes"])
+        .fails(1, &["mine", "move it away"]);
+    std::fs::rename(rootfs.join("mine"), lxc.scratch().join("mine")).unwrap();
+    store.cowl(["release", "c1", "--yes"]).ok();
+    assert_eq!(
+        std::fs::read(rootfs.join("etc/file")).unwrap(),
+        b"content\n"
+    );
+    assert!(!rootfs.join("MOVED-TO-COWL.txt").try_exists().unwrap());
+}
+
+/// Two at once, under two names: one has it, whole.
+#[test]
+fn a_folder_is_taken_over_once() {
+    if !can("a_folder_is_taken_over_once", &[Need::Root]) {
+        return;
+    }
+    let lxc = Lxc::new("lxc-twice");
+    let rootfs = make(&lxc, "c1");
+    // The second name of a file outside is pointed out.
+    std::fs::hard_link(rootfs.join("etc/file"), lxc.scratch().join("second")).unwrap();
+    let store = lxc.store();
+    store.create("other", &rootfs);
+    let place = rootfs.to_str().unwrap();
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let start =
+            |name: &'static str| scope.spawn(move || store.cowl(["adopt", place, "--name", name]));
+        let started = ["a", "b", "c"].map(start);
+        started
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    let (done, refused): (Vec<_>, Vec<_>) = results.into_iter().partition(|said| said.code == 0);
+    assert_eq!((done.len(), refused.len()), (1, 2));
+    assert!(
+        done[0].err().contains("one file has another name"),
+        "{}",
+        done[0].report()
+    );
+    let list = store.cowl(["list", "--no-header"]).ok().out();
+    assert_eq!(list.lines().count(), 2, "{list}");
+    let name = list.lines().find_map(|line| {
+        let name = line.split_whitespace().next().unwrap();
+        (name != "other").then(|| name.to_owned())
+    });
+    store.cowl(["release", &name.unwrap()]).ok();
+    assert_eq!(
+        std::fs::read(rootfs.join("etc/file")).unwrap(),
+        b"content\n"
+    );
+}
+
+/// A base on which clones stand is copied, not taken from under them.
+#[test]
+fn a_release_takes_nothing_from_clones() {
+    if !can("a_release_takes_nothing_from_clones", &[Need::Root]) {
+        return;
+    }
+    let lxc = Lxc::new("lxc-shared-base");
+    let rootfs = make(&lxc, "c1");
+    let store = lxc.store();
+    store
+        .cowl(["adopt", rootfs.to_str().unwrap(), "--name", "web"])
+        .ok();
+    store.cowl(["clone", "web", "other"]).ok();
+    store.cowl(["release", "web"]).ok();
+    std::fs::write(rootfs.join("etc/file"), "changed\n").unwrap();
+    let out = lxc.scratch().join("out");
+    store
+        .cowl(["export", "other", out.to_str().unwrap(), "--dir"])
+        .ok();
+    assert_eq!(std::fs::read(out.join("etc/file")).unwrap(), b"content\n");
+}
+
+#[test]
+fn a_root_behind_a_link_and_an_own_snapshot_of_lxcs_come_along() {
+    if !can("a_root_behind_a_link_and_an_own_snapshot", &[Need::Root]) {
+        return;
+    }
+    let lxc = Lxc::new("lxc-link");
+    let rootfs = make(&lxc, "c1");
+    let real = lxc.scratch().join("elsewhere");
+    std::fs::rename(&rootfs, &real).unwrap();
+    std::os::unix::fs::symlink(&real, &rootfs).unwrap();
+    let snap = lxc.dir("c1").join("snaps/snap0");
+    std::fs::create_dir_all(&snap).unwrap();
+    let said = lxc.adopt("c1").ok().err();
+    assert!(
+        said.contains("elsewhere") && said.contains("lxc-snapshot"),
+        "{said}"
+    );
+    assert!(real.join("MOVED-TO-COWL.txt").try_exists().unwrap());
+    lxc.store().cowl(["release", "c1"]).ok();
+    assert_eq!(std::fs::read(real.join("etc/file")).unwrap(), b"content\n");
+    assert_eq!(std::fs::read_link(&rootfs).unwrap(), real);
+    assert!(snap.try_exists().unwrap());
+}
+
+/// A store on the file system of the container, whether asked for or not.
+#[test]
+fn on_another_file_system_a_store_of_the_family_is_made_there() {
+    let needs = [NEEDS, &Kind::Ext4.needs()].concat();
+    if !can("on_another_file_system_a_store_of_the_family", &needs) {
+        return;
+    }
+    let lxc = Lxc::new("lxc-family");
+    let image = Kind::Ext4.mount(lxc.scratch(), "other");
+    let there = image.join("c1");
+    std::fs::create_dir_all(there.join("etc")).unwrap();
+    std::fs::write(there.join("etc/file"), "content\n").unwrap();
+    let store = lxc.store();
+    let word = |path: &Path| path.to_str().unwrap().to_owned();
+    let elsewhere = word(&lxc.scratch().join("store2"));
+    let args = [
+        "adopt",
+        &word(&there),
+        "--name",
+        "web",
+        "--store-at",
+        &elsewhere,
+    ];
+    store
+        .cowl(args)
+        .fails(2, &["not on the file system", "cowl create NAME --from"]);
+    store.cowl(["adopt", &word(&there), "--name", "web"]).ok();
+    assert!(image.join(".cowl/store.json").try_exists().unwrap());
+    let list = store.cowl(["list"]).ok().out();
+    assert!(list.contains("web"), "{list}");
+    let place = store.mount("web");
+    std::fs::write(place.join("etc/new"), "new\n").unwrap();
+    assert_eq!(std::fs::read(place.join("etc/file")).unwrap(), b"content\n");
+    lxc.unmounted("web");
+    store.cowl(["release", "web"]).ok();
+    assert_eq!(std::fs::read(there.join("etc/new")).unwrap(), b"new\n");
+}

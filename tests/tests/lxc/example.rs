@@ -1,0 +1,115 @@
+//! The example by which lxc-snapshot was announced, on a container in a plain folder: a snapshot, a change,
+//! a list with comments, and what it could not do: a restore under the original name, with a clone that
+//! depends on it.
+
+use cowl_tests::conditions::can;
+use cowl_tests::lxc::{Lxc, NEEDS};
+
+#[test]
+fn a_change_in_lib_is_taken_back_under_the_original_name() {
+    if !can(
+        "a_change_in_lib_is_taken_back_under_the_original_name",
+        NEEDS,
+    ) {
+        return;
+    }
+    let lxc = Lxc::new("lxc-example");
+    let store = lxc.store();
+    lxc.create("c1");
+    std::fs::write(lxc.dir("c1").join("rootfs/lib/libthing"), "good\n").unwrap();
+    lxc.adopt("c1").ok();
+    let config = lxc.config("c1");
+    lxc.start("c1");
+
+    // A snapshot while it runs, and the change that goes wrong.
+    store
+        .cowl(["snapshot", "c1", "-m", "before the upgrade"])
+        .ok();
+    lxc.run(
+        "c1",
+        "echo broken > /lib/libthing; rm /etc/group; echo new > /etc/added",
+    );
+    store
+        .cowl_with(["snapshot", "c1", "-c", "-"], b"after the upgrade\n")
+        .ok();
+    let list = store.cowl(["list", "c1"]).ok().out();
+    let lines: Vec<_> = list
+        .lines()
+        .filter(|line| line.contains("the upgrade"))
+        .collect();
+    assert!(
+        lines[0].starts_with("snap0") && lines[0].contains("before the upgrade"),
+        "{list}"
+    );
+    assert!(
+        lines[1].starts_with("snap1") && lines[1].contains("after the upgrade"),
+        "{list}"
+    );
+
+    // Something stands on it.
+    store.cowl(["clone", "c1@snap1", "dependent"]).ok();
+    lxc.start("dependent");
+    assert_eq!(lxc.run("dependent", "cat /lib/libthing"), "broken");
+
+    // Back to what it was, under its own name, with its own config.
+    store.cowl(["restore", "c1", "snap0", "--stop"]).ok();
+    assert_eq!(lxc.config("c1"), config);
+    lxc.start("c1");
+    assert_eq!(
+        lxc.run(
+            "c1",
+            "cat /lib/libthing; test -e /etc/group; cat /etc/hostname"
+        ),
+        "good\nc1"
+    );
+    lxc.run("c1", "! test -e /etc/added");
+    assert_eq!(lxc.run("dependent", "cat /lib/libthing"), "broken");
+
+    // And to a new name: both run, each with a host name of its own.
+    store.cowl(["restore", "c1", "snap1", "c2"]).ok();
+    lxc.start("c2");
+    assert_eq!(
+        lxc.run("c2", "cat /lib/libthing /etc/hostname; hostname"),
+        "broken\nc2\nc2"
+    );
+    assert_eq!(lxc.run("c1", "cat /lib/libthing; hostname"), "good\nc1");
+    // Neither sees what is written to the other.
+    lxc.run("c2", "echo other > /lib/libthing");
+    assert_eq!(lxc.run("c1", "cat /lib/libthing"), "good");
+
+    // Removed: a snapshot, and the new container by LXC's own tool.
+    store.cowl(["rm", "c1", "snap1", "--yes"]).ok();
+    assert!(!store.snapshots("c1").contains(&"snap1".to_owned()));
+    lxc.kill("c2");
+    lxc.tool("destroy", "c2", [] as [&str; 0]).ok();
+    assert!(!lxc.dir("c2").try_exists().unwrap());
+    assert_eq!(lxc.run("dependent", "cat /lib/libthing"), "broken");
+
+    // Out as a tar, in again, and started.
+    lxc.kill("c1");
+    lxc.unmounted("c1");
+    let tar = lxc.scratch().join("c1.tar");
+    let tar = tar.to_str().unwrap();
+    store.cowl(["export", "c1", tar]).ok();
+    store.cowl(["create", "c3", "--from", tar]).ok();
+    store.cowl(["lxc", "c3", "--like", "c1"]).ok();
+    lxc.start("c3");
+    assert_eq!(lxc.run("c3", "cat /lib/libthing /etc/hostname"), "good\nc3");
+    lxc.kill("c3");
+    // A clone can be given back as well: as a plain LXC container.
+    lxc.unmounted("c3");
+    store.cowl(["release", "c3"]).ok();
+    assert!(
+        !lxc.config("c3").contains("cowl keeps"),
+        "{}",
+        lxc.config("c3")
+    );
+    lxc.start("c3");
+    assert_eq!(
+        lxc.run(
+            "c3",
+            "cat /lib/libthing; head -1 /proc/mounts | grep -c cowlfs || true"
+        ),
+        "good\n0"
+    );
+}

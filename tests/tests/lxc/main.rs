@@ -1,0 +1,14 @@
+//! Containers of LXC.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+mod adopt;
+mod example;
+mod front;
+mod stock;
+mod verbs;

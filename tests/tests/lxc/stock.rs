@@ -1,0 +1,113 @@
+//! LXC's own lxc-snapshot, lxc-copy and lxc-destroy on a container of cowl's: none of them destroys files
+//! through the mount, shares the head, or stores an empty snapshot that is listed as one.
+
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::lxc::{Lxc, NEEDS};
+
+const NOTHING: [&str; 0] = [];
+
+/// LXC refuses a copy when the root's path does not hold the container's name. This name is in the path of
+/// every mount, so that LXC goes as far as it ever does.
+const NAME: &str = "mnt";
+
+fn container(test: &str) -> Lxc {
+    let lxc = Lxc::new(test);
+    lxc.create(NAME);
+    lxc.adopt(NAME).ok();
+    lxc.store().cowl(["snapshot", NAME]).ok();
+    lxc
+}
+
+#[track_caller]
+fn is_whole(lxc: &Lxc) {
+    lxc.start(NAME);
+    assert_eq!(lxc.run(NAME, "cat /etc/hostname"), NAME);
+    lxc.kill(NAME);
+    lxc.unmounted(NAME);
+    assert_eq!(
+        lxc.store().snapshots(NAME).first().map(String::as_str),
+        Some("snap0")
+    );
+}
+
+#[test]
+fn no_empty_snapshot_is_stored_and_none_restored_over_the_container() {
+    let needs = [
+        NEEDS,
+        &[Need::Program("lxc-snapshot"), Need::Program("rsync")],
+    ]
+    .concat();
+    if !can("no_empty_snapshot_is_stored", &needs) {
+        return;
+    }
+    let lxc = container("lxc-stock-snapshot");
+    // Stopped, and after it ran once.
+    for _ in 0..2 {
+        let said = lxc.tool("snapshot", NAME, NOTHING);
+        assert_ne!(said.code, 0, "{}", said.report());
+        let list = lxc.tool("snapshot", NAME, ["-L"]).out();
+        assert!(list.contains("No snapshots"), "{list}");
+        is_whole(&lxc);
+    }
+    // One that LXC took before the container was adopted: LXC would destroy the container first.
+    let snap = lxc.dir(NAME).join("snaps/snap0");
+    std::fs::create_dir_all(snap.join("rootfs")).unwrap();
+    std::fs::copy(lxc.dir(NAME).join("config"), snap.join("config")).unwrap();
+    std::fs::write(snap.join("ts"), "2026:11:23 13:02:05").unwrap();
+    let said = lxc.tool("snapshot", NAME, ["-r", "snap0"]);
+    assert_ne!(said.code, 0, "{}", said.report());
+    is_whole(&lxc);
+    // lxc-destroy takes it with the rest, and cowl's trash has the container.
+    lxc.tool("destroy", NAME, ["-s"]).ok();
+    lxc.store().cowl(["undelete", NAME]).ok();
+    is_whole(&lxc);
+}
+
+#[test]
+fn no_copy_of_lxcs_shares_the_files() {
+    let needs = [NEEDS, &[Need::Program("lxc-copy"), Need::Program("rsync")]].concat();
+    if !can("no_copy_of_lxcs_shares_the_files", &needs) {
+        return;
+    }
+    let lxc = container("lxc-stock-copy");
+    let copy = |more: &[&str]| {
+        let args = [more, &["-N", "copy"]].concat();
+        lxc.tool("copy", NAME, args)
+    };
+    // Unmounted there is nothing to copy, and nothing is left of the attempt.
+    for more in [&[][..], &["-e"], &["-R"]] {
+        let said = copy(more);
+        assert_ne!(said.code, 0, "{}", said.report());
+        assert!(!lxc.dir("copy").try_exists().unwrap(), "{more:?}");
+        is_whole(&lxc);
+    }
+    // Mounted a full copy is made, which has its own files.
+    let place = lxc.store().mount(NAME);
+    copy(&[]).ok();
+    lxc.start("copy");
+    lxc.run("copy", "rm -r /etc/init.d; echo copy > /etc/hostname");
+    assert!(place.join("etc/init.d").try_exists().unwrap());
+    lxc.kill("copy");
+    assert!(
+        lxc.store()
+            .cowl(["status", NAME])
+            .ok()
+            .out()
+            .contains("mounted")
+    );
+    lxc.tool("destroy", "copy", NOTHING).ok();
+    is_whole(&lxc);
+
+    // A config copied by hand: it would write to the same head.
+    let dir = lxc.dir("thief");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::copy(lxc.dir(NAME).join("config"), dir.join("config")).unwrap();
+    let said = lxc.tool("start", "thief", ["-F", "-l", "DEBUG", "-o", "/dev/stderr"]);
+    assert_ne!(said.code, 0);
+    let said = said.err();
+    assert!(said.contains("would write to the files of mnt"), "{said}");
+    assert!(said.contains("cowl clone mnt thief"), "{said}");
+    lxc.tool("destroy", "thief", NOTHING).ok();
+    assert!(!dir.try_exists().unwrap());
+    is_whole(&lxc);
+}

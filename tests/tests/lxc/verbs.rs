@@ -1,0 +1,254 @@
+//! A container of LXC's that cowl has taken over lives as before: it starts, stops, reboots, freezes and is
+//! destroyed by LXC's own tools.
+
+use std::path::Path;
+
+use cowl_tests::conditions::can;
+use cowl_tests::lxc::{Lxc, NEEDS};
+use cowl_tests::tree::{self, Compare};
+
+/// Starts nothing: what is under test happens to files.
+#[test]
+fn adopted_and_released_it_is_what_it_was_to_the_last_byte() {
+    if !can("adopted_and_released_it_is_what_it_was", NEEDS) {
+        return;
+    }
+    let lxc = Lxc::new("lxc-release");
+    lxc.create("c1");
+    let config = lxc.config("c1");
+    let before = tree::read(&lxc.dir("c1").join("rootfs")).unwrap();
+    lxc.adopt("c1").ok();
+    // One line changed, the others at the end; no other byte.
+    let adopted = lxc.config("c1");
+    let kept = adopted.lines().zip(config.lines()).filter(|(a, b)| a == b);
+    assert_eq!(kept.count(), config.lines().count() - 1, "{adopted}");
+    assert_eq!(
+        adopted.lines().count(),
+        config.lines().count() + 5,
+        "{adopted}"
+    );
+    assert!(adopted.contains("lxc.rootfs.managed = 0\n"));
+    let left: Vec<_> = std::fs::read_dir(lxc.dir("c1").join("rootfs"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(left, ["MOVED-TO-COWL.txt"]);
+    lxc.store().cowl(["release", "c1"]).ok();
+    assert_eq!(lxc.config("c1"), config);
+    let after = tree::read(&lxc.dir("c1").join("rootfs")).unwrap();
+    tree::assert_same("released", &before, &after, Compare::IDENTICAL);
+    lxc.start("c1");
+    lxc.kill("c1");
+    let names: Vec<_> = lxc.store().cowl(["list", "--json"]).ok().json()["containers"]
+        .as_array()
+        .unwrap()
+        .clone();
+    assert!(names.is_empty(), "{names:?}");
+}
+
+#[test]
+fn lxcs_tools_go_on_as_before() {
+    if !can("lxcs_tools_go_on_as_before", NEEDS) {
+        return;
+    }
+    let lxc = Lxc::new("lxc-life");
+    lxc.create("c1");
+    lxc.adopt("c1").ok();
+
+    lxc.start("c1");
+    let list = cowl_tests::command::run(
+        "lxc-ls",
+        ["-P", lxc.path().to_str().unwrap(), "-1", "--running"],
+    );
+    assert_eq!(list.ok().out().trim(), "c1");
+    let shown = lxc.run("c1", "head -1 /proc/mounts");
+    assert!(shown.contains("fuse.cowlfs"), "{shown}");
+    lxc.run("c1", "echo kept > /etc/written");
+
+    // The daemon is none of the container's processes, and no freezer reaches it.
+    let daemon = lxc.store().pid("c1");
+    let inside = lxc.run("c1", "ps");
+    assert!(!inside.contains("cowl"), "{inside}");
+    let groups = std::fs::read_to_string(format!("/proc/{daemon}/cgroup")).unwrap();
+    assert!(!groups.contains("lxc."), "{groups}");
+    lxc.tool("freeze", "c1", [] as [&str; 0]).ok();
+    lxc.wait_for("c1", "FROZEN");
+    // Whoever looks at the mount is answered.
+    let place = lxc.store().mount("c1");
+    assert_eq!(std::fs::read(place.join("etc/written")).unwrap(), b"kept\n");
+    lxc.store().cowl(["snapshot", "c1", "-m", "frozen"]).ok();
+    lxc.tool("unfreeze", "c1", [] as [&str; 0]).ok();
+    lxc.wait_for("c1", "RUNNING");
+
+    // From inside: stop and start in one.
+    let before = lxc.pid("c1");
+    // The shell that says it is ended with all others.
+    lxc.tool("attach", "c1", ["--", "/bin/reboot"]);
+    lxc.wait("another first process", || {
+        let now = lxc.pid("c1");
+        now.is_some() && now != before
+    });
+    lxc.wait_for("c1", "RUNNING");
+    assert_eq!(lxc.run("c1", "cat /etc/written"), "kept");
+    let groups =
+        std::fs::read_to_string(format!("/proc/{}/cgroup", lxc.store().pid("c1"))).unwrap();
+    assert!(!groups.contains("lxc."), "{groups}");
+
+    // In good order, and killed.
+    lxc.tool("stop", "c1", ["-t", "60"]).ok();
+    lxc.wait_for("c1", "STOPPED");
+    lxc.start("c1");
+    assert_eq!(lxc.run("c1", "cat /etc/written"), "kept");
+    lxc.kill("c1");
+    lxc.unmounted("c1");
+
+    // LXC's own destruction ends in cowl's trash, and leaves nothing behind.
+    lxc.tool("destroy", "c1", [] as [&str; 0]).ok();
+    assert!(!lxc.dir("c1").try_exists().unwrap());
+    lxc.store().cowl(["show", "c1"]).fails(3, &["c1"]);
+    lxc.store().cowl(["undelete", "c1"]).ok();
+    lxc.start("c1");
+    assert_eq!(lxc.run("c1", "cat /etc/written"), "kept");
+    lxc.kill("c1");
+}
+
+#[test]
+fn a_running_container_is_refused_with_what_to_type() {
+    if !can("a_running_container_is_refused", NEEDS) {
+        return;
+    }
+    let lxc = Lxc::new("lxc-running");
+    lxc.create("c1");
+    lxc.start("c1");
+    lxc.adopt("c1")
+        .fails(4, &["c1 is running", "lxc-stop", "-n c1"]);
+    lxc.kill("c1");
+    lxc.adopt("c1").ok();
+    lxc.start("c1");
+    lxc.run("c1", "echo old > /etc/written");
+    lxc.store().cowl(["snapshot", "c1"]).ok();
+    lxc.run("c1", "echo new > /etc/written");
+    let pid = lxc.pid("c1").unwrap().to_string();
+    let store = lxc.store();
+    for refused in [
+        &["restore", "c1", "snap0"][..],
+        &["destroy", "c1", "--yes"],
+        &["release", "c1", "--yes"],
+        &["flatten", "c1"],
+    ] {
+        let said = store
+            .cowl(refused.iter().copied())
+            .fails(4, &["lxc-stop", "-n c1"]);
+        assert!(
+            refused[0] == "release" || said.err().contains(&pid),
+            "{}",
+            said.report()
+        );
+    }
+    store
+        .cowl(["restore", "c1", "snap0"])
+        .fails(4, &["--stop --start"]);
+    // It is done with all that it takes, and the container runs again.
+    let config = lxc.config("c1");
+    store
+        .cowl(["restore", "c1", "snap0", "--stop", "--start"])
+        .ok();
+    lxc.wait_for("c1", "RUNNING");
+    assert_eq!(lxc.run("c1", "cat /etc/written"), "old");
+    assert_eq!(lxc.config("c1"), config);
+    // A change that fails leaves it running, too.
+    store
+        .cowl(["restore", "c1", "none", "--stop", "--start"])
+        .fails(3, &["none"]);
+    lxc.wait_for("c1", "RUNNING");
+    store.cowl(["destroy", "c1", "--yes", "--stop"]).ok();
+    assert!(!lxc.dir("c1").try_exists().unwrap());
+}
+
+/// What a snapshot keeps of the config comes back only when asked for, and cowl's lines stay right.
+#[test]
+fn the_config_comes_back_with_the_snapshot_when_asked() {
+    if !can("the_config_comes_back_with_the_snapshot", NEEDS) {
+        return;
+    }
+    let lxc = Lxc::new("lxc-config");
+    lxc.create("c1");
+    lxc.adopt("c1").ok();
+    let (store, before) = (lxc.store(), lxc.config("c1"));
+    store.cowl(["snapshot", "c1"]).ok();
+    let path = lxc.dir("c1").join("config");
+    let changed = before.replace("# the end\n", "# the very end\n") + "lxc.start.auto = 1\n";
+    std::fs::write(&path, &changed).unwrap();
+    store.restore("c1", "snap0");
+    assert_eq!(lxc.config("c1"), changed);
+    store.cowl(["restore", "c1", "snap0", "--with-config"]).ok();
+    assert_eq!(lxc.config("c1"), before);
+    lxc.start("c1");
+    lxc.kill("c1");
+    lxc.unmounted("c1");
+    // Somebody's own lines survive a release.
+    std::fs::write(&path, &changed).unwrap();
+    store.cowl(["release", "c1", "--yes"]).ok();
+    let released = lxc.config("c1");
+    let place = format!("lxc.rootfs.path = dir:{}/rootfs", lxc.dir("c1").display());
+    let expected: Vec<_> = changed
+        .lines()
+        .map(|line| match line.starts_with("lxc.rootfs.path") {
+            true => place.as_str(),
+            false => line,
+        })
+        .filter(|line| !line.contains("cowl") || *line == place)
+        .filter(|line| *line != "lxc.rootfs.managed = 0")
+        .collect();
+    assert_eq!(released.lines().collect::<Vec<_>>(), expected);
+    lxc.start("c1");
+}
+
+/// A container whose root is another user of this machine, started by root.
+#[test]
+fn an_unprivileged_container_lives_on_an_adopted_root() {
+    let needs = [NEEDS, &[cowl_tests::conditions::Need::Program("newuidmap")]].concat();
+    if !can("an_unprivileged_container_lives_on_an_adopted_root", &needs) {
+        return;
+    }
+    let lxc = Lxc::new("lxc-unprivileged");
+    // Its root must be able to reach its own files.
+    let open = |path: &Path| {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    open(lxc.scratch());
+    lxc.create("c1");
+    open(&lxc.dir("c1"));
+    let config = lxc.config("c1")
+        + "lxc.idmap = u 0 100000 65536\nlxc.idmap = g 0 100000 65536\n\
+           lxc.mount.auto = cgroup:mixed proc:mixed sys:mixed\n";
+    std::fs::write(lxc.dir("c1").join("config"), &config).unwrap();
+    let rootfs = lxc.dir("c1").join("rootfs");
+    cowl_tests::command::run("chown", ["-R", "100000:100000", rootfs.to_str().unwrap()]).ok();
+    lxc.adopt("c1").ok();
+    let ids = lxc.scratch().join("subid");
+    std::fs::write(&ids, "root:100000:65536\n").unwrap();
+    let script = format!(
+        "mount --bind {ids} /etc/subuid; mount --bind {ids} /etc/subgid
+         lxc-start -P {path} -n c1 -d
+         for n in $(seq 100); do lxc-attach -P {path} -n c1 -- true 2>/dev/null && break; sleep 0.1; done
+         lxc-attach -P {path} -n c1 -- /bin/sh -c 'id -u; echo mine > /etc/written; stat -c %u /etc/written; cat /proc/self/uid_map'
+         lxc-stop -P {path} -n c1 -k",
+        ids = ids.display(),
+        path = lxc.path().display(),
+    );
+    let said = cowl_tests::command::run(
+        "unshare",
+        ["-m", "--propagation", "slave", "sh", "-euc", &script],
+    );
+    let out = said.ok().out();
+    let words: Vec<_> = out.split_whitespace().collect();
+    assert_eq!(words, ["0", "0", "0", "100000", "65536"], "{out}");
+    lxc.unmounted("c1");
+    lxc.store().cowl(["release", "c1"]).ok();
+    assert_eq!(lxc.config("c1"), config);
+    use std::os::unix::fs::MetadataExt;
+    let written = std::fs::metadata(rootfs.join("etc/written")).unwrap();
+    assert_eq!(written.uid(), 100_000);
+}

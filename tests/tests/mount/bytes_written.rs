@@ -1,0 +1,110 @@
+//! Snapshot, restore and clone copy no data, however much there is: bytes written by the command,
+//! by the daemon, and on disk stay below 64 KiB for a container of 100,000 files.
+
+use std::path::Path;
+
+use cowl_tests::command::{Io, Output};
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::cowl::Store;
+use cowl_tests::images;
+
+const MOST: u64 = 64 << 10;
+const FOLDERS: u32 = 100;
+const FILES: u32 = 1000;
+
+/// 100,000 files in 100 folders; 64 KiB would not even hold their names.
+fn fill(base: &Path) {
+    for folder in 0..FOLDERS {
+        let folder = base.join(format!("folder{folder}"));
+        std::fs::create_dir(&folder).unwrap();
+        for file in 0..FILES {
+            std::fs::write(folder.join(format!("file{file}")), "a few bytes").unwrap();
+        }
+    }
+}
+
+#[track_caller]
+fn little(what: &str, output: &Output) {
+    let Io { wchar, write_bytes } = output.io;
+    eprintln!(
+        "{what}: {wchar} bytes written, {write_bytes} made dirty, {:?}",
+        output.took
+    );
+    assert!(
+        wchar < MOST,
+        "{what} wrote {wchar} bytes: {}",
+        output.report()
+    );
+    assert!(
+        write_bytes < MOST,
+        "{what} made {write_bytes} bytes dirty: {}",
+        output.report()
+    );
+}
+
+#[test]
+fn snapshot_restore_and_clone_copy_no_data() {
+    if !can(
+        "snapshot_restore_and_clone_copy_no_data",
+        &[Need::Root, Need::Fuse, Need::Program("mkfs.ext4")],
+    ) {
+        return;
+    }
+    // On an ext4 of its own: what counts as made dirty includes its bitmaps and tables, and how many of
+    // those a new folder touches depends on how full it is.
+    let store = Store::on("bytes", |scratch, name| {
+        images::ext4_for(FOLDERS * FILES, scratch, name)
+    });
+    let base = store.scratch().make("base");
+    fill(&base);
+    store.create("web", &base);
+    std::fs::remove_dir_all(&base).unwrap();
+    let on_disk = store.disk_usage();
+
+    little("snapshot", &store.cowl(["snapshot", "web"]).ok());
+    little("clone", &store.cowl(["clone", "web", "web2"]).ok());
+    little("restore", &store.cowl(["restore", "web", "snap0"]).ok());
+    little(
+        "restore to a new name",
+        &store.cowl(["restore", "web", "snap0", "web3"]).ok(),
+    );
+    // A handful of folders and manifests.
+    let grown = store.disk_usage().saturating_sub(on_disk);
+    assert!(grown < 4 * MOST, "the store grew by {grown} bytes");
+
+    // The same with a head that holds a lot, mounted: the daemon must not copy either.
+    let place = store.mount("web");
+    for file in 0..FILES {
+        std::fs::write(place.join(format!("folder7/file{file}")), vec![b'x'; 5000]).unwrap();
+    }
+    std::fs::rename(place.join("folder8"), place.join("renamed")).unwrap();
+    let pid = store.pid("web");
+    let before = Io::of(pid).unwrap();
+    let on_disk = store.disk_usage();
+    little("snapshot, mounted", &store.cowl(["snapshot", "web"]).ok());
+    let daemon = Io::of(pid).unwrap().since(before);
+    eprintln!("its daemon: {daemon:?}");
+    assert!(
+        daemon.wchar < MOST && daemon.write_bytes < MOST,
+        "the daemon wrote {daemon:?}"
+    );
+
+    std::fs::write(place.join("folder9/file9"), "changed").unwrap();
+    little(
+        "restore, mounted",
+        &store.cowl(["restore", "web", "snap0"]).ok(),
+    );
+    let daemon = Io::of(store.pid("web")).unwrap();
+    eprintln!("the new daemon: {daemon:?}");
+    assert!(
+        daemon.wchar < MOST && daemon.write_bytes < MOST,
+        "the new daemon wrote {daemon:?}"
+    );
+    let grown = store.disk_usage().saturating_sub(on_disk);
+    assert!(grown < 4 * MOST, "the store grew by {grown} bytes");
+    assert_eq!(
+        std::fs::read(place.join("folder7/file0")).unwrap(),
+        b"a few bytes"
+    );
+    assert!(place.join("folder8/file999").is_file());
+}

@@ -1,0 +1,187 @@
+//! What the kernel caches of an object's attributes is true after every operation, in every mode of a mount; and
+//! programs run with the bits that a plain directory leaves them, which the kernel takes from that cache.
+
+use cowl_tests::beside::{Beside, Content, MATRIX, NEEDS, python};
+use cowl_tests::conditions::can;
+use cowl_tests::mount::{Overlay, Stack};
+
+/// Who reads and writes: the kernel what lies in the upper, the daemon, the kernel what lies in lowers.
+const MODES: [&str; 5] = [
+    "passthrough=all",
+    "passthrough=read",
+    "passthrough=off",
+    "passthrough=all,coherence=overlay",
+    "passthrough=read,coherence=overlay",
+];
+
+/// Plants the objects of `what` and runs its cases, in a mount with these options and in a plain directory.
+#[track_caller]
+fn same(test: &str, content: Content, options: &str, what: &str) {
+    eprintln!("{options}, content in the {content:?} layer");
+    let lower = match content {
+        Content::Lower => "LOWER = True",
+        Content::Upper => "",
+    };
+    let build = format!("{MATRIX}\nplant_{what}()");
+    // Thousands of files are copied up, and nothing here is about what a power cut leaves of them.
+    let beside = Beside::with(test, content, &build, &format!("{options},volatile"));
+    let said = beside.same(&format!("{MATRIX}\n{lower}\nrun_{what}()"));
+    assert!(said.lines().count() > 100, "too little was tried: {said}");
+    beside.mount.unmount();
+}
+
+#[test]
+fn each_attribute_is_true_when_it_is_asked_for_alone() {
+    if !can("attribute-matrix", &NEEDS) {
+        return;
+    }
+    for options in MODES {
+        // What lies in the upper is the same to both kinds of coherence.
+        if !options.contains("coherence") {
+            same("attribute-matrix", Content::Upper, options, "all");
+        }
+        same("attribute-matrix", Content::Lower, options, "all");
+    }
+}
+
+/// Where every file shows one link a plain directory is no measure, and the kernel counts by itself.
+#[test]
+fn link_counts_that_are_not_counted_are_true_too() {
+    if !can("attribute-matrix-links", &NEEDS) {
+        return;
+    }
+    let build = format!("{MATRIX}\nplant_all()");
+    let beside = Beside::with(
+        "attribute-matrix-links",
+        Content::Upper,
+        &build,
+        "static_nlink",
+    );
+    python(beside.mount.path(), &format!("{MATRIX}\nrun_all()")).ok();
+    beside.mount.unmount();
+}
+
+/// The daemon invalidates attributes while the kernel holds the locks of the request that it answers.
+#[test]
+fn one_thread_that_invalidates_what_it_answers_for_does_not_wait_for_itself() {
+    if !can("attribute-matrix-one-thread", &NEEDS) {
+        return;
+    }
+    for (content, options) in [
+        (Content::Upper, "passthrough=all,threaded=0"),
+        (Content::Lower, "passthrough=read,threaded=0"),
+    ] {
+        same("attribute-matrix-one-thread", content, options, "all");
+    }
+}
+
+#[test]
+fn a_program_has_the_bits_that_a_plain_directory_leaves_it() {
+    if !can("program-bits", &NEEDS) {
+        return;
+    }
+    for (content, options) in [
+        (Content::Upper, "passthrough=all"),
+        (Content::Lower, "passthrough=read"),
+        (Content::Upper, "passthrough=off"),
+        (Content::Lower, "passthrough=all,coherence=overlay"),
+    ] {
+        same("program-bits", content, options, "programs");
+    }
+}
+
+/// Root gives a program setuid again and again, while another user writes to it and runs it. What ran says who it
+/// was, and what was written lies in its own file, which nobody can write while it runs.
+const RACE: &str = r#"
+PAGE = 4096
+CONTENT = open("/bin/cat", "rb").read()
+CONTENT += bytes(-len(CONTENT) % PAGE)
+BEHIND = len(CONTENT)
+
+def forked(run):
+    pid = os.fork()
+    if pid == 0:
+        os.setgroups([]); os.setresgid(1001, 1001, 1001); os.setresuid(1001, 1001, 1001)
+        try: run()
+        finally: os._exit(0)
+    return pid
+
+def races(writer, rounds=60):
+    ran = changed = 0
+    for round in range(rounds):
+        path = f"program{writer}{round % 3}"
+        fd = os.open(path, os.O_CREAT | os.O_WRONLY, 0o777)
+        os.pwrite(fd, CONTENT + b"A" * PAGE, 0); os.close(fd); os.chmod(path, 0o777)
+        out, into = os.pipe(); start, go = os.pipe(); waiting, ready = os.pipe()
+        def write():
+            flags = os.O_WRONLY | os.O_DIRECT if writer == "direct" else os.O_WRONLY
+            fd = os.open(path, flags) if writer == "direct" else None
+            os.write(ready, b"w"); os.read(start, 1)
+            for _ in range(round * 13 % 800): pass
+            if fd is None: fd = os.open(path, flags)
+            os.pwritev(fd, [aligned(b"B" * PAGE)], BEHIND); os.close(fd)
+        def execute():
+            os.dup2(into, 1); os.write(ready, b"x"); os.read(start, 1)
+            for _ in range(60): err(os.execv, path, ["cat", "/proc/self/status", path])
+        children = [forked(write)]
+        os.read(waiting, 1)
+        os.chmod(path, 0o4777)
+        for _ in range(2): children.append(forked(execute)); os.read(waiting, 1)
+        os.close(into); os.write(go, b"123")
+        with open(out, "rb") as said: said = said.read()
+        for pid in children: os.waitpid(pid, 0)
+        for fd in (start, go, waiting, ready): os.close(fd)
+        for part in said.split(b"Name:\t")[1:]:
+            as_root = part.split(b"Uid:\t")[1].split()[1] == b"0"
+            # Two outputs may be mixed, but what was changed is a page of its own.
+            ran += 1
+            if as_root and b"B" * 100 in said and b"A" * 100 not in said: changed += 1
+    print(f"{ran} runs, {changed} as root with what another wrote")
+    assert ran > 0 and changed == 0
+"#;
+
+/// The kernel asks for the mode before it opens a program, and goes by it after that. Writers that come and go in
+/// between must not be missed.
+#[test]
+fn a_program_never_runs_as_root_with_what_another_wrote() {
+    if !can("program-race", &NEEDS) {
+        return;
+    }
+    for options in ["passthrough=all", "passthrough=read"] {
+        let beside = Beside::with("program-race", Content::Upper, "", options);
+        for writer in ["direct", "reopened"] {
+            let script = format!("{RACE}\nraces({writer:?})");
+            let said = python(beside.mount.path(), &script).ok().out();
+            eprintln!("{options}, {writer}: {said}");
+        }
+        beside.mount.unmount();
+    }
+}
+
+/// The kernel's overlayfs has a cache of its own above ours.
+#[test]
+fn a_program_below_the_kernels_overlayfs_loses_its_bits() {
+    if !can("program-nested", &NEEDS) {
+        return;
+    }
+    for options in ["passthrough=all", "passthrough=read"] {
+        let beside = Beside::with("program-nested", Content::Upper, "", options);
+        let stack = Stack {
+            lowers: vec![beside.scratch.make("empty")],
+            upper: Some((
+                beside.mount.path().join("upper"),
+                beside.mount.path().join("work"),
+            )),
+        };
+        for dir in ["upper", "work"] {
+            std::fs::create_dir(beside.mount.path().join(dir)).unwrap();
+        }
+        let above = Overlay::kernel(&stack, &beside.scratch.make("above"));
+        let script = format!("{MATRIX}\nplant_programs()\nrun_programs()");
+        let ours = python(above.path(), &script).ok();
+        let theirs = python(&beside.plain, &script).ok();
+        assert_eq!(ours.out(), theirs.out(), "{options}");
+        above.unmount();
+        beside.mount.unmount();
+    }
+}

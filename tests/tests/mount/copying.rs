@@ -1,0 +1,273 @@
+//! Programs that copy and compare trees: tar, rsync, cp, find. What they see on a mount is what they
+//! see in the plain folder that it looks like, also while it is being brought up.
+
+use std::path::{Path, PathBuf};
+
+use cowl_tests::command::{sh, sh_in};
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::layers;
+use cowl_tests::mount::{Overlay, Stack};
+use cowl_tests::scratch::Scratch;
+use cowl_tests::tree::{self, Compare};
+
+fn ready(test: &str, more: &[Need]) -> bool {
+    let needs = [&[Need::Root, Need::Fuse][..], more].concat();
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    can(test, &needs)
+}
+
+/// Three layers with a tree of everything in the lowest, an empty upper, and the plain folder.
+struct Pair {
+    scratch: Scratch,
+    stack: Stack,
+    plain: PathBuf,
+}
+
+const EVERYTHING: &str = "
+    mkdir all; chown 0:0 all; chmod 00755 all; cd all; mkdir -p a/b/c links acl
+    for n in $(seq 100); do echo $n > a/f$n; done; seq 100000 > a/b/big; echo deep > a/b/c/deep
+    for n in 1 2 3 4; do echo several > links/s$n; ln links/s$n links/t$n; ln links/s$n a/b/u$n; done
+    ln -s a/f1 symbolic; mkfifo fifo; mknod null c 1 3; mknod block b 7 200
+    truncate -s 5M sparse; echo end >> sparse; printf middle | dd of=sparse bs=1 seek=2M conv=notrunc status=none
+    setfattr -n user.note -v text a/f1; setfattr -n trusted.note -v text a/b; setfattr -h -n trusted.l -v x symbolic
+    setfacl -m u:1000:rw a/f2; setfacl -m d:g:1001:rx,g:1001:rx acl; touch acl/inherits
+    chown 1000:1001 a/f3; chmod 4755 a/f4; chmod 2711 a/f5; chmod 1777 acl; chown -h 7:8 symbolic
+    cp a/f6 able; setcap cap_net_raw=ep able; touch \"$(printf 'a\\n\\377 b')\" ' leading' -- -dash
+    find . -exec touch -h -d '2014-05-06 07:08:09.123456789' {} +; touch -d '1960-01-02 03:04:05.5' a/f7";
+
+impl Pair {
+    fn new(test: &str, seed: u64) -> Pair {
+        let scratch = Scratch::new(test);
+        let (lowers, plain) = layers::make_three(&scratch, layers::Wish::of(seed)).unwrap();
+        sh_in(lowers.last().unwrap(), EVERYTHING).ok();
+        sh_in(&plain, EVERYTHING).ok();
+        let (upper, work) = (scratch.make("upper"), scratch.make("work"));
+        layers::copy_root(&lowers[0], &upper).unwrap();
+        layers::copy_root(&lowers[0], &plain).unwrap();
+        let stack = Stack {
+            lowers,
+            upper: Some((upper, work)),
+        };
+        Pair {
+            scratch,
+            stack,
+            plain,
+        }
+    }
+
+    fn mount(&self) -> Overlay {
+        Overlay::cowlfs(&self.stack, &self.scratch.make("tested"), "dev,suid")
+    }
+
+    #[track_caller]
+    fn same(&self, what: &str, place: &Path, compare: Compare) {
+        let found = tree::read(place).unwrap();
+        let expected = tree::read(&self.plain).unwrap();
+        tree::assert_same(what, &found, &expected, compare);
+    }
+}
+
+/// Brings everything up and changes nothing but change times: files opened for writing, the times set
+/// that are there.
+const BRING_UP: &str = "find . -type f -exec sh -c 'for f; do : >> \"$f\"; done' sh {} +
+    find . -depth -print0 | xargs -0 -n 50 sh -c 'for f; do touch -h -r \"$f\" -- \"$f\"; done' sh";
+
+fn text(bytes: &[u8]) -> String {
+    bytes.escape_ascii().to_string().replace("\\n", "\n")
+}
+
+#[test]
+fn tar_packs_and_unpacks() {
+    let test = "tar_packs_and_unpacks";
+    if !ready(test, &[]) {
+        return;
+    }
+    let pair = Pair::new("tar", 21);
+    let mounted = pair.mount();
+    let (from, scratch) = (mounted.path().display(), pair.scratch.display());
+    let pack = "tar --numeric-owner --xattrs --xattrs-include='*' --acls --sparse --format=posix";
+    // Whatever tar says is an error: "file changed as we read it" above all.
+    let packed = sh(&format!("{pack} -C '{from}' -cf '{scratch}/one.tar' .")).ok();
+    assert_eq!(packed.err(), "");
+    let unpacked = pair.scratch.make("unpacked");
+    sh(&format!(
+        "{pack} -C '{}' -xpf '{scratch}/one.tar'",
+        unpacked.display()
+    ))
+    .ok();
+    pair.same("packed on the mount", &unpacked, Compare::SAME);
+
+    // While something brings up what tar reads, nothing changes that it could see.
+    let both = sh(&format!(
+        "cd '{from}'
+         for round in 1 2 3; do {pack} -cf '{scratch}/two.tar' . || exit 1; done &
+         {{ find . -type f -exec sh -c 'for f; do : >> \"$f\"; done' sh {{}} +; }}
+         wait $!"
+    ))
+    .ok();
+    assert_eq!(both.err(), "");
+    pair.same("brought up", mounted.path(), Compare::SAME);
+
+    // Both in a folder that gives its group on, if the root does.
+    let inside = mounted.path().join("unpacked");
+    let beside = pair.plain.join("unpacked");
+    for place in [&inside, &beside] {
+        std::fs::create_dir(place).unwrap();
+        sh(&format!(
+            "{pack} -C '{}' -xpf '{scratch}/two.tar'",
+            place.display()
+        ))
+        .ok();
+    }
+    let from_inside = tree::read(&inside).unwrap();
+    let expected = tree::read(&beside).unwrap();
+    tree::assert_same("unpacked", &from_inside, &expected, Compare::SAME);
+    mounted.unmount();
+    let mounted = pair.mount();
+    let again = tree::read(&inside).unwrap();
+    tree::assert_same("a new mount", &from_inside, &again, Compare::IDENTICAL);
+    mounted.unmount();
+}
+
+/// tar asks for the change time of what it read before and after: a copy-up of attributes alone, and
+/// of content after it, must not move it.
+#[test]
+fn change_times_hold_over_copy_up() {
+    let test = "change_times_hold_over_copy_up";
+    if !ready(test, &[]) {
+        return;
+    }
+    let pair = Pair::new("ctime", 22);
+    let mounted = pair.mount();
+    let times = || {
+        sh_in(
+            mounted.path(),
+            "{ find . -type d -printf '%p %i %C@ %T@ %m %u %g\\n'
+               find . ! -type d -printf '%p %i %C@ %T@ %m %u %g %n %s\\n'; } | sort",
+        )
+        .ok()
+        .stdout
+    };
+    let before = times();
+    // Only what makes no change at all; touch moves the change time anywhere.
+    sh_in(
+        mounted.path(),
+        "find . -type f -exec sh -c 'for f; do : >> \"$f\"; done' sh {} +",
+    )
+    .ok();
+    let same = |what: &str| {
+        let (before, after) = (text(&before), text(&times()));
+        for (before, after) in before.lines().zip(after.lines()) {
+            assert_eq!(before, after, "{what}");
+        }
+    };
+    same("a copy-up shows");
+    // As when memory is short.
+    std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+    same("a copy-up shows when the kernel has forgotten the files");
+    sh_in(mounted.path(), BRING_UP).ok();
+    pair.same(
+        "after bringing everything up",
+        mounted.path(),
+        Compare::SAME,
+    );
+    mounted.unmount();
+}
+
+#[test]
+fn rsync_finds_nothing_to_do() {
+    let test = "rsync_finds_nothing_to_do";
+    if !ready(test, &[Need::Program("rsync")]) {
+        return;
+    }
+    let pair = Pair::new("rsync", 23);
+    let mounted = pair.mount();
+    // Without the window rsync takes times of one second for the same.
+    let rsync = "rsync -aHAX --numeric-ids --checksum --itemize-changes --modify-window=-1";
+    let nothing = |what: &str, from: &Path, to: &Path| {
+        let line = format!("{rsync} --delete '{}/' '{}/'", from.display(), to.display());
+        assert_eq!(sh(&line).ok().out(), "", "{what}");
+    };
+    nothing("plain to mount", &pair.plain, mounted.path());
+    nothing("mount to plain", mounted.path(), &pair.plain);
+    sh_in(mounted.path(), BRING_UP).ok();
+    nothing("everything brought up", &pair.plain, mounted.path());
+
+    let out = pair.scratch.make("out");
+    let copied = format!(
+        "{rsync} --sparse '{}/' '{}/'",
+        mounted.path().display(),
+        out.display()
+    );
+    assert_ne!(sh(&copied).ok().out(), "");
+    pair.same("copied out", &out, Compare::SAME);
+    nothing("copied out", mounted.path(), &out);
+    // Into the mount: over what is there, and anew.
+    sh_in(
+        &pair.plain,
+        "echo x >> all/a/f9; rm -r all/acl; mv all/links all/moved; chmod 600 all/a/f8",
+    )
+    .ok();
+    let line = format!(
+        "{rsync} --delete '{}/' '{}/'",
+        pair.plain.display(),
+        mounted.path().display()
+    );
+    assert_ne!(sh(&line).ok().out(), "");
+    nothing("changes copied in", &pair.plain, mounted.path());
+    pair.same("changes copied in", mounted.path(), Compare::SAME);
+    mounted.unmount();
+    let mounted = pair.mount();
+    nothing("a new mount", &pair.plain, mounted.path());
+    mounted.unmount();
+}
+
+#[test]
+fn find_and_cp_know_which_names_are_one_file() {
+    let test = "find_and_cp_know_which_names_are_one_file";
+    if !ready(test, &[]) {
+        return;
+    }
+    let pair = Pair::new("cp", 24);
+    let mounted = pair.mount();
+    let same_file = |root: &Path| {
+        sh_in(
+            root,
+            "cd all; for n in 1 3; do find . -samefile links/s$n | sort; done",
+        )
+        .ok()
+        .out()
+    };
+    let expected = same_file(&pair.plain);
+    assert_eq!(expected.lines().count(), 6);
+    let on_both = |script: &str| {
+        sh_in(mounted.path(), script).ok();
+        sh_in(&pair.plain, script).ok();
+        pair.same(script, mounted.path(), Compare::HISTORY);
+    };
+    assert_eq!(same_file(mounted.path()), expected);
+    on_both("echo more >> all/a/b/u1; chmod 600 all/links/t3");
+    assert_eq!(same_file(mounted.path()), expected);
+    on_both("mv all/a/b all/moved; mv all/moved all/a/b");
+    assert_eq!(same_file(mounted.path()), expected);
+    on_both("cp -al all linked; echo x >> linked/a/f10; chmod 640 all/a/f11");
+    on_both("cp -a all copied; cp -a --sparse=always all/sparse copied/sparser");
+    on_both("mkdir into; mv all linked into; mv copied into/linked/copied");
+    on_both(
+        "mv into/all/a/f1 into/all/a/f2; mv into/all/able into/all/symbolic; mv -T into/all/links into/links",
+    );
+    on_both(
+        "mkdir over; mv -T into/links over; rm -rf into/linked/a; cp -a into/all/a into/linked/a",
+    );
+    mounted.unmount();
+    let mounted = pair.mount();
+    pair.same("a new mount", mounted.path(), Compare::HISTORY);
+    for root in [mounted.path(), &pair.plain] {
+        sh_in(root, "find . -mindepth 1 -maxdepth 1 -exec rm -rf {} +").ok();
+        assert_eq!(sh_in(root, "ls -A").ok().out(), "");
+    }
+    mounted.unmount();
+    let mounted = pair.mount();
+    pair.same("all removed", mounted.path(), Compare::HISTORY);
+    mounted.unmount();
+}

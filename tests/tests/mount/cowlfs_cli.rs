@@ -1,0 +1,403 @@
+//! The overlay's command line, as podman, mount(8), containerd and people write it, and what it
+//! says to those who write it wrongly.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use cowl_tests::command::{Output, run, run_command, sh, sh_in};
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::mount::{self, Overlay, Stack, wait_until};
+use cowl_tests::programs;
+use cowl_tests::scratch::Scratch;
+use cowl_tests::tree::{self, Compare};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+
+const NEEDS: [Need; 2] = [Need::Root, Need::Fuse];
+
+/// Folders `a` over `b`, each with a file, `u`, `w`, and the mount point `m`.
+fn folders(test: &str) -> Scratch {
+    let scratch = Scratch::new(test);
+    sh_in(
+        &scratch,
+        "mkdir a b u w m; echo a > a/a; echo b > b/b; chmod 755 .",
+    )
+    .ok();
+    scratch
+}
+
+/// Runs cowlfs in `dir`, as podman does.
+#[track_caller]
+fn cowlfs(dir: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(programs::cowlfs());
+    command.args(args).current_dir(dir);
+    run_command(command, b"")
+}
+
+#[track_caller]
+fn mounts(dir: &Path, args: &[&str]) -> PathBuf {
+    cowlfs(dir, args).ok();
+    let place = dir.join("m");
+    assert!(mount::at(&place).is_some(), "{args:?}: nothing is mounted");
+    assert_eq!(
+        std::fs::read_to_string(place.join("b")).unwrap(),
+        "b\n",
+        "{args:?}"
+    );
+    place
+}
+
+/// Unmounts and waits until the upper can be used again.
+#[track_caller]
+fn unmount(place: &Path) {
+    run("umount", [place]).ok();
+}
+
+#[test]
+fn every_form_of_the_command_line_mounts() {
+    if !can("every_form_of_the_command_line_mounts", &NEEDS) {
+        return;
+    }
+    let dir = folders("forms");
+    for args in [
+        &["-o", "lowerdir=a:b,upperdir=u,workdir=w", "m"][..],
+        &["-o", "lowerdir=a:b,upperdir=u,workdir=w,", "m"],
+        &["-o", "lowerdir=a:b,upperdir=u,workdir=w,,volatile", "m"],
+        &["-o", "lowerdir=a:b", "-o", "upperdir=u,workdir=w", "m"],
+        &["-olowerdir=a:b,upperdir=u,workdir=w", "m"],
+        &["m", "-o", "lowerdir=a:b,upperdir=u,workdir=w"],
+        &[
+            "overlay",
+            "m",
+            "-o",
+            "lowerdir=a:b,upperdir=u,workdir=w,dev,suid",
+        ],
+        &[
+            "overlay",
+            "m",
+            "-o",
+            "rw,lowerdir=a:b,upperdir=u,workdir=w,noatime,nodev,nosuid",
+        ],
+    ] {
+        let place = mounts(&dir, args);
+        std::fs::write(place.join("written"), "x").unwrap_or_else(|e| panic!("{args:?}: {e}"));
+        assert_eq!(std::fs::read_to_string(dir.join("u/written")).unwrap(), "x");
+        unmount(&place);
+    }
+    let version = cowlfs(&dir, &["--version"]).ok();
+    assert!(
+        version.out().contains(env!("CARGO_PKG_VERSION")),
+        "{}",
+        version.report()
+    );
+    let help = cowlfs(&dir, &["--help"]).ok();
+    assert!(help.out().contains("lowerdir"), "{}", help.report());
+}
+
+#[test]
+fn without_upperdir_it_is_read_only() {
+    if !can("without_upperdir_it_is_read_only", &NEEDS) {
+        return;
+    }
+    let dir = folders("readonly");
+    for options in [
+        "lowerdir=a:b",
+        "lowerdir=a:b,ro",
+        "lowerdir=a:b,upperdir=u,workdir=w,ro",
+    ] {
+        let place = mounts(&dir, &["-o", options, "m"]);
+        let write = std::fs::write(place.join("x"), "").unwrap_err();
+        assert_eq!(
+            write.raw_os_error(),
+            Some(30),
+            "EROFS with {options}: {write}"
+        );
+        let rename = std::fs::rename(place.join("a"), place.join("c")).unwrap_err();
+        assert_eq!(
+            rename.raw_os_error(),
+            Some(30),
+            "EROFS with {options}: {rename}"
+        );
+        unmount(&place);
+    }
+}
+
+#[test]
+fn paths_with_colons_and_commas_can_be_escaped() {
+    if !can("paths_with_colons_and_commas_can_be_escaped", &NEEDS) {
+        return;
+    }
+    let dir = folders("escapes");
+    sh_in(&dir, "mv a 'a:1'; mv b 'b \\x'; mv u 'u,3'; mv w 'w:4'").ok();
+    let options = r"lowerdir=a\:1:b \\x,upperdir=u\,3,workdir=w\:4";
+    let place = mounts(&dir, &["-o", options, "m"]);
+    std::fs::write(place.join("x"), "").unwrap();
+    assert!(dir.join("u,3/x").is_file());
+    unmount(&place);
+}
+
+#[test]
+fn in_the_foreground_it_stays() {
+    if !can("in_the_foreground_it_stays", &NEEDS) {
+        return;
+    }
+    let dir = folders("foreground");
+    let stack = Stack {
+        lowers: vec![dir.join("a"), dir.join("b")],
+        upper: Some((dir.join("u"), dir.join("w"))),
+    };
+    // The guard starts it with -f and fails unless it runs until the unmount and ends well.
+    let overlay = Overlay::cowlfs(&stack, &dir.join("m"), "");
+    let pid = overlay.pid().unwrap();
+    assert!(Path::new(&format!("/proc/{pid}/exe")).is_symlink());
+    overlay.unmount();
+    // A signal ends it and takes the mount away.
+    for signal in ["-TERM", "-INT"] {
+        let overlay = Overlay::cowlfs(&stack, &dir.join("m"), "");
+        run("kill", [signal, &overlay.pid().unwrap().to_string()]).ok();
+        wait_until("unmounted after a signal", || {
+            mount::at(overlay.path()).is_none()
+        });
+    }
+}
+
+#[test]
+fn users_can_be_mapped() {
+    if !can("users_can_be_mapped", &NEEDS) {
+        return;
+    }
+    let dir = folders("mapping");
+    // ID_ON_DISK:ID_SHOWN:COUNT, which shows an unshifted tree to a user namespace.
+    sh_in(&dir, "chown 5:6 a/a").ok();
+    let map = "0:100000:65536";
+    for options in [
+        format!("lowerdir=a:b,upperdir=u,workdir=w,uidmapping={map},gidmapping={map}"),
+        format!("lowerdir=a:b,upperdir=u,workdir=w,,volatile,uidmapping=:{map},gidmapping=:{map}"),
+    ] {
+        let place = mounts(&dir, &["-o", &options, "m"]);
+        let shown = place.join("a").metadata().unwrap();
+        assert_eq!((shown.uid(), shown.gid()), (100_005, 100_006), "{options}");
+        sh_in(
+            &dir,
+            "setpriv --reuid 100000 --regid 100000 --clear-groups touch m/made",
+        )
+        .ok();
+        let stored = |id: (u32, u32)| {
+            let made = dir.join("u/made").metadata().unwrap();
+            assert_eq!((made.uid(), made.gid()), id, "{options}");
+        };
+        stored((0, 0));
+        std::os::unix::fs::chown(place.join("made"), Some(100_007), Some(100_008)).unwrap();
+        stored((7, 8));
+        std::fs::remove_file(place.join("made")).unwrap();
+        unmount(&place);
+    }
+    let place = mounts(&dir, &["-o", "lowerdir=a:b,squash_to_root", "m"]);
+    assert_eq!(place.join("a").metadata().unwrap().uid(), 0);
+    unmount(&place);
+    let place = mounts(
+        &dir,
+        &["-o", "lowerdir=a:b,squash_to_uid=12,squash_to_gid=13", "m"],
+    );
+    let shown = place.join("a").metadata().unwrap();
+    assert_eq!((shown.uid(), shown.gid()), (12, 13));
+    unmount(&place);
+}
+
+#[test]
+fn unnamed_files_are_refused_as_documented() {
+    if !can("unnamed_files_are_refused_as_documented", &NEEDS) {
+        return;
+    }
+    let dir = folders("tmpfile");
+    let place = mounts(&dir, &["-o", "lowerdir=a:b,upperdir=u,workdir=w", "m"]);
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let opened = rustix::fs::openat(CWD, &place, flags, Mode::from_raw_mode(0o600));
+    assert_eq!(opened.unwrap_err(), Errno::OPNOTSUPP);
+    unmount(&place);
+}
+
+#[test]
+fn a_mount_point_may_hold_something_as_with_mount() {
+    if !can("a_mount_point_may_hold_something_as_with_mount", &NEEDS) {
+        return;
+    }
+    let dir = folders("nonempty");
+    std::fs::write(dir.join("m/hidden"), "").unwrap();
+    let place = mounts(&dir, &["-o", "lowerdir=a:b,upperdir=u,workdir=w", "m"]);
+    assert!(place.join("hidden").symlink_metadata().is_err());
+    unmount(&place);
+    assert!(place.join("hidden").is_file());
+}
+
+/// Runs it, and expects a message with these words, no mount, and nothing written anywhere.
+#[track_caller]
+fn refused(dir: &Path, args: &[&str], words: &[&str]) {
+    let before = tree::read(dir).unwrap();
+    let output = cowlfs(dir, args);
+    assert!(
+        matches!(output.code, 1 | 2),
+        "must be refused: {}",
+        output.report()
+    );
+    let output_code = output.code;
+    output.fails(output_code, words);
+    let after = tree::read(dir).unwrap();
+    let what = format!("{args:?} must change nothing");
+    tree::assert_same(&what, &after, &before, Compare::SAME);
+}
+
+#[test]
+fn mistakes_get_a_message_and_change_nothing() {
+    if !can("mistakes_get_a_message_and_change_nothing", &NEEDS) {
+        return;
+    }
+    let dir = folders("mistakes");
+    std::fs::write(dir.join("file"), "").unwrap();
+    let all = "lowerdir=a:b,upperdir=u,workdir=w";
+    for (args, words) in [
+        (&["-o", all][..], &[][..]),
+        (&["m"], &["lowerdir"]),
+        (&["-o", "upperdir=u,workdir=w", "m"], &["lowerdir"]),
+        (
+            &["-o", "lowerdir=,upperdir=u,workdir=w", "m"],
+            &["lowerdir"],
+        ),
+        (
+            &["-o", "lowerdir=a:absent,upperdir=u,workdir=w", "m"],
+            &["absent"],
+        ),
+        (
+            &["-o", "lowerdir=a:file,upperdir=u,workdir=w", "m"],
+            &["file"],
+        ),
+        (
+            &["-o", "lowerdir=a:b,upperdir=absent,workdir=w", "m"],
+            &["absent"],
+        ),
+        (&["-o", "lowerdir=a:b,upperdir=u", "m"], &["workdir"]),
+        (&["-o", "lowerdir=a:b,workdir=w", "m"], &["upperdir"]),
+        (
+            &["-o", "lowerdir=a:b,upperdir=u,workdir=absent", "m"],
+            &["absent"],
+        ),
+        (
+            &["-o", "lowerdir=a:b,upperdir=u,workdir=u", "m"],
+            &["workdir"],
+        ),
+        (&["-o", all, "absent"], &["absent"]),
+        (&["-o", all, "file"], &["file"]),
+        (&["-o", &format!("{all},frobnicate"), "m"], &["frobnicate"]),
+        (
+            &["-o", &format!("{all},frobnicate=1"), "m"],
+            &["frobnicate"],
+        ),
+        (
+            &["-o", &format!("{all},uidmapping=1:2"), "m"],
+            &["uidmapping"],
+        ),
+        (
+            &["-o", &format!("{all},uidmapping=a:b:c"), "m"],
+            &["uidmapping"],
+        ),
+        (&["-o", &format!("{all},timeout=soon"), "m"], &["timeout"]),
+        (&["-o", &format!("{all},plugins=x"), "m"], &["plugins"]),
+        (&["--frobnicate", "-o", all, "m"], &["frobnicate"]),
+    ] {
+        refused(&dir, args, words);
+    }
+    assert!(mount::at(&dir.join("m")).is_none());
+}
+
+#[test]
+fn upper_and_work_must_lie_on_one_filesystem() {
+    if !can("upper_and_work_must_lie_on_one_filesystem", &NEEDS) {
+        return;
+    }
+    let dir = folders("twofs");
+    let other = dir.make("other");
+    run("mount", ["-t", "tmpfs", "tmpfs", other.to_str().unwrap()]).ok();
+    std::fs::create_dir(other.join("w")).unwrap();
+    let options = "lowerdir=a:b,upperdir=u,workdir=other/w";
+    refused(&dir, &["-o", options, "m"], &["different file"]);
+}
+
+#[test]
+fn one_upper_is_mounted_once() {
+    if !can("one_upper_is_mounted_once", &NEEDS) {
+        return;
+    }
+    let dir = folders("twice");
+    let (second, work) = (dir.make("m2"), dir.make("w2"));
+    let place = mounts(&dir, &["-o", "lowerdir=a:b,upperdir=u,workdir=w", "m"]);
+    for options in [
+        "lowerdir=a:b,upperdir=u,workdir=w",
+        "lowerdir=a:b,upperdir=u,workdir=w2",
+        "lowerdir=a:b,upperdir=w2,workdir=w",
+    ] {
+        let output = cowlfs(&dir, &["-o", options, "m2"]);
+        assert_ne!(output.code, 0, "{options}: {}", output.report());
+        assert!(
+            output.err().contains("mounted") || output.err().contains("use"),
+            "{}",
+            output.err()
+        );
+        assert!(mount::at(&second).is_none());
+    }
+    std::fs::write(place.join("still"), "works").unwrap();
+    assert!(dir.join("u/still").is_file() && work.read_dir().unwrap().next().is_none());
+    // And again at once after the unmount: nobody should have to wait and retry.
+    for _ in 0..10 {
+        unmount(&place);
+        mounts(&dir, &["-o", "lowerdir=a:b,upperdir=u,workdir=w", "m"]);
+    }
+    unmount(&place);
+}
+
+#[test]
+fn without_dev_fuse_it_says_so() {
+    if !can("without_dev_fuse_it_says_so", &NEEDS) {
+        return;
+    }
+    let dir = folders("nofuse");
+    let script = format!(
+        "mount -t tmpfs tmpfs /dev; mknod /dev/null c 1 3
+         exec '{}' -o lowerdir=a:b,upperdir=u,workdir=w m",
+        programs::cowlfs().display()
+    );
+    let mut command = Command::new("unshare");
+    command
+        .args(["-m", "--propagation", "private", "sh", "-euc", &script])
+        .current_dir(&*dir);
+    run_command(command, b"").fails(1, &["/dev/fuse"]);
+}
+
+#[test]
+fn without_permission_it_says_so() {
+    if !can("without_permission_it_says_so", &NEEDS) {
+        return;
+    }
+    let dir = folders("noright");
+    let program = dir.join("cowlfs");
+    std::fs::copy(programs::cowlfs(), &program).unwrap();
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    let user = "setpriv --reuid 65534 --regid 65534 --clear-groups ./cowlfs";
+    let as_nobody = |options: &str| {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &format!("{user} -o {options} m")])
+            .current_dir(&*dir);
+        run_command(command, b"")
+    };
+    // Neither may it write the upper, nor open the device.
+    as_nobody("lowerdir=a:b,upperdir=u,workdir=w").fails(1, &["permission denied"]);
+    as_nobody("lowerdir=a:b").fails(1, &["/dev/fuse"]);
+    sh_in(&dir, "chmod 700 b; chown 65534 u w m").ok();
+    as_nobody("lowerdir=a:b").fails(1, &[]);
+    sh(&format!(
+        "! grep -q '{}' /proc/self/mountinfo",
+        dir.join("m").display()
+    ))
+    .ok();
+}

@@ -1,0 +1,286 @@
+//! Random operations on a mounted stack and on a plain folder with the same content must give the
+//! same results, error number by error number, and leave the same tree, with the same numbers for
+//! the same objects: all through the run (new mounts, snapshots and a flatten are in the middle of it),
+//! at the end, after a new mount, in the snapshots, and as the kernel's overlayfs reads the layers. And
+//! what the kernel's overlayfs wrote in the same way cowlfs shows as the kernel does, and goes on from.
+//!
+//! `COWL_SEEDS=N` runs N seeds from `COWL_FIRST`, `COWL_SEED=S` only the one, `COWL_STEPS=N` operations
+//! in each, `COWL_JOBS=N` so many at a time, `COWL_NOISE=1` all with somebody who looks at everything
+//! meanwhile. `COWL_SHRINK=1` looks for the fewest operations that still
+//! fail. `COWL_UNDER_TEST=plain` (or `kernel`) puts a plain folder (the kernel's overlayfs) in cowlfs's
+//! place, to try the test itself.
+
+use std::sync::Mutex;
+
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::cowl::Store;
+use cowl_tests::disk::Disk;
+use cowl_tests::layers::{self, Links, Wish};
+use cowl_tests::mount::{Overlay, Stack};
+use cowl_tests::pair::{Pair, Under, same};
+use cowl_tests::programs;
+use cowl_tests::random::{Generator, Side};
+use cowl_tests::run::{Course, Failure, Step, caught, number, run, show, shrink};
+use cowl_tests::scratch::Scratch;
+use cowl_tests::tree::{self, Compare};
+
+const NEEDS: [Need; 4] = [
+    Need::Root,
+    Need::Fuse,
+    Need::KernelOverlay,
+    Need::Program("mkfs.ext4"),
+];
+
+/// A kind of run: by seed, with the steps that are given, or with random ones.
+type OneSeed = fn(&Disk, u64, Option<&[Step]>, &mut Vec<Step>) -> Result<(), String>;
+
+#[test]
+fn a_mounted_stack_cannot_be_told_from_a_plain_folder() {
+    let test = "a_mounted_stack_cannot_be_told_from_a_plain_folder";
+    if can(test, &NEEDS) {
+        every_seed(test, 150, against_plain);
+    }
+}
+
+#[test]
+fn what_the_kernel_wrote_is_shown_and_written_on() {
+    let test = "what_the_kernel_wrote_is_shown_and_written_on";
+    if can(test, &NEEDS) {
+        every_seed(test, 50, after_kernel);
+    }
+}
+
+fn every_seed(test: &str, default: u64, one_seed: OneSeed) {
+    let disk = Disk::new(test);
+    let seeds: Vec<u64> = match std::env::var("COWL_SEED") {
+        Ok(seed) => vec![seed.parse().unwrap()],
+        Err(_) => {
+            let first = number("COWL_FIRST", 1);
+            (first..first + number("COWL_SEEDS", default)).collect()
+        }
+    };
+    let open = Mutex::new(seeds.iter().rev().copied().collect::<Vec<u64>>());
+    let failed = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..number("COWL_JOBS", 2) {
+            scope.spawn(|| {
+                // Each thread has a umask of its own.
+                nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).unwrap();
+                loop {
+                    let Some(seed) = open.lock().unwrap().pop() else {
+                        break;
+                    };
+                    if let Err(failure) = caught(|steps| one_seed(&disk, seed, None, steps)) {
+                        report(&disk, seed, failure, one_seed);
+                        failed.lock().unwrap().push(seed);
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap();
+    assert!(
+        failed.is_empty(),
+        "{} of {} seeds failed: {failed:?}; COWL_SEED={} COWL_SHRINK=1 looks for the shortest way there",
+        failed.len(),
+        seeds.len(),
+        failed.first().unwrap_or(&0)
+    );
+}
+
+/// Prints the last steps, or the fewest that fail.
+fn report(disk: &Disk, seed: u64, failure: Failure, one_seed: OneSeed) {
+    let mut text = format!("\nseed {seed}: {}\n", failure.what);
+    let steps = if std::env::var_os("COWL_SHRINK").is_some() {
+        let again = |fewer: &[Step]| caught(|steps| one_seed(disk, seed, Some(fewer), steps));
+        let (steps, what) = shrink(failure.steps, again);
+        text.push_str(&format!("{} steps are enough: {what}\n", steps.len()));
+        steps
+    } else {
+        let steps = failure.steps.iter();
+        steps.rev().take(6).rev().cloned().collect()
+    };
+    for step in steps {
+        text.push_str(&format!("  {}\n", show(&step)));
+    }
+    eprintln!("{text}");
+}
+
+fn course(seed: u64, count: u64) -> Course {
+    Course {
+        seed,
+        count: number("COWL_STEPS", count),
+        others: if seed % 6 == 5 { 60 } else { 12 },
+        whiteouts: false,
+        noise: seed % 16 == 3 || std::env::var_os("COWL_NOISE").is_some(),
+    }
+}
+
+fn links(seed: u64) -> Links {
+    if seed.is_multiple_of(3) {
+        Links::Everywhere
+    } else {
+        Links::OnTop
+    }
+}
+
+fn store(disk: &Disk, name: &str) -> Store {
+    // A folder of one's own choice, to look at or for another filesystem.
+    match std::env::var_os("COWL_TEST_DIR") {
+        Some(_) => Store::new(name),
+        None => Store::in_scratch(Scratch::new_in(&disk.path(), name)),
+    }
+}
+
+fn against_plain(
+    disk: &Disk,
+    seed: u64,
+    replay: Option<&[Step]>,
+    steps: &mut Vec<Step>,
+) -> Result<(), String> {
+    let under = match std::env::var("COWL_UNDER_TEST").as_deref() {
+        Ok("plain") => Under::Plain,
+        Ok("kernel") => Under::Kernel,
+        _ => match seed % 12 {
+            0 => Under::Cowlfs("dev,suid,metacopy=off,passthrough=read"),
+            4 => Under::Cowlfs("dev,suid,volatile,passthrough=off"),
+            // The kernel keeps nothing and asks for everything.
+            7 => Under::Cowlfs("dev,suid,timeout=0,passthrough=all"),
+            // What the kernel can it reads and writes by itself.
+            8 | 9 => Under::Cowlfs("dev,suid"),
+            _ => Under::Container,
+        },
+    };
+    let store = store(disk, "differential");
+    let wish = Wish {
+        seed,
+        stray: seed % 4 == 1 && under != Under::Kernel,
+        links: links(seed),
+        rich: true,
+        by_kernel: seed.is_multiple_of(2),
+    };
+    let (mut lowers, plain) = layers::make_three(store.scratch(), wish).unwrap();
+    // Of a stack on two filesystems the lowest layer, or two, lie in memory.
+    let elsewhere = Scratch::new_in(disk.beside(), "lowers");
+    if under == Under::Cowlfs("dev,suid") {
+        let from = if seed.is_multiple_of(3) { 1 } else { 2 };
+        for (index, lower) in lowers.iter_mut().enumerate().skip(from) {
+            let place = elsewhere.make(&format!("lower{index}"));
+            layers::copy_tree(lower, &place);
+            *lower = place;
+        }
+    }
+    let mut pair = Pair::new(store, under, lowers, plain, !seed.is_multiple_of(5));
+    pair.mount();
+    let ours = under.is_ours() && programs::overlay_is_ours();
+    let course = Course {
+        // The kernel shows what stands for such a device as what it is on the disk.
+        whiteouts: wish.stray && ours,
+        ..course(seed, 400)
+    };
+    let last = run(course, &mut pair, replay, steps, ours)?;
+    pair.unmount();
+    pair.mount();
+    let (again, _) = pair.compare("after a new mount", &pair.tested, Compare::HISTORY)?;
+    if ours {
+        same(
+            "numbers before (first) and after a new mount",
+            &last,
+            &again,
+            Compare::IDENTICAL,
+        )?;
+    }
+    pair.unmount();
+    if under != Under::Plain && !wish.stray {
+        kernel_reads(&pair)?;
+    }
+    pair.check_snapshots()
+}
+
+/// The kernel's overlayfs over all layers must show the plain folder too.
+fn kernel_reads(pair: &Pair) -> Result<(), String> {
+    // Of layers on two filesystems it would show numbers twice, with another device each.
+    let place = pair.scratch().make("kernel-reads-all");
+    let kernel = Overlay::kernel_with(&pair.read_only(), &place, "index=off,xino=on");
+    let compare = Compare {
+        // It counts names in the layer, not in the merge.
+        nlink: false,
+        ..Compare::HISTORY
+    };
+    let read = pair.compare("as the kernel reads the layers", kernel.path(), compare);
+    kernel.unmount();
+    read.map(drop)
+}
+
+fn after_kernel(
+    disk: &Disk,
+    seed: u64,
+    replay: Option<&[Step]>,
+    steps: &mut Vec<Step>,
+) -> Result<(), String> {
+    let store = store(disk, "differential-kernel");
+    let scratch = store.scratch();
+    // With an index the kernel keeps the names of a lower file together by what lies in its work folder,
+    // which a mount takes over. Without, it breaks them.
+    let index = seed.is_multiple_of(2);
+    let wish = Wish {
+        seed: seed + 5000,
+        stray: false,
+        links: links(seed),
+        rich: true,
+        by_kernel: seed % 4 == 3,
+    };
+    let (lowers, _) = layers::make_three(scratch, wish).unwrap();
+    let (upper, work) = (scratch.make("upper"), scratch.make("work"));
+    layers::copy_root(lowers.first().unwrap(), &upper).unwrap();
+    let stack = Stack {
+        lowers,
+        upper: Some((upper, work)),
+    };
+    let place = scratch.make("kernel");
+    let options = if index {
+        "index=on,xino=auto"
+    } else {
+        "index=off,xino=auto"
+    };
+    let kernel = Overlay::kernel_with(&stack, &place, options);
+    let mut generator = Generator::new(seed ^ 0x6b65_726e);
+    let mut side = Side::new(kernel.path());
+    let mut known = tree::Paths::default();
+    for step in 0..250 {
+        if step % 4 == 0 {
+            known = tree::paths(kernel.path()).unwrap();
+        }
+        let who = generator.who(10);
+        side.perform(&generator.next(&known), who);
+    }
+    drop(side);
+    kernel.unmount();
+
+    // Mounted anew: what was broken by a copy-up is broken now.
+    let kernel = Overlay::kernel_with(&stack, &place, options);
+    let theirs = tree::read(kernel.path()).unwrap();
+    let plain = scratch.make("plain-of-all");
+    layers::copy_tree(kernel.path(), &plain);
+    kernel.unmount();
+    if !index {
+        let ours = Overlay::cowlfs(&stack.read_only(), &scratch.make("read"), "dev,suid");
+        let read = tree::read(ours.path()).map_err(|error| format!("reading: {error}"))?;
+        ours.unmount();
+        same(
+            "the kernel's layers as cowlfs (first) reads them",
+            &read,
+            &theirs,
+            Compare::READER,
+        )?;
+    }
+
+    let mut pair = Pair::over(store, stack, plain, "dev,suid");
+    pair.mount();
+    run(course(seed, 120), &mut pair, replay, steps, true)?;
+    pair.unmount();
+    pair.mount();
+    pair.compare("after a new mount", &pair.tested, Compare::HISTORY)?;
+    pair.unmount();
+    kernel_reads(&pair)
+}

@@ -1,0 +1,120 @@
+//! Content that replaces a lower file's is handed to the disk when ext4, XFS and btrfs would do so in a plain
+//! directory. Nobody is promised anything; but it is begun.
+
+use std::path::{Path, PathBuf};
+
+use cowl_tests::command::{self, sh_in};
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::mount::{Overlay, Stack, wait_until};
+use cowl_tests::scratch::Scratch;
+
+/// A file system of its own with a lower, an upper and a work directory.
+fn disk(scratch: &Scratch, kind: &str) -> PathBuf {
+    let image = scratch.join("image");
+    std::fs::File::create(&image)
+        .unwrap()
+        .set_len(320 << 20)
+        .unwrap();
+    command::run(format!("mkfs.{kind}"), [Path::new("-q"), &image]).ok();
+    let disk = scratch.make("disk");
+    command::run("mount", [Path::new("-oloop"), &image, &disk]).ok();
+    let line = "mkdir lower upper work mount
+        for i in 1 2 3 4 5 6 7 8; do head -c 70000 /dev/zero | tr '\\0' o >lower/$i; done; sync -f .";
+    sh_in(&disk, line).ok();
+    disk
+}
+
+/// Whether blocks were allocated for all of a file: delayed allocation ends when write-back begins.
+fn is_begun(file: &Path) -> bool {
+    let said = command::run("filefrag", [Path::new("-v"), file]).ok().out();
+    assert!(
+        said.contains("extent") && !said.contains(" 0 extents"),
+        "{said}"
+    );
+    !said.contains("delalloc")
+}
+
+/// How the content of a file comes to be replaced, in a shell or in Python, with the files that were.
+const REPLACE: &[(&str, &[&str])] = &[
+    // A new file over a lower one, and one that replaces a lower file itself.
+    ("cp /usr/bin/env new; mv new 1", &["1"]),
+    ("cp /usr/bin/env 8; mv 8 2", &["2"]),
+];
+
+const REWRITE: &[(&str, &[&str])] = &[
+    ("cat /usr/bin/env >3", &["3"]),
+    // The descriptor is duplicated, and the first close comes before the write.
+    (
+        "exec 7>4; (:) 7>&7; cat /usr/bin/env >&7; exec 7>&-",
+        &["4"],
+    ),
+    (
+        "python3 -c 'f = open(\"5\", \"r+b\"); f.truncate(0); f.write(bytes(90000)); f.close()'",
+        &["5"],
+    ),
+    (
+        "python3 -c 'import os; os.truncate(\"6\", 0); f = open(\"6\", \"r+b\"); f.write(bytes(90000)); f.close()'",
+        &["6"],
+    ),
+    // In place of what was written in this mount, too.
+    ("echo x >>7; cat /usr/bin/env >7", &["7"]),
+];
+
+fn begins(kind: &'static str, cases: &[&[(&str, &[&str])]]) {
+    let test = format!("write_back_begins_on_{kind}");
+    let mkfs = match kind {
+        "ext4" => "mkfs.ext4",
+        "xfs" => "mkfs.xfs",
+        _ => "mkfs.btrfs",
+    };
+    let needs = [
+        Need::Root,
+        Need::Fuse,
+        Need::Filesystem(kind),
+        Need::Program(mkfs),
+        Need::Program("filefrag"),
+    ];
+    if !can(&test, &needs) {
+        return;
+    }
+    for passthrough in ["auto", "read", "off"] {
+        // In memory: what begins ends soon, whatever else the machine's disk is doing.
+        let scratch = Scratch::new_in(Path::new("/dev/shm"), &test);
+        let disk = disk(&scratch, kind);
+        let stack = Stack {
+            lowers: vec![disk.join("lower")],
+            upper: Some((disk.join("upper"), disk.join("work"))),
+        };
+        let extra = format!("passthrough={passthrough}");
+        let mount = Overlay::cowlfs(&stack, &disk.join("mount"), &extra);
+        for (line, files) in cases.iter().copied().flatten() {
+            sh_in(mount.path(), line).ok();
+            for file in *files {
+                let file = disk.join("upper").join(file);
+                let what = format!("{kind}, {extra}: {line}");
+                if kind == "btrfs" {
+                    // It shows when the write has ended. Of itself the kernel begins after 30 seconds.
+                    wait_until(&what, || is_begun(&file));
+                } else {
+                    assert!(is_begun(&file), "{what}");
+                }
+            }
+        }
+        mount.unmount();
+    }
+}
+
+#[test]
+fn what_replaces_a_lower_file_is_begun_on_ext4() {
+    begins("ext4", &[REPLACE, REWRITE]);
+}
+
+#[test]
+fn what_is_written_over_a_lower_file_is_begun_on_xfs() {
+    begins("xfs", &[REWRITE]);
+}
+
+#[test]
+fn what_replaces_a_lower_file_is_begun_on_btrfs() {
+    begins("btrfs", &[REPLACE, REWRITE]);
+}

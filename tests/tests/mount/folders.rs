@@ -1,0 +1,404 @@
+//! Names, depths, listings and what many do at once: a mount beside a plain folder.
+
+use cowl_tests::beside::{Beside, Content, NEEDS, beside, beside_lower, python};
+use cowl_tests::conditions::can;
+use cowl_tests::mount::{Overlay, Stack};
+use cowl_tests::tree::{self, Compare};
+
+#[test]
+fn names_up_to_255_bytes_work_and_longer_ones_are_too_long_for_everybody() {
+    let names = "names = [c * n for n in range(250, 256) for c in ('f', 'd')] + ['\\u00e9' * 127, b'\\xff\\xfe' * 127, b'\\n \\x01\\\\:,\"\\'#' * 28]\n";
+    beside(
+        "names-long",
+        &format!(
+            "{names}{}",
+            "for i, n in enumerate(names): os.mkdir(n) if i % 2 else write(n)
+os.symlink(names[0], 'link'); write('short'); os.mkdir('folder')"
+        ),
+        &format!(
+            "{names}{}",
+            r#"
+for i, n in enumerate(names):
+    print(of(n)); os.chmod(n, 0o700); assert os.fsencode(n) in os.listdir(b".")
+    new = os.fsencode(n)[:-1] + b"!"
+    os.rename(n, new); print(of(new), err(os.stat, n)); os.rename(new, n)
+    if i % 2: os.rmdir(n); os.mkdir(n); write(os.fsencode(n) + b"/" + os.fsencode(n)); print(os.listdir(os.fsencode(n)))
+    else: write(n, b"again"); os.unlink(n); write(n); os.setxattr(n, "user.a", b"b")
+for length in (256, 257, 300, 1023, 1024, 1025, 4094):
+    n = "x" * length
+    for what, call in {"stat": lambda: os.stat(n), "lstat": lambda: os.lstat(n), "open": lambda: os.open(n, os.O_RDONLY),
+        "create": lambda: os.open(n, os.O_CREAT | os.O_RDWR), "mkdir": lambda: os.mkdir(n), "mknod": lambda: os.mknod(n),
+        "mkfifo": lambda: os.mkfifo(n), "unlink": lambda: os.unlink(n), "rmdir": lambda: os.rmdir(n), "symlink": lambda: os.symlink("x", n),
+        "link": lambda: os.link("short", n), "rename": lambda: os.rename("short", n), "rename from": lambda: os.rename(n, "short"),
+        "rename folder": lambda: os.rename("folder", n), "getxattr": lambda: os.getxattr(n, "user.a"), "chmod": lambda: os.chmod(n, 0),
+        "truncate": lambda: os.truncate(n, 0), "inside": lambda: os.stat("folder/" + n), "inside nothing": lambda: os.stat("none/" + n)}.items():
+        got = err(call); print(length, what, got)
+        if what != "inside nothing": assert got == "ENAMETOOLONG", (length, what, got)
+print(err(os.symlink, "t" * 4095, "longest"), os.readlink("longest") == "t" * 4095, err(os.symlink, "t" * 4096, "longer"))
+print(sorted(os.listdir(b".")))
+"#
+        ),
+    );
+}
+
+/// Far deeper than PATH_MAX: everything goes by folder descriptors, never by whole paths.
+#[test]
+fn trees_deeper_than_a_path_may_be_long_work() {
+    if !can("names-deep", &NEEDS) {
+        return;
+    }
+    let build = r#"
+top = os.getcwd()
+for i in range(60): os.mkdir(f"{i:0150d}"); write("file", b"%d" % i); os.chdir(f"{i:0150d}")
+write("deepest", b"deep"); os.symlink("deepest", "link"); os.mkdir("sub"); write("sub/file"); os.link("deepest", "alias"); os.chdir(top)
+os.chdir(top)
+"#;
+    let go = "names = [f'{i:0150d}' for i in range(60)]\nfor n in names: os.chdir(n)\n";
+    let change = r#"
+print(sorted(os.listdir(".")), read("deepest"), of("sub"))
+fd = os.open("deepest", os.O_RDWR); os.pwrite(fd, b"DEEP", 0); print(read("alias"), read("link"), of("alias"))
+os.chmod("sub/file", 0o600); os.rename("sub/file", "moved"); write("sub/second"); os.mkdir("new"); write("new/x"); os.link("moved", "new/linked")
+os.rename("sub", "renamed"); os.rename("renamed", "again"); print(sorted(os.listdir(".")), of("new/linked"))
+os.setxattr("moved", "user.a", b"b"); os.unlink("link"); os.symlink("x", "link"); os.mkfifo("fifo")
+"#;
+    let look = r#"
+for n in sorted(os.listdir(".")): print(n, of(n))
+print(read("moved"), read("new/linked"), os.listdir("again"), os.getxattr("moved", "user.a"), err(os.stat, "sub"), err(os.stat, "renamed"))
+for i in range(59): os.chdir(".."); print(read("file") if os.path.exists("file") else "none", end=" ")
+# A path just as long as one may be, and one that is too long.
+os.chdir(".."); path = "/".join(names[:26]); path += "/" + "./" * ((4095 - len(path) - 5) // 2)
+path = path + "file" if len(path) == 4091 else path + "/file"
+print(len(path), of(path), err(os.stat, "./" + path)); assert len(path) == 4095, len(path)
+os.chmod(path, 0o640); write(path, b"x"); print(of(path))
+"#;
+    for content in [Content::Lower, Content::Upper] {
+        let beside = Beside::new("names-deep", content, build);
+        beside.same(&format!("{go}{change}"));
+        beside.same(&format!("{go}{look}"));
+        let beside = beside.remounted();
+        beside.same(&format!("{go}{look}"));
+        beside.same("import shutil\nfor n in os.listdir('.'): shutil.rmtree(n) if os.path.isdir(n) else os.unlink(n)\nprint(os.listdir('.'))");
+        beside.mount.unmount();
+    }
+}
+
+const LISTING: &str = r#"
+class Dirent(ctypes.Structure):
+    _fields_ = [("ino", ctypes.c_uint64), ("off", ctypes.c_int64), ("len", ctypes.c_uint16), ("type", ctypes.c_uint8), ("name", ctypes.c_char * 256)]
+libc.opendir.restype = ctypes.c_void_p; libc.readdir.restype = ctypes.POINTER(Dirent); libc.telldir.restype = ctypes.c_long
+class Listing:
+    def __init__(self, path): self.dir = ctypes.c_void_p(libc.opendir(os.fsencode(path)))
+    def next(self):
+        entry = libc.readdir(self.dir)
+        return entry.contents.name.decode() if entry else None
+    def rest(self): return list(iter(self.next, None))
+    def tell(self): return libc.telldir(self.dir)
+    def seek(self, at): libc.seekdir(self.dir, ctypes.c_long(at))
+    def rewind(self): libc.rewinddir(self.dir)
+    def close(self): libc.closedir(self.dir)
+"#;
+
+#[test]
+fn a_listing_can_be_rewound_and_sought() {
+    beside(
+        "listing",
+        "os.mkdir('d')
+for i in range(500): write(f'd/f{i}')",
+        &format!(
+            "{LISTING}{}",
+            r#"
+d = Listing("d")
+all = d.rest(); print(sorted(all)); assert len(all) == len(set(all)) == 502
+d.rewind(); assert d.rest() == all
+# Every place that was told is found again.
+d.rewind(); places = []
+for i in range(502): places.append(d.tell()); d.next()
+for i in random.Random(3).sample(range(502), 60):
+    d.seek(places[i]); assert d.rest() == all[i:], i
+# Read to the end, then rewound: what came and went since shows.
+write("d/new"); os.unlink("d/f7"); os.rename("d/f8", "d/renamed"); os.mkdir("d/folder")
+d.rewind(); now = d.rest(); print(sorted(set(now) - set(all)), sorted(set(all) - set(now)))
+d.rewind(); d.next(); write("d/newer"); d.rewind(); assert "newer" in d.rest()
+d.close()
+# The type and the number that a listing tells are those of stat.
+for e in os.scandir("d"): assert e.inode() == e.stat(follow_symlinks=False).st_ino and e.is_dir() == (e.name == "folder")
+"#
+        ),
+    );
+}
+
+#[test]
+fn a_listing_beside_creations_and_removals_tells_what_stays_once() {
+    beside(
+        "listing-beside",
+        "os.mkdir('d')
+for i in range(1200): write(f'd/stays{i:05d}')
+for i in range(300): write(f'd/goes{i:05d}')",
+        &format!(
+            "{LISTING}{}",
+            r#"
+def busy(which):
+    for i in range(which, 300, 2):
+        os.unlink(f"d/goes{i:05d}"); write(f"d/comes{i:05d}"); os.rename(f"d/comes{i:05d}", f"d/came{i:05d}")
+        if i % 5 == 0: os.unlink(f"d/came{i:05d}")
+    os._exit(0)
+pids = []
+for which in (0, 1):
+    pid = os.fork()
+    if pid == 0: busy(which)
+    pids.append(pid)
+stays = {f"stays{i:05d}" for i in range(1200)}
+rounds, left = 0, len(pids)
+while left or rounds < 3:
+    while left and os.waitpid(-1, os.WNOHANG)[0]: left -= 1
+    d = Listing("d"); seen = d.rest(); d.close(); rounds += 1
+    assert len(seen) == len(set(seen)), f"twice: {[n for n in seen if seen.count(n) > 1][:5]}"
+    assert stays <= set(seen), f"lost: {sorted(stays - set(seen))[:5]}"
+print(sorted(os.listdir("d")))
+"#
+        ),
+    );
+}
+
+/// The kernel keeps listings, and looks for the position of one who is still reading in what it keeps. An
+/// entry that another one removed meanwhile must not be the end for him.
+#[test]
+fn two_who_read_a_folder_beside_removals_miss_nothing() {
+    beside(
+        "listing-two",
+        "os.mkdir('d')
+for i in range(3000): write(f'd/f{i:05d}')",
+        r#"
+def parts(fd, size):
+    buffer = ctypes.create_string_buffer(size)
+    while True:
+        got = libc.syscall(217, fd, buffer, size)
+        assert got >= 0
+        if got == 0: return
+        names, at = [], 0
+        while at < got:
+            length = int.from_bytes(buffer.raw[at + 16:at + 18], "little")
+            names.append(buffer.raw[at + 19:at + length].split(b"\0")[0].decode()); at += length
+        yield names
+names = {f"f{i:05d}" for i in range(3000)}
+os.listdir("d"); os.listdir("d")
+for turn in range(16):
+    fd = os.open("d", os.O_RDONLY); whole = sum(parts(fd, 1 << 16), []); os.close(fd)
+    fd = os.open("d", os.O_RDONLY); reader = parts(fd, 300 + 97 * turn); seen = []
+    for _ in range(1 + turn % 5): seen += reader.__next__()
+    # The one goes that comes next, its neighbours, and some others.
+    next = whole.index(seen[-1]) + 1
+    going = set(whole[next - 2:next + 2] + random.Random(turn).sample(sorted(names), 30)) & names; names -= going
+    for name in going: os.unlink(f"d/{name}")
+    # Others list it to the end, so that the kernel has it all.
+    for _ in range(2): assert set(os.listdir("d")) == names
+    for more in reader: seen += more
+    os.close(fd)
+    assert names <= set(seen), (turn, len(names - set(seen)))
+    assert len(seen) == len(set(seen)), turn
+# One who removes as he reads on, beside one who lists.
+fd = os.open("d", os.O_RDONLY)
+for some in parts(fd, 512):
+    for name in some:
+        if name not in (".", ".."): os.unlink(f"d/{name}")
+    os.listdir("d")
+os.close(fd); print(os.listdir("d")); os.rmdir("d")
+"#,
+    );
+}
+
+/// The kernel goes by a folder's own changes, and `..` changes with none of them.
+#[test]
+fn a_moved_folder_has_another_parent_in_its_listing() {
+    beside(
+        "listing-moved",
+        "for n in ('a/moved/in', 'b', 'c/swapped/in'): os.makedirs(n)",
+        &format!(
+            "{LISTING}{}",
+            r#"
+def above(path):
+    d = Listing(path); found = {}
+    while True:
+        entry = libc.readdir(d.dir)
+        if not entry: break
+        found[entry.contents.name.decode()] = entry.contents.ino
+    d.close()
+    assert found["."] == os.stat(path).st_ino
+    return found[".."]
+for _ in range(3): assert above("a/moved") == os.stat("a").st_ino and above("c/swapped") == os.stat("c").st_ino
+os.rename("a/moved", "b/moved")
+for _ in range(3): assert above("b/moved") == os.stat("b").st_ino
+exchange = 2
+assert libc.renameat2(-100, b"b/moved", -100, b"c/swapped", exchange) == 0
+for _ in range(3): assert above("c/swapped") == os.stat("c").st_ino and above("b/moved") == os.stat("b").st_ino
+print(os.listdir("b/moved"), os.listdir("c/swapped"))
+"#
+        ),
+    );
+}
+
+#[test]
+fn a_folder_of_100000_names() {
+    if !can("listing-large", &NEEDS) {
+        return;
+    }
+    let beside = Beside::new(
+        "listing-large",
+        Content::Lower,
+        "os.mkdir('big')
+for i in range(60000): os.mknod(f'big/l{i}')",
+    );
+    // The rest is in the upper, made there while nobody has it mounted.
+    let Beside {
+        mount,
+        stack,
+        plain,
+        scratch,
+    } = beside;
+    let place = mount.path().to_owned();
+    mount.unmount();
+    let rest = "import os\nfor i in range(40000): os.mknod(f'big/u{i}')\nfor i in range(0, 60000, 1000): os.path.exists(f'big/l{i}') and os.unlink(f'big/l{i}')";
+    python(&scratch.join("upper"), &format!("os.mkdir('big')\n{rest}\nfor i in range(0, 60000, 1000): os.mknod(f'big/l{{i}}', stat.S_IFCHR, 0)")).ok();
+    python(&plain, rest).ok();
+    let beside = Beside {
+        mount: Overlay::cowlfs(&stack, &place, ""),
+        stack,
+        plain,
+        scratch,
+    };
+    let said = beside.same(
+        r#"
+names = os.listdir("big"); print(len(names), len(set(names)))
+print(sum(e.stat(follow_symlinks=False).st_size for e in os.scandir("big")))
+os.chmod("big/l59999", 0o600); os.unlink("big/l1"); write("big/l1000"); os.rename("big/u1", "big/u100000"); os.rename("big/l2", "big/l100000")
+print([err(of, f"big/{n}") for n in ("l0", "l1", "l2", "l1000", "l59999", "u1", "u100000", "l100000", "none")])
+import hashlib
+print(hashlib.sha256("\n".join(sorted(os.listdir("big"))).encode()).hexdigest())
+import shutil
+os.rename("big", "moved"); print(len(os.listdir("moved")))
+"#,
+    );
+    assert!(said.starts_with("99940 99940"), "{said}");
+    beside.mount.unmount();
+}
+
+#[test]
+fn a_name_changes_between_file_and_folder_over_layers() {
+    if !can("kinds-over-layers", &NEEDS) {
+        return;
+    }
+    let build = "write('a', b'file'); os.makedirs('b/sub'); write('b/sub/x'); os.symlink('a', 'c'); os.mkdir('e'); write('e/old'); os.mkfifo('p')";
+    let steps = [
+        "os.unlink('a'); os.mkdir('a'); write('a/in'); os.unlink('b/sub/x'); os.rmdir('b/sub'); os.rmdir('b'); write('b', b'now a file')
+os.unlink('c'); os.mkdir('c'); os.unlink('e/old'); os.rmdir('e'); os.mkdir('e'); os.unlink('p'); write('p')",
+        "os.unlink('a/in'); os.rmdir('a'); write('a', b'file again'); os.unlink('b'); os.makedirs('b/sub'); write('b/sub/y')
+os.rmdir('c'); os.symlink('b', 'c'); write('e/new'); os.unlink('p'); os.mkdir('p'); write('p/q')",
+        "os.unlink('a'); os.mkdir('a'); os.rename('b', 'a/b'); os.mkdir('b'); write('b/z'); os.rename('e', 'f'); os.symlink('f', 'e')
+os.rename('p/q', 'q'); os.rmdir('p'); os.rename('q', 'p')",
+        "import shutil; shutil.rmtree('a'); shutil.rmtree('b'); os.rename('f', 'a'); os.unlink('e'); os.mkdir('e'); os.mkdir('b'); os.unlink('p'); os.mkfifo('p')",
+    ];
+    let Beside {
+        mount,
+        mut stack,
+        plain,
+        scratch,
+    } = Beside::new("kinds-over-layers", Content::Lower, build);
+    let place = mount.path().to_owned();
+    mount.unmount();
+    for (turn, step) in steps.into_iter().enumerate() {
+        let mount = Overlay::cowlfs(&stack, &place, "");
+        // The same name is made and removed many times as well.
+        let again = "
+for i in range(30):
+    write('same', b'%d' % i); os.unlink('same'); os.mkdir('same'); write('same/in'); os.unlink('same/in'); os.rmdir('same')
+    os.symlink('x', 'same'); os.unlink('same')";
+        for dir in [mount.path(), &plain] {
+            python(dir, &format!("{step}{again}")).ok();
+        }
+        for again in [false, true] {
+            let (ours, theirs) = (tree::read(&place).unwrap(), tree::read(&plain).unwrap());
+            tree::assert_same(
+                &format!("step {turn}, {again}"),
+                &ours,
+                &theirs,
+                Compare::HISTORY,
+            );
+        }
+        mount.unmount();
+        // What was written is a layer from here on.
+        let upper = scratch.join(format!("upper{turn}"));
+        std::fs::rename(scratch.join("upper"), &upper).unwrap();
+        stack = Stack {
+            lowers: std::iter::once(upper).chain(stack.lowers).collect(),
+            upper: Some((scratch.make("upper"), scratch.join("work"))),
+        };
+        let mount = Overlay::cowlfs(&stack, &place, "");
+        let (ours, theirs) = (tree::read(&place).unwrap(), tree::read(&plain).unwrap());
+        tree::assert_same(
+            &format!("mounted anew after step {turn}"),
+            &ours,
+            &theirs,
+            Compare::HISTORY,
+        );
+        mount.unmount();
+    }
+}
+
+#[test]
+fn many_at_once_lose_no_name_and_leave_no_folder_behind() {
+    beside_lower(
+        "many-at-once",
+        r#"
+for f in ("one", "two", "three"):
+    os.mkdir(f)
+    for i in range(6):
+        for j in range(40): write(f"{f}/{i}-{j}"); os.mkdir(f"{f}/d{i}-{j}"); write(f"{f}/d{i}-{j}/in")
+os.mkdir("shared")
+"#,
+        r#"
+FOLDERS = ("one", "two", "three")
+def own(i):
+    """Names of its own in folders that all share: nobody else may disturb them."""
+    dice = random.Random(i)
+    files = {f"{f}/{i}-{j}" for f in FOLDERS for j in range(40)}
+    folders = {f"{f}/d{i}-{j}" for f in FOLDERS for j in range(40)}
+    for step in range(400):
+        what, to = dice.randrange(7), f"{dice.choice(FOLDERS)}/{i}-n{step}"
+        if what == 0: write(to); files.add(to)
+        elif what == 1: os.mkdir(to); write(to + "/in"); folders.add(to)
+        elif what == 2 and files: n = dice.choice(sorted(files)); os.unlink(n); files.remove(n)
+        elif what == 3 and folders: n = dice.choice(sorted(folders)); os.unlink(n + "/in"); os.rmdir(n); folders.remove(n)
+        elif what == 4 and files: n = dice.choice(sorted(files)); os.rename(n, to); files.remove(n); files.add(to)
+        elif what == 5 and folders: n = dice.choice(sorted(folders)); os.rename(n, to); folders.remove(n); folders.add(to)
+        elif files: n = dice.choice(sorted(files)); os.link(n, to); files.add(to)
+    for n in sorted(files): assert stat.S_ISREG(os.lstat(n).st_mode), n
+    for n in sorted(folders): assert os.listdir(n) == ["in"], n
+    # Names for which all fight: only these answers are possible.
+    for step in range(300):
+        n, m = f"shared/{dice.randrange(5)}", f"shared/{dice.randrange(5)}"
+        call = dice.choice((lambda: os.mkdir(n), lambda: os.rmdir(n), lambda: os.rename(n, m), lambda: write(n), lambda: os.unlink(n),
+                            lambda: os.listdir(n), lambda: os.mkdir(n + "/in"), lambda: os.rmdir(n + "/in")))
+        got = err(call)
+        assert not isinstance(got, str) or got in ("EEXIST", "ENOENT", "ENOTEMPTY", "EISDIR", "ENOTDIR", "EINVAL", "ETXTBSY"), got
+    listed = {f"{f}/{n}" for f in FOLDERS for n in os.listdir(f) if n.startswith((f"{i}-", f"d{i}-"))}
+    assert listed == files | folders, listed ^ (files | folders)
+    os._exit(0)
+pids = []
+for i in range(6):
+    pid = os.fork()
+    if pid == 0:
+        try: own(i)
+        except BaseException:
+            import traceback
+            traceback.print_exc(); os._exit(1)
+    pids.append(pid)
+failed = [pid for pid in pids if os.waitpid(pid, 0)[1] != 0]
+assert not failed, failed
+print([sorted(os.listdir(f)) for f in FOLDERS])
+for n in os.listdir("shared"): assert os.lstat("shared/" + n)
+import shutil
+for f in FOLDERS + ("shared",): shutil.rmtree(f)
+print(os.listdir("."))
+"#,
+    );
+}

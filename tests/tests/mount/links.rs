@@ -1,0 +1,44 @@
+//! As many hard links as the base allows, and no more.
+
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::mount::{Overlay, Stack};
+use cowl_tests::scratch::Scratch;
+use std::os::unix::fs::MetadataExt;
+
+/// What ext4 allows (its EXT4_LINK_MAX). Other bases allow more; this many are made there too.
+const MANY: u64 = 65_000;
+
+#[test]
+fn a_file_has_as_many_names_as_the_base_allows() {
+    let test = "a_file_has_as_many_names_as_the_base_allows";
+    if !can(test, &[Need::Root, Need::Fuse]) {
+        return;
+    }
+    let scratch = Scratch::new("link-max");
+    let path = |name: &str| scratch.join(name);
+    for name in ["lower", "upper", "work", "plain", "m"] {
+        std::fs::create_dir(path(name)).unwrap();
+    }
+    std::fs::write(path("lower/file"), b"text").unwrap();
+    let stack = Stack {
+        lowers: vec![path("lower")],
+        upper: Some((path("upper"), path("work"))),
+    };
+    let mount = Overlay::cowlfs(&stack, &path("m"), "volatile");
+    std::fs::write(path("plain/file"), b"text").unwrap();
+    let fill = |folder: &str| {
+        let first = path(folder).join("file");
+        for number in 1..MANY {
+            std::fs::hard_link(&first, path(folder).join(number.to_string())).unwrap();
+        }
+        let more = std::fs::hard_link(&first, path(folder).join("more"));
+        (
+            more.map_err(|error| error.raw_os_error()),
+            std::fs::metadata(&first).unwrap().nlink(),
+        )
+    };
+    assert_eq!(fill("m"), fill("plain"));
+    std::fs::remove_file(path("m/1")).unwrap();
+    std::fs::hard_link(path("m/file"), path("m/again")).unwrap();
+    mount.unmount();
+}

@@ -1,0 +1,45 @@
+//! What programs see on a cowlfs mount, and what the mount does beside it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+mod attributes;
+mod bytes_written;
+mod cached_attributes;
+mod copying;
+mod cowlfs_cli;
+mod differential;
+mod early_write_back;
+mod folders;
+mod foreign_layers;
+mod found;
+mod full_mount;
+mod hostile_content;
+mod kernel_interop;
+mod links;
+mod locks;
+mod mount_options;
+mod nested;
+mod numbers;
+mod open_files;
+mod passthrough;
+mod paths;
+mod peer_failures;
+mod permissions;
+mod privileges;
+mod programs;
+mod read_only_disk;
+mod removal;
+mod requests;
+mod running_program;
+mod scale;
+mod stacking;
+mod threads;
+mod times;
+mod user_namespace;
+mod whiteouts;
+mod xattrs;

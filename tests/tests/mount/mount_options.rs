@@ -1,0 +1,400 @@
+//! Options of a mount do what they do anywhere: read-only mounts refuse every change as a plain folder
+//! that is mounted read-only does, and ro, nosuid, nodev, noexec, noatime, fsname= and subtype= show and
+//! work. statfs tells of the filesystem that is written.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use cowl_tests::command::{run, run_command, sh, sh_in};
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::images::{self, Kind};
+use cowl_tests::layers;
+use cowl_tests::mount::{self, Overlay, Stack};
+use cowl_tests::random::{Generator, Op, Outcome, Side, Who};
+use cowl_tests::scratch::Scratch;
+use rustix::fs::{OFlags, RenameFlags};
+use rustix::io::Errno;
+
+fn ready(test: &str, more: &[Need]) -> bool {
+    let needs = [&[Need::Root, Need::Fuse][..], more].concat();
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    can(test, &needs)
+}
+
+fn upper_of(scratch: &Scratch) -> (PathBuf, PathBuf) {
+    (scratch.make("upper"), scratch.make("work"))
+}
+
+/// What has to fail with EROFS, each on something that is there and could be done otherwise.
+fn changes() -> Vec<Op> {
+    let path = |text: &str| text.as_bytes().to_vec();
+    let file = || path("known/append");
+    let open = |flags| Op::Hold {
+        slot: 0,
+        path: file(),
+        flags,
+    };
+    vec![
+        open(OFlags::RDWR),
+        open(OFlags::WRONLY),
+        open(OFlags::WRONLY | OFlags::APPEND),
+        open(OFlags::RDWR | OFlags::TRUNC),
+        Op::Create {
+            path: path("known/created"),
+            flags: OFlags::CREATE | OFlags::RDWR,
+            mode: 0o644,
+            data: (1, 1),
+        },
+        Op::Mkdir {
+            path: path("known/made"),
+            mode: 0o755,
+        },
+        Op::Rmdir {
+            path: path("known/gone/below"),
+        },
+        Op::Unlink { path: file() },
+        Op::Rename {
+            from: file(),
+            to: path("known/renamed"),
+            flags: RenameFlags::empty(),
+        },
+        Op::Rename {
+            from: path("known/dir"),
+            to: path("known/gone"),
+            flags: RenameFlags::EXCHANGE,
+        },
+        Op::Link {
+            from: file(),
+            to: path("known/linked"),
+        },
+        Op::Symlink {
+            target: path("x"),
+            path: path("known/symbolic"),
+        },
+        Op::Mkfifo {
+            path: path("known/made"),
+            mode: 0o644,
+        },
+        Op::Mknod {
+            path: path("known/made"),
+            mode: 0o644,
+            device: (1, 3),
+        },
+        Op::Chmod {
+            path: file(),
+            mode: 0o600,
+        },
+        Op::Chown {
+            path: path("known/link"),
+            uid: Some(1),
+            gid: None,
+            follow: false,
+        },
+        Op::Utimens {
+            path: file(),
+            seconds: Some(1),
+            follow: true,
+        },
+        Op::Setxattr {
+            path: file(),
+            name: "user.x",
+            value: b"y".to_vec(),
+            flags: 0,
+        },
+        Op::Removexattr {
+            path: path("known/attribute"),
+            name: "user.one",
+        },
+        Op::Truncate {
+            path: file(),
+            len: 1,
+        },
+    ]
+}
+
+/// Everything answers as in a plain folder that is mounted read-only.
+fn refuses_like(place: &Path, plain: &Path, seed: u64) {
+    let (mut ours, mut theirs) = (Side::new(place), Side::new(plain));
+    for op in changes() {
+        let got = ours.perform(&op, Who::user(0));
+        assert_eq!(got, Outcome::Failed(Errno::ROFS), "{op:?}");
+        assert_eq!(got, theirs.perform(&op, Who::user(0)), "{op:?}");
+    }
+    let known = cowl_tests::tree::paths(plain).unwrap();
+    let mut generator = Generator::new(seed).portable();
+    for step in 0..400 {
+        let op = generator.next(&known);
+        let user = if generator.rng().chance(15) { 1000 } else { 0 };
+        let (got, expected) = (
+            ours.perform(&op, Who::user(user)),
+            theirs.perform(&op, Who::user(user)),
+        );
+        assert_eq!(got, expected, "mounted, then plain, {step}: {user}: {op:?}");
+    }
+}
+
+#[test]
+fn a_read_only_mount_refuses_every_change() {
+    let test = "a_read_only_mount_refuses_every_change";
+    if !ready(test, &Kind::Tmpfs.needs()) {
+        return;
+    }
+    let scratch = Scratch::new("read-only");
+    let (lowers, plain) = layers::make_three(&scratch, layers::Wish::of(31)).unwrap();
+    cowl_tests::workload::plant(lowers.last().unwrap(), &plain);
+    for place in [lowers.last().unwrap(), &plain] {
+        sh_in(place, "setfattr -n user.one -v 1 known/attribute").ok();
+    }
+    // Two ways to be read-only, which differ in what they say first to one who may not write anyhow.
+    let whole = Kind::Tmpfs.mount(&scratch, "whole");
+    images::copy(&plain, &whole, "mode,ownership,timestamps,links,xattr");
+    remount(&whole, "remount,ro");
+    let plain = images::read_only_bind(&plain, &scratch, "plain-ro");
+    let tested = scratch.make("tested");
+    let without = Stack {
+        lowers: lowers.clone(),
+        upper: None,
+    };
+    let upper = upper_of(&scratch);
+    layers::copy_root(&lowers[0], &upper.0).unwrap();
+    let with = Stack {
+        lowers,
+        upper: Some(upper.clone()),
+    };
+
+    let mounted = Overlay::cowlfs(&without, &tested, "dev,suid");
+    refuses_like(&tested, &plain, 32);
+    // Without an upper there is nothing to write to, whatever the mount is told later.
+    remount(&tested, "remount,bind,rw");
+    let writing = std::fs::write(tested.join("known/append"), "x").unwrap_err();
+    assert_eq!(writing.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    mounted.unmount();
+
+    let mounted = Overlay::cowlfs(&with, &tested, "dev,suid,ro");
+    refuses_like(&tested, &plain, 33);
+    mounted.unmount();
+
+    let mounted = Overlay::cowlfs(&with, &tested, "dev,suid");
+    let file = tested.join("known/append");
+    let writer = std::fs::File::options().append(true).open(&file).unwrap();
+    let busy = remounted(&tested, "remount,ro");
+    assert_ne!(busy, 0, "remounted while a file is open for writing");
+    drop(writer);
+    remount(&tested, "remount,ro");
+    refuses_like(&tested, &whole, 34);
+    remount(&tested, "remount,rw");
+    std::fs::write(&file, "written again").unwrap();
+    mounted.unmount();
+    assert_eq!(
+        std::fs::read_to_string(upper.0.join("known/append")).unwrap(),
+        "written again"
+    );
+}
+
+/// `-i`: by the system call alone, no helper program.
+fn remounted(place: &Path, options: &str) -> i32 {
+    run("mount", ["-i", "-o", options, place.to_str().unwrap()]).code
+}
+
+#[track_caller]
+fn remount(place: &Path, options: &str) {
+    assert_eq!(remounted(place, options), 0, "{options}");
+}
+
+/// mount(8) has a helper program do it, which calls the file system's own program.
+#[test]
+fn mount_fuse_can_remount() {
+    let test = "mount_fuse_can_remount";
+    if !ready(test, &[Need::Program("mount.fuse")]) {
+        return;
+    }
+    let scratch = Scratch::new("remount");
+    let stack = Stack {
+        lowers: vec![scratch.make("lower")],
+        upper: Some(upper_of(&scratch)),
+    };
+    let mounted = Overlay::cowlfs(&stack, &scratch.make("tested"), "nosuid");
+    let place = mounted.path().to_str().unwrap().to_owned();
+    let program = cowl_tests::programs::cowlfs();
+    let ask = |options: &str| {
+        let all = format!("{options},remount,user_id=0,group_id=0,default_permissions,allow_other");
+        let source = format!("{}#cowlfs", program.display());
+        run("mount.fuse", [&source, &place, "-o", &all])
+    };
+    let writer = std::fs::File::create(mounted.path().join("file")).unwrap();
+    ask("ro").fails(4, &["open for writing"]);
+    drop(writer);
+    let flags = || mount::at(mounted.path()).unwrap().options;
+    ask("ro,nosuid,nodev,noatime").ok();
+    assert!(
+        flags().starts_with("ro,nosuid,nodev,noatime"),
+        "{}",
+        flags()
+    );
+    assert!(std::fs::write(mounted.path().join("file"), "x").is_err());
+    ask("rw").ok();
+    assert!(flags().starts_with("rw,noatime"), "{}", flags());
+    std::fs::write(mounted.path().join("file"), "x").unwrap();
+    mounted.unmount();
+    ask("ro").fails(2, &["nothing is mounted"]);
+}
+
+/// A shell line as user 1000.
+fn as_user(dir: &Path, line: &str) -> cowl_tests::command::Output {
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid=1000", "--regid=1000", "--clear-groups"])
+        .args(["sh", "-euc", line])
+        .current_dir(dir);
+    run_command(command, b"")
+}
+
+#[test]
+fn flags_of_a_mount_show_and_work() {
+    let test = "flags_of_a_mount_show_and_work";
+    if !ready(test, &[]) {
+        return;
+    }
+    let scratch = Scratch::new("flags");
+    let lower = scratch.make("lower");
+    sh_in(
+        &lower,
+        "cp /usr/bin/id id; chmod 4755 id; mknod -m 666 null c 1 3; chmod 755 .; echo text > file",
+    )
+    .ok();
+    let stack = Stack {
+        lowers: vec![lower.clone()],
+        upper: Some(upper_of(&scratch)),
+    };
+    sh(&format!(
+        "chmod -R 755 '{}'",
+        scratch.join("upper").display()
+    ))
+    .ok();
+    // Others must be able to walk here.
+    std::fs::set_permissions(&*scratch, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let tested = scratch.make("tested");
+    for option in ["nosuid", "nodev", "noexec", "noatime", "ro"] {
+        for on in [true, false] {
+            let opposite = option.strip_prefix("no").unwrap_or("rw");
+            let word = if on { option } else { opposite };
+            let others = ["suid", "dev", "exec"].join(",");
+            let mounted = Overlay::cowlfs(&stack, &tested, &format!("{others},{word}"));
+            let shown = mount::at(&tested).unwrap().options;
+            let shows = shown.split(',').any(|found| found == option);
+            assert_eq!(shows, on, "{word} in {shown}");
+            assert_eq!(works(option, &tested), on, "{word}");
+            mounted.unmount();
+        }
+    }
+    for (options, kind, source) in [
+        ("", "fuse.cowlfs", "cowlfs"),
+        ("fsname=a source", "fuse.cowlfs", "a\\\\040source"),
+        ("subtype=other,fsname=b", "fuse.other", "b"),
+    ] {
+        let mounted = Overlay::cowlfs(&stack, &tested, options);
+        let shown = mount::at(&tested).unwrap();
+        assert_eq!((&*shown.kind, &*shown.source), (kind, source));
+        mounted.unmount();
+    }
+}
+
+/// Whether the option is in force at `place`.
+fn works(option: &str, place: &Path) -> bool {
+    match option {
+        "nosuid" => {
+            // The real user is 1000, the effective one root's where setuid works.
+            let said = as_user(place, "./id -u").ok().out();
+            assert!(["0", "1000"].contains(&&*said), "{said}");
+            said == "1000"
+        }
+        "nodev" => as_user(place, "echo x > null").code != 0,
+        "noexec" => as_user(place, "./id").code == 126,
+        "ro" => as_root_fails(place),
+        "noatime" => {
+            let file = place.join("own");
+            std::fs::write(&file, "text").unwrap();
+            run("touch", ["-a", "-d", "2001-01-01", file.to_str().unwrap()]).ok();
+            let before = file.metadata().unwrap().atime();
+            assert_eq!(std::fs::read(&file).unwrap(), b"text");
+            sh_in(place, "ls -l; cat file").ok();
+            before == file.metadata().unwrap().atime()
+        }
+        other => panic!("nobody knows {other}"),
+    }
+}
+
+fn as_root_fails(place: &Path) -> bool {
+    std::fs::write(place.join("written"), "x").is_err()
+}
+
+/// A lower layer is only read, and reading it leaves no trace.
+#[test]
+fn reading_moves_no_access_time_below() {
+    let test = "reading_moves_no_access_time_below";
+    if !ready(test, &[]) {
+        return;
+    }
+    let scratch = Scratch::new("atime");
+    let lower = scratch.make("lower");
+    sh_in(
+        &lower,
+        "mkdir dir; echo text > dir/file; ln -s file dir/link; echo changed > other
+         find . -exec touch -h -a -d '2001-02-03 04:05:06' {} +",
+    )
+    .ok();
+    let times = || {
+        let names = ["dir", "dir/file", "dir/link", "other", "."];
+        names.map(|name| lower.join(name).symlink_metadata().unwrap().atime())
+    };
+    let before = times();
+    let stack = Stack {
+        lowers: vec![lower.clone()],
+        upper: Some(upper_of(&scratch)),
+    };
+    let mounted = Overlay::cowlfs(&stack, &scratch.make("tested"), "");
+    sh_in(
+        mounted.path(),
+        "ls -lR; cat dir/file; readlink dir/link; echo x >> other; mv dir moved; cat moved/link",
+    )
+    .ok();
+    mounted.unmount();
+    assert_eq!(times(), before);
+}
+
+#[test]
+fn statfs_tells_of_what_is_written() {
+    let test = "statfs_tells_of_what_is_written";
+    if !ready(test, &Kind::Tmpfs.needs()) {
+        return;
+    }
+    let scratch = Scratch::new("statfs");
+    // A base of its own, where nobody else writes meanwhile.
+    let base = Kind::Tmpfs.mount(&scratch, "base");
+    let (upper, work) = (base.join("upper"), base.join("work"));
+    std::fs::create_dir(&upper).unwrap();
+    std::fs::create_dir(&work).unwrap();
+    let stack = Stack {
+        lowers: vec![scratch.make("lower")],
+        upper: Some((upper, work)),
+    };
+    let mounted = Overlay::cowlfs(&stack, &scratch.make("tested"), "");
+    let told = |path: &Path| {
+        let told = rustix::fs::statvfs(path).unwrap();
+        let sizes = [told.f_bsize, told.f_frsize, told.f_blocks, told.f_bfree];
+        (
+            sizes,
+            [told.f_bavail, told.f_files, told.f_ffree, told.f_namemax],
+        )
+    };
+    assert_eq!(told(mounted.path()), told(&base));
+    std::fs::write(mounted.path().join("file"), vec![1; 1 << 20]).unwrap();
+    let after = told(mounted.path());
+    assert_eq!(after, told(&base));
+    std::fs::remove_file(mounted.path().join("file")).unwrap();
+    // The kernel tells of a close when it is over, not while it lasts.
+    mount::wait_until("the space of the file", || told(mounted.path()) != after);
+    assert_eq!(told(mounted.path()), told(&base));
+    mounted.unmount();
+}

@@ -1,0 +1,381 @@
+//! Mounts on mounts: layers on a cowlfs mount below another one, on the kernel's overlayfs, and the
+//! kernel's overlayfs with its layers on a cowlfs mount.
+//!
+//! `COWL_OTHER=N` adds N to every seed: other layers, other operations.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use cowl_tests::command::sh_in;
+use cowl_tests::conditions::Need;
+use cowl_tests::layers;
+use cowl_tests::mount::{self, Overlay, Stack};
+use cowl_tests::random::{Op, Side, Who};
+use cowl_tests::scratch::Scratch;
+use cowl_tests::tree::{self, Compare};
+use cowl_tests::workload::{exercise, generated, ready, upper_on};
+use rustix::fs::{FallocateFlags, OFlags};
+
+#[test]
+fn lower_on_a_cowl_mount() {
+    let test = "lower_on_a_cowl_mount";
+    if !ready(test, &[]) {
+        return;
+    }
+    let scratch = Scratch::new("lower-on-cowl");
+    let (lowers, plain) = generated(&scratch, 13);
+    let upper = upper_on(&scratch, &lowers[0]);
+    // One that is written has an upper of its own, which must not move any more.
+    let written = (scratch.make("inner-upper"), scratch.make("inner-work"));
+    layers::copy_root(&lowers[1], &written.0).unwrap();
+    let inner = Stack {
+        lowers: lowers[1..].to_vec(),
+        upper: Some(written),
+    };
+    let inner = Overlay::cowlfs(&inner, &scratch.make("inner"), "dev,suid");
+    let work =
+        "cd known; echo inner >> append; mv dir/one dir/first; ln hard dir/hard5; chmod 640 cut";
+    sh_in(inner.path(), work).ok();
+    sh_in(&plain, work).ok();
+    let stack = Stack {
+        lowers: vec![lowers[0].clone(), inner.path().to_owned()],
+        upper: Some(upper),
+    };
+    exercise(&scratch, test, stack, plain, 13);
+    inner.unmount();
+}
+
+/// Two mounts show numbers from one filesystem, and may show one and the same file under two names.
+#[test]
+fn lowers_on_two_cowl_mounts_of_one_layer() {
+    let test = "lowers_on_two_cowl_mounts_of_one_layer";
+    if !ready(test, &[]) {
+        return;
+    }
+    let scratch = Scratch::new("two-cowl");
+    let base = scratch.make("layer");
+    sh_in(
+        &base,
+        "mkdir d; echo one > d/name; ln d/name d/alias; echo two > other",
+    )
+    .ok();
+    let inner = |name: &str, script: &str| {
+        let upper = scratch.make(&format!("{name}-upper"));
+        let stack = Stack {
+            lowers: vec![base.clone()],
+            upper: Some((upper, scratch.make(&format!("{name}-work")))),
+        };
+        let mounted = Overlay::cowlfs(&stack, &scratch.make(name), "");
+        sh_in(mounted.path(), script).ok();
+        mounted
+    };
+    let top = inner("top", "mv d/name d/renamed; rm d/alias; mv other another");
+    let bottom = inner("bottom", "true");
+    let upper = (scratch.make("upper"), scratch.make("work"));
+    let stack = Stack {
+        lowers: vec![top.path().to_owned(), bottom.path().to_owned()],
+        upper: Some(upper),
+    };
+    let tested = scratch.make("tested");
+    let mounted = Overlay::cowlfs(&stack, &tested, "");
+    // Six names, four files: what is in one mount is not what is in the other.
+    let before = tree::read(&tested).unwrap();
+    let numbers = |tree: &tree::Tree, names: [&str; 3]| {
+        let of = |name: &str| tree[name.as_bytes()].ino;
+        names.map(of)
+    };
+    let [renamed, name, alias] = numbers(&before, ["d/renamed", "d/name", "d/alias"]);
+    let [another, other, folder] = numbers(&before, ["another", "other", "d"]);
+    assert_eq!(name, alias, "one file");
+    let mut all = [renamed, name, another, other, folder];
+    all.sort_unstable();
+    assert!(
+        all.windows(2).all(|pair| pair[0] != pair[1]),
+        "two objects have one number: {all:?}"
+    );
+    let script = "echo x >> d/name; echo y >> d/renamed; chmod 600 other another";
+    sh_in(&tested, script).ok();
+    let after = tree::read(&tested).unwrap();
+    assert_eq!(
+        numbers(&after, ["d/renamed", "d/name", "d/alias"]),
+        [renamed, name, alias]
+    );
+    let text = |name: &str| std::fs::read_to_string(tested.join(name)).unwrap();
+    assert_eq!(text("d/alias"), "one\nx\n");
+    assert_eq!(text("d/renamed"), "one\ny\n");
+    mounted.unmount();
+    let mounted = Overlay::cowlfs(&stack, &tested, "");
+    // Whoever is asked for first must not get a number that is another's.
+    for name in ["other", "d/name", "d/alias", "another", "d/renamed", "d"] {
+        let found = tested.join(name).symlink_metadata().unwrap().ino();
+        assert_eq!(
+            found,
+            after[name.as_bytes()].ino,
+            "{name} after a new mount"
+        );
+    }
+    let again = tree::read(&tested).unwrap();
+    tree::assert_same("after a new mount", &after, &again, Compare::IDENTICAL);
+    mounted.unmount();
+    top.unmount();
+    bottom.unmount();
+}
+
+/// Marks that one mount writes are a user's attributes to the other, and whiteouts too.
+fn upper_on_a_cowl_mount(test: &str, seed: u64) {
+    if !ready(test, &[]) {
+        return;
+    }
+    let scratch = Scratch::new("upper-on-cowl");
+    let (lowers, plain) = generated(&scratch, seed);
+    let outer = Stack {
+        lowers: vec![scratch.make("bottom")],
+        upper: Some((scratch.make("outer-upper"), scratch.make("outer-work"))),
+    };
+    let place = scratch.make("outer");
+    let mounted = Overlay::cowlfs(&outer, &place, "dev,suid");
+    let upper = upper_on(&place, &lowers[0]);
+    let stack = Stack {
+        lowers,
+        upper: Some(upper),
+    };
+    exercise(&scratch, test, stack.clone(), plain.clone(), seed);
+    // It is all still there after a new mount of the one below.
+    mounted.unmount();
+    let mounted = Overlay::cowlfs(&outer, &place, "dev,suid");
+    let again = Overlay::cowlfs(&stack, &scratch.make("tested"), "dev,suid");
+    let found = tree::read(again.path()).unwrap();
+    let expected = tree::read(&plain).unwrap();
+    tree::assert_same("mounted anew below", &found, &expected, Compare::HISTORY);
+    again.unmount();
+    mounted.unmount();
+}
+
+#[test]
+fn upper_on_a_cowl_mount_once() {
+    upper_on_a_cowl_mount("upper_on_a_cowl_mount_once", 14);
+}
+
+#[test]
+fn upper_on_a_cowl_mount_with_other_content() {
+    upper_on_a_cowl_mount("upper_on_a_cowl_mount_with_other_content", 15);
+}
+
+/// Each way in which a change by its owner takes a program's setuid and setgid, through two mounts.
+#[test]
+fn setuid_goes_through_two_mounts() {
+    let test = "setuid_goes_through_two_mounts";
+    if !ready(test, &[]) {
+        return;
+    }
+    let scratch = Scratch::new("setuid-stacked");
+    let outer = Stack {
+        lowers: vec![scratch.make("bottom")],
+        upper: Some((scratch.make("outer-upper"), scratch.make("outer-work"))),
+    };
+    let (lower, plain) = (scratch.make("lower"), scratch.make("plain"));
+    let names = [
+        "cut-by-open",
+        "cut",
+        "written",
+        "allocated",
+        "given",
+        "kept",
+    ];
+    for place in [&lower, &plain] {
+        for name in names {
+            std::fs::write(place.join(name), "content").unwrap();
+        }
+        sh_in(place, "chown 1000:1000 . *; chmod 6755 *").ok();
+    }
+    let place = scratch.make("outer");
+    let ours = Overlay::cowlfs(&outer, &place, "dev,suid");
+    let stack = Stack {
+        upper: Some(upper_on(&place, &lower)),
+        lowers: vec![lower],
+    };
+    let tested = scratch.make("tested");
+    let mounted = Overlay::cowlfs(&stack, &tested, "dev,suid");
+    let path = |name: &str| name.as_bytes().to_vec();
+    let hold = |name: &str, flags| Op::Hold {
+        slot: 0,
+        path: path(name),
+        flags,
+    };
+    let (mut one, mut two) = (Side::new(&tested), Side::new(&plain));
+    for (op, user) in [
+        (hold("cut-by-open", OFlags::WRONLY | OFlags::TRUNC), 1000),
+        (
+            Op::Truncate {
+                path: path("cut"),
+                len: 3,
+            },
+            1000,
+        ),
+        (hold("written", OFlags::WRONLY), 1000),
+        (
+            Op::FdWrite {
+                slot: 0,
+                offset: 2,
+                data: (1, 3),
+            },
+            1000,
+        ),
+        (hold("allocated", OFlags::RDWR), 1000),
+        (
+            Op::FdAllocate {
+                slot: 0,
+                mode: FallocateFlags::empty(),
+                offset: 100,
+                len: 100,
+            },
+            1000,
+        ),
+        (
+            Op::Chown {
+                path: path("given"),
+                uid: Some(1001),
+                gid: None,
+                follow: true,
+            },
+            0,
+        ),
+        (hold("kept", OFlags::WRONLY | OFlags::TRUNC), 0),
+    ] {
+        assert_eq!(
+            one.perform(&op, Who::user(user)),
+            two.perform(&op, Who::user(user)),
+            "{op:?}"
+        );
+    }
+    drop((one, two));
+    let modes = |place: &Path| names.map(|name| place.join(name).metadata().unwrap().mode());
+    let expected = modes(&plain);
+    assert_eq!(modes(&tested).map(octal), expected.map(octal));
+    assert_eq!(expected.map(|mode| mode & 0o6000)[..5], [0; 5]);
+    mounted.unmount();
+    ours.unmount();
+}
+
+fn octal(mode: u32) -> String {
+    format!("{mode:o}")
+}
+
+#[test]
+fn lower_on_the_kernels_overlayfs() {
+    let test = "lower_on_the_kernels_overlayfs";
+    if !ready(test, &[vec![Need::KernelOverlay]]) {
+        return;
+    }
+    let scratch = Scratch::new("on-kernel");
+    let (lowers, plain) = generated(&scratch, 16);
+    let upper = upper_on(&scratch, &lowers[0]);
+    let kernel = Overlay::kernel(
+        &Stack {
+            lowers: lowers[1..].to_vec(),
+            upper: None,
+        },
+        &scratch.make("kernel"),
+    );
+    let stack = Stack {
+        lowers: vec![lowers[0].clone(), kernel.path().to_owned()],
+        upper: Some(upper),
+    };
+    exercise(&scratch, test, stack, plain, 16);
+    mount::unmount_free(kernel.path());
+}
+
+#[test]
+fn the_kernels_overlayfs_with_its_lower_on_a_cowl_mount() {
+    let test = "the_kernels_overlayfs_with_its_lower_on_a_cowl_mount";
+    if !ready(test, &[vec![Need::KernelOverlay]]) {
+        return;
+    }
+    let scratch = Scratch::new("kernel-on-cowl");
+    let (lowers, plain) = generated(&scratch, 17);
+    let ours = Overlay::cowlfs(
+        &Stack {
+            lowers: lowers.clone(),
+            upper: None,
+        },
+        &scratch.make("ours"),
+        "dev,suid",
+    );
+    let stack = Stack {
+        lowers: vec![ours.path().to_owned()],
+        upper: Some(upper_on(&scratch, &lowers[0])),
+    };
+    let theirs = Overlay::kernel(&stack, &scratch.make("theirs"));
+    let compare = |when: &str| {
+        let found = tree::read(theirs.path()).unwrap();
+        let expected = tree::read(&plain).unwrap();
+        // It counts and breaks hard links as it always does.
+        let compare = Compare {
+            nlink: false,
+            groups: false,
+            ..Compare::HISTORY
+        };
+        tree::assert_same(when, &found, &expected, compare);
+    };
+    compare("before any change");
+    let work = "cd known; echo x >> append; mv dir moved; rm gonefile; rm -r replaced; mkdir replaced
+                chmod 600 mode; chown 1000:1001 owner; mv big kept; setfattr -n user.a -v b attribute";
+    sh_in(theirs.path(), work).ok();
+    sh_in(&plain, work).ok();
+    compare("after changes");
+    theirs.unmount();
+    ours.unmount();
+}
+
+/// Its upper wants whiteouts, attributes of its own, RENAME_WHITEOUT and RENAME_EXCHANGE of the mount.
+#[test]
+fn the_kernels_overlayfs_with_its_upper_on_a_cowl_mount() {
+    let test = "the_kernels_overlayfs_with_its_upper_on_a_cowl_mount";
+    if !ready(test, &[vec![Need::KernelOverlay]]) {
+        return;
+    }
+    let scratch = Scratch::new("kernel-upper");
+    let (lowers, plain) = generated(&scratch, 18);
+    let outer = Stack {
+        lowers: vec![scratch.make("bottom")],
+        upper: Some((scratch.make("outer-upper"), scratch.make("outer-work"))),
+    };
+    let place = scratch.make("outer");
+    let ours = Overlay::cowlfs(&outer, &place, "dev,suid");
+    let stack = Stack {
+        upper: Some(upper_on(&place, &lowers[0])),
+        lowers,
+    };
+    // It counts hard links by what lies in each layer, and breaks them.
+    let compare = |when: &str, place: &Path| {
+        let found = tree::read(place).unwrap();
+        let expected = tree::read(&plain).unwrap();
+        let compare = Compare {
+            nlink: false,
+            groups: false,
+            ..Compare::HISTORY
+        };
+        tree::assert_same(when, &found, &expected, compare);
+    };
+    let theirs = Overlay::kernel(&stack, &scratch.make("theirs"));
+    compare("before any change", theirs.path());
+    let work = "cd known; echo x >> append; mv dir moved; rm gonefile; rm -r replaced; mkdir replaced
+        rm -r gone; mv moved/sub into/sub; rm becomes; mkdir becomes; ln mode mode2; mv big kept
+        chmod 600 mode; chown 1000:1001 owner; setfattr -n user.a -v b attribute; mv keep kept-folder
+        mkdir -p new/deep; echo y > new/deep/file; mv new newer; rm -r newer; mkfifo fifo2; rm null";
+    sh_in(theirs.path(), work).ok();
+    sh_in(&plain, work).ok();
+    compare("after changes", theirs.path());
+    theirs.unmount();
+    ours.unmount();
+
+    // What it left there is what it finds again, and what cowlfs shows of the same layers.
+    let ours = Overlay::cowlfs(&outer, &place, "dev,suid");
+    let theirs = Overlay::kernel(&stack, &scratch.make("theirs"));
+    compare("after new mounts", theirs.path());
+    theirs.unmount();
+    let again = Overlay::cowlfs(&stack, &scratch.make("again"), "dev,suid");
+    compare("the same layers through cowlfs", again.path());
+    again.unmount();
+    ours.unmount();
+}

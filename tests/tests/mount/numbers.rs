@@ -1,0 +1,102 @@
+//! A number belongs to one object, also where the file system gives numbers out again: copied up,
+//! flattened, the old layers collected, and then a hundred thousand new files.
+
+use std::collections::HashMap;
+use std::os::unix::fs::{DirEntryExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::cowl::Store;
+use cowl_tests::images;
+
+const OLD: u32 = 2_000;
+const NEW: u32 = 100_000;
+
+/// Every object below `place` by its number; no number is met twice but by names of one file.
+fn numbers(place: &Path) -> HashMap<u64, PathBuf> {
+    let mut found: HashMap<u64, PathBuf> = HashMap::new();
+    let mut open = vec![place.to_owned()];
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let entry = entry.unwrap();
+            let stat = entry.metadata().unwrap();
+            assert_eq!(entry.ino(), stat.ino(), "{}", entry.path().display());
+            if let Some(other) = found.insert(stat.ino(), entry.path()) {
+                let linked = stat.nlink() > 1 && stat.is_file();
+                let (one, two) = (other.display(), entry.path());
+                assert!(linked, "{one} and {} have one number", two.display());
+                // Listings have no order that lasts; of two names one is told.
+                found.insert(stat.ino(), other.min(entry.path()));
+            }
+            if stat.is_dir() {
+                open.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn no_number_is_given_twice_after_a_flatten() {
+    let test = "no_number_is_given_twice_after_a_flatten";
+    let needs = [Need::Root, Need::Fuse, Need::Program("mkfs.ext4")];
+    if !can(test, &needs) {
+        return;
+    }
+    let store = Store::on("numbers", |scratch, name| {
+        images::ext4_for(NEW + 4 * OLD, scratch, name)
+    });
+    let base = store.scratch().make("base");
+    for number in 0..OLD {
+        std::fs::write(base.join(format!("old{number}")), "content").unwrap();
+    }
+    for number in (0..OLD).step_by(10) {
+        let name = base.join(format!("old{number}"));
+        std::fs::hard_link(name, base.join(format!("two{number}"))).unwrap();
+    }
+    store.create("web", &base);
+    let layers = || {
+        let layers = std::fs::read_dir(store.path().join("layers")).unwrap();
+        layers.count()
+    };
+    let place = store.mount("web");
+    // Copied up: half of them with attributes alone, some with content; some are gone.
+    for number in 0..OLD {
+        let file = place.join(format!("old{number}"));
+        match number % 4 {
+            0 => std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap(),
+            1 => std::fs::write(&file, "changed").unwrap(),
+            2 => std::fs::remove_file(&file).unwrap(),
+            _ => {}
+        }
+    }
+    let before = numbers(&place);
+    store.cowl(["umount", "web"]).ok();
+    store.cowl(["mount", "web"]).ok();
+    assert_eq!(numbers(&place), before, "over a new mount");
+    store.cowl(["umount", "web"]).ok();
+    store.cowl(["flatten", "web"]).ok();
+    // The layers that lent numbers are gone, and their inodes are free.
+    assert_eq!(layers(), 2, "a flattened layer and a head");
+    store.cowl(["mount", "web"]).ok();
+    let flattened = numbers(&place);
+    assert_eq!(flattened.len(), before.len());
+    std::fs::create_dir(place.join("new")).unwrap();
+    for number in 0..NEW {
+        std::fs::File::create(place.join(format!("new/{number}"))).unwrap();
+    }
+    // Some old ones are copied up among the new ones.
+    for number in (3..OLD).step_by(4) {
+        let file = place.join(format!("old{number}"));
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+    }
+    let after = numbers(&place);
+    assert_eq!(after.len(), flattened.len() + 1 + NEW as usize);
+    for (number, path) in &flattened {
+        assert_eq!(after.get(number), Some(path));
+    }
+    store.cowl(["umount", "web"]).ok();
+    store.cowl(["mount", "web"]).ok();
+    assert!(numbers(&place) == after, "over a new mount");
+    store.cowl(["umount", "web"]).ok();
+}

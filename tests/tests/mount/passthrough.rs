@@ -1,0 +1,436 @@
+//! Files that the kernel reads and writes by itself: who sees what of whom, and what is not asked any more.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use cowl_tests::command::{run, run_command, sh_in};
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::cowl::Store;
+use cowl_tests::mount::{Overlay, Stack, wait_until};
+use cowl_tests::scratch::Scratch;
+use rustix::fs::XattrFlags;
+
+/// A mount over a lower with a text, a program and a library.
+struct Mounted {
+    scratch: Scratch,
+    overlay: Option<Overlay>,
+}
+
+impl Mounted {
+    fn new(test: &str, options: &str) -> Option<Self> {
+        if !can(test, &[Need::Root, Need::Fuse]) {
+            return None;
+        }
+        let scratch = Scratch::new(test);
+        let lower = scratch.make("lower");
+        fs::write(lower.join("text"), "what is below\n").unwrap();
+        fs::write(lower.join("script"), "#!/bin/sh\n").unwrap();
+        fs::set_permissions(lower.join("script"), PermissionsExt::from_mode(0o755)).unwrap();
+        fs::copy("/bin/true", lower.join("program")).unwrap();
+        fs::write(lower.join("lib.so.1"), "a library\n").unwrap();
+        let stack = Stack {
+            lowers: vec![lower],
+            upper: Some((scratch.make("upper"), scratch.make("work"))),
+        };
+        let log = scratch.join("log");
+        let overlay = Overlay::cowlfs_logging(&stack, &scratch.make("m"), options, &log);
+        Some(Self {
+            scratch,
+            overlay: Some(overlay),
+        })
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.scratch.join("m").join(name)
+    }
+
+    fn below(&self, name: &str) -> PathBuf {
+        self.scratch.join("lower").join(name)
+    }
+
+    /// How often the kernel has sent this request. What the program logs it logs before it answers.
+    fn asked(&self, request: &str) -> usize {
+        let log = fs::read_to_string(self.scratch.join("log")).unwrap();
+        let word = format!(" {request} ");
+        log.lines()
+            .filter(|line| line.contains("FUSE(") && line.contains(&word))
+            .count()
+    }
+
+    fn unmount(mut self) {
+        self.overlay.take().unwrap().unmount();
+    }
+}
+
+fn open(path: &Path) -> File {
+    File::open(path).unwrap()
+}
+
+fn open_to_write(path: &Path) -> File {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap()
+}
+
+fn text(file: &File) -> String {
+    let mut buffer = vec![0; 1 << 16];
+    let got = file.read_at(&mut buffer, 0).unwrap();
+    buffer.truncate(got);
+    buffer.escape_ascii().to_string()
+}
+
+#[test]
+fn what_is_passed_through_is_not_asked_for() {
+    for (options, asked) in [("", 0), ("passthrough=off", 1)] {
+        let test = "what_is_passed_through_is_not_asked_for";
+        let Some(mounted) = Mounted::new(test, options) else {
+            return;
+        };
+        fs::write(mounted.at("new"), "x".repeat(10_000)).unwrap();
+        let mut file = OpenOptions::new()
+            .append(true)
+            .open(mounted.at("new"))
+            .unwrap();
+        file.write_all(b"y").unwrap();
+        assert_eq!(fs::read(mounted.at("new")).unwrap().len(), 10_001);
+        assert_eq!(fs::read(mounted.at("lib.so.1")).unwrap(), b"a library\n");
+        sh_in(&mounted.at(""), "./program").ok();
+        drop(file);
+        assert_eq!(mounted.asked("READ").min(1), asked, "{options}: reads");
+        assert_eq!(mounted.asked("WRITE").min(1), asked, "{options}: writes");
+        mounted.unmount();
+    }
+}
+
+#[test]
+fn a_known_file_is_registered_once() {
+    let Some(mounted) = Mounted::new("a_known_file_is_registered_once", "") else {
+        return;
+    };
+    for _ in 0..3 {
+        assert_eq!(fs::read(mounted.at("lib.so.1")).unwrap(), b"a library\n");
+    }
+    // Beside the open there is nothing to ask for; what the text costs shows that it would be seen.
+    assert_eq!(mounted.asked("READ"), 0);
+    assert_eq!(fs::read(mounted.at("text")).unwrap(), b"what is below\n");
+    assert_eq!(mounted.asked("READ").min(1), 1);
+    mounted.unmount();
+}
+
+#[test]
+fn a_write_shows_at_once_to_everybody_and_in_every_attribute() {
+    for options in ["", "passthrough=read", "passthrough=off"] {
+        let test = "a_write_shows_at_once_to_everybody_and_in_every_attribute";
+        let Some(mounted) = Mounted::new(test, options) else {
+            return;
+        };
+        let path = mounted.at("file");
+        fs::write(&path, "one").unwrap();
+        let reader = open(&path);
+        let writer = open_to_write(&path);
+        let before = fs::metadata(&path).unwrap();
+        wait_for_clock(&mounted.scratch.join("upper"), before.mtime_nsec());
+        writer.write_all_at(b"twoo", 0).unwrap();
+        let after = fs::metadata(&path).unwrap();
+        assert_eq!(
+            (text(&reader).as_str(), after.len()),
+            ("twoo", 4),
+            "{options}"
+        );
+        assert!(mtime(&after) > mtime(&before), "{options}");
+        assert_eq!(mtime(&after), (after.ctime(), after.ctime_nsec()));
+
+        let mut append = OpenOptions::new().append(true).open(&path).unwrap();
+        append.write_all(b"!").unwrap();
+        assert_eq!(
+            (text(&reader).as_str(), reader.metadata().unwrap().len()),
+            ("twoo!", 5)
+        );
+        writer.set_len(2).unwrap();
+        assert_eq!(
+            (text(&reader).as_str(), fs::metadata(&path).unwrap().len()),
+            ("tw", 2)
+        );
+        append.write_all(b"three").unwrap();
+        assert_eq!(text(&reader), "twthree");
+        File::create(&path).unwrap();
+        assert_eq!(
+            (text(&reader).as_str(), writer.metadata().unwrap().len()),
+            ("", 0)
+        );
+        append.write_all(b"end").unwrap();
+        append.sync_all().unwrap();
+        assert_eq!(
+            fs::read(mounted.scratch.join("upper/file")).unwrap(),
+            b"end"
+        );
+        drop((reader, writer, append));
+        mounted.unmount();
+    }
+}
+
+fn mtime(of: &fs::Metadata) -> (i64, i64) {
+    (of.mtime(), of.mtime_nsec())
+}
+
+/// Comes back when the file system's clock has gone on from this moment.
+fn wait_for_clock(folder: &Path, nanos: i64) {
+    wait_until("the clock", || {
+        let probe = folder.with_file_name("clock");
+        fs::write(&probe, "").unwrap();
+        fs::metadata(&probe).unwrap().mtime_nsec() != nanos
+    });
+}
+
+#[test]
+fn a_store_through_a_mapping_moves_the_modification_time() {
+    let test = "a_store_through_a_mapping_moves_the_modification_time";
+    let Some(mounted) = Mounted::new(test, "") else {
+        return;
+    };
+    let path = mounted.at("file");
+    fs::write(&path, vec![b'a'; 4096]).unwrap();
+    let writer = open_to_write(&path);
+    let before = fs::metadata(&path).unwrap();
+    wait_for_clock(&mounted.scratch.join("upper"), before.mtime_nsec());
+    let store = "import mmap, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR)
+with mmap.mmap(fd, 4096) as m: m[0:1] = b'b'";
+    run("python3", ["-c".as_ref(), store.as_ref(), path.as_os_str()]).ok();
+    let after = fs::metadata(&path).unwrap();
+    assert!(mtime(&after) > mtime(&before), "nobody was told");
+    assert_eq!(fs::read(&path).unwrap()[0], b'b');
+    // Also once it is closed and opened again.
+    drop(writer);
+    assert_eq!(mtime(&fs::metadata(&path).unwrap()), mtime(&after));
+    mounted.unmount();
+}
+
+/// The text is read by the daemon until then, so that old descriptors follow it into the upper.
+#[test]
+fn old_descriptors_of_a_lower_text_see_what_is_written() {
+    let test = "old_descriptors_of_a_lower_text_see_what_is_written";
+    let Some(mounted) = Mounted::new(test, "coherence=posix") else {
+        return;
+    };
+    for name in ["text", "script"] {
+        let path = mounted.at(name);
+        let old = open(&path);
+        text(&old);
+        fs::write(&path, "what is above").unwrap();
+        assert_eq!(text(&old), "what is above", "{name}");
+        let new = open_to_write(&path);
+        new.write_all_at(b"W", 0).unwrap();
+        assert_eq!(text(&old), "What is above", "{name}");
+    }
+    mounted.unmount();
+}
+
+/// What is passed through to a lower stays there; everybody who comes later sees the new content, and the
+/// object is the same one.
+#[test]
+fn old_descriptors_of_what_is_passed_through_keep_what_was() {
+    for (options, name, keeps) in [
+        ("coherence=posix", "program", true),
+        ("coherence=posix", "lib.so.1", true),
+        ("coherence=overlay", "text", true),
+        ("coherence=overlay,passthrough=off", "text", false),
+        ("passthrough=off", "program", false),
+    ] {
+        let test = "old_descriptors_of_what_is_passed_through_keep_what_was";
+        let Some(mounted) = Mounted::new(test, options) else {
+            return;
+        };
+        let path = mounted.at(name);
+        let below = fs::read(mounted.below(name)).unwrap();
+        let number = fs::metadata(&path).unwrap().ino();
+        let old = open(&path);
+        let was = text(&old);
+        for round in ["first", "second"] {
+            let new = open_to_write(&path);
+            new.write_all_at(round.as_bytes(), 0).unwrap();
+            assert!(text(&new).starts_with(round), "{options} {name}");
+            assert!(text(&open(&path)).starts_with(round), "{options} {name}");
+            assert_eq!(new.metadata().unwrap().ino(), number, "{options} {name}");
+            assert_eq!(
+                fs::metadata(&path).unwrap().ino(),
+                number,
+                "{options} {name}"
+            );
+            assert_eq!(text(&old) == was, keeps, "{options} {name}: {round}");
+        }
+        assert_eq!(old.metadata().unwrap().ino(), number, "{options} {name}");
+        assert_eq!(
+            fs::read(mounted.below(name)).unwrap(),
+            below,
+            "a lower was written to"
+        );
+        // It can be read, renamed, linked and removed like any other.
+        sh_in(
+            &mounted.at(""),
+            &format!("mv {name} moved; ln moved linked; cat linked > /dev/null"),
+        )
+        .ok();
+        assert_eq!(fs::metadata(mounted.at("linked")).unwrap().ino(), number);
+        assert_eq!(fs::metadata(mounted.at("linked")).unwrap().nlink(), 2);
+        sh_in(
+            &mounted.at(""),
+            "rm moved; echo more >> linked; rm linked; ls",
+        )
+        .ok();
+        drop(old);
+        mounted.unmount();
+    }
+}
+
+#[test]
+fn a_file_without_a_name_goes_on() {
+    for options in ["", "passthrough=read", "coherence=overlay"] {
+        let Some(mounted) = Mounted::new("a_file_without_a_name_goes_on", options) else {
+            return;
+        };
+        for name in ["text", "program", "new"] {
+            let path = mounted.at(name);
+            if name == "new" {
+                fs::write(&path, "new").unwrap();
+            }
+            let file = open_to_write(&path);
+            let known = open(&path);
+            fs::remove_file(&path).unwrap();
+            file.write_all_at(b"gone", 0).unwrap();
+            assert!(text(&file).starts_with("gone"), "{options} {name}");
+            assert!(text(&known).starts_with("gone"), "{options} {name}");
+            file.sync_all().unwrap();
+            known.sync_all().unwrap();
+            assert_eq!(file.metadata().unwrap().nlink(), 0, "{options} {name}");
+            fs::write(&path, "another").unwrap();
+            assert!(text(&known).starts_with("gone"), "{options} {name}");
+            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 1 << 20).unwrap();
+            let end = rustix::fs::seek(&known, rustix::fs::SeekFrom::Hole(0)).unwrap();
+            assert!(end > 0, "{options} {name}");
+        }
+        mounted.unmount();
+    }
+}
+
+/// A capability, as setcap(8) writes it.
+const CAPABILITY: [u8; 20] = [0, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// Bits that are given while somebody has the file open to write to it go with what he writes.
+#[test]
+fn privileges_that_come_after_an_open_go_with_a_write() {
+    let test = "privileges_that_come_after_an_open_go_with_a_write";
+    let Some(mounted) = Mounted::new(test, "") else {
+        return;
+    };
+    let path = mounted.at("file");
+    fs::write(&path, "content").unwrap();
+    let open = OpenOptions::new().write(true).open(&path).unwrap();
+    fs::set_permissions(&path, PermissionsExt::from_mode(0o4777)).unwrap();
+    rustix::fs::setxattr(
+        &path,
+        "security.capability",
+        &CAPABILITY,
+        XattrFlags::empty(),
+    )
+    .unwrap();
+    let unprivileged = format!("su nobody -s /bin/sh -c 'echo x >> {}'", path.display());
+    sh_in(&mounted.at(""), &unprivileged).ok();
+    let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+    assert_eq!(mode(&path), 0o777);
+    let mut value = [0; 64];
+    assert!(rustix::fs::getxattr(&path, "security.capability", &mut value).is_err());
+    drop(open);
+    mounted.unmount();
+}
+
+/// O_DIRECT means what it means on the file system below.
+#[test]
+fn direct_reads_and_writes_go_beside_others() {
+    for options in [
+        "",
+        "passthrough=read",
+        "passthrough=off",
+        "coherence=overlay",
+    ] {
+        let test = "direct_reads_and_writes_go_beside_others";
+        let Some(mounted) = Mounted::new(test, options) else {
+            return;
+        };
+        for name in ["text", "lib.so.1", "new"] {
+            let path = mounted.at(name);
+            if name == "new" {
+                fs::write(&path, "new").unwrap();
+            }
+            let before = open(&path);
+            text(&before);
+            let direct = OpenOptions::new()
+                .read(true)
+                .custom_flags(libc_o_direct())
+                .open(&path);
+            // Not every file system has it.
+            let direct = direct.as_ref().ok();
+            let writer = open_to_write(&path);
+            writer.write_all_at(b"by whom", 0).unwrap();
+            let after = open(&path);
+            assert!(text(&after).starts_with("by whom"), "{options} {name}");
+            drop((before, direct, writer, after));
+        }
+        mounted.unmount();
+    }
+}
+
+fn libc_o_direct() -> i32 {
+    rustix::fs::OFlags::DIRECT.bits().cast_signed()
+}
+
+/// What somebody writes past the daemon would go on in the frozen layer.
+#[test]
+fn a_snapshot_waits_for_writers_that_are_passed_through() {
+    let test = "a_snapshot_waits_for_writers_that_are_passed_through";
+    if !can(test, &[Need::Root, Need::Fuse]) {
+        return;
+    }
+    let store = Store::new("passed-snapshot");
+    let source = store.scratch().make("source");
+    fs::write(source.join("file"), "one\n").unwrap();
+    store
+        .cowl(["create", "web", "--from", source.to_str().unwrap()])
+        .ok();
+    let mut mount = store.command(["mount", "web"]);
+    mount.env("COWL_PASSTHROUGH", "all");
+    let place = run_command(mount, b"").ok().stdout;
+    let place = PathBuf::from(String::from_utf8(place).unwrap().trim_end());
+    let snapshot = || store.cowl(["snapshot", "web"]);
+
+    let path = place.join("file");
+    let mut writer = OpenOptions::new().append(true).open(&path).unwrap();
+    writer.write_all(b"two\n").unwrap();
+    let refused = snapshot();
+    assert_ne!(refused.code, 0);
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        said.contains("1 file(s)") && said.contains("passthrough=read"),
+        "{said}"
+    );
+    writer.write_all(b"three\n").unwrap();
+    drop(writer);
+    wait_until("the close", || snapshot().code == 0);
+
+    let first = store.snapshots("web");
+    let first = first.last().unwrap();
+    fs::write(&path, "above\n").unwrap();
+    let kept = store.cowl(["cat", &format!("web@{first}:file")]).ok();
+    assert_eq!(kept.stdout, b"one\ntwo\nthree\n");
+
+    // It could be mapped still.
+    drop(open_to_write(&path));
+    assert_ne!(snapshot().code, 0);
+    fs::remove_file(&path).unwrap();
+    wait_until("the end of the file", || snapshot().code == 0);
+    store.cowl(["umount", "web"]).ok();
+}

@@ -1,0 +1,221 @@
+//! Taking back what changed, and putting single paths back, through a real mount.
+
+use std::io::{Read, Seek, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use cowl_tests::command::sh_in;
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::cowl::Store;
+use cowl_tests::random::{Generator, Side};
+use cowl_tests::tree::{self, Compare, Tree};
+
+const NEEDS: [Need; 2] = [Need::Root, Need::Fuse];
+
+fn assert_tree(what: &str, place: &Path, expected: &Tree) {
+    tree::assert_same(what, &tree::read(place).unwrap(), expected, Compare::SAME);
+}
+
+/// Random operations, with nothing held in the end.
+fn disturb(generator: &mut Generator, place: &Path, steps: usize) {
+    let mut side = Side::new(place);
+    let mut known = tree::Paths::default();
+    for step in 0..steps {
+        if step % 4 == 0 {
+            known = tree::paths(place).unwrap();
+        }
+        let who = generator.who(0);
+        side.perform(&generator.next(&known), who);
+    }
+    side.sync_mappings();
+}
+
+#[test]
+fn whatever_was_done_is_taken_back() {
+    if !can("whatever_was_done_is_taken_back", &NEEDS) {
+        return;
+    }
+    let seeds = match std::env::var("COWL_SEED") {
+        Ok(seed) => {
+            let seed: u64 = seed.parse().unwrap();
+            seed..seed + 1
+        }
+        Err(_) => 0..8,
+    };
+    for seed in seeds {
+        eprintln!("seed {seed}");
+        let store = Store::new("undo");
+        let base = store.scratch().make("base");
+        let mut generator = Generator::new(seed);
+        disturb(&mut generator, &base, 150);
+        store.create("web", &base);
+        let place = store.mount("web");
+        disturb(&mut generator, &place, 50);
+        store.cowl(["snapshot", "web"]).ok();
+        let then = tree::read(&place).unwrap();
+        disturb(&mut generator, &place, 120);
+        let changed = tree::read(&place).unwrap();
+        // Through the mount.
+        store.cowl(["undo", "web"]).ok();
+        assert_tree("undone through the mount", &place, &then);
+        assert_eq!(store.cowl(["diff", "web@snap0", "web"]).ok().out(), "");
+        store.cowl(["restore", "web", "--undo"]).ok();
+        assert_tree("and that again", &place, &changed);
+        // And without one.
+        store.cowl(["umount", "web"]).ok();
+        store.cowl(["undo", "web", "snap0"]).ok();
+        let place = store.mount("web");
+        assert_tree("undone without a mount", &place, &then);
+        store.cowl(["umount", "web"]).ok();
+    }
+}
+
+/// A program in the container; gone when dropped.
+struct Inside(Child);
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.kill().and_then(|()| self.0.wait().map(drop)) {
+            eprintln!("cannot end it: {error}");
+        }
+    }
+}
+
+#[test]
+fn programs_inside_go_on_and_see_it() {
+    if !can("programs_inside_go_on_and_see_it", &NEEDS) {
+        return;
+    }
+    let store = Store::new("live");
+    let base = store.scratch().make("base");
+    sh_in(
+        &base,
+        "mkdir -p etc/conf.d var; echo good > etc/conf; echo one > etc/conf.d/one
+         chown 3:4 etc/conf; chmod 640 etc/conf; setfattr -n user.note -v kept etc/conf
+         setfacl -m u:1000:r etc/conf.d/one; setfacl -d -m u:1000:rwx etc/conf.d
+         ln etc/conf.d/one etc/conf.d/two; touch -d '2001-02-03 04:05:06.789' etc/conf etc/conf.d",
+    )
+    .ok();
+    store.create("web", &base);
+    let place = store.mount("web");
+    store.cowl(["snapshot", "web"]).ok();
+    let then = tree::read(&place.join("etc")).unwrap();
+
+    let mut sleeper = Command::new("sleep");
+    sleeper.arg("600").current_dir(place.join("var"));
+    let _inside = Inside(sleeper.stdin(Stdio::null()).spawn().unwrap());
+    let mut log = std::fs::File::create(place.join("var/log")).unwrap();
+    log.write_all(b"before ").unwrap();
+    sh_in(
+        &place.join("etc"),
+        "echo bad > conf; chmod 600 conf; rm -r conf.d; echo new > new",
+    )
+    .ok();
+    let mut old = std::fs::File::open(place.join("etc/conf")).unwrap();
+
+    // Restoring all of it is refused, as it must be.
+    store.cowl(["restore", "web", "snap0"]).fails(4, &["sleep"]);
+    store
+        .cowl(["restore", "web", "snap0", "--", "etc/new"])
+        .fails(3, &["--delete"]);
+    store
+        .cowl(["restore", "web", "snap0", "--", "/etc/conf"])
+        .ok();
+    let text = |path: &str| std::fs::read_to_string(place.join(path)).unwrap();
+    assert_eq!(text("etc/conf"), "good\n");
+    // Who has it open keeps what was there.
+    let mut said = String::new();
+    old.read_to_string(&mut said).unwrap();
+    assert_eq!(said, "bad\n");
+    store
+        .cowl(["restore", "web", "snap0", "--delete", "--", "etc"])
+        .ok();
+    assert_tree("a folder is put back", &place.join("etc"), &then);
+
+    // What is written on is written on.
+    log.write_all(b"after").unwrap();
+    assert_eq!(text("var/log"), "before after");
+    store.cowl(["undo", "web", "snap0", "--", "var"]).ok();
+    log.write_all(b" the end").unwrap();
+    log.rewind().unwrap();
+    assert!(std::fs::symlink_metadata(place.join("var/log")).is_err());
+    assert_eq!(store.cowl(["diff", "web@snap0", "web"]).ok().out(), "");
+    drop(log);
+    drop(old);
+    drop(_inside);
+    // The last one is taken back, and with it nothing else.
+    store.cowl(["restore", "web", "--undo"]).ok();
+    assert_eq!(text("var/log"), "before after");
+    assert_tree("nothing else", &place.join("etc"), &then);
+    store.cowl(["umount", "web"]).ok();
+}
+
+/// What is mounted inside is no part of the container.
+#[test]
+fn what_is_mounted_inside_is_not_touched() {
+    if !can("what_is_mounted_inside_is_not_touched", &NEEDS) {
+        return;
+    }
+    let store = Store::new("paths-mounted");
+    let source = store.scratch().make("source");
+    std::fs::write(source.join("file"), "one").unwrap();
+    store.create("web", &source);
+    let mount = store.mount("web");
+    store.cowl(["snapshot", "web"]).ok();
+    let outside = store.scratch().make("outside");
+    std::fs::write(outside.join("precious"), "data").unwrap();
+    let inside = mount.join("new/data");
+    std::fs::create_dir_all(&inside).unwrap();
+    std::fs::write(mount.join("file"), "two").unwrap();
+    cowl_tests::command::run("mount", [Path::new("--bind"), &outside, &inside]).ok();
+    for args in [
+        &["undo", "web"][..],
+        &["restore", "web", "snap0", "--delete", "--", "new"],
+    ] {
+        store.cowl(args).fails(4, &["new/data", "umount"]);
+    }
+    // Beside it one may.
+    store.cowl(["undo", "web", "--", "file"]).ok();
+    assert_eq!(std::fs::read_to_string(mount.join("file")).unwrap(), "one");
+    assert_eq!(
+        std::fs::read_to_string(outside.join("precious")).unwrap(),
+        "data"
+    );
+    cowl_tests::command::run("umount", [&inside]).ok();
+    store.cowl(["undo", "web"]).ok();
+    assert!(mount.join("new").symlink_metadata().is_err());
+}
+
+/// Only a part of a folder that was renamed, under its old name and under its new one.
+#[test]
+fn parts_of_a_folder_that_was_renamed() {
+    if !can("parts_of_a_folder_that_was_renamed", &NEEDS) {
+        return;
+    }
+    let store = Store::new("paths-renamed");
+    let source = store.scratch().make("source");
+    std::fs::create_dir(source.join("d")).unwrap();
+    for name in ["d/x", "d/y"] {
+        std::fs::write(source.join(name), name).unwrap();
+    }
+    store.create("web", &source);
+    store.cowl(["snapshot", "web"]).ok();
+    let mount = store.mount("web");
+    std::fs::rename(mount.join("d"), mount.join("e")).unwrap();
+    let left = format!("e/.cowl-{}", "0".repeat(32));
+    std::fs::write(mount.join(&left), "left by a killed command").unwrap();
+    store.cowl(["restore", "web", "snap0", "--", "d/x"]).ok();
+    assert_eq!(std::fs::read_to_string(mount.join("d/x")).unwrap(), "d/x");
+    assert!(mount.join("d/y").symlink_metadata().is_err());
+    store
+        .cowl(["restore", "web", "snap0", "--delete", "--", "e/y"])
+        .ok();
+    assert!(mount.join("e/y").symlink_metadata().is_err());
+    assert!(mount.join(&left).symlink_metadata().is_err());
+    assert_eq!(std::fs::read_to_string(mount.join("e/x")).unwrap(), "d/x");
+    std::fs::write(mount.join("e/x"), "changed").unwrap();
+    store
+        .cowl(["restore", "web", "snap0", "--delete", "--", "e/x"])
+        .ok();
+    assert!(mount.join("e/x").symlink_metadata().is_err());
+}

@@ -1,0 +1,137 @@
+//! When setuid, setgid and file capabilities go, and when they stay: a mount beside a plain folder.
+
+use cowl_tests::beside::{beside, beside_lower};
+
+/// The changes that are tried, each on a file of its own.
+const CHANGES: &str = r#"
+def opened(path, flags, use):
+    fd = os.open(path, flags)
+    try: return use(fd)
+    finally: os.close(fd)
+def mapped(path):
+    def store(fd):
+        with mmap.mmap(fd, 4096) as m: m[0:1] = b"m"; m.flush()
+    return opened(path, os.O_RDWR, store)
+def copied(path):
+    return opened("source", os.O_RDONLY, lambda a: opened(path, os.O_RDWR, lambda b: os.copy_file_range(a, b, 10)))
+def sent(path):
+    return opened("source", os.O_RDONLY, lambda a: opened(path, os.O_RDWR, lambda b: os.sendfile(b, a, 0, 10)))
+W = os.O_WRONLY
+CHANGES = {
+    "write": lambda p: opened(p, W, lambda fd: os.write(fd, b"x")),
+    "write-nothing": lambda p: opened(p, W, lambda fd: os.write(fd, b"")),
+    "append": lambda p: opened(p, W | os.O_APPEND, lambda fd: os.write(fd, b"x")),
+    "pwrite": lambda p: opened(p, os.O_RDWR, lambda fd: os.pwrite(fd, b"x", 100)),
+    "direct": lambda p: opened(p, W | os.O_DIRECT, lambda fd: os.writev(fd, [aligned(b"x" * 4096)])),
+    "mapping": mapped, "copy_file_range": copied, "sendfile": sent,
+    "truncate": lambda p: os.truncate(p, 10),
+    "truncate-same": lambda p: os.truncate(p, 8192),
+    "ftruncate": lambda p: opened(p, W, lambda fd: os.ftruncate(fd, 10)),
+    "trunc": lambda p: opened(p, W | os.O_TRUNC, lambda fd: None),
+    "open": lambda p: opened(p, os.O_RDWR, lambda fd: None),
+    "allocate": lambda p: opened(p, W, lambda fd: fallocate(fd, 0, 0, 100000)),
+    "allocate-keep": lambda p: opened(p, W, lambda fd: fallocate(fd, KEEP_SIZE, 0, 100000)),
+    "punch": lambda p: opened(p, W, lambda fd: fallocate(fd, PUNCH_HOLE | KEEP_SIZE, 0, 4096)),
+    "zero": lambda p: opened(p, W, lambda fd: fallocate(fd, ZERO, 0, 4096)),
+    "chown": lambda p: os.chown(p, os.getuid(), os.getgid()),
+    "chown-same": lambda p: os.chown(p, os.stat(p).st_uid, os.stat(p).st_gid),
+    "chown-nothing": lambda p: os.chown(p, -1, -1),
+    "chgrp": lambda p: os.chown(p, -1, os.getgid()),
+    "chmod-same": lambda p: os.chmod(p, os.stat(p).st_mode & 0o7777),
+    "utime": lambda p: os.utime(p, ns=(5, 5)),
+    "touch": lambda p: os.utime(p),
+    "xattr": lambda p: os.setxattr(p, "user.a", b"b"),
+    "link": lambda p: os.link(p, p + ".2"),
+    "rename": lambda p: (os.rename(p, p + ".2"), os.rename(p + ".2", p))[0],
+}
+"#;
+
+#[test]
+fn setuid_and_setgid_go_as_on_a_plain_folder() {
+    let modes = r#"
+MODES = (0o6777, 0o6767, 0o4766, 0o2767)
+# CAP_FSETID is 4: one of the last two has it and is nobody special, the other is user 0 and has it not.
+WHO = {"root": (0, 0, None), "owner": (1000, 1000, None), "other": (1001, 1001, None), "keeper": (1002, 1002, (4,)), "bare": (0, 0, (0, 1, 2, 3))}
+def files():
+    for who in WHO:
+        for mode in MODES:
+            for change in CHANGES: yield who, mode, change, f"d/{who}-{mode:o}-{change}"
+"#;
+    beside(
+        "setuid",
+        &format!(
+            "{CHANGES}{modes}{}",
+            r#"
+write("source", b"s" * 4096); os.mkdir("d"); os.chmod("d", 0o777)
+for who, mode, change, path in files():
+    write(path, b"c" * 8192); os.chown(path, 1000, 1000); os.chmod(path, mode)
+"#
+        ),
+        &format!(
+            "{CHANGES}{modes}{}",
+            r#"
+def run(who):
+    print(who)
+    for one, mode, change, path in files():
+        if one != who: continue
+        result = err(CHANGES[change], path)
+        print(change, who, f"{mode:o}", result if isinstance(result, str) else "", of(path))
+for who, (uid, gid, hold) in WHO.items(): child(lambda: run(who), uid=uid, gid=gid, hold=hold)
+left = lambda change, who: os.stat(f"d/{who}-6777-{change}").st_mode & 0o6000
+assert left("write", "other") == 0 and left("write", "root") == 0o6000 and left("utime", "owner") == 0o6000
+assert left("punch", "other") == 0 and left("chown-same", "owner") == 0 and left("truncate", "other") == 0
+"#
+        ),
+    );
+}
+
+#[test]
+fn capabilities_go_on_writing_and_chown_and_nowhere_else() {
+    beside(
+        "capability",
+        &format!(
+            "{CHANGES}{}",
+            r#"
+write("source", b"s" * 4096); os.mkdir("d"); os.chmod("d", 0o777)
+for who in ("root", "owner"):
+    for change in CHANGES:
+        path = f"d/{who}-{change}"
+        write(path, b"c" * 8192); os.chown(path, 1000, 1000); os.chmod(path, 0o755)
+        os.setxattr(path, "security.capability", CAPABILITY)
+"#
+        ),
+        &format!(
+            "{CHANGES}{}",
+            r#"
+def run(who):
+    for change in CHANGES:
+        path = f"d/{who}-{change}"
+        result = err(CHANGES[change], path)
+        print(change, who, result if isinstance(result, str) else "", err(lambda: os.getxattr(path, "security.capability").hex()))
+run("root"); child(lambda: run("owner"), uid=1000, gid=1000)
+has = lambda change: "security.capability" in os.listxattr("d/root-" + change)
+assert has("chmod-same") and has("utime") and has("xattr") and has("rename") and has("link")
+assert not has("write") and not has("chown") and not has("truncate")
+"#
+        ),
+    );
+}
+
+#[test]
+fn capabilities_are_copied_up_with_their_file() {
+    beside_lower(
+        "capability-up",
+        "write('file', b'c' * 100000); os.setxattr('file', 'security.capability', CAPABILITY)
+write('two'); os.setxattr('two', 'security.capability', CAPABILITY); os.link('two', 'three')",
+        r#"
+get = lambda path: os.getxattr(path, "security.capability")
+for change in (lambda: os.chmod("file", 0o750), lambda: os.setxattr("file", "user.a", b"b"),
+               lambda: os.utime("file", ns=(1, 1)), lambda: os.link("file", "other"),
+               lambda: os.close(os.open("file", os.O_RDWR))):
+    change(); assert get("file") == CAPABILITY; print(of("file"))
+os.chmod("two", 0o711); assert get("two") == get("three") == CAPABILITY
+os.setxattr("file", "security.capability", CAPABILITY, os.XATTR_REPLACE)
+os.removexattr("file", "security.capability"); print(err(get, "file"))
+"#,
+    );
+}

@@ -1,0 +1,335 @@
+//! Real programs on a mount, beside the same on a plain folder: dpkg and apt with a large package, git,
+//! sqlite with two writers, a build with make. What they wrote is there after a new mount, and what
+//! they remember of times and numbers still holds.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use cowl_tests::command::{self, Output, run_command, sh, sh_in};
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::mount::{Overlay, Stack};
+use cowl_tests::rootfs;
+use cowl_tests::scratch::Scratch;
+use cowl_tests::tree::{self, Compare, Tree};
+
+fn ready(test: &str, more: &[Need]) -> bool {
+    let needs = [&[Need::Root, Need::Fuse][..], more].concat();
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    can(test, &needs)
+}
+
+/// One lower layer below an empty upper.
+struct Place {
+    scratch: Scratch,
+    stack: Stack,
+}
+
+impl Place {
+    fn new(test: &str) -> Place {
+        let scratch = Scratch::new(test);
+        let stack = Stack {
+            lowers: vec![scratch.make("lower")],
+            upper: Some((scratch.make("upper"), scratch.make("work"))),
+        };
+        Place { scratch, stack }
+    }
+
+    fn lower(&self) -> &Path {
+        &self.stack.lowers[0]
+    }
+
+    /// A plain folder with the content of the lower layer.
+    fn plain(&self) -> PathBuf {
+        let plain = self.scratch.make("plain");
+        command::run("cp", [Path::new("-aT"), self.lower(), &plain]).ok();
+        plain
+    }
+
+    fn mount(&self) -> Overlay {
+        Overlay::cowlfs(&self.stack, &self.scratch.make("tested"), "dev,suid")
+    }
+}
+
+/// Runs a shell line in a root filesystem.
+#[track_caller]
+fn inside(root: &Path, line: &str) -> Output {
+    let mut command = Command::new("chroot");
+    command
+        .arg(root)
+        .args(["sh", "-euc", line])
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env("LC_ALL", "C.UTF-8");
+    run_command(command, b"").ok()
+}
+
+/// A tree without what tells the moment or the machine: logs, caches of numbers, dpkg's own records,
+/// and the times of folders, in which things came and went.
+fn without_records(root: &Path) -> Tree {
+    let mut tree = tree::read(root).unwrap();
+    let records = [
+        &b"var/log/"[..],
+        b"var/cache/",
+        b"var/lib/dpkg/",
+        b"var/lib/apt/",
+        b"etc/ld.so.cache",
+    ];
+    tree.retain(|path, _| !records.iter().any(|record| path.starts_with(record)));
+    for entry in tree.values_mut() {
+        if entry.kind == rustix::fs::FileType::Directory {
+            entry.mtime = (0, 0);
+        }
+    }
+    tree
+}
+
+#[test]
+fn a_large_package_comes_and_goes() {
+    let test = "a_large_package_comes_and_goes";
+    if !ready(test, &[Need::Debian]) {
+        return;
+    }
+    let place = Place::new("dpkg");
+    rootfs::unpack(&rootfs::debian_tar().unwrap(), place.lower()).unwrap();
+    sh(&format!(
+        "chmod --reference='{0}/lower' '{0}/upper'",
+        place.scratch.display()
+    ))
+    .ok();
+    let plain = place.plain();
+    let mounted = place.mount();
+    let root = mounted.path();
+    let before = without_records(root);
+    let install = "apt-get -qq -y --no-install-recommends install /root/large/*.deb >/dev/null
+        echo WORD | cpp-12 -P -DWORD=55";
+    assert_eq!(inside(root, install).out(), "55");
+    inside(&plain, install);
+    let installed = without_records(root);
+    let more = installed.len() - before.len();
+    assert!(more > 1000, "only {more} files came");
+    let expected = without_records(&plain);
+    tree::assert_same("installed", &installed, &expected, Compare::HISTORY);
+    mounted.unmount();
+
+    let mounted = place.mount();
+    let root = mounted.path();
+    assert_eq!(inside(root, "dpkg --verify; dpkg --audit").out(), "");
+    let remove = format!(
+        "apt-get -qq -y purge {} >/dev/null; dpkg --verify",
+        rootfs::LARGE.join(" ")
+    );
+    assert_eq!(inside(root, &remove).out(), "");
+    mounted.unmount();
+
+    let mounted = place.mount();
+    let removed = without_records(mounted.path());
+    tree::assert_same("removed", &before, &removed, Compare::IDENTICAL);
+    mounted.unmount();
+}
+
+const GIT: &str = "export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_SYSTEM=/dev/null HOME=/nonexistent
+    export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@b
+    ";
+
+#[track_caller]
+fn git(dir: &Path, script: &str) -> String {
+    sh_in(dir, &format!("{GIT}{script}")).ok().out()
+}
+
+/// Some thousand objects: 1500 files in 50 folders, then three commits of changes.
+const HISTORY: &str = "git init -q repo; cd repo
+    for d in $(seq 50); do mkdir d$d; for f in $(seq 30); do echo \"$d $f\" > d$d/f$f; done; done
+    ln -s d1/f1 link; chmod 755 d1/f2; git add .; git commit -qm first
+    for n in 1 2 3; do for d in $(seq 50); do echo $n >> d$d/f$n; done; git commit -qam n$n; done";
+
+/// That git, going by its index alone, would read no file again: diff-files compares stat data and
+/// shows whatever differs, changed or not.
+#[track_caller]
+fn nothing_to_read_anew(repo: &Path) {
+    let index = || {
+        let stat = repo.join(".git/index").symlink_metadata().unwrap();
+        (stat.mtime(), stat.mtime_nsec(), stat.ino())
+    };
+    let before = index();
+    assert_eq!(git(repo, "git diff-files"), "", "stat data that moved");
+    assert_eq!(git(repo, "git status --porcelain"), "");
+    assert_eq!(index(), before, "git status wrote the index anew");
+}
+
+#[test]
+fn git_finds_its_index_true() {
+    let test = "git_finds_its_index_true";
+    if !ready(test, &[Need::Program("git")]) {
+        return;
+    }
+    let place = Place::new("git");
+    git(place.lower(), HISTORY);
+    // An index that is no older than the files makes git look at their content.
+    sh_in(
+        place.lower(),
+        "find repo -name .git -prune -o -exec touch -h -d '2020-01-01' {} +",
+    )
+    .ok();
+    git(&place.lower().join("repo"), "git status --porcelain");
+    nothing_to_read_anew(&place.lower().join("repo"));
+
+    let mounted = place.mount();
+    let repo = mounted.path().join("repo");
+    nothing_to_read_anew(&repo);
+    git(&repo, "git fsck --full --strict");
+    git(
+        mounted.path(),
+        "git clone -q --no-hardlinks repo clone; git clone -q repo linked
+         cd clone; git gc -q --prune=now; git fsck --full --strict; git log --oneline | wc -l",
+    );
+    // What copies up: folders, files, attributes only, and a file with several names.
+    git(
+        &repo,
+        "echo changed > d1/f1; chmod 755 d2/f1; git mv d3 moved; git rm -q d4/f4; ln d5/f5 d5/alias
+         git add .; git commit -qm changes; git gc -q --prune=now; git fsck --full --strict
+         touch -d '2020-01-02' d1/f1 d5/alias; git status --porcelain",
+    );
+    for repo in ["repo", "clone", "linked"] {
+        let repo = mounted.path().join(repo);
+        git(&repo, "sleep 0.01; git status --porcelain");
+        nothing_to_read_anew(&repo);
+    }
+    mounted.unmount();
+
+    let mounted = place.mount();
+    for repo in ["repo", "clone", "linked"] {
+        let repo = mounted.path().join(repo);
+        nothing_to_read_anew(&repo);
+        git(&repo, "git fsck --full --strict");
+    }
+    assert_eq!(
+        git(&mounted.path().join("clone"), "git log --oneline | wc -l"),
+        "4"
+    );
+    mounted.unmount();
+}
+
+/// The numbers of rows that two processes at once bring the table to.
+fn two_writers(database: &Path, mode: &str) {
+    let script = format!(
+        "PRAGMA busy_timeout = 60000; PRAGMA journal_mode = {mode}; {}",
+        "BEGIN IMMEDIATE; INSERT INTO t(v) SELECT hex(randomblob(200)) FROM t LIMIT 5;
+         UPDATE t SET v = v || 'x' WHERE id % 100 = 1; COMMIT; SELECT count(*) FROM t;"
+            .repeat(40)
+    );
+    let file = tempfile_with(&script);
+    let children: Vec<_> = (0..2)
+        .map(|_| {
+            Command::new("sqlite3")
+                .args(["-bail", "-batch"])
+                .arg(database)
+                .stdin(std::fs::File::open(file.path()).unwrap())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        assert!(
+            output.status.success() && output.stderr.is_empty(),
+            "sqlite3 in mode {mode}: {}",
+            command::show(&output.stderr)
+        );
+    }
+}
+
+fn tempfile_with(text: &str) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    file
+}
+
+#[track_caller]
+fn ask(database: &Path, question: &str) -> String {
+    let mut command = Command::new("sqlite3");
+    command.args(["-bail", "-batch"]).arg(database);
+    run_command(command, question.as_bytes()).ok().out()
+}
+
+#[test]
+fn sqlite_with_two_writers() {
+    let test = "sqlite_with_two_writers";
+    if !ready(test, &[Need::Program("sqlite3")]) {
+        return;
+    }
+    let place = Place::new("sqlite");
+    let modes = ["wal", "delete", "truncate", "persist"];
+    for mode in modes {
+        ask(
+            &place.lower().join(mode),
+            &format!(
+                "PRAGMA journal_mode = {mode}; CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT);
+                 CREATE INDEX i ON t(v); WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n
+                 WHERE x < 2000) INSERT INTO t(v) SELECT hex(randomblob(100)) FROM n;"
+            ),
+        );
+    }
+    let mounted = place.mount();
+    for mode in modes {
+        two_writers(&mounted.path().join(mode), mode);
+    }
+    let check = |mounted: &Overlay| {
+        for mode in modes {
+            let database = mounted.path().join(mode);
+            let said = ask(&database, "PRAGMA integrity_check; SELECT count(*) FROM t;");
+            assert_eq!(said, "ok\n2400", "{mode}");
+        }
+    };
+    check(&mounted);
+    mounted.unmount();
+    let mounted = place.mount();
+    check(&mounted);
+    mounted.unmount();
+}
+
+/// Fifty sources, each with its header, and one program.
+const PROJECT: &str = r##"
+    mkdir src; cd src
+    for n in $(seq 50); do
+        echo "int f$n(int);" > f$n.h
+        echo "#include \"f$n.h\"
+#include <stdio.h>
+int f$n(int x) { return x + $n; }" > f$n.c
+    done
+    { for n in $(seq 50); do echo "#include \"f$n.h\""; done
+      echo '#include <stdio.h>'; echo 'int main(void) { int x = 0;'
+      for n in $(seq 50); do echo "x = f$n(x);"; done
+      printf '%s\n' 'printf("%d\n", x); return 0; }'; } > main.c
+    printf 'objects = $(patsubst %%.c,%%.o,$(wildcard *.c))\nprogram: $(objects)\n\t$(CC) -o $@ $^\n' > Makefile
+    printf '%%.o: %%.c\n\t$(CC) -O0 -MMD -c -o $@ $<\n-include *.d\n' >> Makefile"##;
+
+#[test]
+fn make_builds_once() {
+    let test = "make_builds_once";
+    if !ready(test, &[Need::Program("make"), Need::Program("gcc")]) {
+        return;
+    }
+    let place = Place::new("make");
+    sh_in(place.lower(), PROJECT).ok();
+    let mounted = place.mount();
+    let src = mounted.path().join("src");
+    let make = |what: &str| sh_in(&src, &format!("make CC=gcc -j2 {what}")).ok().out();
+    make("");
+    assert_eq!(sh_in(&src, "./program").ok().out(), "1275");
+    sh_in(&src, "make -q").ok();
+    mounted.unmount();
+
+    let mounted = place.mount();
+    sh_in(&src, "make -q; ./program").ok();
+    // One header of the lower layer changed: its two sources and the program, nothing else.
+    sh_in(&src, "echo '/* more */' >> f7.h").ok();
+    let again = make("");
+    assert_eq!(again.lines().count(), 3, "{again}");
+    sh_in(&src, "make -q; mv ../src ../moved; cd ../moved; make -q").ok();
+    mounted.unmount();
+    let mounted = place.mount();
+    sh_in(&mounted.path().join("moved"), "make -q; ./program").ok();
+    mounted.unmount();
+}

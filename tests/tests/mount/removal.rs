@@ -1,0 +1,261 @@
+//! Removing snapshots: exactly those that were named, with nothing lost that anything else stands on, and
+//! the space that was promised.
+
+use std::path::{Path, PathBuf};
+
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::cowl::Store;
+
+/// The container web with snap0..snap`n-1`; before each, the file `n` was written, and `all` again.
+fn store(test: &str, snapshots: usize) -> Store {
+    let store = Store::new(test);
+    let source = store.scratch().make("source");
+    std::fs::write(source.join("base"), "base\n").unwrap();
+    store.create("web", &source);
+    for number in 0..snapshots {
+        write(&store, "web", &number.to_string(), &vec![b'x'; 100_000]);
+        write(&store, "web", "all", number.to_string().as_bytes());
+        store.cowl(["snapshot", "web"]).ok();
+    }
+    store
+}
+
+/// Writes into the head of a container that is not mounted.
+fn write(store: &Store, name: &str, path: &str, content: &[u8]) {
+    let head = head(store, name);
+    std::fs::write(head.join(path), content).unwrap();
+}
+
+fn head(store: &Store, name: &str) -> PathBuf {
+    let containers = std::fs::read_dir(store.path().join("containers")).unwrap();
+    let found = containers.map(|entry| {
+        let text = std::fs::read(entry.unwrap().path().join("container.json")).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&text).unwrap()
+    });
+    let manifest = found.into_iter().find(|m| m["name"] == name).unwrap();
+    let layer = manifest["head"].as_str().unwrap();
+    store.path().join("layers").join(layer).join("tree")
+}
+
+fn layers(store: &Store) -> usize {
+    std::fs::read_dir(store.path().join("layers"))
+        .unwrap()
+        .count()
+}
+
+/// What a state shows, as a tar without times of its own.
+fn shown(store: &Store, address: &str) -> Vec<u8> {
+    store.cowl(["export", address, "-"]).ok().stdout
+}
+
+#[test]
+fn one_several_a_range_and_all() {
+    let store = store("removal", 12);
+    let left = |expected: &[u32]| {
+        let expected: Vec<_> = expected.iter().map(|n| format!("snap{n}")).collect();
+        assert_eq!(store.snapshots("web"), expected);
+    };
+    let before = shown(&store, "web");
+    store.cowl(["rm", "web", "snap1"]).ok();
+    left(&[0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
+    store.cowl(["rm", "web@snap0", "web@snap3"]).ok();
+    left(&[2, 4, 5, 6, 7, 8, 9, 10, 11]);
+    // By place, not by letters: snap9 comes before snap10.
+    store.cowl(["rm", "web", "snap9..snap10", "snap2"]).ok();
+    left(&[4, 5, 6, 7, 8, 11]);
+    store.cowl(["rm", "web@snap5..snap6"]).ok();
+    left(&[4, 7, 8, 11]);
+    store.cowl(["rm", "web", "--all", "--yes"]).ok();
+    left(&[]);
+    assert_eq!(shown(&store, "web"), before);
+    // A number is never given twice.
+    assert_eq!(store.cowl(["snapshot", "web"]).ok().out(), "snap12");
+}
+
+#[test]
+fn what_was_made_from_it_counts_as_made_from_its_parent() {
+    let store = store("removal-parents", 3);
+    write(&store, "web", "since", b"x");
+    let states = ["web", "web@snap0", "web@snap2"].map(|state| (state, shown(&store, state)));
+    let changes = |from: &str, to: &str| store.cowl(["diff", from, to]).ok().out();
+    let between = changes("web@snap0", "web@snap2");
+    store.cowl(["rm", "web", "snap1"]).ok();
+    let list = store.cowl(["list", "web", "--json"]).ok().json();
+    assert_eq!(list["snapshots"][1]["parent"], "snap0");
+    assert_eq!(store.cowl(["diff", "web@snap2"]).ok().out(), between);
+    // Nothing that was left shows anything else; the head's parent may go as well.
+    store.cowl(["rm", "web", "snap2"]).ok();
+    for (state, before) in &states[..2] {
+        assert_eq!(shown(&store, state), *before, "{state}");
+    }
+    let since = store.cowl(["diff", "web"]).ok().out();
+    assert!(
+        since.contains("A /since") && since.contains("A /2"),
+        "{since}"
+    );
+}
+
+#[test]
+fn the_space_is_told_before_and_free_afterwards() {
+    let store = store("removal-space", 4);
+    store.restore("web", "snap0");
+    // snap1 to snap3 are now on a branch of their own.
+    let tell = store
+        .cowl(["rm", "web", "snap1..snap3", "--dry-run", "--json"])
+        .ok();
+    let json = tell.json();
+    assert_eq!(json["freed"]["layers"], 3, "{json}");
+    assert_eq!(json["dry_run"], true);
+    assert_eq!(store.snapshots("web").len(), 4);
+    let (before, had) = (store.disk_usage(), layers(&store));
+    let told = json["freed"]["bytes"].as_u64().unwrap();
+    assert!(told >= 3 * 100_000, "{told}");
+    let said = store.cowl(["rm", "web", "snap1..snap3"]).ok();
+    assert!(said.err().contains("frees "), "{}", said.report());
+    assert_eq!(layers(&store), had - 3);
+    let freed = before - store.disk_usage();
+    // Besides the trees, each layer has two folders and a small file.
+    assert!(
+        freed >= told && freed < told + 3 * 64 * 1024,
+        "{freed} {told}"
+    );
+    // What a clone stands on is not freed.
+    store.cowl(["clone", "web@snap0", "other"]).ok();
+    let shared = store.cowl(["rm", "web", "snap0"]).ok();
+    assert!(
+        shared.err().contains("frees nothing"),
+        "{}",
+        shared.report()
+    );
+    store.cowl(["destroy", "web", "--yes"]).ok();
+    assert!(
+        shown(&store, "other")
+            .windows(100)
+            .any(|part| part == [b'x'; 100])
+    );
+}
+
+#[test]
+fn nothing_is_guessed() {
+    let store = store("removal-odd", 11);
+    for (args, code) in [
+        (&["rm"][..], 2),
+        (&["rm", "web"], 2),
+        (&["rm", ""], 2),
+        (&["rm", "web", ""], 2),
+        (&["rm", "web", "*"], 2),
+        (&["rm", "web", ".."], 2),
+        (&["rm", "web", "snap1.."], 2),
+        (&["rm", "web", "..snap1"], 2),
+        (&["rm", "web", "snap4..snap1"], 2),
+        (&["rm", "web@"], 2),
+        (&["rm", "web@snap1", "snap2"], 2),
+        (&["rm", "web", "web@snap2"], 2),
+        (&["rm", "web", "snap1", "--all"], 2),
+        (&["rm", "web", "--all"], 2),
+        (&["rm", "web", "snap"], 3),
+        (&["rm", "web", "SNAP1"], 3),
+        (&["rm", "web", "snap01"], 3),
+        (&["rm", "web", "ALL"], 3),
+        (&["rm", "web", "A"], 3),
+        (&["rm", "web", "snap1", "snap99"], 3),
+        (&["rm", "web", "snap1..snap99"], 3),
+        (&["rm", "wbe", "snap1"], 3),
+        (&["rm", "wbe@snap1"], 3),
+    ] {
+        store.cowl(args).fails(code, &[]);
+        assert_eq!(store.snapshots("web").len(), 11, "{args:?}");
+    }
+}
+
+#[test]
+fn protected_ones_stay_and_all_with_them() {
+    let store = store("removal-protected", 2);
+    store.cowl(["snapshot", "web", "--protect"]).ok();
+    store
+        .cowl(["rm", "web", "snap0", "snap2"])
+        .fails(1, &["snap2", "protected", "cowl protect"]);
+    assert_eq!(store.snapshots("web").len(), 3);
+    store
+        .cowl(["rm", "web", "--all", "--yes"])
+        .fails(1, &["snap2", "protected"]);
+    assert_eq!(store.snapshots("web").len(), 3);
+    store
+        .cowl(["rm", "web", "--all", "--yes", "--skip-refused"])
+        .ok();
+    assert_eq!(store.snapshots("web"), ["snap2"]);
+}
+
+/// Holds a layer's tree as the daemon of a mount does.
+fn hold(tree: &Path) -> std::fs::File {
+    let tree = std::fs::File::open(tree).unwrap();
+    rustix::fs::flock(&tree, rustix::fs::FlockOperation::LockShared).unwrap();
+    tree
+}
+
+/// The trees of the layers of a snapshot.
+fn trees(store: &Store, snapshot: &str) -> Vec<PathBuf> {
+    let list = store.cowl(["list", "web", "--json"]).ok().json();
+    let (id, snapshots) = (&list["id"], list["snapshots"].as_array().unwrap());
+    let found = snapshots.iter().find(|s| s["name"] == snapshot).unwrap();
+    let file = store.path().join("containers").join(id.as_str().unwrap());
+    let file = file.join(format!("snapshots/{}.json", found["id"].as_str().unwrap()));
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    let stack = manifest["stack"].as_array().unwrap().iter();
+    stack
+        .map(|layer| {
+            store
+                .path()
+                .join("layers")
+                .join(layer.as_str().unwrap())
+                .join("tree")
+        })
+        .collect()
+}
+
+#[test]
+fn what_is_mounted_to_be_read_stays() {
+    let store = store("removal-read", 4);
+    let held: Vec<_> = trees(&store, "snap2")
+        .iter()
+        .map(|tree| hold(tree))
+        .collect();
+    let pid = std::process::id().to_string();
+    store
+        .cowl(["rm", "web", "snap2"])
+        .fails(4, &["snap2", "mounted", &pid, "cowl umount web@snap2"]);
+    store
+        .cowl(["rm", "web", "snap0..snap3"])
+        .fails(4, &["snap2"]);
+    assert_eq!(store.snapshots("web").len(), 4);
+    // The one below it is no more in use than any other that something stands on.
+    store.cowl(["rm", "web", "snap1"]).ok();
+    drop(held);
+    store.cowl(["rm", "web", "snap2"]).ok();
+    assert_eq!(store.snapshots("web"), ["snap0", "snap3"]);
+}
+
+#[test]
+fn a_mounted_container_is_no_obstacle() {
+    if !can(
+        "a_mounted_container_is_no_obstacle",
+        &[Need::Root, Need::Fuse],
+    ) {
+        return;
+    }
+    let store = store("removal-mounted", 3);
+    let place = store.mount("web");
+    std::fs::write(place.join("new"), "x").unwrap();
+    store.cowl(["snapshot", "web"]).ok();
+    store.cowl(["rm", "web", "snap0..snap3"]).ok();
+    assert_eq!(std::fs::read(place.join("all")).unwrap(), b"2");
+    assert_eq!(std::fs::read(place.join("new")).unwrap(), b"x");
+    std::fs::write(place.join("more"), "y").unwrap();
+    // The moment after an unmount the daemon still holds its locks.
+    store.cowl(["snapshot", "web"]).ok();
+    store.cowl(["umount", "web"]).ok();
+    store.cowl(["rm", "web", "snap4"]).ok();
+    let place = store.mount("web");
+    assert_eq!(std::fs::read(place.join("more")).unwrap(), b"y");
+}

@@ -1,0 +1,333 @@
+//! How often the kernel asks for a piece of work. Seconds depend on the machine and its mood; these counts do
+//! not, and what they allow is what docs/benchmarks.md says. `cargo test -p cowl-tests --test requests --
+//! --nocapture` prints the table.
+
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use cowl_tests::command::{run, sh_in};
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::cowl::{Store, find};
+use cowl_tests::mount::{Stack, wait_until};
+use cowl_tests::requests::{Counted, Counts, ask, line, total};
+use cowl_tests::scratch::Scratch;
+
+const NEEDS: &[Need] = &[Need::Root, Need::Fuse];
+
+const FOLDERS: u64 = 10;
+const FILES_EACH: u64 = 100;
+const FILES: u64 = FOLDERS * FILES_EACH;
+
+/// A tree of a thousand files in ten folders below `root`.
+fn plant(root: &Path) {
+    for folder in 0..FOLDERS {
+        let folder = root.join(format!("tree/d{folder}"));
+        std::fs::create_dir_all(&folder).unwrap();
+        for file in 0..FILES_EACH {
+            std::fs::write(folder.join(format!("f{file}")), "a few bytes\n").unwrap();
+        }
+    }
+}
+
+struct Case {
+    scratch: Scratch,
+    mount: Counted,
+}
+
+impl Case {
+    /// A fresh mount over one layer with the tree in it, if `planted`.
+    fn new(test: &str, planted: bool) -> Option<Case> {
+        Case::with(test, planted, "")
+    }
+
+    /// Like [`Case::new`], with options for the mount.
+    fn with(test: &str, planted: bool, options: &str) -> Option<Case> {
+        if !can(test, NEEDS) {
+            return None;
+        }
+        let scratch = Scratch::new(test);
+        let place = scratch.make("mount");
+        let stack = Stack {
+            lowers: vec![scratch.make("lower")],
+            upper: Some((scratch.make("upper"), scratch.make("work"))),
+        };
+        if planted {
+            plant(&scratch.join("lower"));
+        }
+        let mount = Counted::mount(&stack, &place, options);
+        Some(Case { scratch, mount })
+    }
+
+    fn place(&self) -> &Path {
+        self.mount.overlay().path()
+    }
+
+    /// Runs a shell line in the mount; the shell's own look at the folder is not counted among the work.
+    fn sh(&self, script: &str) -> Counts {
+        sh_in(self.place(), "true").ok();
+        self.mount.during(|| {
+            sh_in(self.place(), script).ok();
+        })
+    }
+
+    /// Prints a line of the table, and holds the counts against what is allowed.
+    #[track_caller]
+    fn at_most(&self, what: &str, allowed: Allowed, counts: &Counts) {
+        let (unit, units) = allowed.each;
+        let line = line(&format!("{what}, a {unit}"), units, counts);
+        eprintln!("{line}");
+        let most = allowed.most * units + allowed.folders * (FOLDERS + 1) + allowed.once;
+        assert!(
+            total(counts) <= most,
+            "{what}: more than {most} requests in all: {counts:?}\n{line}"
+        );
+    }
+}
+
+/// How many requests a piece of work may take.
+#[derive(Clone, Copy, Debug)]
+struct Allowed {
+    /// What is counted, and how many there are of it.
+    each: (&'static str, u64),
+    /// For each of them.
+    most: u64,
+    /// Beside that, for each folder.
+    folders: u64,
+    /// Beside that, for the program itself: a look at the folder that it works in, and so on.
+    once: u64,
+}
+
+/// Whose archive it is: root's tar gives away each file and sets its mode, others' set the time alone.
+#[test]
+fn untar_asks_few_times_a_file() {
+    for (how, most) in [
+        ("--no-same-owner --no-same-permissions", 6),
+        ("--same-owner --same-permissions", 9),
+    ] {
+        let Some(case) = Case::new("untar_asks_few_times_a_file", false) else {
+            return;
+        };
+        let source = case.scratch.make("source");
+        plant(&source);
+        let tar = case.scratch.join("tree.tar");
+        let pack = format!("tar cf '{}' tree", tar.display());
+        sh_in(&source, &pack).ok();
+        let counts = case.sh(&format!("tar xf '{}' {how}", tar.display()));
+        assert!(counts["create"] >= FILES, "nothing was counted: {counts:?}");
+        let allowed = Allowed {
+            each: ("file", FILES),
+            most,
+            folders: 8,
+            once: 5,
+        };
+        case.at_most(&format!("untar {how}"), allowed, &counts);
+    }
+}
+
+#[test]
+fn removal_of_a_tree_asks_three_times_a_file() {
+    let Some(case) = Case::new("removal_of_a_tree_asks_three_times_a_file", true) else {
+        return;
+    };
+    let counts = case.sh("rm -rf tree");
+    assert!(counts["unlink"] >= FILES, "nothing was counted: {counts:?}");
+    let allowed = Allowed {
+        each: ("file", FILES),
+        most: 3,
+        folders: 10,
+        once: 5,
+    };
+    case.at_most("rm -rf", allowed, &counts);
+}
+
+/// So many for each folder of the tree.
+fn find_takes(most: u64) -> Allowed {
+    Allowed {
+        // The tree's own, and the ten in it.
+        each: ("folder", FOLDERS + 1),
+        most,
+        folders: 0,
+        once: 5,
+    }
+}
+
+#[test]
+fn a_cold_find_asks_four_times_a_folder() {
+    let Some(case) = Case::new("a_cold_find_asks_four_times_a_folder", true) else {
+        return;
+    };
+    let counts = case.sh("find tree -ls > /dev/null");
+    assert!(total(&counts) > 0, "nothing was counted");
+    case.at_most("find -ls, cold", find_takes(4), &counts);
+}
+
+#[test]
+fn a_warm_find_asks_nothing() {
+    let Some(case) = Case::new("a_warm_find_asks_nothing", true) else {
+        return;
+    };
+    case.sh("find tree -ls > /dev/null");
+    // Reading a folder makes the kernel forget when it was last read, and find asks for that.
+    let counts = case.sh("find tree -ls > /dev/null");
+    case.at_most("find -ls, a second time", find_takes(1), &counts);
+    let counts = case.sh("find tree -ls > /dev/null");
+    case.at_most("find -ls, warm", find_takes(0), &counts);
+    for asked in ["opendir", "readdir", "readdirplus", "lookup", "releasedir"] {
+        assert!(!counts.contains_key(asked), "{counts:?}");
+    }
+}
+
+#[test]
+fn a_warm_file_is_opened_read_and_closed_with_two_requests() {
+    let Some(case) = Case::new("a_warm_file_is_opened_read_and_closed", true) else {
+        return;
+    };
+    let file = case.place().join("tree/d0/f0");
+    std::fs::read(&file).unwrap();
+    let counts = case.mount.during(|| {
+        for _ in 0..FILES {
+            assert_eq!(std::fs::read(&file).unwrap(), b"a few bytes\n");
+        }
+    });
+    assert!(total(&counts) > 0, "nothing was counted");
+    let allowed = Allowed {
+        each: ("time", FILES),
+        most: 2,
+        folders: 0,
+        once: 5,
+    };
+    case.at_most("open, read, close", allowed, &counts);
+}
+
+#[test]
+fn a_new_file_asks_few_times() {
+    let Some(case) = Case::new("a_new_file_asks_few_times", false) else {
+        return;
+    };
+    let place = case.place().to_owned();
+    let counts = case.mount.during(|| {
+        for file in 0..FILES {
+            drop(std::fs::File::create_new(place.join(format!("f{file}"))).unwrap());
+        }
+    });
+    assert_eq!(counts["create"], FILES, "{counts:?}");
+    let allowed = Allowed {
+        each: ("file", FILES),
+        most: 4,
+        folders: 0,
+        once: 5,
+    };
+    case.at_most("create, close", allowed, &counts);
+}
+
+/// Where the kernel asks for attributes again it does so with a request of its own, after work that programs do
+/// all the time.
+#[test]
+fn writing_asks_for_attributes_no_more_than_it_must() {
+    for (options, most) in [
+        ("passthrough=all", [6, 4, 5, 4]),
+        ("passthrough=read", [7, 5, 6, 5]),
+    ] {
+        let test = "writing_asks_for_attributes_no_more_than_it_must";
+        let Some(case) = Case::with(test, false, options) else {
+            return;
+        };
+        let path = |file| case.place().join(format!("f{file}"));
+        let works: [(&str, &dyn Fn(u64)); 4] = [
+            ("create, write, stat", &|file| {
+                std::fs::write(path(file), "a few bytes\n").unwrap();
+                std::fs::metadata(path(file)).unwrap();
+            }),
+            ("append, stat", &|file| {
+                let mut file_to_append = std::fs::OpenOptions::new();
+                let mut open = file_to_append.append(true).open(path(file)).unwrap();
+                open.write_all(b"more").unwrap();
+                drop(open);
+                std::fs::metadata(path(file)).unwrap();
+            }),
+            ("overwrite, stat twice", &|file| {
+                std::fs::write(path(file), "other bytes\n").unwrap();
+                std::fs::metadata(path(file)).unwrap();
+                std::fs::metadata(path(file)).unwrap();
+            }),
+            ("read and write, stat", &|file| {
+                let mut how = std::fs::OpenOptions::new();
+                let open = how.read(true).write(true).open(path(file)).unwrap();
+                open.write_all_at(b"third", 0).unwrap();
+                drop(open);
+                std::fs::metadata(path(file)).unwrap();
+            }),
+        ];
+        for ((what, work), most) in works.into_iter().zip(most) {
+            let counts = case.mount.during(|| (0..FILES).for_each(work));
+            assert!(total(&counts) >= FILES, "nothing was counted: {counts:?}");
+            let allowed = Allowed {
+                each: ("file", FILES),
+                most,
+                folders: 0,
+                once: 5,
+            };
+            case.at_most(&format!("{options}: {what}"), allowed, &counts);
+        }
+    }
+}
+
+/// `cowl stats`, the socket and the log after SIGUSR1 say the same; the daemon lives on.
+#[test]
+fn what_a_mount_is_asked_for_is_told() {
+    if !can("what_a_mount_is_asked_for_is_told", NEEDS) {
+        return;
+    }
+    let store = Store::new("stats");
+    let source = store.scratch().make("source");
+    std::fs::write(source.join("file"), "one\n").unwrap();
+    store.create("web", &source);
+    store
+        .cowl(["stats", "web"])
+        .fails(1, &["web is not mounted", "cowl mount web"]);
+    let place = store.mount("web");
+    for _ in 0..7 {
+        std::fs::create_dir(place.join("folder")).unwrap();
+        std::fs::remove_dir(place.join("folder")).unwrap();
+    }
+    let held = std::fs::File::open(place.join("file")).unwrap();
+    let told = store.cowl(["stats", "web", "--json"]).ok().json();
+    assert_eq!(told["requests"]["mkdir"], 7, "{told}");
+    assert_eq!(told["requests"]["rmdir"], 7, "{told}");
+    assert_eq!(
+        (&told["open_files"], &told["open_for_write"]),
+        (&1.into(), &0.into()),
+        "{told}"
+    );
+    assert_eq!(told["pid"], store.pid("web"), "{told}");
+    assert!(told["memory"].as_u64().unwrap() > 100 << 10, "{told}");
+    assert!(told["inodes"].as_u64().unwrap() >= 2, "{told}");
+    assert!(told["uptime"].as_f64().unwrap() > 0.0, "{told}");
+    drop(held);
+    let text = store.cowl(["stats", "web"]).ok().out();
+    let row = |line: &str| line.split_whitespace().eq(["mkdir", "7"]);
+    assert!(text.lines().any(row), "{text}");
+
+    let status = store.cowl(["status", "web", "--json"]).ok().json();
+    let log = find(&status, "log").unwrap().as_str().unwrap().to_owned();
+    let pid = store.pid("web").to_string();
+    run("kill", ["-USR1", &pid]).ok();
+    wait_until("the daemon's log", || {
+        std::fs::read_to_string(&log).unwrap().contains(" mkdir 7")
+    });
+    assert_eq!(store.pid("web").to_string(), pid);
+    assert_eq!(std::fs::read(place.join("file")).unwrap(), b"one\n");
+
+    let socket = Path::new(&log).with_file_name("sock");
+    let answer = ask(&socket, "{\"ask\":\"of_tomorrow\"}");
+    assert_eq!(answer["answer"], "failed", "{answer}");
+    assert!(
+        answer["why"]
+            .as_str()
+            .unwrap()
+            .contains("does not know the question \"of_tomorrow\""),
+        "{answer}"
+    );
+    store.cowl(["umount", "web"]).ok();
+}

@@ -1,0 +1,112 @@
+//! Both programs without privilege: in a user namespace of one id, with user.overlay.* marks.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::scratch::Scratch;
+use cowl_tests::{command, programs};
+
+const NEEDS: &[Need] = &[
+    Need::Root,
+    Need::Fuse,
+    Need::Program("unshare"),
+    Need::Program("setpriv"),
+];
+
+/// A folder of nobody's, with both programs in it.
+fn place(test: &str) -> Scratch {
+    let scratch = Scratch::new(test);
+    for program in [programs::cowl(), programs::cowlfs()] {
+        let copy = scratch.join(program.file_name().unwrap());
+        std::fs::copy(program, &copy).unwrap();
+        std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    std::fs::set_permissions(&*scratch, PermissionsExt::from_mode(0o755)).unwrap();
+    command::run("chown", [Path::new("65534:65534"), &scratch]).ok();
+    scratch
+}
+
+/// Runs a script as nobody, who is root in a user namespace and has a /dev/fuse of its own.
+fn as_nobody(scratch: &Scratch, script: &str) -> String {
+    let path = scratch.display();
+    let outer = format!(
+        "set -e; mknod {path}/fuse c 10 229; chmod 666 {path}/fuse; \
+         mount --bind {path}/fuse /dev/fuse; cd {path}; \
+         exec setpriv --reuid=65534 --regid=65534 --clear-groups \
+         unshare -Urm sh -euc '{script}'"
+    );
+    let output = command::run("unshare", ["-m", "sh", "-c", &outer]).ok();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_overlay_in_a_user_namespace() {
+    if !can("the_overlay_in_a_user_namespace", NEEDS) {
+        return;
+    }
+    let scratch = place("userns");
+    let told = as_nobody(
+        &scratch,
+        "mkdir lower upper work mount lower/dir; echo below > lower/file; echo x > lower/gone
+         echo inside > lower/dir/file
+         ./cowlfs -o lowerdir=lower,upperdir=upper,workdir=work mount
+         echo above >> mount/file; rm mount/gone; mv mount/dir mount/moved; mkdir mount/dir
+         ln mount/file mount/alias; chmod 700 mount/moved; ln -s target mount/link
+         cat mount/file mount/moved/file; ls mount mount/dir; stat -c %h mount/alias
+         umount mount
+         ./cowlfs -o lowerdir=upper:lower mount
+         cat mount/alias mount/moved/file; ls mount mount/dir; umount mount
+         cat lower/file; getfattr -n user.overlay.redirect --only-values upper/moved; echo",
+    );
+    let listing = "mount:\nalias\ndir\nfile\nlink\nmoved\n\nmount/dir:\n";
+    assert_eq!(
+        told,
+        format!("below\nabove\ninside\n{listing}2\nbelow\nabove\ninside\n{listing}below\n/dir\n")
+    );
+}
+
+#[test]
+fn the_manager_in_a_user_namespace() {
+    if !can("the_manager_in_a_user_namespace", NEEDS) {
+        return;
+    }
+    let scratch = place("userns-cowl");
+    let told = as_nobody(
+        &scratch,
+        "mkdir source; echo one > source/file; export COWL_STORE=$PWD/store
+         ./cowl create web --from source; M=$(./cowl mount web)
+         echo two > $M/new; ./cowl snapshot web -m before; rm $M/file; echo three > $M/new
+         ./cowl diff web; ./cowl restore web snap0 2> /dev/null; cat $M/file $M/new
+         ./cowl export web - | tar t; ./cowl umount web; ./cowl destroy web --yes",
+    );
+    assert_eq!(
+        told,
+        "snap0\nD /file\nM /new\none\ntwo\n./\n./file\n./new\n"
+    );
+}
+
+/// A plain user's run-time files lie in the store, and elsewhere only while its disk is full.
+#[test]
+fn on_a_full_disk_run_time_files_lie_in_the_runtime_directory() {
+    if !can("on_a_full_disk_run_time_files_lie_elsewhere", NEEDS) {
+        return;
+    }
+    let scratch = place("userns-full");
+    // An unmounted daemon removes its lock a moment later.
+    let told = as_nobody(
+        &scratch,
+        "mkdir disk xdg source; chmod 700 xdg; mount -t tmpfs -o size=8m tmpfs disk
+         echo one > source/file; echo two > source/other
+         export COWL_STORE=$PWD/disk/store XDG_RUNTIME_DIR=$PWD/xdg
+         ./cowl create web --from source; M=$(./cowl mount web); ls disk/store/run/*/sock | wc -l
+         ls xdg; touch $M/new; ./cowl umount web; rm -r disk/store/run/* disk/store/reserve
+         for size in 64k 4k 1; do dd if=/dev/zero of=disk/fill$size bs=$size || true; done 2> /dev/null
+         M=$(./cowl mount web); cat $M/file; rm $M/file; ls $M
+         ls xdg/cowl/*/*/sock | wc -l; ls disk/store/run
+         ./cowl umount web; ls xdg/cowl/*/*-* | grep -v lock; rm disk/fill*
+         M=$(./cowl mount web); ls $M; ./cowl umount web",
+    );
+    let seen = "new\nother\n";
+    assert_eq!(told, format!("1\none\n{seen}1\nlog\nsock\n{seen}"));
+}

@@ -1,0 +1,11 @@
+//! The power of a disk goes under a mount or a store.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+mod mount;
+mod store;

@@ -1,0 +1,168 @@
+//! A power cut leaves no empty, half or mixed file over a good lower one, no rename half done, and all
+//! that was synced. `cargo xtask power-cut N` makes more cuts than the tests of every change.
+
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use cowl_tests::command;
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::mount::Overlay;
+use cowl_tests::power_cut::judge::{Findings, cut_often};
+use cowl_tests::power_cut::work::{self, Base};
+use cowl_tests::scratch::Scratch;
+
+/// A cut can be made at any of some thousand moments of a run. There are two runs at least.
+fn cuts_a_run(cuts: u64) -> u64 {
+    (cuts / 2).clamp(1, 50)
+}
+
+fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |text| text.parse().unwrap())
+}
+
+/// Makes `cuts` cuts, some in a run.
+fn cuts(base: &Base, cuts: u64, durable: bool) -> Findings {
+    let subjects = usize::try_from(number("COWL_SUBJECTS", 200)).unwrap();
+    let first = number("COWL_SEED", 1);
+    let mut all = Findings::default();
+    let most = cuts_a_run(cuts);
+    let mut start = 0;
+    while start < cuts {
+        let scratch = Scratch::new_in(Path::new("/dev/shm"), "power-cut");
+        let before = scratch.join("before.image");
+        let seed = first + start / most;
+        let (past, log) = work::run(&scratch, base, seed, subjects, &before);
+        let now = most.min(cuts - start);
+        start += now;
+        let found = cut_often(&scratch, base, (&past, &log), &before, (now, seed, durable));
+        eprintln!(
+            "seed {seed}: {} requests of the disk, {now} cuts, {} with losses",
+            log.len(),
+            found.bad_cuts
+        );
+        all.bad_cuts += found.bad_cuts;
+        all.lines.extend(found.lines);
+    }
+    all
+}
+
+fn possible(test: &str, kind: &'static str, make: &'static str) -> bool {
+    let needs = [
+        Need::Root,
+        Need::Fuse,
+        Need::Filesystem(kind),
+        Need::Program(make),
+        Need::Program("losetup"),
+    ];
+    can(test, &needs)
+}
+
+fn base(kind: &str) -> Base {
+    let text = |variable: &str| std::env::var(variable).unwrap_or_default();
+    let options = text("COWL_BASE_OPTIONS");
+    Base {
+        kind: kind.to_owned(),
+        options: if options.is_empty() {
+            "relatime".to_owned()
+        } else {
+            options
+        },
+        mkfs: text("COWL_MKFS"),
+        overlay: text("COWL_OPTIONS"),
+    }
+}
+
+fn nothing_is_lost(kind: &str) {
+    let made = number("COWL_CUTS", 10);
+    let found = cuts(&base(kind), made, true);
+    assert!(
+        found.lines.is_empty(),
+        "{} of {made} cuts lost something:\n{}",
+        found.bad_cuts,
+        found.lines.join("\n")
+    );
+}
+
+#[test]
+fn a_cut_loses_nothing_on_ext4() {
+    if possible("a_cut_loses_nothing_on_ext4", "ext4", "mkfs.ext4") {
+        nothing_is_lost("ext4");
+    }
+}
+
+#[test]
+fn a_cut_loses_nothing_on_xfs() {
+    if possible("a_cut_loses_nothing_on_xfs", "xfs", "mkfs.xfs") {
+        nothing_is_lost("xfs");
+    }
+}
+
+#[test]
+fn a_cut_loses_nothing_on_btrfs() {
+    if possible("a_cut_loses_nothing_on_btrfs", "btrfs", "mkfs.btrfs") {
+        nothing_is_lost("btrfs");
+    }
+}
+
+/// fdatasync(2) of what overwrote a part of a lower file: the name leads to it from then on. The rename of the
+/// copy-up is nothing that ext4 commits for an fdatasync.
+#[test]
+fn what_fdatasync_wrote_has_its_name() {
+    if !possible("what_fdatasync_wrote_has_its_name", "ext4", "mkfs.ext4") {
+        return;
+    }
+    let scratch = Scratch::new_in(Path::new("/dev/shm"), "fdatasync");
+    let image = scratch.join("image");
+    let (place, after) = (scratch.make("base"), scratch.make("after"));
+    std::fs::File::create(&image)
+        .unwrap()
+        .set_len(64 << 20)
+        .unwrap();
+    let name = image.to_str().unwrap();
+    command::run("mkfs.ext4", ["-qF", name]).ok();
+    // No commit but those that are asked for.
+    let rare = Base {
+        options: "loop,commit=600".to_owned(),
+        ..base("ext4")
+    };
+    work::mount(&rare, name, &place);
+    for folder in ["lower", "upper", "work"] {
+        std::fs::create_dir(place.join(folder)).unwrap();
+    }
+    std::fs::write(place.join("lower/file"), [b'a'; 10_000]).unwrap();
+    command::run("sync", [Path::new("-f"), &place]).ok();
+    let overlay = Overlay::cowlfs(&work::stack(&place), &scratch.make("mount"), "");
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(overlay.path().join("file"))
+        .unwrap();
+    file.write_all_at(b"!", 5000).unwrap();
+    file.sync_data().unwrap();
+    // The power cut: the loop device has no cache of its own.
+    let cut = scratch.join("cut");
+    std::fs::copy(&image, &cut).unwrap();
+    drop(file);
+    overlay.unmount();
+    cowl_tests::mount::unmount_free(&place);
+    work::mount(&rare, cut.to_str().unwrap(), &after);
+    let found = std::fs::read(after.join("upper/file")).unwrap();
+    assert_eq!(
+        (found.len(), found[4999], found[5000]),
+        (10_000, b'a', b'!')
+    );
+    cowl_tests::mount::unmount_free(&after);
+}
+
+/// The other tests see losses where there are some.
+#[test]
+fn without_syncs_cuts_are_seen_to_lose() {
+    if !possible("without_syncs_cuts_are_seen_to_lose", "ext4", "mkfs.ext4") {
+        return;
+    }
+    let mut careless = base("ext4");
+    careless.overlay = "volatile".to_owned();
+    let made = number("COWL_CUTS", 10);
+    let found = cuts(&careless, made, false);
+    eprintln!("volatile: {} of {made} cuts lost something", found.bad_cuts);
+    assert!(found.bad_cuts > 0);
+}
