@@ -29,7 +29,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .run()?;
     let mut tests = Run::cargo()?
         .args(["test", "-p", "cowl-tests", "--locked"])
-        .args(["--test", "differential", "--", "--nocapture"])
+        .args(["--test", "mount", "--", "--nocapture", "differential::"])
         .env("COWL_SEEDS", options.seeds.to_string())
         .env("COWL_FIRST", options.first.to_string())
         .env("COWL_JOBS", options.jobs.to_string())

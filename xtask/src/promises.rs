@@ -18,11 +18,12 @@ pub(crate) fn check(root: &Path) -> Result<Vec<String>> {
         let mut count = 0;
         for (file, test) in named(&text) {
             count += 1;
-            let path = home(file);
-            // A file that is not there has no test either.
-            let code = std::fs::read_to_string(root.join(&path)).unwrap_or_default();
-            if let Some(why) = lacks(&code, test) {
-                problems.push(format!("{page}: {test} in {}: {why}", path.display()));
+            let why = match home(root, file)? {
+                Some(path) => lacks(&std::fs::read_to_string(path)?, test),
+                None => Some("there is no such file, or more than one"),
+            };
+            if let Some(why) = why {
+                problems.push(format!("{page}: {file}::{test}: {why}"));
             }
         }
         if count == 0 {
@@ -39,15 +40,30 @@ fn named(page: &str) -> impl Iterator<Item = (&str, &str)> {
         .filter_map(|word| word.split_once("::"))
 }
 
-/// Where a file of tests lies: the crate's own tests, tests beside the code, or the end-to-end tests.
-fn home(file: &str) -> PathBuf {
-    match file.split_once('/') {
-        Some((_, below)) if below.starts_with("src/") => PathBuf::from(format!("{file}.rs")),
-        Some((folder @ ("fs" | "snap-cli"), name)) => {
-            PathBuf::from(format!("{folder}/tests/{name}.rs"))
+/// The file that a table calls `file`: `fs/src/...` or `snap-cli/src/...` for tests beside the code, `fs/NAME` or
+/// `snap-cli/NAME` for the crate's own tests, `NAME` for an end-to-end test. `AREA/NAME` says in which area, where
+/// several have a file of that name.
+fn home(root: &Path, file: &str) -> Result<Option<PathBuf>> {
+    let (folder, name) = match file.split_once('/') {
+        Some((_, below)) if below.starts_with("src/") => {
+            return Ok(Some(root.join(format!("{file}.rs"))).filter(|path| path.exists()));
         }
-        _ => PathBuf::from(format!("tests/tests/{file}.rs")),
+        Some((folder @ ("fs" | "snap-cli"), name)) => (folder, name),
+        _ => ("tests", file),
+    };
+    let tests = root.join(folder).join("tests");
+    let mut found = Vec::new();
+    for area in std::fs::read_dir(&tests)? {
+        let path = match name.split_once('/') {
+            Some(_) => tests.join(format!("{name}.rs")),
+            None => area?.path().join(format!("{name}.rs")),
+        };
+        if path.exists() && !found.contains(&path) {
+            found.push(path);
+        }
     }
+    let only = found.pop();
+    Ok(only.filter(|_| found.is_empty()))
 }
 
 /// Why a file's text does not hold the test `name`, if it does not.
@@ -80,11 +96,24 @@ mod tests {
         let page = "`x::y`\n| a | `fs/names::one` `open::two` `word` |\n";
         let found: Vec<_> = named(page).collect();
         assert_eq!(found, [("fs/names", "one"), ("open", "two")]);
-        assert_eq!(home("fs/names"), Path::new("fs/tests/names.rs"));
-        assert_eq!(home("snap-cli/meta"), Path::new("snap-cli/tests/meta.rs"));
-        assert_eq!(home("open"), Path::new("tests/tests/open.rs"));
-        let beside = "snap-cli/src/store/lock";
-        assert_eq!(home(beside), Path::new("snap-cli/src/store/lock.rs"));
+    }
+
+    #[test]
+    fn a_file_is_found_in_its_area() {
+        let root = crate::run::root().unwrap();
+        for (file, path) in [
+            ("fs/names", "fs/tests/overlay/names.rs"),
+            ("snap-cli/meta", "snap-cli/tests/commands/meta.rs"),
+            ("snap-cli/crash/undo", "snap-cli/tests/crash/undo.rs"),
+            ("locks", "tests/tests/mount/locks.rs"),
+            ("lxc/adopt", "tests/tests/lxc/adopt.rs"),
+            ("snap-cli/src/store/lock", "snap-cli/src/store/lock.rs"),
+        ] {
+            assert_eq!(home(&root, file).unwrap(), Some(root.join(path)), "{file}");
+        }
+        // Two areas have one.
+        assert_eq!(home(&root, "snap-cli/undo").unwrap(), None);
+        assert_eq!(home(&root, "nothing").unwrap(), None);
     }
 
     #[test]
