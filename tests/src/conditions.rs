@@ -66,21 +66,32 @@ fn lacks_filesystem(name: &str) -> Option<String> {
     Some(format!("the kernel has no {name}"))
 }
 
-/// True when all of `needs` are met; else notes that `test` was skipped, and why.
+/// True when all of `needs` are met; else notes that the calling test was skipped, and why.
 #[must_use]
-pub fn can(test: &str, needs: &[Need]) -> bool {
+pub fn can(needs: &[Need]) -> bool {
     match needs.iter().find_map(|need| need.missing()) {
         None => true,
         Some(reason) => {
-            skipped(test, &reason);
+            skipped(&reason);
             false
         }
     }
 }
 
-/// Notes that `test` was skipped.
-pub fn skipped(test: &str, reason: &str) {
-    let line = format!("SKIP {test}: {}", reason.replace('\n', " "));
+/// The name of the test that runs on this thread, with the modules that it is in.
+#[must_use]
+pub fn test_name() -> String {
+    let thread = std::thread::current();
+    // With one thread for all tests it is the main thread, which bears another name.
+    match thread.name() {
+        Some(name) if name != "main" => name.to_owned(),
+        _ => "a test".to_owned(),
+    }
+}
+
+/// Notes that the calling test was skipped.
+pub fn skipped(reason: &str) {
+    let line = format!("SKIP {}: {}", test_name(), reason.replace('\n', " "));
     eprintln!("{line}");
     if let Some(log) = std::env::var_os("COWL_SKIP_LOG") {
         let mut file = std::fs::OpenOptions::new()

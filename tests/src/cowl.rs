@@ -20,8 +20,8 @@ pub struct Store {
 impl Store {
     /// A store that does not exist yet: the first command makes it.
     #[must_use]
-    pub fn new(test: &str) -> Store {
-        Store::in_scratch(Scratch::new(test))
+    pub fn for_test() -> Store {
+        Store::in_scratch(Scratch::for_test())
     }
 
     /// The same, in a folder that there is.
@@ -33,8 +33,8 @@ impl Store {
 
     /// The same on a file system that `make` mounts at a name in the test's folder.
     #[must_use]
-    pub fn on(test: &str, make: impl FnOnce(&Scratch, &str) -> PathBuf) -> Store {
-        let scratch = Scratch::new(test);
+    pub fn on(make: impl FnOnce(&Scratch, &str) -> PathBuf) -> Store {
+        let scratch = Scratch::for_test();
         let path = make(&scratch, "own").join("store");
         Store { scratch, path }
     }

@@ -37,9 +37,9 @@ static ALONE: Mutex<()> = Mutex::new(());
 impl Lxc {
     /// Both empty.
     #[must_use]
-    pub fn new(test: &str) -> Lxc {
+    pub fn for_test() -> Lxc {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let store = Store::new(test);
+        let store = Store::for_test();
         let path = store.scratch().make("lxc");
         Lxc {
             store,

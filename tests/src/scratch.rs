@@ -12,6 +12,14 @@ pub struct Scratch {
 }
 
 impl Scratch {
+    /// Makes one for the calling test, with its name.
+    #[must_use]
+    pub fn for_test() -> Scratch {
+        let test = crate::conditions::test_name();
+        let (_, name) = test.rsplit_once("::").unwrap_or(("", &test));
+        Scratch::new(&name.replace(' ', "-"))
+    }
+
     /// Makes one below `COWL_TEST_DIR`, `/var/tmp` when that is not set.
     #[must_use]
     pub fn new(test: &str) -> Scratch {

@@ -113,11 +113,11 @@ pub fn exercise(scratch: &Scratch, what: &str, stack: Stack, plain: PathBuf, see
 
 /// Whether the machine can mount layers, with what is needed `more`.
 #[must_use]
-pub fn ready(test: &str, more: &[Vec<Need>]) -> bool {
+pub fn ready(more: &[Vec<Need>]) -> bool {
     let needs = [&[Need::Root, Need::Fuse][..], &more.concat()].concat();
     // Modes of what is made are compared.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    can(test, &needs)
+    can(&needs)
 }
 
 /// Mounts, works, compares, mounts anew, compares; leaves nothing mounted. The base can be unmounted

@@ -120,10 +120,7 @@ fn a_program_of_lxc_is_not_replaced() {
 
 #[test]
 fn systemd_takes_the_units() {
-    if !can(
-        "systemd_takes_the_units",
-        &[Need::Program("systemd-analyze")],
-    ) {
+    if !can(&[Need::Program("systemd-analyze")]) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();

@@ -46,7 +46,8 @@ fn named(page: &str) -> impl Iterator<Item = (&str, &str)> {
 fn home(root: &Path, file: &str) -> Result<Option<PathBuf>> {
     let (folder, name) = match file.split_once('/') {
         Some((_, below)) if below.starts_with("src/") => {
-            return Ok(Some(root.join(format!("{file}.rs"))).filter(|path| path.exists()));
+            let path = root.join(format!("{file}.rs"));
+            return Ok(path.try_exists()?.then_some(path));
         }
         Some((folder @ ("fs" | "snap-cli"), name)) => (folder, name),
         _ => ("tests", file),
@@ -58,7 +59,7 @@ fn home(root: &Path, file: &str) -> Result<Option<PathBuf>> {
             Some(_) => tests.join(format!("{name}.rs")),
             None => area?.path().join(format!("{name}.rs")),
         };
-        if path.exists() && !found.contains(&path) {
+        if path.try_exists()? && !found.contains(&path) {
             found.push(path);
         }
     }

@@ -181,7 +181,7 @@ fn no_marks(tree: &Path) {
 
 #[test]
 fn what_the_kernel_wrote_flattens_to_the_same_tree() {
-    if !is_root("what_the_kernel_wrote_flattens_to_the_same_tree") {
+    if !is_root() {
         return;
     }
     let mut stack = Stack::new();
@@ -317,7 +317,7 @@ pub(crate) fn random_stack(seed: u64) -> Stack {
 
 #[test]
 fn random_stacks_of_the_kernel_flatten_to_the_same_tree() {
-    if !is_root("random_stacks_of_the_kernel_flatten_to_the_same_tree") {
+    if !is_root() {
         return;
     }
     for seed in seeds() {
@@ -329,7 +329,7 @@ fn random_stacks_of_the_kernel_flatten_to_the_same_tree() {
 
 #[test]
 fn marks_by_hand_and_kinds_that_meet() {
-    if !is_root("marks_by_hand_and_kinds_that_meet") {
+    if !is_root() {
         return;
     }
     let mut stack = Stack::new();

@@ -12,13 +12,9 @@ use cowl_fs::sys::stat::{FileKind, Time};
 use cowl_fs::sys::{dir, node, xattr};
 use std::os::fd::AsFd as _;
 
-/// Whether the test may make devices and set owners. Says so, loudly, when not.
-pub(crate) fn is_root(test: &str) -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        eprintln!("SKIPPED: {test} needs root");
-    }
-    root
+/// Whether the calling test may make devices and set owners; else it is noted as skipped.
+pub(crate) fn is_root() -> bool {
+    cowl_tests::conditions::can(&[cowl_tests::conditions::Need::Root])
 }
 
 fn path_of(bytes: &[u8]) -> PathBuf {

@@ -4,21 +4,21 @@ use crate::world::{at_every_call, at_every_call_after, can};
 
 #[test]
 fn flatten_base() {
-    if can("crash_archive::flatten_base", false) {
+    if can(false) {
         at_every_call(false, &["flatten", "web", "--base"], &["web"]);
     }
 }
 
 #[test]
 fn mounted_flatten_base() {
-    if can("crash_archive::mounted_flatten_base", true) {
+    if can(true) {
         at_every_call(true, &["flatten", "web", "--base"], &["web"]);
     }
 }
 
 #[test]
 fn flatten_depth() {
-    if can("crash_archive::flatten_depth", false) {
+    if can(false) {
         at_every_call(false, &["flatten", "web", "--depth", "4"], &["web"]);
     }
 }
@@ -26,7 +26,7 @@ fn flatten_depth() {
 /// The merge comes after the snapshot is there, and with it or without it all is well.
 #[test]
 fn snapshot_of_a_stack_that_is_too_deep() {
-    if can("crash_archive::snapshot_of_a_stack_that_is_too_deep", false) {
+    if can(false) {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("config.toml");
         std::fs::write(&file, "depth_limit = 5\n").unwrap();
@@ -37,14 +37,14 @@ fn snapshot_of_a_stack_that_is_too_deep() {
 
 #[test]
 fn export() {
-    if can("crash_archive::export", false) {
+    if can(false) {
         at_every_call(false, &["export", "web", "--with-snapshots", "-"], &["web"]);
     }
 }
 
 #[test]
 fn import() {
-    if can("crash_archive::import", false) {
+    if can(false) {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("whole.tar");
         let file = file.to_str().unwrap();

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use cowl::delta::digest_dir;
+use cowl_tests::conditions::{Need, can};
 
 const COWL: &str = env!("CARGO_BIN_EXE_cowl");
 const CALLS: &str = "mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,rmdir,fsync,syncfs,\
@@ -15,24 +16,6 @@ const CALLS: &str = "mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,rmd
 /// A folder of LXC containers with c1 and its snapshot snap0, and a name for cowl under which it is LXC's.
 struct World {
     dir: tempfile::TempDir,
-}
-
-fn can(test: &str) -> bool {
-    let strace = Command::new("strace").arg("-V").output();
-    if strace.is_ok() && rustix::process::geteuid().is_root() {
-        return true;
-    }
-    eprintln!("SKIP {test}: needs root and strace");
-    if let Some(log) = std::env::var_os("COWL_SKIP_LOG") {
-        use std::io::Write;
-        let mut file = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(log)
-            .unwrap();
-        writeln!(file, "SKIP {test}: needs root and strace").unwrap();
-    }
-    false
 }
 
 impl World {
@@ -203,7 +186,7 @@ fn content(world: &World, rootfs: &str) -> String {
 
 #[test]
 fn going_back_to_lxcs_snapshot() {
-    if !can("going_back_to_lxcs_snapshot") {
+    if !can(&[Need::Root, Need::Program("strace")]) {
         return;
     }
     at_every_call(false, &["-n", "c1", "-r", "snap0"], |world, what| {
@@ -227,7 +210,7 @@ fn going_back_to_lxcs_snapshot() {
 
 #[test]
 fn a_new_container_of_lxcs_snapshot() {
-    if !can("a_new_container_of_lxcs_snapshot") {
+    if !can(&[Need::Root, Need::Program("strace")]) {
         return;
     }
     at_every_call(false, &["-n", "c1", "-r", "snap0", "c2"], |world, what| {
@@ -246,7 +229,7 @@ fn a_new_container_of_lxcs_snapshot() {
 
 #[test]
 fn removing_lxcs_snapshot() {
-    if !can("removing_lxcs_snapshot") {
+    if !can(&[Need::Root, Need::Program("strace")]) {
         return;
     }
     at_every_call(false, &["-n", "c1", "-d", "snap0"], |world, what| {
@@ -266,7 +249,7 @@ fn removing_lxcs_snapshot() {
 
 #[test]
 fn the_first_snapshot_has_cowl_keep_the_container() {
-    if !can("the_first_snapshot_has_cowl_keep_the_container") {
+    if !can(&[Need::Root, Need::Program("strace")]) {
         return;
     }
     at_every_call(false, &["-n", "c1"], |world, what| {
@@ -301,7 +284,7 @@ fn the_first_snapshot_has_cowl_keep_the_container() {
 
 #[test]
 fn going_back_takes_lxcs_snapshot_in() {
-    if !can("going_back_takes_lxcs_snapshot_in") {
+    if !can(&[Need::Root, Need::Program("strace")]) {
         return;
     }
     at_every_call(true, &["-n", "c1", "-r", "snap0"], |world, what| {

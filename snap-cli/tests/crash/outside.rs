@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use cowl::store::{Session, Store};
 use cowl_fs::view::{DirNode, Found, View};
+use cowl_tests::conditions::{Need, can};
 
 const COWL: &str = env!("CARGO_BIN_EXE_cowl");
 
@@ -267,13 +268,8 @@ fn files_below(dir: &Path, files: &mut BTreeMap<String, String>) {
     }
 }
 
-fn at_every_call(test: &str, story: &Story) {
-    let strace = Command::new("strace")
-        .arg("-V")
-        .stdout(Stdio::null())
-        .status();
-    if strace.is_err() || !rustix::process::geteuid().is_root() {
-        eprintln!("SKIP {test}: no strace, or not root");
+fn at_every_call(story: &Story) {
+    if !can(&[Need::Root, Need::Program("strace")]) {
         return;
     }
     let (calls, after) = {
@@ -312,83 +308,62 @@ fn at_every_call(test: &str, story: &Story) {
 
 #[test]
 fn adopt() {
-    at_every_call(
-        "crash_outside::adopt",
-        &Story {
-            before: &[],
-            command: ADOPT,
-        },
-    );
+    at_every_call(&Story {
+        before: &[],
+        command: ADOPT,
+    });
 }
 
 #[test]
 fn release_what_moves_back() {
-    at_every_call(
-        "crash_outside::release_what_moves_back",
-        &Story {
-            before: &[ADOPT],
-            command: &["release", "c1"],
-        },
-    );
+    at_every_call(&Story {
+        before: &[ADOPT],
+        command: &["release", "c1"],
+    });
 }
 
 #[test]
 fn release_what_was_written_to() {
-    at_every_call(
-        "crash_outside::release_what_was_written_to",
-        &Story {
-            before: &[
-                ADOPT,
-                &["write", "new", "text"],
-                &["snapshot", "c1"],
-                &["write", "newer", "text"],
-            ],
-            command: &["release", "c1", "--yes"],
-        },
-    );
+    at_every_call(&Story {
+        before: &[
+            ADOPT,
+            &["write", "new", "text"],
+            &["snapshot", "c1"],
+            &["write", "newer", "text"],
+        ],
+        command: &["release", "c1", "--yes"],
+    });
 }
 
 #[test]
 fn clone() {
-    at_every_call(
-        "crash_outside::clone",
-        &Story {
-            before: &[ADOPT, &["write", "new", "text"], &["snapshot", "c1"]],
-            command: &["clone", "c1@snap0", "c2"],
-        },
-    );
+    at_every_call(&Story {
+        before: &[ADOPT, &["write", "new", "text"], &["snapshot", "c1"]],
+        command: &["clone", "c1@snap0", "c2"],
+    });
 }
 
 #[test]
 fn restore_with_the_config() {
-    at_every_call(
-        "crash_outside::restore_with_the_config",
-        &Story {
-            before: &[
-                ADOPT,
-                &["write", "new", "text"],
-                &["snapshot", "c1"],
-                &["write", "newer", "text"],
-            ],
-            command: &["restore", "c1", "snap0", "--with-config"],
-        },
-    );
+    at_every_call(&Story {
+        before: &[
+            ADOPT,
+            &["write", "new", "text"],
+            &["snapshot", "c1"],
+            &["write", "newer", "text"],
+        ],
+        command: &["restore", "c1", "snap0", "--with-config"],
+    });
 }
 
 #[test]
 fn destroy_and_undelete() {
-    at_every_call(
-        "crash_outside::destroy",
-        &Story {
-            before: &[ADOPT, &["snapshot", "c1"]],
-            command: &["destroy", "c1", "--yes"],
-        },
-    );
-    at_every_call(
-        "crash_outside::undelete",
-        &Story {
-            before: &[ADOPT, &["snapshot", "c1"], &["destroy", "c1", "--yes"]],
-            command: &["undelete", "c1"],
-        },
-    );
+    at_every_call(&Story {
+        before: &[ADOPT, &["snapshot", "c1"]],
+        command: &["destroy", "c1", "--yes"],
+    });
+    at_every_call(&Story {
+        before: &[ADOPT, &["snapshot", "c1"], &["destroy", "c1", "--yes"]],
+        command: &["undelete", "c1"],
+    });
 }

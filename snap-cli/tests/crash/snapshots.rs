@@ -6,28 +6,28 @@ use crate::world::{at_every_call, can};
 
 #[test]
 fn snapshot() {
-    if can("crash::snapshot", false) {
+    if can(false) {
         at_every_call(false, &["snapshot", "web", "-m", "x"], &["web"]);
     }
 }
 
 #[test]
 fn snapshot_that_is_durable() {
-    if can("crash::snapshot_that_is_durable", false) {
+    if can(false) {
         at_every_call(false, &["snapshot", "web", "--sync"], &["web"]);
     }
 }
 
 #[test]
 fn restore() {
-    if can("crash::restore", false) {
+    if can(false) {
         at_every_call(false, &["restore", "web", "snap0"], &["web"]);
     }
 }
 
 #[test]
 fn clone() {
-    if can("crash::clone", false) {
+    if can(false) {
         at_every_call(false, &["clone", "web", "web2"], &["web", "web2"]);
         at_every_call(false, &["clone", "web@snap1", "web2"], &["web", "web2"]);
     }
@@ -35,35 +35,35 @@ fn clone() {
 
 #[test]
 fn flatten() {
-    if can("crash::flatten", false) {
+    if can(false) {
         at_every_call(false, &["flatten", "web"], &["web"]);
     }
 }
 
 #[test]
 fn destroy() {
-    if can("crash::destroy", false) {
+    if can(false) {
         at_every_call(false, &["destroy", "web", "--yes"], &["web"]);
     }
 }
 
 #[test]
 fn mounted_snapshot() {
-    if can("crash::mounted_snapshot", true) {
+    if can(true) {
         at_every_call(true, &["snapshot", "web"], &["web"]);
     }
 }
 
 #[test]
 fn mounted_restore() {
-    if can("crash::mounted_restore", true) {
+    if can(true) {
         at_every_call(true, &["restore", "web", "snap1"], &["web"]);
     }
 }
 
 #[test]
 fn mounted_flatten() {
-    if can("crash::mounted_flatten", true) {
+    if can(true) {
         at_every_call(true, &["flatten", "web", "snap0..snap2"], &["web"]);
     }
 }

@@ -4,7 +4,7 @@ use crate::world::{at_every_call, at_every_call_after, at_every_call_path_by_pat
 
 #[test]
 fn restore_undo() {
-    if can("crash_undo::restore_undo", false) {
+    if can(false) {
         let restored: &[&[&str]] = &[&["restore", "web", "snap0"]];
         at_every_call_after(restored, false, &["restore", "web", "--undo"], &["web"]);
     }
@@ -12,7 +12,7 @@ fn restore_undo() {
 
 #[test]
 fn mounted_restore_undo() {
-    if can("crash_undo::mounted_restore_undo", true) {
+    if can(true) {
         let restored: &[&[&str]] = &[&["restore", "web", "snap0"]];
         at_every_call_after(restored, true, &["restore", "web", "--undo"], &["web"]);
     }
@@ -20,10 +20,7 @@ fn mounted_restore_undo() {
 
 #[test]
 fn restore_of_a_state_that_a_snapshot_holds() {
-    if can(
-        "crash_undo::restore_of_a_state_that_a_snapshot_holds",
-        false,
-    ) {
+    if can(false) {
         let taken: &[&[&str]] = &[&["snapshot", "web"]];
         at_every_call_after(taken, false, &["restore", "web", "snap1"], &["web"]);
     }
@@ -31,7 +28,7 @@ fn restore_of_a_state_that_a_snapshot_holds() {
 
 #[test]
 fn copied_container() {
-    if can("crash_undo::copied_container", false) {
+    if can(false) {
         let copy = ["restore", "web", "snap0", "new", "--copy"];
         at_every_call(false, &copy, &["web", "new"]);
     }
@@ -39,14 +36,14 @@ fn copied_container() {
 
 #[test]
 fn undo() {
-    if can("crash_undo::undo", false) {
+    if can(false) {
         at_every_call(false, &["undo", "web", "snap0"], &["web"]);
     }
 }
 
 #[test]
 fn restore_of_paths() {
-    if can("crash_undo::restore_of_paths", false) {
+    if can(false) {
         // The whole folder: its time is put back too, and the same every time.
         let folder = ["restore", "web", "snap0", "--delete", "--", "etc"];
         at_every_call(false, &folder, &["web"]);
@@ -55,14 +52,14 @@ fn restore_of_paths() {
 
 #[test]
 fn mounted_undo() {
-    if can("crash_undo::mounted_undo", true) {
+    if can(true) {
         at_every_call_path_by_path(&["undo", "web", "snap0"]);
     }
 }
 
 #[test]
 fn mounted_restore_of_paths() {
-    if can("crash_undo::mounted_restore_of_paths", true) {
+    if can(true) {
         at_every_call_path_by_path(&["restore", "web", "snap0", "--", "etc"]);
     }
 }

@@ -4,28 +4,28 @@ use crate::world::{at_every_call, at_every_call_after, can};
 
 #[test]
 fn rm() {
-    if can("crash_upkeep::rm", false) {
+    if can(false) {
         at_every_call(false, &["rm", "web", "snap0", "snap2"], &["web"]);
     }
 }
 
 #[test]
 fn mounted_rm() {
-    if can("crash_upkeep::mounted_rm", true) {
+    if can(true) {
         at_every_call(true, &["rm", "web", "--all", "--yes"], &["web"]);
     }
 }
 
 #[test]
 fn destroy_for_good() {
-    if can("crash_upkeep::destroy_for_good", false) {
+    if can(false) {
         at_every_call(false, &["destroy", "web", "--yes", "--now"], &["web"]);
     }
 }
 
 #[test]
 fn undelete() {
-    if can("crash_upkeep::undelete", false) {
+    if can(false) {
         let destroy: &[&str] = &["destroy", "web", "--yes"];
         at_every_call_after(&[destroy], false, &["undelete", "web"], &["web"]);
         at_every_call_after(
@@ -39,7 +39,7 @@ fn undelete() {
 
 #[test]
 fn gc() {
-    if can("crash_upkeep::gc", false) {
+    if can(false) {
         let prepare: &[&[&str]] = &[
             &["clone", "web@snap1", "stays"],
             &["destroy", "web", "--yes"],
@@ -50,7 +50,7 @@ fn gc() {
 
 #[test]
 fn prune() {
-    if can("crash_upkeep::prune", false) {
+    if can(false) {
         let args = ["prune", "web", "--keep-last", "1", "--manual"];
         at_every_call(false, &args, &["web"]);
         let save = ["prune", "web", "--keep-daily", "7", "--save"];
@@ -60,14 +60,14 @@ fn prune() {
 
 #[test]
 fn rename() {
-    if can("crash_upkeep::rename", false) {
+    if can(false) {
         at_every_call(false, &["rename", "web", "www"], &["web", "www"]);
     }
 }
 
 #[test]
 fn mounted_prune() {
-    if can("crash_upkeep::mounted_prune", true) {
+    if can(true) {
         let args = ["prune", "web", "--keep-last", "1", "--manual"];
         at_every_call(true, &args, &["web"]);
     }

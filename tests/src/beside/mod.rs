@@ -46,15 +46,15 @@ impl Beside {
     /// Makes both; the script `build` fills them.
     #[track_caller]
     #[must_use]
-    pub fn new(test: &str, content: Content, build: &str) -> Beside {
-        Beside::with(test, content, build, "")
+    pub fn new(content: Content, build: &str) -> Beside {
+        Beside::with(content, build, "")
     }
 
     /// Like [`Beside::new`], with more options for the mount.
     #[track_caller]
     #[must_use]
-    pub fn with(test: &str, content: Content, build: &str, options: &str) -> Beside {
-        let scratch = Scratch::new(test);
+    pub fn with(content: Content, build: &str, options: &str) -> Beside {
+        let scratch = Scratch::for_test();
         // Other users go through it.
         open_to_all(&scratch);
         let plain = scratch.make("plain");
@@ -118,25 +118,25 @@ impl Beside {
 /// Runs `script` over the content that `build` makes, in a mount where it lies in a lower layer, in one
 /// where it lies in the upper, and in a plain folder: all must say the same.
 #[track_caller]
-pub fn beside(test: &str, build: &str, script: &str) {
+pub fn beside(build: &str, script: &str) {
     for content in [Content::Lower, Content::Upper] {
-        over(test, content, build, script);
+        over(content, build, script);
     }
 }
 
 /// The same with the content in a lower layer alone: for what is about copying up.
 #[track_caller]
-pub fn beside_lower(test: &str, build: &str, script: &str) {
-    over(test, Content::Lower, build, script);
+pub fn beside_lower(build: &str, script: &str) {
+    over(Content::Lower, build, script);
 }
 
 #[track_caller]
-fn over(test: &str, content: Content, build: &str, script: &str) {
-    if !can(test, &NEEDS) {
+fn over(content: Content, build: &str, script: &str) {
+    if !can(&NEEDS) {
         return;
     }
     eprintln!("content in the {content:?} layer");
-    let beside = Beside::new(test, content, build);
+    let beside = Beside::new(content, build);
     beside.same(script);
     beside.mount.unmount();
 }

@@ -17,8 +17,8 @@ use cowl_tests::tree::{self, Compare, Tree};
 const NEEDS: [Need; 2] = [Need::Root, Need::Fuse];
 
 /// A store with the container `web`, unmounted, with the snapshot snap0 and a change after it.
-fn store(test: &str) -> Store {
-    let store = Store::new(test);
+fn store() -> Store {
+    let store = Store::for_test();
     let base = store.scratch().make("base");
     sh_in(
         &base,
@@ -63,10 +63,10 @@ fn refused<S: AsRef<OsStr> + Copy>(store: &Store, args: &[S], code: i32, words: 
 
 #[test]
 fn unknown_names() {
-    if !can("unknown_names", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = store("unknown");
+    let store = store();
     for args in [
         &["mount", "wab"][..],
         &["umount", "wab"],
@@ -103,10 +103,10 @@ fn unknown_names() {
 
 #[test]
 fn names_that_exist() {
-    if !can("names_that_exist", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = store("exists");
+    let store = store();
     let base = store.scratch().join("base");
     let base = base.to_str().unwrap();
     refused(
@@ -126,10 +126,10 @@ fn names_that_exist() {
 
 #[test]
 fn names_that_cannot_be() {
-    if !can("names_that_cannot_be", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = store("names");
+    let store = store();
     let base = store.scratch().join("base");
     let long = "n".repeat(65);
     let bad: [&[u8]; 14] = [
@@ -220,10 +220,10 @@ open("text.tar", "wb").write(b"this is not a tar archive\n" * 100)
 
 #[test]
 fn sources_that_cannot_be_used() {
-    if !can("sources_that_cannot_be_used", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = store("sources");
+    let store = store();
     let dir = store.scratch().make("tars");
     std::fs::write(dir.join("make.py"), TARS).unwrap();
     sh_in(
@@ -303,10 +303,10 @@ fn as_nobody(store: &Store, args: &[&str]) -> Command {
 
 #[test]
 fn without_permission() {
-    if !can("without_permission", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = store("noright");
+    let store = store();
     let secret = store.scratch().make("secret");
     std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o700)).unwrap();
     let before = content(&store);
@@ -330,10 +330,10 @@ fn without_permission() {
 
 #[test]
 fn mount_points_that_cannot_be_used() {
-    if !can("mount_points_that_cannot_be_used", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = store("places");
+    let store = store();
     let full = store.scratch().make("full");
     std::fs::write(full.join("file"), "").unwrap();
     for (place, words) in [
@@ -352,10 +352,10 @@ fn mount_points_that_cannot_be_used() {
 
 #[test]
 fn without_dev_fuse() {
-    if !can("without_dev_fuse", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = store("nofuse");
+    let store = store();
     let before = content(&store);
     for words in ["mount web", "exec web -- /bin/sh -c true"] {
         let script = format!(
@@ -379,10 +379,10 @@ fn without_dev_fuse() {
 
 #[test]
 fn a_store_of_a_newer_version() {
-    if !can("a_store_of_a_newer_version", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = store("newer");
+    let store = store();
     let file = store.path().join("store.json");
     let mut json: serde_json::Value =
         serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
@@ -401,10 +401,10 @@ fn a_store_of_a_newer_version() {
 
 #[test]
 fn wrong_command_lines() {
-    if !can("wrong_command_lines", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = store("usage");
+    let store = store();
     for args in [
         &["frobnicate"][..],
         &["mount"],

@@ -12,8 +12,8 @@ use serde_json::Value;
 const NEEDS: [Need; 2] = [Need::Root, Need::Fuse];
 
 /// The container web with three snapshots, `file` being the number of each, and "now" since.
-fn store(test: &str) -> Store {
-    let store = Store::new(test);
+fn store() -> Store {
+    let store = Store::for_test();
     let source = store.scratch().make("source");
     fs::write(source.join("file"), "base").unwrap();
     store.create("web", &source);
@@ -63,13 +63,10 @@ fn left(store: &Store) -> usize {
 
 #[test]
 fn several_snapshots_at_once_while_the_container_goes_on() {
-    if !can(
-        "several_snapshots_at_once_while_the_container_goes_on",
-        &NEEDS,
-    ) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = store("browse-several");
+    let store = store();
     let head = store.mount("web");
     let zero = browse(&store, "web@snap0", "zero");
     let again = browse(&store, "web@snap0", "again");
@@ -110,10 +107,10 @@ fn several_snapshots_at_once_while_the_container_goes_on() {
 
 #[test]
 fn what_is_browsed_stays() {
-    if !can("what_is_browsed_stays", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = store("browse-stays");
+    let store = store();
     let place = browse(&store, "web@snap1", "place");
     store
         .cowl(["rm", "web", "snap1"])
@@ -142,10 +139,10 @@ fn what_is_browsed_stays() {
 
 #[test]
 fn a_dead_daemon_and_a_plain_umount_leave_nothing() {
-    if !can("a_dead_daemon_and_a_plain_umount_leave_nothing", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = store("browse-dead");
+    let store = store();
     let place = browse(&store, "web@snap0", "place");
     sh_in(Path::new("/"), &format!("umount {}", place.display())).ok();
     mount::wait_until("its daemon ends", || left(&store) == 0);
@@ -181,10 +178,10 @@ fn a_dead_daemon_and_a_plain_umount_leave_nothing() {
 
 #[test]
 fn what_can_not_be_browsed() {
-    if !can("what_can_not_be_browsed", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = store("browse-errors");
+    let store = store();
     let full = store.scratch().make("full");
     fs::write(full.join("x"), "x").unwrap();
     let full = full.to_str().unwrap();

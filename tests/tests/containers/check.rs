@@ -7,8 +7,8 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 /// The container web with three snapshots, and a clone of the second, all measured.
-fn store(test: &str) -> Store {
-    let store = Store::new(test);
+fn store() -> Store {
+    let store = Store::for_test();
     let source = store.scratch().make("source");
     std::fs::write(source.join("base-file"), "base\n").unwrap();
     store.create("web", &source);
@@ -96,7 +96,7 @@ fn is_right_again(store: &Store, words: &[&str]) {
 
 #[test]
 fn a_layer_written_behind_our_back() {
-    let store = store("check-behind");
+    let store = store();
     let base = of_stack(&store, 4).join("tree/base-file");
     let before = std::fs::metadata(&base).unwrap().modified().unwrap();
     std::fs::write(&base, "BASE\n").unwrap();
@@ -121,7 +121,7 @@ fn a_layer_written_behind_our_back() {
 
 #[test]
 fn a_manifest_that_can_not_be_read() {
-    let store = store("check-manifest");
+    let store = store();
     let (file, _) = manifest(&store, "other");
     let whole = std::fs::read(&file).unwrap();
     std::fs::write(&file, &whole[..whole.len() / 2]).unwrap();
@@ -135,7 +135,7 @@ fn a_manifest_that_can_not_be_read() {
 
 #[test]
 fn a_snapshot_whose_file_is_lost_or_torn() {
-    let store = store("check-snapshot");
+    let store = store();
     std::fs::remove_file(snapshot_file(&store, 1)).unwrap();
     std::fs::write(snapshot_file(&store, 2), "{}").unwrap();
     says(&store, &[], 5, &["web@snap1", "web@snap2"]);
@@ -156,7 +156,7 @@ fn a_snapshot_whose_file_is_lost_or_torn() {
 
 #[test]
 fn a_layer_whose_file_is_lost_or_torn() {
-    let store = store("check-layer-file");
+    let store = store();
     std::fs::remove_file(of_stack(&store, 1).join("layer.json")).unwrap();
     std::fs::write(of_stack(&store, 4).join("layer.json"), "torn").unwrap();
     says(&store, &[], 5, &["layer.json"]);
@@ -168,7 +168,7 @@ fn a_layer_whose_file_is_lost_or_torn() {
 
 #[test]
 fn a_layer_that_is_missing() {
-    let store = store("check-missing");
+    let store = store();
     let tree = of_stack(&store, 2).join("tree");
     std::fs::rename(&tree, tree.with_file_name("elsewhere")).unwrap();
     says(&store, &[], 5, &["missing", "other, web stand on it"]);
@@ -179,7 +179,7 @@ fn a_layer_that_is_missing() {
 
 #[test]
 fn a_work_folder_that_is_missing() {
-    let store = store("check-work");
+    let store = store();
     std::fs::remove_dir(of_stack(&store, 0).join("work")).unwrap();
     says(&store, &[], 5, &["work folder of web"]);
     is_right_again(&store, &["made anew, empty"]);
@@ -187,7 +187,7 @@ fn a_work_folder_that_is_missing() {
 
 #[test]
 fn counters_and_parents_that_can_not_be() {
-    let store = store("check-counters");
+    let store = store();
     let (file, _) = manifest(&store, "web");
     change(&file, |manifest| {
         manifest["next_snap"] = 1.into();
@@ -205,7 +205,7 @@ fn counters_and_parents_that_can_not_be() {
 
 #[test]
 fn names_that_are_there_twice() {
-    let store = store("check-names");
+    let store = store();
     let (file, _) = manifest(&store, "other");
     change(&file, |manifest| manifest["name"] = "web".into());
     says(&store, &[], 5, &["two containers are named web"]);
@@ -219,7 +219,7 @@ fn names_that_are_there_twice() {
 
 #[test]
 fn a_head_that_something_else_stands_on() {
-    let store = store("check-head");
+    let store = store();
     let (file, other) = manifest(&store, "other");
     let head = manifest(&store, "web").1["head"].clone();
     change(&file, |manifest| {
@@ -235,7 +235,7 @@ fn a_head_that_something_else_stands_on() {
 
 #[test]
 fn a_frozen_layer_that_a_mount_writes_to() {
-    let store = store("check-sealed");
+    let store = store();
     let tree = std::fs::File::open(of_stack(&store, 2).join("tree")).unwrap();
     rustix::fs::flock(&tree, rustix::fs::FlockOperation::LockExclusive).unwrap();
     says(&store, &[], 5, &["some mount writes to the layer"]);
@@ -243,7 +243,7 @@ fn a_frozen_layer_that_a_mount_writes_to() {
 
 #[test]
 fn what_lies_about_is_told_and_taken_away() {
-    let store = store("check-loose");
+    let store = store();
     let root = store.path();
     let id = "00000000-0000-4000-8000-000000000001";
     let web = manifest(&store, "web").0;
@@ -287,7 +287,7 @@ fn what_lies_about_is_told_and_taken_away() {
 
 #[test]
 fn a_change_that_was_cut_off() {
-    let store = store("check-pending");
+    let store = store();
     let (file, manifest) = manifest(&store, "web");
     let next = file.with_file_name("container.json.next");
     std::fs::copy(&file, &next).unwrap();
@@ -302,7 +302,7 @@ fn a_change_that_was_cut_off() {
 
 #[test]
 fn a_list_of_stores_that_can_not_be() {
-    let store = store("check-family");
+    let store = store();
     std::fs::write(store.path().join("stores.json"), "torn").unwrap();
     let check = store.cowl(["check"]).fails(5, &["stores.json"]);
     assert!(check.err().contains("2 containers"), "{}", check.report());
@@ -312,7 +312,7 @@ fn a_list_of_stores_that_can_not_be() {
 
 #[test]
 fn a_destroyed_container_that_can_not_come_back() {
-    let store = store("check-deleted");
+    let store = store();
     store.cowl(["destroy", "other", "--yes"]).ok();
     says(&store, &[], 0, &[]);
     let deleted = std::fs::read_dir(store.path().join("deleted")).unwrap();
@@ -326,7 +326,7 @@ fn a_destroyed_container_that_can_not_come_back() {
 
 #[test]
 fn as_json() {
-    let store = store("check-json");
+    let store = store();
     let tree = of_stack(&store, 2).join("tree");
     std::fs::write(tree.join("new"), "").unwrap();
     let check = store.cowl(["check", "--json"]);

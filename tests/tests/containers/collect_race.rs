@@ -27,10 +27,10 @@ fn may(store: &Store, args: &[&str]) -> bool {
 #[test]
 fn beside_everything_else() {
     let needs = [Need::Root, Need::Fuse, Need::Program("busybox")];
-    if !can("collect_race", &needs) {
+    if !can(&needs) {
         return;
     }
-    let store = Store::new("collect-race");
+    let store = Store::for_test();
     let source = store.scratch().make("source");
     for number in 0..50 {
         std::fs::write(source.join(number.to_string()), number.to_string()).unwrap();

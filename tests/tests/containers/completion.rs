@@ -10,8 +10,8 @@ use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
 
 /// Two containers with snapshots.
-fn store(test: &str) -> Store {
-    let store = Store::new(test);
+fn store() -> Store {
+    let store = Store::for_test();
     let base = store.scratch().join("base");
     std::fs::create_dir(&base).expect("making the base");
     std::fs::write(base.join("file"), "x").expect("writing the base");
@@ -83,11 +83,10 @@ fn all_got(output: &Output, store: &Store) {
 
 #[test]
 fn bash_completes_verbs_options_containers_and_snapshots() {
-    let test = "bash_completes_verbs_options_containers_and_snapshots";
-    if !can(test, &[Need::Program("bash"), Need::Program("script")]) {
+    if !can(&[Need::Program("bash"), Need::Program("script")]) {
         return;
     }
-    let store = store(test);
+    let store = store();
     script(&store, "bash", "cowl.bash");
     let keys = format!("{KEYS}cowl flatten web ze\tsn\t\ncowl export web@sn\t x\n");
     let output = typed(&store, "bash --norc --noprofile -i", ". ./cowl.bash", &keys);
@@ -103,11 +102,10 @@ fn bash_completes_verbs_options_containers_and_snapshots() {
 
 #[test]
 fn zsh_completes_verbs_options_containers_and_snapshots() {
-    let test = "zsh_completes_verbs_options_containers_and_snapshots";
-    if !can(test, &[Need::Program("zsh"), Need::Program("script")]) {
+    if !can(&[Need::Program("zsh"), Need::Program("script")]) {
         return;
     }
-    let store = store(test);
+    let store = store();
     script(&store, "zsh", "_cowl");
     let ready = "fpath=($PWD $fpath); autoload -U compinit; compinit -u -D";
     all_got(&typed(&store, "zsh -f -i", ready, KEYS), &store);
@@ -115,11 +113,10 @@ fn zsh_completes_verbs_options_containers_and_snapshots() {
 
 #[test]
 fn fish_completes_verbs_options_containers_and_snapshots() {
-    let test = "fish_completes_verbs_options_containers_and_snapshots";
-    if !can(test, &[Need::Program("fish")]) {
+    if !can(&[Need::Program("fish")]) {
         return;
     }
-    let store = store(test);
+    let store = store();
     script(&store, "fish", "cowl.fish");
     let offers = |typed: &str| {
         let line = format!("fish -N -c \"source cowl.fish; complete -C '{typed}'\"");
@@ -151,7 +148,7 @@ fn content(folder: &Path) -> BTreeMap<std::path::PathBuf, (Vec<u8>, std::time::S
 
 #[test]
 fn completion_only_reads() {
-    let store = store("completion_only_reads");
+    let store = store();
     let ask = |words: &str| {
         let line =
             format!("_CLAP_COMPLETE_INDEX=2 _CLAP_IFS=, COWL_COMPLETE=bash cowl -- cowl {words}");

@@ -51,7 +51,7 @@ impl Drop for Inside {
 #[test]
 fn a_signal_unmounts_everywhere_and_ends_the_daemon() {
     let needs = [NEEDS, &[Need::Program("unshare")]].concat();
-    if !can("a_signal_unmounts_everywhere_and_ends_the_daemon", &needs) {
+    if !can(&needs) {
         return;
     }
     let dir = Scratch::new("life-signal");
@@ -104,10 +104,10 @@ fn a_signal_unmounts_everywhere_and_ends_the_daemon() {
 
 #[test]
 fn a_container_whose_daemon_got_a_signal_is_unmounted() {
-    if !can("a_container_whose_daemon_got_a_signal_is_unmounted", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let store = Store::new("life-container");
+    let store = Store::for_test();
     let place = created(&store, &["web"]).remove(0);
     std::fs::write(place.join("new"), "new").unwrap();
     signal(store.pid("web"), "-TERM");
@@ -125,10 +125,10 @@ fn a_container_whose_daemon_got_a_signal_is_unmounted() {
 /// Named with its process and what to type; it hides no other container, and nothing waits for it.
 #[test]
 fn a_stopped_daemon_is_named_and_can_be_ended() {
-    if !can("a_stopped_daemon_is_named_and_can_be_ended", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let store = Store::new("life-stopped");
+    let store = Store::for_test();
     created(&store, &["one", "two"]);
     let pid = store.pid("one");
     signal(pid, "-STOP");
@@ -181,10 +181,10 @@ fn a_stopped_daemon_is_named_and_can_be_ended() {
 
 #[test]
 fn a_stopped_daemon_of_a_snapshot_can_be_ended() {
-    if !can("a_stopped_daemon_of_a_snapshot_can_be_ended", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let store = Store::new("life-browsed");
+    let store = Store::for_test();
     created(&store, &["web"]);
     store.cowl(["snapshot", "web"]).ok();
     store.cowl(["mount", "web@snap0"]).ok();
@@ -202,10 +202,10 @@ fn a_stopped_daemon_of_a_snapshot_can_be_ended() {
 /// Directly after a daemon was killed nobody takes it for alive: its process takes a while to end.
 #[test]
 fn a_daemon_that_was_killed_is_dead_at_once() {
-    if !can("a_daemon_that_was_killed_is_dead_at_once", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let store = Store::new("life-killed");
+    let store = Store::for_test();
     let place = created(&store, &["web"]).remove(0);
     // Memory to tear down, and a snapshot's daemon beside it.
     run(
@@ -249,11 +249,11 @@ fn a_daemon_that_was_killed_is_dead_at_once() {
 /// Its process may hold its lock, and the kernel take connections for it, for as long as its end takes.
 #[test]
 fn a_killed_daemon_that_has_not_ended_is_waited_for() {
-    if !can("a_killed_daemon_that_has_not_ended_is_waited_for", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
     use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal};
-    let store = Store::new("life-ending");
+    let store = Store::for_test();
     let place = created(&store, &["web"]).remove(0);
     let pid = Pid::from_raw(i32::try_from(store.pid("web")).unwrap()).unwrap();
     let process = rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap();
@@ -288,10 +288,10 @@ fn a_killed_daemon_that_has_not_ended_is_waited_for() {
 /// What was inside when a daemon died sees nothing of the container any more, also when it is mounted anew.
 #[test]
 fn processes_on_a_dead_mount_are_named() {
-    if !can("processes_on_a_dead_mount_are_named", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let store = Store::new("life-stranded");
+    let store = Store::for_test();
     let place = created(&store, &["web"]).remove(0);
     store.cowl(["snapshot", "web"]).ok();
     let inside = Inside::of(&place);
@@ -328,10 +328,10 @@ fn processes_on_a_dead_mount_are_named() {
 
 #[test]
 fn an_lxc_container_on_a_dead_mount_is_named() {
-    if !can("an_lxc_container_on_a_dead_mount_is_named", lxc::NEEDS) {
+    if !can(lxc::NEEDS) {
         return;
     }
-    let lxc = Lxc::new("life-lxc");
+    let lxc = Lxc::for_test();
     lxc.create("c1");
     lxc.adopt("c1").ok();
     lxc.start("c1");
@@ -361,10 +361,10 @@ fn an_lxc_container_on_a_dead_mount_is_named() {
 #[test]
 fn an_lxc_container_stops_beside_unused_copies() {
     let needs = [lxc::NEEDS, &[Need::Program("unshare")]].concat();
-    if !can("an_lxc_container_stops_beside_unused_copies", &needs) {
+    if !can(&needs) {
         return;
     }
-    let lxc = Lxc::new("life-lxc-copies");
+    let lxc = Lxc::for_test();
     lxc.create("c1");
     lxc.adopt("c1").ok();
     lxc.start("c1");

@@ -50,8 +50,8 @@ fn fifo(path: &Path) {
 }
 
 /// A store with the containers bad and good, each with two snapshots, and something in the trash.
-fn store(test: &str) -> Store {
-    let store = Store::new(test);
+fn store() -> Store {
+    let store = Store::for_test();
     let source = store.scratch().make("source");
     fs::write(source.join("file"), "content\n").unwrap();
     for name in ["bad", "good"] {
@@ -107,11 +107,11 @@ const DAMAGES: [Damage; 14] = [
 
 #[test]
 fn one_damaged_container_hides_nothing_of_the_others() {
-    if !can("damage", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     for (what, damage) in DAMAGES {
-        let store = store(&format!("damage-{what}"));
+        let store = store();
         let (bad, good) = (parts(&store, "bad"), parts(&store, "good"));
         damage(&bad);
         for verb in ["list", "status", "du"] {
@@ -161,10 +161,10 @@ fn one_damaged_container_hides_nothing_of_the_others() {
 #[test]
 fn what_cannot_be_removed_is_named_and_keeps_nothing_else() {
     let needs = [&NEEDS[..], &[Need::Program("chattr")]].concat();
-    if !can("damage-removal", &needs) {
+    if !can(&needs) {
         return;
     }
-    let store = store("damage-removal");
+    let store = store();
     let kept = store.scratch().make("kept");
     fs::write(kept.join("file"), "kept\n").unwrap();
     let trash = store.path().join("trash");

@@ -161,7 +161,7 @@ impl Verbs {
 
 /// Runs every verb that walks trees on a tree of so many levels, and checks what comes out.
 fn every_verb(levels: usize) -> BTreeMap<String, u64> {
-    let store = Store::new(&format!("deep-{levels}"));
+    let store = Store::for_test();
     let source = store.scratch().make("source");
     plant(&source, levels);
     let path = |name: &str| store.scratch().join(name).to_str().unwrap().to_owned();
@@ -244,7 +244,7 @@ fn every_verb(levels: usize) -> BTreeMap<String, u64> {
 
 #[test]
 fn every_verb_takes_calls_in_proportion_and_a_bounded_number_of_descriptors() {
-    if !can("deep-trees", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     let (small, large) = (100, 200);
@@ -259,10 +259,10 @@ fn every_verb_takes_calls_in_proportion_and_a_bounded_number_of_descriptors() {
 
 #[test]
 fn a_tree_deeper_than_there_are_descriptors_stops_no_collection() {
-    if !can("deep-removal", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = Store::new("deep-removal");
+    let store = Store::for_test();
     let source = store.scratch().make("source");
     plant(&source, 3);
     for name in ["deep", "other"] {

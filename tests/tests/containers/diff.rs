@@ -130,10 +130,10 @@ fn exported(store: &Store, address: &str, name: &str) -> PathBuf {
 
 #[test]
 fn a_diff_says_what_two_plain_trees_say() {
-    if !can("a_diff_says_what_two_plain_trees_say", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = Store::new("diff-random");
+    let store = Store::for_test();
     let source = store.scratch().make("source");
     let mut random = Random(7);
     for _ in 0..150 {
@@ -179,10 +179,7 @@ fn a_diff_says_what_two_plain_trees_say() {
 /// patch(1) and git make of one plain tree the other, as far as a patch can say it.
 fn patched(store: &Store, trees: &[(String, PathBuf, Tree)]) {
     let programs = [Need::Program("patch"), Need::Program("git")];
-    if !can(
-        "a patch, applied, makes of the old tree the new one",
-        &programs,
-    ) {
+    if !can(&programs) {
         return;
     }
     for pair in trees.windows(2) {
@@ -219,10 +216,10 @@ fn patched(store: &Store, trees: &[(String, PathBuf, Tree)]) {
 
 #[test]
 fn a_patch_tells_text_and_names_the_rest() {
-    if !can("a_patch_tells_text_and_names_the_rest", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = Store::new("diff-patch");
+    let store = Store::for_test();
     let source = store.scratch().make("source");
     fs::write(source.join("text"), "a\nb\nc").unwrap();
     fs::write(source.join("binary"), b"a\0b").unwrap();
@@ -259,10 +256,10 @@ fn a_patch_tells_text_and_names_the_rest() {
 #[test]
 fn only_the_given_paths_are_read() {
     let needs = [Need::Root, Need::Program("strace")];
-    if !can("only_the_given_paths_are_read", &needs) {
+    if !can(&needs) {
         return;
     }
-    let store = Store::new("diff-paths");
+    let store = Store::for_test();
     let source = store.scratch().make("source");
     for folder in 0..200 {
         let folder = source.join(format!("big/{folder}"));

@@ -13,8 +13,8 @@ use cowl_tests::scratch::Scratch;
 const NEEDS: [Need; 2] = [Need::Root, Need::Fuse];
 
 /// A store with the container `web`.
-fn web(test: &str) -> Store {
-    let store = Store::new(test);
+fn web() -> Store {
+    let store = Store::for_test();
     let root = store.scratch().make("root");
     std::fs::create_dir(root.join("etc")).unwrap();
     std::fs::write(root.join("etc/file"), "old").unwrap();
@@ -77,10 +77,10 @@ fn traced(store: &Store, how: &[&str], log: &Path, args: &[&str]) -> Output {
 
 #[test]
 fn a_snapshot_settles_in_the_background() {
-    if !can("a_snapshot_settles_in_the_background", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = web("settles");
+    let store = web();
     store.cowl(["snapshot", "web"]).ok();
     wait_durable(&store, "snap0");
     let root = store.mount("web");
@@ -101,13 +101,10 @@ fn a_snapshot_settles_in_the_background() {
 
 #[test]
 fn without_a_sync_it_stays_settling_until_a_command_syncs() {
-    if !can(
-        "without_a_sync_it_stays_settling_until_a_command_syncs",
-        &NEEDS,
-    ) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = web("no-sync");
+    let store = web();
     let take = |how: &str| {
         let root = store.mount("web");
         std::fs::write(root.join("etc/file"), how).unwrap();
@@ -136,13 +133,10 @@ fn without_a_sync_it_stays_settling_until_a_command_syncs() {
 #[test]
 fn the_freeze_comes_before_the_sync_and_the_sync_before_the_mark() {
     let needs = [Need::Root, Need::Fuse, Need::Program("strace")];
-    if !can(
-        "the_freeze_comes_before_the_sync_and_the_sync_before_the_mark",
-        &needs,
-    ) {
+    if !can(&needs) {
         return;
     }
-    let store = web("order");
+    let store = web();
     let root = store.mount("web");
     std::fs::write(root.join("etc/file"), "new").unwrap();
     let log = store.scratch().join("trace");
@@ -171,13 +165,10 @@ fn the_freeze_comes_before_the_sync_and_the_sync_before_the_mark() {
 
 #[test]
 fn in_another_boot_it_is_incomplete_and_nothing_builds_on_it_unasked() {
-    if !can(
-        "in_another_boot_it_is_incomplete_and_nothing_builds_on_it_unasked",
-        &NEEDS,
-    ) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = web("incomplete");
+    let store = web();
     change(&store, "new");
     store.cowl(["snapshot", "web", "--sync"]).ok();
     change(&store, "newer");
@@ -259,10 +250,10 @@ fn in_another_boot_it_is_incomplete_and_nothing_builds_on_it_unasked() {
 
 #[test]
 fn a_killed_daemon_makes_nothing_incomplete() {
-    if !can("a_killed_daemon_makes_nothing_incomplete", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = web("killed");
+    let store = web();
     let root = store.mount("web");
     std::fs::write(root.join("etc/file"), "new").unwrap();
     store.cowl(["snapshot", "web", "--no-sync"]).ok();
@@ -277,13 +268,10 @@ fn a_killed_daemon_makes_nothing_incomplete() {
 #[test]
 fn a_failed_sync_is_reported_and_no_later_one_hides_it() {
     let needs = [Need::Root, Need::Fuse, Need::Program("strace")];
-    if !can(
-        "a_failed_sync_is_reported_and_no_later_one_hides_it",
-        &needs,
-    ) {
+    if !can(&needs) {
         return;
     }
-    let store = web("failed-sync");
+    let store = web();
     change(&store, "new");
     let log = store.scratch().join("trace");
     let fail = ["-e", "trace=syncfs", "-e", "inject=syncfs:error=EIO"];
@@ -355,13 +343,10 @@ fn a_failed_sync_is_reported_and_no_later_one_hides_it() {
 
 #[test]
 fn what_is_settling_can_be_removed_merged_and_destroyed() {
-    if !can(
-        "what_is_settling_can_be_removed_merged_and_destroyed",
-        &NEEDS,
-    ) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = web("settling-verbs");
+    let store = web();
     for text in ["one", "two", "three"] {
         change(&store, text);
         store.cowl(["snapshot", "web", "--no-sync"]).ok();
@@ -392,11 +377,10 @@ fn what_is_settling_can_be_removed_merged_and_destroyed() {
 #[test]
 fn on_a_disk_that_was_attached_anew_it_is_incomplete() {
     let needs = [Need::Root, Need::Fuse, Need::Program("losetup")];
-    let test = "on_a_disk_that_was_attached_anew_it_is_incomplete";
-    if !can(test, &needs) {
+    if !can(&needs) {
         return;
     }
-    let scratch = Scratch::new(test);
+    let scratch = Scratch::for_test();
     let (image, place) = (scratch.join("image"), scratch.make("disk"));
     let file = std::fs::File::create(&image).unwrap();
     file.set_len(64 << 20).unwrap();
@@ -441,11 +425,10 @@ fn on_a_disk_that_was_attached_anew_it_is_incomplete() {
 /// Also right after a snapshot, which its daemon still syncs.
 #[test]
 fn the_disk_of_a_store_is_free_when_umount_has_ended() {
-    let test = "the_disk_of_a_store_is_free_when_umount_has_ended";
-    if !can(test, &[Need::Root, Need::Fuse, Need::Program("mkfs.ext4")]) {
+    if !can(&[Need::Root, Need::Fuse, Need::Program("mkfs.ext4")]) {
         return;
     }
-    let scratch = Scratch::new(test);
+    let scratch = Scratch::for_test();
     let (image, place) = (scratch.join("image"), scratch.make("disk"));
     let file = std::fs::File::create(&image).unwrap();
     file.set_len(64 << 20).unwrap();

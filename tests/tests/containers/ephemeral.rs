@@ -10,8 +10,8 @@ use cowl_tests::mount;
 
 const NEEDS: [Need; 2] = [Need::Root, Need::Fuse];
 
-fn store(test: &str) -> Store {
-    let store = Store::new(test);
+fn store() -> Store {
+    let store = Store::for_test();
     let source = store.scratch().make("source");
     fs::write(source.join("file"), "base").unwrap();
     store.create("web", &source);
@@ -32,10 +32,10 @@ fn containers(store: &Store) -> usize {
 /// Who has it back from the trash, or from a file, wants it to stay.
 #[test]
 fn what_is_brought_back_stays() {
-    if !can("what_is_brought_back_stays", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = store("ephemeral-back");
+    let store = store();
     store
         .cowl(["clone", "web@snap0", "once", "--ephemeral"])
         .ok();
@@ -60,10 +60,10 @@ fn what_is_brought_back_stays() {
 
 #[test]
 fn an_ephemeral_clone_goes_with_its_mount() {
-    if !can("an_ephemeral_clone_goes_with_its_mount", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = store("ephemeral");
+    let store = store();
     store.cowl(["gc"]).ok();
     let before = (layers(&store), containers(&store));
     let make = || {

@@ -71,10 +71,10 @@ fn assert_tree(what: &str, got: &Tree, want: &Tree) {
 
 #[test]
 fn a_mounted_container_goes_through_a_pipe_into_another_store() {
-    if !can("a_mounted_container_goes_through_a_pipe", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = Store::new("exchange-pipe");
+    let store = Store::for_test();
     let at = container(&store);
     let other = Store::in_scratch(Scratch::new("exchange-other"));
     let before = tree::read(&at).unwrap();
@@ -126,10 +126,10 @@ fn a_mounted_container_goes_through_a_pipe_into_another_store() {
 fn a_folder_and_changes_unpacked_over_it_are_what_the_mount_shows() {
     let mut needs = NEEDS.to_vec();
     needs.push(Need::Program("tar"));
-    if !can("a_folder_and_changes_unpacked_over_it", &needs) {
+    if !can(&needs) {
         return;
     }
-    let store = Store::new("exchange-folder");
+    let store = Store::for_test();
     let at = container(&store);
     store.cowl(["umount", "web"]).ok();
     for (number, state) in STATES.iter().enumerate() {
@@ -156,10 +156,10 @@ fn a_folder_and_changes_unpacked_over_it_are_what_the_mount_shows() {
 fn podman_takes_an_image_and_shows_the_same() {
     let mut needs = NEEDS.to_vec();
     needs.push(Need::Program("podman"));
-    if !can("podman_takes_an_image_and_shows_the_same", &needs) {
+    if !can(&needs) {
         return;
     }
-    let store = Store::new("exchange-image");
+    let store = Store::for_test();
     container(&store);
     store.cowl(["umount", "web"]).ok();
     // A name that means a deletion to images: said, and not made.
@@ -239,10 +239,10 @@ fn apply(place: &Path, delta: &Path) {
 
 #[test]
 fn layers_are_merged_while_a_clone_writes_over_them() {
-    if !can("layers_are_merged_while_a_clone_writes_over_them", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = Store::new("exchange-flatten");
+    let store = Store::for_test();
     let at = container(&store);
     store.cowl(["clone", "web@snap1", "clone"]).ok();
     let clone = store.mount("clone");

@@ -17,11 +17,10 @@ const OFFLINE: &str = "export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8; \
 
 #[test]
 fn exec_takes_a_snapshot_before_apt_that_takes_it_back() {
-    let test = "exec_takes_a_snapshot_before_apt_that_takes_it_back";
-    if !can(test, &[Need::Root, Need::Fuse, Need::Debian]) {
+    if !can(&[Need::Root, Need::Fuse, Need::Debian]) {
         return;
     }
-    let store = Store::new(test);
+    let store = Store::for_test();
     store.create("web", &rootfs::debian_tar().expect("the Debian tar"));
     let line = format!("{OFFLINE}{APT}");
     let done = store
@@ -46,11 +45,10 @@ fn exec_takes_a_snapshot_before_apt_that_takes_it_back() {
 
 #[test]
 fn exec_runs_nothing_without_the_snapshot_that_was_asked_for() {
-    let test = "exec_runs_nothing_without_the_snapshot_that_was_asked_for";
-    if !can(test, &[Need::Root, Need::Fuse]) {
+    if !can(&[Need::Root, Need::Fuse]) {
         return;
     }
-    let store = Store::new(test);
+    let store = Store::for_test();
     store.create("web", &rootfs::busybox_tar().expect("the busybox tar"));
     let hooks = store.scratch().join("hooks");
     let script = hooks.join("pre-snapshot.d/no");
@@ -66,11 +64,10 @@ fn exec_runs_nothing_without_the_snapshot_that_was_asked_for() {
 
 #[test]
 fn signals_reach_a_command_in_a_container() {
-    let test = "signals_reach_a_command_in_a_container";
-    if !can(test, &[Need::Root, Need::Fuse]) {
+    if !can(&[Need::Root, Need::Fuse]) {
         return;
     }
-    let store = Store::new(test);
+    let store = Store::for_test();
     store.create("web", &rootfs::busybox_tar().expect("the busybox tar"));
     let blocked = store.exec("web", "grep SigBlk /proc/self/status").out();
     assert!(blocked.ends_with("0000000000000000"), "{blocked}");
@@ -136,11 +133,10 @@ fn within(root: &Path, line: &str) -> cowl_tests::command::Output {
 
 #[test]
 fn apt_takes_a_snapshot_before_dpkg_runs() {
-    let test = "apt_takes_a_snapshot_before_dpkg_runs";
-    if !can(test, &[Need::Root, Need::Debian]) {
+    if !can(&[Need::Root, Need::Debian]) {
         return;
     }
-    let store = Store::new(test);
+    let store = Store::for_test();
     let (root, _proc) = machine(&store);
 
     // Nothing is named, so nothing happens.

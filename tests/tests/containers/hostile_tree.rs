@@ -17,8 +17,8 @@ struct World {
 }
 
 impl World {
-    fn new(test: &str) -> World {
-        let store = Store::new(test);
+    fn new() -> World {
+        let store = Store::for_test();
         let lxcpath = store.scratch().make("lxc");
         let etc = store.scratch().make("lxc/c1/rootfs/etc");
         std::fs::write(etc.join("hostname"), "c1\n").unwrap();
@@ -80,13 +80,10 @@ impl Drop for Loop {
 
 #[test]
 fn a_clones_host_name_is_written_to_a_regular_file_of_its_own_only() {
-    if !can(
-        "a_clones_host_name_is_written_to_a_regular_file_of_its_own_only",
-        NEEDS,
-    ) {
+    if !can(NEEDS) {
         return;
     }
-    let world = World::new("hostile-hostname");
+    let world = World::new();
     world.adopt().ok();
     let outside = world.store.scratch().join("outside");
     std::fs::write(&outside, "of the machine\n").unwrap();
@@ -170,10 +167,10 @@ fn a_clones_host_name_is_written_to_a_regular_file_of_its_own_only() {
 
 #[test]
 fn a_config_that_is_no_regular_file_is_refused_at_once() {
-    if !can("a_config_that_is_no_regular_file_is_refused_at_once", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let world = World::new("hostile-config");
+    let world = World::new();
     let config = world.lxcpath.join("c1/config");
     let text = std::fs::read(&config).unwrap();
     let made = |line: &str| {

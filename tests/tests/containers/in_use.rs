@@ -25,10 +25,10 @@ fn mounted(store: &Store) -> PathBuf {
 /// was, copies nothing, and what is written next is in the mount alone.
 #[test]
 fn a_snapshot_is_taken_while_programs_write() {
-    if !can("a_snapshot_is_taken_while_programs_write", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let store = Store::new("in-use-snapshot");
+    let store = Store::for_test();
     let mount = mounted(&store);
     let script = r#"
 import mmap, os, sys
@@ -115,10 +115,10 @@ print(open("mapped", "rb").read(3).decode(), flush=True)
 /// A head to which nothing was written but through a mapping is not untouched.
 #[test]
 fn what_a_mapping_alone_wrote_is_in_the_snapshot() {
-    if !can("what_a_mapping_alone_wrote_is_in_the_snapshot", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let store = Store::new("in-use-mapping");
+    let store = Store::for_test();
     let mount = mounted(&store);
     let script = r#"
 import mmap, os, sys
@@ -165,13 +165,10 @@ sys.stdin.readline()
 #[test]
 fn a_daemon_that_starts_late_writes_to_no_frozen_layer() {
     let needs = [NEEDS, &[Need::Program("strace")]].concat();
-    if !can(
-        "a_daemon_that_starts_late_writes_to_no_frozen_layer",
-        &needs,
-    ) {
+    if !can(&needs) {
         return;
     }
-    let store = Store::new("in-use-late");
+    let store = Store::for_test();
     let mount = mounted(&store);
     std::fs::write(mount.join("file"), "two\n").unwrap();
     store.cowl(["umount", "web"]).ok();
@@ -208,10 +205,10 @@ fn a_daemon_that_starts_late_writes_to_no_frozen_layer() {
 /// more.
 #[test]
 fn a_writer_in_a_copy_of_the_mount_stops_a_restore() {
-    if !can("a_writer_in_a_copy_of_the_mount_stops_a_restore", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let store = Store::new("in-use-copy");
+    let store = Store::for_test();
     let mount = mounted(&store);
     let copy = store.scratch().make("copy");
     let bind = [Path::new("--bind"), &mount, &copy];

@@ -16,8 +16,8 @@ const NEEDS: [Need; 3] = [Need::Root, Need::Fuse, Need::Debian];
 
 /// A store and a Debian tree with what Debian alone does not have: capabilities, ACLs, attributes,
 /// hard links in different folders, devices, a hole.
-fn debian(test: &str) -> (Store, PathBuf) {
-    let store = Store::new(test);
+fn debian() -> (Store, PathBuf) {
+    let store = Store::for_test();
     let base = store.scratch().make("base");
     rootfs::unpack(&rootfs::debian_tar().unwrap(), &base).unwrap();
     sh_in(
@@ -51,10 +51,10 @@ fn assert_tree(what: &str, place: &Path, expected: &Tree) {
 
 #[test]
 fn the_whole_job() {
-    if !can("the_whole_job", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let (store, base) = debian("job");
+    let (store, base) = debian();
     store.create("web", &base);
     let place = store.mount("web");
     assert_tree(
@@ -273,10 +273,10 @@ fn exported(store: &Store, before: &Tree) {
 
 #[test]
 fn a_container_is_made_from_every_kind_of_source() {
-    if !can("a_container_is_made_from_every_kind_of_source", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let (store, base) = debian("sources");
+    let (store, base) = debian();
     // What the time stamps of folders made by tar can't tell apart is not asked.
     let expected = tree::read(&base).unwrap();
     let tar = store.scratch().join("base.tar");
@@ -303,13 +303,10 @@ fn a_container_is_made_from_every_kind_of_source() {
 
 #[test]
 fn a_mount_whose_daemon_died_is_mounted_anew() {
-    if !can(
-        "a_mount_whose_daemon_died_is_mounted_anew",
-        &[Need::Root, Need::Fuse],
-    ) {
+    if !can(&[Need::Root, Need::Fuse]) {
         return;
     }
-    let store = Store::new("killed");
+    let store = Store::for_test();
     store.create("web", &small(&store));
     let place = store.mount("web");
     std::fs::write(place.join("written"), "before the kill").unwrap();
@@ -361,13 +358,10 @@ impl Drop for Inside {
 
 #[test]
 fn what_is_in_use_is_refused_with_pids_and_a_command() {
-    if !can(
-        "what_is_in_use_is_refused_with_pids_and_a_command",
-        &[Need::Root, Need::Fuse],
-    ) {
+    if !can(&[Need::Root, Need::Fuse]) {
         return;
     }
-    let store = Store::new("busy");
+    let store = Store::for_test();
     store.create("web", &small(&store));
     let place = store.mount("web");
     store.cowl(["snapshot", "web"]).ok();
@@ -410,13 +404,10 @@ fn what_is_in_use_is_refused_with_pids_and_a_command() {
 
 #[test]
 fn a_mount_lets_go_of_the_shell_that_made_it() {
-    if !can(
-        "a_mount_lets_go_of_the_shell_that_made_it",
-        &[Need::Root, Need::Fuse],
-    ) {
+    if !can(&[Need::Root, Need::Fuse]) {
         return;
     }
-    let store = Store::new("shell");
+    let store = Store::for_test();
     store.create("web", &small(&store));
     let mount = format!(
         "'{}' --store '{}' mount web",
@@ -458,13 +449,10 @@ fn a_mount_lets_go_of_the_shell_that_made_it() {
 
 #[test]
 fn exec_passes_the_programs_own_exit_code_on() {
-    if !can(
-        "exec_passes_the_programs_own_exit_code_on",
-        &[Need::Root, Need::Fuse],
-    ) {
+    if !can(&[Need::Root, Need::Fuse]) {
         return;
     }
-    let store = Store::new("exec");
+    let store = Store::for_test();
     store.create("web", &small(&store));
     let code = |words: &[&str]| {
         store

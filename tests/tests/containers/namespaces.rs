@@ -85,11 +85,11 @@ fn wait_for_end(pid: u32) {
 
 #[test]
 fn unused_copies_are_in_nobodys_way() {
-    if !can("unused_copies_are_in_nobodys_way", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
     for kinds in [&[PRIVATE, SERVICE][..], &[PRIVATE, SERVICE, USER]] {
-        let store = Store::new("namespace-copies");
+        let store = Store::for_test();
         let place = changed(&store);
         let holders = || kinds.iter().map(|kind| Holder::in_namespace(kind, ""));
         let mut held: Vec<_> = holders().collect();
@@ -125,10 +125,10 @@ fn unused_copies_are_in_nobodys_way() {
 
 #[test]
 fn copies_of_a_mounted_snapshot_are_in_nobodys_way() {
-    if !can("copies_of_a_mounted_snapshot_are_in_nobodys_way", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let store = Store::new("namespace-snapshot");
+    let store = Store::for_test();
     changed(&store);
     store.cowl(["mount", "web@snap0"]).ok();
     let mut held: Vec<_> = [PRIVATE, SERVICE, USER]
@@ -146,11 +146,11 @@ fn copies_of_a_mounted_snapshot_are_in_nobodys_way() {
 #[test]
 fn the_pause_process_of_podman_is_in_nobodys_way() {
     let needs = [NEEDS, &[Need::Program("podman"), Need::Program("setpriv")]].concat();
-    if !can("the_pause_process_of_podman_is_in_nobodys_way", &needs) {
+    if !can(&needs) {
         return;
     }
     use std::os::unix::fs::PermissionsExt;
-    let store = Store::new("namespace-podman");
+    let store = Store::for_test();
     let place = changed(&store);
     let open = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(&**store.scratch(), open).unwrap();
@@ -184,10 +184,10 @@ fn the_pause_process_of_podman_is_in_nobodys_way() {
 /// A namespace that is held by a file alone: no process shows the way to it.
 #[test]
 fn a_copy_without_any_process_keeps_no_layer() {
-    if !can("a_copy_without_any_process_keeps_no_layer", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let store = Store::new("namespace-file");
+    let store = Store::for_test();
     let place = changed(&store);
     // The file of a namespace can't lie in a mount that the namespace would copy.
     let dir = store.scratch().make("held");
@@ -211,10 +211,10 @@ fn a_copy_without_any_process_keeps_no_layer() {
 /// Whatever a process holds, also in a namespace of its own, it is named, and all is as it was.
 #[test]
 fn what_is_used_in_another_namespace_is_refused_and_named() {
-    if !can("what_is_used_in_another_namespace_is_refused", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let store = Store::new("namespace-used");
+    let store = Store::for_test();
     let place = changed(&store);
     let at = place.display();
     std::fs::copy(programs::in_path("sleep").unwrap(), place.join("sleep")).unwrap();
@@ -247,7 +247,7 @@ fn what_is_used_in_another_namespace_is_refused_and_named() {
     }
     assert_eq!(std::fs::read(place.join("file")).unwrap(), b"changed\n");
     // A loop device is no process.
-    if can("a_loop_device_is_refused", &[Need::Program("losetup")]) {
+    if can(&[Need::Program("losetup")]) {
         std::fs::write(place.join("image"), vec![0; 1 << 20]).unwrap();
         let image = place.join("image");
         let set_up = run("losetup", ["--find", "--show", image.to_str().unwrap()]);
@@ -266,10 +266,10 @@ fn what_is_used_in_another_namespace_is_refused_and_named() {
 /// Who can make namespaces can put a file system that does not answer in the way to a copy.
 #[test]
 fn a_namespace_that_does_not_answer_holds_up_nobody() {
-    if !can("a_namespace_that_does_not_answer_holds_up_nobody", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let store = Store::new("namespace-hanging");
+    let store = Store::for_test();
     let place = changed(&store);
     let dir = store.scratch().make("hanging");
     let line = format!(
@@ -294,10 +294,10 @@ fn a_namespace_that_does_not_answer_holds_up_nobody() {
 /// A mount that was made on purpose is no mere copy: taken away, its users would write into the directory below.
 #[test]
 fn a_bind_mount_in_another_namespace_is_refused_and_named() {
-    if !can("a_bind_mount_in_another_namespace_is_refused", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let store = Store::new("namespace-bind");
+    let store = Store::for_test();
     let place = changed(&store);
     let volume = store.scratch().make("volume");
     let line = format!("mount --bind {} {}", place.display(), volume.display());
@@ -326,10 +326,10 @@ fn a_bind_mount_in_another_namespace_is_refused_and_named() {
 #[test]
 fn an_overlay_of_the_kernel_on_a_mount_is_refused_and_named() {
     let needs = [NEEDS, &[Need::KernelOverlay]].concat();
-    if !can("an_overlay_of_the_kernel_on_a_mount_is_refused", &needs) {
+    if !can(&needs) {
         return;
     }
-    let store = Store::new("namespace-overlay");
+    let store = Store::for_test();
     let place = changed(&store);
     let (other, merged) = (
         store.scratch().make("other"),
@@ -350,10 +350,10 @@ fn an_overlay_of_the_kernel_on_a_mount_is_refused_and_named() {
 /// A mount that is covered by another file system is not taken for that.
 #[test]
 fn a_mount_below_another_one_is_left_alone() {
-    if !can("a_mount_below_another_one_is_left_alone", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let store = Store::new("namespace-covered");
+    let store = Store::for_test();
     let place = changed(&store);
     let at = place.to_str().unwrap();
     run("mount", ["-t", "tmpfs", "none", at]).ok();
@@ -369,10 +369,10 @@ fn a_mount_below_another_one_is_left_alone() {
 #[test]
 fn a_mount_made_in_a_chroot_is_found() {
     let needs = [NEEDS, &[Need::Program("chroot")]].concat();
-    if !can("a_mount_made_in_a_chroot_is_found", &needs) {
+    if !can(&needs) {
         return;
     }
-    let store = Store::new("namespace-chroot");
+    let store = Store::for_test();
     let source = store.scratch().make("source");
     std::fs::write(source.join("file"), "one\n").unwrap();
     store.create("web", &source);
@@ -405,10 +405,10 @@ fn a_mount_made_in_a_chroot_is_found() {
 /// The daemon lives in a namespace of its own, so that it does not keep the one it was started in.
 #[test]
 fn a_mount_ends_with_the_namespace_that_it_was_made_in() {
-    if !can("a_mount_ends_with_the_namespace_that_it_was_made_in", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let store = Store::new("namespace-end");
+    let store = Store::for_test();
     let source = store.scratch().make("source");
     std::fs::write(source.join("file"), "one\n").unwrap();
     store.create("web", &source);
@@ -448,10 +448,10 @@ fn a_mount_ends_with_the_namespace_that_it_was_made_in() {
 /// Nothing of what was mounted when a daemon was started is kept by it.
 #[test]
 fn a_daemon_keeps_no_other_mount() {
-    if !can("a_daemon_keeps_no_other_mount", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let store = Store::new("namespace-others");
+    let store = Store::for_test();
     let first = changed(&store);
     let other = store.scratch().make("other");
     run("mount", ["-t", "tmpfs", "none", other.to_str().unwrap()]).ok();
@@ -476,10 +476,10 @@ fn a_daemon_keeps_no_other_mount() {
 /// From another namespace than the one that it is mounted in.
 #[test]
 fn commands_follow_a_mount_to_its_namespace() {
-    if !can("commands_follow_a_mount_to_its_namespace", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let store = Store::new("namespace-far");
+    let store = Store::for_test();
     let source = store.scratch().make("source");
     std::fs::write(source.join("file"), "one\n").unwrap();
     store.create("web", &source);
@@ -515,7 +515,7 @@ fn commands_follow_a_mount_to_its_namespace() {
 /// cowlfs alone, unmounted by umount(8): the layers are free for the next mount.
 #[test]
 fn layers_of_an_unmounted_overlay_are_free() {
-    if !can("layers_of_an_unmounted_overlay_are_free", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
     let dir = Scratch::new("namespace-layers");
@@ -547,7 +547,7 @@ fn layers_of_an_unmounted_overlay_are_free() {
 /// The same with the kernel's mount that was never touched: a signal that no daemon expects ends nothing.
 #[test]
 fn a_check_of_a_mount_in_use_changes_nothing() {
-    if !can("a_check_of_a_mount_in_use_changes_nothing", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
     let dir = Scratch::new("namespace-check");

@@ -9,8 +9,8 @@ use cowl_tests::cowl::Store;
 
 const ESCAPE: &str = "\u{1b}[";
 
-fn store(test: &str) -> Store {
-    let store = Store::new(test);
+fn store() -> Store {
+    let store = Store::for_test();
     let base = store.scratch().join("base");
     std::fs::create_dir(&base).expect("making the base");
     std::fs::write(base.join("file"), "x").expect("writing the base");
@@ -47,11 +47,10 @@ fn prepared(store: &Store, line: &str) -> Command {
 
 #[test]
 fn colours_are_for_terminals() {
-    let test = "colours_are_for_terminals";
-    if !can(test, &[Need::Program("script")]) {
+    if !can(&[Need::Program("script")]) {
         return;
     }
-    let store = store(test);
+    let store = store();
     let coloured = |output: Output| output.out().contains(ESCAPE) || output.err().contains(ESCAPE);
     // A table and an error.
     for verb in ["list web", "list wbe"] {
@@ -86,7 +85,7 @@ fn colours_are_for_terminals() {
 
 #[test]
 fn quiet_leaves_data_and_errors() {
-    let store = store("quiet_leaves_data_and_errors");
+    let store = store();
     let told = store.cowl(["restore", "web", "snap0", "--dry-run"]).ok();
     assert!(told.err().contains("would make"), "{}", told.report());
     let told = store
@@ -105,7 +104,7 @@ fn quiet_leaves_data_and_errors() {
 
 #[test]
 fn verbose_tells_what_is_done() {
-    let store = store("verbose_tells_what_is_done");
+    let store = store();
     let folder = store.scratch().join("hooks/pre-snapshot.d");
     std::fs::create_dir_all(&folder).expect("making the hooks' folder");
     std::os::unix::fs::symlink("/bin/true", folder.join("true")).expect("making a hook");
@@ -122,11 +121,10 @@ fn verbose_tells_what_is_done() {
 
 #[test]
 fn what_takes_longer_than_a_second_has_a_bar_on_a_terminal() {
-    let test = "what_takes_longer_than_a_second_has_a_bar_on_a_terminal";
-    if !can(test, &[Need::Program("script")]) {
+    if !can(&[Need::Program("script")]) {
         return;
     }
-    let store = store(test);
+    let store = store();
     // The archive comes slowly: two seconds with nothing in them but the wait for it.
     let tar = store.scratch().join("base.tar");
     let base = store.scratch().join("base");
@@ -159,7 +157,7 @@ fn what_takes_longer_than_a_second_has_a_bar_on_a_terminal() {
 
 #[test]
 fn a_reader_that_goes_away_is_no_error() {
-    let store = store("a_reader_that_goes_away_is_no_error");
+    let store = store();
     for _ in 0..200 {
         store.cowl(["snapshot", "web", "-m", &"x".repeat(400)]).ok();
     }
@@ -174,7 +172,7 @@ fn a_reader_that_goes_away_is_no_error() {
 
 #[test]
 fn config_tells_values_and_where_they_come_from() {
-    let store = store("config_tells_values_and_where_they_come_from");
+    let store = store();
     let config = store.scratch().join("config.toml");
     std::fs::write(&config, "trash_days = 30\n[prune]\nkeep_daily = 7\n").expect("writing it");
     let file = config.display().to_string();
@@ -208,7 +206,7 @@ fn config_tells_values_and_where_they_come_from() {
 
 #[test]
 fn what_was_meant_is_told_for_verbs_options_and_values() {
-    let store = store("what_was_meant_is_told_for_verbs_options_and_values");
+    let store = store();
     let wrong = |args: &[&str], meant: &str| {
         store.cowl(args).fails(2, &[meant]);
     };

@@ -225,13 +225,10 @@ fn refused(scratch: &Path) -> Vec<Vec<OsString>> {
 
 #[test]
 fn nothing_in_a_container_and_no_argument_speaks_to_the_terminal() {
-    if !can(
-        "nothing_in_a_container_and_no_argument_speaks_to_the_terminal",
-        NEEDS,
-    ) {
+    if !can(NEEDS) {
         return;
     }
-    let store = Store::new("plain-text");
+    let store = Store::for_test();
     let scratch = store.scratch().to_path_buf();
     world(&scratch, &store);
     for line in inside() {
@@ -271,10 +268,10 @@ fn without_colors(bytes: &[u8]) -> Vec<u8> {
 
 #[test]
 fn neither_does_the_place_of_a_store_a_mount_or_a_log() {
-    if !can("neither_does_the_place_of_a_store_a_mount_or_a_log", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let outer = Store::new("plain-place");
+    let outer = Store::for_test();
     let scratch = outer.scratch().to_path_buf();
     let root = scratch.join(hostile("store"));
     let run = |words: Vec<OsString>| {
@@ -389,10 +386,10 @@ fn logs_below(dir: &Path) -> Vec<PathBuf> {
 
 #[test]
 fn neither_do_lxcs_snapshots_and_configs() {
-    if !can("neither_do_lxcs_snapshots_and_configs", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let store = Store::new("plain-lxc");
+    let store = Store::for_test();
     let lxcpath = store.scratch().make("lxc");
     let dir = store.scratch().make("lxc/c1/rootfs");
     let dir = dir.parent().unwrap();
@@ -447,10 +444,10 @@ fn neither_do_lxcs_snapshots_and_configs() {
 
 #[test]
 fn neither_do_archives_and_the_options_of_a_mount() {
-    if !can("neither_do_archives_and_the_options_of_a_mount", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let store = Store::new("plain-archive");
+    let store = Store::for_test();
     let tree = store.scratch().make("tree");
     std::fs::write(tree.join(hostile("x")), "text").unwrap();
     let archive = store.scratch().join("a.tar");

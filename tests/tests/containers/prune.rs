@@ -3,8 +3,8 @@
 use cowl_tests::cowl::Store;
 
 /// web with snap0 (by hand) and snap1 to snap5 (by a timer).
-fn store(test: &str) -> Store {
-    let store = Store::new(test);
+fn store() -> Store {
+    let store = Store::for_test();
     let source = store.scratch().make("source");
     std::fs::write(source.join("base"), "base\n").unwrap();
     store.create("web", &source);
@@ -17,7 +17,7 @@ fn store(test: &str) -> Store {
 
 #[test]
 fn by_rules_of_the_command_line() {
-    let store = store("prune");
+    let store = store();
     let plan = store
         .cowl(["prune", "web", "--keep-last", "2", "--dry-run"])
         .ok();
@@ -70,7 +70,7 @@ fn by_rules_of_the_command_line() {
 
 #[test]
 fn nothing_goes_without_a_rule() {
-    let store = store("prune-none");
+    let store = store();
     for args in [
         &["prune", "web"][..],
         &["prune", "web", "--manual"],
@@ -93,7 +93,7 @@ fn nothing_goes_without_a_rule() {
 
 #[test]
 fn by_rules_that_the_container_keeps() {
-    let store = store("prune-saved");
+    let store = store();
     store.cowl(["clone", "web", "other"]).ok();
     for _ in 0..3 {
         store.cowl(["snapshot", "other", "--scheduled"]).ok();
@@ -123,7 +123,7 @@ fn by_rules_that_the_container_keeps() {
 
 #[test]
 fn what_states_take() {
-    let store = store("du");
+    let store = store();
     let manifest = |name: &str| store.cowl(["du", name, "--json"]).ok().json();
     let head = || {
         let containers = std::fs::read_dir(store.path().join("containers")).unwrap();

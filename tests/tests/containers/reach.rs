@@ -47,8 +47,8 @@ fn effective(program: &Path) -> Result<String, String> {
 }
 
 /// A store whose directory everybody passes, with the container web, in which `id` is set-user-ID root.
-fn world(test: &str) -> Store {
-    let store = Store::new(test);
+fn world() -> Store {
+    let store = Store::for_test();
     set_mode(store.scratch(), 0o755);
     let base = store.scratch().make("base");
     std::fs::copy("/usr/bin/id", base.join("id")).unwrap();
@@ -83,13 +83,10 @@ fn is_nosuid(place: &Path) -> bool {
 
 #[test]
 fn no_user_reaches_a_container_that_is_mounted_in_the_store() {
-    if !can(
-        "no_user_reaches_a_container_that_is_mounted_in_the_store",
-        NEEDS,
-    ) {
+    if !can(NEEDS) {
         return;
     }
-    let store = world("reach-store");
+    let store = world();
     let place = store.mount("web");
     assert!(!is_nosuid(&place));
     let daemon = store.pid("web");
@@ -133,13 +130,10 @@ fn no_user_reaches_a_container_that_is_mounted_in_the_store() {
 
 #[test]
 fn where_others_reach_a_mount_its_setuid_programs_have_no_effect() {
-    if !can(
-        "where_others_reach_a_mount_its_setuid_programs_have_no_effect",
-        NEEDS,
-    ) {
+    if !can(NEEDS) {
         return;
     }
-    let store = world("reach-place");
+    let store = world();
     let open = store.scratch().make("open");
     let at = |place: &Path, more: &[&str]| {
         let place = place.to_str().unwrap();
@@ -188,13 +182,10 @@ fn where_others_reach_a_mount_its_setuid_programs_have_no_effect() {
 
 #[test]
 fn a_mounted_snapshot_has_no_setuid_programs_and_no_devices() {
-    if !can(
-        "a_mounted_snapshot_has_no_setuid_programs_and_no_devices",
-        NEEDS,
-    ) {
+    if !can(NEEDS) {
         return;
     }
-    let store = world("reach-snapshot");
+    let store = world();
     store.cowl(["snapshot", "web"]).ok();
     let place = PathBuf::from(store.cowl(["mount", "web@snap0"]).ok().out());
     assert!(is_nosuid(&place));
@@ -233,13 +224,10 @@ fn run_mapped(lxc: &Lxc) -> String {
 #[test]
 fn only_its_own_root_reaches_a_container_with_an_id_map() {
     let needs = [lxc::NEEDS, NEEDS, &[Need::Program("newuidmap")]].concat();
-    if !can(
-        "only_its_own_root_reaches_a_container_with_an_id_map",
-        &needs,
-    ) {
+    if !can(&needs) {
         return;
     }
-    let lxc = Lxc::new("reach-mapped");
+    let lxc = Lxc::for_test();
     set_mode(lxc.scratch(), 0o755);
     lxc.create("c1");
     set_mode(&lxc.dir("c1"), 0o755);

@@ -11,8 +11,8 @@ use cowl_tests::mount;
 
 const NEEDS: &[Need] = &[Need::Root, Need::Fuse];
 
-fn store(test: &str) -> Store {
-    let store = Store::new(test);
+fn store() -> Store {
+    let store = Store::for_test();
     let source = store.scratch().make("source");
     fs::write(source.join("file"), "one\n").unwrap();
     store.create("web", &source);
@@ -42,10 +42,10 @@ fn is_found_by_all(store: &Store, place: &Path, dir: &Path) {
 
 #[test]
 fn a_mount_is_found_wherever_its_files_lie() {
-    if !can("a_mount_is_found_wherever_its_files_lie", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let store = store("run-files");
+    let store = store();
     let system = run_dir_of(store.path()).unwrap();
     let place = store.mount("web");
     let id = place.file_name().unwrap().to_owned();
@@ -71,10 +71,10 @@ fn a_mount_is_found_wherever_its_files_lie() {
 
 #[test]
 fn a_copy_of_a_store_leaves_the_mounts_of_the_original_alone() {
-    if !can("a_copy_of_a_store_leaves_the_mounts_alone", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let store = store("run-copy");
+    let store = store();
     let place = store.mount("web");
     let copy = store.scratch().join("copy");
     let mnt = store.path().join("mnt");
@@ -103,10 +103,10 @@ fn a_copy_of_a_store_leaves_the_mounts_of_the_original_alone() {
 /// In a mount namespace with another `/run`, say: what the daemon writes to must not become a snapshot's.
 #[test]
 fn a_layer_is_not_frozen_below_a_daemon_that_cannot_be_seen() {
-    if !can("a_layer_is_not_frozen_below_an_unseen_daemon", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let store = store("run-unseen");
+    let store = store();
     let place = store.mount("web");
     fs::write(place.join("file"), "written\n").unwrap();
     let system = run_dir_of(store.path()).unwrap();

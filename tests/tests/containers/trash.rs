@@ -4,8 +4,8 @@
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
 
-fn store(test: &str) -> Store {
-    let store = Store::new(test);
+fn store() -> Store {
+    let store = Store::for_test();
     let source = store.scratch().make("source");
     std::fs::write(source.join("base"), "base\n").unwrap();
     store.create("web", &source);
@@ -28,7 +28,7 @@ fn list(store: &Store) -> Vec<String> {
 
 #[test]
 fn destroyed_and_back() {
-    let store = store("trash-back");
+    let store = store();
     let before = store.cowl(["list", "web", "--json"]).ok().out();
     let shown = store.cowl(["export", "web", "-"]).ok().stdout;
     let said = store.cowl(["destroy", "web", "--yes"]).ok();
@@ -54,7 +54,7 @@ fn destroyed_and_back() {
 
 #[test]
 fn a_name_that_is_taken_meanwhile() {
-    let store = store("trash-taken");
+    let store = store();
     store.cowl(["destroy", "web", "--yes"]).ok();
     let source = store.scratch().join("source");
     store.create("web", &source);
@@ -84,7 +84,7 @@ fn a_name_that_is_taken_meanwhile() {
 
 #[test]
 fn for_good_at_once_or_when_the_time_is_over() {
-    let store = store("trash-good");
+    let store = store();
     store.cowl(["clone", "web@snap0", "other"]).ok();
     assert_eq!(layers(&store), 3);
     store.cowl(["destroy", "web", "--yes", "--now"]).ok();
@@ -113,7 +113,7 @@ fn for_good_at_once_or_when_the_time_is_over() {
 
 #[test]
 fn the_trash_is_emptied_by_hand() {
-    let store = store("trash-empty");
+    let store = store();
     store.cowl(["destroy", "web", "--yes"]).ok();
     let tell = store
         .cowl(["gc", "--empty-trash", "--dry-run", "--json"])
@@ -137,7 +137,7 @@ fn the_trash_is_emptied_by_hand() {
 
 #[test]
 fn protected_snapshots_keep_their_container() {
-    let store = store("trash-protected");
+    let store = store();
     store.cowl(["protect", "web@snap0"]).ok();
     store
         .cowl(["destroy", "web", "--yes"])
@@ -149,7 +149,7 @@ fn protected_snapshots_keep_their_container() {
 
 #[test]
 fn other_names() {
-    let store = store("rename");
+    let store = store();
     store.cowl(["rename", "web", "www"]).ok();
     assert_eq!(store.snapshots("www"), ["snap0"]);
     store.cowl(["list", "web"]).fails(3, &["web"]);
@@ -171,13 +171,10 @@ fn other_names() {
 
 #[test]
 fn another_name_while_it_is_mounted() {
-    if !can(
-        "another_name_while_it_is_mounted",
-        &[Need::Root, Need::Fuse],
-    ) {
+    if !can(&[Need::Root, Need::Fuse]) {
         return;
     }
-    let store = store("rename-mounted");
+    let store = store();
     let place = store.mount("web");
     std::fs::write(place.join("new"), "x").unwrap();
     store.cowl(["rename", "web", "www"]).ok();

@@ -30,10 +30,10 @@ fn refused(lxc: &Lxc, name: &str, code: i32, words: &[&str]) {
 
 #[test]
 fn what_can_not_be_adopted() {
-    if !can("what_can_not_be_adopted", &[Need::Root]) {
+    if !can(&[Need::Root]) {
         return;
     }
-    let lxc = Lxc::new("lxc-refused");
+    let lxc = Lxc::for_test();
     let rootfs = make(&lxc, "c1");
     let store = lxc.store();
     let set = |line: &str| {
@@ -133,10 +133,10 @@ fn what_can_not_be_adopted() {
 
 #[test]
 fn what_can_not_be_released() {
-    if !can("what_can_not_be_released", &[Need::Root]) {
+    if !can(&[Need::Root]) {
         return;
     }
-    let lxc = Lxc::new("lxc-unreleased");
+    let lxc = Lxc::for_test();
     let rootfs = make(&lxc, "c1");
     let store = lxc.store();
     store.create("made", &rootfs);
@@ -164,10 +164,10 @@ fn what_can_not_be_released() {
 /// Two at once, under two names: one has it, whole.
 #[test]
 fn a_folder_is_taken_over_once() {
-    if !can("a_folder_is_taken_over_once", &[Need::Root]) {
+    if !can(&[Need::Root]) {
         return;
     }
-    let lxc = Lxc::new("lxc-twice");
+    let lxc = Lxc::for_test();
     let rootfs = make(&lxc, "c1");
     // The second name of a file outside is pointed out.
     std::fs::hard_link(rootfs.join("etc/file"), lxc.scratch().join("second")).unwrap();
@@ -206,10 +206,10 @@ fn a_folder_is_taken_over_once() {
 /// A base on which clones stand is copied, not taken from under them.
 #[test]
 fn a_release_takes_nothing_from_clones() {
-    if !can("a_release_takes_nothing_from_clones", &[Need::Root]) {
+    if !can(&[Need::Root]) {
         return;
     }
-    let lxc = Lxc::new("lxc-shared-base");
+    let lxc = Lxc::for_test();
     let rootfs = make(&lxc, "c1");
     let store = lxc.store();
     store
@@ -227,10 +227,10 @@ fn a_release_takes_nothing_from_clones() {
 
 #[test]
 fn a_root_behind_a_link_and_an_own_snapshot_of_lxcs_come_along() {
-    if !can("a_root_behind_a_link_and_an_own_snapshot", &[Need::Root]) {
+    if !can(&[Need::Root]) {
         return;
     }
-    let lxc = Lxc::new("lxc-link");
+    let lxc = Lxc::for_test();
     let rootfs = make(&lxc, "c1");
     let real = lxc.scratch().join("elsewhere");
     std::fs::rename(&rootfs, &real).unwrap();
@@ -253,10 +253,10 @@ fn a_root_behind_a_link_and_an_own_snapshot_of_lxcs_come_along() {
 #[test]
 fn on_another_file_system_a_store_of_the_family_is_made_there() {
     let needs = [NEEDS, &Kind::Ext4.needs()].concat();
-    if !can("on_another_file_system_a_store_of_the_family", &needs) {
+    if !can(&needs) {
         return;
     }
-    let lxc = Lxc::new("lxc-family");
+    let lxc = Lxc::for_test();
     let image = Kind::Ext4.mount(lxc.scratch(), "other");
     let there = image.join("c1");
     std::fs::create_dir_all(there.join("etc")).unwrap();

@@ -7,13 +7,10 @@ use cowl_tests::lxc::{Lxc, NEEDS};
 
 #[test]
 fn a_change_in_lib_is_taken_back_under_the_original_name() {
-    if !can(
-        "a_change_in_lib_is_taken_back_under_the_original_name",
-        NEEDS,
-    ) {
+    if !can(NEEDS) {
         return;
     }
-    let lxc = Lxc::new("lxc-example");
+    let lxc = Lxc::for_test();
     let store = lxc.store();
     lxc.create("c1");
     std::fs::write(lxc.dir("c1").join("rootfs/lib/libthing"), "good\n").unwrap();

@@ -34,16 +34,16 @@ struct World {
 
 impl World {
     /// Cowl under LXC's name.
-    fn ours(test: &str) -> Self {
-        let scratch = Scratch::new(test);
+    fn ours() -> Self {
+        let scratch = Scratch::for_test();
         let program = scratch.join("lxc-snapshot");
         std::os::unix::fs::symlink(programs::cowl(), &program).unwrap();
         Self::with(scratch, program)
     }
 
-    fn theirs(test: &str) -> Self {
+    fn theirs() -> Self {
         let program = programs::in_path("lxc-snapshot").unwrap();
-        Self::with(Scratch::new(test), program)
+        Self::with(Scratch::for_test(), program)
     }
 
     fn with(scratch: Scratch, program: PathBuf) -> Self {
@@ -233,11 +233,11 @@ const WORDS: &[&[&str]] = &[
 
 #[test]
 fn the_same_words_have_the_same_answers() {
-    if !can("the_same_words_have_the_same_answers", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     let _alone = alone();
-    let (ours, theirs) = (World::ours("lxc-ours"), World::theirs("lxc-theirs"));
+    let (ours, theirs) = (World::ours(), World::theirs());
     for words in WORDS {
         let (here, there) = (ours.run(words), theirs.run(words));
         assert_eq!(
@@ -262,11 +262,11 @@ fn the_same_words_have_the_same_answers() {
 /// The same words again, on snapshots that LXC took.
 #[test]
 fn snapshots_of_lxcs_own_are_worked_on_as_there() {
-    if !can("snapshots_of_lxcs_own_are_worked_on_as_there", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     let _alone = alone();
-    let (ours, theirs) = (World::ours("lxc-ours"), World::theirs("lxc-theirs"));
+    let (ours, theirs) = (World::ours(), World::theirs());
     for world in [&ours, &theirs] {
         for words in [
             &["-n", "c1"][..],
@@ -302,11 +302,11 @@ fn snapshots_of_lxcs_own_are_worked_on_as_there() {
 
 #[test]
 fn failures_of_the_original_do_not_happen_here() {
-    if !can("failures_of_the_original_do_not_happen_here", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     let _alone = alone();
-    let world = World::ours("lxc-failures");
+    let world = World::ours();
     world.original(&["-n", "c1"]).ok();
     world.run(&["-n", "c1"]).ok();
     let both = ["snap0", "snap1"];
@@ -341,11 +341,11 @@ fn failures_of_the_original_do_not_happen_here() {
 
 #[test]
 fn three_at_once_have_cowl_keep_the_container_once() {
-    if !can("three_at_once_have_cowl_keep_the_container_once", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     let _alone = alone();
-    let world = World::ours("lxc-three");
+    let world = World::ours();
     let start = || {
         world
             .command(&world.program, &["-n", "c1"])
@@ -363,12 +363,11 @@ fn three_at_once_have_cowl_keep_the_container_once() {
 
 #[test]
 fn a_container_runs_before_and_after() {
-    let name = "a_container_runs_before_and_after";
-    if !can(name, &NEEDS) || !can(name, &[Need::Fuse]) {
+    if !can(&NEEDS) || !can(&[Need::Fuse]) {
         return;
     }
     let _alone = alone();
-    let world = World::ours("lxc-runs");
+    let world = World::ours();
     let inside = |container: &str, line: &str| {
         world
             .lxc("lxc-attach", container, &["--", "sh", "-c", line])
@@ -410,12 +409,11 @@ fn a_container_runs_before_and_after() {
 /// LXC's restore took what was there away before it knew that the new fits.
 #[test]
 fn a_full_disk_takes_nothing_away() {
-    let name = "a_full_disk_takes_nothing_away";
-    if !can(name, &NEEDS) || !can(name, &[Need::Program("mkfs.ext4")]) {
+    if !can(&NEEDS) || !can(&[Need::Program("mkfs.ext4")]) {
         return;
     }
     let _alone = alone();
-    let world = World::ours("lxc-full");
+    let world = World::ours();
     std::fs::write(world.path("c1/rootfs/etc/big"), vec![b'x'; 4 << 20]).unwrap();
     world.original(&["-n", "c1"]).ok();
     std::fs::write(world.path("c1/rootfs/etc/big"), "now").unwrap();
@@ -492,12 +490,11 @@ fn a_full_disk_takes_nothing_away() {
 /// Snapshots of containers that LXC made over others' files.
 #[test]
 fn overlays_of_lxcs() {
-    let name = "overlays_of_lxcs";
-    if !can(name, &NEEDS) || !can(name, &[Need::KernelOverlay]) {
+    if !can(&NEEDS) || !can(&[Need::KernelOverlay]) {
         return;
     }
     let _alone = alone();
-    let world = World::ours("lxc-overlay");
+    let world = World::ours();
     world.original(&["-n", "c1"]).ok();
     world
         .lxc("lxc-copy", "c1", &["-N", "c2", "-s", "-B", "overlay"])

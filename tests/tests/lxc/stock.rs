@@ -10,8 +10,8 @@ const NOTHING: [&str; 0] = [];
 /// every mount, so that LXC goes as far as it ever does.
 const NAME: &str = "mnt";
 
-fn container(test: &str) -> Lxc {
-    let lxc = Lxc::new(test);
+fn container() -> Lxc {
+    let lxc = Lxc::for_test();
     lxc.create(NAME);
     lxc.adopt(NAME).ok();
     lxc.store().cowl(["snapshot", NAME]).ok();
@@ -37,10 +37,10 @@ fn no_empty_snapshot_is_stored_and_none_restored_over_the_container() {
         &[Need::Program("lxc-snapshot"), Need::Program("rsync")],
     ]
     .concat();
-    if !can("no_empty_snapshot_is_stored", &needs) {
+    if !can(&needs) {
         return;
     }
-    let lxc = container("lxc-stock-snapshot");
+    let lxc = container();
     // Stopped, and after it ran once.
     for _ in 0..2 {
         let said = lxc.tool("snapshot", NAME, NOTHING);
@@ -66,10 +66,10 @@ fn no_empty_snapshot_is_stored_and_none_restored_over_the_container() {
 #[test]
 fn no_copy_of_lxcs_shares_the_files() {
     let needs = [NEEDS, &[Need::Program("lxc-copy"), Need::Program("rsync")]].concat();
-    if !can("no_copy_of_lxcs_shares_the_files", &needs) {
+    if !can(&needs) {
         return;
     }
-    let lxc = container("lxc-stock-copy");
+    let lxc = container();
     let copy = |more: &[&str]| {
         let args = [more, &["-N", "copy"]].concat();
         lxc.tool("copy", NAME, args)

@@ -10,10 +10,10 @@ use cowl_tests::tree::{self, Compare};
 /// Starts nothing: what is under test happens to files.
 #[test]
 fn adopted_and_released_it_is_what_it_was_to_the_last_byte() {
-    if !can("adopted_and_released_it_is_what_it_was", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let lxc = Lxc::new("lxc-release");
+    let lxc = Lxc::for_test();
     lxc.create("c1");
     let config = lxc.config("c1");
     let before = tree::read(&lxc.dir("c1").join("rootfs")).unwrap();
@@ -48,10 +48,10 @@ fn adopted_and_released_it_is_what_it_was_to_the_last_byte() {
 
 #[test]
 fn lxcs_tools_go_on_as_before() {
-    if !can("lxcs_tools_go_on_as_before", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let lxc = Lxc::new("lxc-life");
+    let lxc = Lxc::for_test();
     lxc.create("c1");
     lxc.adopt("c1").ok();
 
@@ -114,10 +114,10 @@ fn lxcs_tools_go_on_as_before() {
 
 #[test]
 fn a_running_container_is_refused_with_what_to_type() {
-    if !can("a_running_container_is_refused", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let lxc = Lxc::new("lxc-running");
+    let lxc = Lxc::for_test();
     lxc.create("c1");
     lxc.start("c1");
     lxc.adopt("c1")
@@ -168,10 +168,10 @@ fn a_running_container_is_refused_with_what_to_type() {
 /// What a snapshot keeps of the config comes back only when asked for, and cowl's lines stay right.
 #[test]
 fn the_config_comes_back_with_the_snapshot_when_asked() {
-    if !can("the_config_comes_back_with_the_snapshot", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let lxc = Lxc::new("lxc-config");
+    let lxc = Lxc::for_test();
     lxc.create("c1");
     lxc.adopt("c1").ok();
     let (store, before) = (lxc.store(), lxc.config("c1"));
@@ -208,10 +208,10 @@ fn the_config_comes_back_with_the_snapshot_when_asked() {
 #[test]
 fn an_unprivileged_container_lives_on_an_adopted_root() {
     let needs = [NEEDS, &[cowl_tests::conditions::Need::Program("newuidmap")]].concat();
-    if !can("an_unprivileged_container_lives_on_an_adopted_root", &needs) {
+    if !can(&needs) {
         return;
     }
-    let lxc = Lxc::new("lxc-unprivileged");
+    let lxc = Lxc::for_test();
     // Its root must be able to reach its own files.
     let open = |path: &Path| {
         use std::os::unix::fs::PermissionsExt;

@@ -5,7 +5,6 @@ use cowl_tests::beside::{beside, beside_lower};
 #[test]
 fn mode_and_umask_of_the_request_are_honoured() {
     beside(
-        "mode-umask",
         "os.mkdir('open'); os.chmod('open', 0o777)",
         r#"
 def make():
@@ -36,7 +35,6 @@ child(again, uid=1000 + 0o77, gid=7, umask=0o007)
 #[test]
 fn what_takes_a_hidden_names_place_has_the_requests_mode_too() {
     beside_lower(
-        "mode-whiteout",
         "os.mkdir('d'); os.chmod('d', 0o777)
 for kind in 'abcd': write('d/' + kind)",
         r#"
@@ -53,7 +51,6 @@ child(make, uid=4711, gid=4712, umask=0o027)
 #[test]
 fn default_acls_are_inherited_and_override_the_umask() {
     beside(
-        "default-acl",
         r#"
 os.mkdir("d"); os.chmod("d", 0o777); write("d/hidden")
 os.setxattr("d", DEFAULT, acl(("u", 7, -1), ("user", 6, 1234), ("g", 5, -1), ("mask", 7, -1), ("o", 4, -1)))
@@ -85,7 +82,6 @@ assert os.getxattr("d/sub", DEFAULT) == os.getxattr("d", DEFAULT)
 #[test]
 fn mode_and_acl_keep_in_step() {
     beside(
-        "acl-step",
         "write('file', mode=0o640); os.mkdir('dir')",
         r#"
 for path in ("file", "dir"):
@@ -119,7 +115,6 @@ for uid, gid, groups in ((1001, 1, ()), (1002, 2000, ()), (1003, 1, (2000,)), (1
 #[test]
 fn setfacl_drops_setgid_for_one_outside_the_group_only() {
     beside(
-        "acl-setgid",
         r#"
 for name in ("outsider", "member", "supplementary", "root", "many"):
     write(name, mode=0o2775); os.chown(name, 1000, 3000); os.chmod(name, 0o2775)
@@ -147,7 +142,6 @@ child(lambda: print(err(os.setxattr, "member", ACCESS, value)), uid=1001, gid=30
 #[test]
 fn a_setgid_folder_gives_its_group_to_what_is_made_in_it() {
     beside(
-        "setgid-folder",
         r#"
 os.mkdir("team"); write("team/hidden"); os.mkdir("team/lower"); os.mkdir("team/hidden.d")
 os.chown("team", 0, 3000); os.chmod("team", 0o2777); write("other"); os.chown("other", 1000, 1000)

@@ -44,17 +44,12 @@ fn little(what: &str, output: &Output) {
 
 #[test]
 fn snapshot_restore_and_clone_copy_no_data() {
-    if !can(
-        "snapshot_restore_and_clone_copy_no_data",
-        &[Need::Root, Need::Fuse, Need::Program("mkfs.ext4")],
-    ) {
+    if !can(&[Need::Root, Need::Fuse, Need::Program("mkfs.ext4")]) {
         return;
     }
     // On an ext4 of its own: what counts as made dirty includes its bitmaps and tables, and how many of
     // those a new folder touches depends on how full it is.
-    let store = Store::on("bytes", |scratch, name| {
-        images::ext4_for(FOLDERS * FILES, scratch, name)
-    });
+    let store = Store::on(|scratch, name| images::ext4_for(FOLDERS * FILES, scratch, name));
     let base = store.scratch().make("base");
     fill(&base);
     store.create("web", &base);

@@ -16,7 +16,7 @@ const MODES: [&str; 5] = [
 
 /// Plants the objects of `what` and runs its cases, in a mount with these options and in a plain directory.
 #[track_caller]
-fn same(test: &str, content: Content, options: &str, what: &str) {
+fn same(content: Content, options: &str, what: &str) {
     eprintln!("{options}, content in the {content:?} layer");
     let lower = match content {
         Content::Lower => "LOWER = True",
@@ -24,7 +24,7 @@ fn same(test: &str, content: Content, options: &str, what: &str) {
     };
     let build = format!("{MATRIX}\nplant_{what}()");
     // Thousands of files are copied up, and nothing here is about what a power cut leaves of them.
-    let beside = Beside::with(test, content, &build, &format!("{options},volatile"));
+    let beside = Beside::with(content, &build, &format!("{options},volatile"));
     let said = beside.same(&format!("{MATRIX}\n{lower}\nrun_{what}()"));
     assert!(said.lines().count() > 100, "too little was tried: {said}");
     beside.mount.unmount();
@@ -32,31 +32,26 @@ fn same(test: &str, content: Content, options: &str, what: &str) {
 
 #[test]
 fn each_attribute_is_true_when_it_is_asked_for_alone() {
-    if !can("attribute-matrix", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     for options in MODES {
         // What lies in the upper is the same to both kinds of coherence.
         if !options.contains("coherence") {
-            same("attribute-matrix", Content::Upper, options, "all");
+            same(Content::Upper, options, "all");
         }
-        same("attribute-matrix", Content::Lower, options, "all");
+        same(Content::Lower, options, "all");
     }
 }
 
 /// Where every file shows one link a plain directory is no measure, and the kernel counts by itself.
 #[test]
 fn link_counts_that_are_not_counted_are_true_too() {
-    if !can("attribute-matrix-links", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     let build = format!("{MATRIX}\nplant_all()");
-    let beside = Beside::with(
-        "attribute-matrix-links",
-        Content::Upper,
-        &build,
-        "static_nlink",
-    );
+    let beside = Beside::with(Content::Upper, &build, "static_nlink");
     python(beside.mount.path(), &format!("{MATRIX}\nrun_all()")).ok();
     beside.mount.unmount();
 }
@@ -64,20 +59,20 @@ fn link_counts_that_are_not_counted_are_true_too() {
 /// The daemon invalidates attributes while the kernel holds the locks of the request that it answers.
 #[test]
 fn one_thread_that_invalidates_what_it_answers_for_does_not_wait_for_itself() {
-    if !can("attribute-matrix-one-thread", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     for (content, options) in [
         (Content::Upper, "passthrough=all,threaded=0"),
         (Content::Lower, "passthrough=read,threaded=0"),
     ] {
-        same("attribute-matrix-one-thread", content, options, "all");
+        same(content, options, "all");
     }
 }
 
 #[test]
 fn a_program_has_the_bits_that_a_plain_directory_leaves_it() {
-    if !can("program-bits", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     for (content, options) in [
@@ -86,7 +81,7 @@ fn a_program_has_the_bits_that_a_plain_directory_leaves_it() {
         (Content::Upper, "passthrough=off"),
         (Content::Lower, "passthrough=all,coherence=overlay"),
     ] {
-        same("program-bits", content, options, "programs");
+        same(content, options, "programs");
     }
 }
 
@@ -144,11 +139,11 @@ def races(writer, rounds=60):
 /// between must not be missed.
 #[test]
 fn a_program_never_runs_as_root_with_what_another_wrote() {
-    if !can("program-race", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     for options in ["passthrough=all", "passthrough=read"] {
-        let beside = Beside::with("program-race", Content::Upper, "", options);
+        let beside = Beside::with(Content::Upper, "", options);
         for writer in ["direct", "reopened"] {
             let script = format!("{RACE}\nraces({writer:?})");
             let said = python(beside.mount.path(), &script).ok().out();
@@ -161,11 +156,11 @@ fn a_program_never_runs_as_root_with_what_another_wrote() {
 /// The kernel's overlayfs has a cache of its own above ours.
 #[test]
 fn a_program_below_the_kernels_overlayfs_loses_its_bits() {
-    if !can("program-nested", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     for options in ["passthrough=all", "passthrough=read"] {
-        let beside = Beside::with("program-nested", Content::Upper, "", options);
+        let beside = Beside::with(Content::Upper, "", options);
         let stack = Stack {
             lowers: vec![beside.scratch.make("empty")],
             upper: Some((

@@ -10,10 +10,10 @@ use cowl_tests::mount::{Overlay, Stack};
 use cowl_tests::scratch::Scratch;
 use cowl_tests::tree::{self, Compare};
 
-fn ready(test: &str, more: &[Need]) -> bool {
+fn ready(more: &[Need]) -> bool {
     let needs = [&[Need::Root, Need::Fuse][..], more].concat();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    can(test, &needs)
+    can(&needs)
 }
 
 /// Three layers with a tree of everything in the lowest, an empty upper, and the plain folder.
@@ -36,8 +36,8 @@ const EVERYTHING: &str = "
     find . -exec touch -h -d '2014-05-06 07:08:09.123456789' {} +; touch -d '1960-01-02 03:04:05.5' a/f7";
 
 impl Pair {
-    fn new(test: &str, seed: u64) -> Pair {
-        let scratch = Scratch::new(test);
+    fn new(seed: u64) -> Pair {
+        let scratch = Scratch::for_test();
         let (lowers, plain) = layers::make_three(&scratch, layers::Wish::of(seed)).unwrap();
         sh_in(lowers.last().unwrap(), EVERYTHING).ok();
         sh_in(&plain, EVERYTHING).ok();
@@ -78,11 +78,10 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn tar_packs_and_unpacks() {
-    let test = "tar_packs_and_unpacks";
-    if !ready(test, &[]) {
+    if !ready(&[]) {
         return;
     }
-    let pair = Pair::new("tar", 21);
+    let pair = Pair::new(21);
     let mounted = pair.mount();
     let (from, scratch) = (mounted.path().display(), pair.scratch.display());
     let pack = "tar --numeric-owner --xattrs --xattrs-include='*' --acls --sparse --format=posix";
@@ -133,11 +132,10 @@ fn tar_packs_and_unpacks() {
 /// of content after it, must not move it.
 #[test]
 fn change_times_hold_over_copy_up() {
-    let test = "change_times_hold_over_copy_up";
-    if !ready(test, &[]) {
+    if !ready(&[]) {
         return;
     }
-    let pair = Pair::new("ctime", 22);
+    let pair = Pair::new(22);
     let mounted = pair.mount();
     let times = || {
         sh_in(
@@ -176,11 +174,10 @@ fn change_times_hold_over_copy_up() {
 
 #[test]
 fn rsync_finds_nothing_to_do() {
-    let test = "rsync_finds_nothing_to_do";
-    if !ready(test, &[Need::Program("rsync")]) {
+    if !ready(&[Need::Program("rsync")]) {
         return;
     }
-    let pair = Pair::new("rsync", 23);
+    let pair = Pair::new(23);
     let mounted = pair.mount();
     // Without the window rsync takes times of one second for the same.
     let rsync = "rsync -aHAX --numeric-ids --checksum --itemize-changes --modify-window=-1";
@@ -224,11 +221,10 @@ fn rsync_finds_nothing_to_do() {
 
 #[test]
 fn find_and_cp_know_which_names_are_one_file() {
-    let test = "find_and_cp_know_which_names_are_one_file";
-    if !ready(test, &[]) {
+    if !ready(&[]) {
         return;
     }
-    let pair = Pair::new("cp", 24);
+    let pair = Pair::new(24);
     let mounted = pair.mount();
     let same_file = |root: &Path| {
         sh_in(

@@ -17,8 +17,8 @@ use rustix::io::Errno;
 const NEEDS: [Need; 2] = [Need::Root, Need::Fuse];
 
 /// Folders `a` over `b`, each with a file, `u`, `w`, and the mount point `m`.
-fn folders(test: &str) -> Scratch {
-    let scratch = Scratch::new(test);
+fn folders() -> Scratch {
+    let scratch = Scratch::for_test();
     sh_in(
         &scratch,
         "mkdir a b u w m; echo a > a/a; echo b > b/b; chmod 755 .",
@@ -56,10 +56,10 @@ fn unmount(place: &Path) {
 
 #[test]
 fn every_form_of_the_command_line_mounts() {
-    if !can("every_form_of_the_command_line_mounts", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let dir = folders("forms");
+    let dir = folders();
     for args in [
         &["-o", "lowerdir=a:b,upperdir=u,workdir=w", "m"][..],
         &["-o", "lowerdir=a:b,upperdir=u,workdir=w,", "m"],
@@ -97,10 +97,10 @@ fn every_form_of_the_command_line_mounts() {
 
 #[test]
 fn without_upperdir_it_is_read_only() {
-    if !can("without_upperdir_it_is_read_only", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let dir = folders("readonly");
+    let dir = folders();
     for options in [
         "lowerdir=a:b",
         "lowerdir=a:b,ro",
@@ -125,10 +125,10 @@ fn without_upperdir_it_is_read_only() {
 
 #[test]
 fn paths_with_colons_and_commas_can_be_escaped() {
-    if !can("paths_with_colons_and_commas_can_be_escaped", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let dir = folders("escapes");
+    let dir = folders();
     sh_in(&dir, "mv a 'a:1'; mv b 'b \\x'; mv u 'u,3'; mv w 'w:4'").ok();
     let options = r"lowerdir=a\:1:b \\x,upperdir=u\,3,workdir=w\:4";
     let place = mounts(&dir, &["-o", options, "m"]);
@@ -139,10 +139,10 @@ fn paths_with_colons_and_commas_can_be_escaped() {
 
 #[test]
 fn in_the_foreground_it_stays() {
-    if !can("in_the_foreground_it_stays", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let dir = folders("foreground");
+    let dir = folders();
     let stack = Stack {
         lowers: vec![dir.join("a"), dir.join("b")],
         upper: Some((dir.join("u"), dir.join("w"))),
@@ -164,10 +164,10 @@ fn in_the_foreground_it_stays() {
 
 #[test]
 fn users_can_be_mapped() {
-    if !can("users_can_be_mapped", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let dir = folders("mapping");
+    let dir = folders();
     // ID_ON_DISK:ID_SHOWN:COUNT, which shows an unshifted tree to a user namespace.
     sh_in(&dir, "chown 5:6 a/a").ok();
     let map = "0:100000:65536";
@@ -207,10 +207,10 @@ fn users_can_be_mapped() {
 
 #[test]
 fn unnamed_files_are_refused_as_documented() {
-    if !can("unnamed_files_are_refused_as_documented", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let dir = folders("tmpfile");
+    let dir = folders();
     let place = mounts(&dir, &["-o", "lowerdir=a:b,upperdir=u,workdir=w", "m"]);
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     let opened = rustix::fs::openat(CWD, &place, flags, Mode::from_raw_mode(0o600));
@@ -220,10 +220,10 @@ fn unnamed_files_are_refused_as_documented() {
 
 #[test]
 fn a_mount_point_may_hold_something_as_with_mount() {
-    if !can("a_mount_point_may_hold_something_as_with_mount", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let dir = folders("nonempty");
+    let dir = folders();
     std::fs::write(dir.join("m/hidden"), "").unwrap();
     let place = mounts(&dir, &["-o", "lowerdir=a:b,upperdir=u,workdir=w", "m"]);
     assert!(place.join("hidden").symlink_metadata().is_err());
@@ -250,10 +250,10 @@ fn refused(dir: &Path, args: &[&str], words: &[&str]) {
 
 #[test]
 fn mistakes_get_a_message_and_change_nothing() {
-    if !can("mistakes_get_a_message_and_change_nothing", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let dir = folders("mistakes");
+    let dir = folders();
     std::fs::write(dir.join("file"), "").unwrap();
     let all = "lowerdir=a:b,upperdir=u,workdir=w";
     for (args, words) in [
@@ -312,10 +312,10 @@ fn mistakes_get_a_message_and_change_nothing() {
 
 #[test]
 fn upper_and_work_must_lie_on_one_filesystem() {
-    if !can("upper_and_work_must_lie_on_one_filesystem", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let dir = folders("twofs");
+    let dir = folders();
     let other = dir.make("other");
     run("mount", ["-t", "tmpfs", "tmpfs", other.to_str().unwrap()]).ok();
     std::fs::create_dir(other.join("w")).unwrap();
@@ -325,10 +325,10 @@ fn upper_and_work_must_lie_on_one_filesystem() {
 
 #[test]
 fn one_upper_is_mounted_once() {
-    if !can("one_upper_is_mounted_once", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let dir = folders("twice");
+    let dir = folders();
     let (second, work) = (dir.make("m2"), dir.make("w2"));
     let place = mounts(&dir, &["-o", "lowerdir=a:b,upperdir=u,workdir=w", "m"]);
     for options in [
@@ -357,10 +357,10 @@ fn one_upper_is_mounted_once() {
 
 #[test]
 fn without_dev_fuse_it_says_so() {
-    if !can("without_dev_fuse_it_says_so", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let dir = folders("nofuse");
+    let dir = folders();
     let script = format!(
         "mount -t tmpfs tmpfs /dev; mknod /dev/null c 1 3
          exec '{}' -o lowerdir=a:b,upperdir=u,workdir=w m",
@@ -375,10 +375,10 @@ fn without_dev_fuse_it_says_so() {
 
 #[test]
 fn without_permission_it_says_so() {
-    if !can("without_permission_it_says_so", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let dir = folders("noright");
+    let dir = folders();
     let program = dir.join("cowlfs");
     std::fs::copy(programs::cowlfs(), &program).unwrap();
     std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();

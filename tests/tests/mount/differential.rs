@@ -37,7 +37,7 @@ type OneSeed = fn(&Disk, u64, Option<&[Step]>, &mut Vec<Step>) -> Result<(), Str
 #[test]
 fn a_mounted_stack_cannot_be_told_from_a_plain_folder() {
     let test = "a_mounted_stack_cannot_be_told_from_a_plain_folder";
-    if can(test, &NEEDS) {
+    if can(&NEEDS) {
         every_seed(test, 150, against_plain);
     }
 }
@@ -45,7 +45,7 @@ fn a_mounted_stack_cannot_be_told_from_a_plain_folder() {
 #[test]
 fn what_the_kernel_wrote_is_shown_and_written_on() {
     let test = "what_the_kernel_wrote_is_shown_and_written_on";
-    if can(test, &NEEDS) {
+    if can(&NEEDS) {
         every_seed(test, 50, after_kernel);
     }
 }
@@ -127,7 +127,7 @@ fn links(seed: u64) -> Links {
 fn store(disk: &Disk, name: &str) -> Store {
     // A folder of one's own choice, to look at or for another filesystem.
     match std::env::var_os("COWL_TEST_DIR") {
-        Some(_) => Store::new(name),
+        Some(_) => Store::for_test(),
         None => Store::in_scratch(Scratch::new_in(&disk.path(), name)),
     }
 }

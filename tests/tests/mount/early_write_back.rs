@@ -74,7 +74,7 @@ fn begins(kind: &'static str, cases: &[&[(&str, &[&str])]]) {
         Need::Program(mkfs),
         Need::Program("filefrag"),
     ];
-    if !can(&test, &needs) {
+    if !can(&needs) {
         return;
     }
     for passthrough in ["auto", "read", "off"] {

@@ -9,7 +9,6 @@ use cowl_tests::tree::{self, Compare};
 fn names_up_to_255_bytes_work_and_longer_ones_are_too_long_for_everybody() {
     let names = "names = [c * n for n in range(250, 256) for c in ('f', 'd')] + ['\\u00e9' * 127, b'\\xff\\xfe' * 127, b'\\n \\x01\\\\:,\"\\'#' * 28]\n";
     beside(
-        "names-long",
         &format!(
             "{names}{}",
             "for i, n in enumerate(names): os.mkdir(n) if i % 2 else write(n)
@@ -44,7 +43,7 @@ print(sorted(os.listdir(b".")))
 /// Far deeper than PATH_MAX: everything goes by folder descriptors, never by whole paths.
 #[test]
 fn trees_deeper_than_a_path_may_be_long_work() {
-    if !can("names-deep", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     let build = r#"
@@ -72,7 +71,7 @@ print(len(path), of(path), err(os.stat, "./" + path)); assert len(path) == 4095,
 os.chmod(path, 0o640); write(path, b"x"); print(of(path))
 "#;
     for content in [Content::Lower, Content::Upper] {
-        let beside = Beside::new("names-deep", content, build);
+        let beside = Beside::new(content, build);
         beside.same(&format!("{go}{change}"));
         beside.same(&format!("{go}{look}"));
         let beside = beside.remounted();
@@ -101,7 +100,6 @@ class Listing:
 #[test]
 fn a_listing_can_be_rewound_and_sought() {
     beside(
-        "listing",
         "os.mkdir('d')
 for i in range(500): write(f'd/f{i}')",
         &format!(
@@ -130,7 +128,6 @@ for e in os.scandir("d"): assert e.inode() == e.stat(follow_symlinks=False).st_i
 #[test]
 fn a_listing_beside_creations_and_removals_tells_what_stays_once() {
     beside(
-        "listing-beside",
         "os.mkdir('d')
 for i in range(1200): write(f'd/stays{i:05d}')
 for i in range(300): write(f'd/goes{i:05d}')",
@@ -165,7 +162,6 @@ print(sorted(os.listdir("d")))
 #[test]
 fn two_who_read_a_folder_beside_removals_miss_nothing() {
     beside(
-        "listing-two",
         "os.mkdir('d')
 for i in range(3000): write(f'd/f{i:05d}')",
         r#"
@@ -211,7 +207,6 @@ os.close(fd); print(os.listdir("d")); os.rmdir("d")
 #[test]
 fn a_moved_folder_has_another_parent_in_its_listing() {
     beside(
-        "listing-moved",
         "for n in ('a/moved/in', 'b', 'c/swapped/in'): os.makedirs(n)",
         &format!(
             "{LISTING}{}",
@@ -239,11 +234,10 @@ print(os.listdir("b/moved"), os.listdir("c/swapped"))
 
 #[test]
 fn a_folder_of_100000_names() {
-    if !can("listing-large", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     let beside = Beside::new(
-        "listing-large",
         Content::Lower,
         "os.mkdir('big')
 for i in range(60000): os.mknod(f'big/l{i}')",
@@ -284,7 +278,7 @@ os.rename("big", "moved"); print(len(os.listdir("moved")))
 
 #[test]
 fn a_name_changes_between_file_and_folder_over_layers() {
-    if !can("kinds-over-layers", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     let build = "write('a', b'file'); os.makedirs('b/sub'); write('b/sub/x'); os.symlink('a', 'c'); os.mkdir('e'); write('e/old'); os.mkfifo('p')";
@@ -302,7 +296,7 @@ os.rename('p/q', 'q'); os.rmdir('p'); os.rename('q', 'p')",
         mut stack,
         plain,
         scratch,
-    } = Beside::new("kinds-over-layers", Content::Lower, build);
+    } = Beside::new(Content::Lower, build);
     let place = mount.path().to_owned();
     mount.unmount();
     for (turn, step) in steps.into_iter().enumerate() {
@@ -347,7 +341,6 @@ for i in range(30):
 #[test]
 fn many_at_once_lose_no_name_and_leave_no_folder_behind() {
     beside_lower(
-        "many-at-once",
         r#"
 for f in ("one", "two", "three"):
     os.mkdir(f)

@@ -28,8 +28,7 @@ fn shows(place: &Path) -> tree::Tree {
 
 #[test]
 fn a_data_only_layer_reads_the_same_in_both() {
-    let test = "a_data_only_layer_reads_the_same_in_both";
-    if !can(test, &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     let scratch = Scratch::new("data-only");
@@ -72,8 +71,7 @@ fn a_data_only_layer_reads_the_same_in_both() {
 
 #[test]
 fn a_device_0_0_is_a_whiteout_to_an_overlay_above_also_through_the_kernel() {
-    let test = "a_device_0_0_is_a_whiteout_to_an_overlay_above_also_through_the_kernel";
-    if !can(test, &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     let scratch = Scratch::new("nested-whiteout");
@@ -114,9 +112,8 @@ fn a_device_0_0_is_a_whiteout_to_an_overlay_above_also_through_the_kernel() {
 
 #[test]
 fn what_fuse_overlayfs_wrote_without_privilege_is_read() {
-    let test = "what_fuse_overlayfs_wrote_without_privilege_is_read";
     let program = Need::Program("fuse-overlayfs");
-    if !can(test, &[Need::Root, Need::Fuse, program]) {
+    if !can(&[Need::Root, Need::Fuse, program]) {
         return;
     }
     let _alone = alone();
@@ -149,8 +146,7 @@ fn what_fuse_overlayfs_wrote_without_privilege_is_read() {
 
 #[test]
 fn hard_links_that_only_the_kernels_index_knows_stay_one_file() {
-    let test = "hard_links_that_only_the_kernels_index_knows_stay_one_file";
-    if !can(test, &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     let _alone = alone();

@@ -17,11 +17,10 @@ const NEEDS: [Need; 3] = [Need::Root, Need::Fuse, Need::KernelOverlay];
 /// alone who are not in the group.
 #[test]
 fn a_setgid_bit_without_execute_stays_for_a_member_who_writes() {
-    let test = "a_setgid_bit_without_execute_stays_for_a_member_who_writes";
-    if !can(test, &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = Store::new("found-setgid");
+    let store = Store::for_test();
     let scratch = store.scratch();
     sh_in(
         scratch,
@@ -87,11 +86,10 @@ fn a_setgid_bit_without_execute_stays_for_a_member_who_writes() {
 /// the kernel listed it in a folder that merges with nothing.
 #[test]
 fn the_kernel_lists_no_whiteout_of_a_flattened_layer() {
-    let test = "the_kernel_lists_no_whiteout_of_a_flattened_layer";
-    if !can(test, &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = Store::new("found-flatten");
+    let store = Store::for_test();
     sh_in(
         store.scratch(),
         "mkdir -p base middle/only top/only

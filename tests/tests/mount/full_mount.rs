@@ -9,8 +9,8 @@ use cowl_tests::mount::{Overlay, Stack};
 use cowl_tests::scratch::Scratch;
 
 /// A stack with a setuid program and a file in its lower layer, and where to mount it.
-fn stack(test: &str) -> (Scratch, Stack, PathBuf) {
-    let scratch = Scratch::new(test);
+fn stack() -> (Scratch, Stack, PathBuf) {
+    let scratch = Scratch::for_test();
     let build = r#"
 import shutil
 shutil.copy("/usr/bin/id", "id"); os.chown("id", 0, 0); os.chmod("id", 0o4755)
@@ -32,10 +32,10 @@ os.mknod("null", stat.S_IFCHR | 0o666, os.makedev(1, 3)); os.chmod("null", 0o666
 
 #[test]
 fn a_full_upper_loses_nothing() {
-    if !can("full-mount", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let (scratch, stack, place) = stack("full-mount");
+    let (scratch, stack, place) = stack();
     let small = scratch.make("small");
     run(
         "mount",

@@ -82,7 +82,7 @@ fn refused(what: &str, output: &Output) {
 
 #[test]
 fn a_mount_serves_nothing_but_regular_files() {
-    if !can("a_mount_serves_nothing_but_regular_files", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
     let scratch = Scratch::new("content-mount");
@@ -149,13 +149,13 @@ fn cowl(store: &Store, args: &[&str]) -> Output {
 
 #[test]
 fn no_verb_reads_anything_but_regular_files() {
-    if !can("no_verb_reads_anything_but_regular_files", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
     let disk_at = Scratch::new("content-disk");
     let disk = Disk::new(&disk_at);
     for target in TARGETS {
-        let store = Store::new("content-store");
+        let store = Store::for_test();
         let place = store.scratch().make("layers");
         let layers = layers(&place, &disk, target);
         layout::make(store.path(), "web", &layers, true).unwrap();
@@ -210,7 +210,7 @@ fn holds_secret(root: &Path) -> bool {
 #[test]
 fn the_kernel_refuses_the_same() {
     let needs = [NEEDS, &[Need::KernelOverlay]].concat();
-    if !can("the_kernel_refuses_the_same", &needs) {
+    if !can(&needs) {
         return;
     }
     let scratch = Scratch::new("content-kernel");

@@ -48,7 +48,7 @@ const CHANGES: &str = "
 
 #[test]
 fn the_kernel_reads_what_cowlfs_wrote() {
-    if !can("the_kernel_reads_what_cowlfs_wrote", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     let scratch = Scratch::new("interop-ours");
@@ -76,7 +76,7 @@ fn the_kernel_reads_what_cowlfs_wrote() {
 
 #[test]
 fn cowlfs_reads_what_the_kernel_wrote() {
-    if !can("cowlfs_reads_what_the_kernel_wrote", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     let scratch = Scratch::new("interop-kernels");
@@ -96,12 +96,7 @@ fn cowlfs_reads_what_the_kernel_wrote() {
 
 #[test]
 fn a_debian_changed_by_dpkg_reads_the_same_in_both() {
-    if !can("a_debian_changed_by_dpkg_reads_the_same_in_both", &NEEDS)
-        || !can(
-            "a_debian_changed_by_dpkg_reads_the_same_in_both",
-            &[Need::Debian],
-        )
-    {
+    if !can(&NEEDS) || !can(&[Need::Debian]) {
         return;
     }
     let scratch = Scratch::new("interop-debian");

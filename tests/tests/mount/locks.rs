@@ -97,8 +97,8 @@ const CONTENT: &str = "mkdir dir; for f in one two three four five dir/six; do e
 
 /// Plays `script` on both; the answers named in `expected` must have been given, so that the script
 /// itself is known to lock.
-fn same(test: &str, script: &str, expected: &[&str]) {
-    if !can(test, &NEEDS) {
+fn same(script: &str, expected: &[&str]) {
+    if !can(&NEEDS) {
         return;
     }
     let scratch = Scratch::new("locks");
@@ -125,7 +125,6 @@ fn same(test: &str, script: &str, expected: &[&str]) {
 #[test]
 fn flock_holds_over_copy_up_and_other_names() {
     same(
-        "flock_holds_over_copy_up_and_other_names",
         "a open r RDONLY one
          a flock r sh
          b open w RDWR one
@@ -157,7 +156,6 @@ fn flock_holds_over_copy_up_and_other_names() {
 #[test]
 fn record_locks_belong_to_processes() {
     same(
-        "record_locks_belong_to_processes",
         "a open f RDWR two
          a lock f w 0 10
          b open f RDONLY two
@@ -187,7 +185,6 @@ fn record_locks_belong_to_processes() {
 #[test]
 fn record_locks_of_open_files_conflict_within_a_process() {
     same(
-        "record_locks_of_open_files_conflict_within_a_process",
         "a open one RDONLY five
          a ofd one r 0 100
          a open two RDWR dir/alias
@@ -214,7 +211,6 @@ fn record_locks_of_open_files_conflict_within_a_process() {
 #[test]
 fn leases_are_broken_by_whoever_opens() {
     same(
-        "leases_are_broken_by_whoever_opens",
         "a open r RDONLY three
          a lease r r
          a leased r
@@ -259,11 +255,10 @@ fn leases_are_broken_by_whoever_opens() {
 fn one_of_several_first_writers_gets_the_lock() {
     const FILES: usize = 400;
     const WRITERS: usize = 3;
-    let test = "one_of_several_first_writers_gets_the_lock";
-    if !can(test, &[Need::Root, Need::Fuse]) {
+    if !can(&[Need::Root, Need::Fuse]) {
         return;
     }
-    let scratch = Scratch::new(test);
+    let scratch = Scratch::for_test();
     let lower = scratch.make("lower");
     for number in 0..FILES {
         fs::write(lower.join(number.to_string()), "content").unwrap();

@@ -16,10 +16,10 @@ use cowl_tests::scratch::Scratch;
 use rustix::fs::{OFlags, RenameFlags};
 use rustix::io::Errno;
 
-fn ready(test: &str, more: &[Need]) -> bool {
+fn ready(more: &[Need]) -> bool {
     let needs = [&[Need::Root, Need::Fuse][..], more].concat();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    can(test, &needs)
+    can(&needs)
 }
 
 fn upper_of(scratch: &Scratch) -> (PathBuf, PathBuf) {
@@ -136,8 +136,7 @@ fn refuses_like(place: &Path, plain: &Path, seed: u64) {
 
 #[test]
 fn a_read_only_mount_refuses_every_change() {
-    let test = "a_read_only_mount_refuses_every_change";
-    if !ready(test, &Kind::Tmpfs.needs()) {
+    if !ready(&Kind::Tmpfs.needs()) {
         return;
     }
     let scratch = Scratch::new("read-only");
@@ -205,8 +204,7 @@ fn remount(place: &Path, options: &str) {
 /// mount(8) has a helper program do it, which calls the file system's own program.
 #[test]
 fn mount_fuse_can_remount() {
-    let test = "mount_fuse_can_remount";
-    if !ready(test, &[Need::Program("mount.fuse")]) {
+    if !ready(&[Need::Program("mount.fuse")]) {
         return;
     }
     let scratch = Scratch::new("remount");
@@ -252,8 +250,7 @@ fn as_user(dir: &Path, line: &str) -> cowl_tests::command::Output {
 
 #[test]
 fn flags_of_a_mount_show_and_work() {
-    let test = "flags_of_a_mount_show_and_work";
-    if !ready(test, &[]) {
+    if !ready(&[]) {
         return;
     }
     let scratch = Scratch::new("flags");
@@ -332,8 +329,7 @@ fn as_root_fails(place: &Path) -> bool {
 /// A lower layer is only read, and reading it leaves no trace.
 #[test]
 fn reading_moves_no_access_time_below() {
-    let test = "reading_moves_no_access_time_below";
-    if !ready(test, &[]) {
+    if !ready(&[]) {
         return;
     }
     let scratch = Scratch::new("atime");
@@ -365,8 +361,7 @@ fn reading_moves_no_access_time_below() {
 
 #[test]
 fn statfs_tells_of_what_is_written() {
-    let test = "statfs_tells_of_what_is_written";
-    if !ready(test, &Kind::Tmpfs.needs()) {
+    if !ready(&Kind::Tmpfs.needs()) {
         return;
     }
     let scratch = Scratch::new("statfs");

@@ -19,7 +19,7 @@ use rustix::fs::{FallocateFlags, OFlags};
 #[test]
 fn lower_on_a_cowl_mount() {
     let test = "lower_on_a_cowl_mount";
-    if !ready(test, &[]) {
+    if !ready(&[]) {
         return;
     }
     let scratch = Scratch::new("lower-on-cowl");
@@ -48,8 +48,7 @@ fn lower_on_a_cowl_mount() {
 /// Two mounts show numbers from one filesystem, and may show one and the same file under two names.
 #[test]
 fn lowers_on_two_cowl_mounts_of_one_layer() {
-    let test = "lowers_on_two_cowl_mounts_of_one_layer";
-    if !ready(test, &[]) {
+    if !ready(&[]) {
         return;
     }
     let scratch = Scratch::new("two-cowl");
@@ -123,7 +122,7 @@ fn lowers_on_two_cowl_mounts_of_one_layer() {
 
 /// Marks that one mount writes are a user's attributes to the other, and whiteouts too.
 fn upper_on_a_cowl_mount(test: &str, seed: u64) {
-    if !ready(test, &[]) {
+    if !ready(&[]) {
         return;
     }
     let scratch = Scratch::new("upper-on-cowl");
@@ -164,8 +163,7 @@ fn upper_on_a_cowl_mount_with_other_content() {
 /// Each way in which a change by its owner takes a program's setuid and setgid, through two mounts.
 #[test]
 fn setuid_goes_through_two_mounts() {
-    let test = "setuid_goes_through_two_mounts";
-    if !ready(test, &[]) {
+    if !ready(&[]) {
         return;
     }
     let scratch = Scratch::new("setuid-stacked");
@@ -264,7 +262,7 @@ fn octal(mode: u32) -> String {
 #[test]
 fn lower_on_the_kernels_overlayfs() {
     let test = "lower_on_the_kernels_overlayfs";
-    if !ready(test, &[vec![Need::KernelOverlay]]) {
+    if !ready(&[vec![Need::KernelOverlay]]) {
         return;
     }
     let scratch = Scratch::new("on-kernel");
@@ -287,8 +285,7 @@ fn lower_on_the_kernels_overlayfs() {
 
 #[test]
 fn the_kernels_overlayfs_with_its_lower_on_a_cowl_mount() {
-    let test = "the_kernels_overlayfs_with_its_lower_on_a_cowl_mount";
-    if !ready(test, &[vec![Need::KernelOverlay]]) {
+    if !ready(&[vec![Need::KernelOverlay]]) {
         return;
     }
     let scratch = Scratch::new("kernel-on-cowl");
@@ -330,8 +327,7 @@ fn the_kernels_overlayfs_with_its_lower_on_a_cowl_mount() {
 /// Its upper wants whiteouts, attributes of its own, RENAME_WHITEOUT and RENAME_EXCHANGE of the mount.
 #[test]
 fn the_kernels_overlayfs_with_its_upper_on_a_cowl_mount() {
-    let test = "the_kernels_overlayfs_with_its_upper_on_a_cowl_mount";
-    if !ready(test, &[vec![Need::KernelOverlay]]) {
+    if !ready(&[vec![Need::KernelOverlay]]) {
         return;
     }
     let scratch = Scratch::new("kernel-upper");

@@ -38,14 +38,11 @@ fn numbers(place: &Path) -> HashMap<u64, PathBuf> {
 
 #[test]
 fn no_number_is_given_twice_after_a_flatten() {
-    let test = "no_number_is_given_twice_after_a_flatten";
     let needs = [Need::Root, Need::Fuse, Need::Program("mkfs.ext4")];
-    if !can(test, &needs) {
+    if !can(&needs) {
         return;
     }
-    let store = Store::on("numbers", |scratch, name| {
-        images::ext4_for(NEW + 4 * OLD, scratch, name)
-    });
+    let store = Store::on(|scratch, name| images::ext4_for(NEW + 4 * OLD, scratch, name));
     let base = store.scratch().make("base");
     for number in 0..OLD {
         std::fs::write(base.join(format!("old{number}")), "content").unwrap();

@@ -6,7 +6,6 @@ use cowl_tests::conditions::can;
 #[test]
 fn a_file_without_a_name_lives_on_until_it_is_closed() {
     beside(
-        "orphan",
         r#"
 for name in ("unlinked", "over", "under", "read", "both", "dir-file"): write(name, b"content of " + name.encode())
 os.link("both", "both2"); os.makedirs("dir/sub"); write("exchanged")
@@ -40,11 +39,11 @@ os.fchmod(fd, 0o700); print(of(fd))
 /// The closed list of docs/semantics.md: each is refused with a plain error, and nothing is changed by it.
 #[test]
 fn what_the_protocol_does_not_carry_is_refused() {
-    if !can("protocol", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     let build = "os.mkdir('dir'); write('file', b'x' * 16384); write('other')";
-    let beside = Beside::new("protocol", Content::Lower, build);
+    let beside = Beside::new(Content::Lower, build);
     python(
         beside.mount.path(),
         r#"
@@ -72,7 +71,6 @@ mask = struct.unpack_from("I", buffer)[0]; assert mask & 0x7FF == 0x7FF and not 
 #[test]
 fn direct_and_buffered_reads_agree() {
     beside(
-        "direct",
         "write('file', bytes(range(256)) * 256)",
         r#"
 random.seed(7)
@@ -109,7 +107,6 @@ print(os.pwritev(direct, [aligned(b"z" * 4096)], 8192), of("file"), os.pread(buf
 #[test]
 fn two_processes_that_append_lose_nothing() {
     beside(
-        "append",
         "write('log', b'start\\n')",
         r#"
 def append(tag):
@@ -134,7 +131,6 @@ fd = os.open("log", os.O_RDWR | os.O_APPEND); os.pwrite(fd, b"end\n", 0); print(
 #[test]
 fn sparse_files_stay_sparse_and_holes_are_found() {
     beside(
-        "sparse",
         r#"
 for name in ("sparse", "data", "other"):
     fd = os.open(name, os.O_RDWR | os.O_CREAT, 0o644)
@@ -172,7 +168,6 @@ print(err(os.copy_file_range, dst, dst, 10, 0, 5), os.copy_file_range(dst, dst, 
 #[test]
 fn an_old_descriptor_and_an_old_mapping_see_what_is_written_later() {
     beside_lower(
-        "before-copy-up",
         "for n in ('file', 'cut', 'private'): write(n, b'old' * 3000)
 os.link('file', 'alias')",
         r#"
@@ -196,7 +191,6 @@ write("cut", b"123456"); print(os.read(fd, 10))
 #[test]
 fn locks_hold_over_a_copy_up() {
     beside_lower(
-        "locks",
         "write('file'); os.link('file', 'alias'); write('flocked')",
         r#"
 def lock(fd, kind, start=0, length=0): return err(fcntl.lockf, fd, kind | fcntl.LOCK_NB, length, start)
@@ -230,7 +224,6 @@ print(err(os.open, "leased", os.O_WRONLY | os.O_NONBLOCK), broken, lease(a, fcnt
 #[test]
 fn a_running_program_can_not_be_written() {
     beside(
-        "text-busy",
         r#"
 import shutil
 for name in ("program", "other"): shutil.copy("/bin/sleep", name); os.chmod(name, 0o755)

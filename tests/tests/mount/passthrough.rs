@@ -19,11 +19,11 @@ struct Mounted {
 }
 
 impl Mounted {
-    fn new(test: &str, options: &str) -> Option<Self> {
-        if !can(test, &[Need::Root, Need::Fuse]) {
+    fn new(options: &str) -> Option<Self> {
+        if !can(&[Need::Root, Need::Fuse]) {
             return None;
         }
-        let scratch = Scratch::new(test);
+        let scratch = Scratch::for_test();
         let lower = scratch.make("lower");
         fs::write(lower.join("text"), "what is below\n").unwrap();
         fs::write(lower.join("script"), "#!/bin/sh\n").unwrap();
@@ -86,8 +86,7 @@ fn text(file: &File) -> String {
 #[test]
 fn what_is_passed_through_is_not_asked_for() {
     for (options, asked) in [("", 0), ("passthrough=off", 1)] {
-        let test = "what_is_passed_through_is_not_asked_for";
-        let Some(mounted) = Mounted::new(test, options) else {
+        let Some(mounted) = Mounted::new(options) else {
             return;
         };
         fs::write(mounted.at("new"), "x".repeat(10_000)).unwrap();
@@ -108,7 +107,7 @@ fn what_is_passed_through_is_not_asked_for() {
 
 #[test]
 fn a_known_file_is_registered_once() {
-    let Some(mounted) = Mounted::new("a_known_file_is_registered_once", "") else {
+    let Some(mounted) = Mounted::new("") else {
         return;
     };
     for _ in 0..3 {
@@ -124,8 +123,7 @@ fn a_known_file_is_registered_once() {
 #[test]
 fn a_write_shows_at_once_to_everybody_and_in_every_attribute() {
     for options in ["", "passthrough=read", "passthrough=off"] {
-        let test = "a_write_shows_at_once_to_everybody_and_in_every_attribute";
-        let Some(mounted) = Mounted::new(test, options) else {
+        let Some(mounted) = Mounted::new(options) else {
             return;
         };
         let path = mounted.at("file");
@@ -188,8 +186,7 @@ fn wait_for_clock(folder: &Path, nanos: i64) {
 
 #[test]
 fn a_store_through_a_mapping_moves_the_modification_time() {
-    let test = "a_store_through_a_mapping_moves_the_modification_time";
-    let Some(mounted) = Mounted::new(test, "") else {
+    let Some(mounted) = Mounted::new("") else {
         return;
     };
     let path = mounted.at("file");
@@ -213,8 +210,7 @@ with mmap.mmap(fd, 4096) as m: m[0:1] = b'b'";
 /// The text is read by the daemon until then, so that old descriptors follow it into the upper.
 #[test]
 fn old_descriptors_of_a_lower_text_see_what_is_written() {
-    let test = "old_descriptors_of_a_lower_text_see_what_is_written";
-    let Some(mounted) = Mounted::new(test, "coherence=posix") else {
+    let Some(mounted) = Mounted::new("coherence=posix") else {
         return;
     };
     for name in ["text", "script"] {
@@ -241,8 +237,7 @@ fn old_descriptors_of_what_is_passed_through_keep_what_was() {
         ("coherence=overlay,passthrough=off", "text", false),
         ("passthrough=off", "program", false),
     ] {
-        let test = "old_descriptors_of_what_is_passed_through_keep_what_was";
-        let Some(mounted) = Mounted::new(test, options) else {
+        let Some(mounted) = Mounted::new(options) else {
             return;
         };
         let path = mounted.at(name);
@@ -290,7 +285,7 @@ fn old_descriptors_of_what_is_passed_through_keep_what_was() {
 #[test]
 fn a_file_without_a_name_goes_on() {
     for options in ["", "passthrough=read", "coherence=overlay"] {
-        let Some(mounted) = Mounted::new("a_file_without_a_name_goes_on", options) else {
+        let Some(mounted) = Mounted::new(options) else {
             return;
         };
         for name in ["text", "program", "new"] {
@@ -323,8 +318,7 @@ const CAPABILITY: [u8; 20] = [0, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 /// Bits that are given while somebody has the file open to write to it go with what he writes.
 #[test]
 fn privileges_that_come_after_an_open_go_with_a_write() {
-    let test = "privileges_that_come_after_an_open_go_with_a_write";
-    let Some(mounted) = Mounted::new(test, "") else {
+    let Some(mounted) = Mounted::new("") else {
         return;
     };
     let path = mounted.at("file");
@@ -357,8 +351,7 @@ fn direct_reads_and_writes_go_beside_others() {
         "passthrough=off",
         "coherence=overlay",
     ] {
-        let test = "direct_reads_and_writes_go_beside_others";
-        let Some(mounted) = Mounted::new(test, options) else {
+        let Some(mounted) = Mounted::new(options) else {
             return;
         };
         for name in ["text", "lib.so.1", "new"] {
@@ -391,11 +384,10 @@ fn libc_o_direct() -> i32 {
 /// What somebody writes past the daemon would go on in the frozen layer.
 #[test]
 fn a_snapshot_waits_for_writers_that_are_passed_through() {
-    let test = "a_snapshot_waits_for_writers_that_are_passed_through";
-    if !can(test, &[Need::Root, Need::Fuse]) {
+    if !can(&[Need::Root, Need::Fuse]) {
         return;
     }
-    let store = Store::new("passed-snapshot");
+    let store = Store::for_test();
     let source = store.scratch().make("source");
     fs::write(source.join("file"), "one\n").unwrap();
     store

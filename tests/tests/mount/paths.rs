@@ -32,7 +32,7 @@ fn disturb(generator: &mut Generator, place: &Path, steps: usize) {
 
 #[test]
 fn whatever_was_done_is_taken_back() {
-    if !can("whatever_was_done_is_taken_back", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     let seeds = match std::env::var("COWL_SEED") {
@@ -44,7 +44,7 @@ fn whatever_was_done_is_taken_back() {
     };
     for seed in seeds {
         eprintln!("seed {seed}");
-        let store = Store::new("undo");
+        let store = Store::for_test();
         let base = store.scratch().make("base");
         let mut generator = Generator::new(seed);
         disturb(&mut generator, &base, 150);
@@ -83,10 +83,10 @@ impl Drop for Inside {
 
 #[test]
 fn programs_inside_go_on_and_see_it() {
-    if !can("programs_inside_go_on_and_see_it", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = Store::new("live");
+    let store = Store::for_test();
     let base = store.scratch().make("base");
     sh_in(
         &base,
@@ -153,10 +153,10 @@ fn programs_inside_go_on_and_see_it() {
 /// What is mounted inside is no part of the container.
 #[test]
 fn what_is_mounted_inside_is_not_touched() {
-    if !can("what_is_mounted_inside_is_not_touched", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = Store::new("paths-mounted");
+    let store = Store::for_test();
     let source = store.scratch().make("source");
     std::fs::write(source.join("file"), "one").unwrap();
     store.create("web", &source);
@@ -189,10 +189,10 @@ fn what_is_mounted_inside_is_not_touched() {
 /// Only a part of a folder that was renamed, under its old name and under its new one.
 #[test]
 fn parts_of_a_folder_that_was_renamed() {
-    if !can("parts_of_a_folder_that_was_renamed", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let store = Store::new("paths-renamed");
+    let store = Store::for_test();
     let source = store.scratch().make("source");
     std::fs::create_dir(source.join("d")).unwrap();
     for name in ["d/x", "d/y"] {

@@ -18,7 +18,6 @@ use cowl_tests::tree::{self, Compare};
 #[test]
 fn a_fifo_or_device_in_a_layer_blocks_nobody() {
     beside(
-        "special",
         r#"
 import socket
 for i in range(6): os.mkfifo(f"fifo{i}")
@@ -57,11 +56,11 @@ os.kill(waits, signal.SIGKILL); os.waitpid(waits, 0); print(sorted(os.listdir(".
 
 #[test]
 fn the_work_folder_is_cleaned_and_leftovers_harm_nothing() {
-    if !can("work-cleaned", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     let build = "for i in range(40): write(f'f{i}', b'old')\nos.mkdir('d')";
-    let beside = Beside::new("work-cleaned", Content::Lower, build);
+    let beside = Beside::new(Content::Lower, build);
     let work = beside.scratch.join("work");
     let leave = "
 # Names like those that a daemon gives, and others; folders, whiteouts and what nobody may read.
@@ -98,7 +97,7 @@ for i in range(20): os.unlink(f'f{i}'); os.mkdir(f'f{i}')";
 /// What was done before stays done, what was not is as it was, and nothing else is there.
 #[test]
 fn a_killed_daemon_leaves_every_file_old_or_new() {
-    if !can("killed", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     let scratch = Scratch::new("killed");
@@ -176,7 +175,7 @@ for i in range(200):
 #[test]
 fn the_base_is_free_as_soon_as_the_mount_is_gone() {
     let needs = [&NEEDS[..], &[Need::Program("mkfs.ext4")]].concat();
-    if !can("base-free", &needs) {
+    if !can(&needs) {
         return;
     }
     let scratch = Scratch::new("base-free");

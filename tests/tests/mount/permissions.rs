@@ -9,7 +9,6 @@ use cowl_tests::conditions::can;
 #[test]
 fn others_may_do_what_they_may_on_a_plain_folder() {
     beside(
-        "permissions",
         r#"
 MODES = (0o777, 0o755, 0o750, 0o770, 0o711, 0o700, 0o070, 0o007, 0o000, 0o644, 0o622, 0o444)
 for mode in MODES:
@@ -51,7 +50,6 @@ for mode in MODES: print(mode, [(n, of(f"d{mode:o}/{n}")) for n in sorted(os.lis
 #[test]
 fn in_a_sticky_folder_everybody_moves_and_removes_only_what_is_his() {
     beside(
-        "sticky",
         r#"
 os.mkdir("tmp"); os.chown("tmp", 1009, 1009); os.chmod("tmp", 0o1777); os.mkdir("out"); os.chmod("out", 0o777)
 for who in range(1000, 1012):
@@ -77,11 +75,10 @@ for f in ("tmp", "out"): print([(n, of(f"{f}/{n}")) for n in sorted(os.listdir(f
 /// and nobody can reach the work folder, where it is made.
 #[test]
 fn a_copy_up_for_somebody_never_opens_a_file_further() {
-    if !can("copy-up-closed", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     let beside = Beside::new(
-        "copy-up-closed",
         Content::Lower,
         r#"
 os.mkdir("d"); os.chmod("d", 0o777)
@@ -151,12 +148,12 @@ child(denied, uid=1002, gid=1002)
 /// Flags that chattr(1) sets are refused, clearly; those set on the base below are honoured.
 #[test]
 fn file_flags_are_refused_and_those_of_the_base_are_honoured() {
-    if !can("chattr", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     let build = "write('file'); os.mkdir('dir'); write('dir/in')
 for n in ('immutable', 'append'): write(n)";
-    let beside = Beside::new("chattr", Content::Upper, build);
+    let beside = Beside::new(Content::Upper, build);
     let flags = r#"
 GET, SET, FSGET, FSSET = 0x80086601, 0x40086602, 0x801C581F, 0x401C5820
 def flags(path, call, size=28):

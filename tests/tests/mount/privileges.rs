@@ -58,7 +58,6 @@ def files():
             for change in CHANGES: yield who, mode, change, f"d/{who}-{mode:o}-{change}"
 "#;
     beside(
-        "setuid",
         &format!(
             "{CHANGES}{modes}{}",
             r#"
@@ -88,7 +87,6 @@ assert left("punch", "other") == 0 and left("chown-same", "owner") == 0 and left
 #[test]
 fn capabilities_go_on_writing_and_chown_and_nowhere_else() {
     beside(
-        "capability",
         &format!(
             "{CHANGES}{}",
             r#"
@@ -120,7 +118,6 @@ assert not has("write") and not has("chown") and not has("truncate")
 #[test]
 fn capabilities_are_copied_up_with_their_file() {
     beside_lower(
-        "capability-up",
         "write('file', b'c' * 100000); os.setxattr('file', 'security.capability', CAPABILITY)
 write('two'); os.setxattr('two', 'security.capability', CAPABILITY); os.link('two', 'three')",
         r#"

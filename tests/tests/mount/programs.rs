@@ -13,10 +13,10 @@ use cowl_tests::rootfs;
 use cowl_tests::scratch::Scratch;
 use cowl_tests::tree::{self, Compare, Tree};
 
-fn ready(test: &str, more: &[Need]) -> bool {
+fn ready(more: &[Need]) -> bool {
     let needs = [&[Need::Root, Need::Fuse][..], more].concat();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    can(test, &needs)
+    can(&needs)
 }
 
 /// One lower layer below an empty upper.
@@ -26,8 +26,8 @@ struct Place {
 }
 
 impl Place {
-    fn new(test: &str) -> Place {
-        let scratch = Scratch::new(test);
+    fn new() -> Place {
+        let scratch = Scratch::for_test();
         let stack = Stack {
             lowers: vec![scratch.make("lower")],
             upper: Some((scratch.make("upper"), scratch.make("work"))),
@@ -85,11 +85,10 @@ fn without_records(root: &Path) -> Tree {
 
 #[test]
 fn a_large_package_comes_and_goes() {
-    let test = "a_large_package_comes_and_goes";
-    if !ready(test, &[Need::Debian]) {
+    if !ready(&[Need::Debian]) {
         return;
     }
-    let place = Place::new("dpkg");
+    let place = Place::new();
     rootfs::unpack(&rootfs::debian_tar().unwrap(), place.lower()).unwrap();
     sh(&format!(
         "chmod --reference='{0}/lower' '{0}/upper'",
@@ -158,11 +157,10 @@ fn nothing_to_read_anew(repo: &Path) {
 
 #[test]
 fn git_finds_its_index_true() {
-    let test = "git_finds_its_index_true";
-    if !ready(test, &[Need::Program("git")]) {
+    if !ready(&[Need::Program("git")]) {
         return;
     }
-    let place = Place::new("git");
+    let place = Place::new();
     git(place.lower(), HISTORY);
     // An index that is no older than the files makes git look at their content.
     sh_in(
@@ -255,11 +253,10 @@ fn ask(database: &Path, question: &str) -> String {
 
 #[test]
 fn sqlite_with_two_writers() {
-    let test = "sqlite_with_two_writers";
-    if !ready(test, &[Need::Program("sqlite3")]) {
+    if !ready(&[Need::Program("sqlite3")]) {
         return;
     }
-    let place = Place::new("sqlite");
+    let place = Place::new();
     let modes = ["wal", "delete", "truncate", "persist"];
     for mode in modes {
         ask(
@@ -307,11 +304,10 @@ int f$n(int x) { return x + $n; }" > f$n.c
 
 #[test]
 fn make_builds_once() {
-    let test = "make_builds_once";
-    if !ready(test, &[Need::Program("make"), Need::Program("gcc")]) {
+    if !ready(&[Need::Program("make"), Need::Program("gcc")]) {
         return;
     }
-    let place = Place::new("make");
+    let place = Place::new();
     sh_in(place.lower(), PROJECT).ok();
     let mounted = place.mount();
     let src = mounted.path().join("src");

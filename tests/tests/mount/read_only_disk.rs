@@ -10,12 +10,10 @@ use cowl_tests::images;
 #[test]
 fn what_lies_there_is_listed_and_saved() {
     let needs = [Need::Root, Need::Program("mkfs.ext4")];
-    if !can("what_lies_there_is_listed_and_saved", &needs) {
+    if !can(&needs) {
         return;
     }
-    let store = Store::on("read-only", |scratch, name| {
-        images::ext4_for(1000, scratch, name)
-    });
+    let store = Store::on(|scratch, name| images::ext4_for(1000, scratch, name));
     let source = store.scratch().make("source");
     std::fs::write(source.join("file"), "base").unwrap();
     store.create("web", &source);

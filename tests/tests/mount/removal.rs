@@ -7,8 +7,8 @@ use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
 
 /// The container web with snap0..snap`n-1`; before each, the file `n` was written, and `all` again.
-fn store(test: &str, snapshots: usize) -> Store {
-    let store = Store::new(test);
+fn store(snapshots: usize) -> Store {
+    let store = Store::for_test();
     let source = store.scratch().make("source");
     std::fs::write(source.join("base"), "base\n").unwrap();
     store.create("web", &source);
@@ -50,7 +50,7 @@ fn shown(store: &Store, address: &str) -> Vec<u8> {
 
 #[test]
 fn one_several_a_range_and_all() {
-    let store = store("removal", 12);
+    let store = store(12);
     let left = |expected: &[u32]| {
         let expected: Vec<_> = expected.iter().map(|n| format!("snap{n}")).collect();
         assert_eq!(store.snapshots("web"), expected);
@@ -74,7 +74,7 @@ fn one_several_a_range_and_all() {
 
 #[test]
 fn what_was_made_from_it_counts_as_made_from_its_parent() {
-    let store = store("removal-parents", 3);
+    let store = store(3);
     write(&store, "web", "since", b"x");
     let states = ["web", "web@snap0", "web@snap2"].map(|state| (state, shown(&store, state)));
     let changes = |from: &str, to: &str| store.cowl(["diff", from, to]).ok().out();
@@ -97,7 +97,7 @@ fn what_was_made_from_it_counts_as_made_from_its_parent() {
 
 #[test]
 fn the_space_is_told_before_and_free_afterwards() {
-    let store = store("removal-space", 4);
+    let store = store(4);
     store.restore("web", "snap0");
     // snap1 to snap3 are now on a branch of their own.
     let tell = store
@@ -137,7 +137,7 @@ fn the_space_is_told_before_and_free_afterwards() {
 
 #[test]
 fn nothing_is_guessed() {
-    let store = store("removal-odd", 11);
+    let store = store(11);
     for (args, code) in [
         (&["rm"][..], 2),
         (&["rm", "web"], 2),
@@ -170,7 +170,7 @@ fn nothing_is_guessed() {
 
 #[test]
 fn protected_ones_stay_and_all_with_them() {
-    let store = store("removal-protected", 2);
+    let store = store(2);
     store.cowl(["snapshot", "web", "--protect"]).ok();
     store
         .cowl(["rm", "web", "snap0", "snap2"])
@@ -216,7 +216,7 @@ fn trees(store: &Store, snapshot: &str) -> Vec<PathBuf> {
 
 #[test]
 fn what_is_mounted_to_be_read_stays() {
-    let store = store("removal-read", 4);
+    let store = store(4);
     let held: Vec<_> = trees(&store, "snap2")
         .iter()
         .map(|tree| hold(tree))
@@ -238,13 +238,10 @@ fn what_is_mounted_to_be_read_stays() {
 
 #[test]
 fn a_mounted_container_is_no_obstacle() {
-    if !can(
-        "a_mounted_container_is_no_obstacle",
-        &[Need::Root, Need::Fuse],
-    ) {
+    if !can(&[Need::Root, Need::Fuse]) {
         return;
     }
-    let store = store("removal-mounted", 3);
+    let store = store(3);
     let place = store.mount("web");
     std::fs::write(place.join("new"), "x").unwrap();
     store.cowl(["snapshot", "web"]).ok();

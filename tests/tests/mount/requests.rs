@@ -37,16 +37,16 @@ struct Case {
 
 impl Case {
     /// A fresh mount over one layer with the tree in it, if `planted`.
-    fn new(test: &str, planted: bool) -> Option<Case> {
-        Case::with(test, planted, "")
+    fn new(planted: bool) -> Option<Case> {
+        Case::with(planted, "")
     }
 
     /// Like [`Case::new`], with options for the mount.
-    fn with(test: &str, planted: bool, options: &str) -> Option<Case> {
-        if !can(test, NEEDS) {
+    fn with(planted: bool, options: &str) -> Option<Case> {
+        if !can(NEEDS) {
             return None;
         }
-        let scratch = Scratch::new(test);
+        let scratch = Scratch::for_test();
         let place = scratch.make("mount");
         let stack = Stack {
             lowers: vec![scratch.make("lower")],
@@ -105,7 +105,7 @@ fn untar_asks_few_times_a_file() {
         ("--no-same-owner --no-same-permissions", 6),
         ("--same-owner --same-permissions", 9),
     ] {
-        let Some(case) = Case::new("untar_asks_few_times_a_file", false) else {
+        let Some(case) = Case::new(false) else {
             return;
         };
         let source = case.scratch.make("source");
@@ -127,7 +127,7 @@ fn untar_asks_few_times_a_file() {
 
 #[test]
 fn removal_of_a_tree_asks_three_times_a_file() {
-    let Some(case) = Case::new("removal_of_a_tree_asks_three_times_a_file", true) else {
+    let Some(case) = Case::new(true) else {
         return;
     };
     let counts = case.sh("rm -rf tree");
@@ -154,7 +154,7 @@ fn find_takes(most: u64) -> Allowed {
 
 #[test]
 fn a_cold_find_asks_four_times_a_folder() {
-    let Some(case) = Case::new("a_cold_find_asks_four_times_a_folder", true) else {
+    let Some(case) = Case::new(true) else {
         return;
     };
     let counts = case.sh("find tree -ls > /dev/null");
@@ -164,7 +164,7 @@ fn a_cold_find_asks_four_times_a_folder() {
 
 #[test]
 fn a_warm_find_asks_nothing() {
-    let Some(case) = Case::new("a_warm_find_asks_nothing", true) else {
+    let Some(case) = Case::new(true) else {
         return;
     };
     case.sh("find tree -ls > /dev/null");
@@ -180,7 +180,7 @@ fn a_warm_find_asks_nothing() {
 
 #[test]
 fn a_warm_file_is_opened_read_and_closed_with_two_requests() {
-    let Some(case) = Case::new("a_warm_file_is_opened_read_and_closed", true) else {
+    let Some(case) = Case::new(true) else {
         return;
     };
     let file = case.place().join("tree/d0/f0");
@@ -202,7 +202,7 @@ fn a_warm_file_is_opened_read_and_closed_with_two_requests() {
 
 #[test]
 fn a_new_file_asks_few_times() {
-    let Some(case) = Case::new("a_new_file_asks_few_times", false) else {
+    let Some(case) = Case::new(false) else {
         return;
     };
     let place = case.place().to_owned();
@@ -229,8 +229,7 @@ fn writing_asks_for_attributes_no_more_than_it_must() {
         ("passthrough=all", [6, 4, 5, 4]),
         ("passthrough=read", [7, 5, 6, 5]),
     ] {
-        let test = "writing_asks_for_attributes_no_more_than_it_must";
-        let Some(case) = Case::with(test, false, options) else {
+        let Some(case) = Case::with(false, options) else {
             return;
         };
         let path = |file| case.place().join(format!("f{file}"));
@@ -276,10 +275,10 @@ fn writing_asks_for_attributes_no_more_than_it_must() {
 /// `cowl stats`, the socket and the log after SIGUSR1 say the same; the daemon lives on.
 #[test]
 fn what_a_mount_is_asked_for_is_told() {
-    if !can("what_a_mount_is_asked_for_is_told", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let store = Store::new("stats");
+    let store = Store::for_test();
     let source = store.scratch().make("source");
     std::fs::write(source.join("file"), "one\n").unwrap();
     store.create("web", &source);

@@ -32,11 +32,10 @@ fn answers(path: &Path) -> Vec<Result<(), Errno>> {
 
 #[test]
 fn a_running_program_is_text_file_busy_and_stays_whole() {
-    let test = "a_running_program_is_text_file_busy_and_stays_whole";
-    if !can(test, &[Need::Root, Need::Fuse]) {
+    if !can(&[Need::Root, Need::Fuse]) {
         return;
     }
-    let scratch = Scratch::new(test);
+    let scratch = Scratch::for_test();
     let at = |name: &str| scratch.join(name);
     for name in ["lower", "upper", "work", "m", "plain"] {
         std::fs::create_dir(at(name)).unwrap();

@@ -47,7 +47,7 @@ fn forget(place: &Path) {
 
 #[test]
 fn five_hundred_layers_are_one_tree() {
-    if !can("scale-layers", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     let scratch = Scratch::new("scale-layers");
@@ -119,7 +119,7 @@ for i in range(N):
 
 #[test]
 fn a_walk_over_many_files_takes_bounded_memory_and_gives_it_back() {
-    if !can("scale-files", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     let files: usize = match std::env::var("COWL_SCALE_FILES") {
@@ -228,7 +228,7 @@ sys.stdin.read()
 
 #[test]
 fn descriptors_are_bounded_by_what_is_open() {
-    if !can("scale-descriptors", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     const OPEN: usize = 10_000;

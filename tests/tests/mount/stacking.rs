@@ -27,8 +27,7 @@ fn moved(from: &Path, to: &Path, preserve: &str) -> PathBuf {
 /// nothing below the base: what other tests fork would hold it open for a moment.
 #[test]
 fn a_base_can_be_unmounted_right_after_the_mount() {
-    let test = "a_base_can_be_unmounted_right_after_the_mount";
-    if !ready(test, &[Kind::Tmpfs.needs()]) {
+    if !ready(&[Kind::Tmpfs.needs()]) {
         return;
     }
     let scratch = Scratch::new("right-after");
@@ -50,10 +49,10 @@ fn a_base_can_be_unmounted_right_after_the_mount() {
 }
 
 fn upper_is(kind: Kind, test: &str, seed: u64) {
-    if !ready(test, &[kind.needs()]) {
+    if !ready(&[kind.needs()]) {
         return;
     }
-    let scratch = Scratch::new(test);
+    let scratch = Scratch::for_test();
     let base = kind.mount(&scratch, "base");
     let (lowers, plain) = generated(&scratch, seed);
     let plain = moved(&plain, &base.join("plain"), ALL);
@@ -67,10 +66,10 @@ fn upper_is(kind: Kind, test: &str, seed: u64) {
 }
 
 fn lowers_are(kind: Kind, test: &str, seed: u64) {
-    if !ready(test, &[kind.needs()]) {
+    if !ready(&[kind.needs()]) {
         return;
     }
-    let scratch = Scratch::new(test);
+    let scratch = Scratch::for_test();
     let base = kind.mount(&scratch, "base");
     let (lowers, plain) = generated(&scratch, seed);
     let copies = lowers
@@ -87,10 +86,10 @@ fn lowers_are(kind: Kind, test: &str, seed: u64) {
 }
 
 fn lowers_are_packed(kind: Packed, test: &str, seed: u64) {
-    if !ready(test, &[kind.needs()]) {
+    if !ready(&[kind.needs()]) {
         return;
     }
-    let scratch = Scratch::new(test);
+    let scratch = Scratch::for_test();
     let (lowers, plain) = generated(&scratch, seed);
     for tree in lowers.iter().chain([&plain]) {
         whole_seconds(tree);
@@ -169,7 +168,7 @@ fn lowers_in_erofs() {
 #[test]
 fn lower_without_extended_attributes() {
     let test = "lower_without_extended_attributes";
-    if !ready(test, &[Kind::Ramfs.needs()]) {
+    if !ready(&[Kind::Ramfs.needs()]) {
         return;
     }
     let scratch = Scratch::new("no-xattrs");
@@ -189,8 +188,7 @@ fn lower_without_extended_attributes() {
 /// A layer there could hide nothing and move no folder: better no mount than a wrong one.
 #[test]
 fn upper_without_extended_attributes_is_refused() {
-    let test = "upper_without_extended_attributes_is_refused";
-    if !ready(test, &[Kind::Ramfs.needs()]) {
+    if !ready(&[Kind::Ramfs.needs()]) {
         return;
     }
     let scratch = Scratch::new("no-xattrs-upper");
@@ -211,7 +209,7 @@ fn upper_without_extended_attributes_is_refused() {
 #[test]
 fn lower_is_a_read_only_mount() {
     let test = "lower_is_a_read_only_mount";
-    if !ready(test, &[]) {
+    if !ready(&[]) {
         return;
     }
     let scratch = Scratch::new("read-only-bind");
@@ -238,7 +236,7 @@ fn lower_is_a_read_only_mount() {
 fn layers_on_four_filesystems() {
     let test = "layers_on_four_filesystems";
     let kinds = [Kind::Xfs, Kind::Btrfs, Kind::Ext4];
-    if !ready(test, &kinds.map(Kind::needs)) {
+    if !ready(&kinds.map(Kind::needs)) {
         return;
     }
     let scratch = Scratch::new("four");

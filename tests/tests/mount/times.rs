@@ -21,11 +21,11 @@ def show():
 
 #[test]
 fn times_before_1970_and_after_2038_keep_their_nanoseconds() {
-    if !can("times-range", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     for content in [Content::Lower, Content::Upper] {
-        let beside = Beside::new("times-range", content, &format!("{STAMPS}fill()"));
+        let beside = Beside::new(content, &format!("{STAMPS}fill()"));
         let before = beside.same(&format!("{STAMPS}show()"));
         // A change of something else copies up; the times come along.
         let changed = beside.same(&format!(
@@ -50,7 +50,6 @@ show()"
 #[test]
 fn the_first_and_the_last_time_there_are_harm_nobody() {
     beside(
-        "times-ends",
         "for name in 'abcdefgh': write(name)",
         r#"
 ends = [-2**63, -2**63 + 1, 2**63 - 1, -2**62]
@@ -64,7 +63,6 @@ for name, (seconds, part) in zip("abcdefgh", [(s, p) for s in ends for p in (0, 
 #[test]
 fn what_moves_which_time() {
     beside(
-        "times-moved",
         r#"
 for name in ("file", "two", "gone"): write(name)
 os.link("two", "three"); os.mkdir("dir"); os.mkdir("dir/sub"); write("dir/file"); os.symlink("x", "link"); os.mkfifo("fifo")
@@ -129,7 +127,6 @@ print(moved("file", lambda: err(os.setxattr, "file", "user.a", b"", os.XATTR_REP
 #[test]
 fn a_store_through_a_mapping_moves_mtime_and_ctime() {
     beside(
-        "times-mapping",
         "write('file', b'x' * 8192); write('old', b'x' * 8192); os.utime('old', ns=(5, 5))",
         r#"
 for path in ("file", "old"):
@@ -151,11 +148,11 @@ for path in ("file", "old"):
 
 #[test]
 fn access_times_of_what_was_written_here_move_as_on_the_base() {
-    if !can("times-access", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     let build = "write('file', b'x' * 100); os.mkdir('dir'); write('dir/a')";
-    let beside = Beside::new("times-access", Content::Upper, build);
+    let beside = Beside::new(Content::Upper, build);
     beside.same(
         r#"
 G = 1_000_000_000
@@ -180,7 +177,6 @@ os.utime("file", ns=(5, now)); os.read(fd, 10); print(os.fstat(fd).st_atime_ns)
 #[test]
 fn a_copy_up_moves_no_time_of_the_folder_that_it_happens_in() {
     beside_lower(
-        "times-copy-up",
         "os.makedirs('a/b'); write('a/b/c'); os.link('a/b/c', 'a/d')
 for p in ('a', 'a/b'): os.utime(p, ns=(7, 7))",
         r#"

@@ -15,8 +15,8 @@ const NEEDS: &[Need] = &[
 ];
 
 /// A folder of nobody's, with both programs in it.
-fn place(test: &str) -> Scratch {
-    let scratch = Scratch::new(test);
+fn place() -> Scratch {
+    let scratch = Scratch::for_test();
     for program in [programs::cowl(), programs::cowlfs()] {
         let copy = scratch.join(program.file_name().unwrap());
         std::fs::copy(program, &copy).unwrap();
@@ -42,10 +42,10 @@ fn as_nobody(scratch: &Scratch, script: &str) -> String {
 
 #[test]
 fn the_overlay_in_a_user_namespace() {
-    if !can("the_overlay_in_a_user_namespace", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let scratch = place("userns");
+    let scratch = place();
     let told = as_nobody(
         &scratch,
         "mkdir lower upper work mount lower/dir; echo below > lower/file; echo x > lower/gone
@@ -68,10 +68,10 @@ fn the_overlay_in_a_user_namespace() {
 
 #[test]
 fn the_manager_in_a_user_namespace() {
-    if !can("the_manager_in_a_user_namespace", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let scratch = place("userns-cowl");
+    let scratch = place();
     let told = as_nobody(
         &scratch,
         "mkdir source; echo one > source/file; export COWL_STORE=$PWD/store
@@ -89,10 +89,10 @@ fn the_manager_in_a_user_namespace() {
 /// A plain user's run-time files lie in the store, and elsewhere only while its disk is full.
 #[test]
 fn on_a_full_disk_run_time_files_lie_in_the_runtime_directory() {
-    if !can("on_a_full_disk_run_time_files_lie_elsewhere", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let scratch = place("userns-full");
+    let scratch = place();
     // An unmounted daemon removes its lock a moment later.
     let told = as_nobody(
         &scratch,

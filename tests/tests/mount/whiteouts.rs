@@ -50,7 +50,7 @@ const REMOVE: &str = "rm f2 d/f2 d/e/f2 alias; echo more >>d/f3; rm d/f3; chmod 
 #[test]
 fn whiteouts_are_links_to_one_and_mean_the_same_to_the_kernel() {
     let needs = [NEEDS, &[Need::KernelOverlay]].concat();
-    if !can("whiteouts_are_links_to_one", &needs) {
+    if !can(&needs) {
         return;
     }
     let scratch = Scratch::new("whiteouts");
@@ -100,10 +100,10 @@ fn whiteouts_are_links_to_one_and_mean_the_same_to_the_kernel() {
 
 #[test]
 fn no_verb_takes_whiteouts_for_names_of_one_file() {
-    if !can("no_verb_takes_whiteouts_for_names_of_one_file", NEEDS) {
+    if !can(NEEDS) {
         return;
     }
-    let store = Store::new("whiteouts-store");
+    let store = Store::for_test();
     let source = store.scratch().make("source");
     sh_in(&source, FILL).ok();
     store.create("web", &source);
@@ -221,7 +221,7 @@ fn stack_on(disk: &Path) -> Stack {
 #[test]
 fn as_many_names_as_the_base_allows_begin_a_new_one() {
     let needs = [NEEDS, &[Need::Program("mkfs.ext4")]].concat();
-    if !can("as_many_names_as_the_base_allows_begin_a_new_one", &needs) {
+    if !can(&needs) {
         return;
     }
     let scratch = Scratch::new("whiteouts-many");
@@ -252,7 +252,7 @@ fn where_a_link_is_refused_there_is_a_whiteout_all_the_same() {
         &[Need::Program("mkfs.ext4"), Need::Program("strace")],
     ]
     .concat();
-    if !can("where_a_link_is_refused_there_is_a_whiteout", &needs) {
+    if !can(&needs) {
         return;
     }
     let scratch = Scratch::new("whiteouts-refused");

@@ -11,7 +11,6 @@ use cowl_tests::scratch::Scratch;
 #[test]
 fn names_and_values_have_the_bases_limits() {
     beside(
-        "xattr-limits",
         r#"
 write("file"); os.mkdir("dir"); os.symlink("x", "link"); os.mkfifo("fifo"); write("full"); write("many")
 os.mknod("device", stat.S_IFCHR | 0o666, os.makedev(1, 3))
@@ -59,7 +58,6 @@ print(set("full", "user.0", b"w" * 300), get("full", "user.0") == b"w" * 300, le
 #[test]
 fn what_others_may_see_and_set() {
     beside(
-        "xattr-others",
         r#"
 write("own", mode=0o644); os.chown("own", 1000, 1000); write("rooted", mode=0o646)
 os.mkdir("sticky"); os.chmod("sticky", 0o1777); os.mkdir("open"); os.chmod("open", 0o777)
@@ -85,11 +83,11 @@ child(run, uid=1002, gid=1000, hold=(21,)); child(run, hold=(0, 1, 2, 3)); run()
 /// name like it gets an attribute of his own.
 #[test]
 fn the_overlays_own_names_never_show_and_are_stored_escaped() {
-    if !can("xattr-own", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
     let build = "os.makedirs('dir/sub'); write('dir/file'); write('file'); os.symlink('x', 'link'); os.mkfifo('fifo')";
-    let beside = Beside::new("xattr-own", Content::Lower, build);
+    let beside = Beside::new(Content::Lower, build);
     beside.same(
         r#"
 os.rename("dir", "moved"); os.mkdir("dir"); os.rename("dir", "other"); os.unlink("file"); os.mkdir("file")
@@ -123,11 +121,10 @@ print(sorted(os.listdir("moved")), sorted(os.listdir(".")))
 /// one again where it comes to XFS.
 #[test]
 fn an_acl_that_was_removed_does_not_return_by_its_alias() {
-    let test = "an_acl_that_was_removed_does_not_return_by_its_alias";
     let mut needs = NEEDS.to_vec();
     needs.extend(Kind::Xfs.needs());
     needs.extend(["setfacl", "tar"].map(Need::Program));
-    if !can(test, &needs) {
+    if !can(&needs) {
         return;
     }
     let scratch = Scratch::new("acl-alias");
@@ -187,7 +184,7 @@ fn an_acl_that_was_removed_does_not_return_by_its_alias() {
         );
     }
     // A directory and an archive into a store, out of it again, and back to XFS.
-    let store = Store::new("acl-alias-store");
+    let store = Store::for_test();
     for (name, source) in [("dir", "source"), ("tar", "packed.tar")] {
         let source = xfs.join(source);
         store

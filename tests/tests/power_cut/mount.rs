@@ -46,7 +46,7 @@ fn cuts(base: &Base, cuts: u64, durable: bool) -> Findings {
     all
 }
 
-fn possible(test: &str, kind: &'static str, make: &'static str) -> bool {
+fn possible(kind: &'static str, make: &'static str) -> bool {
     let needs = [
         Need::Root,
         Need::Fuse,
@@ -54,7 +54,7 @@ fn possible(test: &str, kind: &'static str, make: &'static str) -> bool {
         Need::Program(make),
         Need::Program("losetup"),
     ];
-    can(test, &needs)
+    can(&needs)
 }
 
 fn base(kind: &str) -> Base {
@@ -85,21 +85,21 @@ fn nothing_is_lost(kind: &str) {
 
 #[test]
 fn a_cut_loses_nothing_on_ext4() {
-    if possible("a_cut_loses_nothing_on_ext4", "ext4", "mkfs.ext4") {
+    if possible("ext4", "mkfs.ext4") {
         nothing_is_lost("ext4");
     }
 }
 
 #[test]
 fn a_cut_loses_nothing_on_xfs() {
-    if possible("a_cut_loses_nothing_on_xfs", "xfs", "mkfs.xfs") {
+    if possible("xfs", "mkfs.xfs") {
         nothing_is_lost("xfs");
     }
 }
 
 #[test]
 fn a_cut_loses_nothing_on_btrfs() {
-    if possible("a_cut_loses_nothing_on_btrfs", "btrfs", "mkfs.btrfs") {
+    if possible("btrfs", "mkfs.btrfs") {
         nothing_is_lost("btrfs");
     }
 }
@@ -108,7 +108,7 @@ fn a_cut_loses_nothing_on_btrfs() {
 /// copy-up is nothing that ext4 commits for an fdatasync.
 #[test]
 fn what_fdatasync_wrote_has_its_name() {
-    if !possible("what_fdatasync_wrote_has_its_name", "ext4", "mkfs.ext4") {
+    if !possible("ext4", "mkfs.ext4") {
         return;
     }
     let scratch = Scratch::new_in(Path::new("/dev/shm"), "fdatasync");
@@ -156,7 +156,7 @@ fn what_fdatasync_wrote_has_its_name() {
 /// The other tests see losses where there are some.
 #[test]
 fn without_syncs_cuts_are_seen_to_lose() {
-    if !possible("without_syncs_cuts_are_seen_to_lose", "ext4", "mkfs.ext4") {
+    if !possible("ext4", "mkfs.ext4") {
         return;
     }
     let mut careless = base("ext4");

@@ -53,7 +53,7 @@ fn cuts(kind: &str, cuts: u64, care: Care) -> (Findings, Counts) {
     (all, sum)
 }
 
-fn possible(test: &str, kind: &'static str, make: &'static str) -> bool {
+fn possible(kind: &'static str, make: &'static str) -> bool {
     let needs = [
         Need::Root,
         Need::Fuse,
@@ -62,7 +62,7 @@ fn possible(test: &str, kind: &'static str, make: &'static str) -> bool {
         Need::Program("losetup"),
         Need::Program("strace"),
     ];
-    can(test, &needs)
+    can(&needs)
 }
 
 fn nothing_durable_is_lost(kind: &str) {
@@ -80,25 +80,21 @@ fn nothing_durable_is_lost(kind: &str) {
 
 #[test]
 fn a_cut_takes_nothing_durable_on_ext4() {
-    if possible("a_cut_takes_nothing_durable_on_ext4", "ext4", "mkfs.ext4") {
+    if possible("ext4", "mkfs.ext4") {
         nothing_durable_is_lost("ext4");
     }
 }
 
 #[test]
 fn a_cut_takes_nothing_durable_on_xfs() {
-    if possible("a_cut_takes_nothing_durable_on_xfs", "xfs", "mkfs.xfs") {
+    if possible("xfs", "mkfs.xfs") {
         nothing_durable_is_lost("xfs");
     }
 }
 
 #[test]
 fn a_cut_takes_nothing_durable_on_btrfs() {
-    if possible(
-        "a_cut_takes_nothing_durable_on_btrfs",
-        "btrfs",
-        "mkfs.btrfs",
-    ) {
+    if possible("btrfs", "mkfs.btrfs") {
         nothing_durable_is_lost("btrfs");
     }
 }
@@ -106,8 +102,7 @@ fn a_cut_takes_nothing_durable_on_btrfs() {
 /// The other tests see losses where there are some.
 #[test]
 fn without_the_sync_cuts_are_seen_to_take_what_is_marked_durable() {
-    let test = "without_the_sync_cuts_are_seen_to_take_what_is_marked_durable";
-    if !possible(test, "ext4", "mkfs.ext4") {
+    if !possible("ext4", "mkfs.ext4") {
         return;
     }
     let (_, counts) = cuts("ext4", number("COWL_CUTS", 10), Care::NoSync);

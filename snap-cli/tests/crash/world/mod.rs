@@ -12,6 +12,7 @@ use cowl::delta::digest;
 use cowl::store::manifest::{ContainerId, LayerId};
 use cowl::store::name::ContainerName;
 use cowl::store::{Session, Store};
+use cowl_tests::conditions::{self, Need};
 
 const COWL: &str = env!("CARGO_BIN_EXE_cowl");
 
@@ -20,39 +21,13 @@ const CALLS: &str = "mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,rmd
                      write,fchmodat,?fchmodat2,utimensat,fchownat,setxattr,flock,connect,sendto,\
                      symlinkat,linkat,mknodat,umount2,copy_file_range,ioctl";
 
-fn skip(test: &str, why: &str) {
-    eprintln!("SKIP {test}: {why}");
-    if let Some(log) = std::env::var_os("COWL_SKIP_LOG") {
-        use std::io::Write;
-        let mut file = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(log)
-            .unwrap();
-        writeln!(file, "SKIP {test}: {why}").unwrap();
+/// Whether the calling test can run here; else it is noted as skipped.
+pub(crate) fn can(mounts: bool) -> bool {
+    let mut needs = vec![Need::Program("strace")];
+    if mounts {
+        needs.extend([Need::Root, Need::Fuse]);
     }
-}
-
-/// Whether the test can run here; else it says why not.
-pub(crate) fn can(test: &str, mounts: bool) -> bool {
-    let strace = Command::new("strace")
-        .arg("-V")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    if strace.is_err() {
-        skip(test, "no strace");
-        return false;
-    }
-    let fuse = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/fuse");
-    if mounts && (!rustix::process::geteuid().is_root() || fuse.is_err()) {
-        skip(test, "needs root and /dev/fuse");
-        return false;
-    }
-    true
+    conditions::can(&needs)
 }
 
 struct World {
