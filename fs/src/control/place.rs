@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Errno, Result};
 use crate::shown::Show as _;
-use crate::sys::namespace::{self, HASTY, Inside, Mount, MountNamespace, PATIENT};
+use crate::sys::mountinfo::{self, Mount};
+use crate::sys::namespace::{HASTY, Inside, MountNamespace, PATIENT};
 use crate::sys::users::Device;
 
 /// How long all copies together may take to be detached.
@@ -73,11 +74,11 @@ impl Place {
         let table = namespace.inside(PATIENT, Inside::mounts)?;
         // Seen from a chroot the path is shorter.
         let below = path.strip_prefix("/").unwrap_or(path);
-        let is_it = |mount: &&Mount| mount.device == device && mount.at.ends_with(below);
+        let is_it = |mount: &&Mount| mount.device() == device && mount.at.ends_with(below);
         Ok(table.iter().rfind(is_it).map(|mount| Home {
             namespace: namespace.ino,
             at: mount.at.clone(),
-            covers: namespace::covered(&table, mount),
+            covers: mountinfo::covered(&table, mount),
         }))
     }
 
@@ -105,12 +106,12 @@ impl Place {
             let mut home = self.home.as_ref();
             home = home.filter(|home| home.namespace == namespace.ino);
             for mount in table.iter().rev() {
-                let role = if mount.layers.iter().any(|dir| dir.starts_with(&self.path)) {
+                let role = if mount.layers().iter().any(|dir| dir.starts_with(&self.path)) {
                     Role::Overlay
-                } else if mount.device != self.device {
+                } else if mount.device() != self.device {
                     continue;
                 } else {
-                    let covers = namespace::covered(&table, mount);
+                    let covers = mountinfo::covered(&table, mount);
                     match (&self.home, home) {
                         (_, Some(own)) if own.at == mount.at && own.covers == covers => {
                             home = None;

@@ -3,10 +3,8 @@
 //! A mount in another namespace is found by its file system's device number and unmounted through a descriptor
 //! whose mount id was compared, never by a path alone: what lies at a path there is decided by its inhabitants.
 
-use std::ffi::OsString;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
@@ -18,6 +16,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, OpenTreeFlags, UnmountFlags,
 };
 
+use super::mountinfo::{self, Mount};
 use super::users::{self, Device};
 use crate::error::{Errno, Result};
 use crate::shown::Show as _;
@@ -27,105 +26,6 @@ use crate::shown::Show as _;
 pub const HASTY: Duration = Duration::from_secs(2);
 /// How long a thread may take that resolves no such path: longer than any machine is busy.
 pub const PATIENT: Duration = Duration::from_secs(20);
-
-/// A mount, as mountinfo describes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mount {
-    /// Its id.
-    pub id: u64,
-    /// The id of the mount that it lies on.
-    pub parent: u64,
-    /// The file system.
-    pub device: Device,
-    /// The directory of the file system that is mounted.
-    pub root: PathBuf,
-    /// Where it is mounted.
-    pub at: PathBuf,
-    /// The layers of an overlay of the kernel's, as they were named when it was mounted.
-    pub layers: Vec<PathBuf>,
-}
-
-/// Parses mountinfo. Lines of another form are left out.
-pub fn parse(table: &[u8]) -> Vec<Mount> {
-    table.split(|&b| b == b'\n').filter_map(line).collect()
-}
-
-fn line(line: &[u8]) -> Option<Mount> {
-    let mut fields = line.split(|&b| b == b' ');
-    let mut next = || fields.next();
-    let number = |text: &[u8]| std::str::from_utf8(text).ok()?.parse::<u64>().ok();
-    let (id, parent) = (number(next()?)?, number(next()?)?);
-    let mut device = next()?.split(|&b| b == b':');
-    let mut half = || u32::try_from(number(device.next()?)?).ok();
-    let device = (half()?, half()?).into();
-    let path = |field: &[u8]| PathBuf::from(OsString::from_vec(unescape(field)));
-    let (root, at) = (path(next()?), path(next()?));
-    // Mount options, then any number of optional fields up to a dash.
-    fields.find(|field| *field == b"-")?;
-    let (kind, options) = (fields.next()?, fields.nth(1).unwrap_or_default());
-    let layers = match kind {
-        b"overlay" => layers(&unescape(options)),
-        _ => Vec::new(),
-    };
-    Some(Mount {
-        id,
-        parent,
-        device,
-        root,
-        at,
-        layers,
-    })
-}
-
-/// The directories that the options of an overlay name. A colon or comma in a name splits it; what is left of it
-/// is compared with paths all the same.
-fn layers(options: &[u8]) -> Vec<PathBuf> {
-    let options = options.split(|&b| b == b',');
-    let dirs = options.filter_map(|option| {
-        let at = option.iter().position(|&b| b == b'=')?;
-        let (key, value) = (option.get(..at)?, option.get(at + 1..)?);
-        let named: [&[u8]; 6] = [
-            b"lowerdir",
-            b"lowerdir+",
-            b"datadir+",
-            b"upperdir",
-            b"workdir",
-            b"datadir",
-        ];
-        named.contains(&key).then_some(value)
-    });
-    dirs.flat_map(|value| value.split(|&b| b == b':'))
-        .filter(|dir| !dir.is_empty())
-        .map(|dir| PathBuf::from(OsString::from_vec(dir.to_vec())))
-        .collect()
-}
-
-/// Undoes the kernel's `\040` and the like.
-pub fn unescape(text: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((&first, after)) = rest.split_first() {
-        let octal = after
-            .get(..3)
-            .filter(|_| first == b'\\')
-            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        out.push(octal.unwrap_or(first));
-        rest = octal.and_then(|_| after.get(3..)).unwrap_or(after);
-    }
-    out
-}
-
-/// Finds the directory that a mount covers: the file system that it lies in, and the path there. Copies of a
-/// mount, in whatever namespace, cover one directory.
-pub fn covered(table: &[Mount], mount: &Mount) -> Option<(Device, PathBuf)> {
-    let parent = table.iter().find(|other| other.id == mount.parent)?;
-    let below = mount.at.strip_prefix(&parent.at).ok()?;
-    let path = match below.as_os_str().is_empty() {
-        true => parent.root.clone(),
-        false => parent.root.join(below),
-    };
-    Some((parent.device, path))
-}
 
 /// A mount namespace, held by a descriptor.
 #[derive(Debug)]
@@ -228,7 +128,7 @@ impl Inside {
         let mut text = Vec::new();
         std::io::Read::read_to_end(&mut fs::File::from(file), &mut text)
             .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-        Ok(parse(&text))
+        Ok(mountinfo::parse(&text))
     }
 
     /// Opens the root of a mount; ESTALE when something else is found at its path.
@@ -274,14 +174,14 @@ pub fn is_mounted(device: Device) -> Result<bool> {
         let table = namespace
             .inside(PATIENT, Inside::mounts)
             .unwrap_or_default();
-        table.iter().any(|mount| mount.device == device)
+        table.iter().any(|mount| mount.device() == device)
     }))
 }
 
 fn is_mount(fd: impl AsFd, mount: &Mount) -> Result<bool> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let stat = rustix::fs::statx(&fd, "", flags, StatxFlags::MNT_ID)?;
-    Ok(stat.stx_mnt_id == mount.id && Device::of_fd(&fd)? == mount.device)
+    Ok(stat.stx_mnt_id == mount.id && Device::of_fd(&fd)? == mount.device())
 }
 
 /// Moves this thread, and every one that it starts from here on, to a mount namespace of its own, in which
@@ -312,7 +212,7 @@ fn trim(inside: &Inside, paths: &[u64], device: Device) -> Result<()> {
     for id in paths {
         let mut id = *id;
         while let Some(mount) = table.iter().find(|mount| mount.id == id) {
-            if mount.device == device || !kept.insert(id) {
+            if mount.device() == device || !kept.insert(id) {
                 break;
             }
             id = mount.parent;
@@ -327,7 +227,7 @@ fn trim(inside: &Inside, paths: &[u64], device: Device) -> Result<()> {
         let topmost = kept.contains(&mount.parent) || covers_root(mount);
         // One that is kept is in the way to it.
         let is_hidden = |other: &Mount| kept.contains(&other.id) && other.at == mount.at;
-        let done = if mount.device == device {
+        let done = if mount.device() == device {
             inside.detach(mount)
         } else if !topmost || kept.contains(&mount.id) || table.iter().any(is_hidden) {
             continue;
@@ -368,44 +268,5 @@ impl AbortSwitch {
     pub fn abort(&self) -> Result<()> {
         rustix::io::write(&self.0, b"1")?;
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TABLE: &[u8] = b"\
-31 27 8:1 / / rw,relatime shared:1 master:2 - ext4 /dev/sda1 rw,errors=remount-ro
-40 31 0:35 / /mnt/a\\040b rw - fuse.cowlfs web rw,user_id=0
-41 40 0:36 / /mnt/a\\040b/proc rw - proc proc rw
-42 31 8:1 /srv /data rw - ext4 /dev/sda1 rw
-43 42 0:35 /sub /data/a rw - fuse.cowlfs web rw
-44 31 0:44 / /merged rw shared:3 - overlay overlay rw,lowerdir=/a\\040b/x::/data,upperdir=/u,index=off
-broken line
-50 31 0:x / /y rw - a b c
-";
-
-    #[test]
-    fn the_table() {
-        let table = parse(TABLE);
-        assert_eq!(table.len(), 6);
-        let layers = ["/a b/x", "/data", "/u"].map(PathBuf::from);
-        assert_eq!(table[5].layers, layers);
-        assert_eq!(table[1].at, Path::new("/mnt/a b"));
-        assert_eq!(table[1].device, (0, 35).into());
-        assert_eq!(table[4].root, Path::new("/sub"));
-        let place = |index: usize| covered(&table, &table[index]).unwrap();
-        assert_eq!(place(1), ((8, 1).into(), "/mnt/a b".into()));
-        assert_eq!(place(4), ((8, 1).into(), "/srv/a".into()));
-        assert_eq!(place(2), ((0, 35).into(), "/proc".into()));
-        assert_eq!(covered(&table, &table[0]), None);
-    }
-
-    #[test]
-    fn escapes() {
-        assert_eq!(unescape(b"a\\134\\011b"), b"a\\\tb");
-        assert_eq!(unescape(b"end\\04"), b"end\\04");
-        assert_eq!(unescape(b"\\zzz"), b"\\zzz");
     }
 }
