@@ -1,4 +1,4 @@
-//! Snapshots are durable or settling: who syncs them, what another boot finds, and what a failed sync leaves.
+//! Durable, settling and incomplete snapshots: which process syncs them, their state after a crash, and failed syncs.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -12,15 +12,29 @@ use std::process::Command;
 use cowl_tests::command::{Output, run, run_command};
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
-use cowl_tests::mount::{unmount_free, wait_until};
+use cowl_tests::images::Kind;
+use cowl_tests::mount::{plain_unmount, unmount_free, wait_until};
 use cowl_tests::programs;
-use cowl_tests::scratch::Scratch;
 
-const NEEDS: [Need; 2] = [Need::Root, Need::Fuse];
+/// Returns a store with the container `web`; `None` where the test cannot run.
+fn web(test: &str, program: Option<&'static str>) -> Option<Store> {
+    let needs = [Need::Root, Need::Fuse];
+    let needs: Vec<_> = needs
+        .into_iter()
+        .chain(program.map(Need::Program))
+        .collect();
+    can(test, &needs).then(|| create_web(Store::new(test)))
+}
 
-/// A store with the container `web`.
-fn web(test: &str) -> Store {
-    let store = Store::new(test);
+/// Like [`web`], on an ext4 of its own in a loop device, mounted at the parent directory of the store.
+fn web_on_disk(test: &str) -> Option<Store> {
+    let mut needs = vec![Need::Root, Need::Fuse, Need::Program("losetup")];
+    needs.extend(Kind::Ext4.needs());
+    let on_disk = || Store::on(test, |scratch, name| Kind::Ext4.mount(scratch, name));
+    can(test, &needs).then(|| create_web(on_disk()))
+}
+
+fn create_web(store: Store) -> Store {
     let root = store.scratch().make("root");
     std::fs::create_dir(root.join("etc")).unwrap();
     std::fs::write(root.join("etc/file"), "old").unwrap();
@@ -46,14 +60,14 @@ fn wait_durable(store: &Store, snapshot: &str) {
     });
 }
 
-/// Changes what an unmounted container is.
+/// Writes to a file of an unmounted container.
 fn change(store: &Store, text: &str) {
     let root = store.mount("web");
     std::fs::write(root.join("etc/file"), text).unwrap();
     store.cowl(["umount", "web"]).ok();
 }
 
-/// Runs cowl in a mount namespace where the machine was started anew.
+/// Runs cowl in a mount namespace with another boot id, as after a reboot.
 fn after_crash(store: &Store, args: &[&str]) -> Output {
     let boot = store.scratch().join("boot");
     std::fs::write(&boot, "00000000-0000-0000-0000-000000000001\n").unwrap();
@@ -69,7 +83,7 @@ fn after_crash(store: &Store, args: &[&str]) -> Output {
     run_command(command, b"")
 }
 
-/// Runs cowl with `how` for strace, whose output goes to a file; daemons that it starts are followed.
+/// Runs cowl under strace with the options `how`, and writes the trace to `log`. Daemons that it starts are traced too.
 fn traced(store: &Store, how: &[&str], log: &Path, args: &[&str]) -> Output {
     let mut command = Command::new("strace");
     command.args(["-DDDqqf", "-o"]).arg(log).args(how);
@@ -83,10 +97,9 @@ fn traced(store: &Store, how: &[&str], log: &Path, args: &[&str]) -> Output {
 
 #[test]
 fn a_snapshot_settles_in_the_background() {
-    if !can("a_snapshot_settles_in_the_background", &NEEDS) {
+    let Some(store) = web("a_snapshot_settles_in_the_background", None) else {
         return;
-    }
-    let store = web("settles");
+    };
     store.cowl(["snapshot", "web"]).ok();
     wait_durable(&store, "snap0");
     let root = store.mount("web");
@@ -107,13 +120,12 @@ fn a_snapshot_settles_in_the_background() {
 
 #[test]
 fn without_a_sync_it_stays_settling_until_a_command_syncs() {
-    if !can(
+    let Some(store) = web(
         "without_a_sync_it_stays_settling_until_a_command_syncs",
-        &NEEDS,
-    ) {
+        None,
+    ) else {
         return;
-    }
-    let store = web("no-sync");
+    };
     let take = |how: &str| {
         let root = store.mount("web");
         std::fs::write(root.join("etc/file"), how).unwrap();
@@ -141,14 +153,12 @@ fn without_a_sync_it_stays_settling_until_a_command_syncs() {
 
 #[test]
 fn the_freeze_comes_before_the_sync_and_the_sync_before_the_mark() {
-    let needs = [Need::Root, Need::Fuse, Need::Program("strace")];
-    if !can(
+    let Some(store) = web(
         "the_freeze_comes_before_the_sync_and_the_sync_before_the_mark",
-        &needs,
-    ) {
+        Some("strace"),
+    ) else {
         return;
-    }
-    let store = web("order");
+    };
     let root = store.mount("web");
     std::fs::write(root.join("etc/file"), "new").unwrap();
     let log = store.scratch().join("trace");
@@ -177,13 +187,12 @@ fn the_freeze_comes_before_the_sync_and_the_sync_before_the_mark() {
 
 #[test]
 fn in_another_boot_it_is_incomplete_and_nothing_builds_on_it_unasked() {
-    if !can(
+    let Some(store) = web(
         "in_another_boot_it_is_incomplete_and_nothing_builds_on_it_unasked",
-        &NEEDS,
-    ) {
+        None,
+    ) else {
         return;
-    }
-    let store = web("incomplete");
+    };
     change(&store, "new");
     store.cowl(["snapshot", "web", "--sync"]).ok();
     change(&store, "newer");
@@ -265,10 +274,9 @@ fn in_another_boot_it_is_incomplete_and_nothing_builds_on_it_unasked() {
 
 #[test]
 fn a_killed_daemon_makes_nothing_incomplete() {
-    if !can("a_killed_daemon_makes_nothing_incomplete", &NEEDS) {
+    let Some(store) = web("a_killed_daemon_makes_nothing_incomplete", None) else {
         return;
-    }
-    let store = web("killed");
+    };
     let root = store.mount("web");
     std::fs::write(root.join("etc/file"), "new").unwrap();
     store.cowl(["snapshot", "web", "--no-sync"]).ok();
@@ -282,14 +290,12 @@ fn a_killed_daemon_makes_nothing_incomplete() {
 
 #[test]
 fn a_failed_sync_is_reported_and_no_later_one_hides_it() {
-    let needs = [Need::Root, Need::Fuse, Need::Program("strace")];
-    if !can(
+    let Some(store) = web(
         "a_failed_sync_is_reported_and_no_later_one_hides_it",
-        &needs,
-    ) {
+        Some("strace"),
+    ) else {
         return;
-    }
-    let store = web("failed-sync");
+    };
     change(&store, "new");
     let log = store.scratch().join("trace");
     let fail = ["-e", "trace=syncfs", "-e", "inject=syncfs:error=EIO"];
@@ -361,13 +367,9 @@ fn a_failed_sync_is_reported_and_no_later_one_hides_it() {
 
 #[test]
 fn what_is_settling_can_be_removed_merged_and_destroyed() {
-    if !can(
-        "what_is_settling_can_be_removed_merged_and_destroyed",
-        &NEEDS,
-    ) {
+    let Some(store) = web("what_is_settling_can_be_removed_merged_and_destroyed", None) else {
         return;
-    }
-    let store = web("settling-verbs");
+    };
     for text in ["one", "two", "three"] {
         change(&store, text);
         store.cowl(["snapshot", "web", "--no-sync"]).ok();
@@ -394,83 +396,32 @@ fn what_is_settling_can_be_removed_merged_and_destroyed() {
     }
 }
 
-/// A disk that was pulled and put in again has lost what was in memory, in one and the same boot.
+/// Data in memory is lost with a disk that is pulled, without another boot.
 #[test]
 fn on_a_disk_that_was_attached_anew_it_is_incomplete() {
-    let needs = [Need::Root, Need::Fuse, Need::Program("losetup")];
-    let test = "on_a_disk_that_was_attached_anew_it_is_incomplete";
-    if !can(test, &needs) {
+    let Some(store) = web_on_disk("on_a_disk_that_was_attached_anew_it_is_incomplete") else {
         return;
-    }
-    let scratch = Scratch::new(test);
-    let (image, place) = (scratch.join("image"), scratch.make("disk"));
-    let file = std::fs::File::create(&image).unwrap();
-    file.set_len(64 << 20).unwrap();
-    run("mkfs.ext4", ["-qF".as_ref(), image.as_os_str()]).ok();
-    let attach = || {
-        let args = [
-            "-o".as_ref(),
-            "loop".as_ref(),
-            image.as_os_str(),
-            place.as_os_str(),
-        ];
-        run("mount", args).ok();
     };
-    attach();
-    let root = scratch.make("root");
-    std::fs::write(root.join("file"), "old").unwrap();
-    let cowl = |args: &[&str]| {
-        let mut command = Command::new(programs::cowl());
-        command.arg("--store").arg(place.join("store")).args(args);
-        run_command(command, b"").ok()
-    };
-    cowl(&["create", "web", "--from", root.to_str().unwrap()]);
-    let mounted = cowl(&["mount", "web"]).out();
-    std::fs::write(Path::new(&mounted).join("file"), "new").unwrap();
-    cowl(&["umount", "web"]);
-    cowl(&["snapshot", "web", "--no-sync"]);
-    let state = || cowl(&["list", "web", "--format", "{state}"]).out();
-    assert_eq!(state(), "settling");
-    unmount_free(&place);
-    // While another test's mount namespace holds the file system, nothing is lost.
-    wait_until("the loop device is free", || {
-        let used = run("losetup", ["-j".as_ref(), image.as_os_str()]);
-        used.ok().stdout.is_empty()
-    });
-    attach();
-    assert_eq!(state(), "incomplete");
-    cowl(&["check"]);
-    assert_eq!(state(), "incomplete");
-    unmount_free(&place);
+    change(&store, "new");
+    store.cowl(["snapshot", "web", "--no-sync"]).ok();
+    assert_eq!(state(&store, "snap0"), "settling");
+    let disk = store.path().parent().unwrap();
+    unmount_free(disk);
+    Kind::Ext4.mount_again(store.scratch(), "own");
+    assert_eq!(state(&store, "snap0"), "incomplete");
+    store.cowl(["check"]).ok();
+    assert_eq!(state(&store, "snap0"), "incomplete");
 }
 
-/// Also right after a snapshot, which its daemon still syncs.
+/// Also right after a snapshot that the daemon still syncs.
 #[test]
 fn the_disk_of_a_store_is_free_when_umount_has_ended() {
-    let test = "the_disk_of_a_store_is_free_when_umount_has_ended";
-    if !can(test, &[Need::Root, Need::Fuse, Need::Program("mkfs.ext4")]) {
+    let Some(store) = web_on_disk("the_disk_of_a_store_is_free_when_umount_has_ended") else {
         return;
-    }
-    let scratch = Scratch::new(test);
-    let (image, place) = (scratch.join("image"), scratch.make("disk"));
-    let file = std::fs::File::create(&image).unwrap();
-    file.set_len(64 << 20).unwrap();
-    drop(file);
-    run("mkfs.ext4", ["-qF".as_ref(), image.as_os_str()]).ok();
-    let options: [&std::ffi::OsStr; 2] = ["-o".as_ref(), "loop".as_ref()];
-    let places = [image.as_os_str(), place.as_os_str()];
-    run("mount", options.into_iter().chain(places)).ok();
-    let root = scratch.make("root");
-    std::fs::write(root.join("file"), "old").unwrap();
-    let cowl = |args: &[&str]| {
-        let mut command = Command::new(programs::cowl());
-        command.arg("--store").arg(place.join("store")).args(args);
-        run_command(command, b"").ok()
     };
-    cowl(&["create", "web", "--from", root.to_str().unwrap()]);
-    let mounted = cowl(&["mount", "web"]).out();
-    std::fs::write(Path::new(mounted.trim_end()).join("file"), "new").unwrap();
-    cowl(&["snapshot", "web"]);
-    cowl(&["umount", "web"]);
-    cowl_tests::mount::plain_unmount(&place).unwrap();
+    let root = store.mount("web");
+    std::fs::write(root.join("etc/file"), "new").unwrap();
+    store.cowl(["snapshot", "web"]).ok();
+    store.cowl(["umount", "web"]).ok();
+    plain_unmount(store.path().parent().unwrap()).unwrap();
 }

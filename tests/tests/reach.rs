@@ -212,23 +212,9 @@ fn a_mounted_snapshot_has_no_setuid_programs_and_no_devices() {
     store.cowl(["umount", "web@snap0"]).ok();
 }
 
-/// Starts the container c1, whose root is the user 100000, and stops it again.
+/// Starts c1, whose root is uid 100000, and returns its uid 0 and host name as seen inside.
 fn run_mapped(lxc: &Lxc) -> String {
-    let ids = lxc.scratch().join("subid");
-    std::fs::write(&ids, "root:100000:65536\n").unwrap();
-    let script = format!(
-        "mount --bind {ids} /etc/subuid; mount --bind {ids} /etc/subgid
-         lxc-start -P {path} -n c1 -d
-         for n in $(seq 100); do lxc-attach -P {path} -n c1 -- true 2>/dev/null && break; sleep 0.1; done
-         lxc-attach -P {path} -n c1 -- /bin/sh -c 'id -u; cat /etc/hostname'
-         lxc-stop -P {path} -n c1 -k",
-        ids = ids.display(),
-        path = lxc.path().display(),
-    );
-    let args = ["-m", "--propagation", "slave", "sh", "-euc", &script];
-    let said = command::run("unshare", args).ok().out();
-    lxc.unmounted("c1");
-    said
+    lxc.run_mapped("c1", "id -u; cat /etc/hostname")
 }
 
 #[test]

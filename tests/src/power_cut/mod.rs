@@ -17,3 +17,27 @@ pub mod kinds;
 pub mod store;
 pub mod store_judge;
 pub mod work;
+
+use crate::conditions::{Need, can};
+
+/// Whether the test can run on a disk with a file system of the type `kind`; `programs` are needed besides.
+#[must_use]
+pub fn can_cut(test: &str, kind: &'static str, programs: &[&'static str]) -> bool {
+    let make = match kind {
+        "ext4" => "mkfs.ext4",
+        "xfs" => "mkfs.xfs",
+        _ => "mkfs.btrfs",
+    };
+    let mut needs = vec![Need::Root, Need::Fuse, Need::Filesystem(kind)];
+    needs.extend([make, "losetup"].map(Need::Program));
+    needs.extend(programs.iter().copied().map(Need::Program));
+    can(test, &needs)
+}
+
+/// Spreads `cuts` over runs of `most` cuts at the most. `run` gets the seed of each and its number of cuts.
+pub fn in_runs(cuts: u64, most: u64, mut run: impl FnMut(u64, u64)) {
+    let first = crate::run::number("COWL_SEED", 1);
+    for (seed, start) in (first..).zip((0..cuts).step_by(usize::try_from(most).unwrap_or(1))) {
+        run(seed, most.min(cuts - start));
+    }
+}

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use super::disk::{Disk, Log};
-use super::work::{Base, commit_often, mount};
+use super::disk::Log;
+use super::work::{Base, commit_often};
 use crate::command::{Output, run_command};
 use crate::random::rng::Rng;
 use crate::scratch::Scratch;
@@ -100,12 +100,7 @@ pub fn run(
     (seed, care): (u64, Care),
     before: &Path,
 ) -> (Past, Arc<Log>) {
-    let disk = Disk::new(scratch);
-    let more = base.mkfs.split_whitespace();
-    let args = std::iter::once("-q").chain(more).chain([disk.device()]);
-    crate::command::run(format!("mkfs.{}", base.kind), args).ok();
-    let place = scratch.make("base");
-    mount(base, disk.device(), &place);
+    let (disk, place) = base.make(scratch);
     let mut work = Work {
         store: store_on(&place),
         beside: scratch.make("beside"),
@@ -230,6 +225,11 @@ const DEEDS: &[Deed] = &[
     Deed::Undelete,
 ];
 
+/// The snapshot's name in NAME@SNAP.
+fn snapshot_of(address: &str) -> &str {
+    address.split_once('@').map_or("", |(_, snapshot)| snapshot)
+}
+
 struct Work {
     store: PathBuf,
     beside: PathBuf,
@@ -281,10 +281,9 @@ impl Work {
                 let Some(address) = self.one_of(LIVE) else {
                     return;
                 };
-                let snapshot = address.split('@').nth(1).unwrap_or_default().to_owned();
                 {
                     let _still = quiet.lock().unwrap_or_else(PoisonError::into_inner);
-                    self.cowl(["restore", LIVE, &snapshot]).ok();
+                    self.cowl(["restore", LIVE, snapshot_of(&address)]).ok();
                 }
                 self.new_snapshots(LIVE, None);
             }
@@ -422,8 +421,7 @@ impl Work {
         let Some(address) = self.one_of(IDLE) else {
             return;
         };
-        let snapshot = address.split('@').nth(1).unwrap_or_default().to_owned();
-        self.cowl(["restore", IDLE, &snapshot]).ok();
+        self.cowl(["restore", IDLE, snapshot_of(&address)]).ok();
         self.new_snapshots(IDLE, None);
         self.cowl(["restore", IDLE, "--undo"]).ok();
         self.new_snapshots(IDLE, None);

@@ -2,16 +2,13 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::disk::{self, Log};
-use super::judge::Findings;
+use super::judge::{Cuts, Findings};
 use super::store::{Care, LIVE, Past, content, cowl, store_on};
 use super::work::Base;
 use crate::command::{Output, run_command};
-use crate::random::rng::Rng;
 use crate::scratch::Scratch;
 
 /// How many states were found to be what.
@@ -36,37 +33,22 @@ impl std::ops::AddAssign for Counts {
     }
 }
 
-/// Cuts the power `cuts` times.
+/// Makes the cuts and judges every state of the store after each.
 #[must_use]
 pub fn cut_often(
     scratch: &Scratch,
     base: &Base,
-    (past, log): (&Past, &Log),
-    before: &Path,
-    (cuts, seed): (u64, u64),
+    past: &Past,
+    cuts: Cuts<'_>,
 ) -> (Findings, Counts) {
-    let (mut findings, mut counts) = (Findings::default(), Counts::default());
-    for cut in 0..cuts {
-        let mut coin = Rng::new(seed ^ cut << 20);
-        let (from, to) = past.span;
-        let moment = from + coin.below(to - from);
-        let percent = coin.pick(&[0, 30, 50, 70, 100]);
-        // One of its own: a daemon's mount namespace may hold the last one for a moment.
-        let image = scratch.join(format!("cut{cut}.image"));
-        disk::copy(before, &image);
-        let file = File::options().write(true).open(&image).unwrap();
-        log.replay(&file, moment, percent, &mut coin);
-        drop(file);
-        let after = After::of(scratch, base, &image, moment);
+    let mut counts = Counts::default();
+    let findings = cuts.make(scratch, |image, moment| {
+        let after = After::of(scratch, base, image, moment);
         let (wrong, counted) = after.judge(past);
-        after.end(&image);
+        after.end(image);
         counts += counted;
-        findings.bad_cuts += usize::from(!wrong.is_empty());
-        let said = format!("cut {cut} at {moment}, {percent} % of the unflushed kept");
-        findings
-            .lines
-            .extend(wrong.into_iter().map(|line| format!("{said}: {line}")));
-    }
+        wrong
+    });
     (findings, counts)
 }
 
@@ -87,11 +69,7 @@ enum Shown {
 impl After {
     fn of(scratch: &Scratch, base: &Base, image: &Path, moment: u64) -> After {
         let place = scratch.make("after");
-        let with_loop = Base {
-            options: format!("loop,{}", base.options),
-            ..base.clone()
-        };
-        super::work::mount(&with_loop, image.to_str().expect("a plain path"), &place);
+        base.mount_image(image, &place);
         let boot = scratch.join("boot");
         std::fs::write(&boot, format!("{}\n", uuid::Uuid::new_v4())).unwrap();
         After {
@@ -101,14 +79,10 @@ impl After {
         }
     }
 
-    /// Unmounts it everywhere, and removes the image.
+    /// Unmounts it, and waits until every mount namespace has let go of it.
     fn end(self, image: &Path) {
         crate::mount::unmount_free(&self.place);
-        crate::mount::wait_until("the loop device to be free", || {
-            let used = crate::command::run("losetup", ["-j".as_ref(), image.as_os_str()]);
-            used.ok().stdout.is_empty()
-        });
-        std::fs::remove_file(image).unwrap();
+        crate::images::wait_detached(image);
     }
 
     /// Runs a script in a mount namespace where the machine has been started anew. `$1` and what follows
