@@ -111,7 +111,7 @@ fn a_snapshot_settles_in_the_background() {
         (&status["settling"], &status["incomplete"]),
         (&0.into(), &0.into())
     );
-    // What a restore replaces is a snapshot like any other.
+    // The automatic snapshot of a restore becomes durable like any other.
     std::fs::write(root.join("etc/file"), "newer").unwrap();
     store.restore("web", "snap0");
     wait_durable(&store, "auto0");
@@ -137,7 +137,7 @@ fn without_a_sync_it_stays_settling_until_a_command_syncs() {
     assert!(listed.contains("(settling)"), "{listed}");
     let shown = store.cowl(["show", &format!("web@{one}"), "--json"]).ok();
     assert_eq!(shown.json()["state"], "settling");
-    // The next one makes all durable that lie below it.
+    // The next snapshot makes all those below it durable.
     let two = take("--sync");
     assert_eq!(
         (state(&store, &one), state(&store, &two)),
@@ -164,7 +164,7 @@ fn the_freeze_comes_before_the_sync_and_the_sync_before_the_mark() {
     let log = store.scratch().join("trace");
     let calls = ["-e", "trace=syncfs,rename,renameat,renameat2"];
     traced(&store, &calls, &log, &["snapshot", "web", "--sync"]).ok();
-    // The tracer writes on after what it traced has ended.
+    // strace continues to write after the traced command has ended.
     let commit = "container.json\"";
     wait_until("the trace has all calls", || {
         let text = std::fs::read_to_string(&log).unwrap();
@@ -175,7 +175,7 @@ fn the_freeze_comes_before_the_sync_and_the_sync_before_the_mark() {
         .lines()
         .filter_map(|line| match line {
             line if line.contains(commit) => Some("commit"),
-            // That of the mount hands over what is mapped; since Linux 6.16 it does not wait.
+            // The syncfs of the mount only hands over mapped pages; since Linux 6.16 it does not wait.
             line if line.contains("syncfs") => Some("sync"),
             _ => None,
         })
@@ -226,14 +226,14 @@ fn in_another_boot_it_is_incomplete_and_nothing_builds_on_it_unasked() {
         cowl(args).fails(1, &["web@snap1 is incomplete", "--force"]);
     }
     assert!(!Path::new(dir).try_exists().unwrap() && !Path::new(tar).try_exists().unwrap());
-    // Reading it is allowed, with a warning.
+    // Reading is allowed, with a warning.
     let read = cowl(&["cat", "web@snap1:/etc/file"]).ok();
     assert_eq!(
         (read.out().as_str(), read.err().contains("is incomplete")),
         ("newer", true)
     );
 
-    // What is built on it says so.
+    // States that are derived from it are marked.
     cowl(&["clone", "web@snap1", "other", "--force"]).ok();
     let shown = cowl(&["show", "other", "--json"]).ok().json();
     assert_eq!(
@@ -253,7 +253,7 @@ fn in_another_boot_it_is_incomplete_and_nothing_builds_on_it_unasked() {
         .ok();
     assert_eq!(listed.out(), "snap0 durable\nsnap1 incomplete");
 
-    // What is taken now is whole, whatever lies below it; a merge keeps the mark.
+    // A snapshot that is taken now is intact, whatever is below it; a merge preserves the mark.
     cowl(&["undo", "web", "snap0"]).ok();
     cowl(&["snapshot", "web", "--sync"]).ok();
     cowl(&["flatten", "web"]).ok();
@@ -282,7 +282,7 @@ fn a_killed_daemon_makes_nothing_incomplete() {
     store.cowl(["snapshot", "web", "--no-sync"]).ok();
     let pid = store.pid("web").to_string();
     run("kill", ["-9", &pid]).ok();
-    // The next command mounts anew, and that daemon finishes it.
+    // The next command mounts again, and the new daemon completes the sync.
     wait_durable(&store, "snap0");
     assert_eq!(store.cowl(["check"]).ok().out(), "");
     store.cowl(["umount", "web"]).ok();
@@ -330,7 +330,7 @@ fn a_failed_sync_is_reported_and_no_later_one_hides_it() {
             .err()
             .contains("web@snap0 is not durable")
     );
-    // The kernel does not write again what it failed to write: what lies on it is no better.
+    // The kernel does not write the failed pages again, so snapshots above are affected as well.
     change(&store, "newer");
     store
         .cowl(["snapshot", "web", "--sync"])
@@ -352,7 +352,7 @@ fn a_failed_sync_is_reported_and_no_later_one_hides_it() {
         ("durable".into(), "durable".into())
     );
 
-    // In a daemon.
+    // The same in a daemon.
     let place = traced(&store, &fail, &log, &["mount", "web"]).ok().out();
     std::fs::write(Path::new(&place).join("etc/file"), "newest").unwrap();
     store.cowl(["snapshot", "web"]).ok();
@@ -385,7 +385,7 @@ fn what_is_settling_can_be_removed_merged_and_destroyed() {
         (state(&store, "snap1"), state(&store, "snap2")),
         ("durable".into(), "durable".into())
     );
-    // Many at once: each syncs what it made.
+    // Concurrent commands each sync their own snapshot.
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| store.cowl(["snapshot", "web", "--wait", "60"]).ok());
