@@ -1,5 +1,5 @@
-//! One damaged container affects no other: commands on the whole store report it, and everything about the
-//! others is complete.
+//! A damaged container affects no other: commands on the whole store report it, and their output about the others is
+//! complete.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -11,12 +11,12 @@ use cowl_tests::cowl::Store;
 
 const NEEDS: [Need; 3] = [Need::Root, Need::Fuse, Need::Program("mkfifo")];
 
-/// What a container is made of.
+/// The files of a container.
 struct Parts {
     manifest: PathBuf,
     /// The file of its first snapshot.
     snapshot: PathBuf,
-    /// The layer of its last one.
+    /// The layer of its last snapshot.
     layer: PathBuf,
 }
 
@@ -49,7 +49,7 @@ fn fifo(path: &Path) {
     run("mkfifo", [path]).ok();
 }
 
-/// A store with the containers bad and good, each with two snapshots, and something in the trash.
+/// Creates a store with the containers bad and good, each with two snapshots, and an object in the trash.
 fn store() -> Store {
     let store = Store::for_test();
     let source = store.scratch().make("source");
@@ -118,7 +118,7 @@ fn one_damaged_container_hides_nothing_of_the_others() {
             let said = store.cowl([verb]);
             assert!(said.out().contains("good"), "{what}: {}", said.report());
         }
-        // The damage is named. A name of 255 bytes is none.
+        // The damage is reported. (A file name of 255 bytes is not damage.)
         let check = store.cowl(["check", "--deep"]);
         if what != "long-name" {
             assert_eq!(check.code, 5, "{what}: {}", check.report());
@@ -132,7 +132,7 @@ fn one_damaged_container_hides_nothing_of_the_others() {
             file["digest"].is_string(),
             "{what}: it was not read through"
         );
-        // Nothing that cannot be read keeps what was in the trash.
+        // Unreadable objects do not prevent the trash from being emptied.
         let gc = store.cowl(["gc"]);
         assert!([0, 1, 5].contains(&gc.code), "{what}: {}", gc.report());
         let trash = fs::read_dir(store.path().join("trash")).unwrap().count();
@@ -147,7 +147,7 @@ fn one_damaged_container_hides_nothing_of_the_others() {
         store.cowl(["destroy", "--now", "--yes", "other"]).ok();
         store.cowl(["restore", "good", "snap0"]).ok();
         if what == "link-tree" {
-            // Nothing outside of the store is shown, measured or mounted for a layer.
+            // Nothing outside the store is shown, measured or mounted as a layer.
             let place = store.scratch().make("place");
             let mount = store.cowl(["mount", "bad@snap1", place.to_str().unwrap()]);
             assert_eq!(mount.code, 5, "{}", mount.report());
@@ -157,7 +157,7 @@ fn one_damaged_container_hides_nothing_of_the_others() {
     }
 }
 
-/// A mount that somebody left in a layer, and a file that cannot be removed.
+/// A stale mount in a layer, and an immutable file.
 #[test]
 fn what_cannot_be_removed_is_named_and_keeps_nothing_else() {
     let needs = [&NEEDS[..], &[Need::Program("chattr")]].concat();
@@ -192,7 +192,7 @@ fn what_cannot_be_removed_is_named_and_keeps_nothing_else() {
         assert!(fixed.try_exists().unwrap());
     }
     assert!(!plain.try_exists().unwrap());
-    // What was mounted there is not the layer's.
+    // The mounted tree is not part of the layer.
     assert_eq!(fs::read_to_string(kept.join("file")).unwrap(), "kept\n");
     store.cowl(["gc"]).ok();
     assert_eq!(fs::read_dir(&trash).unwrap().count(), 0);

@@ -1,4 +1,4 @@
-//! Snapshots are durable or settling: who syncs them, what another boot finds, and what a failed sync leaves.
+//! Durable, settling and incomplete snapshots: which process syncs them, their state after a crash, and failed syncs.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,15 +6,29 @@ use std::process::Command;
 use cowl_tests::command::{Output, run, run_command};
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
-use cowl_tests::mount::{unmount_free, wait_until};
+use cowl_tests::images::Kind;
+use cowl_tests::mount::{plain_unmount, unmount_free, wait_until};
 use cowl_tests::programs;
-use cowl_tests::scratch::Scratch;
 
-const NEEDS: [Need; 2] = [Need::Root, Need::Fuse];
+/// Returns a store with the container `web`; `None` where the test cannot run.
+fn web(program: Option<&'static str>) -> Option<Store> {
+    let needs = [Need::Root, Need::Fuse];
+    let needs: Vec<_> = needs
+        .into_iter()
+        .chain(program.map(Need::Program))
+        .collect();
+    can(&needs).then(|| create_web(Store::for_test()))
+}
 
-/// A store with the container `web`.
-fn web() -> Store {
-    let store = Store::for_test();
+/// Like [`web`], on an ext4 of its own in a loop device, mounted at the parent directory of the store.
+fn web_on_disk() -> Option<Store> {
+    let mut needs = vec![Need::Root, Need::Fuse, Need::Program("losetup")];
+    needs.extend(Kind::Ext4.needs());
+    let on_disk = || Store::on(|scratch, name| Kind::Ext4.mount(scratch, name));
+    can(&needs).then(|| create_web(on_disk()))
+}
+
+fn create_web(store: Store) -> Store {
     let root = store.scratch().make("root");
     std::fs::create_dir(root.join("etc")).unwrap();
     std::fs::write(root.join("etc/file"), "old").unwrap();
@@ -40,14 +54,14 @@ fn wait_durable(store: &Store, snapshot: &str) {
     });
 }
 
-/// Changes what an unmounted container is.
+/// Writes to a file of an unmounted container.
 fn change(store: &Store, text: &str) {
     let root = store.mount("web");
     std::fs::write(root.join("etc/file"), text).unwrap();
     store.cowl(["umount", "web"]).ok();
 }
 
-/// Runs cowl in a mount namespace where the machine was started anew.
+/// Runs cowl in a mount namespace with another boot id, as after a reboot.
 fn after_crash(store: &Store, args: &[&str]) -> Output {
     let boot = store.scratch().join("boot");
     std::fs::write(&boot, "00000000-0000-0000-0000-000000000001\n").unwrap();
@@ -63,7 +77,7 @@ fn after_crash(store: &Store, args: &[&str]) -> Output {
     run_command(command, b"")
 }
 
-/// Runs cowl with `how` for strace, whose output goes to a file; daemons that it starts are followed.
+/// Runs cowl under strace with the options `how`, and writes the trace to `log`. Daemons that it starts are traced too.
 fn traced(store: &Store, how: &[&str], log: &Path, args: &[&str]) -> Output {
     let mut command = Command::new("strace");
     command.args(["-DDDqqf", "-o"]).arg(log).args(how);
@@ -77,10 +91,9 @@ fn traced(store: &Store, how: &[&str], log: &Path, args: &[&str]) -> Output {
 
 #[test]
 fn a_snapshot_settles_in_the_background() {
-    if !can(&NEEDS) {
+    let Some(store) = web(None) else {
         return;
-    }
-    let store = web();
+    };
     store.cowl(["snapshot", "web"]).ok();
     wait_durable(&store, "snap0");
     let root = store.mount("web");
@@ -92,7 +105,7 @@ fn a_snapshot_settles_in_the_background() {
         (&status["settling"], &status["incomplete"]),
         (&0.into(), &0.into())
     );
-    // What a restore replaces is a snapshot like any other.
+    // The automatic snapshot of a restore becomes durable like any other.
     std::fs::write(root.join("etc/file"), "newer").unwrap();
     store.restore("web", "snap0");
     wait_durable(&store, "auto0");
@@ -101,10 +114,9 @@ fn a_snapshot_settles_in_the_background() {
 
 #[test]
 fn without_a_sync_it_stays_settling_until_a_command_syncs() {
-    if !can(&NEEDS) {
+    let Some(store) = web(None) else {
         return;
-    }
-    let store = web();
+    };
     let take = |how: &str| {
         let root = store.mount("web");
         std::fs::write(root.join("etc/file"), how).unwrap();
@@ -116,7 +128,7 @@ fn without_a_sync_it_stays_settling_until_a_command_syncs() {
     assert!(listed.contains("(settling)"), "{listed}");
     let shown = store.cowl(["show", &format!("web@{one}"), "--json"]).ok();
     assert_eq!(shown.json()["state"], "settling");
-    // The next one makes all durable that lie below it.
+    // The next snapshot makes all those below it durable.
     let two = take("--sync");
     assert_eq!(
         (state(&store, &one), state(&store, &two)),
@@ -132,17 +144,15 @@ fn without_a_sync_it_stays_settling_until_a_command_syncs() {
 
 #[test]
 fn the_freeze_comes_before_the_sync_and_the_sync_before_the_mark() {
-    let needs = [Need::Root, Need::Fuse, Need::Program("strace")];
-    if !can(&needs) {
+    let Some(store) = web(Some("strace")) else {
         return;
-    }
-    let store = web();
+    };
     let root = store.mount("web");
     std::fs::write(root.join("etc/file"), "new").unwrap();
     let log = store.scratch().join("trace");
     let calls = ["-e", "trace=syncfs,rename,renameat,renameat2"];
     traced(&store, &calls, &log, &["snapshot", "web", "--sync"]).ok();
-    // The tracer writes on after what it traced has ended.
+    // strace continues to write after the traced command has ended.
     let commit = "container.json\"";
     wait_until("the trace has all calls", || {
         let text = std::fs::read_to_string(&log).unwrap();
@@ -153,7 +163,7 @@ fn the_freeze_comes_before_the_sync_and_the_sync_before_the_mark() {
         .lines()
         .filter_map(|line| match line {
             line if line.contains(commit) => Some("commit"),
-            // That of the mount hands over what is mapped; since Linux 6.16 it does not wait.
+            // The syncfs of the mount only hands over mapped pages; since Linux 6.16 it does not wait.
             line if line.contains("syncfs") => Some("sync"),
             _ => None,
         })
@@ -165,10 +175,9 @@ fn the_freeze_comes_before_the_sync_and_the_sync_before_the_mark() {
 
 #[test]
 fn in_another_boot_it_is_incomplete_and_nothing_builds_on_it_unasked() {
-    if !can(&NEEDS) {
+    let Some(store) = web(None) else {
         return;
-    }
-    let store = web();
+    };
     change(&store, "new");
     store.cowl(["snapshot", "web", "--sync"]).ok();
     change(&store, "newer");
@@ -202,14 +211,14 @@ fn in_another_boot_it_is_incomplete_and_nothing_builds_on_it_unasked() {
         cowl(args).fails(1, &["web@snap1 is incomplete", "--force"]);
     }
     assert!(!Path::new(dir).try_exists().unwrap() && !Path::new(tar).try_exists().unwrap());
-    // Reading it is allowed, with a warning.
+    // Reading is allowed, with a warning.
     let read = cowl(&["cat", "web@snap1:/etc/file"]).ok();
     assert_eq!(
         (read.out().as_str(), read.err().contains("is incomplete")),
         ("newer", true)
     );
 
-    // What is built on it says so.
+    // States that are derived from it are marked.
     cowl(&["clone", "web@snap1", "other", "--force"]).ok();
     let shown = cowl(&["show", "other", "--json"]).ok().json();
     assert_eq!(
@@ -229,7 +238,7 @@ fn in_another_boot_it_is_incomplete_and_nothing_builds_on_it_unasked() {
         .ok();
     assert_eq!(listed.out(), "snap0 durable\nsnap1 incomplete");
 
-    // What is taken now is whole, whatever lies below it; a merge keeps the mark.
+    // A snapshot that is taken now is intact, whatever is below it; a merge preserves the mark.
     cowl(&["undo", "web", "snap0"]).ok();
     cowl(&["snapshot", "web", "--sync"]).ok();
     cowl(&["flatten", "web"]).ok();
@@ -250,16 +259,15 @@ fn in_another_boot_it_is_incomplete_and_nothing_builds_on_it_unasked() {
 
 #[test]
 fn a_killed_daemon_makes_nothing_incomplete() {
-    if !can(&NEEDS) {
+    let Some(store) = web(None) else {
         return;
-    }
-    let store = web();
+    };
     let root = store.mount("web");
     std::fs::write(root.join("etc/file"), "new").unwrap();
     store.cowl(["snapshot", "web", "--no-sync"]).ok();
     let pid = store.pid("web").to_string();
     run("kill", ["-9", &pid]).ok();
-    // The next command mounts anew, and that daemon finishes it.
+    // The next command mounts again, and the new daemon completes the sync.
     wait_durable(&store, "snap0");
     assert_eq!(store.cowl(["check"]).ok().out(), "");
     store.cowl(["umount", "web"]).ok();
@@ -267,11 +275,9 @@ fn a_killed_daemon_makes_nothing_incomplete() {
 
 #[test]
 fn a_failed_sync_is_reported_and_no_later_one_hides_it() {
-    let needs = [Need::Root, Need::Fuse, Need::Program("strace")];
-    if !can(&needs) {
+    let Some(store) = web(Some("strace")) else {
         return;
-    }
-    let store = web();
+    };
     change(&store, "new");
     let log = store.scratch().join("trace");
     let fail = ["-e", "trace=syncfs", "-e", "inject=syncfs:error=EIO"];
@@ -306,7 +312,7 @@ fn a_failed_sync_is_reported_and_no_later_one_hides_it() {
             .err()
             .contains("web@snap0 is not durable")
     );
-    // The kernel does not write again what it failed to write: what lies on it is no better.
+    // The kernel does not write the failed pages again, so snapshots above are affected as well.
     change(&store, "newer");
     store
         .cowl(["snapshot", "web", "--sync"])
@@ -328,7 +334,7 @@ fn a_failed_sync_is_reported_and_no_later_one_hides_it() {
         ("durable".into(), "durable".into())
     );
 
-    // In a daemon.
+    // The same in a daemon.
     let place = traced(&store, &fail, &log, &["mount", "web"]).ok().out();
     std::fs::write(Path::new(&place).join("etc/file"), "newest").unwrap();
     store.cowl(["snapshot", "web"]).ok();
@@ -343,10 +349,9 @@ fn a_failed_sync_is_reported_and_no_later_one_hides_it() {
 
 #[test]
 fn what_is_settling_can_be_removed_merged_and_destroyed() {
-    if !can(&NEEDS) {
+    let Some(store) = web(None) else {
         return;
-    }
-    let store = web();
+    };
     for text in ["one", "two", "three"] {
         change(&store, text);
         store.cowl(["snapshot", "web", "--no-sync"]).ok();
@@ -362,7 +367,7 @@ fn what_is_settling_can_be_removed_merged_and_destroyed() {
         (state(&store, "snap1"), state(&store, "snap2")),
         ("durable".into(), "durable".into())
     );
-    // Many at once: each syncs what it made.
+    // Concurrent commands each sync their own snapshot.
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| store.cowl(["snapshot", "web", "--wait", "60"]).ok());
@@ -373,81 +378,32 @@ fn what_is_settling_can_be_removed_merged_and_destroyed() {
     }
 }
 
-/// A disk that was pulled and put in again has lost what was in memory, in one and the same boot.
+/// Data in memory is lost with a disk that is pulled, without another boot.
 #[test]
 fn on_a_disk_that_was_attached_anew_it_is_incomplete() {
-    let needs = [Need::Root, Need::Fuse, Need::Program("losetup")];
-    if !can(&needs) {
+    let Some(store) = web_on_disk() else {
         return;
-    }
-    let scratch = Scratch::for_test();
-    let (image, place) = (scratch.join("image"), scratch.make("disk"));
-    let file = std::fs::File::create(&image).unwrap();
-    file.set_len(64 << 20).unwrap();
-    run("mkfs.ext4", ["-qF".as_ref(), image.as_os_str()]).ok();
-    let attach = || {
-        let args = [
-            "-o".as_ref(),
-            "loop".as_ref(),
-            image.as_os_str(),
-            place.as_os_str(),
-        ];
-        run("mount", args).ok();
     };
-    attach();
-    let root = scratch.make("root");
-    std::fs::write(root.join("file"), "old").unwrap();
-    let cowl = |args: &[&str]| {
-        let mut command = Command::new(programs::cowl());
-        command.arg("--store").arg(place.join("store")).args(args);
-        run_command(command, b"").ok()
-    };
-    cowl(&["create", "web", "--from", root.to_str().unwrap()]);
-    let mounted = cowl(&["mount", "web"]).out();
-    std::fs::write(Path::new(&mounted).join("file"), "new").unwrap();
-    cowl(&["umount", "web"]);
-    cowl(&["snapshot", "web", "--no-sync"]);
-    let state = || cowl(&["list", "web", "--format", "{state}"]).out();
-    assert_eq!(state(), "settling");
-    unmount_free(&place);
-    // While another test's mount namespace holds the file system, nothing is lost.
-    wait_until("the loop device is free", || {
-        let used = run("losetup", ["-j".as_ref(), image.as_os_str()]);
-        used.ok().stdout.is_empty()
-    });
-    attach();
-    assert_eq!(state(), "incomplete");
-    cowl(&["check"]);
-    assert_eq!(state(), "incomplete");
-    unmount_free(&place);
+    change(&store, "new");
+    store.cowl(["snapshot", "web", "--no-sync"]).ok();
+    assert_eq!(state(&store, "snap0"), "settling");
+    let disk = store.path().parent().unwrap();
+    unmount_free(disk);
+    Kind::Ext4.mount_again(store.scratch(), "own");
+    assert_eq!(state(&store, "snap0"), "incomplete");
+    store.cowl(["check"]).ok();
+    assert_eq!(state(&store, "snap0"), "incomplete");
 }
 
-/// Also right after a snapshot, which its daemon still syncs.
+/// Also right after a snapshot that the daemon still syncs.
 #[test]
 fn the_disk_of_a_store_is_free_when_umount_has_ended() {
-    if !can(&[Need::Root, Need::Fuse, Need::Program("mkfs.ext4")]) {
+    let Some(store) = web_on_disk() else {
         return;
-    }
-    let scratch = Scratch::for_test();
-    let (image, place) = (scratch.join("image"), scratch.make("disk"));
-    let file = std::fs::File::create(&image).unwrap();
-    file.set_len(64 << 20).unwrap();
-    drop(file);
-    run("mkfs.ext4", ["-qF".as_ref(), image.as_os_str()]).ok();
-    let options: [&std::ffi::OsStr; 2] = ["-o".as_ref(), "loop".as_ref()];
-    let places = [image.as_os_str(), place.as_os_str()];
-    run("mount", options.into_iter().chain(places)).ok();
-    let root = scratch.make("root");
-    std::fs::write(root.join("file"), "old").unwrap();
-    let cowl = |args: &[&str]| {
-        let mut command = Command::new(programs::cowl());
-        command.arg("--store").arg(place.join("store")).args(args);
-        run_command(command, b"").ok()
     };
-    cowl(&["create", "web", "--from", root.to_str().unwrap()]);
-    let mounted = cowl(&["mount", "web"]).out();
-    std::fs::write(Path::new(mounted.trim_end()).join("file"), "new").unwrap();
-    cowl(&["snapshot", "web"]);
-    cowl(&["umount", "web"]);
-    cowl_tests::mount::plain_unmount(&place).unwrap();
+    let root = store.mount("web");
+    std::fs::write(root.join("etc/file"), "new").unwrap();
+    store.cowl(["snapshot", "web"]).ok();
+    store.cowl(["umount", "web"]).ok();
+    plain_unmount(store.path().parent().unwrap()).unwrap();
 }

@@ -1,5 +1,5 @@
-//! Where a mount's socket, log and state lie: a running mount is found from every command, and by no other
-//! store's.
+//! The location of a mount's socket, log and state: every command on the store finds a running mount, and commands on
+//! other stores do not.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ fn store() -> Store {
     store
 }
 
-/// Every command that has to do with a running mount finds it, and leaves no unfinished file.
+/// Verifies that every command that concerns a running mount finds it, and that no temporary file remains.
 fn is_found_by_all(store: &Store, place: &Path, dir: &Path) {
     assert!(dir.join("state.json").is_file());
     assert!(dir.join("sock").try_exists().unwrap());
@@ -33,7 +33,7 @@ fn is_found_by_all(store: &Store, place: &Path, dir: &Path) {
     assert_eq!(store.mount("web"), place, "mounted anew where it was");
     store.cowl(["umount", "web"]).ok();
     assert!(mount::at(place).is_none());
-    // The daemon's lock goes a moment after its mount.
+    // The daemon releases its lock shortly after the mount ends.
     mount::wait_until("nothing but the log and the socket is left", || {
         let mut left = fs::read_dir(dir).unwrap();
         left.all(|entry| ["log", "sock"].contains(&entry.unwrap().file_name().to_str().unwrap()))
@@ -52,7 +52,7 @@ fn a_mount_is_found_wherever_its_files_lie() {
     is_found_by_all(&store, &place, &system.join(&id));
     assert!(!store.path().join("run").join(&id).try_exists().unwrap());
 
-    // Where root has no use of /run, and where older versions had them.
+    // Directories that are used where root cannot use /run, and that older versions used.
     fs::remove_dir_all(&system).unwrap();
     fs::write(&system, "").unwrap();
     let place = store.mount("web");
@@ -63,7 +63,7 @@ fn a_mount_is_found_wherever_its_files_lie() {
     store.cowl(["umount", "web"]).ok();
     assert!(mount::at(&place).is_none());
 
-    // With the container they go, all of them.
+    // They are removed with the container.
     store.cowl(["destroy", "web", "--yes", "--now"]).ok();
     assert!(!system.join(&id).try_exists().unwrap());
     assert!(!store.path().join("run").join(&id).try_exists().unwrap());
@@ -100,7 +100,8 @@ fn a_copy_of_a_store_leaves_the_mounts_of_the_original_alone() {
     fs::remove_dir_all(run_dir_of(&copy).unwrap()).unwrap();
 }
 
-/// In a mount namespace with another `/run`, say: what the daemon writes to must not become a snapshot's.
+/// A layer that a daemon writes to is not frozen, even if the daemon is not visible (in a mount namespace with
+/// another `/run`).
 #[test]
 fn a_layer_is_not_frozen_below_a_daemon_that_cannot_be_seen() {
     if !can(NEEDS) {
