@@ -394,19 +394,65 @@ fn what_is_settling_can_be_removed_merged_and_destroyed() {
     }
 }
 
+/// A descriptor that is opened after an error was reported to another program would never see it.
+#[test]
+fn the_last_sync_of_a_daemon_is_that_of_a_descriptor_from_before_the_mount() {
+    let needs = [Need::Root, Need::Fuse, Need::Program("strace")];
+    let test = "the_last_sync_of_a_daemon_is_that_of_a_descriptor_from_before_the_mount";
+    if !can(test, &needs) {
+        return;
+    }
+    let store = web("last-sync");
+    let log = store.scratch().join("trace");
+    let calls = ["-e", "trace=openat,exit_group"];
+    let mounted = traced(&store, &calls, &log, &["mount", "web"]).ok().out();
+    let daemon = store.pid("web");
+    let layers = format!("\"{}\"", store.path().join("layers").display());
+    let text = || std::fs::read_to_string(&log).unwrap();
+    let before = text().matches(&layers).count();
+    assert!(before > 0);
+    unmount_free(Path::new(mounted.trim_end()));
+    wait_until("the trace has all calls", || {
+        let ended = |line: &str| {
+            line.contains("exit_group") && line.split(' ').next() == Some(&daemon.to_string())
+        };
+        text().lines().any(ended)
+    });
+    assert_eq!(text().matches(&layers).count(), before);
+}
+
 /// A disk that was pulled and put in again has lost what was in memory, in one and the same boot.
 #[test]
 fn on_a_disk_that_was_attached_anew_it_is_incomplete() {
     let needs = [Need::Root, Need::Fuse, Need::Program("losetup")];
     let test = "on_a_disk_that_was_attached_anew_it_is_incomplete";
-    if !can(test, &needs) {
-        return;
+    if can(test, &needs) {
+        attached_anew(test, &["mkfs.ext4", "-qF"]);
     }
+}
+
+/// Whose device number is no disk's.
+#[test]
+fn on_a_btrfs_that_was_attached_anew_it_is_incomplete() {
+    let needs = [
+        Need::Root,
+        Need::Fuse,
+        Need::Program("losetup"),
+        Need::Program("mkfs.btrfs"),
+        Need::Filesystem("btrfs"),
+    ];
+    let test = "on_a_btrfs_that_was_attached_anew_it_is_incomplete";
+    if can(test, &needs) {
+        attached_anew(test, &["mkfs.btrfs", "-qf"]);
+    }
+}
+
+fn attached_anew(test: &str, make: &[&str; 2]) {
     let scratch = Scratch::new(test);
     let (image, place) = (scratch.join("image"), scratch.make("disk"));
     let file = std::fs::File::create(&image).unwrap();
-    file.set_len(64 << 20).unwrap();
-    run("mkfs.ext4", ["-qF".as_ref(), image.as_os_str()]).ok();
+    file.set_len(256 << 20).unwrap();
+    run(make[0], [make[1].as_ref(), image.as_os_str()]).ok();
     let attach = || {
         let args = [
             "-o".as_ref(),

@@ -12,7 +12,9 @@ pub mod process;
 pub mod reach;
 pub mod users;
 
-use std::os::unix::fs::MetadataExt;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -25,10 +27,22 @@ pub fn boot_id() -> Result<String> {
         .map_err(|error| Error::at("read", path, error))
 }
 
-/// The number of the disk below `path`: each that is attached to the machine in one boot gets another, also
-/// when it was there before. `None` where the file system has several disks or none.
+/// Returns the number of the disk below `path`: each that is attached to the machine in one boot gets another,
+/// also when it was there before. Of several disks it is that of the one that was named when the file system was
+/// mounted. `None` where there is none.
 pub fn disk_sequence(path: &Path) -> Option<u64> {
     let dev = std::fs::metadata(path).ok()?.dev();
+    sequence_of(dev).or_else(|| {
+        // btrfs has a device number that is no disk's.
+        let source = mountinfo::holding(path).ok()?.source;
+        let source = Path::new(OsStr::from_bytes(&source));
+        let disk = std::fs::metadata(source).ok()?;
+        let is_disk = source.is_absolute() && disk.file_type().is_block_device();
+        is_disk.then(|| sequence_of(disk.rdev()))?
+    })
+}
+
+fn sequence_of(dev: u64) -> Option<u64> {
     let device = format!(
         "/sys/dev/block/{}:{}",
         rustix::fs::major(dev),
