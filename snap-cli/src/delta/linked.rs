@@ -114,9 +114,10 @@ impl Linked {
         }
     }
 
-    /// To be called when all is made: what was put aside goes.
-    pub(crate) fn finish(self) -> Result<()> {
-        match self.aside {
+    /// Removes what was put aside. To be called when everything is made, before the root gets its attributes: it
+    /// changes the root's times, and the root may be one that its owner cannot write to.
+    pub(crate) fn finish(&mut self) -> Result<()> {
+        match self.aside.take() {
             Some((name, _)) => {
                 node::remove_tree(self.places.root(), &name).context("can't remove", &name)
             }
