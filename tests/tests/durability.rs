@@ -421,6 +421,35 @@ fn the_last_sync_of_a_daemon_is_that_of_a_descriptor_from_before_the_mount() {
     assert_eq!(text().matches(&layers).count(), before);
 }
 
+/// The container may be destroyed right after.
+#[test]
+fn an_export_is_durable_with_its_name_when_it_has_ended() {
+    let needs = [Need::Root, Need::Fuse, Need::Program("strace")];
+    let test = "an_export_is_durable_with_its_name_when_it_has_ended";
+    if !can(test, &needs) {
+        return;
+    }
+    let store = web("export-durable");
+    let log = store.scratch().join("trace");
+    let to = store.scratch().make("to");
+    let file = to.join("web.tar");
+    let calls = ["-y", "-e", "trace=rename,fsync"];
+    traced(
+        &store,
+        &calls,
+        &log,
+        &["export", "web", file.to_str().unwrap()],
+    )
+    .ok();
+    let synced = format!("<{}>)", to.display());
+    wait_until("the directory is synced after the rename", || {
+        let text = std::fs::read_to_string(&log).unwrap();
+        let named = text.lines().skip_while(|line| !line.contains("rename("));
+        let mut after = named.filter(|line| line.contains("fsync("));
+        after.any(|line| line.contains(&synced))
+    });
+}
+
 /// A disk that was pulled and put in again has lost what was in memory, in one and the same boot.
 #[test]
 fn on_a_disk_that_was_attached_anew_it_is_incomplete() {
