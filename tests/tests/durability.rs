@@ -14,7 +14,6 @@ use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
 use cowl_tests::mount::{unmount_free, wait_until};
 use cowl_tests::programs;
-use cowl_tests::scratch::Scratch;
 
 const NEEDS: [Need; 2] = [Need::Root, Need::Fuse];
 
@@ -448,104 +447,4 @@ fn an_export_is_durable_with_its_name_when_it_has_ended() {
         let mut after = named.filter(|line| line.contains("fsync("));
         after.any(|line| line.contains(&synced))
     });
-}
-
-/// A disk that was pulled and put in again has lost what was in memory, in one and the same boot.
-#[test]
-fn on_a_disk_that_was_attached_anew_it_is_incomplete() {
-    let needs = [Need::Root, Need::Fuse, Need::Program("losetup")];
-    let test = "on_a_disk_that_was_attached_anew_it_is_incomplete";
-    if can(test, &needs) {
-        attached_anew(test, &["mkfs.ext4", "-qF"]);
-    }
-}
-
-/// Whose device number is no disk's.
-#[test]
-fn on_a_btrfs_that_was_attached_anew_it_is_incomplete() {
-    let needs = [
-        Need::Root,
-        Need::Fuse,
-        Need::Program("losetup"),
-        Need::Program("mkfs.btrfs"),
-        Need::Filesystem("btrfs"),
-    ];
-    let test = "on_a_btrfs_that_was_attached_anew_it_is_incomplete";
-    if can(test, &needs) {
-        attached_anew(test, &["mkfs.btrfs", "-qf"]);
-    }
-}
-
-fn attached_anew(test: &str, make: &[&str; 2]) {
-    let scratch = Scratch::new(test);
-    let (image, place) = (scratch.join("image"), scratch.make("disk"));
-    let file = std::fs::File::create(&image).unwrap();
-    file.set_len(256 << 20).unwrap();
-    run(make[0], [make[1].as_ref(), image.as_os_str()]).ok();
-    let attach = || {
-        let args = [
-            "-o".as_ref(),
-            "loop".as_ref(),
-            image.as_os_str(),
-            place.as_os_str(),
-        ];
-        run("mount", args).ok();
-    };
-    attach();
-    let root = scratch.make("root");
-    std::fs::write(root.join("file"), "old").unwrap();
-    let cowl = |args: &[&str]| {
-        let mut command = Command::new(programs::cowl());
-        command.arg("--store").arg(place.join("store")).args(args);
-        run_command(command, b"").ok()
-    };
-    cowl(&["create", "web", "--from", root.to_str().unwrap()]);
-    let mounted = cowl(&["mount", "web"]).out();
-    std::fs::write(Path::new(&mounted).join("file"), "new").unwrap();
-    cowl(&["umount", "web"]);
-    cowl(&["snapshot", "web", "--no-sync"]);
-    let state = || cowl(&["list", "web", "--format", "{state}"]).out();
-    assert_eq!(state(), "settling");
-    unmount_free(&place);
-    // While another test's mount namespace holds the file system, nothing is lost.
-    wait_until("the loop device is free", || {
-        let used = run("losetup", ["-j".as_ref(), image.as_os_str()]);
-        used.ok().stdout.is_empty()
-    });
-    attach();
-    assert_eq!(state(), "incomplete");
-    cowl(&["check"]);
-    assert_eq!(state(), "incomplete");
-    unmount_free(&place);
-}
-
-/// Also right after a snapshot, which its daemon still syncs.
-#[test]
-fn the_disk_of_a_store_is_free_when_umount_has_ended() {
-    let test = "the_disk_of_a_store_is_free_when_umount_has_ended";
-    if !can(test, &[Need::Root, Need::Fuse, Need::Program("mkfs.ext4")]) {
-        return;
-    }
-    let scratch = Scratch::new(test);
-    let (image, place) = (scratch.join("image"), scratch.make("disk"));
-    let file = std::fs::File::create(&image).unwrap();
-    file.set_len(64 << 20).unwrap();
-    drop(file);
-    run("mkfs.ext4", ["-qF".as_ref(), image.as_os_str()]).ok();
-    let options: [&std::ffi::OsStr; 2] = ["-o".as_ref(), "loop".as_ref()];
-    let places = [image.as_os_str(), place.as_os_str()];
-    run("mount", options.into_iter().chain(places)).ok();
-    let root = scratch.make("root");
-    std::fs::write(root.join("file"), "old").unwrap();
-    let cowl = |args: &[&str]| {
-        let mut command = Command::new(programs::cowl());
-        command.arg("--store").arg(place.join("store")).args(args);
-        run_command(command, b"").ok()
-    };
-    cowl(&["create", "web", "--from", root.to_str().unwrap()]);
-    let mounted = cowl(&["mount", "web"]).out();
-    std::fs::write(Path::new(mounted.trim_end()).join("file"), "new").unwrap();
-    cowl(&["snapshot", "web"]);
-    cowl(&["umount", "web"]);
-    cowl_tests::mount::plain_unmount(&place).unwrap();
 }

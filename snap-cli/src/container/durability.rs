@@ -108,15 +108,16 @@ fn is_pending(settling: Option<&Settling>, epoch: &str) -> bool {
     settling.is_some_and(|settling| settling.is_pending(epoch))
 }
 
-/// Returns the epoch of a store: what is in memory only lasts as long as the boot, and as long as the disk is
-/// attached. So it is the id of the boot and, after a slash, the sequence number that the kernel gave the
-/// disk, where it has one.
+/// Returns the epoch of a store: what is in memory only lasts as long as the boot, as long as the disk is attached,
+/// and as long as the file system stays mounted (one that was shut down by an error loses it when it is mounted
+/// again). So it is the id of the boot and, after slashes, the sequence numbers of the disk and of the mounted file
+/// system, where the kernel shows them.
 pub fn epoch(store: &Store) -> Result<String> {
-    let boot = host::boot_id()?;
-    Ok(match host::disk_sequence(&store.root().join("layers")) {
-        Some(disk) => format!("{boot}/{disk}"),
-        None => boot,
-    })
+    let (boot, layers) = (host::boot_id()?, store.root().join("layers"));
+    let text = |number: Option<u64>| number.map(|number| number.to_string()).unwrap_or_default();
+    let disk = text(host::disk_sequence(&layers));
+    let mounted = text(host::filesystem_sequence(&layers));
+    Ok(format!("{boot}/{disk}/{mounted}"))
 }
 
 /// Opens the file system that holds the layers of a store. Errors of writing that happens from here on are
