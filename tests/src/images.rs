@@ -83,14 +83,6 @@ impl Kind {
         mount_loop(self.name(), "loop", &image, &place);
         place
     }
-
-    /// Mounts the image of an earlier [`Kind::mount`] again, on a new loop device, once the old one is free.
-    #[track_caller]
-    pub fn mount_again(self, scratch: &Scratch, name: &str) {
-        let image = scratch.join(format!("{name}.image"));
-        wait_detached(&image);
-        mount_loop(self.name(), "loop", &image, &scratch.join(name));
-    }
 }
 
 /// Waits until no loop device uses `image`: another mount namespace may hold its file system for a moment.

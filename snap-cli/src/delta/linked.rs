@@ -113,9 +113,10 @@ impl Linked {
         }
     }
 
-    /// Removes the temporary names. Must be called when the tree is complete.
-    pub(crate) fn finish(self) -> Result<()> {
-        match self.aside {
+    /// Removes the temporary names. Must be called when the tree is complete, before the root gets its attributes: it
+    /// changes the times of the root, and the root's owner may not be allowed to write to it.
+    pub(crate) fn finish(&mut self) -> Result<()> {
+        match self.aside.take() {
             Some((name, _)) => {
                 node::remove_tree(self.places.root(), &name).context("cannot remove", &name)
             }

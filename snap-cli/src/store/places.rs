@@ -6,10 +6,12 @@
 //! container is mounted in a directory of its own, `mapped/<id>`, whose group is that of the container's root. No
 //! other user, and no other container's root, can search it. (A group works on every file system; an ACL does not.)
 
-use std::fs::Permissions;
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::ErrorKind;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
 
 use super::manifest::ContainerId;
 use super::{Store, disk};
@@ -107,20 +109,36 @@ pub(super) fn remove_place(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Opens a directory to change its mode. A link that lies there instead would lead out of the store.
+fn open(dir: &Path) -> Result<File> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(flags.bits().cast_signed());
+    options
+        .open(dir)
+        .map_err(|error| Error::at("open the directory", dir, error))
+}
+
 fn set_mode(dir: &Path, mode: u32) -> Result<()> {
-    std::fs::set_permissions(dir, Permissions::from_mode(mode))
+    open(dir)?
+        .set_permissions(Permissions::from_mode(mode))
         .map_err(|error| Error::at("set the mode of", dir, error))
 }
 
 /// Grants search permission to the owner and, if given, a group.
 fn admit(dir: &Path, group: Option<u32>) -> Result<()> {
+    let opened = open(dir)?;
+    let mode = |mode| {
+        let set = opened.set_permissions(Permissions::from_mode(mode));
+        set.map_err(|error| Error::at("set the mode of", dir, error))
+    };
     // Close it first: the old group must not pass in between.
-    set_mode(dir, PRIVATE)?;
+    mode(PRIVATE)?;
     let owners = rustix::process::getegid().as_raw();
-    chown(dir, None, Some(group.unwrap_or(owners)))
+    fchown(&opened, None, Some(group.unwrap_or(owners)))
         .map_err(|error| Error::at("set the group of", dir, error))?;
     match group {
-        Some(_) => set_mode(dir, GROUP_PASSES),
+        Some(_) => mode(GROUP_PASSES),
         None => Ok(()),
     }
 }
@@ -152,6 +170,20 @@ mod tests {
         assert_eq!(mode(&mnt), GROUP_PASSES);
         store.close_mnt(true).unwrap();
         assert_eq!(mode(&mnt), PRIVATE);
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_mnt_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, other) = (dir.path().join("s"), dir.path().join("other"));
+        drop(Store::open_or_make(&root, session()).unwrap());
+        std::fs::create_dir(&other).unwrap();
+        set_mode(&other, 0o755).unwrap();
+        std::fs::remove_dir(root.join(MNT)).unwrap();
+        std::os::unix::fs::symlink(&other, root.join(MNT)).unwrap();
+        let store = Store::open(&root, session()).unwrap();
+        store.close_mnt(false).unwrap_err();
+        assert_eq!(mode(&other), 0o755);
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub struct RunPlaces {
     own: PathBuf,
     /// The uid of the store's owner. Objects of other users are not used.
     owner: u32,
+    /// Names the store: see the module.
+    key: String,
 }
 
 impl RunPlaces {
@@ -79,6 +81,7 @@ impl RunPlaces {
             volatile: volatile.collect(),
             own: root.join("run"),
             owner: meta.uid(),
+            key,
         })
     }
 
@@ -300,6 +303,11 @@ impl Store {
         self.run.current(id)
     }
 
+    /// Names the store by its uuid and the device and inode number of its directory: a copy has another key.
+    pub fn run_key(&self) -> &str {
+        &self.run.key
+    }
+
     /// Lists every directory that may hold run-time files of a container.
     pub fn run_dirs(&self, id: ContainerId) -> Vec<PathBuf> {
         self.run.all(id)
@@ -333,6 +341,7 @@ mod tests {
             }],
             own: root.join("run"),
             owner: rustix::process::geteuid().as_raw(),
+            key: "key".to_owned(),
         }
     }
 

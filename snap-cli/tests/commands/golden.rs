@@ -2,7 +2,7 @@
 //!
 //! Each file in `tests/golden/` is a session: command lines after `$ `, then what they print (standard error
 //! after `! `), then `[N]` where the exit code is N and not 0. Times, ids, sizes and paths that differ from
-//! run to run stand there as <TIME>, <ID>, <SIZE>, <DIR>. `COWL_GOLDEN=write cargo test -p cowl --test golden`
+//! run to run stand there as <TIME>, <ID>, <SIZE>, <DIR>. `COWL_GOLDEN=write cargo test -p cowl --test commands golden`
 //! writes what is printed now; the difference is for people to read.
 
 use std::path::{Path, PathBuf};

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use cowl_tests::command::run;
+use cowl_tests::command::{run, run_command};
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
 
@@ -196,4 +196,48 @@ fn what_cannot_be_removed_is_named_and_keeps_nothing_else() {
     assert_eq!(fs::read_to_string(kept.join("file")).unwrap(), "kept\n");
     store.cowl(["gc"]).ok();
     assert_eq!(fs::read_dir(&trash).unwrap().count(), 0);
+}
+
+/// A sync that fails, whichever it is, leaves the change made or not made, and nothing that the store names is
+/// missing.
+#[test]
+fn a_failed_sync_of_a_change_removes_nothing_that_the_change_names() {
+    let needs = [Need::Root, Need::Fuse, Need::Program("strace")];
+    if !can(&needs) {
+        return;
+    }
+    let store = Store::for_test();
+    let root = store.scratch().make("root");
+    store.create("web", &root);
+    store.cowl(["snapshot", "web", "--name", "first"]).ok();
+    let log = store.scratch().join("trace");
+    let verbs: [&[&str]; 2] = [
+        &["snapshot", "web", "--no-sync"],
+        &["restore", "web", "first"],
+    ];
+    for verb in verbs {
+        for number in 1.. {
+            let place = store.mount("web");
+            fs::write(place.join("file"), number.to_string()).unwrap();
+            store.cowl(["umount", "web"]).ok();
+            let mut command = std::process::Command::new("strace");
+            let inject = format!("inject=fsync:error=EIO:when={number}");
+            command
+                .args(["-qq", "-o"])
+                .arg(&log)
+                .args(["-e", "trace=fsync", "-e", &inject])
+                .arg(cowl_tests::programs::cowl())
+                .arg("--store")
+                .arg(store.path())
+                .args(verb);
+            let done = run_command(command, b"");
+            let failed = fs::read_to_string(&log).unwrap().contains("INJECTED");
+            store.cowl(["check"]).ok();
+            if !failed {
+                done.ok();
+                assert!(number > 5, "{number}");
+                break;
+            }
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! Durable, settling and incomplete snapshots: which process syncs them, their state after a crash, and failed syncs.
+//! Snapshots are durable or settling: who syncs them, what another boot finds, and what a failed sync leaves.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,29 +6,14 @@ use std::process::Command;
 use cowl_tests::command::{Output, run, run_command};
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
-use cowl_tests::images::Kind;
-use cowl_tests::mount::{plain_unmount, unmount_free, wait_until};
+use cowl_tests::mount::{unmount_free, wait_until};
 use cowl_tests::programs;
 
-/// Returns a store with the container `web`; `None` where the test cannot run.
-fn web(program: Option<&'static str>) -> Option<Store> {
-    let needs = [Need::Root, Need::Fuse];
-    let needs: Vec<_> = needs
-        .into_iter()
-        .chain(program.map(Need::Program))
-        .collect();
-    can(&needs).then(|| create_web(Store::for_test()))
-}
+const NEEDS: [Need; 2] = [Need::Root, Need::Fuse];
 
-/// Like [`web`], on an ext4 of its own in a loop device, mounted at the parent directory of the store.
-fn web_on_disk() -> Option<Store> {
-    let mut needs = vec![Need::Root, Need::Fuse, Need::Program("losetup")];
-    needs.extend(Kind::Ext4.needs());
-    let on_disk = || Store::on(|scratch, name| Kind::Ext4.mount(scratch, name));
-    can(&needs).then(|| create_web(on_disk()))
-}
-
-fn create_web(store: Store) -> Store {
+/// A store with the container `web`.
+fn web() -> Store {
+    let store = Store::for_test();
     let root = store.scratch().make("root");
     std::fs::create_dir(root.join("etc")).unwrap();
     std::fs::write(root.join("etc/file"), "old").unwrap();
@@ -54,14 +39,14 @@ fn wait_durable(store: &Store, snapshot: &str) {
     });
 }
 
-/// Writes to a file of an unmounted container.
+/// Changes what an unmounted container is.
 fn change(store: &Store, text: &str) {
     let root = store.mount("web");
     std::fs::write(root.join("etc/file"), text).unwrap();
     store.cowl(["umount", "web"]).ok();
 }
 
-/// Runs cowl in a mount namespace with another boot id, as after a reboot.
+/// Runs cowl in a mount namespace where the machine was started anew.
 fn after_crash(store: &Store, args: &[&str]) -> Output {
     let boot = store.scratch().join("boot");
     std::fs::write(&boot, "00000000-0000-0000-0000-000000000001\n").unwrap();
@@ -77,7 +62,7 @@ fn after_crash(store: &Store, args: &[&str]) -> Output {
     run_command(command, b"")
 }
 
-/// Runs cowl under strace with the options `how`, and writes the trace to `log`. Daemons that it starts are traced too.
+/// Runs cowl with `how` for strace, whose output goes to a file; daemons that it starts are followed.
 fn traced(store: &Store, how: &[&str], log: &Path, args: &[&str]) -> Output {
     let mut command = Command::new("strace");
     command.args(["-DDDqqf", "-o"]).arg(log).args(how);
@@ -91,9 +76,10 @@ fn traced(store: &Store, how: &[&str], log: &Path, args: &[&str]) -> Output {
 
 #[test]
 fn a_snapshot_settles_in_the_background() {
-    let Some(store) = web(None) else {
+    if !can(&NEEDS) {
         return;
-    };
+    }
+    let store = web();
     store.cowl(["snapshot", "web"]).ok();
     wait_durable(&store, "snap0");
     let root = store.mount("web");
@@ -105,7 +91,7 @@ fn a_snapshot_settles_in_the_background() {
         (&status["settling"], &status["incomplete"]),
         (&0.into(), &0.into())
     );
-    // The automatic snapshot of a restore becomes durable like any other.
+    // What a restore replaces is a snapshot like any other.
     std::fs::write(root.join("etc/file"), "newer").unwrap();
     store.restore("web", "snap0");
     wait_durable(&store, "auto0");
@@ -114,9 +100,10 @@ fn a_snapshot_settles_in_the_background() {
 
 #[test]
 fn without_a_sync_it_stays_settling_until_a_command_syncs() {
-    let Some(store) = web(None) else {
+    if !can(&NEEDS) {
         return;
-    };
+    }
+    let store = web();
     let take = |how: &str| {
         let root = store.mount("web");
         std::fs::write(root.join("etc/file"), how).unwrap();
@@ -128,7 +115,7 @@ fn without_a_sync_it_stays_settling_until_a_command_syncs() {
     assert!(listed.contains("(settling)"), "{listed}");
     let shown = store.cowl(["show", &format!("web@{one}"), "--json"]).ok();
     assert_eq!(shown.json()["state"], "settling");
-    // The next snapshot makes all those below it durable.
+    // The next one makes all durable that lie below it.
     let two = take("--sync");
     assert_eq!(
         (state(&store, &one), state(&store, &two)),
@@ -144,15 +131,17 @@ fn without_a_sync_it_stays_settling_until_a_command_syncs() {
 
 #[test]
 fn the_freeze_comes_before_the_sync_and_the_sync_before_the_mark() {
-    let Some(store) = web(Some("strace")) else {
+    let needs = [Need::Root, Need::Fuse, Need::Program("strace")];
+    if !can(&needs) {
         return;
-    };
+    }
+    let store = web();
     let root = store.mount("web");
     std::fs::write(root.join("etc/file"), "new").unwrap();
     let log = store.scratch().join("trace");
     let calls = ["-e", "trace=syncfs,rename,renameat,renameat2"];
     traced(&store, &calls, &log, &["snapshot", "web", "--sync"]).ok();
-    // strace continues to write after the traced command has ended.
+    // The tracer writes on after what it traced has ended.
     let commit = "container.json\"";
     wait_until("the trace has all calls", || {
         let text = std::fs::read_to_string(&log).unwrap();
@@ -163,7 +152,7 @@ fn the_freeze_comes_before_the_sync_and_the_sync_before_the_mark() {
         .lines()
         .filter_map(|line| match line {
             line if line.contains(commit) => Some("commit"),
-            // The syncfs of the mount only hands over mapped pages; since Linux 6.16 it does not wait.
+            // That of the mount hands over what is mapped; since Linux 6.16 it does not wait.
             line if line.contains("syncfs") => Some("sync"),
             _ => None,
         })
@@ -175,9 +164,10 @@ fn the_freeze_comes_before_the_sync_and_the_sync_before_the_mark() {
 
 #[test]
 fn in_another_boot_it_is_incomplete_and_nothing_builds_on_it_unasked() {
-    let Some(store) = web(None) else {
+    if !can(&NEEDS) {
         return;
-    };
+    }
+    let store = web();
     change(&store, "new");
     store.cowl(["snapshot", "web", "--sync"]).ok();
     change(&store, "newer");
@@ -211,14 +201,14 @@ fn in_another_boot_it_is_incomplete_and_nothing_builds_on_it_unasked() {
         cowl(args).fails(1, &["web@snap1 is incomplete", "--force"]);
     }
     assert!(!Path::new(dir).try_exists().unwrap() && !Path::new(tar).try_exists().unwrap());
-    // Reading is allowed, with a warning.
+    // Reading it is allowed, with a warning.
     let read = cowl(&["cat", "web@snap1:/etc/file"]).ok();
     assert_eq!(
         (read.out().as_str(), read.err().contains("is incomplete")),
         ("newer", true)
     );
 
-    // States that are derived from it are marked.
+    // What is built on it says so.
     cowl(&["clone", "web@snap1", "other", "--force"]).ok();
     let shown = cowl(&["show", "other", "--json"]).ok().json();
     assert_eq!(
@@ -238,7 +228,7 @@ fn in_another_boot_it_is_incomplete_and_nothing_builds_on_it_unasked() {
         .ok();
     assert_eq!(listed.out(), "snap0 durable\nsnap1 incomplete");
 
-    // A snapshot that is taken now is intact, whatever is below it; a merge preserves the mark.
+    // What is taken now is whole, whatever lies below it; a merge keeps the mark.
     cowl(&["undo", "web", "snap0"]).ok();
     cowl(&["snapshot", "web", "--sync"]).ok();
     cowl(&["flatten", "web"]).ok();
@@ -259,15 +249,16 @@ fn in_another_boot_it_is_incomplete_and_nothing_builds_on_it_unasked() {
 
 #[test]
 fn a_killed_daemon_makes_nothing_incomplete() {
-    let Some(store) = web(None) else {
+    if !can(&NEEDS) {
         return;
-    };
+    }
+    let store = web();
     let root = store.mount("web");
     std::fs::write(root.join("etc/file"), "new").unwrap();
     store.cowl(["snapshot", "web", "--no-sync"]).ok();
     let pid = store.pid("web").to_string();
     run("kill", ["-9", &pid]).ok();
-    // The next command mounts again, and the new daemon completes the sync.
+    // The next command mounts anew, and that daemon finishes it.
     wait_durable(&store, "snap0");
     assert_eq!(store.cowl(["check"]).ok().out(), "");
     store.cowl(["umount", "web"]).ok();
@@ -275,9 +266,11 @@ fn a_killed_daemon_makes_nothing_incomplete() {
 
 #[test]
 fn a_failed_sync_is_reported_and_no_later_one_hides_it() {
-    let Some(store) = web(Some("strace")) else {
+    let needs = [Need::Root, Need::Fuse, Need::Program("strace")];
+    if !can(&needs) {
         return;
-    };
+    }
+    let store = web();
     change(&store, "new");
     let log = store.scratch().join("trace");
     let fail = ["-e", "trace=syncfs", "-e", "inject=syncfs:error=EIO"];
@@ -312,7 +305,7 @@ fn a_failed_sync_is_reported_and_no_later_one_hides_it() {
             .err()
             .contains("web@snap0 is not durable")
     );
-    // The kernel does not write the failed pages again, so snapshots above are affected as well.
+    // The kernel does not write again what it failed to write: what lies on it is no better.
     change(&store, "newer");
     store
         .cowl(["snapshot", "web", "--sync"])
@@ -334,7 +327,7 @@ fn a_failed_sync_is_reported_and_no_later_one_hides_it() {
         ("durable".into(), "durable".into())
     );
 
-    // The same in a daemon.
+    // In a daemon.
     let place = traced(&store, &fail, &log, &["mount", "web"]).ok().out();
     std::fs::write(Path::new(&place).join("etc/file"), "newest").unwrap();
     store.cowl(["snapshot", "web"]).ok();
@@ -349,9 +342,10 @@ fn a_failed_sync_is_reported_and_no_later_one_hides_it() {
 
 #[test]
 fn what_is_settling_can_be_removed_merged_and_destroyed() {
-    let Some(store) = web(None) else {
+    if !can(&NEEDS) {
         return;
-    };
+    }
+    let store = web();
     for text in ["one", "two", "three"] {
         change(&store, text);
         store.cowl(["snapshot", "web", "--no-sync"]).ok();
@@ -367,7 +361,7 @@ fn what_is_settling_can_be_removed_merged_and_destroyed() {
         (state(&store, "snap1"), state(&store, "snap2")),
         ("durable".into(), "durable".into())
     );
-    // Concurrent commands each sync their own snapshot.
+    // Many at once: each syncs what it made.
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| store.cowl(["snapshot", "web", "--wait", "60"]).ok());
@@ -378,32 +372,56 @@ fn what_is_settling_can_be_removed_merged_and_destroyed() {
     }
 }
 
-/// Data in memory is lost with a disk that is pulled, without another boot.
+/// A descriptor that is opened after an error was reported to another program would never see it.
 #[test]
-fn on_a_disk_that_was_attached_anew_it_is_incomplete() {
-    let Some(store) = web_on_disk() else {
+fn the_last_sync_of_a_daemon_is_that_of_a_descriptor_from_before_the_mount() {
+    let needs = [Need::Root, Need::Fuse, Need::Program("strace")];
+    if !can(&needs) {
         return;
-    };
-    change(&store, "new");
-    store.cowl(["snapshot", "web", "--no-sync"]).ok();
-    assert_eq!(state(&store, "snap0"), "settling");
-    let disk = store.path().parent().unwrap();
-    unmount_free(disk);
-    Kind::Ext4.mount_again(store.scratch(), "own");
-    assert_eq!(state(&store, "snap0"), "incomplete");
-    store.cowl(["check"]).ok();
-    assert_eq!(state(&store, "snap0"), "incomplete");
+    }
+    let store = web();
+    let log = store.scratch().join("trace");
+    let calls = ["-e", "trace=openat,exit_group"];
+    let mounted = traced(&store, &calls, &log, &["mount", "web"]).ok().out();
+    let daemon = store.pid("web");
+    let layers = format!("\"{}\"", store.path().join("layers").display());
+    let text = || std::fs::read_to_string(&log).unwrap();
+    let before = text().matches(&layers).count();
+    assert!(before > 0);
+    unmount_free(Path::new(mounted.trim_end()));
+    wait_until("the trace has all calls", || {
+        let ended = |line: &str| {
+            line.contains("exit_group") && line.split(' ').next() == Some(&daemon.to_string())
+        };
+        text().lines().any(ended)
+    });
+    assert_eq!(text().matches(&layers).count(), before);
 }
 
-/// Also right after a snapshot that the daemon still syncs.
+/// The container may be destroyed right after.
 #[test]
-fn the_disk_of_a_store_is_free_when_umount_has_ended() {
-    let Some(store) = web_on_disk() else {
+fn an_export_is_durable_with_its_name_when_it_has_ended() {
+    let needs = [Need::Root, Need::Fuse, Need::Program("strace")];
+    if !can(&needs) {
         return;
-    };
-    let root = store.mount("web");
-    std::fs::write(root.join("etc/file"), "new").unwrap();
-    store.cowl(["snapshot", "web"]).ok();
-    store.cowl(["umount", "web"]).ok();
-    plain_unmount(store.path().parent().unwrap()).unwrap();
+    }
+    let store = web();
+    let log = store.scratch().join("trace");
+    let to = store.scratch().make("to");
+    let file = to.join("web.tar");
+    let calls = ["-y", "-e", "trace=rename,fsync"];
+    traced(
+        &store,
+        &calls,
+        &log,
+        &["export", "web", file.to_str().unwrap()],
+    )
+    .ok();
+    let synced = format!("<{}>)", to.display());
+    wait_until("the directory is synced after the rename", || {
+        let text = std::fs::read_to_string(&log).unwrap();
+        let named = text.lines().skip_while(|line| !line.contains("rename("));
+        let mut after = named.filter(|line| line.contains("fsync("));
+        after.any(|line| line.contains(&synced))
+    });
 }

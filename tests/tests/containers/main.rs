@@ -17,6 +17,7 @@ mod damage;
 mod deep_trees;
 mod diff;
 mod durability;
+mod durability_disks;
 mod ephemeral;
 mod exchange;
 mod exec;

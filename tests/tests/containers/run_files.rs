@@ -1,7 +1,8 @@
-//! The location of a mount's socket, log and state: every command on the store finds a running mount, and commands on
-//! other stores do not.
+//! Where a mount's socket, log and state lie: a running mount is found from every command, and by no other
+//! store's.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use cowl_tests::command;
@@ -19,7 +20,7 @@ fn store() -> Store {
     store
 }
 
-/// Verifies that every command that concerns a running mount finds it, and that no temporary file remains.
+/// Every command that has to do with a running mount finds it, and leaves no unfinished file.
 fn is_found_by_all(store: &Store, place: &Path, dir: &Path) {
     assert!(dir.join("state.json").is_file());
     assert!(dir.join("sock").try_exists().unwrap());
@@ -33,7 +34,7 @@ fn is_found_by_all(store: &Store, place: &Path, dir: &Path) {
     assert_eq!(store.mount("web"), place, "mounted anew where it was");
     store.cowl(["umount", "web"]).ok();
     assert!(mount::at(place).is_none());
-    // The daemon releases its lock shortly after the mount ends.
+    // The daemon's lock goes a moment after its mount.
     mount::wait_until("nothing but the log and the socket is left", || {
         let mut left = fs::read_dir(dir).unwrap();
         left.all(|entry| ["log", "sock"].contains(&entry.unwrap().file_name().to_str().unwrap()))
@@ -52,7 +53,7 @@ fn a_mount_is_found_wherever_its_files_lie() {
     is_found_by_all(&store, &place, &system.join(&id));
     assert!(!store.path().join("run").join(&id).try_exists().unwrap());
 
-    // Directories that are used where root cannot use /run, and that older versions used.
+    // Where root has no use of /run, and where older versions had them.
     fs::remove_dir_all(&system).unwrap();
     fs::write(&system, "").unwrap();
     let place = store.mount("web");
@@ -63,7 +64,7 @@ fn a_mount_is_found_wherever_its_files_lie() {
     store.cowl(["umount", "web"]).ok();
     assert!(mount::at(&place).is_none());
 
-    // They are removed with the container.
+    // With the container they go, all of them.
     store.cowl(["destroy", "web", "--yes", "--now"]).ok();
     assert!(!system.join(&id).try_exists().unwrap());
     assert!(!store.path().join("run").join(&id).try_exists().unwrap());
@@ -100,8 +101,96 @@ fn a_copy_of_a_store_leaves_the_mounts_of_the_original_alone() {
     fs::remove_dir_all(run_dir_of(&copy).unwrap()).unwrap();
 }
 
-/// A layer that a daemon writes to is not frozen, even if the daemon is not visible (in a mount namespace with
-/// another `/run`).
+/// Where root has no use of /run, the run-time files are copied with the store.
+#[test]
+fn a_copy_of_a_store_with_its_run_files_leaves_the_mounts_of_the_original_alone() {
+    if !can(NEEDS) {
+        return;
+    }
+    let store = store();
+    let system = run_dir_of(store.path()).unwrap();
+    drop(store.mount("web"));
+    store.cowl(["umount", "web"]).ok();
+    fs::remove_dir_all(&system).unwrap();
+    fs::write(&system, "").unwrap();
+    let place = store.mount("web");
+    fs::remove_file(&system).unwrap();
+    assert!(!system.try_exists().unwrap());
+    let device = || fs::metadata(&place).unwrap().dev();
+    let before = device();
+    let copy = store.scratch().make("copy");
+    let lines = format!(
+        "tar -C {} --exclude='./mnt/*' --exclude='./run/*/sock' --xattrs -cf - . | tar -C {} --xattrs -xf -",
+        store.path().display(),
+        copy.display()
+    );
+    command::sh(&lines).ok();
+    let cowl = cowl_tests::programs::cowl();
+    let of_copy = ["--store", copy.to_str().unwrap(), "snapshot", "web"];
+    command::run(cowl, of_copy).ok();
+    assert_eq!(device(), before);
+    fs::write(place.join("file"), "the original's\n").unwrap();
+    store.cowl(["umount", "web"]).ok();
+}
+
+/// A command in a container that has a boot id of its own, as some container managers give one.
+#[test]
+fn a_command_with_another_boot_id_leaves_a_running_mount_alone() {
+    if !can(NEEDS) {
+        return;
+    }
+    let store = store();
+    let place = store.mount("web");
+    let mounted_snapshot = {
+        store.cowl(["snapshot", "web"]).ok();
+        let out = store.cowl(["mount", "web@snap0"]).ok().out();
+        PathBuf::from(out.trim_end())
+    };
+    let boot = store.scratch().join("boot");
+    fs::write(&boot, "00000000-0000-0000-0000-000000000001\n").unwrap();
+    let line = format!(
+        "mount --bind {} /proc/sys/kernel/random/boot_id; {} --store {} snapshot web",
+        boot.display(),
+        cowl_tests::programs::cowl().display(),
+        store.path().display()
+    );
+    command::run(
+        "unshare",
+        ["-m", "--propagation", "private", "sh", "-euc", &line],
+    )
+    .ok();
+    assert_eq!(store.mount("web"), place);
+    assert!(mount::at(&place).is_some());
+    assert!(mount::at(&mounted_snapshot).is_some());
+    store.cowl(["umount", "web@snap0"]).ok();
+    store.cowl(["umount", "web"]).ok();
+    assert!(mount::at(&place).is_none());
+    assert!(mount::at(&mounted_snapshot).is_none());
+}
+
+/// The command that waits for a mount is told of it, whatever fails in the daemon.
+#[test]
+fn a_mount_whose_state_cannot_be_written_holds_up_no_command() {
+    let needs = [Need::Root, Need::Fuse, Need::Program("strace")];
+    if !can(&needs) {
+        return;
+    }
+    let store = store();
+    let mut command = std::process::Command::new("strace");
+    command
+        .args(["-DDDqqf", "-o", "/dev/null", "-e", "trace=rename"])
+        .args(["-e", "inject=rename:error=ENOSPC"])
+        .arg(cowl_tests::programs::cowl())
+        .arg("--store")
+        .arg(store.path())
+        .args(["mount", "web"]);
+    let mounted = command::run_command(command, b"").ok().out();
+    let place = PathBuf::from(mounted.trim_end());
+    assert!(mount::at(&place).is_some());
+    mount::unmount_free(&place);
+}
+
+/// In a mount namespace with another `/run`, say: what the daemon writes to must not become a snapshot's.
 #[test]
 fn a_layer_is_not_frozen_below_a_daemon_that_cannot_be_seen() {
     if !can(NEEDS) {

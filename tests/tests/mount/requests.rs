@@ -1,5 +1,5 @@
 //! How often the kernel asks for a piece of work. Seconds depend on the machine and its mood; these counts do
-//! not, and what they allow is what docs/benchmarks.md says. `cargo test -p cowl-tests --test requests --
+//! not, and what they allow is what docs/benchmarks.md says. `cargo test -p cowl-tests --test mount requests --
 //! --nocapture` prints the table.
 
 use std::io::Write;

@@ -1,5 +1,5 @@
 //! Many layers, many files, many descriptors: what is needed stays in bounds. The figures are printed
-//! (`cargo test --test scale -- --nocapture`); no time is held against anything.
+//! (`cargo test --test mount scale -- --nocapture`); no time is held against anything.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;

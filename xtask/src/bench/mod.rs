@@ -1,5 +1,5 @@
 //! `cargo xtask bench`: what things take, beside what else there is. Asserts nothing: how long something
-//! takes depends on the machine; what may be asserted, counts of requests, is in tests/tests/requests.rs.
+//! takes depends on the machine; what may be asserted, counts of requests, is in tests/tests/mount/requests.rs.
 
 mod ground;
 mod load;
