@@ -1,10 +1,8 @@
 //! Calls that change nothing, and side effects of calls that do.
 
-mod common;
-
 use std::sync::Arc;
 
-use common::{Fs, Lab, WRITE, caller, is_root, mode, plant, set_xattr, stamp};
+use crate::common::{Fs, Lab, WRITE, caller, is_root, mode, plant, set_xattr, stamp};
 use cowl_fs::error::{Errno, Error, Result};
 use cowl_fs::idmap::IdMap;
 use cowl_fs::inode::Inode;
