@@ -89,10 +89,19 @@ pub fn test_name() -> String {
     }
 }
 
-/// Notes that the calling test was skipped.
+/// Notes that the calling test was skipped. Where nothing counts the skips (plain `cargo test`), the test fails
+/// instead: it would pass without having run.
+///
+/// # Panics
+/// Without `COWL_SKIP_LOG`, unless `COWL_SKIP` is set.
 pub fn skipped(reason: &str) {
     let line = format!("SKIP {}: {}", test_name(), reason.replace('\n', " "));
     eprintln!("{line}");
+    let counted = std::env::var_os("COWL_SKIP_LOG").is_some();
+    assert!(
+        counted || std::env::var_os("COWL_SKIP").is_some(),
+        "{reason}: run `cargo xtask test` as root, which sets the machine up, or set COWL_SKIP=1 to skip such tests"
+    );
     if let Some(log) = std::env::var_os("COWL_SKIP_LOG") {
         let mut file = std::fs::OpenOptions::new()
             .create(true)

@@ -22,6 +22,19 @@ pub(crate) struct Options {
     shrink: bool,
 }
 
+impl Options {
+    /// This many seeds from `first` on.
+    pub(crate) fn with(seeds: u64, first: u64) -> Self {
+        Self {
+            seeds,
+            first,
+            jobs: 2,
+            steps: 400,
+            shrink: false,
+        }
+    }
+}
+
 /// Runs them.
 pub(crate) fn run(options: &Options) -> Result<()> {
     Run::cargo()?

@@ -15,6 +15,7 @@ mod power_cut;
 mod promises;
 mod run;
 mod setup;
+mod soak;
 mod test;
 
 use std::process::ExitCode;
@@ -42,6 +43,8 @@ enum Command {
     Differential(differential::Options),
     /// Cut the power of a disk under a mount, at many moments, and look at what is left
     PowerCut(power_cut::Options),
+    /// Run what is too long for every change: power cuts, random operations, a million files, conformance
+    Soak(soak::Options),
     /// Measure what snapshots cost, beside lxc-snapshot, copies, reflinks and btrfs
     Bench(bench::Options),
     /// Write docs/man anew, from the text of the help
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Command::Check => checks::run(),
         Command::Differential(options) => differential::run(&options),
         Command::PowerCut(options) => power_cut::run(&options),
+        Command::Soak(options) => soak::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Man => install::man(),
         Command::Completions => install::completions(),

@@ -32,6 +32,20 @@ pub(crate) struct Options {
     mkfs: String,
 }
 
+impl Options {
+    /// All file systems, as they are made and mounted by default.
+    pub(crate) fn with(cuts: u64, seed: u64, store: bool) -> Self {
+        Self {
+            cuts,
+            seed,
+            only: None,
+            store,
+            base_options: String::new(),
+            mkfs: String::new(),
+        }
+    }
+}
+
 /// Runs them.
 pub(crate) fn run(options: &Options) -> Result<()> {
     crate::setup::run()?;

@@ -1,0 +1,82 @@
+//! The tests that are too long for every change: power cuts, random operations, trees of a million files. What they
+//! found last stands in docs/reliability.md.
+
+use std::time::Instant;
+
+use crate::run::{Result, Run, failure, note, title};
+use crate::{conformance, differential, power_cut};
+
+/// How `cargo xtask soak` is called.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Power cuts on each file system, of a mount and of a store
+    #[arg(long, default_value_t = 200, value_name = "N")]
+    cuts: u64,
+    /// Seeds of random operations, each of both tests
+    #[arg(long, default_value_t = 200, value_name = "N")]
+    seeds: u64,
+    /// Files of the large tree
+    #[arg(long, default_value_t = 1_000_000, value_name = "N")]
+    files: u64,
+    /// First seed of the cuts and of the operations; the time of day when it is not given
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+}
+
+/// Runs them all, also when one fails, and prints the rows for docs/reliability.md.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    crate::namespace::enter();
+    crate::setup::run()?;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let seed = match (options.seed, now) {
+        (Some(seed), _) => seed,
+        (None, Ok(now)) => now.as_secs(),
+        (None, Err(error)) => return failure(format!("the clock is before 1970: {error}")),
+    };
+    let Options {
+        cuts, seeds, files, ..
+    } = *options;
+    let parts: [(String, &dyn Fn() -> Result<()>); 5] = [
+        (format!("power-cut {cuts}"), &|| {
+            power_cut::run(&power_cut::Options::with(cuts, seed, false))
+        }),
+        (format!("power-cut {cuts} --store"), &|| {
+            power_cut::run(&power_cut::Options::with(cuts, seed, true))
+        }),
+        (format!("differential {seeds}"), &|| {
+            differential::run(&differential::Options::with(seeds, seed))
+        }),
+        (format!("scale, {files} files"), &|| {
+            Run::cargo()?
+                .args(["test", "-p", "cowl-tests", "--locked", "--test", "mount"])
+                .args(["--", "--nocapture", "scale::"])
+                .env("COWL_SCALE_FILES", files.to_string())
+                .run()
+        }),
+        ("conformance".to_owned(), &conformance::run),
+    ];
+    let mut rows = Vec::new();
+    let mut failed = 0;
+    for (name, part) in parts {
+        title(&name);
+        let start = Instant::now();
+        let result = part();
+        let took = start.elapsed();
+        let word = match result {
+            Ok(()) => "passed".to_owned(),
+            Err(error) => {
+                failed += 1;
+                format!("FAILED: {error}")
+            }
+        };
+        rows.push(format!("| `{name}` | {seed} | {took:.0?} | {word} |"));
+    }
+    title("for docs/reliability.md");
+    note("| Command | Seed | Time | Result |");
+    note("|---|---|---|---|");
+    rows.iter().for_each(|row| note(row));
+    match failed {
+        0 => Ok(()),
+        _ => failure(format!("{failed} of {} parts failed", rows.len())),
+    }
+}
