@@ -40,10 +40,12 @@ pub mod span;
 pub mod usage;
 
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cowl_fs::format::XattrSpace;
+use rustix::process::geteuid;
 use serde_json::Map;
 use uuid::Uuid;
 
@@ -85,6 +87,16 @@ impl Mounts {
         config.passthrough = self.passthrough;
         config.coherence = self.coherence;
         config.awake = self.awake;
+    }
+}
+
+/// The owner of the directory `root`, if it is another user than the caller. What root did in a store that a user can
+/// write to would happen where that user wants it.
+fn another_owner(root: &Path) -> Result<Option<u32>> {
+    match std::fs::metadata(root) {
+        Ok(found) => Ok(Some(found.uid()).filter(|owner| *owner != geteuid().as_raw())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::at("open the store", root, error)),
     }
 }
 
@@ -130,7 +142,7 @@ impl Store {
             }
             return std::path::absolute(&path).map_err(|e| Error::at("use", &path, e));
         }
-        if rustix::process::geteuid().is_root() {
+        if geteuid().is_root() {
             return Ok(PathBuf::from("/var/lib/cowl"));
         }
         let absolute = |name: &str| {
@@ -149,6 +161,15 @@ impl Store {
 
     /// Opens the store at `root`.
     pub fn open(root: &Path, session: Session) -> Result<Self> {
+        if let Some(owner) = another_owner(root)? {
+            return Err(Error::usage(format!(
+                "the store {} belongs to the user {owner}, who can replace every file in it",
+                root.shown()
+            ))
+            .hint(format!(
+                "run the command as that user: sudo -u '#{owner}' cowl ..."
+            )));
+        }
         let file = root.join("store.json");
         let Some(record) = disk::read_opt::<StoreManifest>(&file)? else {
             return Err(
