@@ -167,9 +167,8 @@ impl Filesystem for Adapter {
         self.requests.count(Opcode::Forget);
         let _busy = self.crew.busy();
         self.overlay.forget(ino.0, count);
-        if self.overlay.inodes().is_forgotten(ino.0) {
-            self.passing.forget(ino.0);
-        }
+        let inodes = self.overlay.inodes();
+        self.passing.forget(ino.0, || inodes.is_forgotten(ino.0));
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<Fh>, reply: ReplyAttr) {
