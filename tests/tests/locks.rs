@@ -3,14 +3,18 @@
 //! when what is locked is brought up, moved, removed or known by another name in between.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
+use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Barrier;
+use std::thread;
 
 use cowl_tests::command::sh_in;
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::mount::{Overlay, Stack};
 use cowl_tests::scratch::Scratch;
+use rustix::fs::{FlockOperation, flock};
 
 const NEEDS: [Need; 3] = [Need::Root, Need::Fuse, Need::Program("python3")];
 
@@ -249,4 +253,54 @@ fn leases_are_broken_by_whoever_opens() {
             "a lease r r -> EAGAIN",
         ],
     );
+}
+
+/// Two openers of a lower file meet in its copy-up. Were they given two inodes, both would get the lock.
+#[test]
+fn one_of_several_first_writers_gets_the_lock() {
+    const FILES: usize = 400;
+    const WRITERS: usize = 3;
+    let test = "one_of_several_first_writers_gets_the_lock";
+    if !can(test, &[Need::Root, Need::Fuse]) {
+        return;
+    }
+    let scratch = Scratch::new(test);
+    let lower = scratch.make("lower");
+    for number in 0..FILES {
+        fs::write(lower.join(number.to_string()), "content").unwrap();
+    }
+    let stack = Stack {
+        lowers: vec![lower],
+        upper: Some((scratch.make("upper"), scratch.make("work"))),
+    };
+    let mounted = Overlay::cowlfs(&stack, &scratch.make("m"), "");
+    let start = Barrier::new(WRITERS);
+    let lock_all = || {
+        let lock = |number: usize| {
+            let path = mounted.path().join(number.to_string());
+            start.wait();
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(path)
+                .unwrap();
+            let locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
+            // Every file stays open until all have asked.
+            start.wait();
+            locked.is_ok()
+        };
+        (0..FILES).map(lock).collect::<Vec<bool>>()
+    };
+    let locked: Vec<Vec<bool>> = thread::scope(|scope| {
+        let writers: Vec<_> = (0..WRITERS).map(|_| scope.spawn(lock_all)).collect();
+        writers
+            .into_iter()
+            .map(|writer| writer.join().unwrap())
+            .collect()
+    });
+    for number in 0..FILES {
+        let holders = locked.iter().filter(|got| got[number]).count();
+        assert_eq!(holders, 1, "file {number}");
+    }
+    mounted.unmount();
 }

@@ -139,21 +139,16 @@ impl Adapter {
         let close = |_: &Error| self.overlay.close(&handle);
         let asked = self.asked(op, &handle, wanted).inspect_err(close)?;
         let content = handle.opened();
-        let present = inode.data_turn();
         let synced = asked.write && syncs(flags);
         let answer = self.passing.open(
             &Opening {
                 ino: ino.0,
                 asked,
                 maps: maps(flags),
-                turn: present,
+                inode,
                 // What is in the upper has its content beside its attributes.
                 dev: asked.upper.then(|| inode.identity().dev),
-                // One that has moved meanwhile is not registered for what it is not.
-                content: content
-                    .as_ref()
-                    .filter(|(_, turn)| *turn == present)
-                    .map(|(fd, _)| fd.as_fd()),
+                content: content.as_ref().map(|(fd, turn)| (fd.as_fd(), *turn)),
             },
             register,
         );

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 
 use super::policy::{Asked, Policy, State, Verdict, decide};
 use crate::error::Errno;
+use crate::inode::Inode;
 use crate::sys;
 
 /// So many backing files stay registered while nobody has them open.
@@ -62,7 +63,7 @@ struct Entry {
 #[derive(Debug)]
 struct Backing {
     id: Arc<BackingId>,
-    /// Which content it is ([`crate::inode::Inode::data_turn`]).
+    /// Which content it is ([`Inode::data_turn`]).
     turn: u32,
 }
 
@@ -72,12 +73,12 @@ pub(super) struct Opening<'a> {
     pub(super) asked: Asked,
     /// Opened for reading and for writing.
     pub(super) maps: bool,
-    /// Which content is the present one.
-    pub(super) turn: u32,
+    /// Says which content is the present one ([`Inode::data_turn`]).
+    pub(super) inode: &'a Inode,
     /// The file system that it lies on, where that is known.
     pub(super) dev: Option<u64>,
-    /// The content, where it was opened.
-    pub(super) content: Option<BorrowedFd<'a>>,
+    /// The content, where it was opened, and which it is.
+    pub(super) content: Option<(BorrowedFd<'a>, u32)>,
 }
 
 /// What becomes of attributes that the kernel cached before an open was passed through.
@@ -167,7 +168,10 @@ impl Passing {
         register: Register<'_>,
         dropped: &mut Vec<Backing>,
     ) -> Answer {
-        let Opening { ino, turn, .. } = *opening;
+        let ino = opening.ino;
+        // Read under the table's lock: were it read before, an open that was counted in between could have the
+        // newer content, and would be taken for one of the older.
+        let turn = opening.inode.data_turn();
         let entry = table.files.entry(ino).or_default();
         let state = match (entry.opens, entry.passed) {
             (0, _) => State::Idle,
@@ -183,6 +187,9 @@ impl Passing {
                 dropped.extend(entry.backing.take());
                 entry.backing = opening
                     .content
+                    // Content that has moved in the meantime is not registered for what it no longer is.
+                    .filter(|(_, of)| *of == turn)
+                    .map(|(fd, _)| fd)
                     .and_then(|fd| self.register(fd, opening, &mut table.refused, register))
                     .map(|id| Backing { id, turn });
             }

@@ -21,7 +21,7 @@ use crate::error::{Errno, Error, Result};
 use crate::format::Redirect;
 use crate::layer::LayerDir;
 use crate::name::Name;
-use crate::sys::stat::{FileKind, Time};
+use crate::sys::stat::{FileKind, Stat, Time};
 use crate::view::Loc;
 
 pub use table::InodeTable;
@@ -60,6 +60,16 @@ pub struct Identity {
     pub dev: u64,
     /// Inode number there.
     pub ino: u64,
+}
+
+impl Identity {
+    /// The object that was found with these attributes.
+    pub fn of(stat: &Stat) -> Self {
+        Self {
+            dev: stat.dev,
+            ino: stat.ino,
+        }
+    }
 }
 
 /// A name under which an object is known.
@@ -239,6 +249,22 @@ impl Inode {
         }
     }
 
+    /// Changes a file's state so that its content lies elsewhere.
+    ///
+    /// The turn advances in the same critical section: a reader that sees the new state and then asks for the
+    /// turn gets the new one. (With the old one it would take a descriptor of the new content for the old.)
+    pub(crate) fn change_content(&self, change: impl FnOnce(&mut FileState)) -> Result<()> {
+        match &mut *self.state.write() {
+            State::File(file) => {
+                self.turn.fetch_add(1, Ordering::AcqRel);
+                self.unknown(BARE | PLAIN);
+                change(file);
+                Ok(())
+            }
+            State::Dir(_) => Err(Error::Errno(Errno::ISDIR)),
+        }
+    }
+
     /// Changes the state of one object, or of two, together with a name on the disk: who asks meanwhile
     /// waits, and never sees the one without the other.
     pub(crate) fn change_name<T>(
@@ -316,11 +342,6 @@ impl Inode {
 
     pub(crate) fn data_turn(&self) -> u32 {
         self.turn.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn next_data_turn(&self) {
-        self.turn.fetch_add(1, Ordering::AcqRel);
-        self.unknown(BARE | PLAIN);
     }
 
     /// The change time to show where the layer says `real`.

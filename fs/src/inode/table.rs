@@ -12,6 +12,7 @@ use rustc_hash::FxHashMap;
 
 use super::renewed::Renewed;
 use super::{Held, Identity, Inode};
+use crate::error::Result;
 use crate::sys::stat::Time;
 
 const SHARDS: usize = 16;
@@ -167,14 +168,33 @@ impl InodeTable {
         }
     }
 
-    /// Told when an object's copy-up gave it another place on disk. `marked`: the number that it shows is
-    /// to be found there. A substitute number is not, and stays its own.
-    pub(crate) fn moved(&self, ino: u64, from: Identity, to: Identity, marked: bool) {
-        let mut known = self.substitutes.lock();
-        let before = known.remove(&from);
-        if before.is_some() || !marked || ino & SUBSTITUTE != 0 {
-            known.insert(to, ino);
+    /// Moves an object to another place on disk by `change`, which sets its identity. `marked`: the number that
+    /// it shows is to be found there. A substitute number is not, and stays its own.
+    ///
+    /// A lookup beside this finds the object by either place: a substitute holds for the new one before the
+    /// object is there, and for the old one until it has left.
+    pub(crate) fn moving(
+        &self,
+        inode: &Inode,
+        to: Identity,
+        marked: bool,
+        change: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let (ino, from) = (inode.ino(), inode.identity());
+        let substituted = {
+            let mut known = self.substitutes.lock();
+            let substituted = known.contains_key(&from);
+            if substituted || !marked || ino & SUBSTITUTE != 0 {
+                known.insert(to, ino);
+            }
+            substituted
+        };
+        let changed = change();
+        let left = if changed.is_ok() { from } else { to };
+        if (substituted || changed.is_err()) && from != to {
+            self.substitutes.lock().remove(&left);
         }
+        changed
     }
 
     /// The end of [`Inode::hold_times`]: has `shown` shown where the layer says `real`, also after the inode
@@ -371,7 +391,77 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
+    use smallvec::SmallVec;
+
+    use super::super::{FileState, State};
     use super::*;
+    use crate::format::XattrSpace;
+    use crate::layer::Layer;
+    use crate::name::Name;
+    use crate::sys::stat::FileKind;
+    use crate::view::Loc;
+
+    const BELOW: Identity = Identity { dev: 1, ino: 10 };
+    const ABOVE: Identity = Identity { dev: 2, ino: 20 };
+
+    fn file(ino: u64, layer: &std::path::Path) -> Arc<Inode> {
+        let loc = Loc {
+            dir: Layer::open(layer, XattrSpace::User).unwrap().root_dir(),
+            name: Name::new(b"name").unwrap(),
+        };
+        let state = State::File(FileState {
+            data: Some(Box::new(loc.clone())),
+            loc,
+            redirect: None,
+            aliases: SmallVec::new(),
+            orphan: false,
+            anchor: None,
+            visible: None,
+            identity: BELOW,
+        });
+        Inode::new(ino, FileKind::Regular, state)
+    }
+
+    /// Otherwise two openers of a file that is being copied up get two inodes in the kernel, and locks of the
+    /// one do not keep the other out.
+    #[test]
+    fn new_content_is_never_seen_with_the_old_turn() {
+        let layer = tempfile::tempdir().unwrap();
+        let inode = file(7, layer.path());
+        let before = inode.data_turn();
+        inode
+            .change_content(|file| {
+                assert_ne!(inode.data_turn(), before, "not visible yet");
+                file.data = None;
+            })
+            .unwrap();
+        assert!(inode.file().unwrap().data.is_none() && inode.data_turn() != before);
+    }
+
+    #[test]
+    fn an_object_that_moves_keeps_its_substitute_number_all_the_time() {
+        let layer = tempfile::tempdir().unwrap();
+        let table = InodeTable::default();
+        let taken = file(7, layer.path());
+        let first = Identity { dev: 9, ino: 9 };
+        taken.change_file(|file| file.identity = first).unwrap();
+        let (_taken, _) = table.intern(7, first, true, |_| taken).unwrap();
+        let make = |ino| file(ino, layer.path());
+        let (inode, _) = table.intern(7, BELOW, true, make).unwrap();
+        let number = inode.ino();
+        assert_ne!(number, 7);
+        table
+            .moving(&inode, ABOVE, true, || {
+                assert_eq!(table.substitute(BELOW), Some(number));
+                assert_eq!(table.substitute(ABOVE), Some(number));
+                inode.change_file(|file| file.identity = ABOVE)
+            })
+            .unwrap();
+        assert_eq!(table.substitute(BELOW), None);
+        assert_eq!(table.substitute(ABOVE), Some(number));
+        let (again, new) = table.intern(7, ABOVE, true, make).unwrap();
+        assert!(Arc::ptr_eq(&again, &inode) && !new);
+    }
 
     /// Millions of them are held when a large tree was walked; docs/semantics.md tells what one costs.
     #[test]

@@ -23,6 +23,17 @@ use crate::view::Loc;
 /// Where file capabilities are kept.
 pub(super) const CAPABILITY: &[u8] = b"security.capability";
 
+/// Where a file lies once it was copied up.
+pub(super) struct Copied {
+    pub(super) loc: Loc,
+    /// The content stays where it was.
+    pub(super) metacopy: bool,
+    pub(super) stat: Stat,
+    pub(super) redirect: Option<Redirect>,
+    /// Leads to a copy without a name.
+    pub(super) orphan: Option<Arc<OwnedFd>>,
+}
+
 impl Op<'_> {
     /// Brings a folder up and returns its state, with its place in the upper.
     pub(super) fn dir_up(&self, inode: &Arc<Inode>) -> Result<(DirState, Arc<LayerDir>)> {
@@ -77,18 +88,17 @@ impl Op<'_> {
         self.keeping_times(&alias.parent, &parent, |fd| {
             staged.commit(fd, &alias.name, RenameHow::NoReplace)
         })?;
-        let old = inode.change_dir(|dir| {
-            dir.locs = std::iter::once(up)
-                .chain(dir.locs.iter().cloned())
-                .collect();
-            dir.redirect = None;
-            let new = Identity {
-                dev: stat.dev,
-                ino: stat.ino,
-            };
-            (std::mem::replace(&mut dir.identity, new), new)
-        })?;
-        self.overlay.inodes.moved(inode.ino(), old.0, old.1, true);
+        self.overlay
+            .inodes
+            .moving(inode, Identity::of(&stat), true, || {
+                inode.change_dir(|dir| {
+                    dir.locs = std::iter::once(up)
+                        .chain(dir.locs.iter().cloned())
+                        .collect();
+                    dir.redirect = None;
+                    dir.identity = Identity::of(&stat);
+                })
+            })?;
         alias.parent.next_turn();
         inode.next_turn();
         Ok(())
@@ -136,16 +146,14 @@ impl Op<'_> {
         let name = crate::name::Name::new(staged.name())?;
         let up = LayerDir::child(&self.upper()?.layer.root_dir(), name, stat.ino);
         up.gone(fd);
-        let new = Identity {
-            dev: stat.dev,
-            ino: stat.ino,
-        };
-        let old = inode.change_dir(|dir| {
-            dir.locs = Arc::from([up]);
-            std::mem::replace(&mut dir.identity, new)
-        })?;
-        self.overlay.inodes.moved(inode.ino(), old, new, true);
-        Ok(())
+        self.overlay
+            .inodes
+            .moving(inode, Identity::of(&stat), true, || {
+                inode.change_dir(|dir| {
+                    dir.locs = Arc::from([up]);
+                    dir.identity = Identity::of(&stat);
+                })
+            })
     }
 
     /// Brings anything up, for a change of its attributes.
@@ -202,13 +210,11 @@ impl Op<'_> {
         if file.redirect.is_some() {
             remove_mark(target.as_fd(), space.redirect())?;
         }
-        inode.change_file(|file| {
+        inode.named_anew();
+        inode.change_content(|file| {
             file.data = None;
             file.redirect = None;
-        })?;
-        inode.named_anew();
-        inode.next_data_turn();
-        Ok(())
+        })
     }
 
     fn first_up(
@@ -257,46 +263,50 @@ impl Op<'_> {
             dir: parent,
             name: alias.name.clone(),
         };
-        self.switch(inode, file, loc, made.metacopy, &made.stat, None)?;
+        let to = Copied {
+            loc,
+            metacopy: made.metacopy,
+            stat: made.stat,
+            redirect: None,
+            orphan: None,
+        };
+        self.switch(inode, file, to)?;
         alias.parent.next_turn();
         Ok(())
     }
 
-    /// Tells the inode that it lies in the upper from here on.
-    pub(super) fn switch(
-        &self,
-        inode: &Arc<Inode>,
-        before: &FileState,
-        loc: Loc,
-        metacopy: bool,
-        stat: &Stat,
-        redirect: Option<Redirect>,
-    ) -> Result<()> {
-        let new = Identity {
-            dev: stat.dev,
-            ino: stat.ino,
-        };
-        let old = inode.change_file(|file| {
-            file.loc = loc;
-            file.data = metacopy.then(|| Box::new(before.data_loc().clone()));
-            file.redirect = redirect.map(Box::new);
-            if !file.orphan {
+    /// Records that the inode lies in the upper layer from here on.
+    pub(super) fn switch(&self, inode: &Arc<Inode>, before: &FileState, to: Copied) -> Result<()> {
+        let identity = Identity::of(&to.stat);
+        // user.* attributes, the number's mark among them, are for regular files and folders.
+        let marked =
+            self.upper()?.layer.space() == XattrSpace::Trusted || inode.kind() == FileKind::Regular;
+        inode.named_anew();
+        let data = to.metacopy.then(|| Box::new(before.data_loc().clone()));
+        let content_moves = data.is_none();
+        let change = |file: &mut FileState| {
+            file.loc = to.loc;
+            file.data = data;
+            file.redirect = to.redirect.map(Box::new);
+            if to.orphan.is_some() {
+                file.anchor = to.orphan;
+                file.orphan = true;
+                file.aliases.clear();
+            } else if !file.orphan {
                 // It led to the original.
                 file.anchor = None;
             }
             // Counted for the place below; here the names will change.
             file.visible = None;
-            std::mem::replace(&mut file.identity, new)
-        })?;
-        // user.* attributes, the number's mark among them, are for regular files and folders.
-        let marked =
-            self.upper()?.layer.space() == XattrSpace::Trusted || inode.kind() == FileKind::Regular;
-        self.overlay.inodes.moved(inode.ino(), old, new, marked);
-        inode.named_anew();
-        if !metacopy {
-            inode.next_data_turn();
-        }
-        Ok(())
+            file.identity = identity;
+        };
+        self.overlay.inodes.moving(inode, identity, marked, || {
+            if content_moves {
+                inode.change_content(change)
+            } else {
+                inode.change_file(change)
+            }
+        })
     }
 
     /// A file that is open but has no name left: its copy has none either.
@@ -325,12 +335,14 @@ impl Op<'_> {
             dir,
             name: crate::name::Name::new(made.staged.name())?,
         };
-        inode.change_file(|state| {
-            state.anchor = Some(anchor);
-            state.orphan = true;
-            state.aliases.clear();
-        })?;
-        self.switch(inode, file, loc, made.metacopy, &made.stat, None)
+        let to = Copied {
+            loc,
+            metacopy: made.metacopy,
+            stat: made.stat,
+            redirect: None,
+            orphan: Some(anchor),
+        };
+        self.switch(inode, file, to)
     }
 }
 

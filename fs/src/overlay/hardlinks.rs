@@ -11,6 +11,7 @@ use std::sync::Arc;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::Op;
+use super::copy_up::Copied;
 use super::stage::StagedFile;
 use crate::error::Result;
 use crate::format::Redirect;
@@ -180,7 +181,14 @@ impl Op<'_> {
             // The copy-up is made: an error here would tell that it is not.
             log::warn!("cannot end a journal entry: {error}; the next mount will");
         }
-        self.switch(inode, file, loc, made.metacopy, &made.stat, redirect)?;
+        let to = Copied {
+            loc,
+            metacopy: made.metacopy,
+            stat: made.stat,
+            redirect,
+            orphan: None,
+        };
+        self.switch(inode, file, to)?;
         for alias in aliases {
             alias.parent.next_turn();
         }

@@ -229,10 +229,7 @@ impl Op<'_> {
         sure: bool,
         state: impl FnOnce(Alias, Identity) -> State,
     ) -> Option<Arc<Inode>> {
-        let identity = Identity {
-            dev: stat.dev,
-            ino: stat.ino,
-        };
+        let identity = Identity::of(stat);
         let alias = Alias {
             parent: parent.clone(),
             name: name.clone(),

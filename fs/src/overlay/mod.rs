@@ -136,21 +136,15 @@ impl Overlay {
         layers.extend(lowers);
         let view = View::new(layers);
         let node = view.root()?;
+        let identity = Identity::of(&node.stat);
         let state = State::Dir(DirState {
             locs: node.locs.into(),
             redirect: None,
             alias: None,
             removed: false,
-            identity: Identity {
-                dev: node.stat.dev,
-                ino: node.stat.ino,
-            },
+            identity,
         });
         let inodes = InodeTable::default();
-        let identity = Identity {
-            dev: node.stat.dev,
-            ino: node.stat.ino,
-        };
         let (root, _) = inodes
             .intern(1, identity, true, |ino| {
                 Inode::new(ino, FileKind::Directory, state)

@@ -92,19 +92,14 @@ impl Overlay {
         let root = view.root()?;
         let lock = stack.upper.as_ref().map(|old| old.freeze()).transpose()?;
 
-        let (old, new) = (
-            self.root.identity(),
-            Identity {
-                dev: root.stat.dev,
-                ino: root.stat.ino,
-            },
-        );
-        self.root.change_dir(|dir| {
-            dir.locs = root.locs.into();
-            dir.identity = new;
+        let identity = Identity::of(&root.stat);
+        self.inodes.moving(&self.root, identity, true, || {
+            self.root.change_dir(|dir| {
+                dir.locs = root.locs.into();
+                dir.identity = identity;
+            })
         })?;
         self.root.hold_ctime(root.stat.ctime, shown);
-        self.inodes.moved(self.root.ino(), old, new, true);
         self.keep_locks(lock.into_iter().collect());
         self.pushes.fetch_add(1, Ordering::AcqRel);
         *stack = Stack {

@@ -381,16 +381,14 @@ impl Op<'_> {
         empty.commit((*to_fd).as_fd(), to.name, RenameHow::Exchange)?;
         // Told at once: the rename that comes next may fail.
         let place = LayerDir::child(&to.up, to.name.clone(), stat.ino);
-        let new = Identity {
-            dev: stat.dev,
-            ino: stat.ino,
-        };
-        let old = target.change_dir(|dir| {
-            dir.locs = Arc::from([place]);
-            dir.redirect = None;
-            std::mem::replace(&mut dir.identity, new)
+        let identity = Identity::of(&stat);
+        self.overlay.inodes.moving(target, identity, true, || {
+            target.change_dir(|dir| {
+                dir.locs = Arc::from([place]);
+                dir.redirect = None;
+                dir.identity = identity;
+            })
         })?;
-        self.overlay.inodes.moved(target.ino(), old, new, true);
         Ok(Some(Arc::new(kept)))
     }
 
