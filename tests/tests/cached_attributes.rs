@@ -185,9 +185,12 @@ def late_modes(rounds=120):
             except OSError: fd = None
             os.write(ready, b"w")
             if fd is None: return
-            for _ in range(2000):
-                if os.fstat(fd).st_mode & 0o4000: break
-            os.pwritev(fd, [aligned(b"B" * PAGE)], BEHIND); os.close(fd)
+            for _ in range(20000):
+                if os.fstat(fd).st_mode & 0o4000:
+                    # Not before: what was written then stays in a setuid program on any file system.
+                    os.pwritev(fd, [aligned(b"B" * PAGE)], BEHIND)
+                    break
+            os.close(fd)
         run = forked(execute)
         os.close(into); os.read(waiting, 1)
         time.sleep(round % 40 / 2000)
