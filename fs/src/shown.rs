@@ -1,9 +1,9 @@
-//! How names, paths and whole messages are written for people.
+//! Escapes names, paths and messages for display.
 //!
-//! A file name is any bytes: escape sequences that reprogram a terminal, line breaks that forge a line of
-//! output, and characters that reverse the order of what stands around them. [`Show`] writes a name so that it
-//! stays one piece of plain text, unambiguously. [`plain`] is for the writers of messages: whatever a message
-//! was made of (an error of a library, another program's words), it leaves no such character in it.
+//! A file name is an arbitrary string of bytes. It can contain escape sequences that reprogram a terminal, line
+//! breaks that forge lines of output, and characters that reverse the order of the surrounding text. [`Show`] writes
+//! a name unambiguously as one piece of plain text. [`plain`] is for the writers of messages: it removes such
+//! characters from any source, such as errors of a library or the output of another program.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -11,14 +11,16 @@ use std::fmt::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// A name or path, to be displayed; see [`Show::shown`].
+/// A name or path to be displayed; see [`Show::shown`].
 #[derive(Clone, Copy, Debug)]
 pub struct Shown<'a>(&'a [u8]);
 
 /// Names and paths that can be displayed.
 pub trait Show {
-    /// Displays as it is, but for control characters, those that change the direction of text or take no
-    /// space, backslashes, and bytes that are not UTF-8, which are escaped: `\n`, `\x1b`, `\u{202e}`, `\\`.
+    /// Returns a displayable form.
+    ///
+    /// Control characters, bidirectional controls, characters of zero width, backslashes, and bytes that are not
+    /// UTF-8 are escaped: `\n`, `\x1b`, `\u{202e}`, `\\`. Everything else is unchanged.
     fn shown(&self) -> Shown<'_>;
 }
 
@@ -64,13 +66,13 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// Whether a character does something else than to be seen.
+/// Whether a character controls the terminal or the text instead of being visible.
 fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c,
-            // Directions: marks, embeddings and overrides, isolates.
+            // Bidirectional marks, embeddings, overrides and isolates.
             '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
-            // Line and paragraph separators; spaces of no width; deprecated and invisible formatting.
+            // Line and paragraph separators; zero-width spaces; deprecated and invisible formatting characters.
             | '\u{2028}' | '\u{2029}' | '\u{200b}' | '\u{2060}'..='\u{2065}' | '\u{206a}'..='\u{206f}'
             | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
@@ -85,17 +87,17 @@ fn escape(out: &mut impl Write, c: char) -> fmt::Result {
     }
 }
 
-/// What besides visible characters may stand in a message.
+/// The control characters that a message may contain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Allowed {
     /// Line breaks.
     pub lines: bool,
-    /// The escape sequences that set colors and weights, for a message that was painted.
+    /// The escape sequences of colors and weights, for a colored message.
     pub colors: bool,
 }
 
-/// The text of a message without characters that do something else than to be seen, tabs and what is allowed
-/// excepted: the last step before it is written.
+/// Escapes all characters of a message that are not visible, except for tabs and those in `allowed`. This is the last
+/// step before a message is written.
 pub fn plain(text: &str, allowed: Allowed) -> Cow<'_, str> {
     let stays = |c: char| c == '\t' || (c == '\n' && allowed.lines);
     if !text.chars().any(|c| is_unsafe(c) && !stays(c)) {
@@ -117,7 +119,7 @@ pub fn plain(text: &str, allowed: Allowed) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// The sequence at the beginning of a text that sets a foreground color, bold, dim, underline, or none of them.
+/// Returns the sequence at the start of `text` that sets a foreground color, bold, dim or underline, or resets them.
 fn color(text: &str) -> Option<&str> {
     const SEEN: [&str; 13] = [
         "0", "1", "2", "4", "31", "32", "33", "34", "35", "36", "1;31", "1;33", "1;36",
@@ -128,7 +130,7 @@ fn color(text: &str) -> Option<&str> {
     known.then(|| text.get(..code.len() + 3)).flatten()
 }
 
-/// Has what a panic says go through [`plain`] as well.
+/// Installs a panic hook that passes panic messages through [`plain`].
 pub fn plain_panics() {
     std::panic::set_hook(Box::new(|info| {
         let text = info.to_string();
@@ -142,7 +144,7 @@ pub fn plain_panics() {
             _ => String::new(),
         };
         let text = format!("{}{}\n", plain(&text, lines), plain(&more, lines));
-        // There is nowhere left to report to.
+        // If standard error fails, there is nowhere to report it.
         drop(std::io::Write::write_all(
             &mut std::io::stderr(),
             text.as_bytes(),

@@ -1,4 +1,4 @@
-//! Calls that change nothing, and what else changes where something does.
+//! Calls that change nothing, and side effects of calls that do.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -19,7 +19,7 @@ use cowl_fs::overlay::{Behaviour, Caller, Op, SetAttr, Writer};
 const CREATE: u32 = 1;
 const REPLACE: u32 = 2;
 const ACCESS: &[u8] = b"system.posix_acl_access";
-/// fallocate(2): a flag that is none, which no file system sees.
+/// An undefined flag of fallocate(2), which no file system sees.
 const UNKNOWN: u32 = 1 << 30;
 
 type Call = fn(&Op<'_>, &Arc<Inode>) -> Result<()>;
@@ -28,7 +28,7 @@ fn set(op: &Op<'_>, inode: &Arc<Inode>, name: &[u8], flags: u32) -> Result<()> {
     op.set_xattr(caller(), inode, name, b"v", flags)
 }
 
-/// Each with its error, if it is one.
+/// Each call with its expected error, if any.
 const CALLS: [(&str, Option<Errno>, Call); 7] = [
     ("replaces none", Some(Errno::NODATA), |op, inode| {
         set(op, inode, b"user.none", REPLACE)
@@ -108,7 +108,7 @@ fn calls_that_change_nothing_copy_nothing_up() {
     assert!(!lab.upper().join("f").try_exists().unwrap());
 }
 
-/// A copy-up moves it on disk; that must not come to light by a call that fails.
+/// A copy-up changes the ctime on disk, which a failing call must not expose.
 #[test]
 fn calls_that_change_nothing_move_no_change_time() {
     let lab = lab();
@@ -117,7 +117,7 @@ fn calls_that_change_nothing_move_no_change_time() {
     let before = fs.attr_of(&inode).unwrap().stat.ctime;
     let handle = fs.open("f", WRITE).unwrap();
     assert!(lab.upper().join("f").try_exists().unwrap());
-    // While it is open to be written, a write of anybody takes setuid.
+    // While the file is open for writing, a write by any process clears the setuid bit.
     check(&fs, &inode, &CALLS[..CALLS.len() - 1]);
     let op = fs.overlay.begin();
     op.fallocate(&handle, UNKNOWN, 1, 1).unwrap_err();
@@ -130,8 +130,8 @@ fn calls_that_change_nothing_move_no_change_time() {
     fs.overlay.close(&handle);
 }
 
-/// The kernel has to drop what it caches where a request changes more than its kind says, and there alone: it asks
-/// again for each.
+/// Attributes are listed for invalidation if a request changes more than its type implies, and only then, because
+/// each costs the kernel another request.
 #[test]
 fn what_changes_beyond_the_kind_of_a_request_is_listed() {
     let lab = Lab::new(|top| {
@@ -161,7 +161,7 @@ fn what_changes_beyond_the_kind_of_a_request_is_listed() {
         });
         op.write(&handle, 0, b"x", other).unwrap();
         assert_eq!(numbers(&op), [program]);
-        // They are gone.
+        // The bits are cleared.
         op.write(&handle, 0, b"x", other).unwrap();
         assert_eq!(numbers(&op), [0; 0]);
     }

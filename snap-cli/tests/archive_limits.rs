@@ -1,5 +1,5 @@
-//! Hostile archives against a cowl that has 256 MiB of address space: each ends with a clear error, or with
-//! the container that it describes, and never because memory is exhausted.
+//! Hostile archives against a cowl with 256 MiB of address space: each results in a clear error, or in the container
+//! that it describes, and never exhausts memory.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -14,10 +14,10 @@ use std::process::{Command, Output};
 use sha2::Digest as _;
 use tar::{EntryType, Header};
 
-/// KiB of address space for the program, libraries and stacks counted.
+/// The limit of the address space in KiB, including program, libraries and stacks.
 const MEMORY: &str = "262144";
 
-/// Zstandard's frames shrink repetitions to nearly nothing: gigabytes fit a few hundred kilobytes.
+/// zstd compresses repetitions to almost nothing: gigabytes fit in a few hundred kilobytes.
 type Packed = zstd::stream::write::Encoder<'static, Vec<u8>>;
 
 struct Archive(Packed);
@@ -45,7 +45,7 @@ impl Archive {
         self.0.write_all(bytes).unwrap();
     }
 
-    /// An entry whose data is one pattern, repeated.
+    /// Appends an entry whose data repeats a pattern.
     fn repeated(mut self, kind: u8, path: &[u8], pattern: &[u8], times: usize) -> Self {
         let size = (pattern.len() * times) as u64;
         self.raw(Self::header(kind, path, b"", size).as_bytes());
@@ -71,7 +71,7 @@ impl Archive {
         self.entry(kind, b"entry", data)
     }
 
-    /// The header of an entry that claims a gigabyte.
+    /// Appends the header of an entry that claims a gigabyte.
     fn huge(mut self, kind: u8, path: &[u8]) -> Self {
         self.raw(Self::header(kind, path, b"", 1 << 30).as_bytes());
         self
@@ -117,18 +117,18 @@ fn cowl(store: &Path, args: &[&str]) -> Output {
         .unwrap()
 }
 
-/// What comes of an archive.
+/// The expected result of an archive.
 enum End {
     /// A container with the file `after`.
     Made,
     /// An error with these words.
     Refused(&'static [&'static str]),
-    /// The one or the other, as the file system has it.
+    /// Either, depending on the file system.
     MadeOrRefused(&'static [&'static str]),
 }
 
 fn check(name: &str, archive: &[u8], end: &End) {
-    // In memory where that is possible: what takes long on a disk is its journal.
+    // In memory if possible: on a disk, the journal dominates the time.
     let dir = tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap());
     let (store, file) = (dir.path().join("store"), dir.path().join("a.tar"));
     std::fs::write(&file, archive).unwrap();
@@ -172,7 +172,7 @@ fn ended(name: &str, store: &Path, output: &Output, end: &End) {
     }
 }
 
-/// Some trees are deeper than the standard library removes.
+/// Removes a tree that may be too deep for the standard library.
 fn remove(dir: tempfile::TempDir) {
     let path = dir.keep();
     let status = Command::new("rm").arg("-rf").arg(path).status().unwrap();
@@ -216,7 +216,7 @@ fn maps_of_sparse_files_have_a_limit_in_every_format() {
         pairs.push(record("GNU.sparse.offset", *b"0"));
         pairs.push(record("GNU.sparse.numbytes", *b"0"));
     }
-    // Fewer than the limit, and still no map that could be true.
+    // Below the limit, but not a valid map.
     check("0.0", &in_header(&pairs), &End::Refused(&["sparse map"]));
     let mut header = Archive::header(b'S', b"entry", b"", 0);
     let fields = header.as_gnu_mut().unwrap();
@@ -295,7 +295,7 @@ fn headers_names_attributes_and_acls_have_limits() {
             .entry(b'5', format!("{n}").as_bytes(), b"");
     }
     let archive = archive.file("after").end();
-    // The file system may have a lower limit for one ACL, which is met later.
+    // The file system may have a lower limit for one ACL, which is applied later.
     check("ACLs of directories", &archive, &LIMIT);
 }
 
@@ -326,7 +326,7 @@ fn windows_and_dictionaries_have_a_limit() {
     packed.write_all(&[0; 1024]).unwrap();
     let window = End::Refused(&["window", "128 MiB", "limit", "tar"]);
     check("zstd", &packed.finish().unwrap(), &window);
-    // Made as a decoder sees it: an encoder for such a dictionary takes ten times its size.
+    // Built from the decoder's point of view: an encoder for such a dictionary takes ten times its size.
     let mut small = liblzma::stream::LzmaOptions::new_preset(1).unwrap();
     small.dict_size(1 << 16);
     let mut filters = liblzma::stream::Filters::new();
@@ -337,7 +337,7 @@ fn windows_and_dictionaries_have_a_limit() {
     liblzma::read::XzEncoder::new_stream(&[0; 1024][..], stream.unwrap())
         .read_to_end(&mut packed)
         .unwrap();
-    // The dictionary's size in the block's header, and the header's checksum.
+    // The dictionary's size in the block header, and the header's checksum.
     let end = 12 + (usize::from(packed[12]) + 1) * 4;
     let at = (12..end)
         .find(|&at| packed[at..at + 2] == [0x21, 1])
@@ -361,7 +361,7 @@ fn the_manifest_of_a_whole_container_has_limits() {
     let refused = End::Refused(&["cannot use the archive"]);
     check("nesting", &with(b"[", 900_000), &refused);
     check("strings", &with(b"\"abc\"", 1 << 20), &refused);
-    // As many values as there may be, in an object with the right checksum.
+    // The maximum number of values, in an object with a valid checksum.
     let values = "\"\",".repeat((1 << 20) - 100);
     let body = format!("\"extra\":[{values}0],\"format\":1,\"generation\":1}}");
     let sum: String = sha2::Sha256::digest(format!("{{{body}"))

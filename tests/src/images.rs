@@ -83,6 +83,23 @@ impl Kind {
         mount_loop(self.name(), "loop", &image, &place);
         place
     }
+
+    /// Mounts the image of an earlier [`Kind::mount`] again, on a new loop device, once the old one is free.
+    #[track_caller]
+    pub fn mount_again(self, scratch: &Scratch, name: &str) {
+        let image = scratch.join(format!("{name}.image"));
+        wait_detached(&image);
+        mount_loop(self.name(), "loop", &image, &scratch.join(name));
+    }
+}
+
+/// Waits until no loop device uses `image`: another mount namespace may hold its file system for a moment.
+#[track_caller]
+pub fn wait_detached(image: &Path) {
+    crate::mount::wait_until("the loop device is free", || {
+        let used = run("losetup", ["-j".as_ref(), image.as_os_str()]);
+        used.ok().stdout.is_empty()
+    });
 }
 
 /// An ext4 of its own with room for `files` small files, mounted at `name` in `scratch`: what it writes for

@@ -201,6 +201,30 @@ impl Lxc {
             .out()
     }
 
+    /// Starts a container whose ids begin at 100000, runs a shell line in it, and kills it. Returns the output.
+    ///
+    /// Root may use these ids in the mount namespace of the commands only: a subid file is mounted there.
+    #[track_caller]
+    pub fn run_mapped(&self, name: &str, line: &str) -> String {
+        let ids = self.scratch().join("subid");
+        std::fs::write(&ids, "root:100000:65536\n").expect("writing the subid file");
+        let script = format!(
+            "mount --bind {ids} /etc/subuid; mount --bind {ids} /etc/subgid
+             lxc-start -P {path} -n {name} -d
+             for n in $(seq 100); do
+                 lxc-attach -P {path} -n {name} -- true 2>/dev/null && break; sleep 0.1
+             done
+             lxc-attach -P {path} -n {name} -- /bin/sh -c '{line}'
+             lxc-stop -P {path} -n {name} -k",
+            ids = ids.display(),
+            path = self.path().display(),
+        );
+        let args = ["-m", "--propagation", "slave", "sh", "-euc", &script];
+        let output = crate::command::run("unshare", args).ok().out();
+        self.unmounted(name);
+        output
+    }
+
     /// Takes the mount away that a stop may have left: any process of this machine that makes a mount
     /// namespace meanwhile keeps a mount busy for a moment.
     #[track_caller]

@@ -1,12 +1,12 @@
-//! What the kernel caches of an object's attributes is true after every operation, in every mode of a mount; and
-//! programs run with the bits that a plain directory leaves them, which the kernel takes from that cache.
+//! Cached attributes are correct after every operation, in every mode of a mount; and execve uses the setuid and
+//! setgid bits that a plain directory would have.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 use cowl_tests::beside::{Beside, Content, MATRIX, NEEDS, python};
 use cowl_tests::conditions::can;
 use cowl_tests::mount::{Overlay, Stack};
 
-/// Who reads and writes: the kernel what lies in the upper, the daemon, the kernel what lies in lowers.
+/// Passthrough for files of the upper layer, none, and passthrough for lower files as well.
 const MODES: [&str; 5] = [
     "passthrough=all",
     "passthrough=read",
@@ -15,7 +15,7 @@ const MODES: [&str; 5] = [
     "passthrough=read,coherence=overlay",
 ];
 
-/// Plants the objects of `what` and runs its cases, in a mount with these options and in a plain directory.
+/// Creates the objects of `what` and runs its cases, in a mount with these options and in a plain directory.
 #[track_caller]
 fn same(test: &str, content: Content, options: &str, what: &str) {
     eprintln!("{options}, content in the {content:?} layer");
@@ -24,7 +24,7 @@ fn same(test: &str, content: Content, options: &str, what: &str) {
         Content::Upper => "",
     };
     let build = format!("{MATRIX}\nplant_{what}()");
-    // Thousands of files are copied up, and nothing here is about what a power cut leaves of them.
+    // Thousands of files are copied up, and this test does not cut the power.
     let beside = Beside::with(test, content, &build, &format!("{options},volatile"));
     let said = beside.same(&format!("{MATRIX}\n{lower}\nrun_{what}()"));
     assert!(said.lines().count() > 100, "too little was tried: {said}");
@@ -37,7 +37,7 @@ fn each_attribute_is_true_when_it_is_asked_for_alone() {
         return;
     }
     for options in MODES {
-        // What lies in the upper is the same to both kinds of coherence.
+        // Both kinds of coherence treat files of the upper layer alike.
         if !options.contains("coherence") {
             same("attribute-matrix", Content::Upper, options, "all");
         }
@@ -45,7 +45,7 @@ fn each_attribute_is_true_when_it_is_asked_for_alone() {
     }
 }
 
-/// Where every file shows one link a plain directory is no measure, and the kernel counts by itself.
+/// With `static_nlink` the kernel counts links by itself, and a plain directory is no reference.
 #[test]
 fn link_counts_that_are_not_counted_are_true_too() {
     if !can("attribute-matrix-links", &NEEDS) {
@@ -62,7 +62,7 @@ fn link_counts_that_are_not_counted_are_true_too() {
     beside.mount.unmount();
 }
 
-/// The daemon invalidates attributes while the kernel holds the locks of the request that it answers.
+/// The daemon invalidates attributes while the kernel holds the locks of the request being answered.
 #[test]
 fn one_thread_that_invalidates_what_it_answers_for_does_not_wait_for_itself() {
     if !can("attribute-matrix-one-thread", &NEEDS) {
@@ -91,8 +91,8 @@ fn a_program_has_the_bits_that_a_plain_directory_leaves_it() {
     }
 }
 
-/// Root gives a program setuid again and again, while another user writes to it and runs it. What ran says who it
-/// was, and what was written lies in its own file, which nobody can write while it runs.
+/// Root makes a program setuid while another user writes to it and executes it. The program prints its status and its
+/// own file, which cannot be written while it runs. The output thus shows its uid and the content that was executed.
 const RACE: &str = r#"
 PAGE = 4096
 CONTENT = open("/bin/cat", "rb").read()
@@ -141,8 +141,8 @@ def races(writer, rounds=60):
     assert ran > 0 and changed == 0
 "#;
 
-/// The kernel asks for the mode before it opens a program, and goes by it after that. Writers that come and go in
-/// between must not be missed.
+/// The kernel requests the mode before it opens a program and relies on it afterwards. A writer that opens and closes
+/// the file in between must not be missed.
 #[test]
 fn a_program_never_runs_as_root_with_what_another_wrote() {
     if !can("program-race", &NEEDS) {
@@ -225,7 +225,7 @@ fn a_program_made_setuid_while_it_starts_does_not_run_with_what_another_wrote() 
     beside.mount.unmount();
 }
 
-/// The kernel's overlayfs has a cache of its own above ours.
+/// Kernel overlayfs has a cache of its own above cowlfs.
 #[test]
 fn a_program_below_the_kernels_overlayfs_loses_its_bits() {
     if !can("program-nested", &NEEDS) {

@@ -1,4 +1,5 @@
-//! A daemon that ends, is killed or is stopped: what is seen of it, what happens to the mount, and what is refused.
+//! Daemons that end, are killed or are stopped: what commands report, what happens to the mount, and which commands
+//! are refused.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -36,7 +37,7 @@ fn signal(pid: u32, signal: &str) {
     run("kill", [signal, &pid.to_string()]).ok();
 }
 
-/// A process that works in a directory until it is dropped.
+/// A process whose working directory is in the mount, until it is dropped.
 struct Inside(Child);
 
 impl Inside {
@@ -53,7 +54,7 @@ impl Drop for Inside {
     }
 }
 
-/// Everywhere, with all that was written.
+/// A signal unmounts in all namespaces and keeps all written data.
 #[test]
 fn a_signal_unmounts_everywhere_and_ends_the_daemon() {
     let needs = [NEEDS, &[Need::Program("unshare")]].concat();
@@ -79,7 +80,7 @@ fn a_signal_unmounts_everywhere_and_ends_the_daemon() {
         let mut line = [0];
         holder.stdout.take().unwrap().read_exact(&mut line).unwrap();
         signal(overlay.pid().unwrap(), which);
-        // Ends well, and is waited for.
+        // Exits with code 0, and is waited for.
         overlay.ended();
         assert!(mount::at(&place).is_none());
         let content = std::fs::read(dir.join("u").join(which)).unwrap();
@@ -88,7 +89,7 @@ fn a_signal_unmounts_everywhere_and_ends_the_daemon() {
         drop(holder.stdin.take());
         holder.wait().unwrap();
     }
-    // What is used goes on for some seconds, and then fails.
+    // Users of the mount continue for some seconds and then get errors.
     let overlay = Overlay::cowlfs(&stack, &dir.make("m"), "");
     let mut file = std::fs::File::create(overlay.path().join("used")).unwrap();
     let inside = Inside::of(overlay.path());
@@ -98,7 +99,7 @@ fn a_signal_unmounts_everywhere_and_ends_the_daemon() {
     overlay.ended();
     assert_eq!(std::fs::read(dir.join("u/used")).unwrap(), b"late");
     drop(inside);
-    // A second signal ends it at once.
+    // A second signal ends the daemon immediately.
     let overlay = Overlay::cowlfs(&stack, &dir.make("m"), "");
     let inside = Inside::of(overlay.path());
     signal(overlay.pid().unwrap(), "-TERM");
@@ -128,7 +129,7 @@ fn a_container_whose_daemon_got_a_signal_is_unmounted() {
     store.cowl(["umount", "web"]).fails(1, &["not mounted"]);
 }
 
-/// Named with its process and what to type; it hides no other container, and nothing waits for it.
+/// It is reported with its pid and a command to enter, affects no other container, and blocks no command.
 #[test]
 fn a_stopped_daemon_is_named_and_can_be_ended() {
     if !can("a_stopped_daemon_is_named_and_can_be_ended", NEEDS) {
@@ -165,7 +166,7 @@ fn a_stopped_daemon_is_named_and_can_be_ended() {
     }
     store.cowl(["list"]).ok();
     store.cowl(["snapshot", "two"]).ok();
-    // It goes on, and nothing of what was asked for meanwhile has happened.
+    // The daemon continues, and none of the refused commands had an effect.
     signal(pid, "-CONT");
     store.cowl(["snapshot", "one"]).ok();
     assert_eq!(store.pid("one"), pid);
@@ -176,7 +177,7 @@ fn a_stopped_daemon_is_named_and_can_be_ended() {
     assert!(std::fs::read_link(format!("/proc/{pid}/exe")).is_err());
     let status = store.cowl(["status", "one"]).ok().out();
     assert!(status.contains("not mounted"), "{status}");
-    // One that answers is as without the option.
+    // For a daemon that answers, the option makes no difference.
     let inside = Inside::of(&store.mount("two"));
     store
         .cowl(["umount", "--force", "two"])
@@ -205,7 +206,7 @@ fn a_stopped_daemon_of_a_snapshot_can_be_ended() {
     store.cowl(["rm", "web", "snap0"]).ok();
 }
 
-/// Directly after a daemon was killed nobody takes it for alive: its process takes a while to end.
+/// A killed daemon is never treated as alive, although its process takes time to end.
 #[test]
 fn a_daemon_that_was_killed_is_dead_at_once() {
     if !can("a_daemon_that_was_killed_is_dead_at_once", NEEDS) {
@@ -213,7 +214,7 @@ fn a_daemon_that_was_killed_is_dead_at_once() {
     }
     let store = Store::new("life-killed");
     let place = created(&store, &["web"]).remove(0);
-    // Memory to tear down, and a snapshot's daemon beside it.
+    // Give the daemon memory to tear down, and have a daemon of a snapshot next to it.
     run(
         "sh",
         [
@@ -252,7 +253,7 @@ fn a_daemon_that_was_killed_is_dead_at_once() {
     }
 }
 
-/// Its process may hold its lock, and the kernel take connections for it, for as long as its end takes.
+/// Until it has ended, a killed process may hold its lock, and the kernel accepts connections for it.
 #[test]
 fn a_killed_daemon_that_has_not_ended_is_waited_for() {
     if !can("a_killed_daemon_that_has_not_ended_is_waited_for", NEEDS) {
@@ -263,7 +264,7 @@ fn a_killed_daemon_that_has_not_ended_is_waited_for() {
     let place = created(&store, &["web"]).remove(0);
     let pid = Pid::from_raw(i32::try_from(store.pid("web")).unwrap()).unwrap();
     let process = rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap();
-    // What the process would still hold.
+    // The descriptors that the process would still hold.
     let held: Vec<_> = std::fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero()))
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -291,7 +292,7 @@ fn a_killed_daemon_that_has_not_ended_is_waited_for() {
     assert_eq!(std::fs::read(place.join("file")).unwrap(), b"one\n");
 }
 
-/// What was inside when a daemon died sees nothing of the container any more, also when it is mounted anew.
+/// Processes in the mount of a dead daemon no longer see the container, even after it is mounted again.
 #[test]
 fn processes_on_a_dead_mount_are_named() {
     if !can("processes_on_a_dead_mount_are_named", NEEDS) {
@@ -310,7 +311,7 @@ fn processes_on_a_dead_mount_are_named() {
         assert!(said.err().contains(word), "{word}: {}", said.report());
     }
     assert!(said.out().contains("dead mount"), "{}", said.report());
-    // It is mounted anew for all others.
+    // For other processes it is mounted again.
     std::fs::write(place.join("file"), "two\n").unwrap();
     let json = store.cowl(["status", "web", "--json"]).ok().json();
     assert_eq!(json["dead_mounts"][0]["users"][0]["pid"], inside.0.id());
@@ -322,7 +323,7 @@ fn processes_on_a_dead_mount_are_named() {
         store.cowl(verb.iter().copied()).fails(4, &words);
     }
     assert_eq!(std::fs::read(place.join("file")).unwrap(), b"two\n");
-    // Also when it was unmounted meanwhile.
+    // Also after it was unmounted.
     store.cowl(["umount", "web"]).ok();
     store.cowl(["restore", "web", "snap0"]).fails(4, &words);
     drop(inside);
@@ -363,7 +364,7 @@ fn an_lxc_container_on_a_dead_mount_is_named() {
     assert!(!said.err().contains("died"), "{}", said.report());
 }
 
-/// LXC's own tools, while namespaces that have nothing to do with the container hold copies of its mount.
+/// LXC's own tools, while unrelated mount namespaces hold copies of the mount.
 #[test]
 fn an_lxc_container_stops_beside_unused_copies() {
     let needs = [lxc::NEEDS, &[Need::Program("unshare")]].concat();
@@ -397,7 +398,7 @@ fn an_lxc_container_stops_beside_unused_copies() {
         .ok();
     lxc.wait_for("c1", "RUNNING");
     lxc.kill("c1");
-    // The hook has unmounted it by then.
+    // The hook has unmounted it.
     let status = lxc.store().cowl(["status", "c1"]).ok().out();
     assert!(status.contains("not mounted"), "{status}");
     for holder in &mut holders {

@@ -1,5 +1,5 @@
-//! One damaged container affects no other: commands on the whole store report it, and everything about the
-//! others is complete.
+//! A damaged container affects no other: commands on the whole store report it, and their output about the others is
+//! complete.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -11,18 +11,18 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use cowl_tests::command::run;
+use cowl_tests::command::{run, run_command};
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
 
 const NEEDS: [Need; 3] = [Need::Root, Need::Fuse, Need::Program("mkfifo")];
 
-/// What a container is made of.
+/// The files of a container.
 struct Parts {
     manifest: PathBuf,
     /// The file of its first snapshot.
     snapshot: PathBuf,
-    /// The layer of its last one.
+    /// The layer of its last snapshot.
     layer: PathBuf,
 }
 
@@ -55,7 +55,7 @@ fn fifo(path: &Path) {
     run("mkfifo", [path]).ok();
 }
 
-/// A store with the containers bad and good, each with two snapshots, and something in the trash.
+/// Creates a store with the containers bad and good, each with two snapshots, and an object in the trash.
 fn store(test: &str) -> Store {
     let store = Store::new(test);
     let source = store.scratch().make("source");
@@ -124,7 +124,7 @@ fn one_damaged_container_hides_nothing_of_the_others() {
             let said = store.cowl([verb]);
             assert!(said.out().contains("good"), "{what}: {}", said.report());
         }
-        // The damage is named. A name of 255 bytes is none.
+        // The damage is reported. (A file name of 255 bytes is not damage.)
         let check = store.cowl(["check", "--deep"]);
         if what != "long-name" {
             assert_eq!(check.code, 5, "{what}: {}", check.report());
@@ -138,7 +138,7 @@ fn one_damaged_container_hides_nothing_of_the_others() {
             file["digest"].is_string(),
             "{what}: it was not read through"
         );
-        // Nothing that cannot be read keeps what was in the trash.
+        // Unreadable objects do not prevent the trash from being emptied.
         let gc = store.cowl(["gc"]);
         assert!([0, 1, 5].contains(&gc.code), "{what}: {}", gc.report());
         let trash = fs::read_dir(store.path().join("trash")).unwrap().count();
@@ -153,7 +153,7 @@ fn one_damaged_container_hides_nothing_of_the_others() {
         store.cowl(["destroy", "--now", "--yes", "other"]).ok();
         store.cowl(["restore", "good", "snap0"]).ok();
         if what == "link-tree" {
-            // Nothing outside of the store is shown, measured or mounted for a layer.
+            // Nothing outside the store is shown, measured or mounted as a layer.
             let place = store.scratch().make("place");
             let mount = store.cowl(["mount", "bad@snap1", place.to_str().unwrap()]);
             assert_eq!(mount.code, 5, "{}", mount.report());
@@ -163,7 +163,7 @@ fn one_damaged_container_hides_nothing_of_the_others() {
     }
 }
 
-/// A mount that somebody left in a layer, and a file that cannot be removed.
+/// A stale mount in a layer, and an immutable file.
 #[test]
 fn what_cannot_be_removed_is_named_and_keeps_nothing_else() {
     let needs = [&NEEDS[..], &[Need::Program("chattr")]].concat();
@@ -198,8 +198,53 @@ fn what_cannot_be_removed_is_named_and_keeps_nothing_else() {
         assert!(fixed.try_exists().unwrap());
     }
     assert!(!plain.try_exists().unwrap());
-    // What was mounted there is not the layer's.
+    // The mounted tree is not part of the layer.
     assert_eq!(fs::read_to_string(kept.join("file")).unwrap(), "kept\n");
     store.cowl(["gc"]).ok();
     assert_eq!(fs::read_dir(&trash).unwrap().count(), 0);
+}
+
+/// A sync that fails, whichever it is, leaves the change made or not made, and nothing that the store names is
+/// missing.
+#[test]
+fn a_failed_sync_of_a_change_removes_nothing_that_the_change_names() {
+    let needs = [Need::Root, Need::Fuse, Need::Program("strace")];
+    let test = "a_failed_sync_of_a_change_removes_nothing_that_the_change_names";
+    if !can(test, &needs) {
+        return;
+    }
+    let store = Store::new("failed-fsync");
+    let root = store.scratch().make("root");
+    store.create("web", &root);
+    store.cowl(["snapshot", "web", "--name", "first"]).ok();
+    let log = store.scratch().join("trace");
+    let verbs: [&[&str]; 2] = [
+        &["snapshot", "web", "--no-sync"],
+        &["restore", "web", "first"],
+    ];
+    for verb in verbs {
+        for number in 1.. {
+            let place = store.mount("web");
+            fs::write(place.join("file"), number.to_string()).unwrap();
+            store.cowl(["umount", "web"]).ok();
+            let mut command = std::process::Command::new("strace");
+            let inject = format!("inject=fsync:error=EIO:when={number}");
+            command
+                .args(["-qq", "-o"])
+                .arg(&log)
+                .args(["-e", "trace=fsync", "-e", &inject])
+                .arg(cowl_tests::programs::cowl())
+                .arg("--store")
+                .arg(store.path())
+                .args(verb);
+            let done = run_command(command, b"");
+            let failed = fs::read_to_string(&log).unwrap().contains("INJECTED");
+            store.cowl(["check"]).ok();
+            if !failed {
+                done.ok();
+                assert!(number > 5, "{number}");
+                break;
+            }
+        }
+    }
 }

@@ -1,5 +1,5 @@
-//! Trees of any depth: every verb takes a bounded number of descriptors and a bounded stack for them, and a
-//! number of system calls in proportion to the tree.
+//! Trees of any depth: every verb uses a bounded number of descriptors, a bounded stack, and a linear number of
+//! system calls.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -26,9 +26,9 @@ const NEEDS: [Need; 4] = [
     Need::Program("strace"),
 ];
 
-/// How many descriptors a command may have open; the number of levels is far above that.
+/// The descriptor limit of the commands, far below the number of levels.
 const DESCRIPTORS: u32 = 64;
-/// What its stack may take: with a frame for each level it would not do.
+/// The stack limit of the commands, insufficient for a frame per level.
 const STACK: u32 = 512 << 10;
 
 fn dir(at: impl std::os::fd::AsFd, name: impl rustix::path::Arg) -> OwnedFd {
@@ -43,7 +43,8 @@ fn write(at: &OwnedFd, name: &str, content: &str) {
     file.write_all(content.as_bytes()).unwrap();
 }
 
-/// A chain of directories; in each a file, one that will go, and a second name of the file ten levels above.
+/// Creates a chain of directories; each has a file, another one to be removed, and a second name of the file ten
+/// levels above.
 fn plant(top: &Path, levels: usize) {
     let mut at = dir(CWD, top);
     let mut above: Vec<OwnedFd> = Vec::new();
@@ -69,7 +70,7 @@ fn change(top: &Path, levels: usize) {
         unlinkat(&at, "gone", AtFlags::empty()).unwrap();
         at = dir(&at, "d");
     }
-    // What is removed is removed from the bottom up.
+    // Remove from the bottom up.
     let mut way = vec![dir(CWD, top)];
     for _ in 0..40 {
         way.push(dir(way.last().unwrap(), "d"));
@@ -78,7 +79,7 @@ fn change(top: &Path, levels: usize) {
     unlinkat(way.last().unwrap(), "passing", AtFlags::REMOVEDIR).unwrap();
 }
 
-/// What is in such a chain, level by level: names with contents, and how many names each file has.
+/// Returns the content of such a chain by level: names with contents, and the link count of each file.
 fn seen(top: &Path) -> Vec<BTreeMap<String, (String, u64)>> {
     let mut levels = Vec::new();
     let mut at = dir(CWD, top);
@@ -125,7 +126,7 @@ fn under_limits<S: AsRef<OsStr>>(
     command
 }
 
-/// The verbs on trees of one depth, with how many system calls each made.
+/// The verbs on trees of one depth, and the number of system calls of each.
 struct Verbs {
     store: Store,
     calls: BTreeMap<String, u64>,
@@ -154,7 +155,7 @@ impl Verbs {
         output
     }
 
-    /// Exports a state to a directory and gives what is in it.
+    /// Exports a state to a directory and returns the content of that.
     #[track_caller]
     fn shown(&mut self, state: &str) -> Vec<BTreeMap<String, (String, u64)>> {
         let place = self.store.scratch().join("shown");
@@ -165,7 +166,7 @@ impl Verbs {
     }
 }
 
-/// Runs every verb that walks trees on a tree of so many levels, and checks what comes out.
+/// Runs every verb that walks trees on a tree of this depth, and verifies the results.
 fn every_verb(levels: usize) -> BTreeMap<String, u64> {
     let store = Store::new(&format!("deep-{levels}"));
     let source = store.scratch().make("source");
@@ -257,7 +258,7 @@ fn every_verb_takes_calls_in_proportion_and_a_bounded_number_of_descriptors() {
     let (few, many) = (every_verb(small), every_verb(large));
     assert!(few.keys().eq(many.keys()));
     for (verb, calls) in &many {
-        // Twice the tree may take twice the calls, and what is the same for every tree.
+        // Twice the tree may take twice the calls, plus a constant.
         let most = few[verb] * 21 / 10 + 100;
         assert!(*calls <= most, "{verb}: {} calls, then {calls}", few[verb]);
     }

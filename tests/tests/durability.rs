@@ -14,7 +14,6 @@ use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
 use cowl_tests::mount::{unmount_free, wait_until};
 use cowl_tests::programs;
-use cowl_tests::scratch::Scratch;
 
 const NEEDS: [Need; 2] = [Need::Root, Need::Fuse];
 
@@ -394,83 +393,58 @@ fn what_is_settling_can_be_removed_merged_and_destroyed() {
     }
 }
 
-/// A disk that was pulled and put in again has lost what was in memory, in one and the same boot.
+/// A descriptor that is opened after an error was reported to another program would never see it.
 #[test]
-fn on_a_disk_that_was_attached_anew_it_is_incomplete() {
-    let needs = [Need::Root, Need::Fuse, Need::Program("losetup")];
-    let test = "on_a_disk_that_was_attached_anew_it_is_incomplete";
+fn the_last_sync_of_a_daemon_is_that_of_a_descriptor_from_before_the_mount() {
+    let needs = [Need::Root, Need::Fuse, Need::Program("strace")];
+    let test = "the_last_sync_of_a_daemon_is_that_of_a_descriptor_from_before_the_mount";
     if !can(test, &needs) {
         return;
     }
-    let scratch = Scratch::new(test);
-    let (image, place) = (scratch.join("image"), scratch.make("disk"));
-    let file = std::fs::File::create(&image).unwrap();
-    file.set_len(64 << 20).unwrap();
-    run("mkfs.ext4", ["-qF".as_ref(), image.as_os_str()]).ok();
-    let attach = || {
-        let args = [
-            "-o".as_ref(),
-            "loop".as_ref(),
-            image.as_os_str(),
-            place.as_os_str(),
-        ];
-        run("mount", args).ok();
-    };
-    attach();
-    let root = scratch.make("root");
-    std::fs::write(root.join("file"), "old").unwrap();
-    let cowl = |args: &[&str]| {
-        let mut command = Command::new(programs::cowl());
-        command.arg("--store").arg(place.join("store")).args(args);
-        run_command(command, b"").ok()
-    };
-    cowl(&["create", "web", "--from", root.to_str().unwrap()]);
-    let mounted = cowl(&["mount", "web"]).out();
-    std::fs::write(Path::new(&mounted).join("file"), "new").unwrap();
-    cowl(&["umount", "web"]);
-    cowl(&["snapshot", "web", "--no-sync"]);
-    let state = || cowl(&["list", "web", "--format", "{state}"]).out();
-    assert_eq!(state(), "settling");
-    unmount_free(&place);
-    // While another test's mount namespace holds the file system, nothing is lost.
-    wait_until("the loop device is free", || {
-        let used = run("losetup", ["-j".as_ref(), image.as_os_str()]);
-        used.ok().stdout.is_empty()
+    let store = web("last-sync");
+    let log = store.scratch().join("trace");
+    let calls = ["-e", "trace=openat,exit_group"];
+    let mounted = traced(&store, &calls, &log, &["mount", "web"]).ok().out();
+    let daemon = store.pid("web");
+    let layers = format!("\"{}\"", store.path().join("layers").display());
+    let text = || std::fs::read_to_string(&log).unwrap();
+    let before = text().matches(&layers).count();
+    assert!(before > 0);
+    unmount_free(Path::new(mounted.trim_end()));
+    wait_until("the trace has all calls", || {
+        let ended = |line: &str| {
+            line.contains("exit_group") && line.split(' ').next() == Some(&daemon.to_string())
+        };
+        text().lines().any(ended)
     });
-    attach();
-    assert_eq!(state(), "incomplete");
-    cowl(&["check"]);
-    assert_eq!(state(), "incomplete");
-    unmount_free(&place);
+    assert_eq!(text().matches(&layers).count(), before);
 }
 
-/// Also right after a snapshot, which its daemon still syncs.
+/// The container may be destroyed right after.
 #[test]
-fn the_disk_of_a_store_is_free_when_umount_has_ended() {
-    let test = "the_disk_of_a_store_is_free_when_umount_has_ended";
-    if !can(test, &[Need::Root, Need::Fuse, Need::Program("mkfs.ext4")]) {
+fn an_export_is_durable_with_its_name_when_it_has_ended() {
+    let needs = [Need::Root, Need::Fuse, Need::Program("strace")];
+    let test = "an_export_is_durable_with_its_name_when_it_has_ended";
+    if !can(test, &needs) {
         return;
     }
-    let scratch = Scratch::new(test);
-    let (image, place) = (scratch.join("image"), scratch.make("disk"));
-    let file = std::fs::File::create(&image).unwrap();
-    file.set_len(64 << 20).unwrap();
-    drop(file);
-    run("mkfs.ext4", ["-qF".as_ref(), image.as_os_str()]).ok();
-    let options: [&std::ffi::OsStr; 2] = ["-o".as_ref(), "loop".as_ref()];
-    let places = [image.as_os_str(), place.as_os_str()];
-    run("mount", options.into_iter().chain(places)).ok();
-    let root = scratch.make("root");
-    std::fs::write(root.join("file"), "old").unwrap();
-    let cowl = |args: &[&str]| {
-        let mut command = Command::new(programs::cowl());
-        command.arg("--store").arg(place.join("store")).args(args);
-        run_command(command, b"").ok()
-    };
-    cowl(&["create", "web", "--from", root.to_str().unwrap()]);
-    let mounted = cowl(&["mount", "web"]).out();
-    std::fs::write(Path::new(mounted.trim_end()).join("file"), "new").unwrap();
-    cowl(&["snapshot", "web"]);
-    cowl(&["umount", "web"]);
-    cowl_tests::mount::plain_unmount(&place).unwrap();
+    let store = web("export-durable");
+    let log = store.scratch().join("trace");
+    let to = store.scratch().make("to");
+    let file = to.join("web.tar");
+    let calls = ["-y", "-e", "trace=rename,fsync"];
+    traced(
+        &store,
+        &calls,
+        &log,
+        &["export", "web", file.to_str().unwrap()],
+    )
+    .ok();
+    let synced = format!("<{}>)", to.display());
+    wait_until("the directory is synced after the rename", || {
+        let text = std::fs::read_to_string(&log).unwrap();
+        let named = text.lines().skip_while(|line| !line.contains("rename("));
+        let mut after = named.filter(|line| line.contains("fsync("));
+        after.any(|line| line.contains(&synced))
+    });
 }

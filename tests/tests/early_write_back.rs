@@ -1,5 +1,5 @@
-//! Content that replaces a lower file's is handed to the disk when ext4, XFS and btrfs would do so in a plain
-//! directory. Nobody is promised anything; but it is begun.
+//! Writeback of content that replaces a lower file starts when ext4, XFS and btrfs would start it in a plain
+//! directory, without a durability guarantee.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -14,7 +14,7 @@ use cowl_tests::conditions::{Need, can};
 use cowl_tests::mount::{Overlay, Stack, wait_until};
 use cowl_tests::scratch::Scratch;
 
-/// A file system of its own with a lower, an upper and a work directory.
+/// Mounts a new file system with a lower, an upper and a work directory.
 fn disk(scratch: &Scratch, kind: &str) -> PathBuf {
     let image = scratch.join("image");
     std::fs::File::create(&image)
@@ -30,7 +30,7 @@ fn disk(scratch: &Scratch, kind: &str) -> PathBuf {
     disk
 }
 
-/// Whether blocks were allocated for all of a file: delayed allocation ends when write-back begins.
+/// Whether all blocks of a file are allocated: with delayed allocation, they are when writeback begins.
 fn is_begun(file: &Path) -> bool {
     let said = command::run("filefrag", [Path::new("-v"), file]).ok().out();
     assert!(
@@ -40,16 +40,16 @@ fn is_begun(file: &Path) -> bool {
     !said.contains("delalloc")
 }
 
-/// How the content of a file comes to be replaced, in a shell or in Python, with the files that were.
+/// Ways to replace the content of a file, in a shell or in Python, with the affected files.
 const REPLACE: &[(&str, &[&str])] = &[
-    // A new file over a lower one, and one that replaces a lower file itself.
+    // A new file renamed over a lower one, and a rename of a file that replaces a lower file itself.
     ("cp /usr/bin/env new; mv new 1", &["1"]),
     ("cp /usr/bin/env 8; mv 8 2", &["2"]),
 ];
 
 const REWRITE: &[(&str, &[&str])] = &[
     ("cat /usr/bin/env >3", &["3"]),
-    // The descriptor is duplicated, and the first close comes before the write.
+    // The descriptor is duplicated, and the first close precedes the write.
     (
         "exec 7>4; (:) 7>&7; cat /usr/bin/env >&7; exec 7>&-",
         &["4"],
@@ -62,7 +62,7 @@ const REWRITE: &[(&str, &[&str])] = &[
         "python3 -c 'import os; os.truncate(\"6\", 0); f = open(\"6\", \"r+b\"); f.write(bytes(90000)); f.close()'",
         &["6"],
     ),
-    // In place of what was written in this mount, too.
+    // Files that were written in this mount are replaced, too.
     ("echo x >>7; cat /usr/bin/env >7", &["7"]),
 ];
 
@@ -84,7 +84,7 @@ fn begins(kind: &'static str, cases: &[&[(&str, &[&str])]]) {
         return;
     }
     for passthrough in ["auto", "read", "off"] {
-        // In memory: what begins ends soon, whatever else the machine's disk is doing.
+        // In memory, so that writeback completes soon, regardless of the load on the host's disk.
         let scratch = Scratch::new_in(Path::new("/dev/shm"), &test);
         let disk = disk(&scratch, kind);
         let stack = Stack {
@@ -99,7 +99,8 @@ fn begins(kind: &'static str, cases: &[&[(&str, &[&str])]]) {
                 let file = disk.join("upper").join(file);
                 let what = format!("{kind}, {extra}: {line}");
                 if kind == "btrfs" {
-                    // It shows when the write has ended. Of itself the kernel begins after 30 seconds.
+                    // Allocation is visible when the write is complete. Without an early start, the kernel waits 30
+                    // seconds.
                     wait_until(&what, || is_begun(&file));
                 } else {
                     assert!(is_begun(&file), "{what}");

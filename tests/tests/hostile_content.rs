@@ -1,5 +1,5 @@
-//! A file's content comes from a regular file: where a marker in a layer leads to a device, a FIFO, a socket, a
-//! link or a directory, nobody gets anything through it, and nobody waits.
+//! File content is read from regular files only: a marker that leads to a device, a FIFO, a socket, a link or a
+//! directory exposes nothing and blocks nothing.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -20,7 +20,7 @@ const NEEDS: &[Need] = &[Need::Root, Need::Fuse, Need::Program("losetup")];
 
 const SECRET: &str = "a secret of the host";
 
-/// What a marker leads to, each made by a shell line as `p`; `$DISK` is a block device with the secret.
+/// The targets of markers, each created as `p` by a shell line. `$DISK` is a block device with the secret.
 const TARGETS: &[&str] = &[
     "mknod p b 7 $DISK",
     "mknod p c 1 5",
@@ -58,7 +58,7 @@ impl Drop for Disk {
     }
 }
 
-/// Layers `top`, with markers that lead to `p`, and `base`, which has that.
+/// Creates the layers `top`, with markers that lead to `p`, and `base`, which contains `p`.
 fn layers(place: &Path, disk: &Disk, target: &str) -> [PathBuf; 2] {
     let line = format!(
         "DISK={}; mkdir -p top/dir base/dir; echo good >base/dir/good; cd base; {target}; cd ..
@@ -72,7 +72,7 @@ fn layers(place: &Path, disk: &Disk, target: &str) -> [PathBuf; 2] {
     ["top", "base"].map(|name| place.join(name))
 }
 
-/// It failed, at once, and gave nothing away.
+/// Asserts that a command failed, without blocking, and revealed nothing.
 #[track_caller]
 fn refused(what: &str, output: &Output) {
     assert_ne!(output.code, 0, "{what}: {}", output.report());
@@ -145,7 +145,7 @@ impl Make for PathBuf {
     }
 }
 
-/// Runs `cowl` with an end to its patience.
+/// Runs `cowl` with a timeout.
 fn cowl(store: &Store, args: &[&str]) -> Output {
     let mut command = std::process::Command::new("timeout");
     command.arg("20").arg(cowl_tests::programs::cowl());
@@ -175,13 +175,13 @@ fn no_verb_reads_anything_but_regular_files() {
         ] {
             let output = cowl(&store, args);
             if args[0] == "diff" && output.code == 0 {
-                // Nothing differs from where it began.
+                // Nothing differs from the base state.
                 assert!(output.stdout.is_empty(), "{}", output.report());
                 continue;
             }
             refused(&format!("{args:?} ({target})"), &output);
         }
-        // Its layers are as they are: what is made of them again is no better.
+        // An exported bundle has the same layers, and importing it is no way around the check.
         let bundle = out("whole.tar");
         cowl(&store, &["export", "web", "--with-snapshots", &bundle]).ok();
         cowl(&store, &["import", &bundle, "again"]).ok();
@@ -201,18 +201,18 @@ fn no_verb_reads_anything_but_regular_files() {
             assert!(!shown.windows(secret.len()).any(|part| part == secret));
         }
         assert!(!holds_secret(store.path()), "a layer has it ({target})");
-        // What is sound beside it can still be read.
+        // Intact files next to the damage remain readable.
         assert_eq!(cowl(&store, &["cat", "web:/dir/good"]).ok().out(), "good");
     }
 }
 
-/// Whether a regular file below `root` has the secret.
+/// Whether a regular file below `root` contains the secret.
 fn holds_secret(root: &Path) -> bool {
     let line = format!("grep -rqsF --devices=skip '{SECRET}' .");
     sh_in(root, &line).code == 0
 }
 
-/// The same through the kernel's eyes: what it refuses, cowlfs does not serve.
+/// Kernel overlayfs refuses the same markers.
 #[test]
 fn the_kernel_refuses_the_same() {
     let needs = [NEEDS, &[Need::KernelOverlay]].concat();

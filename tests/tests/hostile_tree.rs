@@ -1,5 +1,5 @@
-//! What a container's root, or the owner of an LXC directory, leaves for the commands that root runs: nothing
-//! of it makes cowl open a device, wait, or leave the tree.
+//! Objects that a container's root, or the owner of an LXC directory, prepares for commands that root runs: none
+//! makes cowl open a device, block, or leave the tree.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use std::os::unix::fs::{FileTypeExt, symlink};
@@ -11,7 +11,7 @@ use cowl_tests::cowl::Store;
 
 const NEEDS: &[Need] = &[Need::Root, Need::Fuse];
 
-/// A store, and the LXC container c1 in a directory beside it, with a host name on its disk.
+/// A store, and next to it the LXC container c1 with a host name on its disk.
 struct World {
     store: Store,
     lxcpath: PathBuf,
@@ -36,7 +36,7 @@ impl World {
         self.store.cowl(["adopt", "c1", "-P", lxcpath])
     }
 
-    /// Replaces the host name in the container, as its root would, and clones it.
+    /// Replaces the host name in the container, as its root could, and clones it.
     fn clone_with(&self, name: &str, make: impl FnOnce(&Path)) {
         let place = self.store.mount("c1");
         let etc = place.join("etc");
@@ -53,7 +53,7 @@ impl World {
         assert!(text.contains(&format!("lxc.uts.name = {name}")), "{text}");
     }
 
-    /// What the clone has for a host name, by its mount.
+    /// Calls `look` with the host name file in the mounted clone.
     fn in_clone<T>(&self, name: &str, look: impl FnOnce(&Path) -> T) -> T {
         let place = self.store.mount(name);
         let found = look(&place.join("etc/hostname"));
@@ -62,7 +62,7 @@ impl World {
     }
 }
 
-/// A block device over a file.
+/// A loop device.
 struct Loop(String);
 
 impl Loop {
@@ -74,7 +74,7 @@ impl Loop {
 
 impl Drop for Loop {
     fn drop(&mut self) {
-        // What was written to it is in the file then.
+        // Detaching it writes the data to the file.
         drop(command::run("losetup", ["-d", &self.0]));
     }
 }
@@ -126,7 +126,7 @@ fn a_clones_host_name_is_written_to_a_regular_file_of_its_own_only() {
         std::fs::create_dir(etc(place)).unwrap()
     });
 
-    // Links: out of the container they lead nowhere, and inside it to a regular file only.
+    // Links that leave the container resolve to nothing; links inside it are followed to regular files only.
     world.clone_with("absolute", |place| symlink(&outside, etc(place)).unwrap());
     world.clone_with("magic", |place| {
         symlink("/proc/self/root/etc/hostname", etc(place)).unwrap()
@@ -160,7 +160,7 @@ fn a_clones_host_name_is_written_to_a_regular_file_of_its_own_only() {
     );
     let also = outside.parent().unwrap().join("hostname");
     assert_eq!(std::fs::read_to_string(also).unwrap(), "also\n");
-    // Nothing is left under way.
+    // No interrupted operation remains.
     assert_eq!(
         std::fs::read_dir(world.store.path().join("moving"))
             .unwrap()
@@ -186,7 +186,7 @@ fn a_config_that_is_no_regular_file_is_refused_at_once() {
     made("ln -s /dev/zero").fails(1, &["config", "not a regular file"]);
     made("ln -s /proc/self/mem").fails(1, &["config"]);
     made("truncate -s 5M").fails(1, &["config", "longer than"]);
-    // A link of another user's is followed to that user's own files only.
+    // Another user's link is followed to that user's own files only.
     let real = world.store.scratch().join("real");
     std::fs::write(&real, &text).unwrap();
     let link = format!("ln -s {}", real.display());
@@ -197,7 +197,7 @@ fn a_config_that_is_no_regular_file_is_refused_at_once() {
         .adopt()
         .fails(1, &["config", "link of uid 1234", "uid 0"]);
     assert_eq!(std::fs::read(&real).unwrap(), text);
-    // One of root's own is what an administrator made.
+    // A link owned by root was created by an administrator.
     made(&link).ok();
     assert!(config.is_symlink());
     assert!(

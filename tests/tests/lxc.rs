@@ -228,25 +228,10 @@ fn an_unprivileged_container_lives_on_an_adopted_root() {
     let rootfs = lxc.dir("c1").join("rootfs");
     cowl_tests::command::run("chown", ["-R", "100000:100000", rootfs.to_str().unwrap()]).ok();
     lxc.adopt("c1").ok();
-    let ids = lxc.scratch().join("subid");
-    std::fs::write(&ids, "root:100000:65536\n").unwrap();
-    let script = format!(
-        "mount --bind {ids} /etc/subuid; mount --bind {ids} /etc/subgid
-         lxc-start -P {path} -n c1 -d
-         for n in $(seq 100); do lxc-attach -P {path} -n c1 -- true 2>/dev/null && break; sleep 0.1; done
-         lxc-attach -P {path} -n c1 -- /bin/sh -c 'id -u; echo mine > /etc/written; stat -c %u /etc/written; cat /proc/self/uid_map'
-         lxc-stop -P {path} -n c1 -k",
-        ids = ids.display(),
-        path = lxc.path().display(),
-    );
-    let said = cowl_tests::command::run(
-        "unshare",
-        ["-m", "--propagation", "slave", "sh", "-euc", &script],
-    );
-    let out = said.ok().out();
+    let line = "id -u; echo mine > /etc/written; stat -c %u /etc/written; cat /proc/self/uid_map";
+    let out = lxc.run_mapped("c1", line);
     let words: Vec<_> = out.split_whitespace().collect();
     assert_eq!(words, ["0", "0", "0", "100000", "65536"], "{out}");
-    lxc.unmounted("c1");
     lxc.store().cowl(["release", "c1"]).ok();
     assert_eq!(lxc.config("c1"), config);
     use std::os::unix::fs::MetadataExt;

@@ -1,6 +1,5 @@
-//! Copies of a mount in other mount namespaces: unused they are in nobody's way, and nothing is killed for them;
-//! used, and mounts that were made on purpose, are refused and named. A mount ends with the namespace that it was
-//! made in.
+//! Copies of a mount in other mount namespaces. Unused copies block no command and nothing is killed for them; copies
+//! in use, and deliberate mounts, are refused and named. A mount ends with the namespace that it was created in.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -21,7 +20,7 @@ use cowl_tests::scratch::Scratch;
 
 const NEEDS: &[Need] = &[Need::Root, Need::Fuse, Need::Program("unshare")];
 
-/// A mounted container with one file, which is changed since its only snapshot.
+/// Returns a mounted container whose only file was changed after its only snapshot.
 fn changed(store: &Store) -> PathBuf {
     let source = store.scratch().make("source");
     std::fs::write(source.join("file"), "one\n").unwrap();
@@ -32,7 +31,7 @@ fn changed(store: &Store) -> PathBuf {
     place
 }
 
-/// A process that says when it is ready, and is killed at the end.
+/// A process that reports when it is ready, and is killed when dropped.
 struct Holder(Child);
 
 impl Holder {
@@ -48,7 +47,7 @@ impl Holder {
         Holder(child)
     }
 
-    /// A shell line in a mount namespace of its own, which waits after it.
+    /// Runs a shell line in a new mount namespace, and then waits.
     #[track_caller]
     fn in_namespace(options: &[&str], line: &str) -> Holder {
         let line = format!("{line}\necho ready; read line || true");
@@ -75,15 +74,15 @@ impl Drop for Holder {
 }
 
 const PRIVATE: &[&str] = &["-m", "--propagation", "private"];
-/// What a service manager gives a service with mounts of its own.
+/// The options that a service manager uses for a service with private mounts.
 const SERVICE: &[&str] = &["-m", "--propagation", "slave"];
-/// Its mounts are locked: they can't be unmounted one by one.
+/// Mounts in this namespace are locked: they cannot be unmounted individually.
 const USER: &[&str] = &["-Urm", "--propagation", "private"];
 
 #[track_caller]
 fn wait_for_end(pid: u32) {
     wait_until("the daemon ends", || {
-        // One that nobody waits for is a zombie until its parent sees to it.
+        // An orphan is a zombie until its parent reaps it.
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"));
         status.is_err() || status.is_ok_and(|status| status.contains("State:\tZ"))
     });
@@ -117,7 +116,7 @@ fn unused_copies_are_in_nobodys_way() {
         store.cowl(["umount", "web"]).ok();
         assert!(mount::at(&place).is_none());
         wait_for_end(daemon);
-        // No layer is locked any more.
+        // No layer is locked anymore.
         store.cowl(["mount", "web"]).ok();
         held.extend(holders());
         store.cowl(["destroy", "web", "--now", "--yes"]).ok();
@@ -143,12 +142,12 @@ fn copies_of_a_mounted_snapshot_are_in_nobodys_way() {
     store.cowl(["umount", "web@snap0"]).ok();
     store.cowl(["restore", "web", "snap0"]).ok();
     store.cowl(["umount", "web"]).ok();
-    // Nothing reads it any more.
+    // The snapshot's layers are no longer in use.
     store.cowl(["rm", "web", "snap0"]).ok();
     held.iter_mut().for_each(Holder::lives);
 }
 
-/// The process that keeps the namespaces of an unprivileged user's podman.
+/// The pause process, which holds the namespaces of an unprivileged user's podman.
 #[test]
 fn the_pause_process_of_podman_is_in_nobodys_way() {
     let needs = [NEEDS, &[Need::Program("podman"), Need::Program("setpriv")]].concat();
@@ -187,7 +186,7 @@ fn the_pause_process_of_podman_is_in_nobodys_way() {
     run("kill", [pid.trim()]).ok();
 }
 
-/// A namespace that is held by a file alone: no process shows the way to it.
+/// A namespace that only a file holds: no process leads to it.
 #[test]
 fn a_copy_without_any_process_keeps_no_layer() {
     if !can("a_copy_without_any_process_keeps_no_layer", NEEDS) {
@@ -195,7 +194,7 @@ fn a_copy_without_any_process_keeps_no_layer() {
     }
     let store = Store::new("namespace-file");
     let place = changed(&store);
-    // The file of a namespace can't lie in a mount that the namespace would copy.
+    // The file of a namespace cannot be in a mount that the namespace would copy.
     let dir = store.scratch().make("held");
     run("mount", ["-t", "tmpfs", "none", dir.to_str().unwrap()]).ok();
     run("mount", ["--make-private", dir.to_str().unwrap()]).ok();
@@ -207,14 +206,14 @@ fn a_copy_without_any_process_keeps_no_layer() {
     store.restore("web", "snap0");
     assert_eq!(std::fs::read(place.join("file")).unwrap(), b"one\n");
     wait_for_end(daemon);
-    // It is still there, and what it shows is dead.
+    // The namespace still exists, and its copy of the mount is dead.
     let inside = format!("--mount={}", file.display());
     let look = run("nsenter", [inside.as_str(), "ls", place.to_str().unwrap()]);
     assert_ne!(look.code, 0, "{}", look.report());
     run("umount", [&file]).ok();
 }
 
-/// Whatever a process holds, also in a namespace of its own, it is named, and all is as it was.
+/// A process that uses the mount in any way, in any namespace, is named, and nothing changes.
 #[test]
 fn what_is_used_in_another_namespace_is_refused_and_named() {
     if !can("what_is_used_in_another_namespace_is_refused", NEEDS) {
@@ -252,12 +251,12 @@ fn what_is_used_in_another_namespace_is_refused_and_named() {
         run("pkill", ["-P", &holder.id().to_string()]);
     }
     assert_eq!(std::fs::read(place.join("file")).unwrap(), b"changed\n");
-    // A loop device is no process.
+    // A loop device is not a process.
     if can("a_loop_device_is_refused", &[Need::Program("losetup")]) {
         std::fs::write(place.join("image"), vec![0; 1 << 20]).unwrap();
         let image = place.join("image");
         let set_up = run("losetup", ["--find", "--show", image.to_str().unwrap()]);
-        // In a container there may be none.
+        // A container may not have loop devices.
         if set_up.code == 0 {
             store.cowl(["umount", "web"]).fails(4, &["web is in use"]);
             run("losetup", ["-d", &set_up.out()]).ok();
@@ -269,7 +268,7 @@ fn what_is_used_in_another_namespace_is_refused_and_named() {
     assert_eq!(std::fs::read(place.join("file")).unwrap(), b"one\n");
 }
 
-/// Who can make namespaces can put a file system that does not answer in the way to a copy.
+/// A user who can create namespaces can hide a copy behind a file system that does not answer.
 #[test]
 fn a_namespace_that_does_not_answer_holds_up_nobody() {
     if !can("a_namespace_that_does_not_answer_holds_up_nobody", NEEDS) {
@@ -297,7 +296,7 @@ fn a_namespace_that_does_not_answer_holds_up_nobody() {
     run("kill", ["-KILL", stopped.trim()]).ok();
 }
 
-/// A mount that was made on purpose is no mere copy: taken away, its users would write into the directory below.
+/// A deliberate mount is not a mere copy: if it were detached, its users would write to the directory below.
 #[test]
 fn a_bind_mount_in_another_namespace_is_refused_and_named() {
     if !can("a_bind_mount_in_another_namespace_is_refused", NEEDS) {
@@ -321,14 +320,14 @@ fn a_bind_mount_in_another_namespace_is_refused_and_named() {
         .cowl(["umount", "web"])
         .fails(4, &["mounted at", at, "umount"]);
     run("umount", [at]).ok();
-    // Another test's namespace may have a copy of the bind mount for a while.
+    // The namespace of another test may hold a copy of the bind mount for a moment.
     wait_until("the container is restored", || {
         store.cowl(["restore", "web", "snap0"]).code == 0
     });
     assert_eq!(std::fs::read(place.join("file")).unwrap(), b"one\n");
 }
 
-/// It holds the file system although no process and no descriptor does.
+/// A kernel overlayfs holds the file system although no process or descriptor does.
 #[test]
 fn an_overlay_of_the_kernel_on_a_mount_is_refused_and_named() {
     let needs = [NEEDS, &[Need::KernelOverlay]].concat();
@@ -347,13 +346,13 @@ fn an_overlay_of_the_kernel_on_a_mount_is_refused_and_named() {
         .fails(4, &["overlay at", merged.to_str().unwrap()]);
     assert_eq!(std::fs::read(merged.join("file")).unwrap(), b"changed\n");
     overlay.unmount();
-    // Another test's namespace may have a copy of the overlay for a while.
+    // The namespace of another test may hold a copy of the overlay for a moment.
     wait_until("the container is restored", || {
         store.cowl(["restore", "web", "snap0"]).code == 0
     });
 }
 
-/// A mount that is covered by another file system is not taken for that.
+/// A mount that is covered by another file system is not mistaken for it.
 #[test]
 fn a_mount_below_another_one_is_left_alone() {
     if !can("a_mount_below_another_one_is_left_alone", NEEDS) {
@@ -371,7 +370,7 @@ fn a_mount_below_another_one_is_left_alone() {
     store.cowl(["umount", "web"]).ok();
 }
 
-/// A daemon that was started in a chroot knows its mount by another path than it has there.
+/// A daemon that was started in a chroot knows its mount by a different path.
 #[test]
 fn a_mount_made_in_a_chroot_is_found() {
     let needs = [NEEDS, &[Need::Program("chroot")]].concat();
@@ -382,7 +381,7 @@ fn a_mount_made_in_a_chroot_is_found() {
     let source = store.scratch().make("source");
     std::fs::write(source.join("file"), "one\n").unwrap();
     store.create("web", &source);
-    // The whole machine below another directory.
+    // Bind the whole host to another directory.
     let root = store.scratch().make("root");
     let cowl = store.command(["mount", "web"]);
     let line = format!("{cowl:?}").replace('"', "'");
@@ -392,7 +391,7 @@ fn a_mount_made_in_a_chroot_is_found() {
         line.replace("'mount'", "'umount'"),
     );
     run("unshare", [PRIVATE, &["sh", "-euc", &script]].concat()).ok();
-    // In a directory that is no mount, and gone with its namespace.
+    // In a directory that is not a mount, and removed together with its namespace.
     let plain = store.scratch().make("plain");
     let alone = format!(
         "mkdir {0}/l {0}/m {0}/proc {0}/dev; mount --rbind /proc {0}/proc; mount --rbind /dev {0}/dev
@@ -408,7 +407,7 @@ fn a_mount_made_in_a_chroot_is_found() {
     wait_for_end(said.out().lines().next().unwrap().parse().unwrap());
 }
 
-/// The daemon lives in a namespace of its own, so that it does not keep the one it was started in.
+/// The daemon runs in a namespace of its own, and does not hold the one that it was started in.
 #[test]
 fn a_mount_ends_with_the_namespace_that_it_was_made_in() {
     if !can("a_mount_ends_with_the_namespace_that_it_was_made_in", NEEDS) {
@@ -451,7 +450,7 @@ fn a_mount_ends_with_the_namespace_that_it_was_made_in() {
     assert_eq!(std::fs::read(dir.join("u/new")).unwrap(), b"x\n");
 }
 
-/// Nothing of what was mounted when a daemon was started is kept by it.
+/// A daemon holds none of the mounts that existed when it was started.
 #[test]
 fn a_daemon_keeps_no_other_mount() {
     if !can("a_daemon_keeps_no_other_mount", NEEDS) {
@@ -472,14 +471,14 @@ fn a_daemon_keeps_no_other_mount() {
             assert!(!table.contains(other.to_str().unwrap()), "{name}: {table}");
         }
     }
-    // A plain umount ends the first although the second was started after it.
+    // A plain umount ends the first, although the second was started after it.
     let daemon = store.pid("web");
     mount::unmount_free(&first);
     wait_for_end(daemon);
     mount::unmount_free(&other);
 }
 
-/// From another namespace than the one that it is mounted in.
+/// Commands from a namespace other than that of the mount.
 #[test]
 fn commands_follow_a_mount_to_its_namespace() {
     if !can("commands_follow_a_mount_to_its_namespace", NEEDS) {
@@ -500,14 +499,14 @@ fn commands_follow_a_mount_to_its_namespace() {
     store
         .cowl(["mount", "web"])
         .fails(4, &["another mount namespace", "cowl umount web"]);
-    // It is mounted there still.
+    // It is still mounted there.
     store.cowl(["snapshot", "web"]).ok();
     store.cowl(["umount", "web"]).ok();
     holder.lives();
     drop(holder);
     assert!(store.mount("web").join("new").try_exists().unwrap());
     store.cowl(["umount", "web"]).ok();
-    // Used there, it is refused.
+    // A copy in use there is refused.
     let cowl = store.command(["mount", "web"]);
     let line = format!("{cowl:?}").replace('"', "'");
     let user = Holder::in_namespace(PRIVATE, &format!("cd $({line})"));
@@ -518,7 +517,7 @@ fn commands_follow_a_mount_to_its_namespace() {
     drop(user);
 }
 
-/// cowlfs alone, unmounted by umount(8): the layers are free for the next mount.
+/// cowlfs alone, unmounted with umount(8), frees its layers for the next mount.
 #[test]
 fn layers_of_an_unmounted_overlay_are_free() {
     if !can("layers_of_an_unmounted_overlay_are_free", NEEDS) {
@@ -539,7 +538,7 @@ fn layers_of_an_unmounted_overlay_are_free() {
         again.unmount();
         holder.lives();
     }
-    // A copy that is used keeps them.
+    // A copy in use holds them.
     let first = Overlay::cowlfs(&stack, &place, "");
     let user = Holder::in_namespace(PRIVATE, &format!("cd {}", place.display()));
     mount::plain_unmount(&place).unwrap();
@@ -550,7 +549,7 @@ fn layers_of_an_unmounted_overlay_are_free() {
     drop(first);
 }
 
-/// The same with the kernel's mount that was never touched: a signal that no daemon expects ends nothing.
+/// A signal to the daemon of a mount that is still attached ends nothing.
 #[test]
 fn a_check_of_a_mount_in_use_changes_nothing() {
     if !can("a_check_of_a_mount_in_use_changes_nothing", NEEDS) {

@@ -1,5 +1,5 @@
-//! What is printed for people is plain text, whatever the names, comments, configs and arguments are that it was
-//! made of: no character reaches a terminal that does something else than to be seen, and none forges a line.
+//! Text output is plain, whatever names, comments, configs and arguments it contains: no control character reaches a
+//! terminal, and no line can be forged.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 use std::ffi::{OsStr, OsString};
@@ -13,8 +13,8 @@ use cowl_tests::cowl::Store;
 
 const NEEDS: &[Need] = &[Need::Root, Need::Fuse];
 
-/// Colors, a bell, the delete character, a C1 control, directions of text, a line that looks like one of ours, and
-/// bytes that are not UTF-8.
+/// Colors, a bell, DEL, a C1 control, bidirectional controls, a line that resembles one of cowl's, and bytes that are
+/// not UTF-8.
 const HOSTILE: &[u8] =
     b"a\x1b[31mb\x07\x7f\xc2\x9b2Jc\xe2\x80\xaed\xe2\x81\xa6e\xe2\x80\x8f\r\nforged\tf\x85\xff";
 
@@ -22,14 +22,14 @@ fn hostile(before: &str) -> OsString {
     OsString::from_vec([before.as_bytes(), HOSTILE].concat())
 }
 
-/// The same in text: what takes text refuses bytes that are none, and says less then.
+/// The same as valid UTF-8: options that take text reject other bytes before they print anything else.
 fn hostile_text(before: &str) -> OsString {
     let mut text = hostile(before).into_vec();
     text.truncate(text.len() - 2);
     OsString::from_vec(text)
 }
 
-/// What is wrong with text for people, if anything.
+/// Returns the first violation in text output, if any.
 fn fault(bytes: &[u8]) -> Option<String> {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return Some("it is not UTF-8".to_owned());
@@ -71,14 +71,14 @@ fn words(line: &str) -> Vec<OsString> {
     line.split(' ').map(word).collect()
 }
 
-/// The words of a line, with one more.
+/// Returns the words of a line and an additional one.
 fn with(line: &str, last: impl AsRef<OsStr>) -> Vec<OsString> {
     let mut words = words(line);
     words.push(word(last));
     words
 }
 
-/// A container with hostile names of every kind, in two states; with a comment to match.
+/// Creates a container with hostile names of every kind in two states, with a hostile comment.
 fn world(scratch: &Path, store: &Store) {
     let base = scratch.join("base");
     let inner = base.join(hostile("dir"));
@@ -103,7 +103,7 @@ fn world(scratch: &Path, store: &Store) {
     store.cowl(["umount", "web"]).ok();
 }
 
-/// What is listed, compared, searched and refused inside a container.
+/// Commands that list, compare and search inside a container, or are refused there.
 fn inside() -> Vec<Vec<OsString>> {
     let mut lines: Vec<_> = [
         "ls web",
@@ -140,7 +140,7 @@ fn inside() -> Vec<Vec<OsString>> {
     lines
 }
 
-/// Every verb with an argument that names nothing, or is refused.
+/// Every verb with an argument that does not exist or is refused.
 fn refused(scratch: &Path) -> Vec<Vec<OsString>> {
     let name = hostile_text("x");
     let path = scratch.join(hostile("absent"));
@@ -211,7 +211,7 @@ fn refused(scratch: &Path) -> Vec<Vec<OsString>> {
             lines.push(with(two, last));
         }
     }
-    // No closing brace, and no such field. (A template's own line breaks are its user's.)
+    // An unclosed brace, and an unknown field. (Line breaks in a template are the user's own.)
     lines.push(with("list --format", hostile_text("{")));
     let mut field = hostile_text("{");
     field.push("}");
@@ -237,7 +237,7 @@ fn nothing_in_a_container_and_no_argument_speaks_to_the_terminal() {
     world(&scratch, &store);
     for line in inside() {
         is_plain(&store.cowl(line.clone()));
-        // Where colors are wanted, nothing but they is let through.
+        // With colors enabled, only color sequences pass.
         let mut colored = with("--color", "always");
         colored.extend(line);
         let mut said = store.cowl(colored);
@@ -247,19 +247,19 @@ fn nothing_in_a_container_and_no_argument_speaks_to_the_terminal() {
     }
     for line in refused(&scratch) {
         let mut command = store.command(&line);
-        // What reads standard input finds none, and no state of the machine's is touched.
+        // Standard input is empty, and the commands change no state of the host.
         command.env("HOME", &scratch).current_dir(&scratch);
         let said = command::run_command(command, b"");
-        // What was done says nothing.
+        // Successful commands print nothing.
         if !(said.code == 0 && said.stdout.is_empty() && said.stderr.is_empty()) {
             is_plain(&said);
         }
     }
-    // A program that is not in the container.
+    // A program that does not exist in the container.
     is_plain(&store.cowl(with("exec web --", hostile("program"))));
 }
 
-/// Without the sequences that set the colors and weights that cowl uses.
+/// Removes the sequences of the colors and weights that cowl uses.
 fn without_colors(bytes: &[u8]) -> Vec<u8> {
     let mut text = String::from_utf8(bytes.to_vec()).unwrap();
     for code in [
@@ -289,7 +289,7 @@ fn neither_does_the_place_of_a_store_a_mount_or_a_log() {
     run(with("create web --from", &base)).ok();
     let at = scratch.join(hostile("at"));
     std::fs::create_dir(&at).unwrap();
-    // The place is a result for programs: it is as it is.
+    // The mount point is a result for programs, and printed unescaped.
     let said = run(with("mount web", &at)).ok();
     assert_eq!(said.stdout, [at.as_os_str().as_bytes(), b"\n"].concat());
     run(words("snapshot web")).ok();
@@ -315,7 +315,7 @@ fn neither_does_the_place_of_a_store_a_mount_or_a_log() {
     is_plain(&run(with("mount web", &other)));
     std::fs::create_dir(&other).unwrap();
     is_plain(&run(with("mount web", &other)));
-    // In use: by a process whose name is hostile, in a hostile directory.
+    // In use by a process with a hostile name in a hostile directory.
     let program = scratch.join(OsString::from_vec(b"s\x1b[31m\n\xc2\x9b".to_vec()));
     std::fs::copy("/bin/sleep", &program).unwrap();
     let mut user = std::process::Command::new(&program)
@@ -341,7 +341,7 @@ fn neither_does_the_place_of_a_store_a_mount_or_a_log() {
             text.escape_ascii()
         );
     }
-    // Damage names the file.
+    // Damage is reported with the name of the file.
     let layers = std::fs::read_dir(root.join("layers")).unwrap();
     std::fs::write(
         layers.flatten().next().unwrap().path().join("layer.json"),
@@ -466,7 +466,7 @@ fn neither_do_archives_and_the_options_of_a_mount() {
         command::run_command(command, b"").ok();
         is_plain(&store.cowl(with("create bad --from", &archive)));
     };
-    // Members that lead out of the tree, and a link to nothing that is in the archive.
+    // Members that lead out of the tree, and a link to a path that is not in the archive.
     tar(&[
         OsStr::new("--transform"),
         OsStr::from_bytes(b"s,^,../,"),

@@ -11,10 +11,11 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use cowl_tests::command;
-use cowl_tests::conditions::{Need, can};
 use cowl_tests::mount::Overlay;
-use cowl_tests::power_cut::judge::{Findings, cut_often};
+use cowl_tests::power_cut::judge::{Cuts, Findings, cut_often};
 use cowl_tests::power_cut::work::{self, Base};
+use cowl_tests::power_cut::{can_cut, in_runs};
+use cowl_tests::run::number;
 use cowl_tests::scratch::Scratch;
 
 /// A cut can be made at any of some thousand moments of a run. There are two runs at least.
@@ -22,65 +23,39 @@ fn cuts_a_run(cuts: u64) -> u64 {
     (cuts / 2).clamp(1, 50)
 }
 
-fn number(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).map_or(default, |text| text.parse().unwrap())
-}
-
 /// Makes `cuts` cuts, some in a run.
 fn cuts(base: &Base, cuts: u64, durable: bool) -> Findings {
     let subjects = usize::try_from(number("COWL_SUBJECTS", 200)).unwrap();
-    let first = number("COWL_SEED", 1);
     let mut all = Findings::default();
-    let most = cuts_a_run(cuts);
-    let mut start = 0;
-    while start < cuts {
+    in_runs(cuts, cuts_a_run(cuts), |seed, count| {
         let scratch = Scratch::new_in(Path::new("/dev/shm"), "power-cut");
         let before = scratch.join("before.image");
-        let seed = first + start / most;
         let (past, log) = work::run(&scratch, base, seed, subjects, &before);
-        let now = most.min(cuts - start);
-        start += now;
-        let found = cut_often(&scratch, base, (&past, &log), &before, (now, seed, durable));
+        let cuts = Cuts {
+            log: &log,
+            before: &before,
+            span: past.span,
+            count,
+            seed,
+        };
+        let found = cut_often(&scratch, base, &past, cuts, durable);
         eprintln!(
-            "seed {seed}: {} requests of the disk, {now} cuts, {} with losses",
+            "seed {seed}: {} requests of the disk, {count} cuts, {} with losses",
             log.len(),
             found.bad_cuts
         );
-        all.bad_cuts += found.bad_cuts;
-        all.lines.extend(found.lines);
-    }
+        all += found;
+    });
     all
 }
 
-fn possible(test: &str, kind: &'static str, make: &'static str) -> bool {
-    let needs = [
-        Need::Root,
-        Need::Fuse,
-        Need::Filesystem(kind),
-        Need::Program(make),
-        Need::Program("losetup"),
-    ];
-    can(test, &needs)
-}
-
-fn base(kind: &str) -> Base {
-    let text = |variable: &str| std::env::var(variable).unwrap_or_default();
-    let options = text("COWL_BASE_OPTIONS");
-    Base {
-        kind: kind.to_owned(),
-        options: if options.is_empty() {
-            "relatime".to_owned()
-        } else {
-            options
-        },
-        mkfs: text("COWL_MKFS"),
-        overlay: text("COWL_OPTIONS"),
-    }
+fn possible(test: &str, kind: &'static str) -> bool {
+    can_cut(test, kind, &[])
 }
 
 fn nothing_is_lost(kind: &str) {
     let made = number("COWL_CUTS", 10);
-    let found = cuts(&base(kind), made, true);
+    let found = cuts(&Base::from_env(kind), made, true);
     assert!(
         found.lines.is_empty(),
         "{} of {made} cuts lost something:\n{}",
@@ -91,21 +66,21 @@ fn nothing_is_lost(kind: &str) {
 
 #[test]
 fn a_cut_loses_nothing_on_ext4() {
-    if possible("a_cut_loses_nothing_on_ext4", "ext4", "mkfs.ext4") {
+    if possible("a_cut_loses_nothing_on_ext4", "ext4") {
         nothing_is_lost("ext4");
     }
 }
 
 #[test]
 fn a_cut_loses_nothing_on_xfs() {
-    if possible("a_cut_loses_nothing_on_xfs", "xfs", "mkfs.xfs") {
+    if possible("a_cut_loses_nothing_on_xfs", "xfs") {
         nothing_is_lost("xfs");
     }
 }
 
 #[test]
 fn a_cut_loses_nothing_on_btrfs() {
-    if possible("a_cut_loses_nothing_on_btrfs", "btrfs", "mkfs.btrfs") {
+    if possible("a_cut_loses_nothing_on_btrfs", "btrfs") {
         nothing_is_lost("btrfs");
     }
 }
@@ -114,7 +89,7 @@ fn a_cut_loses_nothing_on_btrfs() {
 /// copy-up is nothing that ext4 commits for an fdatasync.
 #[test]
 fn what_fdatasync_wrote_has_its_name() {
-    if !possible("what_fdatasync_wrote_has_its_name", "ext4", "mkfs.ext4") {
+    if !possible("what_fdatasync_wrote_has_its_name", "ext4") {
         return;
     }
     let scratch = Scratch::new_in(Path::new("/dev/shm"), "fdatasync");
@@ -129,7 +104,7 @@ fn what_fdatasync_wrote_has_its_name() {
     // No commit but those that are asked for.
     let rare = Base {
         options: "loop,commit=600".to_owned(),
-        ..base("ext4")
+        ..Base::from_env("ext4")
     };
     work::mount(&rare, name, &place);
     for folder in ["lower", "upper", "work"] {
@@ -162,10 +137,10 @@ fn what_fdatasync_wrote_has_its_name() {
 /// The other tests see losses where there are some.
 #[test]
 fn without_syncs_cuts_are_seen_to_lose() {
-    if !possible("without_syncs_cuts_are_seen_to_lose", "ext4", "mkfs.ext4") {
+    if !possible("without_syncs_cuts_are_seen_to_lose", "ext4") {
         return;
     }
-    let mut careless = base("ext4");
+    let mut careless = Base::from_env("ext4");
     careless.overlay = "volatile".to_owned();
     let made = number("COWL_CUTS", 10);
     let found = cuts(&careless, made, false);

@@ -1,5 +1,5 @@
-//! Which users of the machine reach what is mounted: none runs a set-user-ID program that a container's root
-//! made, and LXC reaches the files of a container whose root is another user.
+//! Access to mounts by users of the host: none can execute setuid programs that a container's root created, and LXC
+//! reaches the files of a container whose root is another user.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -20,8 +20,8 @@ fn mode(path: &Path) -> u32 {
     std::fs::metadata(path).unwrap().mode() & 0o7777
 }
 
-/// Runs a shell line as another user. The shell runs the program: setpriv itself resolves the path of what it
-/// starts with the rights that it had.
+/// Runs a shell line as another user. The shell executes the program, because setpriv resolves the path of its
+/// program with its original privileges.
 fn run_as(user: u32, line: &str) -> Output {
     let id = user.to_string();
     let args = [
@@ -37,8 +37,8 @@ fn run_as(user: u32, line: &str) -> Output {
     command::run("setpriv", args)
 }
 
-/// The user that a set-user-ID copy of id(1) runs as when another user starts it; an error where that user
-/// cannot start it.
+/// Returns the effective uid of a setuid copy of id(1) that another user executes; an error if that user cannot
+/// execute it.
 fn effective(program: &Path) -> Result<String, String> {
     let said = run_as(65_534, &format!("{} -u", program.display()));
     match said.code {
@@ -47,7 +47,7 @@ fn effective(program: &Path) -> Result<String, String> {
     }
 }
 
-/// A store whose directory everybody passes, with the container web, in which `id` is set-user-ID root.
+/// Creates a store whose directory all users can search, with the container web, in which `id` is setuid root.
 fn world(test: &str) -> Store {
     let store = Store::new(test);
     set_mode(store.scratch(), 0o755);
@@ -62,7 +62,7 @@ fn world(test: &str) -> Store {
     store
 }
 
-/// The flags of the mount at `place`.
+/// Returns the flags of the mount at `place`.
 fn flags(place: &Path) -> String {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let line = table.lines().find(|line| {
@@ -107,19 +107,19 @@ fn no_user_reaches_a_container_that_is_mounted_in_the_store() {
         let through = PathBuf::from(format!("/proc/{daemon}/{link}"));
         denied(through.join(place.join("id").strip_prefix("/").unwrap()));
     }
-    // By a file system's path below /proc that resolves elsewhere than the path's text says.
+    // Entering it as a working directory is denied as well.
     let inner = run_as(65_534, &format!("cd {}", place.display()));
     assert_ne!(inner.code, 0, "{}", inner.report());
     for layer in std::fs::read_dir(store.path().join("layers")).unwrap() {
         denied(layer.unwrap().path().join("tree/id"));
     }
-    // The container's own users still have what the program gives.
+    // Users inside the container still get the program's privileges.
     assert_eq!(
         store.exec("web", "test -u /id && echo it is").out(),
         "it is"
     );
 
-    // A store of an older version, with a container mounted, is closed by the first command.
+    // The first command closes a store of an older version, while a container is mounted.
     let mnt = store.path().join("mnt");
     set_mode(&mnt, 0o711);
     assert_eq!(
@@ -150,7 +150,7 @@ fn where_others_reach_a_mount_its_setuid_programs_have_no_effect() {
     assert!(said.err().contains("--suid"), "{}", said.report());
     assert!(is_nosuid(&open));
     assert_eq!(effective(&open.join("id")).unwrap(), "65534");
-    // It stays so whatever mounts it anew: a restore, or a command that finds its daemon dead.
+    // The flags survive a restore, and a command that finds the daemon dead.
     store.cowl(["snapshot", "web"]).ok();
     store.restore("web", "snap0");
     assert!(is_nosuid(&open));
@@ -159,7 +159,7 @@ fn where_others_reach_a_mount_its_setuid_programs_have_no_effect() {
     store.cowl(["list", "web"]).ok();
     store.cowl(["snapshot", "web"]).ok();
     assert!(is_nosuid(&open));
-    // A command in the container has a mount of its own, which nobody else reaches.
+    // A command in the container has a mount of its own, which no other process can reach.
     let own = store.exec(
         "web",
         "while read -r line; do echo \"$line\"; done </proc/self/mountinfo",
@@ -170,7 +170,7 @@ fn where_others_reach_a_mount_its_setuid_programs_have_no_effect() {
         !root.contains("nosuid") && !root.contains("nodev"),
         "{root}"
     );
-    // What is mounted without is not passed off as mounted with.
+    // A mount without `--suid` is not reported as one with it.
     at(&open, &["--suid"]).fails(4, &["already", "cowl umount web"]);
     store.cowl(["umount", "web"]).ok();
 
@@ -178,7 +178,7 @@ fn where_others_reach_a_mount_its_setuid_programs_have_no_effect() {
     assert_eq!(effective(&open.join("id")).unwrap(), "0");
     store.cowl(["umount", "web"]).ok();
 
-    // One directory above that lets nobody through is enough.
+    // A single private directory above is sufficient.
     let closed = store.scratch().make("closed/place");
     set_mode(closed.parent().unwrap(), 0o700);
     let said = at(&closed, &[]).ok();
@@ -212,23 +212,9 @@ fn a_mounted_snapshot_has_no_setuid_programs_and_no_devices() {
     store.cowl(["umount", "web@snap0"]).ok();
 }
 
-/// Starts the container c1, whose root is the user 100000, and stops it again.
+/// Starts c1, whose root is uid 100000, and returns its uid 0 and host name as seen inside.
 fn run_mapped(lxc: &Lxc) -> String {
-    let ids = lxc.scratch().join("subid");
-    std::fs::write(&ids, "root:100000:65536\n").unwrap();
-    let script = format!(
-        "mount --bind {ids} /etc/subuid; mount --bind {ids} /etc/subgid
-         lxc-start -P {path} -n c1 -d
-         for n in $(seq 100); do lxc-attach -P {path} -n c1 -- true 2>/dev/null && break; sleep 0.1; done
-         lxc-attach -P {path} -n c1 -- /bin/sh -c 'id -u; cat /etc/hostname'
-         lxc-stop -P {path} -n c1 -k",
-        ids = ids.display(),
-        path = lxc.path().display(),
-    );
-    let args = ["-m", "--propagation", "slave", "sh", "-euc", &script];
-    let said = command::run("unshare", args).ok().out();
-    lxc.unmounted("c1");
-    said
+    lxc.run_mapped("c1", "id -u; cat /etc/hostname")
 }
 
 #[test]
@@ -250,7 +236,7 @@ fn only_its_own_root_reaches_a_container_with_an_id_map() {
                lxc.mount.auto = cgroup:mixed proc:mixed sys:mixed\n";
     let rootfs = lxc.dir("c1").join("rootfs");
     command::run("chown", ["-R", "100000:100000", rootfs.to_str().unwrap()]).ok();
-    // Adopted before it had an id map: its config names a place that all containers share.
+    // Adopted before it had an id map: its config names the directory that all containers share.
     lxc.adopt("c1").ok();
     let store = lxc.store().path();
     let mnt = store.join("mnt");
@@ -262,7 +248,7 @@ fn only_its_own_root_reaches_a_container_with_an_id_map() {
     assert!(!plain.contains("lxc.idmap"));
     std::fs::write(&config, format!("{map}{adopted}")).unwrap();
     assert_eq!(run_mapped(&lxc), "0\nc1");
-    // That start went through the shared place; from now on it has one of its own, and the other is closed.
+    // That start used the shared directory. From now on the container has its own, and the shared one is closed.
     let moved = lxc.config("c1");
     let mapped = store.join("mapped");
     assert!(
@@ -273,7 +259,7 @@ fn only_its_own_root_reaches_a_container_with_an_id_map() {
     assert_eq!(run_mapped(&lxc), "0\nc1");
     assert_eq!(mode(&mnt), 0o700);
 
-    // Nobody but that root gets through, not even the root of another container.
+    // Only that root can pass, not even the root of another container.
     let place = lxc.store().mount("c1");
     assert!(place.starts_with(&mapped), "{}", place.display());
     let look = format!("test -d {}/etc", place.display());

@@ -8,6 +8,7 @@
 )]
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use cowl_tests::command;
@@ -104,6 +105,98 @@ fn a_copy_of_a_store_leaves_the_mounts_of_the_original_alone() {
     assert!(mount::at(&place).is_some());
     assert_eq!(store.mount("web"), place);
     fs::remove_dir_all(run_dir_of(&copy).unwrap()).unwrap();
+}
+
+/// Where root has no use of /run, the run-time files are copied with the store.
+#[test]
+fn a_copy_of_a_store_with_its_run_files_leaves_the_mounts_of_the_original_alone() {
+    let test = "a_copy_of_a_store_with_its_run_files_leaves_the_mounts_of_the_original_alone";
+    if !can(test, NEEDS) {
+        return;
+    }
+    let store = store("run-copy-whole");
+    let system = run_dir_of(store.path()).unwrap();
+    drop(store.mount("web"));
+    store.cowl(["umount", "web"]).ok();
+    fs::remove_dir_all(&system).unwrap();
+    fs::write(&system, "").unwrap();
+    let place = store.mount("web");
+    fs::remove_file(&system).unwrap();
+    assert!(!system.try_exists().unwrap());
+    let device = || fs::metadata(&place).unwrap().dev();
+    let before = device();
+    let copy = store.scratch().make("copy");
+    let lines = format!(
+        "tar -C {} --exclude='./mnt/*' --exclude='./run/*/sock' --xattrs -cf - . | tar -C {} --xattrs -xf -",
+        store.path().display(),
+        copy.display()
+    );
+    command::sh(&lines).ok();
+    let cowl = cowl_tests::programs::cowl();
+    let of_copy = ["--store", copy.to_str().unwrap(), "snapshot", "web"];
+    command::run(cowl, of_copy).ok();
+    assert_eq!(device(), before);
+    fs::write(place.join("file"), "the original's\n").unwrap();
+    store.cowl(["umount", "web"]).ok();
+}
+
+/// A command in a container that has a boot id of its own, as some container managers give one.
+#[test]
+fn a_command_with_another_boot_id_leaves_a_running_mount_alone() {
+    let test = "a_command_with_another_boot_id_leaves_a_running_mount_alone";
+    if !can(test, NEEDS) {
+        return;
+    }
+    let store = store("run-boot");
+    let place = store.mount("web");
+    let mounted_snapshot = {
+        store.cowl(["snapshot", "web"]).ok();
+        let out = store.cowl(["mount", "web@snap0"]).ok().out();
+        PathBuf::from(out.trim_end())
+    };
+    let boot = store.scratch().join("boot");
+    fs::write(&boot, "00000000-0000-0000-0000-000000000001\n").unwrap();
+    let line = format!(
+        "mount --bind {} /proc/sys/kernel/random/boot_id; {} --store {} snapshot web",
+        boot.display(),
+        cowl_tests::programs::cowl().display(),
+        store.path().display()
+    );
+    command::run(
+        "unshare",
+        ["-m", "--propagation", "private", "sh", "-euc", &line],
+    )
+    .ok();
+    assert_eq!(store.mount("web"), place);
+    assert!(mount::at(&place).is_some());
+    assert!(mount::at(&mounted_snapshot).is_some());
+    store.cowl(["umount", "web@snap0"]).ok();
+    store.cowl(["umount", "web"]).ok();
+    assert!(mount::at(&place).is_none());
+    assert!(mount::at(&mounted_snapshot).is_none());
+}
+
+/// The command that waits for a mount is told of it, whatever fails in the daemon.
+#[test]
+fn a_mount_whose_state_cannot_be_written_holds_up_no_command() {
+    let needs = [Need::Root, Need::Fuse, Need::Program("strace")];
+    let test = "a_mount_whose_state_cannot_be_written_holds_up_no_command";
+    if !can(test, &needs) {
+        return;
+    }
+    let store = store("run-state");
+    let mut command = std::process::Command::new("strace");
+    command
+        .args(["-DDDqqf", "-o", "/dev/null", "-e", "trace=rename"])
+        .args(["-e", "inject=rename:error=ENOSPC"])
+        .arg(cowl_tests::programs::cowl())
+        .arg("--store")
+        .arg(store.path())
+        .args(["mount", "web"]);
+    let mounted = command::run_command(command, b"").ok().out();
+    let place = PathBuf::from(mounted.trim_end());
+    assert!(mount::at(&place).is_some());
+    mount::unmount_free(&place);
 }
 
 /// In a mount namespace with another `/run`, say: what the daemon writes to must not become a snapshot's.

@@ -1,5 +1,5 @@
-//! Whiteouts are links to one. Nothing may take them for names of one file, and where a link is not possible
-//! there is one all the same.
+//! Whiteouts are hard links to one inode, but never treated as names of one file. Where a link is impossible, a
+//! separate whiteout is created.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -21,7 +21,7 @@ use cowl_tests::tree::{self, Compare};
 
 const NEEDS: &[Need] = &[Need::Root, Need::Fuse];
 
-/// Inode and link count of every whiteout below a directory.
+/// Returns inode and link count of every whiteout below a directory.
 fn whiteouts(root: &Path) -> Vec<(u64, u64)> {
     let mut found = Vec::new();
     let mut todo = vec![root.to_path_buf()];
@@ -44,12 +44,12 @@ fn inodes(found: &[(u64, u64)]) -> usize {
     inodes.len()
 }
 
-/// Files, some with several names, and directories, to be removed and moved.
+/// Creates files, some with several names, and directories, to be removed and renamed.
 const FILL: &str = "mkdir -p d/e full empty
     for i in 1 2 3 4 5 6; do echo $i >f$i; echo $i >d/f$i; echo $i >d/e/f$i; done
     ln f1 alias; ln d/f1 d/e/alias; echo x >full/x";
 
-/// Every way by which a whiteout comes to be.
+/// All operations that create a whiteout.
 const REMOVE: &str = "rm f2 d/f2 d/e/f2 alias; echo more >>d/f3; rm d/f3; chmod 600 f3; rm f3
     rmdir empty; rm -r full; mv f4 moved; mv d/f4 d/f5; mv d/e away; mkdir empty; rmdir empty";
 
@@ -77,7 +77,7 @@ fn whiteouts_are_links_to_one_and_mean_the_same_to_the_kernel() {
     mount.unmount();
     let found = whiteouts(&scratch.join("upper"));
     assert!(found.len() > 9, "{found:?}");
-    // Of a rename the kernel of the file system below makes its own.
+    // In a rename, the file system below creates the whiteout.
     let shared = found.iter().filter(|(_, links)| *links > 1);
     assert!(shared.count() >= 7, "{found:?}");
     let mount = Overlay::cowlfs(&stack, &place, "");
@@ -93,7 +93,7 @@ fn whiteouts_are_links_to_one_and_mean_the_same_to_the_kernel() {
     let kernel = Overlay::kernel(&stack, &place);
     let theirs = tree::read(&place).unwrap();
     tree::assert_same("cowlfs, then the kernel", &ours, &theirs, Compare::READER);
-    // The kernel goes on with them, and cowlfs with the kernel's.
+    // Kernel overlayfs uses cowlfs's whiteouts, and cowlfs those of the kernel.
     sh_in(&place, "rm d/f6 away/f6").ok();
     drop(kernel);
     let mount = Overlay::cowlfs(&stack, &place, "");
@@ -122,7 +122,7 @@ fn no_verb_takes_whiteouts_for_names_of_one_file() {
     let want = tree::read(&place).unwrap();
     store.cowl(["snapshot", "web"]).ok();
     assert!(!inodes_of("web").is_empty());
-    // The digest of a layer does not depend on which of its whiteouts are links to one another.
+    // The digest of a layer does not depend on which of its whiteouts are linked.
     store.cowl(["check", "--deep"]).ok();
     let layers = store.path().join("layers");
     let mut parted = 0;
@@ -141,7 +141,7 @@ fn no_verb_takes_whiteouts_for_names_of_one_file() {
     let checked = store.cowl(["check", "--deep"]).ok();
     assert!(!checked.report().contains("behind cowl's back"));
 
-    // Linked ones again, in every way out and in.
+    // Create linked whiteouts again, and export and import them in every format.
     sh_in(&place, "rm f5 d/f6; rm -r away; rm moved").ok();
     let now = tree::read(&place).unwrap();
     store.cowl(["snapshot", "web"]).ok();
@@ -184,7 +184,7 @@ fn no_verb_takes_whiteouts_for_names_of_one_file() {
     store.cowl(["check", "--deep"]).ok();
 }
 
-/// Replaces every whiteout by one of its own, leaving all times as they were.
+/// Replaces every whiteout by a separate one, with all times unchanged.
 fn part(tree: &Path) {
     let script = r#"
 import os, stat
@@ -201,7 +201,7 @@ for place, dirs, files in os.walk("."):
     sh_in(tree, &format!("python3 -c '{script}'")).ok();
 }
 
-/// A mounted disk of its own with an overlay's layers on it.
+/// Mounts a new disk with the layers of an overlay.
 fn on_disk(scratch: &Scratch, mkfs: &str, mib: u64, fill: &str) -> PathBuf {
     let image = scratch.join("image");
     fs::File::create(&image)
@@ -265,7 +265,7 @@ fn where_a_link_is_refused_there_is_a_whiteout_all_the_same() {
     let fill = "mkdir d; for i in 1 2 3; do echo x >d/$i; done";
     let disk = on_disk(&scratch, "mkfs.ext4", 128, fill);
     let stack = stack_on(&disk);
-    // As between directories of two projects with quotas.
+    // Links fail as between two projects with quotas.
     let refusing = scratch.join("refusing");
     let script = format!(
         "#!/bin/sh\nexec strace -f -o /dev/null -e trace=linkat -e inject=linkat:error=EXDEV '{}' \"$@\"\n",

@@ -1,13 +1,13 @@
-//! A mount namespace of the tests' own: what other programs of the machine do meanwhile, such as making mount
-//! namespaces, copies none of the tests' mounts, so that no file system of a test stays busy by it.
+//! A mount namespace for the tests. Other programs that create mount namespaces do not copy the tests' mounts, which
+//! would keep the tests' file systems busy.
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::mount::{MountPropagationFlags, mount_change};
 
 use crate::run::note;
 
-/// Moves this process, and all that it starts, to a mount namespace of its own. What is mounted outside
-/// meanwhile appears in it; what is mounted in it shows nowhere else. Without the right to it, nothing changes.
+/// Moves this process and its children to a new mount namespace. Mounts of the host propagate into it, but not out of
+/// it. Without the privilege, nothing changes.
 pub(crate) fn enter() {
     let was_shared = root_is_shared();
     let moved = unshare(CloneFlags::CLONE_NEWNS)
@@ -15,7 +15,7 @@ pub(crate) fn enter() {
         .and_then(|()| {
             let all = MountPropagationFlags::REC;
             mount_change("/", MountPropagationFlags::DOWNSTREAM | all)?;
-            // Namespaces that tests make in turn follow this one as they follow the machine's own.
+            // Mount namespaces that tests create then relate to this one as they would to that of the host.
             if was_shared {
                 mount_change("/", MountPropagationFlags::SHARED | all)?;
             }

@@ -1,5 +1,5 @@
-//! Finding the daemon's mount again, in whatever mount namespace: the daemon itself lives in one of its own, where
-//! the mount is not.
+//! Finds the daemon's mount in all mount namespaces. The daemon runs in a namespace of its own, which does not
+//! contain the mount.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,62 +7,63 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Errno, Result};
 use crate::shown::Show as _;
-use crate::sys::namespace::{self, HASTY, Inside, Mount, MountNamespace, PATIENT};
+use crate::sys::mountinfo::{self, Mount};
+use crate::sys::namespace::{HASTY, Inside, MountNamespace, PATIENT};
 use crate::sys::users::Device;
 
-/// How long all copies together may take to be detached.
+/// The time limit for detaching all copies together.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The mount of a daemon.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
-    /// Where it was attached.
+    /// The mount point at which it was attached.
     pub(crate) path: PathBuf,
-    /// Its file system.
+    /// The device number of its file system.
     pub(crate) device: Device,
     home: Option<Home>,
 }
 
-/// What the daemon's own mount is known by.
+/// The properties by which the daemon recognizes its own mount.
 #[derive(Clone, Debug)]
 struct Home {
-    /// The mount namespace in which it was attached, by its number.
+    /// The inode number of the mount namespace in which it was attached.
     namespace: u64,
-    /// Where it is, seen from the root of that namespace.
+    /// The mount point, relative to the root of that namespace.
     at: PathBuf,
     /// The directory that it covers.
     covers: Option<(Device, PathBuf)>,
 }
 
-/// What a mount of the daemon's file system is.
+/// The kinds of mounts that concern the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
-    /// The one that the daemon made.
+    /// The mount that the daemon attached.
     Own,
-    /// A copy that came with a copy of the mount around it: of a namespace, or of a tree of mounts.
+    /// A copy of it, created when a mount namespace or a tree of mounts was copied.
     Copy,
-    /// One that was made on purpose, at another place.
+    /// A deliberate mount of the file system elsewhere.
     Bind,
-    /// An overlay of the kernel's, with a layer in the mount.
+    /// A kernel overlayfs with a layer in the mount.
     Overlay,
 }
 
-/// A mount of the daemon's file system.
+/// A mount of the daemon's file system, or of an overlay on it.
 #[derive(Clone, Debug)]
 pub(super) struct Found {
-    /// Where.
+    /// The namespace that contains it.
     pub(super) namespace: Arc<MountNamespace>,
-    /// Which.
+    /// Its line of mountinfo.
     pub(super) mount: Mount,
-    /// What it is.
+    /// Its kind.
     pub(super) role: Role,
 }
 
 impl Place {
-    /// Notes what a mount that was attached just now, in the namespace of this thread, is known by.
+    /// Records the properties of a mount that was just attached in the mount namespace of this thread.
     pub(crate) fn attached(path: PathBuf, device: Device) -> Self {
         let home = Self::home(&path, device).unwrap_or_else(|error| {
-            log::warn!("cannot read the table of mounts: {error}");
+            log::warn!("cannot read mountinfo: {error}");
             None
         });
         Self { path, device, home }
@@ -71,32 +72,32 @@ impl Place {
     fn home(path: &Path, device: Device) -> Result<Option<Home>> {
         let namespace = MountNamespace::own()?;
         let table = namespace.inside(PATIENT, Inside::mounts)?;
-        // Seen from a chroot the path is shorter.
+        // In a chroot, `path` is only the end of the path in mountinfo.
         let below = path.strip_prefix("/").unwrap_or(path);
-        let is_it = |mount: &&Mount| mount.device == device && mount.at.ends_with(below);
+        let is_it = |mount: &&Mount| mount.device() == device && mount.at.ends_with(below);
         Ok(table.iter().rfind(is_it).map(|mount| Home {
             namespace: namespace.ino,
             at: mount.at.clone(),
-            covers: namespace::covered(&table, mount),
+            covers: mountinfo::covered(&table, mount),
         }))
     }
 
-    /// Whether a visible process lives in the namespace where the mount was attached; `None` where that is not
-    /// known.
+    /// Whether a visible process lives in the namespace in which the mount was attached; `None` if that namespace is
+    /// not known.
     pub(super) fn sees_home(&self) -> Option<bool> {
         let (home, namespaces) = (self.home.as_ref()?, MountNamespace::all().ok()?);
         Some(namespaces.iter().any(|one| one.ino == home.namespace))
     }
 
-    /// Finds all mounts of the file system, and overlays that lie on it, in all namespaces that a visible process
-    /// lives in; later ones first.
+    /// Finds all mounts of the file system, and overlays on it, in the mount namespaces of all visible processes.
+    /// Later mounts come first.
     pub(super) fn find(&self) -> Result<Vec<Found>> {
         let mut found = Vec::new();
         for namespace in MountNamespace::all()? {
             let namespace = Arc::new(namespace);
             let table = match namespace.inside(PATIENT, Inside::mounts) {
                 Ok(table) => table,
-                // It ended meanwhile, or is beyond this process's rights.
+                // The namespace's last process has ended, or this process lacks permission.
                 Err(error) => {
                     log::debug!("mount namespace of pid {}: {error}", namespace.pid);
                     continue;
@@ -105,12 +106,12 @@ impl Place {
             let mut home = self.home.as_ref();
             home = home.filter(|home| home.namespace == namespace.ino);
             for mount in table.iter().rev() {
-                let role = if mount.layers.iter().any(|dir| dir.starts_with(&self.path)) {
+                let role = if mount.layers().iter().any(|dir| dir.starts_with(&self.path)) {
                     Role::Overlay
-                } else if mount.device != self.device {
+                } else if mount.device() != self.device {
                     continue;
                 } else {
-                    let covers = namespace::covered(&table, mount);
+                    let covers = mountinfo::covered(&table, mount);
                     match (&self.home, home) {
                         (_, Some(own)) if own.at == mount.at && own.covers == covers => {
                             home = None;
@@ -144,14 +145,15 @@ impl Found {
     }
 }
 
-/// Takes all of these mounts out of their trees, and returns how many stay: a mount is locked where a namespace
-/// with less rights inherited it, and out of reach where the way to it leads through a file system that does not
-/// answer.
+/// Detaches these mounts and returns how many remain.
+///
+/// A mount remains if it is locked, because a less privileged namespace inherited it, or if a file system on the path
+/// to it does not answer.
 pub(super) fn detach_all(found: &[Found]) -> usize {
     let mut locked = 0;
     let until = Instant::now() + PATIENCE;
     for one in found {
-        // Whoever can make namespaces can make many of that kind: all together get this long.
+        // A user who may create namespaces can create many that hang, so the limit covers them all.
         if Instant::now() >= until {
             locked += 1;
             continue;
@@ -162,7 +164,7 @@ pub(super) fn detach_all(found: &[Found]) -> usize {
                 one.mount.at.shown(),
                 one.namespace.pid
             ),
-            // Unmounted meanwhile, with its namespace or by propagation.
+            // It was unmounted in the meantime, together with its namespace or through propagation.
             Err(error) if matches!(error.errno(), Errno::STALE | Errno::NOENT) => {}
             Err(error) => {
                 locked += 1;

@@ -1,4 +1,4 @@
-//! Signals: a line in the log of what was done so far, and the end of the mount.
+//! Signal handling: logging statistics, and ending the mount.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,14 +14,14 @@ use crate::shown::Show as _;
 use crate::sys::namespace::{HASTY, Inside};
 use crate::sys::process::CHECK;
 
-/// How long programs that use the mount may go on after the signal that ends it.
+/// How long programs may continue to use the mount after a signal that ends it.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// The signals that a daemon acts on, blocked in all its threads.
+/// The signals that a daemon handles. They are blocked in all of its threads.
 #[derive(Debug)]
 pub(crate) struct Signals(Option<SigSet>);
 
-/// What ending a mount takes.
+/// The parts of a daemon that are needed to end its mount.
 pub(crate) struct Mounted {
     pub(crate) overlay: Arc<Overlay>,
     pub(crate) place: Place,
@@ -31,7 +31,7 @@ pub(crate) struct Mounted {
 }
 
 impl Signals {
-    /// Blocks them, before there is a second thread.
+    /// Blocks the signals. Must be called before a second thread is started.
     pub(crate) fn block() -> Self {
         let mut set = SigSet::empty();
         let ends = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
@@ -47,9 +47,10 @@ impl Signals {
         }
     }
 
-    /// Waits for them in a thread of its own. SIGUSR1 logs what was done so far. SIGUSR2 ends the mount if only
-    /// copies of it are left that nothing uses. Every other one ends the mount, and with it the daemon; a second
-    /// one does so at once.
+    /// Waits for signals in a thread of its own.
+    ///
+    /// SIGUSR1 logs the statistics. SIGUSR2 ends the mount if it was unmounted and only unused copies remain. Any
+    /// other signal ends the mount and the daemon; a second one does so immediately.
     pub(crate) fn watch(self, mounted: Mounted) {
         let Some(set) = self.0 else { return };
         let mounted = Arc::new(mounted);
@@ -57,14 +58,15 @@ impl Signals {
             let ending = AtomicBool::new(false);
             loop {
                 match set.wait() {
-                    // A warning, because it was asked for and the log keeps nothing less.
+                    // Logged as a warning, because the user requested it and the default log level drops anything
+                    // lower.
                     Ok(Signal::SIGUSR1) => match mounted.gauge.read() {
                         Ok(stats) => log::warn!("{stats}"),
-                        Err(error) => log::warn!("what was done is not known: {error}"),
+                        Err(error) => log::warn!("cannot read the statistics: {error}"),
                     },
                     Ok(CHECK) => mounted.check(),
                     Ok(signal) if ending.swap(true, Ordering::Relaxed) => {
-                        log::warn!("{signal} again: the connection is broken off");
+                        log::warn!("{signal} again: aborting the connection");
                         mounted.session.abort();
                     }
                     Ok(signal) => {
@@ -83,8 +85,7 @@ impl Signals {
 }
 
 impl Mounted {
-    /// Ends the session when the mount was unmounted, and unused copies in other mount namespaces are all that is
-    /// left of it. Otherwise nothing changes.
+    /// Ends the session if the mount was unmounted and only unused copies in other mount namespaces remain.
     fn check(&self) {
         let found = match self.place.find() {
             Ok(found) => found,
@@ -95,7 +96,8 @@ impl Mounted {
             return;
         }
         if home != Some(true) {
-            // It may be in use in its own namespace, which is not visible: nothing is forced.
+            // The mount's own namespace is not visible, and the mount may be in use there. Detach copies, but do not
+            // abort.
             if home == Some(false) && detach::refuse_users(&self.place, &found).is_ok() {
                 place::detach_all(&found);
             }
@@ -107,15 +109,15 @@ impl Mounted {
         }
     }
 
-    /// Takes the mount out of every tree that it is in, writes back what is not on the disk yet, and ends the
-    /// session: when the last user has gone, or after a while.
+    /// Detaches the mount from every namespace, writes back dirty data, and ends the session when the last user is
+    /// gone or the grace period is over.
     fn end(&self) {
         let mut alive = None;
         match self.place.find() {
-            // What was mounted elsewhere on purpose, a container's root for one, ends with the connection.
+            // Deliberate mounts elsewhere, such as a container's root, end with the connection.
             Ok(mut found) => {
                 found.retain(|one| matches!(one.role, place::Role::Own | place::Role::Copy));
-                // Until all is written back.
+                // Keeps the file system alive until the writeback is complete.
                 alive = found
                     .first()
                     .and_then(|one| one.act(HASTY, Inside::clone_of).ok());
@@ -133,7 +135,7 @@ impl Mounted {
             self.overlay.open_files() == (0, 0) && detach::refuse_users(&self.place, &found).is_ok()
         };
         if unused() {
-            log::info!("copies of the mount are out of reach: the connection is broken off");
+            log::info!("cannot detach all copies of the mount: aborting the connection");
             return self.session.abort();
         }
         if self.session.ends_within(GRACE) {
@@ -151,7 +153,7 @@ impl Mounted {
     fn write_back(&self) {
         for ino in self.overlay.written() {
             if let Err(error) = (self.flush)(ino) {
-                log::warn!("cannot have the kernel write what it keeps: {error}");
+                log::warn!("cannot write back mapped pages: {error}");
             }
         }
         if let Err(error) = self.overlay.sync_upper() {

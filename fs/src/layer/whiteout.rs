@@ -1,9 +1,9 @@
-//! Making whiteouts: links to one that is kept in the work directory, as kernel overlayfs makes them. A link needs
-//! no inode, so names of lower files can be removed on a disk that has none left, and on a full XFS.
+//! Creates whiteouts as hard links to one inode in the work directory, as kernel overlayfs does.
 //!
-//! The shared whiteout is made when the layer is opened and stays between mounts, for a mount that begins on
-//! a full disk. Wherever a link is not possible (other project quotas, a file system without links) a whiteout of
-//! its own is made.
+//! A link needs no inode, so lower files can be removed on a disk without a free inode, and on a full XFS. The shared
+//! whiteout is created when the layer is opened. It persists between mounts, so that a mount on a full disk has one.
+//! Where a link is not possible (between project quotas, on a file system without hard links), a separate whiteout is
+//! created.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -19,34 +19,34 @@ use crate::sys;
 use crate::sys::node::RenameHow;
 use crate::sys::stat::FileKind;
 
-/// The shared whiteout's name in the directory that the user named as work directory, beside `work`, where
-/// everything temporary is.
+/// The name of the shared whiteout in the work directory that the user specified, next to `work`, which holds all
+/// temporary objects.
 const SHARED: &[u8] = b"whiteout";
 
-/// How a name is hidden on this file system.
+/// The form of whiteouts on a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhiteoutForm {
-    /// A character device 0:0; no privilege needed since Linux 5.8.
+    /// A character device 0:0. Creating one needs no privilege since Linux 5.8.
     Device,
-    /// An empty file with a mark, in a directory marked opaque=x: where devices cannot be made.
+    /// An empty file with a marker xattr, in a directory marked opaque=x, for file systems that refuse devices.
     MarkedFile,
 }
 
-/// Makes whiteouts of one layer.
+/// Creates the whiteouts of one layer.
 #[derive(Debug)]
 pub(super) struct Whiteouts {
     work: Arc<WorkDir>,
-    /// Where the shared one is.
+    /// The directory of the shared whiteout.
     place: OwnedFd,
     space: XattrSpace,
     form: WhiteoutForm,
-    /// Links are not refused by the file system.
+    /// Cleared once the file system has refused a link.
     can_link: AtomicBool,
     renewing: Mutex<()>,
 }
 
 impl Whiteouts {
-    /// Determines the form of whiteouts and makes the shared one in `place`, if there is space for it.
+    /// Determines the form of whiteouts, and creates the shared one in `place` if there is space for it.
     pub(super) fn prepare(
         work: &Arc<WorkDir>,
         place: BorrowedFd<'_>,
@@ -74,26 +74,26 @@ impl Whiteouts {
             }
             Err(error) => {
                 unless_full(error)?;
-                // Whether devices can be made is not known; what was kept was made here.
+                // A full disk does not show whether devices can be created. A whiteout of an earlier mount does.
                 made.form = kept.unwrap_or(WhiteoutForm::Device);
             }
         }
         Ok(made)
     }
 
-    /// In which form.
+    /// Returns the form of the whiteouts.
     pub(super) fn form(&self) -> WhiteoutForm {
         self.form
     }
 
-    /// Makes a whiteout at a name that is free.
+    /// Creates a whiteout at an unused name.
     pub(super) fn make(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
         if self.can_link.load(Ordering::Relaxed) {
             match self.link(dir, name) {
                 Ok(()) => return Ok(()),
                 Err(Error::Errno(Errno::EXIST)) => return Err(Error::Errno(Errno::EXIST)),
                 Err(error) => {
-                    log::debug!("a whiteout of its own: {error}");
+                    log::debug!("cannot link the shared whiteout: {error}");
                     let never = matches!(
                         error.errno(),
                         Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::ACCESS
@@ -105,7 +105,7 @@ impl Whiteouts {
         self.make_own(dir, name)
     }
 
-    /// Makes a whiteout in the work directory.
+    /// Creates a whiteout in the work directory.
     pub(super) fn stage(&self) -> Result<Staged> {
         let (staged, ()) = self.work.stage(|work, name| self.make(work, name))?;
         Ok(staged)
@@ -114,7 +114,7 @@ impl Whiteouts {
     fn link(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
         let link = || sys::node::link(self.place.as_fd(), SHARED, dir, name);
         match link() {
-            // As many names as the file system allows; or it was removed, or could not be made before.
+            // The link limit was reached, or the shared whiteout was removed or could not be created before.
             Err(Error::Errno(Errno::MLINK | Errno::NOENT)) => {}
             done => return done,
         }
@@ -127,7 +127,7 @@ impl Whiteouts {
         link()
     }
 
-    /// Makes a new shared whiteout in place of the one that there is.
+    /// Replaces the shared whiteout with a new one.
     fn renew(&self) -> Result<()> {
         let (staged, ()) = self.work.stage(|work, name| self.make_own(work, name))?;
         staged.commit(self.place.as_fd(), SHARED, RenameHow::Replace)
@@ -145,7 +145,7 @@ impl Whiteouts {
     }
 }
 
-/// The form of the shared whiteout that an earlier mount left; whatever else has its name is removed.
+/// Returns the form of the shared whiteout that an earlier mount left. Any other object with its name is removed.
 fn kept(place: BorrowedFd<'_>, space: XattrSpace) -> Result<Option<WhiteoutForm>> {
     let stat = match sys::stat::stat_at(place, SHARED) {
         Ok(stat) => stat,
@@ -165,11 +165,11 @@ fn kept(place: BorrowedFd<'_>, space: XattrSpace) -> Result<Option<WhiteoutForm>
     Ok(marked.then_some(WhiteoutForm::MarkedFile))
 }
 
-/// Passes any error on but that of a full disk.
+/// Suppresses the errors of a full disk.
 fn unless_full(error: Error) -> Result<()> {
     match error.errno() {
         Errno::NOSPC | Errno::DQUOT => {
-            log::warn!("the disk is full: no whiteout can be prepared");
+            log::warn!("cannot prepare a whiteout: the disk is full");
             Ok(())
         }
         _ => Err(error),

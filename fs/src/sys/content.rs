@@ -1,16 +1,17 @@
-//! Opening the content of a file: it comes from a regular file, or from nowhere.
+//! Opens file content, from regular files only.
 //!
-//! Names and types in a layer are hostile: a redirect, or a name that was exchanged a moment ago, may lead to
-//! a device, a FIFO or a socket. Opening a device can have side effects (a tape rewinds, a watchdog starts), so
-//! checking afterwards is too late. Hence two ways:
+//! Names and types in a layer are untrusted. A redirect, or a name that was exchanged a moment ago, may lead to a
+//! device, a FIFO or a socket. Opening a device can have side effects (a tape rewinds, a watchdog starts), so the
+//! type must be known before the open. There are two sequences:
 //!
-//! - Through a mount with `nodev` ([`super::private`]) the kernel refuses devices before their driver is asked
-//!   (`may_open_dev`). What can still be opened, FIFOs and directories, does nothing and, with O_NONBLOCK, waits for
-//!   nobody. The type is checked on the descriptor that is returned.
-//! - Elsewhere an O_PATH descriptor is opened first, which asks no driver; its type is checked, and that
-//!   descriptor is reopened through /proc. No mount is crossed on the way: a device may be mounted over a file.
+//! - On a mount with `nodev` ([`super::private`]), the kernel refuses devices before it calls the driver
+//!   (`may_open_dev`). FIFOs and directories can still be opened, but that has no effect and, with O_NONBLOCK, does
+//!   not block. The type is checked on the descriptor that is returned.
+//! - Elsewhere, an O_PATH descriptor is opened first, which calls no driver. Its type is checked, and that descriptor
+//!   is reopened through /proc. No mount is crossed, because a device may be mounted over a file.
 //!
-//! Neither follows a symbolic link. The first is one system call more than a plain open, the second three.
+//! Neither follows symbolic links. Compared with a plain open, the first takes one more system call, the second
+//! three.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -19,8 +20,8 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use crate::error::{Errno, Error, Result};
 use crate::sys::stat::{FileKind, stat_at, stat_fd};
 
-/// What is reported where content is asked for and something else is found; EIO to programs.
-const NOT_REGULAR: Error = Error::Damaged("what is to be a file's content is not a regular file");
+/// The error for content that is not a regular file. Programs get EIO.
+const NOT_REGULAR: Error = Error::Damaged("the content of a file is not a regular file");
 
 /// Opens the content of the regular file `name` in `dir`.
 pub fn open(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Result<OwnedFd> {
@@ -30,9 +31,9 @@ pub fn open(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Result<OwnedFd> 
         | ResolveFlags::NO_MAGICLINKS
         | ResolveFlags::NO_XDEV;
     let found = match rustix::fs::openat2(dir, name, path_only, Mode::empty(), resolve) {
-        // A seccomp filter that does not know it.
+        // A seccomp filter rejects openat2(2).
         Err(Errno::NOSYS) => rustix::fs::openat(dir, name, path_only, Mode::empty())?,
-        // Only a symbolic link, the last component being the only one, or what is mounted on the name.
+        // The path has one component, so it is a symbolic link or a mount point.
         Err(Errno::LOOP | Errno::XDEV) => return Err(NOT_REGULAR),
         other => other?,
     };
@@ -47,7 +48,7 @@ pub fn open_nodev(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Result<Own
             check(file.as_fd())?;
             Ok(file)
         }
-        // EACCES of a device, ENXIO of a socket, ELOOP of a link, EISDIR of a directory.
+        // EACCES for a device, ENXIO for a socket, ELOOP for a link, EISDIR for a directory.
         Err(error) => match stat_at(dir, name) {
             Ok(stat) if stat.kind() != FileKind::Regular => Err(NOT_REGULAR),
             Ok(_) | Err(_) => Err(error.into()),
@@ -66,7 +67,7 @@ pub fn reopen(fd: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd> {
     )?)
 }
 
-/// Opening waits for nobody, and makes no terminal this process's own.
+/// Returns flags with which an open neither blocks nor acquires a controlling terminal.
 fn harmless() -> OFlags {
     OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY
 }

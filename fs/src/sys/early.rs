@@ -1,28 +1,28 @@
-//! Starting write-back early, where the file system below would do so for a plain directory.
+//! Starts writeback early, in the cases in which the file system below does so in a plain directory.
 //!
-//! Programs replace a file by renaming a new one over it, or by truncating and rewriting it, and often do not sync.
-//! ext4 (`auto_da_alloc`) and btrfs start write-back of the new content at the rename, ext4, XFS and btrfs at the
-//! close after a truncation, so that the next commit of the journal seldom finds the new name without its content.
-//! They cannot know that a name in the upper layer replaces one of a lower layer. Nothing is waited for, and nothing
-//! is promised (docs/decisions/0012).
+//! Programs replace a file by renaming a new one over it, or by truncating and rewriting it, often without a sync.
+//! ext4 (`auto_da_alloc`) and btrfs start writeback of the new content at the rename; ext4, XFS and btrfs start it at
+//! the close after a truncation. The next journal commit then rarely contains the new name without its content. These
+//! file systems cannot detect that a name in the upper layer replaces one of a lower layer. Starting writeback
+//! neither blocks nor guarantees durability (docs/decisions/0012).
 
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::order;
 
-/// When a file system starts write-back early.
+/// The cases in which a file system starts writeback early.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Early {
-    /// When a file is renamed over another.
+    /// A file is renamed over another.
     pub on_replace: bool,
-    /// When a file is closed that was truncated to nothing before.
+    /// A file is closed that was truncated to size 0.
     pub on_rewrite: bool,
-    /// When a file is closed that was truncated to any size before.
+    /// A file is closed that was truncated to any size.
     pub on_any_cut: bool,
 }
 
 impl Early {
-    /// What the file system that holds `dir` does.
+    /// Returns the cases of the file system that holds `dir`.
     pub fn of(dir: BorrowedFd<'_>) -> Self {
         match order::kind_and_options(dir) {
             Ok((order::EXT4, Some(options))) => Self::of_ext4(&options),
@@ -38,7 +38,7 @@ impl Early {
             Ok(_) => Self::default(),
             Err(error) => {
                 log::debug!(
-                    "no write-back is started early, for the file system is not known: {error}"
+                    "cannot identify the file system, writeback is not started early: {error}"
                 );
                 Self::default()
             }
@@ -56,17 +56,17 @@ impl Early {
         }
     }
 
-    /// Whether the content that follows a truncation to `size` is written back at the close.
+    /// Whether content that is written after a truncation to `size` is written back at the close.
     pub fn after_cut(self, size: u64) -> bool {
         self.on_any_cut || (self.on_rewrite && size == 0)
     }
 }
 
-/// Starts write-back of all that is dirty in a file, and waits for nothing. What was asked for succeeds all the
-/// same when this fails.
+/// Starts writeback of all dirty pages of a file, without waiting. An error is only logged: the caller's operation
+/// does not depend on it.
 pub fn start(file: impl AsFd) {
     if let Err(error) = order::begin_write_back(file.as_fd(), 0, 0) {
-        log::debug!("cannot start write-back: {error}");
+        log::debug!("cannot start writeback: {error}");
     }
 }
 

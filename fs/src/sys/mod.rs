@@ -14,6 +14,7 @@ pub mod flocks;
 pub mod handle;
 pub mod idle;
 pub mod mount;
+pub mod mountinfo;
 pub mod namespace;
 pub mod node;
 pub mod order;

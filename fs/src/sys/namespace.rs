@@ -1,12 +1,10 @@
 //! Mount namespaces: leaving the one that a daemon was started in, and acting in others.
 //!
-//! A mount in another namespace is found by its file system's device number and unmounted through a descriptor
-//! whose mount id was compared, never by a path alone: what lies at a path there is decided by its inhabitants.
+//! Mounts in other namespaces are found by device number, and unmounted through a descriptor whose mount id was
+//! compared, never by path alone: the processes of a namespace decide what its paths lead to.
 
-use std::ffi::OsString;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
@@ -18,127 +16,29 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, OpenTreeFlags, UnmountFlags,
 };
 
+use super::mountinfo::{self, Mount};
 use super::users::{self, Device};
 use crate::error::{Errno, Result};
 use crate::shown::Show as _;
 
-/// How long a thread may take that resolves a path in another namespace: one of its inhabitants may serve a part of
-/// it.
+/// The time limit for a thread that resolves a path in another namespace, where a process of that namespace may serve
+/// a file system on the path.
 pub const HASTY: Duration = Duration::from_secs(2);
-/// How long a thread may take that resolves no such path: longer than any machine is busy.
+/// The time limit for a thread that resolves no such path. It is longer than any scheduling delay.
 pub const PATIENT: Duration = Duration::from_secs(20);
-
-/// A mount, as mountinfo describes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mount {
-    /// Its id.
-    pub id: u64,
-    /// The id of the mount that it lies on.
-    pub parent: u64,
-    /// The file system.
-    pub device: Device,
-    /// The directory of the file system that is mounted.
-    pub root: PathBuf,
-    /// Where it is mounted.
-    pub at: PathBuf,
-    /// The layers of an overlay of the kernel's, as they were named when it was mounted.
-    pub layers: Vec<PathBuf>,
-}
-
-/// Parses mountinfo. Lines of another form are left out.
-pub fn parse(table: &[u8]) -> Vec<Mount> {
-    table.split(|&b| b == b'\n').filter_map(line).collect()
-}
-
-fn line(line: &[u8]) -> Option<Mount> {
-    let mut fields = line.split(|&b| b == b' ');
-    let mut next = || fields.next();
-    let number = |text: &[u8]| std::str::from_utf8(text).ok()?.parse::<u64>().ok();
-    let (id, parent) = (number(next()?)?, number(next()?)?);
-    let mut device = next()?.split(|&b| b == b':');
-    let mut half = || u32::try_from(number(device.next()?)?).ok();
-    let device = (half()?, half()?).into();
-    let path = |field: &[u8]| PathBuf::from(OsString::from_vec(unescape(field)));
-    let (root, at) = (path(next()?), path(next()?));
-    // Mount options, then any number of optional fields up to a dash.
-    fields.find(|field| *field == b"-")?;
-    let (kind, options) = (fields.next()?, fields.nth(1).unwrap_or_default());
-    let layers = match kind {
-        b"overlay" => layers(&unescape(options)),
-        _ => Vec::new(),
-    };
-    Some(Mount {
-        id,
-        parent,
-        device,
-        root,
-        at,
-        layers,
-    })
-}
-
-/// The directories that the options of an overlay name. A colon or comma in a name splits it; what is left of it
-/// is compared with paths all the same.
-fn layers(options: &[u8]) -> Vec<PathBuf> {
-    let options = options.split(|&b| b == b',');
-    let dirs = options.filter_map(|option| {
-        let at = option.iter().position(|&b| b == b'=')?;
-        let (key, value) = (option.get(..at)?, option.get(at + 1..)?);
-        let named: [&[u8]; 6] = [
-            b"lowerdir",
-            b"lowerdir+",
-            b"datadir+",
-            b"upperdir",
-            b"workdir",
-            b"datadir",
-        ];
-        named.contains(&key).then_some(value)
-    });
-    dirs.flat_map(|value| value.split(|&b| b == b':'))
-        .filter(|dir| !dir.is_empty())
-        .map(|dir| PathBuf::from(OsString::from_vec(dir.to_vec())))
-        .collect()
-}
-
-/// Undoes the kernel's `\040` and the like.
-pub fn unescape(text: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((&first, after)) = rest.split_first() {
-        let octal = after
-            .get(..3)
-            .filter(|_| first == b'\\')
-            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        out.push(octal.unwrap_or(first));
-        rest = octal.and_then(|_| after.get(3..)).unwrap_or(after);
-    }
-    out
-}
-
-/// Finds the directory that a mount covers: the file system that it lies in, and the path there. Copies of a
-/// mount, in whatever namespace, cover one directory.
-pub fn covered(table: &[Mount], mount: &Mount) -> Option<(Device, PathBuf)> {
-    let parent = table.iter().find(|other| other.id == mount.parent)?;
-    let below = mount.at.strip_prefix(&parent.at).ok()?;
-    let path = match below.as_os_str().is_empty() {
-        true => parent.root.clone(),
-        false => parent.root.join(below),
-    };
-    Some((parent.device, path))
-}
 
 /// A mount namespace, held by a descriptor.
 #[derive(Debug)]
 pub struct MountNamespace {
     fd: OwnedFd,
-    /// A process that lives in it.
+    /// A process in the namespace.
     pub pid: u32,
-    /// Its number, as `/proc/PID/ns/mnt` shows it.
+    /// The inode number of `/proc/PID/ns/mnt`.
     pub ino: u64,
 }
 
 impl MountNamespace {
-    /// Opens the namespace of this thread.
+    /// Opens the namespace of the current thread.
     pub fn own() -> Result<Self> {
         Self::open(std::process::id(), "/proc/thread-self/ns/mnt")
     }
@@ -150,14 +50,14 @@ impl MountNamespace {
         Ok(Self { fd, pid, ino })
     }
 
-    /// Opens every namespace that a visible process lives in, each once.
+    /// Opens every namespace that contains a visible process, each once.
     pub fn all() -> Result<Vec<Self>> {
         let mut found = Vec::new();
         let mut seen = std::collections::HashSet::new();
         for pid in users::pids()? {
             for thread in users::threads(pid) {
                 let link = PathBuf::from(format!("/proc/{pid}/task/{thread}/ns/mnt"));
-                // A process that ended meanwhile has none, and others may be out of reach.
+                // The process has ended, or this process lacks permission.
                 let Ok(name) = fs::read_link(&link) else {
                     continue;
                 };
@@ -172,8 +72,9 @@ impl MountNamespace {
         Ok(found)
     }
 
-    /// Runs `work` in a thread that has entered the namespace, and waits for it for `patience`. A thread that takes
-    /// longer is left behind, with ETIMEDOUT; it goes on.
+    /// Runs `work` in a thread that has entered the namespace, and waits for it for up to `patience`.
+    ///
+    /// On a timeout, returns ETIMEDOUT and leaves the thread running.
     pub fn inside<T: Send + 'static>(
         &self,
         patience: Duration,
@@ -186,21 +87,23 @@ impl MountNamespace {
             .name("namespace".into())
             .spawn(move || {
                 let done = Inside::enter(fd).and_then(|inside| work(&inside));
-                // Who waited has given up.
+                // The receiver is gone after a timeout.
                 drop(send.send(done));
             })
             .map_err(failed)?;
         let done = receive
             .recv_timeout(patience)
             .map_err(|_| Errno::TIMEDOUT)?;
-        // Until it has ended it keeps the namespace alive.
+        // The thread holds the namespace until it has ended.
         drop(entered.join());
         done
     }
 }
 
-/// A thread inside a mount namespace. The working directory of the thread is the /proc of the process, so that
-/// nothing depends on what is mounted at /proc there.
+/// A thread inside a mount namespace.
+///
+/// Its working directory is the /proc of this process, so that nothing depends on the mounts at /proc in the
+/// namespace.
 #[derive(Debug)]
 pub struct Inside {
     _private: (),
@@ -212,7 +115,8 @@ impl Inside {
         let proc = rustix::fs::openat(CWD, "/proc", flags, Mode::empty())?;
         unshare(CloneFlags::CLONE_FS)?;
         let is_own = rustix::fs::fstat(&namespace)?.st_ino == MountNamespace::own()?.ino;
-        // Also where it is in already: that leads out of a chroot, so that the whole table is seen.
+        // Enter the namespace even if this thread is already in it: setns(2) leaves a chroot, so that mountinfo shows
+        // all mounts.
         match setns(&namespace, CloneFlags::CLONE_NEWNS) {
             Err(_) if is_own => {}
             done => done?,
@@ -221,20 +125,20 @@ impl Inside {
         Ok(Self { _private: () })
     }
 
-    /// Reads the table of all mounts of the namespace.
+    /// Reads mountinfo: all mounts of the namespace.
     pub fn mounts(&self) -> Result<Vec<Mount>> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let file = rustix::fs::openat(CWD, "thread-self/mountinfo", flags, Mode::empty())?;
         let mut text = Vec::new();
         std::io::Read::read_to_end(&mut fs::File::from(file), &mut text)
             .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-        Ok(parse(&text))
+        Ok(mountinfo::parse(&text))
     }
 
-    /// Opens the root of a mount; ESTALE when something else is found at its path.
+    /// Opens the root of a mount. Returns ESTALE if its path leads to another object.
     pub fn open(&self, mount: &Mount) -> Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
-        // A path of mountinfo leads through no links.
+        // Paths in mountinfo contain no symbolic links.
         let how = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let fd = rustix::fs::openat2(CWD, &mount.at, flags, Mode::empty(), how)?;
         if is_mount(&fd, mount)? {
@@ -244,7 +148,7 @@ impl Inside {
         }
     }
 
-    /// Makes a second mount of what is mounted there, which is in no tree.
+    /// Clones the mount as a detached mount.
     pub fn clone_of(&self, mount: &Mount) -> Result<OwnedFd> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -252,43 +156,45 @@ impl Inside {
         Ok(rustix::mount::open_tree(self.open(mount)?, "", flags)?)
     }
 
-    /// Takes the mount, and what is mounted below it, out of the namespace's tree, whoever uses it.
+    /// Detaches the mount and all mounts below it, even if they are in use.
     pub fn detach(&self, mount: &Mount) -> Result<()> {
         let fd = self.open(mount)?;
         let path = format!("self/fd/{}", fd.as_raw_fd());
         Ok(rustix::mount::unmount(path, UnmountFlags::DETACH)?)
     }
 
-    /// Unmounts the mount unless something uses it: EBUSY. The kernel refuses that to a descriptor's holder, so
-    /// that the path has to do; it is compared directly before.
+    /// Unmounts the mount; fails with EBUSY if it is in use.
+    ///
+    /// An open descriptor would itself make the mount busy, so the unmount is by path, directly after a comparison
+    /// through a descriptor.
     pub fn unmount(&self, mount: &Mount) -> Result<()> {
         drop(self.open(mount)?);
         super::mount::unmount(&mount.at)
     }
 }
 
-/// Whether the file system is mounted in a namespace that a visible process lives in.
+/// Whether the file system is mounted in a namespace that contains a visible process.
 pub fn is_mounted(device: Device) -> Result<bool> {
     let namespaces = MountNamespace::all()?;
     Ok(namespaces.iter().any(|namespace| {
         let table = namespace
             .inside(PATIENT, Inside::mounts)
             .unwrap_or_default();
-        table.iter().any(|mount| mount.device == device)
+        table.iter().any(|mount| mount.device() == device)
     }))
 }
 
 fn is_mount(fd: impl AsFd, mount: &Mount) -> Result<bool> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let stat = rustix::fs::statx(&fd, "", flags, StatxFlags::MNT_ID)?;
-    Ok(stat.stx_mnt_id == mount.id && Device::of_fd(&fd)? == mount.device)
+    Ok(stat.stx_mnt_id == mount.id && Device::of_fd(&fd)? == mount.device())
 }
 
-/// Moves this thread, and every one that it starts from here on, to a mount namespace of its own, in which
-/// nothing is mounted but what the paths `keep` lie on. A path that does not exist keeps nothing.
+/// Moves this thread, and all threads that it starts later, to a new mount namespace that contains only the mounts
+/// that the paths `keep` are on. Paths that do not exist are ignored.
 ///
-/// The mounts there are private: none that is made or unmounted elsewhere appears or vanishes there. The working
-/// directory is the root directory afterwards. Where the right to it is missing, nothing has changed.
+/// The mounts there are private, so mounts and unmounts elsewhere do not propagate to it. The working directory
+/// becomes `/`. Without the privilege to create a namespace, nothing changes.
 pub fn leave(keep: &[&Path], device: Device) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
@@ -296,10 +202,10 @@ pub fn leave(keep: &[&Path], device: Device) -> Result<()> {
         .iter()
         .filter_map(|path| rustix::fs::statx(CWD, *path, flags, StatxFlags::MNT_ID).ok());
     let kept: Vec<u64> = kept.map(|stat| stat.stx_mnt_id).collect();
-    // From the root of the namespace, which a process in a chroot does not see.
+    // mountinfo of a chroot shows only a part of the table.
     let own = MountNamespace::own()?;
     let trimmed = own.inside(HASTY, move |inside| trim(inside, &kept, device));
-    // Where it was before may have been unmounted here.
+    // The previous working directory may be on a mount that was just removed.
     rustix::process::chdir("/")?;
     trimmed
 }
@@ -312,100 +218,66 @@ fn trim(inside: &Inside, paths: &[u64], device: Device) -> Result<()> {
     for id in paths {
         let mut id = *id;
         while let Some(mount) = table.iter().find(|mount| mount.id == id) {
-            if mount.device == device || !kept.insert(id) {
+            if mount.device() == device || !kept.insert(id) {
                 break;
             }
             id = mount.parent;
         }
     }
-    // What lies below another goes with it. Later mounts come first: they may cover earlier ones.
+    // Detaching a mount detaches the mounts below it as well. Later mounts come first, because they may cover earlier
+    // ones.
     let covers_root = |mount: &Mount| {
         let parent = table.iter().find(|other| other.id == mount.parent);
         parent.is_some_and(|parent| parent.at == mount.at)
     };
     for mount in table.iter().rev() {
         let topmost = kept.contains(&mount.parent) || covers_root(mount);
-        // One that is kept is in the way to it.
+        // A retained mount at the same path would be unmounted instead.
         let is_hidden = |other: &Mount| kept.contains(&other.id) && other.at == mount.at;
-        let done = if mount.device == device {
+        let done = if mount.device() == device {
             inside.detach(mount)
         } else if !topmost || kept.contains(&mount.id) || table.iter().any(is_hidden) {
             continue;
         } else {
-            // By its path: nothing else acts in this namespace, and an unmount asks no file system for anything,
-            // which a server that is gone would never answer.
+            // By path is safe: nothing else acts in this namespace. A lazy unmount sends no request to the file
+            // system, which a dead server would never answer.
             super::mount::unmount_lazily(&mount.at)
         };
         if let Err(error) = done {
-            // Locked, because a more privileged namespace made it; or out of reach, below another one.
-            log::debug!("{} stays mounted here: {error}", mount.at.shown());
+            // Locked, because a more privileged namespace created it, or hidden below another mount.
+            log::debug!(
+                "cannot unmount {} in the daemon's namespace: {error}",
+                mount.at.shown()
+            );
         }
     }
     Ok(())
 }
 
-/// The switch by which the kernel breaks off the connection of one FUSE file system.
+/// The control file with which the kernel aborts the connection of a FUSE file system.
 #[derive(Debug)]
 pub struct AbortSwitch(OwnedFd);
 
 impl AbortSwitch {
-    /// Opens the switch of the file system `device`, which must be mounted: its number is another one's later.
-    /// Nothing need be mounted for it, but the right to mount is needed.
+    /// Opens the control file of the file system `device`.
+    ///
+    /// The file system must be mounted: its device number is reused later. fusectl need not be mounted, but the
+    /// privilege to mount it is required.
     pub fn open(device: Device) -> Result<Self> {
         let context = rustix::mount::fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
         rustix::mount::fsconfig_create(context.as_fd())?;
         let flags = FsMountFlags::FSMOUNT_CLOEXEC;
         let mount = rustix::mount::fsmount(context.as_fd(), flags, MountAttrFlags::empty())?;
-        // The kernel names a connection by its own form of the device number.
+        // fusectl names connections by the kernel's internal device number.
         let switch = format!("{}/abort", device.major << 20 | device.minor);
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&mount, switch, flags, Mode::empty())?;
         Ok(Self(file))
     }
 
-    /// Breaks the connection off: what waits for an answer, and what is asked from here on, fails. Nothing
-    /// happens where the file system has ended.
+    /// Aborts the connection: pending and future requests fail. Has no effect if the file system has already ended.
     pub fn abort(&self) -> Result<()> {
         rustix::io::write(&self.0, b"1")?;
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TABLE: &[u8] = b"\
-31 27 8:1 / / rw,relatime shared:1 master:2 - ext4 /dev/sda1 rw,errors=remount-ro
-40 31 0:35 / /mnt/a\\040b rw - fuse.cowlfs web rw,user_id=0
-41 40 0:36 / /mnt/a\\040b/proc rw - proc proc rw
-42 31 8:1 /srv /data rw - ext4 /dev/sda1 rw
-43 42 0:35 /sub /data/a rw - fuse.cowlfs web rw
-44 31 0:44 / /merged rw shared:3 - overlay overlay rw,lowerdir=/a\\040b/x::/data,upperdir=/u,index=off
-broken line
-50 31 0:x / /y rw - a b c
-";
-
-    #[test]
-    fn the_table() {
-        let table = parse(TABLE);
-        assert_eq!(table.len(), 6);
-        let layers = ["/a b/x", "/data", "/u"].map(PathBuf::from);
-        assert_eq!(table[5].layers, layers);
-        assert_eq!(table[1].at, Path::new("/mnt/a b"));
-        assert_eq!(table[1].device, (0, 35).into());
-        assert_eq!(table[4].root, Path::new("/sub"));
-        let place = |index: usize| covered(&table, &table[index]).unwrap();
-        assert_eq!(place(1), ((8, 1).into(), "/mnt/a b".into()));
-        assert_eq!(place(4), ((8, 1).into(), "/srv/a".into()));
-        assert_eq!(place(2), ((0, 35).into(), "/proc".into()));
-        assert_eq!(covered(&table, &table[0]), None);
-    }
-
-    #[test]
-    fn escapes() {
-        assert_eq!(unescape(b"a\\134\\011b"), b"a\\\tb");
-        assert_eq!(unescape(b"end\\04"), b"end\\04");
-        assert_eq!(unescape(b"\\zzz"), b"\\zzz");
     }
 }

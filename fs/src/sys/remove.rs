@@ -1,7 +1,7 @@
-//! Removing a tree with a bounded number of descriptors, in linear time and with no recursion.
+//! Removes a tree with a bounded number of descriptors, in linear time and without recursion.
 //!
-//! The tree is hostile: any depth, any width, any mode bits. No symbolic link is followed, and nothing
-//! that is mounted inside is entered: its content is not the tree's.
+//! The tree is untrusted: it has any depth, any width and any mode bits. Symbolic links are not followed, and mounts
+//! inside the tree are not entered, because their content is not part of it.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,23 +12,24 @@ use super::node::{rmdir, unlink};
 use super::{attr, dir, stat};
 use crate::error::{Errno, Error, Result};
 
-/// How many directories of the present path are kept open. Those above are opened again through `..`
-/// when their turn comes, and are the same inodes then or nothing is removed.
+/// How many directories of the current path stay open.
+///
+/// Those above are reopened through `..` when they are needed; if one is not the same inode, removal stops.
 const OPEN: usize = 8;
 
-/// Where a removal stopped, and why.
+/// The object that could not be removed, and the error.
 #[derive(Clone, Debug)]
 pub struct RemovalError {
-    /// The path below the tree's root, shortened in the middle where it is long; empty for the root.
+    /// The path below the root of the tree, shortened in the middle if it is long; empty for the root.
     pub path: Vec<u8>,
     /// The cause.
     pub error: Error,
 }
 
-/// Removes `name` in `parent` with everything below it. An absent name is no error.
+/// Removes `name` in `parent` with everything below it. An absent name is not an error.
 ///
-/// Stops at the first object that cannot be removed. What an unprivileged caller may not read or change
-/// for its mode alone is made accessible first, as its owner may.
+/// Stops at the first object that cannot be removed. For an unprivileged caller, directories whose mode denies access
+/// are made accessible first, as their owner may.
 pub fn tree(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), RemovalError> {
     let at_root = |error| RemovalError {
         path: Vec::new(),
@@ -61,9 +62,9 @@ struct Level {
     name: Box<[u8]>,
     id: (u64, u64),
     fd: Option<OwnedFd>,
-    /// Directories that were read and not entered yet. Dropped with the descriptor, and read again.
+    /// Directories that were read but not entered yet. Dropped with the descriptor, and read again.
     todo: Vec<Box<[u8]>>,
-    /// Something was removed since its names were last read from the beginning.
+    /// An entry was removed since the last rewind.
     progress: bool,
     /// Its owner was given access.
     opened_up: bool,
@@ -100,7 +101,7 @@ struct Removal<'a> {
 }
 
 impl Removal<'_> {
-    /// Enters the next directory of the deepest level, reads on in it, or removes it.
+    /// Enters the next directory of the deepest level, reads more of its entries, or removes it.
     fn step(&mut self) -> Result<()> {
         let Some(level) = self.levels.last_mut() else {
             return Ok(());
@@ -132,8 +133,8 @@ impl Removal<'_> {
         Ok(())
     }
 
-    /// Removes the deepest level, which was read to its end: it is empty, unless its names moved while they
-    /// were removed.
+    /// Removes the deepest level after all its entries were read. It is empty, unless entries moved during their
+    /// removal.
     fn leave(&mut self) -> Result<()> {
         let Some((level, above)) = self.levels.split_last_mut() else {
             return Ok(());
@@ -174,7 +175,7 @@ impl Removal<'_> {
         Ok(())
     }
 
-    /// The path of the deepest level, below the root of the tree.
+    /// Returns the path of the deepest level, below the root of the tree.
     fn path(&self) -> Vec<u8> {
         const SHOWN: usize = 8;
         let levels = self.levels.iter().skip(1).map(|level| &*level.name);
@@ -190,7 +191,7 @@ impl Removal<'_> {
     }
 }
 
-/// The descriptor of the deepest of these levels; of none, the directory that the tree lies in.
+/// Returns the descriptor of the deepest of these levels; without levels, that of the tree's parent directory.
 fn fd_of<'a>(levels: &'a [Level], parent: BorrowedFd<'a>) -> Result<BorrowedFd<'a>> {
     match levels.last().map(|level| &level.fd) {
         None => Ok(parent),
@@ -200,7 +201,7 @@ fn fd_of<'a>(levels: &'a [Level], parent: BorrowedFd<'a>) -> Result<BorrowedFd<'
     }
 }
 
-/// Gives the owner of a directory access to it, once; false where that was done before.
+/// Gives the owner of a directory access to it; false if that was done before.
 fn open_up(level: &mut Level) -> Result<bool> {
     let Some(fd) = level.fd.as_ref().filter(|_| !level.opened_up) else {
         return Ok(false);
@@ -210,8 +211,8 @@ fn open_up(level: &mut Level) -> Result<bool> {
     Ok(true)
 }
 
-/// Reads one buffer of names and removes those that are no directories; false at the end. A name that
-/// cannot be removed is left in `stuck`.
+/// Reads one buffer of names and unlinks those that are not directories; false at the end of the directory. A name
+/// that cannot be removed is left in `stuck`.
 fn read_on(
     level: &mut Level,
     buffer: &mut [MaybeUninit<u8>],
@@ -225,7 +226,7 @@ fn read_on(
         let mut raw = RawDir::new(fd, buffer);
         while let Some(entry) = raw.next() {
             let entry = match entry {
-                // A directory that was removed while open has nothing in it.
+                // An open directory that was removed is empty.
                 Err(Errno::NOENT) => break,
                 other => other?,
             };
@@ -259,7 +260,7 @@ fn read_on(
     Ok(true)
 }
 
-/// Removes a name; false when it is a directory.
+/// Unlinks a name; false if it is a directory.
 fn remove_file(level: &mut Level, name: &[u8]) -> Result<bool> {
     let call = |level: &Level| match &level.fd {
         Some(fd) => unlink(fd.as_fd(), name),
@@ -277,7 +278,7 @@ fn remove_file(level: &mut Level, name: &[u8]) -> Result<bool> {
     }
 }
 
-/// Opens a directory of the same mount.
+/// Opens a directory on the same mount.
 fn open_below(parent: BorrowedFd<'_>, name: &[u8], how: OFlags) -> Result<OwnedFd> {
     let flags = how | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH;
@@ -296,7 +297,7 @@ fn open_below(parent: BorrowedFd<'_>, name: &[u8], how: OFlags) -> Result<OwnedF
     }
 }
 
-/// Opens the directory above, readable.
+/// Opens the parent directory for reading.
 fn open_above(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
     dir::open_dir_to_read(fd, b"..")
 }

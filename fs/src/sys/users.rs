@@ -1,7 +1,6 @@
-//! Processes that use a file system: open files, working and root directories, programs and mappings.
+//! Finds the processes that use a file system: open files, working and root directories, executables and mappings.
 //!
-//! They are found by device number, not by path, so that those in other mount namespaces and in a chroot
-//! are seen as well.
+//! They are found by device number, not by path, which includes processes in other mount namespaces and in a chroot.
 #![allow(unsafe_code)]
 
 use std::fs;
@@ -12,25 +11,25 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Errno, Result};
 
-/// How a process holds on to a file system.
+/// A way in which a process uses a file system.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hold {
-    /// Its working directory lies there.
+    /// Its working directory is on it.
     Cwd,
-    /// Its root directory lies there.
+    /// Its root directory is on it.
     Root,
-    /// It runs a program from there.
+    /// It runs an executable on it.
     Exe,
     /// It has mapped a file.
     Map,
     /// It has a file open; true: for writing.
     Open(bool),
-    /// Its mount namespace holds a copy of the mount.
+    /// Its mount namespace contains a copy of the mount.
     Namespace,
 }
 
 impl Hold {
-    /// A word for messages.
+    /// Returns the word for messages.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Cwd => "working directory",
@@ -47,16 +46,16 @@ impl Hold {
 /// A process that uses a file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
-    /// Its id.
+    /// The process id.
     pub pid: u32,
-    /// Its command's name.
+    /// The command name.
     pub command: String,
-    /// What it holds, each once.
+    /// Its uses of the file system, without duplicates.
     pub holds: Vec<Hold>,
 }
 
 impl User {
-    /// A process that only has a copy of the mount in its mount namespace; `None` when it is gone.
+    /// Returns a process that only has a copy of the mount in its mount namespace; `None` if it has ended.
     pub fn of_namespace(pid: u32) -> Option<Self> {
         let proc = PathBuf::from(format!("/proc/{pid}"));
         fs::read_link(proc.join("ns/mnt")).ok()?;
@@ -67,31 +66,31 @@ impl User {
         })
     }
 
-    /// Whether it uses nothing of the mount that it has a copy of.
+    /// Whether it only has a copy of the mount, and does not use it.
     pub fn has_only_a_copy(&self) -> bool {
         self.holds
             .iter()
             .all(|hold| matches!(hold, Hold::Namespace))
     }
 
-    /// "pid 12 (bash: working directory, open file)"
+    /// Formats it for messages: "pid 12 (bash: working directory, open file)".
     pub fn describe(&self) -> String {
         let holds: Vec<_> = self.holds.iter().map(Hold::name).collect();
         format!("pid {} ({}: {})", self.pid, self.command, holds.join(", "))
     }
 }
 
-/// A file system's device number.
+/// The device number of a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Device {
-    /// Major number.
+    /// The major number.
     pub major: u32,
-    /// Minor number.
+    /// The minor number.
     pub minor: u32,
 }
 
 impl Device {
-    /// Returns the device of the file system that `path` lies on, without asking that file system.
+    /// Returns the device of the file system that `path` is on, without sending it a request.
     pub fn of_path(path: &Path) -> Result<Self> {
         let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
         let stat = rustix::fs::statx(CWD, path, flags, StatxFlags::TYPE)?;
@@ -101,7 +100,7 @@ impl Device {
         })
     }
 
-    /// Returns the device of the file system behind a descriptor, without asking that file system.
+    /// Returns the device of the file system behind a descriptor, without sending it a request.
     pub fn of_fd(fd: impl std::os::fd::AsFd) -> Result<Self> {
         let flags = AtFlags::STATX_DONT_SYNC | AtFlags::EMPTY_PATH;
         let stat = rustix::fs::statx(fd, "", flags, StatxFlags::TYPE)?;
@@ -118,8 +117,8 @@ impl From<(u32, u32)> for Device {
     }
 }
 
-/// Lists all processes but `except` that use the file system `dev`. Processes that end meanwhile, or that
-/// this one may not inspect, are left out.
+/// Lists all processes except `except` that use the file system `dev`. Processes that end in the meantime, or that
+/// this one may not inspect, are omitted.
 pub fn of(dev: Device, except: &[u32]) -> Result<Vec<User>> {
     let mut users = Vec::new();
     for pid in pids()? {
@@ -144,7 +143,7 @@ pub fn pids() -> Result<Vec<u32>> {
         .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO).into())
 }
 
-/// Lists the ids of a process's threads; none of one that is gone.
+/// Lists the ids of a process's threads; empty if the process has ended.
 pub fn threads(pid: u32) -> Vec<u32> {
     numbers(&PathBuf::from(format!("/proc/{pid}/task"))).unwrap_or_default()
 }
@@ -159,7 +158,7 @@ fn numbers(dir: &Path) -> std::io::Result<Vec<u32>> {
     Ok(numbers)
 }
 
-/// Returns the command's name of the process whose /proc directory is `proc`.
+/// Returns the command name of the process whose /proc directory is `proc`.
 pub fn command(proc: &Path) -> String {
     match fs::read(proc.join("comm")) {
         Ok(name) => name.trim_ascii().escape_ascii().to_string(),
@@ -167,14 +166,14 @@ pub fn command(proc: &Path) -> String {
     }
 }
 
-/// Whether what a /proc link stands for lies on `dev`. Asks the kernel only, never the file system itself,
-/// which may be the one that hangs.
+/// Whether the target of a /proc link is on `dev`. Asks only the kernel and never the file system, which may be the
+/// one that hangs.
 fn lies_on(link: &Path, dev: Device) -> bool {
     Device::of_path(link).is_ok_and(|found| found == dev)
 }
 
-/// Returns what a process holds. A thread may have directories and descriptors of its own, and the main
-/// thread may have ended before the others.
+/// Lists the uses of a process. All threads are inspected: a thread may have directories and descriptors of its own,
+/// and the main thread may have ended before the others.
 fn holds(pid: u32, dev: Device) -> Vec<Hold> {
     let mut holds = Vec::new();
     let (mut with_files, mut with_memory) = (None, false);
@@ -206,7 +205,7 @@ fn holds(pid: u32, dev: Device) -> Vec<Hold> {
     holds
 }
 
-/// Returns a link in /proc that leads from a process to what it holds on `dev`.
+/// Returns a link in /proc to an object on `dev` that the process uses.
 pub fn link_to(pid: u32, dev: Device) -> Option<PathBuf> {
     let proc = PathBuf::from(format!("/proc/{pid}"));
     let tasks = threads(pid).into_iter().flat_map(|thread| {
@@ -235,14 +234,14 @@ fn open_files(task: &Path, open: fs::ReadDir, dev: Device, holds: &mut Vec<Hold>
     }
 }
 
-/// Whether two threads have one table of descriptors. `false` where the kernel does not say.
+/// Whether two threads share a table of descriptors. `false` if the kernel does not support the comparison.
 fn share_files(one: u32, other: u32) -> bool {
     const FILES: libc::c_int = 2; // KCMP_FILES
     // SAFETY: kcmp(2) takes numbers only, and writes nothing.
     unsafe { libc::syscall(libc::SYS_kcmp, one, other, FILES, 0_usize, 0_usize) == 0 }
 }
 
-/// Whether a line of /proc/PID/fdinfo/FD tells an access mode that writes.
+/// Whether /proc/PID/fdinfo/FD shows an access mode that allows writing.
 fn opened_for_writing(info: &[u8]) -> bool {
     info.split(|&b| b == b'\n')
         .find_map(|line| line.strip_prefix(b"flags:"))
@@ -251,7 +250,7 @@ fn opened_for_writing(info: &[u8]) -> bool {
         .is_some_and(|flags| matches!(flags & 0o3, 1 | 2))
 }
 
-/// Whether /proc/PID/maps names a file on `dev`.
+/// Whether /proc/PID/maps lists a file on `dev`.
 fn maps_device(maps: &[u8], dev: Device) -> bool {
     let wanted = format!("{:02x}:{:02x}", dev.major, dev.minor);
     maps.split(|&b| b == b'\n')

@@ -1,11 +1,10 @@
-//! Opening files by a path inside a tree whose content is not trusted: a container's root file system, or a
-//! directory that another user may write.
+//! Opens files by path inside a tree with untrusted content: a container's root file system, or a directory that
+//! another user may write to.
 //!
-//! Whoever writes the tree can put anything at a name: a link out of the tree, a device, a FIFO, a file with a
-//! lease. So the path is resolved beneath the tree (openat2(2)), never through a magic link and never onto
-//! another mount; the first descriptor is an O_PATH one, which neither blocks nor has side effects; the type is
-//! checked on that descriptor; and only a regular file is then opened, through /proc/self/fd, with O_NONBLOCK
-//! (a lease gives EAGAIN instead of a wait).
+//! Any name in such a tree can be a link out of it, a device, a FIFO, or a file with a lease. The path is therefore
+//! resolved beneath the tree (openat2(2)), without magic links and without crossing a mount. The first descriptor is
+//! an O_PATH one, which neither blocks nor has side effects. Its type is checked, and only a regular file is then
+//! opened, through /proc/self/fd with O_NONBLOCK (a lease fails with EAGAIN instead of blocking).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -17,27 +16,27 @@ use crate::sys::content;
 use crate::sys::dir;
 use crate::sys::stat::{FileKind, stat_fd};
 
-/// What a symbolic link in the path does.
+/// The treatment of symbolic links in the path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Links {
-    /// It is followed as a process with the tree as its root would follow it.
+    /// Links are followed as by a process that has the tree as its root.
     InTree,
-    /// It ends the resolution: the path counts as naming no file.
+    /// A link ends the resolution: the path names no file.
     Refused,
 }
 
-/// What a path inside a tree names.
+/// The object at a path inside a tree.
 #[derive(Debug)]
 pub enum Named {
-    /// A regular file, open.
+    /// A regular file, opened.
     File(OwnedFd),
-    /// Nothing; or a path that leads through a file, around in a circle, out of the tree, or onto another mount.
+    /// No object, or a path that leads through a file, in a loop, out of the tree, or onto another mount.
     Nothing,
     /// An object that is never opened: a directory, a device, a FIFO, a socket, or a link that is not followed.
     Other(FileKind),
 }
 
-/// How often a resolution is repeated that another process's renames disturbed.
+/// How often a resolution is retried after a race with a rename.
 const TRIES: u32 = 16;
 
 /// Opens the regular file `path` inside the tree `root`, with the access mode of `access`.

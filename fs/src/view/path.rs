@@ -1,10 +1,11 @@
-//! A path from a layer's root that shares the part above its last name with other paths: a walk down a tree
-//! of any depth makes one small allocation for each directory, not one as long as its path.
+//! A path in a layer that shares its parent with other paths.
+//!
+//! A walk down a tree of any depth makes one small allocation for each directory, instead of one as long as the path.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// A path from a layer's root; the root's own is empty.
+/// A path relative to the root of a layer. The path of the root is empty.
 #[derive(Clone, Default)]
 pub struct LayerPath(Option<Arc<Link>>);
 
@@ -14,7 +15,7 @@ struct Link {
 }
 
 impl LayerPath {
-    /// The path with one more name.
+    /// Returns the path extended by a name.
     #[must_use]
     pub fn join(&self, name: &[u8]) -> Self {
         Self(Some(Arc::new(Link {
@@ -23,7 +24,7 @@ impl LayerPath {
         })))
     }
 
-    /// The names in it, the last one first.
+    /// Iterates over the names, the last one first.
     fn names_upward(&self) -> impl Iterator<Item = &[u8]> {
         let mut at = self;
         std::iter::from_fn(move || {
@@ -33,20 +34,20 @@ impl LayerPath {
         })
     }
 
-    /// The names in it, from the root on.
+    /// Returns the names, from the root down.
     pub fn names(&self) -> Vec<&[u8]> {
         let mut names: Vec<_> = self.names_upward().collect();
         names.reverse();
         names
     }
 
-    /// The path above, and the last name; `None` for the root.
+    /// Returns the parent path and the last name; `None` for the root.
     pub fn split_last(&self) -> Option<(&Self, &[u8])> {
         let link = self.0.as_ref()?;
         Some((&link.above, &link.name))
     }
 
-    /// Its bytes, without a leading slash.
+    /// Returns the path as bytes, without a leading slash.
     pub fn to_bytes(&self) -> Vec<u8> {
         self.names().join(&b'/')
     }
@@ -78,7 +79,7 @@ impl Eq for LayerPath {}
 
 impl Drop for Link {
     fn drop(&mut self) {
-        // A long chain that ends here would be dropped recursively, one stack frame for each name.
+        // Dropping a long chain would recurse, with one stack frame for each name.
         let mut above = self.above.0.take();
         while let Some(mut link) = above.and_then(Arc::into_inner) {
             above = link.above.0.take();

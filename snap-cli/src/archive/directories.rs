@@ -1,5 +1,7 @@
-//! The attributes of directories that are being filled. Most are set at once; those that change while a directory is
-//! filled, or change what is made in it, when everything is there.
+//! Sets the attributes of directories that are being filled.
+//!
+//! Most are set immediately. Those that change while a directory is filled, or affect the objects created in it, are
+//! set at the end.
 
 use std::collections::BTreeSet;
 use std::os::fd::BorrowedFd;
@@ -12,29 +14,29 @@ use super::limits;
 use crate::delta::error::Result;
 use crate::delta::make::{self, Attrs, Last};
 
-/// Attributes that directories get in the end.
+/// The attributes that directories get at the end.
 #[derive(Debug, Default)]
 pub(super) struct Directories {
     pending: Dirs<Pending>,
-    /// The ACLs: many directories have the same.
+    /// The ACLs, deduplicated: many directories have the same.
     acls: BTreeSet<Arc<[u8]>>,
     acl_bytes: usize,
 }
 
-/// The name and the value of an ACL's attribute.
+/// The name and value of an ACL xattr.
 type Acl = (&'static [u8], Arc<[u8]>);
 
 #[derive(Debug)]
 struct Pending {
     perm: u32,
     mtime: SetTime,
-    /// `None`: like `mtime`.
+    /// `None`: the same as `mtime`.
     atime: Option<Box<SetTime>>,
     acls: Option<Box<[Acl]>>,
 }
 
 impl Directories {
-    /// Gives the directory behind `fd` its owner and extended attributes, and remembers the rest.
+    /// Sets the owner and xattrs of the directory behind `fd`, and records the rest.
     pub(super) fn set(&mut self, fd: BorrowedFd<'_>, path: &[u8], attrs: Attrs) -> Result<()> {
         make::apply_first(fd, &attrs, path)?;
         let mut acls = Vec::new();
@@ -59,7 +61,7 @@ impl Directories {
         self.acl_bytes += value.len();
         if self.acl_bytes > limits::DIRECTORY_ACLS {
             let what = format!(
-                "the different ACLs of directories have more than {} bytes, which is the limit",
+                "the distinct ACLs of directories exceed the limit of {} bytes",
                 limits::DIRECTORY_ACLS
             );
             return Err(limits::exceeded(what, path));
@@ -69,13 +71,13 @@ impl Directories {
         Ok(new)
     }
 
-    /// Forgets a directory that is about to be replaced, and everything in it.
+    /// Discards the records of a directory that is about to be replaced, and of everything in it.
     pub(super) fn forget(&mut self, path: &[u8]) {
         self.pending.forget(path);
     }
 
-    /// Sets what was remembered, in each directory after everything in it: one that its owner may not
-    /// enter must not be in the way of what is below it.
+    /// Sets the recorded attributes, of each directory after everything in it: a directory that its owner may not
+    /// search must not block access to those below it.
     pub(super) fn finish(self, root: BorrowedFd<'_>) -> Result<()> {
         self.pending.visit(root, &mut |pending, fd, path| {
             let path = if path.is_empty() { b"." } else { path };

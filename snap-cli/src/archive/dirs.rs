@@ -1,7 +1,7 @@
-//! A value for each of some directories of a tree, by path.
+//! A map from directories of a tree to values.
 //!
-//! A name is held once, with the directory that it lies in, and not as a path: the memory for a
-//! directory does not grow with its depth. So what is held is limited by the directories on the disk.
+//! Each name is stored once, in its parent directory, rather than as a path, so the memory for a directory does not
+//! depend on its depth. The size of the map is bounded by the number of directories on disk.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -13,15 +13,15 @@ use super::limits;
 use crate::delta::error::{Context as _, Result};
 use crate::delta::make;
 
-/// A directory's number; the root's is 0.
+/// The number of a directory; that of the root is 0.
 type DirId = u32;
 
 const ROOT: DirId = 0;
 
-/// How many descriptors are open on the way down.
+/// How many descriptors stay open during a visit.
 const OPEN: usize = 8;
 
-/// Is called with a value, its directory, and the directory's path.
+/// A callback that gets a value, its directory, and the path of the directory.
 type Visit<'a, T> = dyn FnMut(T, BorrowedFd<'_>, &[u8]) -> Result<()> + 'a;
 
 /// Values by directory.
@@ -29,7 +29,7 @@ type Visit<'a, T> = dyn FnMut(T, BorrowedFd<'_>, &[u8]) -> Result<()> + 'a;
 pub(super) struct Dirs<T> {
     children: BTreeMap<(DirId, Box<[u8]>), DirId>,
     values: Vec<Option<T>>,
-    /// Numbers of directories that were forgotten.
+    /// The numbers of removed directories, to be reused.
     unused: Vec<DirId>,
 }
 
@@ -44,12 +44,12 @@ impl<T> Default for Dirs<T> {
 }
 
 impl<T> Dirs<T> {
-    /// Sets the value of the directory with this clean path.
+    /// Sets the value of the directory at this normalized path.
     pub(super) fn set(&mut self, path: &[u8], value: T) -> Result<()> {
         self.change(path, |slot| *slot = Some(value))
     }
 
-    /// Changes the value of the directory with this clean path.
+    /// Updates the value of the directory at this normalized path.
     pub(super) fn change(
         &mut self,
         path: &[u8],
@@ -83,7 +83,7 @@ impl<T> Dirs<T> {
         Ok(id)
     }
 
-    /// Forgets a directory and everything in it.
+    /// Removes a directory and everything in it.
     pub(super) fn forget(&mut self, path: &[u8]) {
         let mut found = None;
         let mut id = ROOT;
@@ -121,11 +121,10 @@ impl<T> Dirs<T> {
         (key.0 == id).then(|| (key.1.clone(), *child))
     }
 
-    /// Calls `visit` with the value of each directory that has one, the directory, and its path; with
-    /// each directory after all directories in it.
+    /// Calls `visit` with each value, its directory, and the path, for each directory after all directories in it.
     pub(super) fn visit(mut self, root: BorrowedFd<'_>, visit: &mut Visit<'_, T>) -> Result<()> {
-        let what = "can't open the folder";
-        // The way down. Only the last descriptors stay open; the others are opened again through "..".
+        let what = "cannot open the directory";
+        // The current path. Only the last descriptors stay open; the others are reopened through "..".
         let mut way: Vec<Level> = Vec::new();
         let mut last = None;
         let mut path = Vec::new();
@@ -152,7 +151,7 @@ impl<T> Dirs<T> {
             }
             let above = way.len().checked_sub(2);
             let is_closed = |at: usize| way.get(at).is_some_and(|level| level.fd.is_none());
-            // Before the directory may become one that its owner cannot search.
+            // Reopen it before `visit` may make this directory unsearchable for its owner.
             let reopened = match above.is_some_and(is_closed) {
                 true => Some(make::up(fd).context(what, &path)?),
                 false => None,

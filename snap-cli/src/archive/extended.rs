@@ -1,5 +1,4 @@
-//! What PAX extended headers say of an entry. Only what is understood is retained, and within limits;
-//! everything else in them is dropped. Pure.
+//! Parses PAX extended headers. Only known records are retained, within limits. No I/O.
 
 use std::collections::BTreeMap;
 
@@ -13,18 +12,18 @@ use super::sparse;
 use crate::delta::error::{ErrorKind, Result, TreeError};
 use crate::delta::make::{ACL_ACCESS, ACL_DEFAULT, Xattrs};
 
-/// A field that a header sets, takes back, or does not mention.
+/// A field that a header sets, revokes, or does not contain.
 #[derive(Debug, Default)]
 pub(super) enum Field<T> {
     #[default]
     Unset,
-    /// An empty value: the entry's own header counts again.
+    /// An empty value: the entry's own header applies again.
     Revoked,
     Set(T),
 }
 
 impl<T> Field<T> {
-    /// The value, or the one of the global headers.
+    /// Returns this value, or that of the global headers.
     pub(super) fn over<'a>(&'a self, global: &'a Self) -> Option<&'a T> {
         match self {
             Self::Set(value) => Some(value),
@@ -51,25 +50,25 @@ pub(super) struct Extended {
     pub(super) minor: Field<u64>,
     pub(super) sparse_name: Option<Vec<u8>>,
     pub(super) sparse: sparse::Records,
-    /// cowl's own records.
+    /// Records that cowl defines.
     pub(super) is_socket: bool,
     pub(super) layer: Option<u64>,
     pub(super) ino: Option<u64>,
-    /// Whether it continues a file of another volume.
+    /// Whether the entry continues a file of another volume.
     pub(super) continues: bool,
-    /// In binary form; an attribute of the same name counts more, because it is exact.
+    /// In binary form. An xattr of the same name takes precedence, because it is exact.
     acls: BTreeMap<&'static [u8], Vec<u8>>,
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// Bytes of their names, each with its NUL.
+    /// The total length of the xattr names, each with its NUL.
     name_bytes: usize,
-    /// Whether there is anything.
+    /// Whether any record was retained.
     pub(super) any: bool,
-    /// The first record that cannot be used: an error of the entry, whose path is known later.
+    /// The first invalid record. It is an error of the entry, whose path is not known yet.
     pub(super) bad: Option<TreeError>,
 }
 
 impl Extended {
-    /// Takes in a header's data. The error says what is wrong with its form.
+    /// Parses the data of a header. The error describes the syntax error.
     pub(super) fn read(&mut self, data: &[u8]) -> Result<(), &'static str> {
         self.any = true;
         pax::each(data, &mut |key, value| {
@@ -122,7 +121,7 @@ impl Extended {
             b"default" => ACL_DEFAULT,
             other => {
                 let what = format!(
-                    "the archive has an ACL of a kind that Linux can't hold ({})",
+                    "the archive has an ACL of a type that Linux does not support ({})",
                     other.escape_ascii()
                 );
                 return Err(TreeError::new(ErrorKind::Refused, what));
@@ -135,7 +134,7 @@ impl Extended {
     }
 
     fn xattr(&mut self, name: Vec<u8>, value: &[u8]) -> Result<()> {
-        // The ACL itself is in the archive, or there was none.
+        // Either the archive contains the ACL itself, or it was removed.
         if is_alias(&name) {
             return Ok(());
         }
@@ -153,7 +152,7 @@ impl Extended {
         }
         if self.name_bytes > limits::XATTR_NAMES {
             let what = format!(
-                "the names of the extended attributes have more than {} bytes, which is the limit",
+                "the names of the extended attributes exceed the limit of {} bytes",
                 limits::XATTR_NAMES
             );
             return Err(TreeError::new(ErrorKind::Limit, what));
@@ -162,7 +161,7 @@ impl Extended {
         Ok(())
     }
 
-    /// Bytes of the retained attributes.
+    /// Returns the size of the retained xattrs in bytes.
     pub(super) fn attribute_bytes(&self) -> u64 {
         let xattrs = self
             .xattrs
@@ -172,7 +171,7 @@ impl Extended {
         xattrs.chain(acls).sum::<usize>() as u64
     }
 
-    /// The extended attributes of an entry to which this header and the global ones apply.
+    /// Returns the xattrs of an entry to which this header and the global ones apply.
     pub(super) fn into_xattrs(self, global: &Self) -> Xattrs {
         let acls = |acls: &BTreeMap<&'static [u8], Vec<u8>>| {
             let acls = acls.iter();

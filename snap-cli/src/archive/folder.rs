@@ -32,7 +32,6 @@ pub fn fill(view: &View, target: &Path, progress: OnProgress<'_>) -> Result<Expo
         progress,
     };
     walk::state(view, &mut fill)?;
-    fill.linked.finish()?;
     (fill.progress)(fill.out.done);
     Ok(fill.out)
 }
@@ -86,6 +85,9 @@ impl Visitor for Fill<'_> {
 
     fn leave(&mut self, path: &[u8]) -> Result<()> {
         let attrs = self.levels.pop();
+        if self.levels.is_empty() {
+            self.linked.finish()?;
+        }
         self.places.leave(path, |fd| match &attrs {
             Some(attrs) => make::apply(fd, FileKind::Directory, attrs, path),
             None => Ok(()),

@@ -1,4 +1,4 @@
-//! Recognizing container images, which are not root file systems though they are directories or tar archives.
+//! Recognizes container images, which are directories or tar archives but not root file systems.
 
 use std::io::Read as _;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -12,16 +12,16 @@ use rustix::fs::OFlags;
 
 use crate::delta::error::{Context as _, ErrorKind, Result, TreeError};
 
-/// What happens to a source that is a container image.
+/// The treatment of a source that is a container image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Images {
-    /// It is refused.
+    /// Refuse it.
     Refuse,
-    /// Its files are taken as they are.
+    /// Import its files as they are.
     TakeAsFiles,
 }
 
-/// At least one of these is in every root file system that a distribution or a build makes.
+/// Every root file system that a distribution or a build creates has at least one of these.
 const ROOT_NAMES: [&[u8]; 12] = [
     b"bin", b"dev", b"etc", b"home", b"lib", b"lib64", b"proc", b"root", b"sbin", b"sys", b"usr",
     b"var",
@@ -33,8 +33,8 @@ const HEAD: u64 = 64 << 10;
 /// Refuses the directory `tree`, unpacked or original, if it is a container image.
 pub fn refuse(tree: &Path) -> Result<()> {
     let name = tree.as_os_str().as_bytes();
-    let root = dir::open_root(tree).context("can't open the source", name)?;
-    match recognize(root.as_fd()).context("can't read the source", name)? {
+    let root = dir::open_root(tree).context("cannot open the source", name)?;
+    match recognize(root.as_fd()).context("cannot read the source", name)? {
         None => Ok(()),
         Some(what) => {
             let what = format!("this is {what}, not a root file system");
@@ -43,8 +43,7 @@ pub fn refuse(tree: &Path) -> Result<()> {
     }
 }
 
-/// The kind of image, in words, if the directory has everything that makes one and nothing of a root
-/// file system.
+/// Returns a description of the image if the directory has all parts of one and no directory of a root file system.
 fn recognize(root: BorrowedFd<'_>) -> cowl_fs::error::Result<Option<&'static str>> {
     for name in ROOT_NAMES {
         match stat::stat_at(root, name) {
@@ -64,7 +63,7 @@ fn recognize(root: BorrowedFd<'_>) -> cowl_fs::error::Result<Option<&'static str
     let manifest = head(root, b"manifest.json")?;
     let is_list = (manifest.as_ref()).is_some_and(|head| head.trim_ascii_start().starts_with(b"["));
     if is_list && has(&manifest, b"\"Config\"") && has(&manifest, b"\"Layers\"") {
-        return Ok(Some("an image that docker saved"));
+        return Ok(Some("a docker save image"));
     }
     let version = head(root, b"version")?;
     if manifest.is_some() && has(&version, b"Directory Transport Version:") {
@@ -73,7 +72,7 @@ fn recognize(root: BorrowedFd<'_>) -> cowl_fs::error::Result<Option<&'static str
     Ok(None)
 }
 
-/// The beginning of a regular file; `None` if there is none of this name.
+/// Reads the start of a regular file; `None` if there is no regular file of this name.
 fn head(root: BorrowedFd<'_>, name: &[u8]) -> cowl_fs::error::Result<Option<Vec<u8>>> {
     let found = match dir::open_path(root, name) {
         Ok(found) => found,

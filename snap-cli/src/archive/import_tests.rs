@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use cowl_fs::format::XattrSpace;
@@ -430,6 +431,37 @@ fn deep_trees_come_in() {
     let (unpacked, got) = import_tar(&archive);
     assert_eq!(got.unwrap().done.entries, 602);
     drop(unpacked);
+}
+
+/// A file with several names deep down gets one more name in the root meanwhile.
+#[test]
+fn hard_links_deep_down_leave_the_roots_attributes_alone() {
+    let source = tempfile::tempdir().unwrap();
+    let deep = source.path().join(vec!["d"; 80].join("/"));
+    fs::create_dir_all(&deep).unwrap();
+    fs::write(deep.join("one"), "x").unwrap();
+    fs::hard_link(deep.join("one"), deep.join("two")).unwrap();
+    let then = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+    let root = fs::File::open(source.path()).unwrap();
+    root.set_permissions(fs::Permissions::from_mode(0o555))
+        .unwrap();
+    root.set_modified(then).unwrap();
+    let verify = |target: &Path| {
+        let meta = fs::metadata(target).unwrap();
+        assert_eq!(meta.modified().unwrap(), then);
+        assert_eq!(meta.mode() & 0o7777, 0o555);
+        assert_eq!(fs::read_dir(target).unwrap().count(), 1);
+    };
+    let target = || tempfile::tempdir().unwrap();
+    let (imported, flattened, exported) = (target(), target(), target());
+    import_dir(source.path(), imported.path()).unwrap();
+    verify(imported.path());
+    let layer = Layer::open(imported.path(), XattrSpace::detect()).unwrap();
+    let view = View::new(vec![layer]);
+    crate::delta::flatten(&view, None, flattened.path(), &mut |_| {}).unwrap();
+    verify(flattened.path());
+    super::folder::fill(&view, exported.path(), &mut |_| {}).unwrap();
+    verify(exported.path());
 }
 
 #[test]

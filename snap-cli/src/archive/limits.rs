@@ -1,26 +1,26 @@
-//! Limits on what is parsed from an archive.
+//! Limits on the data that is parsed from an archive.
 //!
-//! An archive is hostile: its numbers and lengths are claims, and a few hundred compressed bytes expand
-//! to gigabytes. Whatever is held in memory is therefore limited here, far above what Linux file systems can
-//! store and what archivers write, so that an import needs less than 256 MiB. Content goes to the
-//! disk and is limited by the disk. docs/decisions/0019 has the reasons for each number.
+//! An archive is untrusted: its numbers and lengths are claims, and a few hundred compressed bytes can expand to
+//! gigabytes. Everything that is held in memory is therefore limited here, far above what Linux file systems can
+//! store and archivers write, such that an import uses less than 256 MiB. Content is written to disk and limited by
+//! its size. docs/decisions/0019 gives the reason for each number.
 
 use crate::delta::error::{ErrorKind, Result, TreeError};
 
-/// Bytes of an entry's path, or of the path that a hard link names. PATH_MAX is 4096; deeper trees exist,
-/// because paths can be followed step by step.
+/// Bytes of the path of an entry, or of the target of a hard link. PATH_MAX is 4096, but deeper trees exist, because
+/// a path can be resolved in steps.
 pub(super) const PATH: u64 = 1 << 20;
 
-/// Bytes of one PAX extended header.
+/// Bytes of a PAX extended header.
 pub(super) const EXTENDED: u64 = 16 << 20;
 
-/// Bytes of one PAX global header, and of all extended attributes that global headers set.
+/// Bytes of a PAX global header, and of all xattrs that global headers set.
 pub(super) const GLOBAL: u64 = 1 << 20;
 
-/// Runs of data in a sparse file's map.
+/// Segments of a sparse file's map.
 pub(super) const SEGMENTS: usize = 1 << 20;
 
-/// Entries of an ACL: as many as fit an extended attribute's value (XATTR_SIZE_MAX).
+/// Entries of an ACL: as many as fit in the value of an xattr (XATTR_SIZE_MAX).
 pub(super) const ACL_ENTRIES: usize = (XATTR_VALUE - 4) / 8;
 
 /// XATTR_SIZE_MAX of Linux.
@@ -29,26 +29,25 @@ pub(super) const XATTR_VALUE: usize = 64 << 10;
 /// XATTR_LIST_MAX of Linux: all names of one object, each with its NUL.
 pub(super) const XATTR_NAMES: usize = 64 << 10;
 
-/// Bytes of different ACLs that are remembered until the directories are complete.
+/// Bytes of distinct ACLs that are held until the directories are complete.
 pub(super) const DIRECTORY_ACLS: usize = 16 << 20;
 
-/// Memory of a decoder: the window of `zstd -22` (without `--long` or with `--long=27`) and the largest
-/// dictionary that xz's presets use twice over.
+/// The base-2 logarithm of the largest zstd window: that of `zstd -22` (without `--long`, or with `--long=27`).
 pub(super) const WINDOW_LOG: u32 = 27;
 
-/// Bytes of memory for xz: a dictionary of 128 MiB and what surrounds it.
+/// Bytes of memory for xz: a dictionary of 128 MiB, twice the largest of the presets, and the rest of the decoder.
 pub(super) const XZ_MEMORY: u64 = 136 << 20;
 
 /// Bytes of the manifest of a whole container.
 pub(super) const MANIFEST: u64 = 32 << 20;
 
-/// JSON values in such a manifest: each takes far more memory than its bytes.
+/// JSON values in such a manifest. A value takes far more memory than its text.
 pub(super) const MANIFEST_VALUES: usize = 1 << 20;
 
-/// Bytes of the file that holds a layer's sum.
+/// Bytes of the file that holds a layer's digest.
 pub(super) const SUM: u64 = 1 << 10;
 
-/// An error for an entry that exceeds a limit.
+/// Returns the error for an entry that exceeds a limit.
 pub(super) fn exceeded(what: impl Into<String>, path: &[u8]) -> TreeError {
     let error = TreeError::new(ErrorKind::Limit, what);
     if path.is_empty() {
@@ -58,7 +57,7 @@ pub(super) fn exceeded(what: impl Into<String>, path: &[u8]) -> TreeError {
     }
 }
 
-/// Refuses a number of bytes above `limit`.
+/// Refuses a size above `limit`.
 pub(super) fn bytes(size: u64, limit: u64, what: &str, path: &[u8]) -> Result<()> {
     if size <= limit {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Tests of archives as other programs write them: no entry is lost, and none is changed.
+//! Tests with archives of other programs: no entry is lost or altered.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -21,7 +21,7 @@ fn names(tree: &Path) -> Vec<String> {
     all.collect()
 }
 
-/// A header that claims a size, in the old format: nothing follows by itself.
+/// Returns a header in the old format that claims a size, without data.
 fn claiming(kind: EntryType, path: &str, size: u64) -> Vec<u8> {
     let mut header = Header::new_ustar();
     header.set_path(path).unwrap();
@@ -71,12 +71,12 @@ fn a_size_without_data_takes_no_entry_along() {
             got.unwrap_or_else(|error| panic!("{kind:?} {size}: {error}"));
             let want = ["a", "b", "c", "d", "first", "last", "odd"];
             assert_eq!(names(target.path()), want, "{kind:?} {size}");
-            // Padded to a record, as tar does.
+            // Padded to a record, as by tar.
             archive.resize(20 * 512 * 2, 0);
             let (target, got) = import_tar(&archive);
             got.unwrap_or_else(|error| panic!("{kind:?} {size}, padded: {error}"));
             assert_eq!(names(target.path()), want, "{kind:?} {size}, padded");
-            // A cut is seen there as well.
+            // A truncation is detected there as well.
             let error = import_tar(&archive[..end]).1.unwrap_err();
             assert_eq!(
                 error.kind(),
@@ -126,8 +126,7 @@ fn a_root_without_an_entry_has_the_mode_of_any_other_implied_directory() {
     }
 }
 
-/// A tree without the times of its implied directories, and without the root, whose times GNU tar leaves
-/// alone.
+/// Describes a tree without the times of implied directories, and without the root, whose times GNU tar does not set.
 fn told(tree: &Path) -> BTreeMap<String, String> {
     let mut all = describe(tree);
     all.remove("");
@@ -142,7 +141,7 @@ fn told(tree: &Path) -> BTreeMap<String, String> {
     all
 }
 
-/// What GNU tar makes of an archive.
+/// Describes the tree that GNU tar unpacks from an archive.
 fn gnus(archive: &[u8]) -> BTreeMap<String, String> {
     let dir = tempfile::tempdir().unwrap();
     let (file, tree) = (dir.path().join("a.tar"), dir.path().join("tree"));
@@ -176,7 +175,7 @@ fn an_acl_has_the_last_word_over_the_mode() {
     if !is_root("an_acl_has_the_last_word_over_the_mode") {
         return;
     }
-    // As bsdtar writes it: the rights of the owning group in the mode, the mask in the ACL.
+    // As written by bsdtar: the permissions of the owning group in the mode, the mask in the ACL.
     let acl = b"user::rw-,group::r--,other::---,user:1234:rw-,mask::rw-";
     let closed = b"user::---,group::---,other::---,user:1234:rwx,mask::rwx";
     let default: (&[u8], &[u8]) = (b"SCHILY.acl.default", acl);
@@ -412,8 +411,8 @@ fn a_layer_has_no_object_twice() {
     }
 }
 
-/// An alias comes from archives that were packed on XFS, and must not be set: it is not the ACL any more
-/// when the ACL changes.
+/// Archives that were created on XFS contain the alias. It must not be set, because it does not follow later changes
+/// of the ACL.
 #[test]
 fn an_alias_of_an_acl_is_left_out() {
     let alias: (&[u8], &[u8]) = (b"SCHILY.xattr.trusted.SGI_ACL_FILE", b"\0\0\0\x01");

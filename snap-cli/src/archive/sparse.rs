@@ -1,26 +1,27 @@
-//! Maps of sparse files, in the five forms in which archives carry them. Every form is read piece by
-//! piece, and never into more than [`limits::SEGMENTS`] runs. Pure.
+//! Parses the maps of sparse files, in the five formats that archives use.
+//!
+//! Each format is parsed incrementally, into at most [`limits::SEGMENTS`] segments. No I/O.
 
 use super::limits;
 use super::pax;
 use crate::delta::error::{ErrorKind, Result, TreeError};
 
-/// A file with holes.
+/// A sparse file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Sparse {
-    /// Its size, holes counted.
+    /// The size, including holes.
     pub(super) size: u64,
-    /// The runs that are stored. Empty with `map_in_data`.
+    /// The segments that are stored. Empty with `map_in_data`.
     pub(super) map: Map,
-    /// PAX format 1.0: the map is the first part of the data.
+    /// PAX format 1.0: the map is at the start of the data.
     pub(super) map_in_data: bool,
 }
 
-/// Runs of data: offset and length, rising.
+/// The data segments: offset and length, in ascending order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Map(pub(super) Vec<(u64, u64)>);
 
-const NOT_NUMBERS: &str = "its sparse map is no list of numbers";
+const NOT_NUMBERS: &str = "its sparse map is not a list of numbers";
 const NO_SIZE: &str = "its sparse map has no size";
 
 fn damaged(what: &str) -> TreeError {
@@ -28,7 +29,7 @@ fn damaged(what: &str) -> TreeError {
 }
 
 impl Map {
-    /// Adds a run; the error has no path yet.
+    /// Appends a segment. The error has no path yet.
     pub(super) fn push(&mut self, offset: u64, length: u64) -> Result<()> {
         refuse_more(self.0.len() as u64 + 1)?;
         self.0.push((offset, length));
@@ -41,12 +42,12 @@ fn refuse_more(runs: u64) -> Result<()> {
         return Ok(());
     }
     let limit = limits::SEGMENTS;
-    let what = format!("the sparse map has more than {limit} parts, which is the limit");
+    let what = format!("the sparse map exceeds the limit of {limit} segments");
     Err(TreeError::new(ErrorKind::Limit, what))
 }
 
 impl Sparse {
-    /// Refuses a map whose runs overlap, go back, or end beyond the file.
+    /// Refuses a map whose segments overlap, are out of order, or exceed the file size.
     pub(super) fn check(&self, stored: u64) -> Result<(), &'static str> {
         let (mut end, mut sum) = (0_u64, 0_u64);
         for &(offset, length) in &self.map.0 {
@@ -61,7 +62,7 @@ impl Sparse {
                 .ok_or("its sparse map is too large")?;
         }
         if end > self.size {
-            return Err("its sparse map goes beyond its end");
+            return Err("its sparse map extends beyond the end of the file");
         }
         if sum != stored {
             return Err("its sparse map and its data differ in length");
@@ -70,8 +71,8 @@ impl Sparse {
     }
 }
 
-/// The map that PAX format 1.0 puts before the data: decimal numbers, one per line; the first is the
-/// number of pairs that follow.
+/// The map that precedes the data in PAX format 1.0: decimal numbers, one per line. The first is the number of pairs
+/// that follow.
 #[derive(Debug, Default)]
 pub(super) struct MapInData {
     line: Vec<u8>,
@@ -80,11 +81,11 @@ pub(super) struct MapInData {
     map: Map,
 }
 
-/// Digits of the largest 64-bit number.
+/// The digits of the largest 64-bit number.
 const LONGEST_NUMBER: usize = 20;
 
 impl MapInData {
-    /// Reads the next block. Returns the map when it is complete; the rest of the block is padding.
+    /// Parses the next block. Returns the map when it is complete; the rest of the block is padding.
     pub(super) fn block(&mut self, block: &[u8]) -> Result<Option<Map>> {
         for &byte in block {
             if byte != b'\n' {
@@ -112,22 +113,22 @@ impl MapInData {
     }
 }
 
-/// What PAX records say of a sparse file.
+/// The PAX records of a sparse file.
 #[derive(Debug, Default)]
 pub(super) struct Records {
     major: Option<u64>,
     minor: Option<u64>,
     real_size: Option<u64>,
     size: Option<u64>,
-    /// Format 0.0: one record after another, an offset and a length in turn.
+    /// Format 0.0: one record after another, alternately an offset and a length.
     offset: Option<u64>,
     pairs: Map,
-    /// Format 0.1: all in one record.
+    /// Format 0.1: all segments in one record.
     map: Option<Map>,
 }
 
 impl Records {
-    /// Takes in one record, whose key begins with `GNU.sparse.`; the error has no path yet.
+    /// Parses a record whose key begins with `GNU.sparse.`. The error has no path yet.
     pub(super) fn record(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
         let number = || pax::decimal(value).ok_or_else(|| damaged(NOT_NUMBERS));
         match key {
@@ -142,13 +143,13 @@ impl Records {
             }
             b"offset" => return Err(damaged(NOT_NUMBERS)),
             b"map" => self.map = Some(one_record(value)?),
-            // numblocks says again how many there are.
+            // `numblocks` repeats the number of segments.
             _ => {}
         }
         Ok(())
     }
 
-    /// The map that the records describe, if they describe one.
+    /// Returns the map that the records describe, if any.
     pub(super) fn sparse(self) -> Result<Option<Sparse>> {
         match (self.major, self.minor) {
             (None, _) if self.size.is_none() => Ok(None),
@@ -167,7 +168,7 @@ impl Records {
                 map: Map::default(),
                 map_in_data: true,
             })),
-            _ => Err(damaged("its sparse map is in a format that is not known")),
+            _ => Err(damaged("its sparse map has an unknown format")),
         }
     }
 }

@@ -246,7 +246,7 @@ impl<R: Read> Members<R> {
         let number = |field: &[u8]| member::number(field).and_then(|n| u64::try_from(n).ok());
         let (offset, length) = number(offset)
             .zip(number(length))
-            .ok_or_else(|| self.damaged("its sparse map is no list of numbers"))?;
+            .ok_or_else(|| self.damaged("its sparse map is not a list of numbers"))?;
         map.push(offset, length).map_err(|error| self.here(error))
     }
 

@@ -76,7 +76,6 @@ pub(super) fn import(
     while !copy.levels.is_empty() {
         copy.step()?;
     }
-    copy.linked.finish()?;
     (copy.progress)(copy.out.done);
     Ok(copy.out)
 }
@@ -256,6 +255,9 @@ impl Copy<'_> {
             }
             above.source = Some(from);
             above.target = Some(to);
+        }
+        if self.levels.is_empty() {
+            self.linked.finish()?;
         }
         make::apply(target.as_fd(), FileKind::Directory, &level.attrs, &path)?;
         self.path = path;

@@ -63,8 +63,10 @@ impl<'p> UnfinishedFile<'p> {
         if let Some(temporary) = &self.temporary {
             self.file.sync_all().map_err(at)?;
             std::fs::rename(temporary, self.path).map_err(at)?;
+            self.temporary = None;
+            // What it is a copy of may be removed as soon as this returns.
+            sync_parent(self.path).map_err(at)?;
         }
-        self.temporary = None;
         Ok(())
     }
 }
@@ -128,9 +130,7 @@ impl<'p> UnfinishedFolder<'p> {
             std::fs::rename(temporary, self.path).map_err(at)?;
         }
         self.temporary = None;
-        let parent = sys_parent(self.path);
-        let synced = File::open(parent).and_then(|parent| parent.sync_all());
-        synced.map_err(at)
+        sync_parent(self.path).map_err(at)
     }
 }
 
@@ -145,6 +145,24 @@ impl Drop for UnfinishedFolder<'_> {
         if let Err(error) = removed {
             log::warn!("cannot remove {}: {error}", temporary.shown());
         }
+    }
+}
+
+/// Makes a name durable, where its file system and the modes allow that.
+fn sync_parent(path: &Path) -> std::io::Result<()> {
+    let parent = sys_parent(path);
+    match File::open(parent).and_then(|parent| parent.sync_all()) {
+        // Some file systems cannot sync a directory, and one that may be written need not be readable.
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::InvalidInput | ErrorKind::Unsupported | ErrorKind::PermissionDenied
+            ) =>
+        {
+            log::warn!("cannot sync {}: {error}", parent.shown());
+            Ok(())
+        }
+        done => done,
     }
 }
 

@@ -1,4 +1,4 @@
-//! The bound of a daemon's log: it may lie in memory (`/run`), and what a container does may fill it.
+//! Bounds the size of a daemon's log, which may be in memory (`/run`) and which a container's activity can fill.
 
 use std::io::Result;
 use std::os::fd::AsFd;
@@ -10,8 +10,7 @@ use rustix::fs::FileType;
 
 use crate::container::mount::LOG_LIMIT;
 
-/// Begins a new log where the one that standard error goes to has become too long; the old one stays beside
-/// it as `log.old`.
+/// Starts a new log if the one that standard error goes to is too long. The old one is renamed to `log.old`.
 pub(super) fn bound() -> Result<()> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let Ok(_alone) = ONE_AT_A_TIME.try_lock() else {
@@ -30,7 +29,7 @@ pub(super) fn bound() -> Result<()> {
     Ok(rustix::stdio::dup2_stderr(&next)?)
 }
 
-/// Moves the log at `path` aside and makes a new one; nothing where `path` is no log of ours.
+/// Moves the log at `path` aside and creates a new one; returns `None` if `path` is not a log of cowl.
 fn begin_anew(path: &Path) -> Result<Option<std::fs::File>> {
     if path.file_name() != Some("log".as_ref()) {
         return Ok(None);

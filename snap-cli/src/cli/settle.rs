@@ -9,10 +9,10 @@ use crate::error::{Error, Result};
 use crate::store::manifest::ContainerId;
 use crate::store::{Session, Store};
 
-/// A process waits so long for another one that syncs the same container.
+/// How long a process waits for another one that syncs the same container.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
-/// Sync a container's snapshots and mark them durable (for cowl's own use: `snapshot` starts it)
+/// Sync a container's snapshots and mark them durable (internal: started by `snapshot`)
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The container's id
@@ -24,10 +24,10 @@ impl Verb for Args {
         output::log_everything();
         detach_from_shell()?;
         let id = ContainerId::parse(&self.id)
-            .ok_or_else(|| Error::usage(format!("{:?} is no container's id", self.id)))?;
+            .ok_or_else(|| Error::usage(format!("invalid container id: {:?}", self.id)))?;
         let store = Store::open(&context.root, context.session.clone())?;
         let filesystem = filesystem(&store)?;
-        // One at a time: the next one finds that what it was started for is done.
+        // Only one at a time. The next process finds its work done.
         let patient = Session {
             patience: PATIENCE,
             ..context.session.clone()

@@ -470,7 +470,12 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
         lock,
     };
     if let Err(error) = moving::move_in(&container) {
-        moving::finish(container).map(drop)?;
+        if moving::finish(container)?.is_some() {
+            // Only the sync of the move failed.
+            return Err(error.hint(format!(
+                "{name} is adopted, but a power cut may take it back: inspect the disk"
+            )));
+        }
         let hint = format!(
             "nothing was changed; copy it instead: cowl create {name} --from {}",
             quoted(rootfs)

@@ -78,7 +78,6 @@ fn look(store: &Store, id: ContainerId) -> Result<Vec<(Uuid, Option<Browse>, boo
         }
     }
     let mut found = Vec::new();
-    let mut boot = None;
     for (mount, folder) in folders {
         let state: Option<Browse> = match disk::read_bytes(&folder.join("state.json")) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
@@ -89,12 +88,8 @@ fn look(store: &Store, id: ContainerId) -> Result<Vec<(Uuid, Option<Browse>, boo
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => return Err(Error::at("read", &folder, error)),
         };
-        let boot = match &boot {
-            Some(boot) => boot,
-            None => boot.insert(host::boot_id()?),
-        };
-        let this_boot = state.as_ref().is_none_or(|state| state.boot == *boot);
-        let alive = this_boot && daemon::lives(&folder.join("lock"), &folder.join(SOCKET))?;
+        // Whatever boot the state names: no lock outlives one.
+        let alive = daemon::lives(&folder.join("lock"), &folder.join(SOCKET))?;
         found.push((mount, state, alive));
     }
     Ok(found)

@@ -39,7 +39,8 @@ const TRIES: u32 = 600;
 struct Pending {
     epoch: String,
     snapshots: BTreeSet<SnapshotId>,
-    basis: bool,
+    /// The mark of what the container stands on.
+    basis: Option<Settling>,
     layers: Vec<LayerId>,
     /// Snapshots on layers of which an earlier sync has lost a part, with its error.
     spoilt: Vec<(SnapshotId, String)>,
@@ -59,7 +60,8 @@ impl Pending {
             epoch: epoch(store)?,
             ..Self::default()
         };
-        found.basis = is_pending(manifest.settling.as_ref(), &found.epoch);
+        let basis = manifest.settling.clone();
+        found.basis = basis.filter(|mark| mark.is_pending(&found.epoch));
         let mut layers: BTreeSet<_> = manifest.below_head().iter().copied().collect();
         let mut stacks = Vec::new();
         for snapshot in manifest.snapshots.iter().filter(|s| s.settling.is_some()) {
@@ -95,7 +97,10 @@ impl Pending {
     }
 
     fn is_empty(&self) -> bool {
-        !self.basis && self.snapshots.is_empty() && self.layers.is_empty() && self.spoilt.is_empty()
+        self.basis.is_none()
+            && self.snapshots.is_empty()
+            && self.layers.is_empty()
+            && self.spoilt.is_empty()
     }
 }
 
@@ -103,15 +108,16 @@ fn is_pending(settling: Option<&Settling>, epoch: &str) -> bool {
     settling.is_some_and(|settling| settling.is_pending(epoch))
 }
 
-/// Returns the epoch of a store: what is in memory only lasts as long as the boot, and as long as the disk is
-/// attached. So it is the id of the boot and, after a slash, the sequence number that the kernel gave the
-/// disk, where it has one.
+/// Returns the epoch of a store: what is in memory only lasts as long as the boot, as long as the disk is attached,
+/// and as long as the file system stays mounted (one that was shut down by an error loses it when it is mounted
+/// again). So it is the id of the boot and, after slashes, the sequence numbers of the disk and of the mounted file
+/// system, where the kernel shows them.
 pub fn epoch(store: &Store) -> Result<String> {
-    let boot = host::boot_id()?;
-    Ok(match host::disk_sequence(&store.root().join("layers")) {
-        Some(disk) => format!("{boot}/{disk}"),
-        None => boot,
-    })
+    let (boot, layers) = (host::boot_id()?, store.root().join("layers"));
+    let text = |number: Option<u64>| number.map(|number| number.to_string()).unwrap_or_default();
+    let disk = text(host::disk_sequence(&layers));
+    let mounted = text(host::filesystem_sequence(&layers));
+    Ok(format!("{boot}/{disk}/{mounted}"))
 }
 
 /// Opens the file system that holds the layers of a store. Errors of writing that happens from here on are
@@ -195,7 +201,8 @@ fn recorded(
             settling.failed = Some(why.clone());
         }
     }
-    if pending.basis {
+    // Restored during the sync, it stands on another state by now, which the sync may not have reached.
+    if pending.basis.is_some() && pending.basis == next.settling {
         settle(&mut next.settling);
     }
     next
@@ -237,7 +244,8 @@ pub fn begin(store: &Store, id: ContainerId) -> Result<()> {
 }
 
 fn start_process(store: &Store, id: ContainerId) -> Result<()> {
-    daemon::ensure_run_dir(store, id)?;
+    // Not the one that removes unfinished files: no lock is held, and a daemon may be writing its state.
+    store.make_run_dir(id)?;
     let program = std::env::current_exe()
         .map_err(|e| Error::failed("cannot find the cowl program itself").because(e))?;
     let mut child = Command::new(&program)
@@ -359,5 +367,35 @@ impl Container<'_> {
         }
         disk::remove_if_there(&store.cache_file(self.id))?;
         self.commit(next, None, |_| Ok(Swap::Done))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::manifest::LayerId;
+
+    fn mark(source: &str) -> Settling {
+        Settling {
+            source: Some(source.to_owned()),
+            ..Settling::since("boot/1".to_owned())
+        }
+    }
+
+    #[test]
+    fn a_container_that_was_restored_during_a_sync_is_not_marked_durable_by_it() {
+        let (head, base) = (LayerId::fresh(), LayerId::fresh());
+        let mut manifest =
+            ContainerManifest::new(ContainerName::parse("web").unwrap(), head, &[base]);
+        let pending = Pending {
+            epoch: "boot/1".to_owned(),
+            basis: Some(mark("web@a")),
+            ..Pending::default()
+        };
+        manifest.settling = Some(mark("web@a"));
+        assert_eq!(recorded(&manifest, &pending, None).settling, None);
+        manifest.settling = Some(mark("web@b"));
+        let next = recorded(&manifest, &pending, None);
+        assert_eq!(next.settling, Some(mark("web@b")));
     }
 }

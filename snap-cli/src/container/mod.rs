@@ -180,8 +180,7 @@ impl<'s> Container<'s> {
         if goes_on {
             // Its writer may not have come to that. Rare enough for the plainest way.
             disk::sync_all(self.store.root())?;
-            disk::rename(&path, &self.store.container_file(self.id))?;
-            self.record = next;
+            self.put_in_force(next)?;
         } else {
             disk::remove_if_there(&path)?;
         }
@@ -223,31 +222,45 @@ impl<'s> Container<'s> {
             disk::remove_if_there(&path)?;
             return Err(error);
         }
+        let before = self.record.generation;
         let done = match between(self) {
             Ok(Swap::Refused(error)) => {
                 disk::remove_if_there(&path)?;
                 return Err(error);
             }
-            Ok(Swap::Done) => disk::rename(&path, &self.store.container_file(self.id)),
+            Ok(Swap::Done) => self.put_in_force(next),
             Err(error) => Err(error),
         };
-        match done {
-            Ok(()) => self.record = next,
-            Err(error) => {
-                // From here on what was made may be named by a manifest, or written to by a daemon.
-                if let Some(making) = making {
-                    making.leave();
-                }
-                let before = self.record.generation;
-                self.settle()?;
-                if self.record.generation == before {
-                    return Err(error);
-                }
-                log::warn!("{error}; the command was finished all the same");
-                return Ok(());
+        if let Err(error) = done {
+            // From here on what was made may be named by a manifest, or written to by a daemon.
+            if let Some(making) = making {
+                making.leave();
             }
+            if self.record.generation != before {
+                return Err(error);
+            }
+            self.settle()?;
+            if self.record.generation == before {
+                return Err(error);
+            }
+            log::warn!("{error}; the command was finished all the same");
+            return Ok(());
         }
         making.map_or(Ok(()), Making::done)
+    }
+
+    /// Renames the change that waits in `container.json.next` over the manifest. Where only the sync of the
+    /// directory fails, the change is in force all the same, and what it names must stay.
+    fn put_in_force(&mut self, next: Record<ContainerManifest>) -> Result<()> {
+        let path = self.store.container_file(self.id);
+        disk::rename_unsynced(&self.store.pending_file(self.id), &path)?;
+        self.record = next;
+        disk::sync_parent(&path).map_err(|error| {
+            let name = self.name();
+            error.hint(format!(
+                "the change of {name} is in force, but a power cut may take it back: inspect the disk"
+            ))
+        })
     }
 
     /// Refuses to freeze a layer that a daemon writes to whose run-time files are not visible here: another

@@ -153,7 +153,13 @@ fn finish_sign(store: &Store, name: &str) -> Result<()> {
             // It was destroyed, or never came to be.
             let path = sign(store, id);
             let bytes = std::fs::read(&path).map_err(|e| Error::at("read", &path, e))?;
-            let rest: Leftover = serde_json::from_slice(&bytes).unwrap_or_default();
+            let rest: Leftover = serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+                log::warn!(
+                    "what the destroyed container {id} left outside the store is not removed: {}: {error}",
+                    path.shown()
+                );
+                Leftover::default()
+            });
             rest.remove(store, id)?;
             unmark(store, id)?;
             lock.remove()

@@ -57,23 +57,27 @@ pub struct How {
 /// Mounts the container at `place` and serves it until it is unmounted.
 pub fn serve(store: &Store, id: ContainerId, place: &Path, how: How) -> Result<()> {
     let session = store.session();
+    // Before anything is written: its sync reports every error since, also the last one.
+    let filesystem = durability::filesystem(store)?;
     let daemon = Uuid::new_v4();
     let lock = state::daemon_lock(store, id, daemon);
     let alive = Lock::take(&lock, Mode::Exclusive, &session.who, session.patience)?;
-    let served = serve_locked(store, id, place, daemon, how);
+    let served = filesystem
+        .try_clone()
+        .and_then(|filesystem| serve_locked(store, id, (place, how), daemon, filesystem));
     alive.remove()?;
     served?;
     ephemeral::after_serving(store, id)?;
     // The thread that did so ends with the session. Nobody waits for this process any more.
-    durability::make_durable(store, id, &durability::filesystem(store)?)
+    durability::make_durable(store, id, &filesystem)
 }
 
 fn serve_locked(
     store: &Store,
     id: ContainerId,
-    place: &Path,
+    (place, how): (&Path, How),
     daemon: Uuid,
-    how: How,
+    filesystem: Filesystem,
 ) -> Result<()> {
     let Some(record) = store.container(id)? else {
         return Err(Error::not_found(format!("there is no container {id}")));
@@ -91,8 +95,6 @@ fn serve_locked(
     config.snapshots = true;
     let (settle, told) = channel();
     config.settle = Some(settle);
-    // Before anything is written: its sync reports every error since.
-    let filesystem = durability::filesystem(store)?;
     store.session().mounts.apply(&mut config);
     config.mount.source = manifest.name.to_string();
     config.mount.nosuid = how.nosuid;
@@ -107,17 +109,22 @@ fn serve_locked(
         nosuid: how.nosuid,
         replacing: false,
         device: None,
+        store: Some(store.run_key().to_owned()),
     };
     log::info!("mounting {} at {}", manifest.name, place.shown());
     cowl_fs::serve(config, |device| {
         state.device = Some(device);
-        // Without the state the next command would not find the mount; it serves all the same.
-        if let Err(error) = state::write(store, id, &state)
-            .and_then(|()| let_go_of_lock())
-            .and_then(|()| say_ready())
-            .and_then(|()| settle_in_background(store, id, filesystem, told))
-        {
-            log::error!("{error}");
+        // Without the state the next command would not find the mount; it serves all the same. Each step is
+        // taken whatever became of those before: the command that waits must not wait for ever.
+        for done in [
+            state::write(store, id, &state),
+            let_go_of_lock(),
+            say_ready(),
+            settle_in_background(store, id, filesystem, told),
+        ] {
+            if let Err(error) = done {
+                log::error!("{error}");
+            }
         }
     })?;
     // Ended by umount(8), say: whoever ends it by cowl has seen to the state already.

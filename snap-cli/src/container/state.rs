@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::host;
 use crate::host::mountinfo;
 use crate::host::users::{self, Device};
+use crate::store::lock::Lock;
 use crate::store::manifest::ContainerId;
 use crate::store::run::STATE;
 use crate::store::{Store, disk};
@@ -68,6 +69,9 @@ pub struct RunState {
     /// The mount's file system; daemons of earlier versions did not note it.
     #[serde(default)]
     pub device: Option<Device>,
+    /// The store of the container, as [`Store::run_key`] names it; daemons of earlier versions did not note it.
+    #[serde(default)]
+    pub store: Option<String>,
 }
 
 impl RunState {
@@ -135,16 +139,21 @@ pub fn exec_lock(store: &Store, id: ContainerId) -> PathBuf {
     store.run_dir(id).join("exec.lock")
 }
 
-/// Looks whether the container is mounted. State of an earlier boot is removed.
+/// Determines whether the container is mounted. State of an earlier boot is removed, and that of the original
+/// in a copy of a store: its mount is none of the copy's.
 pub fn look(store: &Store, id: ContainerId) -> Result<Mounted> {
     let Some(state) = read(store, id)? else {
         return Ok(Mounted::No);
     };
-    if state.boot != host::boot_id()? {
+    let path = daemon_lock(store, id, state.daemon);
+    let is_of_copy = state.store.as_ref().is_some_and(|of| of != store.run_key());
+    let is_of_other_boot = state.boot != host::boot_id()?;
+    // No lock outlives a boot. Some container managers give each container a boot id of its own, so that one
+    // boot has several.
+    if (is_of_copy || is_of_other_boot) && !Lock::is_held(&path)? {
         remove(store, id)?;
         return Ok(Mounted::No);
     }
-    let path = daemon_lock(store, id, state.daemon);
     if daemon::lives(&path, &daemon::socket(store, id))? {
         return Ok(Mounted::Alive(state));
     }
@@ -202,7 +211,6 @@ pub fn remove(store: &Store, id: ContainerId) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::lock::Lock;
     use crate::store::tests::session;
 
     fn state(mountpoint: PathBuf, boot: String) -> RunState {
@@ -215,6 +223,7 @@ mod tests {
             nosuid: false,
             replacing: false,
             device: None,
+            store: None,
         }
     }
 
@@ -246,6 +255,39 @@ mod tests {
         });
 
         write(&store, id, &state("/x".into(), "another boot".to_owned())).unwrap();
+        assert_eq!(look(&store, id).unwrap(), Mounted::No);
+        assert!(read(&store, id).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_daemon_that_holds_its_lock_lives_whatever_the_boot_id_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
+        let id = ContainerId::fresh();
+        daemon::ensure_run_dir(&store, id).unwrap();
+        let now = state("/x".into(), "that of a container".to_owned());
+        write(&store, id, &now).unwrap();
+        let mode = crate::store::lock::Mode::Exclusive;
+        let lock = Lock::try_take(&daemon_lock(&store, id, now.daemon), mode, "serve").unwrap();
+        assert_eq!(look(&store, id).unwrap(), Mounted::Alive(now));
+        drop(lock);
+        assert_eq!(look(&store, id).unwrap(), Mounted::No);
+    }
+
+    #[test]
+    fn the_state_of_another_store_is_none_of_a_copy() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
+        let id = ContainerId::fresh();
+        daemon::ensure_run_dir(&store, id).unwrap();
+        let of = |key: &str| RunState {
+            store: Some(key.to_owned()),
+            ..state("/x".into(), host::boot_id().unwrap())
+        };
+        let own = of(store.run_key());
+        write(&store, id, &own).unwrap();
+        assert_eq!(look(&store, id).unwrap(), Mounted::Dead(own));
+        write(&store, id, &of("another")).unwrap();
         assert_eq!(look(&store, id).unwrap(), Mounted::No);
         assert!(read(&store, id).unwrap().is_none());
     }

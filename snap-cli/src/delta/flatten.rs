@@ -67,7 +67,6 @@ pub fn flatten(
             Step::Leave(_) => flatten.leave(walk.path())?,
         }
     }
-    flatten.linked.finish()?;
     (flatten.progress)(flatten.done);
     Ok(flatten.done)
 }
@@ -198,6 +197,9 @@ impl Flatten<'_> {
 
     fn leave(&mut self, path: &[u8]) -> Result<()> {
         let level = self.levels.pop();
+        if self.levels.is_empty() {
+            self.linked.finish()?;
+        }
         self.places.leave(path, |fd| match &level {
             Some(level) => make::apply(fd, FileKind::Directory, &level.attrs, path),
             None => Ok(()),

@@ -1,8 +1,7 @@
-//! Files with several names in a tree that is being made: the second name is linked to the first, wherever
-//! that lies.
+//! Hard links in a tree that is being created: later names of a file are linked to its first name.
 //!
-//! A first name that lies deep is expensive to find again, and there may be one in every directory of a deep
-//! tree. Those files get one more name meanwhile, in a directory of their own in the tree's root.
+//! Reopening a first name at a great depth is expensive, and every directory of a deep tree may have one. Files at a
+//! great depth get a temporary additional name in a directory in the root of the tree.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -16,30 +15,30 @@ use super::error::{Context as _, Result};
 use super::make::{self, split};
 use super::places::Places;
 
-/// How deep a first name may lie to be found by its path. Only who may enter every directory, whatever its
-/// mode, finds any so.
+/// The depth up to which a first name is reopened by its path. This needs the privilege to search every directory
+/// regardless of its mode.
 const NEAR: usize = 64;
 
-/// Where the first name of a file is.
+/// The location of the first name of a file.
 enum First {
     Path(Vec<u8>),
     Aside(u64),
 }
 
-/// The files with several names that were made.
+/// The files with several names that were created.
 pub(crate) struct Linked {
     places: Places,
-    /// By device and inode of what they were made from.
+    /// By device and inode of the source.
     known: HashMap<(u64, u64), First>,
     aside: Option<(Vec<u8>, OwnedFd)>,
     next: u64,
 }
 
 impl Linked {
-    /// For the tree with this root.
+    /// Creates the record for the tree with this root.
     pub(crate) fn new(root: BorrowedFd<'_>) -> Result<Self> {
         let root = root.try_clone_to_owned();
-        let root = root.context("can't keep the target folder open", b".")?;
+        let root = root.context("cannot hold the target directory open", b".")?;
         Ok(Self {
             places: Places::new(root),
             known: HashMap::new(),
@@ -48,7 +47,7 @@ impl Linked {
         })
     }
 
-    /// The file that was made from this one under another name.
+    /// Returns the file that was created for another name of this source.
     pub(crate) fn find(&mut self, stat: &Stat) -> Result<Option<OwnedFd>> {
         if stat.kind() == FileKind::Directory || stat.nlink < 2 {
             return Ok(None);
@@ -58,19 +57,19 @@ impl Linked {
             Some(First::Path(path)) => {
                 let (parent, name) = split(path);
                 let place = self.places.folder(parent, false)?;
-                dir::open_path(place, name).context("can't open", path)?
+                dir::open_path(place, name).context("cannot open", path)?
             }
             Some(First::Aside(number)) => {
                 let name = number.to_string().into_bytes();
                 let aside = self.aside.as_ref().map(|(_, fd)| fd.as_fd());
                 let place = aside.unwrap_or(self.places.root());
-                dir::open_path(place, &name).context("can't open", &name)?
+                dir::open_path(place, &name).context("cannot open", &name)?
             }
         };
         Ok(Some(found))
     }
 
-    /// Notes the first name of a file: `name` in `parent`, with this path, so many directories deep.
+    /// Records the first name of a file: `name` in `parent`, its path, and its depth.
     pub(crate) fn note(
         &mut self,
         stat: &Stat,
@@ -94,7 +93,7 @@ impl Linked {
     }
 
     fn put_aside(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<First> {
-        let what = "can't make the hard link";
+        let what = "cannot make the hard link";
         let aside = match self.aside.take() {
             Some(aside) => aside,
             None => {
@@ -108,17 +107,18 @@ impl Linked {
         self.next += 1;
         match node::link(parent, name, fd.as_fd(), number.to_string().as_bytes()) {
             Ok(()) => Ok(First::Aside(number)),
-            // It has as many names as its file system allows.
+            // The file has reached the link limit of its file system.
             Err(error) if error.errno() == Errno::MLINK => Ok(First::Path(path.to_vec())),
             Err(error) => Err(error).context(what, path),
         }
     }
 
-    /// To be called when all is made: what was put aside goes.
-    pub(crate) fn finish(self) -> Result<()> {
-        match self.aside {
+    /// Removes the temporary names. Must be called when the tree is complete, before the root gets its attributes: it
+    /// changes the times of the root, and the root's owner may not be allowed to write to it.
+    pub(crate) fn finish(&mut self) -> Result<()> {
+        match self.aside.take() {
             Some((name, _)) => {
-                node::remove_tree(self.places.root(), &name).context("can't remove", &name)
+                node::remove_tree(self.places.root(), &name).context("cannot remove", &name)
             }
             None => Ok(()),
         }

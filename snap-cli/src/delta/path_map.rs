@@ -1,18 +1,20 @@
-//! A map from paths that shares what they have in common: its size is that of all names in them, where a map
-//! of whole paths would take the square of a tree's depth.
+//! A map from paths that shares common prefixes.
 //!
-//! Paths are bytes without a leading slash, the root's is empty. Nothing here recurses.
+//! Its size is linear in the names, where a map of whole paths would be quadratic in the depth of a tree. Paths are
+//! bytes without a leading slash; that of the root is empty. Nothing here recurses.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-/// Values by path. The way to the last path that was asked for is remembered: of paths that come in order each
-/// costs what it does not have in common with the one before.
+/// Values by path.
+///
+/// The last path that was looked up is cached. For paths in order, each lookup costs the components that differ from
+/// the previous path.
 #[derive(Debug)]
 pub(crate) struct PathMap<T> {
-    /// The root's first.
+    /// The first node is the root.
     nodes: Vec<Node<T>>,
-    /// Nodes that can be used again.
+    /// Unused nodes.
     free: Vec<usize>,
     memo: RefCell<Memo>,
 }
@@ -23,17 +25,17 @@ struct Node<T> {
     below: BTreeMap<Box<[u8]>, usize>,
 }
 
-/// A path that is there, and what lies on the way to it.
+/// An existing path and the nodes along it.
 #[derive(Debug, Default)]
 struct Memo {
     path: Vec<u8>,
-    /// For each component where it ends in the path, its node, and whether it or one above it (but for the
+    /// For each component: its end in the path, its node, and whether it or one of its ancestors (except for the
     /// root) has a value.
     way: Vec<(usize, usize, bool)>,
 }
 
 impl Memo {
-    /// Goes back to what it has in common with a path.
+    /// Truncates it to the common prefix with a path.
     fn back(&mut self, path: &[u8]) {
         let same = common(&self.path, path);
         let kept = self.way.partition_point(|(end, ..)| *end <= same);
@@ -65,7 +67,7 @@ impl Memo {
     }
 }
 
-/// How many bytes two paths have in common at their beginning.
+/// Returns the length of the common prefix of two paths in bytes.
 pub(crate) fn common(one: &[u8], two: &[u8]) -> usize {
     const BLOCK: usize = 256;
     let blocks = one.chunks_exact(BLOCK).zip(two.chunks_exact(BLOCK));
@@ -93,11 +95,11 @@ impl<T> Default for PathMap<T> {
     }
 }
 
-/// What a [`PathMap`] is walked through with.
+/// The steps of a walk through a [`PathMap`].
 pub(crate) enum Visit<'a, T> {
-    /// Down to this name, which lies in the one that was entered last; the root's is empty.
+    /// Enters this name in the node that was entered last; the name of the root is empty.
     Enter(&'a [u8], Option<&'a T>),
-    /// Back up from the one that was entered last.
+    /// Leaves the node that was entered last.
     Leave(Option<&'a T>),
 }
 
@@ -115,7 +117,7 @@ impl<T> PathMap<T> {
         self.node(at)?.below.get(name).copied()
     }
 
-    /// Goes as far towards a path as there is one: whether that is all of it, and the rest.
+    /// Follows a path as far as it exists, and returns the rest.
     fn go<'p>(&self, memo: &mut Memo, path: &'p [u8]) -> &'p [u8] {
         memo.back(path);
         let mut rest = path.get(memo.path.len()..).unwrap_or_default();
@@ -139,7 +141,7 @@ impl<T> PathMap<T> {
         self.go(&mut memo, path).is_empty().then(|| memo.node())
     }
 
-    /// Puts a value; gives back the one that was there.
+    /// Inserts a value and returns the previous one.
     pub(crate) fn insert(&mut self, path: &[u8], value: T) -> Option<T> {
         let mut memo = std::mem::take(&mut *self.memo.borrow_mut());
         let rest = self.go(&mut memo, path);
@@ -162,7 +164,7 @@ impl<T> PathMap<T> {
         old
     }
 
-    /// The value of exactly this path.
+    /// Returns the value of exactly this path.
     pub(crate) fn get(&self, path: &[u8]) -> Option<&T> {
         self.node(self.find(path)?)?.value.as_ref()
     }
@@ -172,21 +174,21 @@ impl<T> PathMap<T> {
         self.get(path).is_some()
     }
 
-    /// Whether this path has a value, or one that it lies below; the root's own counts for itself alone.
+    /// Whether this path or one of its ancestors has a value. A value of the root counts for the root only.
     pub(crate) fn covers(&self, path: &[u8]) -> bool {
         let mut memo = self.memo.borrow_mut();
         self.go(&mut memo, path);
         memo.covered()
     }
 
-    /// Whether something below this path has a value.
+    /// Whether a descendant of this path has a value.
     pub(crate) fn has_below(&self, path: &[u8]) -> bool {
-        // What has none is not kept.
+        // Nodes without values at or below them are removed.
         let node = self.find(path).and_then(|at| self.node(at));
         node.is_some_and(|node| !node.below.is_empty())
     }
 
-    /// Takes all values away that lie at or below this path.
+    /// Removes all values at or below this path.
     pub(crate) fn remove_all(&mut self, path: &[u8]) {
         if self.find(path).is_none() {
             return;
@@ -199,9 +201,9 @@ impl<T> PathMap<T> {
         self.cut(path);
     }
 
-    /// Takes out what lies at and below a path, and what above it leads nowhere then.
+    /// Removes the nodes at and below a path, and ancestors that lead to no value anymore.
     fn cut(&mut self, path: &[u8]) {
-        // The last one on the way that has a value or leads elsewhere too, and the name that leads on from it.
+        // The last ancestor that has a value or another child, and the position of the name below it.
         let (mut keeper, mut at) = ((0, None), 0);
         for name in parts(path) {
             let Some(node) = self.node(at) else { return };
@@ -225,7 +227,7 @@ impl<T> PathMap<T> {
         }
     }
 
-    /// Walks through all that has a value or leads to one, what lies below each before the next beside it.
+    /// Visits all nodes depth-first.
     pub(crate) fn visit<E>(
         &self,
         mut visit: impl FnMut(Visit<'_, T>) -> Result<(), E>,
@@ -252,7 +254,7 @@ impl<T> PathMap<T> {
         Ok(())
     }
 
-    /// Calls `each` with every path and its value, and what another map has there.
+    /// Calls `each` with every path, its value, and the value of the same path in another map.
     pub(crate) fn each_with<U, E>(
         &self,
         other: &PathMap<U>,
@@ -261,7 +263,7 @@ impl<T> PathMap<T> {
         self.each(|path, value| each(path, value, other.get(path)))
     }
 
-    /// Calls `each` with every path and its value, a directory before what is in it.
+    /// Calls `each` with every path and its value, parents before children.
     pub(crate) fn each<E>(
         &self,
         mut each: impl FnMut(&[u8], &T) -> Result<(), E>,
@@ -272,7 +274,7 @@ impl<T> PathMap<T> {
         })
     }
 
-    /// The same, a directory after what is in it.
+    /// Calls `each` with every path and its value, children before parents.
     pub(crate) fn each_upward<E>(
         &self,
         mut each: impl FnMut(&[u8], &T) -> Result<(), E>,
@@ -283,7 +285,7 @@ impl<T> PathMap<T> {
         })
     }
 
-    /// [`Self::visit`] with the paths.
+    /// Like [`Self::visit`], with the paths.
     pub(crate) fn each_step<E>(
         &self,
         mut each: impl FnMut(&[u8], Visit<'_, T>) -> Result<(), E>,

@@ -1,5 +1,5 @@
-//! Making and removing what a plan of [`super::put_back`] says, through a [`Target`]: a file or a whole
-//! directory is made beside its place and renamed over it.
+//! Executes a plan of [`super::put_back`] through a [`Target`]. A file or a whole directory is staged next to its
+//! destination and renamed over it.
 
 use std::collections::HashMap;
 
@@ -15,16 +15,16 @@ use super::scope::is_within;
 use super::target::Target;
 use super::walk::{self, Item, Visitor};
 
-/// What the names of things on their way begin with.
+/// The prefix of the names of staged objects.
 const STAGED: &[u8] = b".cowl-";
 
-/// The state of putting back: what was made, and what is being made.
+/// The state of an execution: the objects that were created, and the one being created.
 pub(super) struct Work<'a> {
     old: Finder<'a>,
     target: &'a dyn Target,
-    /// Where files with several names were made.
+    /// The paths at which files with several names were created.
     made: HashMap<(u64, u64), LayerPath>,
-    /// The path that is being made, and where.
+    /// The path that is being created, and its staging path.
     staging: Option<(Vec<u8>, Vec<u8>)>,
     done: Progress,
     progress: OnProgress<'a>,
@@ -44,7 +44,7 @@ impl<'a> Work<'a> {
 }
 
 impl Work<'_> {
-    /// The type and attributes that the old state has at a path.
+    /// Returns the type and attributes of a path in the old state.
     pub(super) fn of(&mut self, path: &[u8]) -> Result<Option<(FileKind, Attrs)>> {
         let space = self.old.view().layers().first().map(|layer| layer.space());
         let found = self.old.at(path)?;
@@ -54,15 +54,15 @@ impl Work<'_> {
         Ok(Some((item.kind(), Attrs::of(&item.stat, item.xattrs()?))))
     }
 
-    /// A name beside a path that nobody has.
+    /// Returns an unused name next to a path.
     fn beside(path: &[u8]) -> Vec<u8> {
         let id = Uuid::new_v4().simple().to_string();
         join(split(path).0, &[STAGED, id.as_bytes()].concat())
     }
 
-    /// Removes what a killed command left beside its place.
+    /// Removes staged objects of an interrupted operation.
     pub(super) fn clear_staged(&mut self, folder: &[u8]) -> Result<()> {
-        let what = "can't read the folder";
+        let what = "cannot read the directory";
         let found = self.target.look(folder).context(what, folder)?;
         if found.is_none_or(|stat| stat.kind() != FileKind::Directory) {
             return Ok(());
@@ -79,7 +79,7 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Where a path lies at this moment.
+    /// Returns the current location of a path.
     fn place(&self, path: &[u8]) -> Vec<u8> {
         match &self.staging {
             Some((top, staged)) if is_within(path, top) => {
@@ -90,16 +90,16 @@ impl Work<'_> {
         }
     }
 
-    /// Makes folders on the way that are missing.
+    /// Creates missing parent directories.
     pub(super) fn parents(&mut self, path: &[u8]) -> Result<()> {
         let mut missing = Vec::new();
         let mut parent = split(path).0;
         while !parent.is_empty() {
-            let found = self.target.look(parent).context("can't read", parent)?;
+            let found = self.target.look(parent).context("cannot read", parent)?;
             match found.map(|stat| stat.kind()) {
                 Some(FileKind::Directory) => break,
                 Some(_) => {
-                    let what = "what it is to be put back into is no folder now";
+                    let what = "the parent is no longer a directory";
                     return Err(TreeError::new(ErrorKind::Refused, what).at(parent));
                 }
                 None => missing.push(parent),
@@ -114,7 +114,7 @@ impl Work<'_> {
                 let at = work.place(parent);
                 work.target
                     .mkdir(&at)
-                    .context("can't make the folder", parent)?;
+                    .context("cannot make the directory", parent)?;
                 work.attrs((&at, parent), kind, &attrs)
             })?;
         }
@@ -125,7 +125,7 @@ impl Work<'_> {
         self.staged(path, |work| work.fill(path))
     }
 
-    /// Has something made beside its place, and puts it there.
+    /// Stages an object with `make` and renames it to its destination.
     fn staged(&mut self, path: &[u8], make: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         let at = Self::beside(path);
         self.staging = Some((path.to_vec(), at.clone()));
@@ -140,7 +140,7 @@ impl Work<'_> {
     }
 
     fn exchange(&self, at: &[u8], path: &[u8]) -> Result<()> {
-        let what = "can't put back";
+        let what = "cannot put back";
         let is_folder = |stat: &Stat| stat.kind() == FileKind::Directory;
         let made = self.target.look(at).context(what, path)?;
         let there = self.target.look(path).context(what, path)?;
@@ -158,7 +158,7 @@ impl Work<'_> {
         }
     }
 
-    /// Makes what the old state has at a path, with everything below.
+    /// Creates the object at a path of the old state, with everything below it.
     fn fill(&mut self, path: &[u8]) -> Result<()> {
         let (view, found) = (self.old.view(), self.old.at(path)?);
         let mut filling = Filling {
@@ -169,19 +169,19 @@ impl Work<'_> {
         walk::below(view, path, &found, &mut filling)
     }
 
-    /// Makes one entry; its own path is `own`.
+    /// Creates one entry, whose own path is `own`.
     fn one(&mut self, item: &Item<'_>, own: LayerPath) -> Result<()> {
         let (path, at) = (item.path, self.place(item.path));
         let (kind, target) = (item.kind(), self.target);
         self.done.entries += 1;
         if kind == FileKind::Directory {
-            return target.mkdir(&at).context("can't make the folder", path);
+            return target.mkdir(&at).context("cannot make the directory", path);
         }
         let key = (item.stat.dev, item.stat.ino);
         if let Some(first) = self.made.get(&key) {
             return target
                 .link(&self.place(&first.to_bytes()), &at)
-                .context("can't make the hard link", path);
+                .context("cannot make the hard link", path);
         }
         match kind {
             FileKind::Regular => {
@@ -192,15 +192,15 @@ impl Work<'_> {
                 };
                 target
                     .file(&at, content)
-                    .context("can't copy the content", path)?;
+                    .context("cannot copy the content", path)?;
                 self.done.bytes += size;
             }
             FileKind::Symlink => target
                 .symlink(&at, &item.target()?)
-                .context("can't make the symbolic link", path)?,
+                .context("cannot make the symbolic link", path)?,
             _ => target
                 .node(&at, kind, item.stat.rdev)
-                .context("can't make", path)?,
+                .context("cannot make", path)?,
         }
         let attrs = Attrs::of(&item.stat, item.xattrs()?);
         self.attrs((&at, path), kind, &attrs)?;
@@ -211,7 +211,7 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Sets the attributes of what lies at one path, for another.
+    /// Sets the attributes of the object at one path to those of another.
     pub(super) fn attrs(
         &self,
         (at, path): (&[u8], &[u8]),
@@ -220,12 +220,12 @@ impl Work<'_> {
     ) -> Result<()> {
         self.target
             .attrs(at, kind, attrs)
-            .context("can't set the attributes of", path)
+            .context("cannot set the attributes of", path)
     }
 
-    /// Removes a path: what has more than one entry under another name first, so that it goes at once.
+    /// Removes a path. A directory with several entries is renamed first, so that it disappears in one step.
     pub(super) fn remove(&self, path: &[u8]) -> Result<()> {
-        let what = "can't remove";
+        let what = "cannot remove";
         let Some(stat) = self.target.look(path).context(what, path)? else {
             return Ok(());
         };
@@ -240,9 +240,9 @@ impl Work<'_> {
     }
 
     fn remove_tree(&self, path: &[u8]) -> Result<()> {
-        let what = "can't remove";
+        let what = "cannot remove";
         let mut path = path.to_vec();
-        // The names that are left in each directory on the way, and the length of its path.
+        // The remaining names of each directory on the way, and the length of its path.
         let mut levels: Vec<(Vec<Vec<u8>>, usize)> = Vec::new();
         loop {
             let found = self.target.look(&path).context(what, &path)?;
@@ -271,12 +271,12 @@ impl Work<'_> {
     }
 }
 
-/// Making what a walk finds.
+/// Creates the objects that a walk visits.
 struct Filling<'w, 'a> {
     work: &'w mut Work<'a>,
-    /// Where the walk begins.
+    /// The path at which the walk begins.
     top: LayerPath,
-    /// The directories in which it is, and the attributes that they get in the end.
+    /// The directories above the current one, and the attributes that they get at the end.
     levels: Vec<(LayerPath, Attrs)>,
 }
 

@@ -1,7 +1,7 @@
-//! A position in a tree: the directory at a path, with those above it, of which the nearest ones are open.
+//! A position in a tree: a directory and the path to it.
 //!
-//! A step down or up is one open, whatever the depth, and no more than [`OPEN`] descriptors are held. Those
-//! above are opened again through `..`, and are the same inodes then or it is an error.
+//! A step down or up is one open at any depth, and at most [`OPEN`] descriptors are held. Directories further up are
+//! reopened through `..`; if one is not the same inode, that is an error.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
@@ -10,7 +10,7 @@ use cowl_fs::sys::{dir, stat};
 
 use super::path_map::common;
 
-/// How many directories of the present way are kept open.
+/// How many directories of the path stay open.
 pub(crate) const OPEN: usize = 8;
 
 /// A position in a tree.
@@ -20,16 +20,16 @@ pub(crate) struct Way {
     stages: Vec<Stage>,
 }
 
-/// A directory on the way. The last one is open, and of those above it the nearest ones are.
+/// A directory on the path. The last one is open, and so are the nearest ones above it.
 struct Stage {
-    /// Where its name ends in the path.
+    /// The end of its name in the path.
     end: usize,
     id: (u64, u64),
     fd: Option<OwnedFd>,
 }
 
 impl Way {
-    /// In the root of a tree.
+    /// Creates a position at the root of a tree.
     pub(crate) fn new(root: OwnedFd) -> Self {
         Self {
             root,
@@ -38,28 +38,28 @@ impl Way {
         }
     }
 
-    /// The root.
+    /// Returns the root.
     pub(crate) fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }
 
-    /// The directory in which it stands.
+    /// Returns the current directory.
     pub(crate) fn here(&self) -> BorrowedFd<'_> {
         let last = self.stages.last().and_then(|stage| stage.fd.as_ref());
         last.map_or(self.root.as_fd(), |fd| fd.as_fd())
     }
 
-    /// How many directories it stands below the root.
+    /// Returns the depth of the current directory below the root.
     pub(crate) fn depth(&self) -> usize {
         self.stages.len()
     }
 
-    /// The device and inode of a directory on the way, by its depth.
+    /// Returns the device and inode of the directory at `depth` on the path.
     pub(crate) fn id_at(&self, depth: usize) -> Option<(u64, u64)> {
         self.stages.get(depth.checked_sub(1)?).map(|stage| stage.id)
     }
 
-    /// Steps down into a directory that was opened by this name in the one in which it stands.
+    /// Enters a directory that was opened by `name` in the current one.
     pub(crate) fn push(&mut self, name: &[u8], fd: OwnedFd) -> Result<()> {
         let id = id(&fd)?;
         if !self.path.is_empty() {
@@ -79,7 +79,7 @@ impl Way {
         Ok(())
     }
 
-    /// Goes back to what the way has in common with a clean path, and gives the rest of that.
+    /// Goes up to the common prefix with a normalized path, and returns the rest of that path.
     pub(crate) fn towards<'p>(&mut self, path: &'p [u8]) -> Result<&'p [u8]> {
         let depth = self.shared(path);
         self.back_to(depth)?;
@@ -87,7 +87,7 @@ impl Way {
         Ok(rest.strip_prefix(b"/").unwrap_or(rest))
     }
 
-    /// Leaves a directory at a clean path, and what lies below it: something else may be there soon.
+    /// Leaves the directory at a normalized path and everything below it, because it may be replaced.
     pub(crate) fn forget(&mut self, path: &[u8]) -> Result<()> {
         let depth = self.shared(path);
         match self.stages.get(..depth).and_then(<[_]>::last) {
@@ -96,7 +96,7 @@ impl Way {
         }
     }
 
-    /// How many directories of the way lie on a path.
+    /// Returns how many directories of the position are on a path.
     fn shared(&self, path: &[u8]) -> usize {
         let same = common(&self.path, path);
         let depth = self.stages.partition_point(|stage| stage.end <= same);
@@ -107,8 +107,7 @@ impl Way {
         }
     }
 
-    /// Opens the directory above the one in which it stands, so that that may be closed to its owner before it
-    /// is left.
+    /// Opens the parent of the current directory, so that the current one may become unsearchable before it is left.
     pub(crate) fn open_above(&mut self) -> Result<()> {
         if let [.., above, last] = self.stages.as_mut_slice()
             && above.fd.is_none()
@@ -119,7 +118,7 @@ impl Way {
         Ok(())
     }
 
-    /// Goes back up to this depth: by `..`, or from the root where that is nearer.
+    /// Goes up to this depth, through `..`, or from the root if that is closer.
     pub(crate) fn back_to(&mut self, depth: usize) -> Result<()> {
         let is_open = |stage: &Stage| stage.fd.is_some();
         let wanted = depth.checked_sub(1).and_then(|at| self.stages.get(at));
@@ -167,7 +166,7 @@ impl Way {
     }
 }
 
-/// Opens the directory above, which must be this one.
+/// Opens the parent directory and verifies its identity.
 fn up(fd: &OwnedFd, expected: (u64, u64)) -> Result<OwnedFd> {
     let above = dir::open_dir(fd.as_fd(), b"..")?;
     match id(&above)? == expected {
@@ -183,7 +182,7 @@ fn id(fd: &OwnedFd) -> Result<(u64, u64)> {
 
 #[cfg(test)]
 impl Way {
-    /// How many descriptors it holds besides the root's.
+    /// Returns how many descriptors are held besides that of the root.
     pub(crate) fn open(&self) -> usize {
         self.stages
             .iter()

@@ -1,10 +1,10 @@
-//! Files outside the store that other users may have a hand in: LXC's configs, and what lies beside them. LXC's
-//! directories may belong to another user than root, who can put anything at a name.
+//! Files outside the store that other users may modify: LXC's configs and the files next to them.
 //!
-//! Every open goes through [`chase`]: component by component with O_PATH descriptors, so that nothing is opened
-//! before its type is known, and a link that another user owns is followed only to what is that user's own (the
-//! rule of the kernel's fs.protected_symlinks, in every directory). What is read has a limit; what is written is
-//! written beside its place and renamed, relative to the directory that was found.
+//! An LXC directory may belong to a user other than root, who can create any object at any name. Every open goes
+//! through [`chase`], which resolves the path component by component with O_PATH descriptors, so that nothing is
+//! opened before its type is known. A link that another user owns is followed only to objects of the same user (the
+//! rule of the kernel's fs.protected_symlinks, applied to every directory). Reads are bounded. A write goes to a
+//! temporary file that is renamed to its destination, relative to the directory that was resolved.
 
 use std::collections::VecDeque;
 use std::fs::{File, Permissions};
@@ -21,20 +21,20 @@ use rustix::fs::{AtFlags, OFlags};
 
 use crate::error::{Error, Result};
 
-/// The longest file that is read: a config of LXC's has some kilobytes.
+/// The size limit of files that are read. A config of LXC has some kilobytes.
 const LIMIT: u64 = 4 << 20;
 
-/// How many links a path may lead through, as in the kernel.
+/// The maximum number of links in a path, as in the kernel.
 const LINKS: u32 = 40;
 
-/// Where a path leads.
+/// The result of a path resolution.
 #[derive(Debug)]
 struct Chased {
-    /// The directory that holds the name.
+    /// The directory that contains the name.
     dir: OwnedFd,
     /// The name in it; empty for the root directory.
     name: Vec<u8>,
-    /// What is there, by a descriptor that opens nothing; `None` where the name is free.
+    /// An O_PATH descriptor of the object; `None` if the name is unused.
     found: Option<OwnedFd>,
 }
 
@@ -48,7 +48,7 @@ fn parts(path: &[u8]) -> impl DoubleEndedIterator<Item = Vec<u8>> {
         .map(<[u8]>::to_vec)
 }
 
-/// Resolves a path. With `last` false a link in the last place is what is found.
+/// Resolves a path. If `last` is false, a link in the last component is not followed.
 fn chase(path: &Path, last: bool) -> std::io::Result<Chased> {
     let path = std::path::absolute(path)?;
     let root = || dir::open_root(Path::new("/")).map_err(lost);
@@ -134,7 +134,7 @@ fn read_found(found: &OwnedFd) -> std::io::Result<Vec<u8>> {
     }
 }
 
-/// Reads a whole file; `None` where there is none.
+/// Reads a whole file; `None` if it does not exist.
 pub fn read_opt(path: &Path) -> Result<Option<Vec<u8>>> {
     let read = || match chase(path, true)?.found {
         Some(found) => read_found(&found).map(Some),
@@ -146,20 +146,21 @@ pub fn read_opt(path: &Path) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// Reads a whole file that must be there.
+/// Reads a whole file that must exist.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     read_opt(path)?.ok_or_else(|| Error::at("read", path, IoError::from(ErrorKind::NotFound)))
 }
 
-/// Replaces a file: the old one or the new one is there, whole. A link stays one; owner and mode stay, or are
-/// `mode` where there was no file.
+/// Replaces a file atomically.
+///
+/// A symbolic link is followed. Owner and mode are preserved; a new file gets `mode`.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     chase(path, true)
         .and_then(|place| replace_in(&place, bytes, mode))
         .map_err(|error| Error::at("write", path, error))
 }
 
-/// Like [`replace`], but a link is replaced and not followed.
+/// Like [`replace`], but replaces a symbolic link instead of following it.
 pub fn replace_name(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     chase(path, false)
         .and_then(|mut place| {
@@ -174,7 +175,7 @@ fn replace_in(place: &Chased, bytes: &[u8], mode: u32) -> std::io::Result<()> {
     let old = old.map_err(lost)?;
     old.as_ref().map_or(Ok(()), is_regular)?;
     let temporary = [b".".as_slice(), &place.name, b".cowl"].concat();
-    // A killed command may have left it.
+    // An interrupted command may have left it.
     unlink(place, &temporary)?;
     let write = || -> std::io::Result<()> {
         let flags = OFlags::WRONLY | OFlags::NOFOLLOW;
@@ -209,7 +210,7 @@ fn unlink(place: &Chased, name: &[u8]) -> std::io::Result<()> {
     }
 }
 
-/// Copies a regular file to a new one, with its mode; a link is not followed.
+/// Copies a regular file to a new one, with its mode. A symbolic link is not followed.
 pub fn copy_new(from: &Path, to: &Path) -> Result<()> {
     let copy = || -> std::io::Result<()> {
         let found = chase(from, false)?.found;

@@ -1,4 +1,4 @@
-//! Which users the modes of the directories above a path let through to it.
+//! Determines which users can reach a path by the modes of the directories above it.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -13,8 +13,8 @@ const OWNER: u32 = 0o100;
 const GROUP: u32 = 0o010;
 const OTHERS: u32 = 0o001;
 
-/// Whether some directory above `path` lets through only root and, for another user, that user: then nobody
-/// else reaches what is mounted there. What is uncertain (another group, an ACL) counts as open.
+/// Whether a directory above `path` grants search permission only to root and to its owner, so that no other user can
+/// reach mounts at `path`. Uncertain cases (another group, an ACL) count as open.
 pub fn is_private(path: &Path) -> Result<bool> {
     let own = rustix::process::geteuid().as_raw();
     for dir in path.ancestors().skip(1) {
@@ -29,8 +29,8 @@ pub fn is_private(path: &Path) -> Result<bool> {
     Ok(false)
 }
 
-/// The directory above `path` whose mode keeps this user and group from it, if any. An ACL may still let them
-/// through.
+/// Returns the directory above `path` whose mode denies access to this user and group, if any. An ACL may still grant
+/// it.
 pub fn blocked_for(path: &Path, uid: u32, gid: u32) -> Result<Option<PathBuf>> {
     for dir in path.ancestors().skip(1) {
         let meta = std::fs::symlink_metadata(dir).map_err(|e| Error::at("inspect", dir, e))?;
@@ -54,7 +54,7 @@ fn has_acl(dir: &Path) -> Result<bool> {
     match found {
         Ok(_) => Ok(true),
         Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),
-        // It may not be read: what is uncertain counts as open.
+        // The ACL cannot be read. Uncertain cases count as open.
         Err(Errno::ACCESS) => Ok(true),
         Err(error) => Err(Error::at("inspect", dir, std::io::Error::from(error))),
     }

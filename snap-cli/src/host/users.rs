@@ -25,10 +25,10 @@ pub fn describe(users: &[User]) -> String {
     all.join(", ")
 }
 
-/// The device number of the mount at `at`, as the table of mounts tells it.
+/// Returns the device number of the topmost mount at `at`, according to mountinfo.
 pub fn device_at(at: &Path) -> Result<Option<Device>> {
     let mounts = mountinfo::read()?;
-    Ok(mountinfo::topmost(&mounts, at).map(|mount| mount.dev.into()))
+    Ok(mountinfo::topmost(&mounts, at).map(|mount| mount.device()))
 }
 
 /// A word of a command to type: quoted when a shell would not take it as it is.

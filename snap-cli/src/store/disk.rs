@@ -16,6 +16,9 @@ use cowl_fs::shown::Show as _;
 /// What ends the names of files that are being written.
 pub const TEMPORARY: &str = ".tmp";
 
+/// The flag for opening a file to write to: a link that lies there instead would lead out of the store.
+pub(super) const NO_LINK: i32 = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+
 /// Opens a file of the store, or a directory, for reading: nothing that lies there instead, a FIFO say, can
 /// make a command wait.
 pub fn open(path: &Path) -> std::io::Result<File> {
@@ -136,6 +139,7 @@ pub fn replace_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
         .write(true)
         .create(true)
         .truncate(true)
+        .custom_flags(NO_LINK)
         .open(&temporary)
         .and_then(|mut file| {
             file.write_all(bytes)?;
@@ -187,6 +191,16 @@ impl Filesystem {
         })
     }
 
+    /// Returns a second handle on the same open file description: an error of writing is reported to one of the
+    /// two.
+    pub fn try_clone(&self) -> Result<Self> {
+        let file = self.file.try_clone();
+        Ok(Self {
+            file: file.map_err(|error| Error::at("open", &self.path, error))?,
+            path: self.path.clone(),
+        })
+    }
+
     /// Writes everything that is not written yet, and waits until it is durable.
     pub fn sync(&self) -> Result<()> {
         rustix::fs::syncfs(&self.file).map_err(|error| {
@@ -217,14 +231,19 @@ pub fn sync_parent(path: &Path) -> Result<()> {
 
 /// Moves a file or folder within the store and puts that on the disk.
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
-    std::fs::rename(from, to).map_err(|error| {
-        Error::failed(format!("cannot move {} to {}", from.shown(), to.shown())).because(error)
-    })?;
+    rename_unsynced(from, to)?;
     sync_parent(to)?;
     if from.parent() != to.parent() {
         sync_parent(from)?;
     }
     Ok(())
+}
+
+/// Moves a file or directory within the store. The caller syncs what held it and what holds it.
+pub fn rename_unsynced(from: &Path, to: &Path) -> Result<()> {
+    std::fs::rename(from, to).map_err(|error| {
+        Error::failed(format!("cannot move {} to {}", from.shown(), to.shown())).because(error)
+    })
 }
 
 /// Makes a folder unless it is there.

@@ -5,7 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -81,6 +81,7 @@ impl Lock {
                 .write(true)
                 .create(true)
                 .truncate(false)
+                .custom_flags(disk::NO_LINK)
                 .open(path);
             let file = match made {
                 Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => {
@@ -228,6 +229,15 @@ mod tests {
         held.remove().unwrap();
         assert!(!Lock::is_held(&path).unwrap());
         assert!(!path.try_exists().unwrap());
+    }
+
+    #[test]
+    fn a_link_in_its_place_leads_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("x"), dir.path().join("other"));
+        std::os::unix::fs::symlink(&other, &path).unwrap();
+        Lock::try_take(&path, Mode::Exclusive, "a").unwrap_err();
+        assert!(!other.try_exists().unwrap());
     }
 
     #[test]

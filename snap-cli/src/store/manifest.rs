@@ -310,16 +310,13 @@ impl Settling {
         self.is_of(epoch) && self.failed.is_none()
     }
 
-    /// Whether it was acknowledged in the epoch `epoch`: in the same boot, on the same disk where both say
-    /// which.
+    /// Whether it was acknowledged in the epoch `epoch`: in the same boot, on the same disk and in the same mounted
+    /// file system, where both say which.
     pub fn is_of(&self, epoch: &str) -> bool {
-        match (self.epoch.split_once('/'), epoch.split_once('/')) {
-            (Some(own), Some(other)) => own == other,
-            (own, other) => {
-                let own = own.map_or(self.epoch.as_str(), |(boot, _)| boot);
-                own == other.map_or(epoch, |(boot, _)| boot)
-            }
-        }
+        let mut parts = self.epoch.split('/').zip(epoch.split('/'));
+        let same_boot = parts.next().is_some_and(|(own, other)| own == other);
+        let mut known = parts.filter(|(own, other)| !own.is_empty() && !other.is_empty());
+        same_boot && known.all(|(own, other)| own == other)
     }
 }
 
@@ -481,6 +478,13 @@ mod tests {
             ("boot/7", "boot/8", false),
             ("boot/7", "other/7", false),
             // Where sysfs is not there, the boot decides.
+            ("boot/7/1", "boot/7/1", true),
+            ("boot/7/1", "boot/7/2", false),
+            ("boot//1", "boot/7/2", false),
+            ("boot//1", "boot/7/1", true),
+            // Versions before did not note the mounted file system.
+            ("boot/7", "boot/7/1", true),
+            ("boot/7", "boot//1", true),
             ("boot/7", "boot", true),
             ("boot", "boot/7", true),
             ("other", "boot/7", false),

@@ -1,24 +1,25 @@
-//! Where containers are mounted when no place was asked for, and who may reach that.
+//! The default mount points of containers, and access to them.
 //!
-//! A root file system holds set-user-ID programs and device nodes, which its root can make at will: another
-//! user of the machine who reached them would be root. So `mnt` is closed to everybody but the store's owner.
-//! One more user has to get through: LXC resolves the path of a container with an id map as the container's
-//! root, which is an ordinary user of this machine. Such a container is mounted below a directory of its own,
-//! `mapped/<id>`, whose group is that root's and which nobody else can search: neither other users, nor the
-//! root of another container. (A group works on every file system; an ACL does not.)
+//! A container's root can create setuid programs and device nodes in its root file system; any other user of the host
+//! who could reach them would become root. `mnt` is therefore accessible only to the store's owner. For a container
+//! with an id map, LXC resolves the path as the container's root, which is an ordinary user of the host. Such a
+//! container is mounted in a directory of its own, `mapped/<id>`, whose group is that of the container's root. No
+//! other user, and no other container's root, can search it. (A group works on every file system; an ACL does not.)
 
-use std::fs::Permissions;
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::ErrorKind;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
 
 use super::manifest::ContainerId;
 use super::{Store, disk};
 use crate::error::{Error, Result};
 
-/// Mount points that only the store's owner reaches.
+/// Mount points that only the store's owner can reach.
 pub(super) const MNT: &str = "mnt";
-/// Mount points that a mapped root reaches as well.
+/// Mount points that a mapped root can reach as well.
 pub(super) const MAPPED: &str = "mapped";
 /// The mount point in a directory of `mapped`.
 const ROOTFS: &str = "rootfs";
@@ -28,7 +29,7 @@ const GROUP_PASSES: u32 = 0o710;
 const ALL_PASS: u32 = 0o711;
 
 impl Store {
-    /// Where a container is mounted when nobody says otherwise.
+    /// Returns the default mount point of a container.
     pub fn mount_dir(&self, id: ContainerId) -> PathBuf {
         self.root.join(MNT).join(id.to_string())
     }
@@ -37,13 +38,13 @@ impl Store {
         self.root.join(MAPPED).join(id.to_string())
     }
 
-    /// Where a container with an id map is mounted for LXC.
+    /// Returns the mount point of a container with an id map, for LXC.
     pub fn mapped_dir(&self, id: ContainerId) -> PathBuf {
         self.mapped_parent(id).join(ROOTFS)
     }
 
-    /// Makes the mount point `place`, one of the two above. `group` is the one that reaches a mapped one, root's
-    /// in the container.
+    /// Creates `place`, one of the two mount points above. `group` is the host gid of the container's root, which may
+    /// reach a mapped one.
     pub fn make_place(&self, id: ContainerId, place: &Path, group: Option<u32>) -> Result<()> {
         if place == self.mapped_dir(id) {
             let parent = self.mapped_parent(id);
@@ -55,14 +56,14 @@ impl Store {
         disk::ensure_dir(place)
     }
 
-    /// Has the root of a container with an id map reach `mnt`: for one start of a container whose config names a
-    /// place there, as those that an older version wrote do.
+    /// Lets the root of a container with an id map pass through `mnt`, for one start of a container whose config
+    /// names a mount point there, as configs of older versions do.
     pub fn admit_to_mnt(&self, group: u32) -> Result<()> {
         admit(&self.root.join(MNT), Some(group))
     }
 
-    /// Closes `mnt` where it is open: to everybody, as an older version made it, or, with `mapped`, to the mapped
-    /// root that was admitted last.
+    /// Closes `mnt`: to all users, for a store of an older version; with `mapped`, also to the mapped root that was
+    /// admitted last.
     pub fn close_mnt(&self, mapped: bool) -> Result<()> {
         let dir = self.root.join(MNT);
         let meta = match std::fs::symlink_metadata(&dir) {
@@ -91,10 +92,10 @@ impl Store {
     }
 }
 
-/// Removes a container's directory in one of the two directories of mount points. Only empty directories are
-/// removed: something may still be mounted there.
+/// Removes a container's directory in one of the two directories of mount points. Only empty directories are removed,
+/// because a container may still be mounted there.
 pub(super) fn remove_place(dir: &Path) -> Result<()> {
-    // In `mnt` such a name would be the container's own, should it still be mounted.
+    // In `mnt`, this name would be inside the container if it were still mounted.
     let inner = dir.parent().filter(|places| places.ends_with(MAPPED));
     let inner = inner.map(|_| dir.join(ROOTFS));
     for empty in inner.as_deref().into_iter().chain([dir]) {
@@ -108,20 +109,36 @@ pub(super) fn remove_place(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Opens a directory to change its mode. A link that lies there instead would lead out of the store.
+fn open(dir: &Path) -> Result<File> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(flags.bits().cast_signed());
+    options
+        .open(dir)
+        .map_err(|error| Error::at("open the directory", dir, error))
+}
+
 fn set_mode(dir: &Path, mode: u32) -> Result<()> {
-    std::fs::set_permissions(dir, Permissions::from_mode(mode))
+    open(dir)?
+        .set_permissions(Permissions::from_mode(mode))
         .map_err(|error| Error::at("set the mode of", dir, error))
 }
 
-/// Has the owner and a group search a directory, or the owner alone.
+/// Grants search permission to the owner and, if given, a group.
 fn admit(dir: &Path, group: Option<u32>) -> Result<()> {
-    // Closed first, so that no group but the one that is meant gets through meanwhile.
-    set_mode(dir, PRIVATE)?;
+    let opened = open(dir)?;
+    let mode = |mode| {
+        let set = opened.set_permissions(Permissions::from_mode(mode));
+        set.map_err(|error| Error::at("set the mode of", dir, error))
+    };
+    // Close it first: the old group must not pass in between.
+    mode(PRIVATE)?;
     let owners = rustix::process::getegid().as_raw();
-    chown(dir, None, Some(group.unwrap_or(owners)))
+    fchown(&opened, None, Some(group.unwrap_or(owners)))
         .map_err(|error| Error::at("set the group of", dir, error))?;
     match group {
-        Some(_) => set_mode(dir, GROUP_PASSES),
+        Some(_) => mode(GROUP_PASSES),
         None => Ok(()),
     }
 }
@@ -153,6 +170,20 @@ mod tests {
         assert_eq!(mode(&mnt), GROUP_PASSES);
         store.close_mnt(true).unwrap();
         assert_eq!(mode(&mnt), PRIVATE);
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_mnt_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, other) = (dir.path().join("s"), dir.path().join("other"));
+        drop(Store::open_or_make(&root, session()).unwrap());
+        std::fs::create_dir(&other).unwrap();
+        set_mode(&other, 0o755).unwrap();
+        std::fs::remove_dir(root.join(MNT)).unwrap();
+        std::os::unix::fs::symlink(&other, root.join(MNT)).unwrap();
+        let store = Store::open(&root, session()).unwrap();
+        store.close_mnt(false).unwrap_err();
+        assert_eq!(mode(&other), 0o755);
     }
 
     #[test]

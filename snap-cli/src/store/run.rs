@@ -1,12 +1,12 @@
 //! The directories of run-time files: socket, log, locks and state of each running mount.
 //!
-//! Root's lie in `/run/cowl/KEY/ID`, so that a mount needs no space on the store's disk. `KEY` names the store
-//! by its uuid and by device and inode of its directory: a copy of a store has the same uuid and the same
-//! container ids, and must not find the original's mounts. Where `/run` cannot be used, and for other users,
-//! they lie in `STORE/run/ID`; other users fall back to `$XDG_RUNTIME_DIR` where the disk is full. (They do not
-//! begin there: logind removes that directory with the last session, and a mount outlives it.)
+//! For root they are `/run/cowl/KEY/ID`, so that a mount needs no space on the store's disk. `KEY` consists of the
+//! store's uuid and the device and inode of its directory: a copy of a store has the same uuid and the same container
+//! ids, and must not find the original's mounts. If `/run` cannot be used, and for other users, they are
+//! `STORE/run/ID`. If the disk is full, other users fall back to `$XDG_RUNTIME_DIR`. (It is not their first choice,
+//! because logind removes it with the user's last session, and a mount outlives the session.)
 //!
-//! A running mount is found wherever its state lies, also in `STORE/run`, where older versions put it
+//! A running mount is found in any directory that holds its state, including `STORE/run`, which older versions used
 //! (docs/decisions/0009).
 
 use std::fs::{DirBuilder, File};
@@ -30,32 +30,34 @@ pub const STATE: &str = "state.json";
 /// The link from a volatile directory to its store.
 const STORE: &str = "store";
 
-/// As much as the files of a mount take at least: tried before a directory is chosen.
+/// The minimum space for the files of a mount, which is tested before a directory is chosen.
 const PROBE: usize = 16 * 1024;
 
-/// A base directory that does not survive a reboot, with the store's directory in it.
+/// A base directory that does not survive a reboot, and the store's directory in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Volatile {
-    /// `/run`, `/run/user/1000`.
+    /// `/run` or `/run/user/1000`.
     base: PathBuf,
-    /// The store's, two levels below.
+    /// The store's directory, two levels below.
     dir: PathBuf,
-    /// It is `/run`, which only root writes to, and which is used before `STORE/run`.
+    /// It is `/run`, which only root can write to, and which is preferred over `STORE/run`.
     is_system: bool,
 }
 
-/// The places for one store's run-time files.
+/// The candidate directories for the run-time files of a store.
 #[derive(Clone, Debug)]
 pub struct RunPlaces {
     volatile: Vec<Volatile>,
     /// `STORE/run`.
     own: PathBuf,
-    /// Who owns the store: nothing of anybody else's is used.
+    /// The uid of the store's owner. Objects of other users are not used.
     owner: u32,
+    /// Names the store: see the module.
+    key: String,
 }
 
 impl RunPlaces {
-    /// Determines the places for the store at `root`.
+    /// Determines the directories for the store at `root`.
     pub(super) fn of(root: &Path, store: Uuid) -> Result<Self> {
         let meta = std::fs::metadata(root).map_err(|e| Error::at("inspect", root, e))?;
         let mut bases = Vec::new();
@@ -64,7 +66,7 @@ impl RunPlaces {
         }
         let given = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
         bases.extend(given.filter(|path| path.is_absolute()).map(|p| (p, false)));
-        // Where pam_systemd puts it: for commands whose environment does not say so (cron, sudo).
+        // The location that pam_systemd uses, for commands without the environment variable (cron, sudo).
         let usual = (PathBuf::from(format!("/run/user/{}", meta.uid())), false);
         if !bases.contains(&usual) {
             bases.push(usual);
@@ -79,14 +81,15 @@ impl RunPlaces {
             volatile: volatile.collect(),
             own: root.join("run"),
             owner: meta.uid(),
+            key,
         })
     }
 
-    /// Whether nobody but the owner can have put anything into a volatile directory.
+    /// Whether only the owner can have created the contents of a volatile directory.
     fn is_private(&self, place: &Volatile) -> bool {
         let base_is_safe = match std::fs::symlink_metadata(&place.base) {
-            // Everybody may read it. A name in it that only root can make is not taken by others. (In a user
-            // namespace it belongs to nobody.)
+            // `/run` is readable by all users, but only root can create names in it. (In a user namespace its owner
+            // is not mapped.)
             Ok(meta) if place.is_system => {
                 meta.is_dir() && meta.uid() == 0 && meta.mode() & 0o022 == 0
             }
@@ -100,7 +103,7 @@ impl RunPlaces {
                 .all(|meta| meta.is_ok_and(|meta| is_private_dir(&meta, self.owner)))
     }
 
-    /// Every directory that may hold run-time files of containers, one per place; the newest kind first.
+    /// Lists every directory that may hold run-time files of containers, in order of preference.
     fn roots(&self) -> impl Iterator<Item = &Path> {
         let volatile = self.volatile.iter().filter(|place| self.is_private(place));
         let volatile = volatile.map(|place| place.dir.as_path());
@@ -128,7 +131,7 @@ impl RunPlaces {
             return Ok(dir);
         }
         let name = id.to_string();
-        // What was chosen once stays, because other commands may hold locks in it.
+        // An existing directory takes precedence, because other commands may hold locks in it.
         let is_preferred = |place: &&Volatile| {
             place.is_system || (self.is_private(place) && place.dir.join(&name).is_dir())
         };
@@ -162,7 +165,7 @@ impl RunPlaces {
                 Err(error) => note(error),
             }
         }
-        Err(first.unwrap_or_else(|| Error::failed("there is no place for run-time files")))
+        Err(first.unwrap_or_else(|| Error::failed("no directory is usable for run-time files")))
     }
 
     fn make_in(&self, place: &Volatile, name: &str) -> Result<PathBuf> {
@@ -189,13 +192,13 @@ impl RunPlaces {
         Ok(dir)
     }
 
-    /// Notes which store a directory belongs to, and removes those of stores that are gone.
+    /// Records the store that a directory belongs to, and removes the directories of stores that no longer exist.
     fn note_store(&self, place: &Volatile) -> Result<()> {
         let link = place.dir.join(STORE);
         let root = self.own.parent().unwrap_or(&self.own);
         match std::os::unix::fs::symlink(root, &link) {
             Ok(()) => {}
-            // It says where the store was once; only where it is not there any more does that count.
+            // The link records where the store once was. Only a missing store counts, so an old path is harmless.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
             Err(error) => return Err(Error::at("make the link", &link, error)),
         }
@@ -210,8 +213,8 @@ impl RunPlaces {
         Ok(())
     }
 
-    /// Removes directories of the container that would be found before `chosen` and could not be used. They
-    /// hold no running mount.
+    /// Removes directories of the container that take precedence over `chosen` but were not usable. They hold no
+    /// running mount.
     fn give_up_others(&self, id: ContainerId, chosen: &Path) -> Result<()> {
         for dir in self.all(id) {
             if dir == chosen {
@@ -222,7 +225,7 @@ impl RunPlaces {
                     "{} cannot be written, and mounts of snapshots use it",
                     dir.shown()
                 ))
-                .hint("unmount them first, or make room there"));
+                .hint("unmount them, or free space there"));
             }
             remove_tree(&dir)?;
         }
@@ -230,12 +233,12 @@ impl RunPlaces {
     }
 }
 
-/// Removes a store's directory if the store is gone, no daemon and no command uses it, and it did not change for
-/// an hour: the store may be visible in another mount namespace only.
+/// Removes a store's directory if the store no longer exists, no daemon or command uses it, and it did not change for
+/// an hour: the store may be visible only in another mount namespace.
 fn remove_stale(dir: &Path) -> Result<()> {
     const QUIET: Duration = Duration::from_secs(3600);
     let at = |error| Error::at("inspect", dir, error);
-    // Without the link it was made by an earlier version.
+    // An earlier version created it, without the link.
     let Ok(root) = std::fs::read_link(dir.join(STORE)) else {
         return Ok(());
     };
@@ -276,7 +279,7 @@ fn make_private(dir: &Path) -> Result<()> {
     }
 }
 
-/// Returns `dir` if there is space in it for a mount's files; else removes it, if it is empty.
+/// Returns `dir` if it has space for a mount's files; otherwise removes it if it is empty.
 fn usable(dir: PathBuf) -> Result<PathBuf> {
     probe(&dir).inspect_err(|_| {
         if let Err(error) = std::fs::remove_dir(&dir) {
@@ -295,23 +298,28 @@ pub(super) fn probe(dir: &Path) -> Result<()> {
 }
 
 impl Store {
-    /// The directory of a container's run-time files: of its running mount, or else where they were last.
+    /// Returns the directory of a container's run-time files: that of its running mount, or the one used last.
     pub fn run_dir(&self, id: ContainerId) -> PathBuf {
         self.run.current(id)
     }
 
-    /// Every directory in which run-time files of a container may lie.
+    /// Names the store by its uuid and the device and inode number of its directory: a copy has another key.
+    pub fn run_key(&self) -> &str {
+        &self.run.key
+    }
+
+    /// Lists every directory that may hold run-time files of a container.
     pub fn run_dirs(&self, id: ContainerId) -> Vec<PathBuf> {
         self.run.all(id)
     }
 
-    /// Makes the directory for a container's run-time files where there is space for them. Afterwards
-    /// [`Store::run_dir`] names it.
+    /// Creates a directory with sufficient space for a container's run-time files. Afterwards, [`Store::run_dir`]
+    /// returns it.
     pub fn make_run_dir(&self, id: ContainerId) -> Result<PathBuf> {
         self.run.make(id)
     }
 
-    /// The directories that hold those of all containers.
+    /// Lists the directories that hold those of all containers.
     pub(super) fn run_roots(&self) -> impl Iterator<Item = &Path> {
         self.run.roots()
     }
@@ -333,6 +341,7 @@ mod tests {
             }],
             own: root.join("run"),
             owner: rustix::process::geteuid().as_raw(),
+            key: "key".to_owned(),
         }
     }
 

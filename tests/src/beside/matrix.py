@@ -1,10 +1,10 @@
-# Every operation that changes an object, beside every attribute that stat(2) returns, each asked for alone:
+# Combines every operation that changes an object with every field that stat(2) returns, queried alone:
 # statx(2) with a mask of several fields makes the kernel refresh all of them, which hides a stale one.
-# A case prepares an object, fills the kernel's attribute cache, runs the operation, and then asks for one field.
+# A case prepares an object, fills the kernel's attribute cache, runs the operation, and then queries one field.
 import contextlib, resource
 
 FIELDS = {
-    # Name: mask, and where struct statx has it.
+    # Name: mask, format and offset in struct statx.
     "mode": (0x2, "H", 28), "nlink": (0x4, "I", 16), "uid": (0x8, "I", 20), "gid": (0x10, "I", 24),
     "atime": (0x20, "qI", 64), "mtime": (0x40, "qI", 112), "ctime": (0x80, "qI", 96),
     "size": (0x200, "Q", 40), "blocks": (0x400, "Q", 48),
@@ -12,19 +12,19 @@ FIELDS = {
 EMPTY_PATH, NO_FOLLOW, FORCE_SYNC = 0x1000, 0x100, 0x2000
 R, W, RW = os.O_RDONLY, os.O_WRONLY, os.O_RDWR
 SIZE = 8192
-# Whether the content lies in a layer that is only read at first: blocks are counted where the content is, and
-# access times do not move there.
+# Whether the content is in a lower layer at first. Blocks are those of the layer with the content, and the atime
+# does not change in a lower layer.
 LOWER = False
 PLANTED = 1_700_000_000 * 1_000_000_000
 CONTENT = b"c" * SIZE
-# What is changed lies behind the first page but where an operation has to begin there, and is written as it was:
-# a program goes on to be one.
+# Operations change data behind the first page, or rewrite the first page with the same content, so that a program
+# remains executable.
 PAGE = 4096
 OTHER = 1001
 
 
 def field(target, name, flags=0):
-    """One field of a path or a descriptor, with a mask of that field alone."""
+    """Returns one field of a path or a descriptor, using a mask of that field alone."""
     mask, form, at = FIELDS[name]
     buffer = ctypes.create_string_buffer(256)
     if isinstance(target, int):
@@ -37,7 +37,7 @@ def field(target, name, flags=0):
 
 @contextlib.contextmanager
 def acting(uid):
-    """The calls within are another user's, without the capabilities of root."""
+    """Runs the calls within as another user, without the capabilities of root."""
     os.setegid(uid)
     os.seteuid(uid)
     try:
@@ -82,7 +82,7 @@ def sent(fd, source):
 
 
 def by_path(call):
-    """An operation that takes the path and holds nothing before."""
+    """An operation on the path, with nothing open before."""
 
     def run(case):
         yield
@@ -93,12 +93,12 @@ def by_path(call):
 
 
 def by_new(flags, call):
-    """An operation on a descriptor that is opened for it."""
+    """An operation on a new descriptor."""
     return by_path(lambda case: opened(case.f, flags, lambda fd: call(fd, case)))
 
 
 def by_old(flags, call):
-    """An operation on a descriptor that was opened before the attributes were asked for."""
+    """An operation on a descriptor that was opened before the attributes were queried."""
 
     def run(case):
         with case.actor():
@@ -112,7 +112,7 @@ def by_old(flags, call):
 
 
 def bits_after(flags, call):
-    """The same; the mode gets its setuid and setgid bits while the descriptor is open."""
+    """Like by_old; the mode gets its setuid and setgid bits while the descriptor is open."""
 
     def run(case):
         case.take()
@@ -140,7 +140,7 @@ def bits_after_by_other_name(case):
 
 
 def old_mapping(keep):
-    """A store through a mapping that was made before; its descriptor is closed meanwhile unless kept."""
+    """A store through an older mapping, whose descriptor is closed before the store unless kept."""
 
     def run(case):
         with case.actor():
@@ -152,7 +152,7 @@ def old_mapping(keep):
             os.close(fd)
         yield
         store(mapping)
-        # It lives on while the attributes are asked for.
+        # The mapping exists until the attributes have been queried.
         yield
         mapping.close()
         if keep:
@@ -318,8 +318,8 @@ CHANGES = {
     "sendfile, the source": by_path(lambda c: opened(c.g, W, lambda fd: sent(fd, c.f))),
     "list": by_path(lambda c: os.listdir(c.at("sub"))),
 }
-# What docs/semantics.md has as exceptions. Reading from the kernel's memory moves no access time, and a
-# page that was stored to moves the others when it goes out.
+# Exceptions of docs/semantics.md: reads from the page cache do not update the atime, and the writeback of a mapped
+# page updates the other times.
 READS = ("read", "read direct", "sendfile", "sendfile, the source", "list", "write and read") + STORES
 ELSEWHERE = {(name, asked) for name in STORES[2:] for asked in ("mtime", "ctime")}
 
@@ -329,7 +329,7 @@ class Case:
         self.name, self.asked, self.uid = name, asked, uid
         self.top = f"d/{number}"
         self.f, self.g = self.at("f"), self.at("g")
-        # What is asked about: the directories first, because a walk through one refreshes it.
+        # The objects to query: directories first, because a path walk refreshes them.
         self.watch = {".": self.top, "sub": self.at("sub"), "f": self.f, "g": self.g}
 
     def at(self, name):
@@ -349,7 +349,7 @@ class Case:
         for path in (self.f, self.g):
             write(path, CONTENT)
             os.chmod(path, 0o6777 if self.uid else 0o644)
-            # Both the same, and as old as the modification, so that relatime lets the next read move it.
+            # Both equal and as old as the mtime, so that the next read updates the atime under relatime.
             os.utime(path, ns=(PLANTED, PLANTED))
 
 
@@ -379,12 +379,12 @@ def run_all():
             next(case.steps)
         except BaseException as error:
             raise AssertionError(f"cannot prepare {case.name}: {error!r}") from error
-    # A full stat(2): from here on the kernel has every attribute in its cache.
+    # After a full stat(2) the kernel has cached every attribute.
     for case in all_cases:
         for target in case.watch.values():
             field(target, case.asked, FORCE_SYNC)
         case.before = {name: field(target, case.asked) for name, target in case.watch.items()}
-    # The clock of files ticks every few milliseconds.
+    # The clock of file times ticks every few milliseconds.
     time.sleep(0.012)
     for case in all_cases:
         try:
@@ -408,10 +408,10 @@ def run_all():
             if LOWER and case.asked == "ctime" and name in ("removed", "replaced"):
                 continue
             if case.asked in ("size", "nlink", "blocks") and name in (".", "sub"):
-                # Those of a merged directory are the topmost layer's.
+                # Those of a merged directory are those of the topmost layer.
                 continue
             if case.asked == "mode":
-                # As above: a writer that the kernel serves by itself takes them, even if it is root.
+                # As above: a passthrough write clears the bits, even one of root.
                 if case.uid == 0 and "bits set after" in case.name:
                     continue
                 shown = oct(cached)
@@ -425,7 +425,7 @@ def run_all():
 
 
 class ProgramCase(Case):
-    """An operation on a program that runs as root, or has a capability of root's, and that others may write."""
+    """An operation on a program that runs as root, or with a capability, and that other users may write."""
 
     def give(self):
         if self.asked == "capability":
@@ -441,13 +441,13 @@ class ProgramCase(Case):
 
 
 KINDS = (0o6777, "capability")
-# After these there is no program any more.
+# The file is no longer a program after these.
 NO_PROGRAM = ("open to cut", "open to cut and read", "open to read and cut")
 
 
 def program_cases():
     global CONTENT, SIZE
-    # It prints what it runs as; what is behind its end is nothing to it.
+    # It prints its credentials and ignores data behind its end.
     CONTENT = open("/bin/cat", "rb").read()
     CONTENT += bytes(-len(CONTENT) % PAGE) + bytes(2 * PAGE)
     SIZE = len(CONTENT)
@@ -468,7 +468,7 @@ def plant_programs():
 
 
 def runs_as(path, name="cat"):
-    """The effective ids and capabilities with which another user runs a program, or why it cannot."""
+    """Returns the effective ids and capabilities of a program that another user runs, or the error."""
     out, into = os.pipe()
 
     def run():
@@ -492,13 +492,13 @@ def run_programs():
         next(case.steps)
         if case.asked not in unchanged:
             unchanged[case.asked] = runs_as(case.f)
-        # The kernel has looked at it, and may go by that.
+        # The kernel has cached the attributes and may use them.
         os.stat(case.f)
         for _ in case.steps:
             pass
         now = runs_as(case.f)
         kept += now == unchanged[case.asked]
-        # A writer that the kernel serves by itself takes them, even if it is root (docs/semantics.md).
+        # A passthrough write clears the bits, even one of root (docs/semantics.md).
         if not (case.uid == 0 and "bits set after" in case.name):
             print(case.name, case.uid, case.asked, now)
     assert unchanged[0o6777].startswith("user 0, group 0"), unchanged

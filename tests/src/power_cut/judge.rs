@@ -19,35 +19,72 @@ pub struct Findings {
     pub lines: Vec<String>,
 }
 
-/// Cuts the power `cuts` times. Without `durable`, what was synced may be lost.
+impl std::ops::AddAssign for Findings {
+    fn add_assign(&mut self, other: Self) {
+        self.bad_cuts += other.bad_cuts;
+        self.lines.extend(other.lines);
+    }
+}
+
+/// The cuts to make of one run.
+#[derive(Debug, Clone, Copy)]
+pub struct Cuts<'r> {
+    /// The requests of the disk.
+    pub log: &'r Log,
+    /// The image of the disk when the log began.
+    pub before: &'r Path,
+    /// The first and the last moment of the run.
+    pub span: (u64, u64),
+    /// How many cuts to make.
+    pub count: u64,
+    /// The seed of the moments and of the blocks that survive.
+    pub seed: u64,
+}
+
+impl Cuts<'_> {
+    /// Makes the cuts, each as an image of its own in `scratch`, and has `inspect` list what is wrong with an
+    /// image and a moment. Images are removed.
+    pub fn make(
+        &self,
+        scratch: &Scratch,
+        mut inspect: impl FnMut(&Path, u64) -> Vec<String>,
+    ) -> Findings {
+        let mut findings = Findings::default();
+        for cut in 0..self.count {
+            let mut coin = Rng::new(self.seed ^ cut << 20);
+            let (from, to) = self.span;
+            let moment = from + coin.below(to - from);
+            // All of what was not flushed, nothing of it, or some.
+            let percent = coin.pick(&[0, 30, 50, 70, 100]);
+            // Not one name for all: another mount namespace may hold the last image for a moment.
+            let image = scratch.join(format!("cut{cut}.image"));
+            disk::copy(self.before, &image);
+            let file = File::options().write(true).open(&image).unwrap();
+            self.log.replay(&file, moment, percent, &mut coin);
+            drop(file);
+            let wrong = inspect(&image, moment);
+            std::fs::remove_file(&image).unwrap();
+            findings.bad_cuts += usize::from(!wrong.is_empty());
+            let when = format!("cut {cut} at {moment}, {percent} % of the unflushed kept");
+            let lines = wrong.into_iter().map(|line| format!("{when}: {line}"));
+            findings.lines.extend(lines);
+        }
+        findings
+    }
+}
+
+/// Makes the cuts and judges every subject after each. Without `durable`, synced changes may be lost.
 #[must_use]
 pub fn cut_often(
     scratch: &Scratch,
     base: &Base,
-    (past, log): (&Past, &Log),
-    before: &Path,
-    (cuts, seed, durable): (u64, u64, bool),
+    past: &Past,
+    cuts: Cuts<'_>,
+    durable: bool,
 ) -> Findings {
-    let mut findings = Findings::default();
-    for cut in 0..cuts {
-        let mut coin = Rng::new(seed ^ cut << 20);
-        let (from, to) = past.span;
-        let moment = from + coin.below(to - from);
-        // All of what was not flushed, nothing of it, or some.
-        let percent = coin.pick(&[0, 30, 50, 70, 100]);
-        let image = scratch.join("cut.image");
-        disk::copy(before, &image);
-        let file = File::options().write(true).open(&image).unwrap();
-        log.replay(&file, moment, percent, &mut coin);
-        drop(file);
-        let wrong = look(scratch, base, &image, past, moment, durable);
-        findings.bad_cuts += usize::from(!wrong.is_empty());
-        let said = format!("cut {cut} at {moment}, {percent} % of the unflushed kept");
-        findings
-            .lines
-            .extend(wrong.into_iter().map(|line| format!("{said}: {line}")));
-    }
-    findings
+    cuts.make(scratch, |image, moment| {
+        look(scratch, base, image, past, moment, durable)
+    })
 }
 
 /// Mounts what a cut left and looks at every subject.
@@ -60,12 +97,7 @@ fn look(
     durable: bool,
 ) -> Vec<String> {
     let place = scratch.make("after");
-    let with_loop = Base {
-        options: format!("loop,{}", base.options),
-        ..base.clone()
-    };
-    let image = image.to_str().expect("a plain path");
-    super::work::mount(&with_loop, image, &place);
+    base.mount_image(image, &place);
     let overlay = Overlay::cowlfs(&stack(&place), &scratch.make("mount"), &base.overlay);
     let mut wrong: Vec<String> = past
         .subjects

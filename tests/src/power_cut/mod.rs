@@ -1,15 +1,15 @@
-//! What a power cut leaves of a mount, over and over.
+//! Simulates power cuts under a mount or a store.
 //!
-//! [`disk`] is a disk that remembers every write and every flush it was given, [`work`] uses a mount whose
-//! layers lie on it, [`kinds`] says what is done to each file and what may be found of it afterwards, and
-//! [`judge`] plugs the disk in again as it was at some moment and looks.
+//! - [`disk`] records every write and every flush that a disk receives.
+//! - [`work`] runs programs in a mount whose layers are on that disk; [`kinds`] defines the operations on each
+//!   file and the states that are allowed after a cut; [`judge`] attaches the disk as it was at some moment and
+//!   verifies these states.
+//! - [`store`] runs all verbs on a store on such a disk, and [`store_judge`] verifies the store.
 //!
-//! [`store`] works with a store on such a disk instead, and [`store_judge`] inspects that.
-//!
-//! A copy of a disk image taken at a random moment would be kinder than a real cut: it has every write
-//! that was ever handed over, in order. A disk owes that only for what was done before a flush that
-//! has ended; of the rest it may have written any part, in any order. So a moment is a place in the log, and
-//! what was not flushed by then is on the disk or not as a coin falls, 4 KiB by 4 KiB.
+//! A copy of the disk image at a random moment would be milder than a real power cut, because it has every
+//! write in order. A disk guarantees only the writes before a completed flush. Any part of the others may
+//! have been written, in any order. So a moment is a position in the log, and each block of 4 KiB that was not
+//! flushed by then survives or not at random.
 
 pub mod disk;
 pub mod judge;
@@ -17,3 +17,27 @@ pub mod kinds;
 pub mod store;
 pub mod store_judge;
 pub mod work;
+
+use crate::conditions::{Need, can};
+
+/// Whether the machine can run a test on a file system of the type `kind`. `programs` are needed in addition.
+#[must_use]
+pub fn can_cut(test: &str, kind: &'static str, programs: &[&'static str]) -> bool {
+    let make = match kind {
+        "ext4" => "mkfs.ext4",
+        "xfs" => "mkfs.xfs",
+        _ => "mkfs.btrfs",
+    };
+    let mut needs = vec![Need::Root, Need::Fuse, Need::Filesystem(kind)];
+    needs.extend([make, "losetup"].map(Need::Program));
+    needs.extend(programs.iter().copied().map(Need::Program));
+    can(test, &needs)
+}
+
+/// Splits `cuts` into runs of at most `most` cuts. `run` gets the seed and the number of cuts of each.
+pub fn in_runs(cuts: u64, most: u64, mut run: impl FnMut(u64, u64)) {
+    let first = crate::run::number("COWL_SEED", 1);
+    for (seed, start) in (first..).zip((0..cuts).step_by(usize::try_from(most).unwrap_or(1))) {
+        run(seed, most.min(cuts - start));
+    }
+}

@@ -1,4 +1,4 @@
-//! A store on the disk: all verbs, a program that writes meanwhile, and what was acknowledged when.
+//! A store on the logged disk: all verbs, a concurrent writer, and the time at which each state was acknowledged.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -11,69 +11,69 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use super::disk::{Disk, Log};
-use super::work::{Base, commit_often, mount};
+use super::disk::Log;
+use super::work::{Base, commit_often};
 use crate::command::{Output, run_command};
 use crate::random::rng::Rng;
 use crate::scratch::Scratch;
 
-/// Names that the writer uses over and over.
+/// How many file names the writer reuses.
 const FILES: u64 = 50;
-/// The container that is mounted and written to all the time.
+/// The container that is mounted and written to during the whole run.
 pub const LIVE: &str = "live";
-/// The one that is mounted for a command only.
+/// The container that is mounted only for a command.
 pub const IDLE: &str = "idle";
 
-/// How the programs run.
+/// How the programs under test run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Care {
-    /// As they are.
+    /// Unmodified.
     Whole,
-    /// Every syncfs(2) of theirs returns at once without a sync, as if states were marked durable before
-    /// their data is written.
+    /// With every syncfs(2) returning immediately without a sync, as if states were marked durable before their data
+    /// is written.
     NoSync,
 }
 
 /// The content of a state, as the digest of its export.
 pub type Content = [u8; 32];
 
-/// What is known of a snapshot or a container.
+/// The recorded facts about a snapshot or a container.
 #[derive(Debug, Clone)]
 pub struct Fact {
     /// NAME, or NAME@SNAP.
     pub address: String,
-    /// The moment at which it was acknowledged.
+    /// When it was acknowledged.
     pub from: u64,
-    /// The moment at which the command began that removed it or gave it another name.
+    /// When the command began that removed or renamed it.
     pub until: Option<u64>,
-    /// The moment at which it was acknowledged as durable.
+    /// When it was acknowledged as durable.
     pub durable: Option<u64>,
-    /// What it held, where nothing changes that.
+    /// Its content, if that does not change.
     pub content: Option<Content>,
 }
 
-/// Everything that was acknowledged, and the first and the last moment.
+/// Everything that was acknowledged, and the span of the run.
 #[derive(Debug)]
 pub struct Past {
     /// The facts.
     pub facts: Vec<Fact>,
-    /// The span of the work.
+    /// The first and the last moment of the run.
     pub span: (u64, u64),
 }
 
-/// The path of the store on a disk mounted at `place`.
+/// Returns the path of the store on a disk mounted at `place`.
 #[must_use]
 pub fn store_on(place: &Path) -> PathBuf {
     place.join("store")
 }
 
-/// Returns `cowl --store STORE`, to be given arguments.
+/// Returns the command `cowl --store STORE` without further arguments.
 #[must_use]
 pub fn cowl(store: &Path, care: Care) -> Command {
     let mut command = match care {
         Care::Whole => Command::new(crate::programs::cowl()),
         Care::NoSync => {
-            // Its own parent is cowl's, so that nothing waits for the daemons that it follows.
+            // strace runs as a grandchild (-D), so that nothing waits for the daemons that it traces.
             let mut command = Command::new("strace");
             command.args(["-DDDqqf", "-o", "/dev/null", "-e", "trace=syncfs"]);
             command.args(["-e", "inject=syncfs:retval=0", "--seccomp-bpf"]);
@@ -86,13 +86,14 @@ pub fn cowl(store: &Path, care: Care) -> Command {
     command
 }
 
-/// Digests an archive.
+/// Returns the digest of an archive.
 #[must_use]
 pub fn content(archive: &[u8]) -> Content {
     Sha256::digest(archive).into()
 }
 
-/// Makes a store on a disk, works with it, and unplugs it. The disk as it was before goes to `before`.
+/// Creates a store on a disk, runs the verbs on it, and unplugs the disk. An image of the disk before the run is
+/// written to `before`.
 #[must_use]
 pub fn run(
     scratch: &Scratch,
@@ -100,12 +101,7 @@ pub fn run(
     (seed, care): (u64, Care),
     before: &Path,
 ) -> (Past, Arc<Log>) {
-    let disk = Disk::new(scratch);
-    let more = base.mkfs.split_whitespace();
-    let args = std::iter::once("-q").chain(more).chain([disk.device()]);
-    crate::command::run(format!("mkfs.{}", base.kind), args).ok();
-    let place = scratch.make("base");
-    mount(base, disk.device(), &place);
+    let (disk, place) = base.make(scratch);
     let mut work = Work {
         store: store_on(&place),
         beside: scratch.make("beside"),
@@ -145,7 +141,7 @@ pub fn run(
     (Past { facts, span }, log)
 }
 
-/// A program in the container that writes, appends and renames, and syncs nothing.
+/// Writes, appends and renames in the container without a sync, as a program would.
 fn write_on(root: &Path, seed: u64, over: &AtomicBool, quiet: &Mutex<()>) {
     let mut luck = Rng::new(seed ^ 77);
     while !over.load(Ordering::SeqCst) {
@@ -182,7 +178,7 @@ fn write_on(root: &Path, seed: u64, over: &AtomicBool, quiet: &Mutex<()>) {
     }
 }
 
-/// The verbs, each of which happens in every run.
+/// The verbs. Each is executed in every run.
 #[derive(Clone, Copy, Debug)]
 enum Deed {
     Snapshot(&'static str),
@@ -230,6 +226,11 @@ const DEEDS: &[Deed] = &[
     Deed::Undelete,
 ];
 
+/// Returns the snapshot's name in NAME@SNAP.
+fn snapshot_of(address: &str) -> &str {
+    address.split_once('@').map_or("", |(_, snapshot)| snapshot)
+}
+
 struct Work {
     store: PathBuf,
     beside: PathBuf,
@@ -247,7 +248,7 @@ impl Work {
         run_command(command, b"")
     }
 
-    /// A root file system to begin with.
+    /// Creates the root file system of the first containers.
     fn plant(&self) {
         let root = self.beside.join("root");
         std::fs::create_dir_all(root.join("etc")).unwrap();
@@ -281,10 +282,9 @@ impl Work {
                 let Some(address) = self.one_of(LIVE) else {
                     return;
                 };
-                let snapshot = address.split('@').nth(1).unwrap_or_default().to_owned();
                 {
                     let _still = quiet.lock().unwrap_or_else(PoisonError::into_inner);
-                    self.cowl(["restore", LIVE, &snapshot]).ok();
+                    self.cowl(["restore", LIVE, snapshot_of(&address)]).ok();
                 }
                 self.new_snapshots(LIVE, None);
             }
@@ -329,7 +329,7 @@ impl Work {
         });
     }
 
-    /// Everything of that name goes, or may have gone, from now on.
+    /// Records that `address`, and its snapshots, may be absent from now on.
     fn forget(&mut self, address: &str) {
         let now = self.log.now();
         let inner = format!("{address}@");
@@ -341,7 +341,7 @@ impl Work {
         }
     }
 
-    /// A snapshot of a container that is there.
+    /// Returns a random existing snapshot of a container.
     fn one_of(&mut self, container: &str) -> Option<String> {
         let inner = format!("{container}@");
         let known = self.facts.iter();
@@ -352,7 +352,7 @@ impl Work {
         (!known.is_empty()).then(|| self.luck.pick(&known))
     }
 
-    /// A container besides the two that are worked with.
+    /// Returns a random container other than the two that are written to.
     fn another(&mut self) -> Option<String> {
         let known = self.facts.iter();
         let known: Vec<_> = known
@@ -370,7 +370,7 @@ impl Work {
         let from = self.log.now();
         let changes = name == LIVE || name == IDLE;
         let content = (!changes).then(|| self.content_of(name));
-        // A restore puts those that change on another state.
+        // A restore changes the content of the containers that are written to.
         self.acknowledge(name, !changes, content, from);
     }
 
@@ -383,7 +383,7 @@ impl Work {
         self.acknowledge(&address, how == "--sync", Some(content), from);
     }
 
-    /// Takes down the snapshots that a command made besides. With `at` they were there at that moment.
+    /// Records additional snapshots that a command created, as acknowledged at `at` or now.
     fn new_snapshots(&mut self, container: &str, at: Option<u64>) {
         let from = at.unwrap_or_else(|| self.log.now());
         let listed = self.cowl(["list", container, "--format", "{name}"]).ok();
@@ -397,7 +397,7 @@ impl Work {
         }
     }
 
-    /// Programs run in a container that is mounted for them.
+    /// Writes to a container that is mounted for this purpose only.
     fn change(&mut self) {
         let number = self.luck.below(1000);
         let root = PathBuf::from(self.cowl(["mount", IDLE]).ok().out());
@@ -422,8 +422,7 @@ impl Work {
         let Some(address) = self.one_of(IDLE) else {
             return;
         };
-        let snapshot = address.split('@').nth(1).unwrap_or_default().to_owned();
-        self.cowl(["restore", IDLE, &snapshot]).ok();
+        self.cowl(["restore", IDLE, snapshot_of(&address)]).ok();
         self.new_snapshots(IDLE, None);
         self.cowl(["restore", IDLE, "--undo"]).ok();
         self.new_snapshots(IDLE, None);

@@ -1,29 +1,26 @@
-//! Cuts of a disk with a store on it, and what is found after each.
+//! Judges a store after power cuts.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::disk::{self, Log};
-use super::judge::Findings;
+use super::judge::{Cuts, Findings};
 use super::store::{Care, LIVE, Past, content, cowl, store_on};
 use super::work::Base;
 use crate::command::{Output, run_command};
-use crate::random::rng::Rng;
 use crate::scratch::Scratch;
 
-/// How many states were found to be what.
+/// The number of states by result.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Counts {
-    /// Marked durable, and whole.
+    /// Marked durable and intact.
     pub durable: usize,
-    /// Marked durable, and not whole: what must not be.
+    /// Marked durable but not intact: a violation.
     pub broken: usize,
-    /// Reported incomplete, and not whole.
+    /// Reported incomplete and not intact.
     pub lost: usize,
-    /// Reported incomplete, and whole all the same.
+    /// Reported incomplete although intact.
     pub spared: usize,
 }
 
@@ -36,48 +33,33 @@ impl std::ops::AddAssign for Counts {
     }
 }
 
-/// Cuts the power `cuts` times.
+/// Makes the cuts and judges every state of the store after each.
 #[must_use]
 pub fn cut_often(
     scratch: &Scratch,
     base: &Base,
-    (past, log): (&Past, &Log),
-    before: &Path,
-    (cuts, seed): (u64, u64),
+    past: &Past,
+    cuts: Cuts<'_>,
 ) -> (Findings, Counts) {
-    let (mut findings, mut counts) = (Findings::default(), Counts::default());
-    for cut in 0..cuts {
-        let mut coin = Rng::new(seed ^ cut << 20);
-        let (from, to) = past.span;
-        let moment = from + coin.below(to - from);
-        let percent = coin.pick(&[0, 30, 50, 70, 100]);
-        // One of its own: a daemon's mount namespace may hold the last one for a moment.
-        let image = scratch.join(format!("cut{cut}.image"));
-        disk::copy(before, &image);
-        let file = File::options().write(true).open(&image).unwrap();
-        log.replay(&file, moment, percent, &mut coin);
-        drop(file);
-        let after = After::of(scratch, base, &image, moment);
+    let mut counts = Counts::default();
+    let findings = cuts.make(scratch, |image, moment| {
+        let after = After::of(scratch, base, image, moment);
         let (wrong, counted) = after.judge(past);
-        after.end(&image);
+        after.end(image);
         counts += counted;
-        findings.bad_cuts += usize::from(!wrong.is_empty());
-        let said = format!("cut {cut} at {moment}, {percent} % of the unflushed kept");
-        findings
-            .lines
-            .extend(wrong.into_iter().map(|line| format!("{said}: {line}")));
-    }
+        wrong
+    });
     (findings, counts)
 }
 
-/// The disk after a cut, in another boot.
+/// The disk after a cut, used with another boot id.
 struct After {
     place: PathBuf,
     boot: PathBuf,
     moment: u64,
 }
 
-/// What `list` says of a state.
+/// The state that `list` reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shown {
     Durable,
@@ -87,11 +69,7 @@ enum Shown {
 impl After {
     fn of(scratch: &Scratch, base: &Base, image: &Path, moment: u64) -> After {
         let place = scratch.make("after");
-        let with_loop = Base {
-            options: format!("loop,{}", base.options),
-            ..base.clone()
-        };
-        super::work::mount(&with_loop, image.to_str().expect("a plain path"), &place);
+        base.mount_image(image, &place);
         let boot = scratch.join("boot");
         std::fs::write(&boot, format!("{}\n", uuid::Uuid::new_v4())).unwrap();
         After {
@@ -101,18 +79,13 @@ impl After {
         }
     }
 
-    /// Unmounts it everywhere, and removes the image.
+    /// Unmounts the disk, and waits until no mount namespace holds it.
     fn end(self, image: &Path) {
         crate::mount::unmount_free(&self.place);
-        crate::mount::wait_until("the loop device to be free", || {
-            let used = crate::command::run("losetup", ["-j".as_ref(), image.as_os_str()]);
-            used.ok().stdout.is_empty()
-        });
-        std::fs::remove_file(image).unwrap();
+        crate::images::wait_detached(image);
     }
 
-    /// Runs a script in a mount namespace where the machine has been started anew. `$1` and what follows
-    /// are cowl's command line.
+    /// Runs a script in a mount namespace with another boot id. `"$@"` is cowl's command line.
     fn script<S: AsRef<OsStr>>(&self, script: &str, args: impl IntoIterator<Item = S>) -> Output {
         let line = cowl(&store_on(&self.place), Care::Whole);
         let mut command = Command::new("unshare");
@@ -130,7 +103,7 @@ impl After {
         self.script("exec \"$@\"", args)
     }
 
-    /// Runs a command that must succeed; what it said instead goes to `wrong`.
+    /// Runs a command that must succeed; otherwise its output is added to `wrong`.
     fn must(&self, args: &[&str], wrong: &mut Vec<String>) -> Option<Output> {
         let done = self.cowl(args);
         if done.code == 0 {
@@ -179,7 +152,7 @@ impl After {
             }
         }
         self.check(&shown, &mut wrong);
-        // Accepted by now, and exported without a note.
+        // Repaired by now, and exported without a comment.
         for (address, known) in incomplete {
             let export = self.must(&["export", address, "-"], &mut wrong);
             match export.is_some_and(|export| content(&export.stdout) == known) {
@@ -190,7 +163,7 @@ impl After {
         (wrong, counts)
     }
 
-    /// What may have lost something is not built on unless that is asked for.
+    /// Verifies that an incomplete state is refused without `--force`.
     fn refuses(&self, address: &str, wrong: &mut Vec<String>) {
         for args in [
             &["export", address, "-"][..],
@@ -204,11 +177,11 @@ impl After {
         self.must(&["export", address, "-", "--force"], wrong);
     }
 
-    /// All states of the store with what is said of them.
+    /// Returns all states of the store with their reported state.
     fn shown(&self, wrong: &mut Vec<String>) -> Option<HashMap<String, Shown>> {
         let mut shown = HashMap::new();
         let listed = self.must(&["list", "--format", "{name}"], wrong)?;
-        // A change that was cut off is completed by the next command on its container: a rename, say.
+        // The next command on a container completes an interrupted change, such as a rename.
         for name in listed.out().lines() {
             let settled = self.cowl(["show", name]);
             if settled.code != 0 && settled.code != 3 {
@@ -244,8 +217,8 @@ impl After {
         Some(shown)
     }
 
-    /// `check` tells each loss once and no damage, and nothing any more once that is accepted; then what the
-    /// live container is now can be used.
+    /// Verifies that `check` reports each incomplete state once, and no damage; that it reports nothing after a
+    /// repair; and that the live container is usable.
     fn check(&self, shown: &HashMap<String, Shown>, wrong: &mut Vec<String>) {
         let losses = shown
             .values()

@@ -17,7 +17,7 @@ use crate::scratch::Scratch;
 /// How many programs work at a time.
 const PROGRAMS: usize = 4;
 
-/// A file system that layers lie on.
+/// The file system that layers lie on.
 #[derive(Debug, Clone)]
 pub struct Base {
     /// Its type.
@@ -28,6 +28,46 @@ pub struct Base {
     pub mkfs: String,
     /// Options of the overlay.
     pub overlay: String,
+}
+
+impl Base {
+    /// Returns a base of the type `kind`, with the mount and mkfs options that the environment gives.
+    #[must_use]
+    pub fn from_env(kind: &str) -> Base {
+        let text = |variable: &str| std::env::var(variable).unwrap_or_default();
+        let options = text("COWL_BASE_OPTIONS");
+        Base {
+            kind: kind.to_owned(),
+            options: if options.is_empty() {
+                "relatime".to_owned()
+            } else {
+                options
+            },
+            mkfs: text("COWL_MKFS"),
+            overlay: text("COWL_OPTIONS"),
+        }
+    }
+
+    /// Makes the file system on a new disk with a log, and mounts it. Returns the mount point too.
+    #[must_use]
+    pub fn make(&self, scratch: &Scratch) -> (Disk, PathBuf) {
+        let disk = Disk::new(scratch);
+        let more = self.mkfs.split_whitespace();
+        let args = std::iter::once("-q").chain(more).chain([disk.device()]);
+        crate::command::run(format!("mkfs.{}", self.kind), args).ok();
+        let place = scratch.make("base");
+        mount(self, disk.device(), &place);
+        (disk, place)
+    }
+
+    /// Mounts the image of a disk on a loop device.
+    pub fn mount_image(&self, image: &Path, place: &Path) {
+        let with_loop = Base {
+            options: format!("loop,{}", self.options),
+            ..self.clone()
+        };
+        mount(&with_loop, image.to_str().expect("a plain path"), place);
+    }
 }
 
 /// One step that was taken, in moments of the disk.
@@ -76,12 +116,7 @@ pub fn run(
     count: usize,
     before: &Path,
 ) -> (Past, std::sync::Arc<Log>) {
-    let disk = Disk::new(scratch);
-    let more = base.mkfs.split_whitespace();
-    let args = std::iter::once("-q").chain(more).chain([disk.device()]);
-    crate::command::run(format!("mkfs.{}", base.kind), args).ok();
-    let place = scratch.make("base");
-    mount(base, disk.device(), &place);
+    let (disk, place) = base.make(scratch);
     let mut luck = Rng::new(seed);
     let subjects: Vec<Subject> = (0..count)
         .map(|id| Subject {
