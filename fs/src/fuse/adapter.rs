@@ -14,7 +14,7 @@ use fuser::{
     ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::attributes::{Accepted, Refused};
+use super::attributes::{Accepted, Refused, admit_mode};
 use super::convert::{
     caller, device_from_protocol, errno, name_of, rename_flags, set_time, writer,
 };
@@ -167,9 +167,8 @@ impl Filesystem for Adapter {
         self.requests.count(Opcode::Forget);
         let _busy = self.crew.busy();
         self.overlay.forget(ino.0, count);
-        if self.overlay.inodes().is_forgotten(ino.0) {
-            self.passing.forget(ino.0);
-        }
+        let inodes = self.overlay.inodes();
+        self.passing.forget(ino.0, || inodes.is_forgotten(ino.0));
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<Fh>, reply: ReplyAttr) {
@@ -208,6 +207,7 @@ impl Filesystem for Adapter {
         let done = self.run("setattr", ino, None, |op| {
             let handle = fh.map(|fh| self.files.get(fh.0)).transpose()?;
             let inode = op.inode(ino.0)?;
+            admit_mode(&inode, mode)?;
             let found = op.set_attr(caller(req, 0), &inode, &set, handle.as_deref())?;
             Ok((inode, found))
         });

@@ -168,6 +168,25 @@ impl Adapter {
     }
 }
 
+/// Admits a change of the mode of `inode` to `mode`; ETXTBSY where it is to gain setuid or setgid bits while it is
+/// open for execve(2) and for writing at once.
+///
+/// [`Adapter::admit`] asks nothing about a file that was never shown with such bits, so both opens may have been
+/// admitted. The program about to start would run with the new bits, and with what the writer writes after they
+/// were set, although that write takes them off. The bits are noted first: an open that counts from here on is
+/// asked about.
+pub(super) fn admit_mode(inode: &Inode, mode: Option<u32>) -> Result<()> {
+    let bits = mode.unwrap_or(0) & SETID;
+    if bits == 0 || inode.kind() != FileKind::Regular {
+        return Ok(());
+    }
+    inode.shown_with_setid(bits);
+    if inode.is_run() && inode.is_written() {
+        return Err(Error::Errno(Errno::TXTBSY));
+    }
+    Ok(())
+}
+
 /// Whether attributes to be answered have setuid or setgid bits, which is noted.
 fn shows_setid(inode: &Inode, found: &Attr) -> bool {
     let bits = found.stat.perm() & SETID;
@@ -181,6 +200,9 @@ fn shows_setid(inode: &Inode, found: &Attr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::XattrSpace;
+    use crate::layer::Layer;
+    use crate::overlay::{Behaviour, Overlay};
 
     const EXEC: OpenHow = OpenHow {
         write: false,
@@ -219,6 +241,34 @@ mod tests {
             assert_eq!(got, wanted, "{how:?} {on_disk:o} {is_written} {is_run}");
         }
         assert_eq!(admission(EXEC, 0o2000, 0o6000, false, true), Admitted);
+    }
+
+    /// Neither open was asked about, because the file had never been shown with such bits.
+    #[test]
+    fn no_bits_are_set_between_a_writer_and_the_start_of_a_program() {
+        const BUSY: Result<()> = Err(Error::Errno(Errno::TXTBSY));
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("program"), "text").unwrap();
+        let layer = Layer::open(dir.path(), XattrSpace::detect()).unwrap();
+        let overlay = Overlay::new(None, vec![layer], Behaviour::default()).unwrap();
+        let inode = overlay.begin().find(b"program").unwrap();
+        for (writes, runs) in [(true, false), (false, true)] {
+            inode.opened(writes, runs);
+            assert_eq!(admit_mode(&inode, Some(0o755)), Ok(()));
+            assert_eq!(admit_mode(&inode, None), Ok(()));
+            assert_eq!(inode.setid_shown(), 0);
+            inode.closed(writes, runs);
+        }
+        inode.opened(true, true);
+        assert_eq!(admit_mode(&inode, Some(0o755)), Ok(()));
+        assert_eq!(admit_mode(&inode, Some(0o2755)), BUSY);
+        assert_eq!(inode.setid_shown(), 0o2000);
+        assert_eq!(admit_mode(&inode, Some(0o4755)), BUSY);
+        inode.closed(true, false);
+        assert_eq!(admit_mode(&inode, Some(0o6755)), Ok(()));
+        assert_eq!(inode.setid_shown(), 0o6000);
+        assert_eq!(admit_mode(overlay.root(), Some(0o2755)), Ok(()));
+        inode.closed(false, true);
     }
 
     #[test]

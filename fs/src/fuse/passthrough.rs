@@ -338,14 +338,21 @@ impl Passing {
         drop(dropped);
     }
 
-    /// The kernel does not know the inode any more, so that nothing of it is mapped either.
-    pub(super) fn forget(&self, ino: u64) {
+    /// Drops what is kept of an inode that the kernel does not know any more (`is_forgotten`), so that nothing of
+    /// it is mapped either.
+    ///
+    /// That is asked under the lock. Asked before, the inode may be looked up, opened, mapped and closed in between,
+    /// and the mapping would not count any more. Every open comes after the lookup that makes it known.
+    pub(super) fn forget(&self, ino: u64, is_forgotten: impl FnOnce() -> bool) {
         if !self.policy.any() {
             return;
         }
         let mut table = self.table.lock();
-        // It may be known again by now, and open.
-        if table.files.get(&ino).is_some_and(|entry| entry.opens > 0) {
+        let Some(entry) = table.files.get(&ino) else {
+            return;
+        };
+        // A created file is open before it counts as known.
+        if entry.opens > 0 || !is_forgotten() {
             return;
         }
         table.idle.pop(&ino);
@@ -367,5 +374,36 @@ impl Passing {
         let table = self.table.lock();
         let entry = table.files.get(&ino);
         entry.is_some_and(|entry| entry.unsure || setid && entry.writer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It was looked up again, opened, mapped and closed since the kernel forgot it.
+    #[test]
+    fn a_mapping_counts_until_the_kernel_does_not_know_the_inode() {
+        let policy = Policy {
+            upper: true,
+            ..Policy::OFF
+        };
+        let writers = Arc::new(AtomicU32::new(1));
+        let passing = Passing::new(policy, writers.clone());
+        let mapped = Entry {
+            writer: true,
+            unsure: true,
+            ..Entry::default()
+        };
+        passing.table.lock().files.insert(7, mapped);
+        passing.forget(7, || false);
+        assert!(passing.is_unsure(7, false));
+        assert_eq!(writers.load(Ordering::Acquire), 1);
+        passing.forget(7, || {
+            assert!(passing.table.is_locked(), "or it is known again by now");
+            true
+        });
+        assert!(!passing.is_unsure(7, false));
+        assert_eq!(writers.load(Ordering::Acquire), 0);
     }
 }

@@ -553,6 +553,14 @@ impl State {
 }
 
 impl FileState {
+    /// Notes how many names show, as counted while it was `counted`. A copy-up may have ended meanwhile: what was
+    /// counted before it would be shown once the copy is frozen by a snapshot, whatever names were removed since.
+    pub(crate) fn note_visible(&mut self, counted: Identity, visible: u64) {
+        if self.identity == counted {
+            self.visible = NonZeroU64::new(visible);
+        }
+    }
+
     /// Where its content lies.
     pub(crate) fn data_loc(&self) -> &Loc {
         self.data.as_deref().unwrap_or(&self.loc)

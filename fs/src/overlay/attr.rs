@@ -1,6 +1,5 @@
 //! Owner, mode, size, times.
 
-use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -159,7 +158,7 @@ impl Op<'_> {
             return Ok(visible.get());
         }
         let visible = self.visible_names(inode, file)?.len() as u64;
-        inode.change_file(|file| file.visible = NonZeroU64::new(visible))?;
+        inode.change_file(|now| now.note_visible(file.identity, visible))?;
         Ok(visible)
     }
 
@@ -395,5 +394,44 @@ fn drop_privileges(target: &OwnedFd, bits: u32) -> Result<()> {
     match sys::xattr::remove(target.as_fd(), CAPABILITY) {
         Err(error) if !matches!(error.errno(), Errno::NODATA | Errno::OPNOTSUPP) => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::format::XattrSpace;
+    use crate::layer::{Layer, Upper};
+    use crate::overlay::{Behaviour, Overlay};
+
+    /// Names were counted in the lower layer, and the count was noted when the file had been copied up already.
+    #[test]
+    fn names_counted_before_a_copy_up_do_not_count_after_it() {
+        let top = tempfile::tempdir().unwrap();
+        let space = XattrSpace::detect();
+        let at = |name: &str| top.path().join(name);
+        let upper = |dir: &str, work: &str| {
+            std::fs::create_dir(at(dir)).unwrap();
+            std::fs::create_dir(at(work)).unwrap();
+            Upper::open(&at(dir), &at(work), space).unwrap()
+        };
+        std::fs::create_dir(at("lower")).unwrap();
+        std::fs::write(at("lower/a"), "text").unwrap();
+        for name in ["b", "c", "d"] {
+            std::fs::hard_link(at("lower/a"), at("lower").join(name)).unwrap();
+        }
+        let lower = Layer::open(&at("lower"), space).unwrap();
+        let top_layer = Some(upper("upper", "work"));
+        let overlay = Overlay::new(top_layer, vec![lower], Behaviour::default()).unwrap();
+        let unlink = |name: &[u8]| {
+            let name = crate::Name::new(name).unwrap();
+            overlay.begin().unlink(overlay.root(), &name).unwrap();
+        };
+        let inode = overlay.begin().find(b"a").unwrap();
+        let before = inode.file().unwrap();
+        unlink(b"b");
+        overlay.begin().visible_links(&inode, &before, 4).unwrap();
+        unlink(b"c");
+        overlay.push_layer(upper("next", "next-work")).unwrap();
+        assert_eq!(overlay.begin().attr(&inode).unwrap().stat.nlink, 2);
     }
 }

@@ -116,7 +116,7 @@ impl Op<'_> {
         if inode.is_dir() {
             return Err(Error::Errno(Errno::PERM));
         }
-        let file = self.file_up(inode, CopyUp::Metadata)?;
+        self.file_up(inode, CopyUp::Metadata)?;
         self.anchor_redirect(inode)?;
         let (_, up) = self.dir_up(parent)?;
         let _names = parent.names.lock();
@@ -125,11 +125,11 @@ impl Op<'_> {
         let fd = (*fd).as_fd();
         refuse_mark(&up, name)?;
         self.ready_for(inode, fd)?;
-        let link_to = |dir: BorrowedFd<'_>, name: &[u8]| match &file.anchor {
-            // Of its names none is known. Where it has none the kernel says ENOENT, as for any file.
-            Some(anchor) => sys::node::link_fd(anchor.as_fd(), dir, name),
-            None => sys::node::link((*file.loc.dir.fd()?).as_fd(), &file.loc.name, dir, name),
-        };
+        // Not by a name: the directory that has it is not locked, and it may be another file's by now. Where no name
+        // is left the kernel says ENOENT, as for any file.
+        let source = self.target(inode)?;
+        let link_to =
+            |dir: BorrowedFd<'_>, name: &[u8]| sys::node::link_fd(source.as_fd(), dir, name);
         match self.upper_has(&up, name)? {
             UpperHas::Object => return Err(Error::Errno(Errno::EXIST)),
             UpperHas::Nothing => {

@@ -378,3 +378,46 @@ fn a_name_that_was_removed_beside_a_lookup_does_not_come_back() {
         );
     }
 }
+
+/// The name by which a file is linked may be another file's by then.
+#[test]
+fn a_link_beside_a_replacement_is_one_of_the_file_that_was_meant() {
+    let place = tempfile::tempdir().unwrap();
+    fs::create_dir(place.path().join("lower")).unwrap();
+    let overlay = overlay(place.path());
+    let root = overlay.root().clone();
+    let text = |first: &str, number: usize| name(&format!("{first}{number}"));
+    let count = 3000;
+    let known: Vec<_> = (0..count)
+        .map(|number| {
+            let op = overlay.begin();
+            op.mknod(ROOT, &root, &text("b", number), 0o100_644, 0)
+                .unwrap();
+            op.mknod(ROOT, &root, &text("a", number), 0o100_600, 0)
+                .unwrap()
+        })
+        .collect();
+    both(
+        count,
+        |number| {
+            let linked = overlay
+                .begin()
+                .link(&known[number], &root, &text("new", number));
+            if let Err(error) = linked {
+                assert!(error.is_absent(), "{error}");
+            }
+        },
+        |number| {
+            let (from, to) = (text("b", number), text("a", number));
+            let flags = RenameFlags::default();
+            let op = overlay.begin();
+            op.rename(ROOT, &root, &from, &root, &to, flags).unwrap();
+        },
+    );
+    for (number, meant) in known.iter().enumerate() {
+        let op = overlay.begin();
+        if let Some(found) = op.lookup(&root, &text("new", number)).unwrap() {
+            assert!(Arc::ptr_eq(&found, meant), "new{number} is another file");
+        }
+    }
+}

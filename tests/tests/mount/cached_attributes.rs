@@ -153,6 +153,72 @@ fn a_program_never_runs_as_root_with_what_another_wrote() {
     }
 }
 
+/// The program is opened to be run before it is setuid, by a process that then waits for a CPU. Meanwhile another
+/// user opens it for writing, root makes it setuid, and the other user writes.
+const LATE_MODE: &str = r#"
+def late_modes(rounds=120):
+    hog = os.fork()
+    if hog == 0:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        while True: pass
+    cpus = os.sched_getaffinity(0)
+    ran = changed = 0
+    for round in range(rounds):
+        path = f"late{round}"
+        fd = os.open(path, os.O_CREAT | os.O_WRONLY, 0o777)
+        os.pwrite(fd, CONTENT + b"A" * PAGE, 0); os.close(fd); os.chmod(path, 0o777)
+        out, into = os.pipe(); waiting, ready = os.pipe()
+        def execute():
+            os.dup2(into, 1)
+            os.sched_setaffinity(0, {min(cpus)})
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            os.write(ready, b"x")
+            for _ in range(20): err(os.execv, path, ["cat", "/proc/self/status", path])
+        def write():
+            try: fd = os.open(path, os.O_WRONLY | os.O_DIRECT)
+            except OSError: fd = None
+            os.write(ready, b"w")
+            if fd is None: return
+            for _ in range(20000):
+                if os.fstat(fd).st_mode & 0o4000:
+                    # Not before: what was written then stays in a setuid program on any file system.
+                    os.pwritev(fd, [aligned(b"B" * PAGE)], BEHIND)
+                    break
+            os.close(fd)
+        run = forked(execute)
+        os.close(into); os.read(waiting, 1)
+        time.sleep(round % 40 / 2000)
+        writer = forked(write)
+        os.read(waiting, 1)
+        err(os.chmod, path, 0o4777)
+        os.waitpid(writer, 0)
+        with open(out, "rb") as said: said = said.read()
+        os.waitpid(run, 0)
+        for fd in (waiting, ready): os.close(fd)
+        for part in said.split(b"Name:\t")[1:]:
+            ran += 1
+            as_root = part.split(b"Uid:\t")[1].split()[1] == b"0"
+            if as_root and b"B" * 100 in said and b"A" * 100 not in said: changed += 1
+        os.unlink(path)
+    os.kill(hog, signal.SIGKILL); os.waitpid(hog, 0)
+    print(f"{ran} runs, {changed} as root with what another wrote")
+    assert ran > 0 and changed == 0
+late_modes()
+"#;
+
+/// Neither the writer nor the program had a setuid bit to be asked about when it opened the file.
+#[test]
+fn a_program_made_setuid_while_it_starts_does_not_run_with_what_another_wrote() {
+    if !can("program-late-mode", &NEEDS) {
+        return;
+    }
+    let beside = Beside::with("program-late-mode", Content::Upper, "", "passthrough=all");
+    let script = format!("{RACE}\n{LATE_MODE}");
+    let said = python(beside.mount.path(), &script).ok().out();
+    eprintln!("{said}");
+    beside.mount.unmount();
+}
+
 /// Kernel overlayfs has a cache of its own above cowlfs.
 #[test]
 fn a_program_below_the_kernels_overlayfs_loses_its_bits() {
