@@ -263,3 +263,34 @@ fn only_its_own_root_reaches_a_container_with_an_id_map() {
     lxc.store().cowl(["destroy", "c1", "--yes"]).ok();
     assert_eq!(std::fs::read_dir(&mapped).unwrap().count(), 0);
 }
+
+/// Root would open, lock and write files in it that the other user can replace at any time.
+#[test]
+fn a_store_of_another_user_is_refused() {
+    if !can(&[Need::Root]) {
+        return;
+    }
+    let store = Store::for_test();
+    let tar = cowl_tests::rootfs::busybox_tar().expect("the busybox tar");
+    let tar = tar.to_str().unwrap();
+    store.cowl(["create", "web", "--from", tar]).ok();
+    std::os::unix::fs::chown(store.path(), Some(1000), None).unwrap();
+    for line in [&["list"][..], &["gc"], &["create", "new", "--from", tar]] {
+        let refused = store.cowl(line.iter().copied());
+        refused.fails(2, &["belongs to the user 1000", "sudo -u '#1000'"]);
+    }
+    // One cannot be made in such a user's directory either.
+    let place = store.scratch().make("empty");
+    std::os::unix::fs::chown(&place, Some(1000), None).unwrap();
+    let cowl = cowl_tests::programs::cowl();
+    let create = [
+        "--store",
+        place.to_str().unwrap(),
+        "create",
+        "new",
+        "--from",
+        tar,
+    ];
+    command::run(cowl, create).fails(2, &["belongs to the user 1000"]);
+    assert_eq!(std::fs::read_dir(&place).unwrap().count(), 0);
+}

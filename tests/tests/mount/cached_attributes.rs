@@ -209,10 +209,10 @@ late_modes()
 /// Neither the writer nor the program had a setuid bit to be asked about when it opened the file.
 #[test]
 fn a_program_made_setuid_while_it_starts_does_not_run_with_what_another_wrote() {
-    if !can("program-late-mode", &NEEDS) {
+    if !can(&NEEDS) {
         return;
     }
-    let beside = Beside::with("program-late-mode", Content::Upper, "", "passthrough=all");
+    let beside = Beside::with(Content::Upper, "", "passthrough=all");
     let script = format!("{RACE}\n{LATE_MODE}");
     let said = python(beside.mount.path(), &script).ok().out();
     eprintln!("{said}");
