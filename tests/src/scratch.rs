@@ -12,12 +12,14 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Makes one for the calling test, with its name.
+    /// Makes one for the calling test, with the beginning of its name: sockets and podman's directories have short
+    /// limits on paths.
     #[must_use]
     pub fn for_test() -> Scratch {
         let test = crate::conditions::test_name();
         let (_, name) = test.rsplit_once("::").unwrap_or(("", &test));
-        Scratch::new(&name.replace(' ', "-"))
+        let start: String = name.chars().take(16).collect();
+        Scratch::new(&start.replace(' ', "-"))
     }
 
     /// Makes one below `COWL_TEST_DIR`, `/var/tmp` when that is not set.

@@ -90,11 +90,11 @@ impl Mounts {
     }
 }
 
-/// The owner of the directory `root`, if it is another user than the caller. What root did in a store that a user can
+/// The owner of the directory `root`, if it is neither the caller nor root. What root did in a store that a user can
 /// write to would happen where that user wants it.
 fn another_owner(root: &Path) -> Result<Option<u32>> {
     match std::fs::metadata(root) {
-        Ok(found) => Ok(Some(found.uid()).filter(|owner| *owner != geteuid().as_raw())),
+        Ok(found) => Ok(Some(found.uid()).filter(|owner| ![0, geteuid().as_raw()].contains(owner))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::at("open the store", root, error)),
     }
