@@ -74,7 +74,7 @@ impl Place {
         let table = namespace.inside(PATIENT, Inside::mounts)?;
         // In a chroot, `path` is only the end of the path in mountinfo.
         let below = path.strip_prefix("/").unwrap_or(path);
-        let is_it = |mount: &&Mount| mount.device() == device && mount.at.ends_with(below);
+        let is_it = |mount: &&Mount| mount.device == device && mount.at.ends_with(below);
         Ok(table.iter().rfind(is_it).map(|mount| Home {
             namespace: namespace.ino,
             at: mount.at.clone(),
@@ -108,7 +108,7 @@ impl Place {
             for mount in table.iter().rev() {
                 let role = if mount.layers().iter().any(|dir| dir.starts_with(&self.path)) {
                     Role::Overlay
-                } else if mount.device() != self.device {
+                } else if mount.device != self.device {
                     continue;
                 } else {
                     let covers = mountinfo::covered(&table, mount);

@@ -13,8 +13,8 @@ pub struct Mount {
     pub id: u64,
     /// The id of the parent mount.
     pub parent: u64,
-    /// The device number of the file system: major and minor.
-    pub dev: (u32, u32),
+    /// The device number of the file system.
+    pub device: Device,
     /// The directory of the file system that forms the root of this mount.
     pub root: PathBuf,
     /// The mount point.
@@ -28,11 +28,6 @@ pub struct Mount {
 }
 
 impl Mount {
-    /// Returns the device number of the file system.
-    pub fn device(&self) -> Device {
-        self.dev.into()
-    }
-
     /// Returns the layers of an overlay of the kernel, as its mount options name them; none for other types.
     ///
     /// A colon or comma in a directory's name splits the name. Callers that compare paths get the parts.
@@ -91,7 +86,7 @@ pub fn covered(mounts: &[Mount], mount: &Mount) -> Option<(Device, PathBuf)> {
         true => parent.root.clone(),
         false => parent.root.join(below),
     };
-    Some((parent.device(), path))
+    Some((parent.device, path))
 }
 
 fn line(line: &[u8]) -> Option<Mount> {
@@ -107,7 +102,7 @@ fn line(line: &[u8]) -> Option<Mount> {
     Some(Mount {
         id,
         parent,
-        dev,
+        device: dev.into(),
         root,
         at,
         kind: unescape(fields.next()?),
@@ -156,14 +151,14 @@ broken line
         let mounts = parse(TABLE);
         assert_eq!(mounts.len(), 7);
         let root = &mounts[0];
-        assert_eq!((root.id, root.parent, root.dev), (31, 27, (8, 1)));
+        assert_eq!((root.id, root.parent, root.device), (31, 27, (8, 1).into()));
         assert_eq!(
             (&root.kind[..], &root.source[..]),
             (&b"ext4"[..], &b"/dev/sda1"[..])
         );
         assert_eq!(root.options, b"rw,errors=remount-ro");
         assert_eq!(mounts[1].at, Path::new("/mnt/a b"));
-        assert_eq!(mounts[1].device(), (0, 35).into());
+        assert_eq!(mounts[1].device, (0, 35).into());
         assert_eq!(mounts[4].root, Path::new("/sub"));
     }
 

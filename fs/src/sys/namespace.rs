@@ -180,14 +180,14 @@ pub fn is_mounted(device: Device) -> Result<bool> {
         let table = namespace
             .inside(PATIENT, Inside::mounts)
             .unwrap_or_default();
-        table.iter().any(|mount| mount.device() == device)
+        table.iter().any(|mount| mount.device == device)
     }))
 }
 
 fn is_mount(fd: impl AsFd, mount: &Mount) -> Result<bool> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let stat = rustix::fs::statx(&fd, "", flags, StatxFlags::MNT_ID)?;
-    Ok(stat.stx_mnt_id == mount.id && Device::of_fd(&fd)? == mount.device())
+    Ok(stat.stx_mnt_id == mount.id && Device::of_fd(&fd)? == mount.device)
 }
 
 /// Moves this thread, and all threads that it starts later, to a new mount namespace that contains only the mounts
@@ -218,7 +218,7 @@ fn trim(inside: &Inside, paths: &[u64], device: Device) -> Result<()> {
     for id in paths {
         let mut id = *id;
         while let Some(mount) = table.iter().find(|mount| mount.id == id) {
-            if mount.device() == device || !kept.insert(id) {
+            if mount.device == device || !kept.insert(id) {
                 break;
             }
             id = mount.parent;
@@ -234,7 +234,7 @@ fn trim(inside: &Inside, paths: &[u64], device: Device) -> Result<()> {
         let topmost = kept.contains(&mount.parent) || covers_root(mount);
         // A retained mount at the same path would be unmounted instead.
         let is_hidden = |other: &Mount| kept.contains(&other.id) && other.at == mount.at;
-        let done = if mount.device() == device {
+        let done = if mount.device == device {
             inside.detach(mount)
         } else if !topmost || kept.contains(&mount.id) || table.iter().any(is_hidden) {
             continue;

@@ -111,7 +111,7 @@ impl RunState {
 
 /// Whether a mount is that of a daemon of ours, whose file system is `device` where that is known.
 pub(super) fn is_mount_of(mount: &mountinfo::Mount, device: Option<Device>) -> bool {
-    mount.kind == b"fuse.cowlfs" && device.is_none_or(|device| device == mount.dev.into())
+    mount.kind == b"fuse.cowlfs" && device.is_none_or(|device| device == mount.device)
 }
 
 /// Whether a container is mounted.

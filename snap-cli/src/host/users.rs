@@ -28,7 +28,7 @@ pub fn describe(users: &[User]) -> String {
 /// Returns the device number of the topmost mount at `at`, according to mountinfo.
 pub fn device_at(at: &Path) -> Result<Option<Device>> {
     let mounts = mountinfo::read()?;
-    Ok(mountinfo::topmost(&mounts, at).map(|mount| mount.device()))
+    Ok(mountinfo::topmost(&mounts, at).map(|mount| mount.device))
 }
 
 /// A word of a command to type: quoted when a shell would not take it as it is.
