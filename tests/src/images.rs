@@ -41,7 +41,9 @@ impl Kind {
         needs
     }
 
-    fn name(self) -> &'static str {
+    /// The name of the file system type.
+    #[must_use]
+    pub fn name(self) -> &'static str {
         match self {
             Kind::Ext4 => "ext4",
             Kind::Xfs => "xfs",
@@ -82,6 +84,14 @@ impl Kind {
         run(program, [OsStr::new(quiet), image.as_os_str()]).ok();
         mount_loop(self.name(), "loop", &image, &place);
         place
+    }
+
+    /// Mounts the image of an earlier [`Kind::mount`] again, on a new loop device, once the old one is free.
+    #[track_caller]
+    pub fn mount_again(self, scratch: &Scratch, name: &str) {
+        let image = scratch.join(format!("{name}.image"));
+        wait_detached(&image);
+        mount_loop(self.name(), "loop", &image, &scratch.join(name));
     }
 }
 

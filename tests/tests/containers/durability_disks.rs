@@ -1,173 +1,115 @@
-//! What was acknowledged on a disk that is pulled, shut down or unmounted.
+//! Durability of acknowledged snapshots on a disk that is detached, shut down or unmounted.
 
 use std::path::Path;
-use std::process::Command;
 
-use cowl_tests::command::{run, run_command};
+use cowl_tests::command::run;
 use cowl_tests::conditions::{Need, can};
-use cowl_tests::mount::{unmount_free, wait_until};
-use cowl_tests::programs;
-use cowl_tests::scratch::Scratch;
+use cowl_tests::cowl::Store;
+use cowl_tests::images::Kind;
+use cowl_tests::mount::{plain_unmount, unmount_free, wait_until};
 
-/// A disk that was pulled and put in again has lost what was in memory, in one and the same boot.
+/// A store on a disk of its own, with the container `web`, in which a file was changed. `None`: skipped.
+fn web_on(kind: Kind, more: &[Need]) -> Option<Store> {
+    let needs = [&[Need::Root, Need::Fuse], kind.needs().as_slice(), more].concat();
+    if !can(&needs) {
+        return None;
+    }
+    let store = Store::on(|scratch, name| kind.mount(scratch, name));
+    let root = store.scratch().make("root");
+    std::fs::write(root.join("file"), "old").unwrap();
+    store.create("web", &root);
+    std::fs::write(store.mount("web").join("file"), "new").unwrap();
+    Some(store)
+}
+
+/// Unmounts the container and takes a snapshot that nothing syncs.
+fn snapshot_unsynced(store: &Store) {
+    store.cowl(["umount", "web"]).ok();
+    store.cowl(["snapshot", "web", "--no-sync"]).ok();
+    assert_eq!(state(store), "settling");
+}
+
+fn state(store: &Store) -> String {
+    let list = store.cowl(["list", "web", "--format", "{state}"]);
+    list.ok().out()
+}
+
+fn disk(store: &Store) -> &Path {
+    store.path().parent().unwrap()
+}
+
+fn is_incomplete_from_here_on(store: &Store) {
+    assert_eq!(state(store), "incomplete");
+    store.cowl(["check"]).ok();
+    assert_eq!(state(store), "incomplete");
+}
+
+/// A disk that is detached and attached again has lost the data that was in memory, within one boot.
+fn attached_anew(kind: Kind) {
+    let Some(store) = web_on(kind, &[Need::Program("losetup")]) else {
+        return;
+    };
+    snapshot_unsynced(&store);
+    unmount_free(disk(&store));
+    kind.mount_again(store.scratch(), "own");
+    is_incomplete_from_here_on(&store);
+}
+
 #[test]
 fn on_a_disk_that_was_attached_anew_it_is_incomplete() {
-    let needs = [Need::Root, Need::Fuse, Need::Program("losetup")];
-    if can(&needs) {
-        attached_anew(&["mkfs.ext4", "-qF"]);
-    }
+    attached_anew(Kind::Ext4);
 }
 
-/// Whose device number is no disk's.
+/// The device number of a btrfs is not that of a disk.
 #[test]
 fn on_a_btrfs_that_was_attached_anew_it_is_incomplete() {
-    let needs = [
-        Need::Root,
-        Need::Fuse,
-        Need::Program("losetup"),
-        Need::Program("mkfs.btrfs"),
-        Need::Filesystem("btrfs"),
-    ];
-    if can(&needs) {
-        attached_anew(&["mkfs.btrfs", "-qf"]);
-    }
+    attached_anew(Kind::Btrfs);
 }
 
-fn attached_anew(make: &[&str; 2]) {
-    let scratch = Scratch::for_test();
-    let (image, place) = (scratch.join("image"), scratch.make("disk"));
-    let file = std::fs::File::create(&image).unwrap();
-    file.set_len(256 << 20).unwrap();
-    run(make[0], [make[1].as_ref(), image.as_os_str()]).ok();
-    let attach = || {
-        let args = [
-            "-o".as_ref(),
-            "loop".as_ref(),
-            image.as_os_str(),
-            place.as_os_str(),
-        ];
-        run("mount", args).ok();
-    };
-    attach();
-    let root = scratch.make("root");
-    std::fs::write(root.join("file"), "old").unwrap();
-    let cowl = |args: &[&str]| {
-        let mut command = Command::new(programs::cowl());
-        command.arg("--store").arg(place.join("store")).args(args);
-        run_command(command, b"").ok()
-    };
-    cowl(&["create", "web", "--from", root.to_str().unwrap()]);
-    let mounted = cowl(&["mount", "web"]).out();
-    std::fs::write(Path::new(&mounted).join("file"), "new").unwrap();
-    cowl(&["umount", "web"]);
-    cowl(&["snapshot", "web", "--no-sync"]);
-    let state = || cowl(&["list", "web", "--format", "{state}"]).out();
-    assert_eq!(state(), "settling");
-    unmount_free(&place);
-    // While another test's mount namespace holds the file system, nothing is lost.
-    wait_until("the loop device is free", || {
-        let used = run("losetup", ["-j".as_ref(), image.as_os_str()]);
-        used.ok().stdout.is_empty()
-    });
-    attach();
-    assert_eq!(state(), "incomplete");
-    cowl(&["check"]);
-    assert_eq!(state(), "incomplete");
-    unmount_free(&place);
-}
-
-/// A file system that an I/O error shut down has lost what was in memory when it is mounted again, in one and the
-/// same boot, on one and the same disk.
+/// A file system that an I/O error shut down has lost the data that was in memory when it is mounted again, within one
+/// boot and on the same disk.
 #[test]
 fn on_a_file_system_that_was_shut_down_it_is_incomplete() {
-    let make = [("ext4", "-qF"), ("xfs", "-qf")];
-    let needs = [
-        Need::Root,
-        Need::Fuse,
-        Need::Program("losetup"),
-        Need::Program("python3"),
-        Need::Program("mkfs.xfs"),
-        Need::Filesystem("xfs"),
-    ];
-    if !can(&needs) {
-        return;
-    }
-    for (kind, quiet) in make {
-        let scratch = Scratch::for_test();
-        let (image, place) = (scratch.join("image"), scratch.make("disk"));
-        let file = std::fs::File::create(&image).unwrap();
-        file.set_len(400 << 20).unwrap();
-        let make = format!("mkfs.{kind}");
-        run(make.as_str(), [quiet.as_ref(), image.as_os_str()]).ok();
-        let attached = run(
-            "losetup",
-            ["-f".as_ref(), "--show".as_ref(), image.as_os_str()],
-        );
-        let device = attached.ok().out().trim().to_owned();
-        let mount = || run("mount", [device.as_ref(), place.as_os_str()]).ok();
-        mount();
-        let root = scratch.make("root");
-        let cowl = |args: &[&str]| {
-            let mut command = Command::new(programs::cowl());
-            command.arg("--store").arg(place.join("store")).args(args);
-            run_command(command, b"").ok()
+    for kind in [Kind::Ext4, Kind::Xfs] {
+        let needs = [Need::Program("losetup"), Need::Program("python3")];
+        let Some(store) = web_on(kind, &needs) else {
+            return;
         };
-        cowl(&["create", "web", "--from", root.to_str().unwrap()]);
-        let mounted = cowl(&["mount", "web"]).out();
-        std::fs::write(Path::new(mounted.trim_end()).join("file"), "new").unwrap();
-        cowl(&["umount", "web"]);
-        cowl(&["snapshot", "web", "--no-sync"]);
-        let state = || cowl(&["list", "web", "--format", "{state}"]).out();
-        assert_eq!(state(), "settling", "{kind}");
+        snapshot_unsynced(&store);
+        let disk = disk(&store);
+        let found = run(
+            "findmnt",
+            ["-no".as_ref(), "SOURCE".as_ref(), disk.as_os_str()],
+        );
+        let device = found.ok().out();
+        // The loop device stays attached while it is open.
+        let _attached = std::fs::File::open(&device).unwrap();
         // FS_IOC_SHUTDOWN, without a flush of the log.
         let shut_down = "import fcntl, os, struct, sys\n\
             fd = os.open(sys.argv[1], os.O_RDONLY)\n\
             fcntl.ioctl(fd, 0x8004587d, struct.pack('I', 2))\n";
         run(
             "python3",
-            ["-c".as_ref(), shut_down.as_ref(), place.as_os_str()],
+            ["-c".as_ref(), shut_down.as_ref(), disk.as_os_str()],
         )
         .ok();
-        unmount_free(&place);
-        // While another test's mount namespace holds the file system, it is not mounted anew.
+        unmount_free(disk);
+        // Another test's mount namespace may hold the file system for a moment.
         let name = Path::new(&device).file_name().unwrap();
-        let sysfs = Path::new("/sys/fs").join(kind).join(name);
+        let sysfs = Path::new("/sys/fs").join(kind.name()).join(name);
         wait_until("the file system has ended", || !sysfs.try_exists().unwrap());
-        mount();
-        assert_eq!(state(), "incomplete", "{kind}");
-        cowl(&["check"]);
-        assert_eq!(state(), "incomplete", "{kind}");
-        unmount_free(&place);
-        run("losetup", ["-d", device.as_str()]).ok();
+        run("mount", [device.as_ref(), disk.as_os_str()]).ok();
+        is_incomplete_from_here_on(&store);
     }
 }
 
 /// Also right after a snapshot, which its daemon still syncs.
 #[test]
 fn the_disk_of_a_store_is_free_when_umount_has_ended() {
-    if !can(&[Need::Root, Need::Fuse, Need::Program("mkfs.ext4")]) {
+    let Some(store) = web_on(Kind::Ext4, &[]) else {
         return;
-    }
-    let scratch = Scratch::for_test();
-    let (image, place) = (scratch.join("image"), scratch.make("disk"));
-    let file = std::fs::File::create(&image).unwrap();
-    file.set_len(64 << 20).unwrap();
-    drop(file);
-    run("mkfs.ext4", ["-qF".as_ref(), image.as_os_str()]).ok();
-    let options: [&std::ffi::OsStr; 2] = ["-o".as_ref(), "loop".as_ref()];
-    let places = [image.as_os_str(), place.as_os_str()];
-    run("mount", options.into_iter().chain(places)).ok();
-    let root = scratch.make("root");
-    std::fs::write(root.join("file"), "old").unwrap();
-    let cowl = |args: &[&str]| {
-        let mut command = Command::new(programs::cowl());
-        command.arg("--store").arg(place.join("store")).args(args);
-        run_command(command, b"").ok()
     };
-    cowl(&["create", "web", "--from", root.to_str().unwrap()]);
-    let mounted = cowl(&["mount", "web"]).out();
-    std::fs::write(Path::new(mounted.trim_end()).join("file"), "new").unwrap();
-    cowl(&["snapshot", "web"]);
-    cowl(&["umount", "web"]);
-    cowl_tests::mount::plain_unmount(&place).unwrap();
+    store.cowl(["snapshot", "web"]).ok();
+    store.cowl(["umount", "web"]).ok();
+    plain_unmount(disk(&store)).unwrap();
 }

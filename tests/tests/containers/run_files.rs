@@ -168,7 +168,7 @@ fn a_command_with_another_boot_id_leaves_a_running_mount_alone() {
     assert!(mount::at(&mounted_snapshot).is_none());
 }
 
-/// The command that waits for a mount is told of it, whatever fails in the daemon.
+/// The command that waits for a mount gets an answer, whatever fails in the daemon.
 #[test]
 fn a_mount_whose_state_cannot_be_written_holds_up_no_command() {
     let needs = [Need::Root, Need::Fuse, Need::Program("strace")];
