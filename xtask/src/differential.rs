@@ -2,6 +2,9 @@
 
 use crate::run::{Result, Run};
 
+const JOBS: u64 = 2;
+const STEPS: u64 = 400;
+
 /// How `cargo xtask differential` is called.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -12,10 +15,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "S", default_value_t = 1_000_000)]
     first: u64,
     /// How many at a time
-    #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(long, value_name = "N", default_value_t = JOBS)]
     jobs: u64,
     /// How many operations in a seed
-    #[arg(long, value_name = "N", default_value_t = 400)]
+    #[arg(long, value_name = "N", default_value_t = STEPS)]
     steps: u64,
     /// Look for the fewest operations that fail
     #[arg(long)]
@@ -28,8 +31,8 @@ impl Options {
         Self {
             seeds,
             first,
-            jobs: 2,
-            steps: 400,
+            jobs: JOBS,
+            steps: STEPS,
             shrink: false,
         }
     }

@@ -43,7 +43,7 @@ enum Command {
     Differential(differential::Options),
     /// Cut the power of a disk under a mount, at many moments, and look at what is left
     PowerCut(power_cut::Options),
-    /// Run what is too long for every change: power cuts, random operations, a million files, conformance
+    /// Run what takes too long for every change: power cuts, random operations, a million files, conformance
     Soak(soak::Options),
     /// Measure what snapshots cost, beside lxc-snapshot, copies, reflinks and btrfs
     Bench(bench::Options),

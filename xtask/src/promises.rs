@@ -53,13 +53,14 @@ fn home(root: &Path, file: &str) -> Result<Option<PathBuf>> {
         _ => ("tests", file),
     };
     let tests = root.join(folder).join("tests");
+    if name.contains('/') {
+        let path = tests.join(format!("{name}.rs"));
+        return Ok(path.try_exists()?.then_some(path));
+    }
     let mut found = Vec::new();
     for area in std::fs::read_dir(&tests)? {
-        let path = match name.split_once('/') {
-            Some(_) => tests.join(format!("{name}.rs")),
-            None => area?.path().join(format!("{name}.rs")),
-        };
-        if path.try_exists()? && !found.contains(&path) {
+        let path = area?.path().join(format!("{name}.rs"));
+        if path.try_exists()? {
             found.push(path);
         }
     }

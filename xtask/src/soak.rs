@@ -1,5 +1,4 @@
-//! The tests that are too long for every change: power cuts, random operations, trees of a million files. What they
-//! found last stands in docs/reliability.md.
+//! The tests that take too long to run for every change: power cuts, random operations, trees of a million files.
 
 use std::time::Instant;
 
@@ -18,12 +17,12 @@ pub(crate) struct Options {
     /// Files of the large tree
     #[arg(long, default_value_t = 1_000_000, value_name = "N")]
     files: u64,
-    /// First seed of the cuts and of the operations; the time of day when it is not given
+    /// First seed of the cuts and of the operations; by default the current time
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
 }
 
-/// Runs them all, also when one fails, and prints the rows for docs/reliability.md.
+/// Runs all parts, even if one fails, and prints their results as rows for docs/reliability.md.
 pub(crate) fn run(options: &Options) -> Result<()> {
     crate::namespace::enter();
     crate::setup::run()?;

@@ -19,7 +19,7 @@ pub(crate) struct Options {
     quick: bool,
 }
 
-/// What `--quick` runs, and which of it takes too long.
+/// What `--quick` runs, and the tests that it skips because they are slow.
 const QUICK: [(&str, &[&str], &[&str]); 4] = [
     ("cowl-fs", &["--lib"], &[]),
     ("cowl-fs", &["--test", "overlay"], &["model::", "faults::"]),
@@ -35,7 +35,7 @@ const QUICK: [(&str, &[&str], &[&str]); 4] = [
 pub(crate) fn run(options: &Options) -> Result<()> {
     let start = Instant::now();
     crate::namespace::enter();
-    // What is created has the modes that the tests expect, whatever the caller's shell is set to.
+    // Tests expect the modes that this umask gives, whatever the umask of the caller.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     if options.quick {
         return quick(start);
