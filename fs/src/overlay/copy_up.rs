@@ -278,7 +278,7 @@ impl Op<'_> {
     /// Records that the inode lies in the upper layer from here on.
     pub(super) fn switch(&self, inode: &Arc<Inode>, before: &FileState, to: Copied) -> Result<()> {
         let identity = Identity::of(&to.stat);
-        // user.* attributes, the number's mark among them, are for regular files and folders.
+        // Only regular files and directories can have user.* attributes, such as the mark with the inode number.
         let marked =
             self.upper()?.layer.space() == XattrSpace::Trusted || inode.kind() == FileKind::Regular;
         inode.named_anew();
