@@ -8,8 +8,8 @@
 use std::hint::black_box;
 
 use cowl_benches::{ROOT, Stage, name, spread};
-use cowl_fs::overlay::RenameFlags;
-use cowl_fs::overlay::plan::{self, NameState, UpperHas};
+use cowl_overlay::RenameFlags;
+use cowl_overlay::plan::{self, NameState, UpperHas};
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 
 fn rename_folder(c: &mut Criterion) {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use cowl_benches::{Failure, ROOT, Stage};
-use cowl_fs::overlay::{OpenHow, SetAttr};
+use cowl_overlay::{OpenHow, SetAttr};
 use criterion::measurement::WallTime;
 use criterion::{
     BatchSize, BenchmarkGroup, BenchmarkId, Criterion, criterion_group, criterion_main,

@@ -8,8 +8,8 @@
 use std::hint::black_box;
 
 use cowl_benches::{Stage, name, spread};
-use cowl_fs::layer::Seen;
-use cowl_fs::view::resolve::Fold;
+use cowl_layers::layer::Seen;
+use cowl_layers::view::resolve::Fold;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
 fn lookup(c: &mut Criterion) {

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cowl_benches::{Stage, name, spread};
-use cowl_fs::Name;
+use cowl_layers::Name;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
 const NAMES: usize = 256;

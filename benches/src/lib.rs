@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use cowl_fs::Name;
-use cowl_fs::format::XattrSpace;
-use cowl_fs::layer::{Layer, Upper};
-use cowl_fs::overlay::{Behaviour, Caller, Overlay};
+use cowl_layers::Name;
+use cowl_layers::format::XattrSpace;
+use cowl_layers::layer::{Layer, Upper};
+use cowl_overlay::{Behaviour, Caller, Overlay};
 use tempfile::TempDir;
 
 /// Everybody's caller.

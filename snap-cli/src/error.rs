@@ -5,11 +5,11 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::path::Path;
 
-use cowl_fs::error::Errno;
-use cowl_fs::setup::{SetupError, SetupKind};
+use cowl_layers::error::Errno;
+use cowl_layers::setup::{SetupError, SetupKind};
 
 use crate::delta::error::{ErrorKind, TreeError};
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// A result of the manager.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -135,7 +135,9 @@ impl Error {
             if let Some(error) = error.downcast_ref::<Errno>() {
                 return full(*error);
             }
-            if let Some(cowl_fs::Error::Errno(errno)) = error.downcast_ref::<cowl_fs::Error>() {
+            if let Some(cowl_layers::Error::Errno(errno)) =
+                error.downcast_ref::<cowl_layers::Error>()
+            {
                 return full(*errno);
             }
             if let Some(error) = error.downcast_ref::<Self>()

@@ -38,7 +38,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             "-p",
             "cowl",
             "-p",
-            "cowl-fs",
+            "cowlfs",
         ])
         .run()?;
 

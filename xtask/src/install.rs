@@ -92,7 +92,7 @@ fn script(programs: &Path, shell: &str) -> Result<String> {
 /// Builds the programs and says where they are.
 fn built(profile: &str) -> Result<PathBuf> {
     Run::cargo()?
-        .args(["build", "--locked", "-p", "cowl", "-p", "cowl-fs", "--bins"])
+        .args(["build", "--locked", "-p", "cowl", "-p", "cowlfs", "--bins"])
         .args(["--profile", profile])
         .run()?;
     let folder = if profile == "dev" { "debug" } else { profile };

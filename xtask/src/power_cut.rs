@@ -55,7 +55,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             "--release",
             "--locked",
             "-p",
-            "cowl-fs",
+            "cowlfs",
             "-p",
             "cowl",
         ])

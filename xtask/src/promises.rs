@@ -40,16 +40,17 @@ fn named(page: &str) -> impl Iterator<Item = (&str, &str)> {
         .filter_map(|word| word.split_once("::"))
 }
 
-/// The file that a table calls `file`: `fs/src/...` or `snap-cli/src/...` for tests beside the code, `fs/NAME` or
+/// The file that a table calls `file`: `fs/CRATE/src/...` or `snap-cli/src/...` for tests beside the code, `fs/NAME` or
 /// `snap-cli/NAME` for the crate's own tests, `NAME` for an end-to-end test. `AREA/NAME` says in which area, where
 /// several have a file of that name.
 fn home(root: &Path, file: &str) -> Result<Option<PathBuf>> {
     let (folder, name) = match file.split_once('/') {
-        Some((_, below)) if below.starts_with("src/") => {
+        Some((_, below)) if below.contains("src/") => {
             let path = root.join(format!("{file}.rs"));
             return Ok(path.try_exists()?.then_some(path));
         }
-        Some((folder @ ("fs" | "snap-cli"), name)) => (folder, name),
+        Some(("fs", name)) => ("fs/overlay", name),
+        Some(("snap-cli", name)) => ("snap-cli", name),
         _ => ("tests", file),
     };
     let tests = root.join(folder).join("tests");
@@ -104,7 +105,7 @@ mod tests {
     fn a_file_is_found_in_its_area() {
         let root = crate::run::root().unwrap();
         for (file, path) in [
-            ("fs/names", "fs/tests/overlay/names.rs"),
+            ("fs/names", "fs/overlay/tests/overlay/names.rs"),
             ("snap-cli/meta", "snap-cli/tests/commands/meta.rs"),
             ("snap-cli/crash/undo", "snap-cli/tests/crash/undo.rs"),
             ("locks", "tests/tests/mount/locks.rs"),

@@ -20,9 +20,15 @@ pub(crate) struct Options {
 }
 
 /// What `--quick` runs, and the tests that it skips because they are slow.
-const QUICK: [(&str, &[&str], &[&str]); 4] = [
-    ("cowl-fs", &["--lib"], &[]),
-    ("cowl-fs", &["--test", "overlay"], &["model::", "faults::"]),
+const QUICK: [(&str, &[&str], &[&str]); 6] = [
+    ("cowl-layers", &["--lib"], &[]),
+    ("cowl-overlay", &["--lib"], &[]),
+    (
+        "cowl-overlay",
+        &["--test", "overlay"],
+        &["model::", "faults::"],
+    ),
+    ("cowlfs", &["--lib"], &[]),
     ("cowl", &["--lib"], &[]),
     (
         "cowl",

@@ -13,10 +13,10 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cowl_fs::format::{NumberMark, XattrSpace};
-use cowl_fs::layer::Layer;
-use cowl_fs::sys::stat::FileKind;
-use cowl_fs::sys::{dir, stat, xattr};
+use cowl_layers::format::{NumberMark, XattrSpace};
+use cowl_layers::layer::Layer;
+use cowl_layers::sys::stat::FileKind;
+use cowl_layers::sys::{dir, stat, xattr};
 
 use super::compress::{Compression, Encoder};
 use super::dirs::Dirs;

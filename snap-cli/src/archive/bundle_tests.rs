@@ -7,11 +7,11 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cowl_fs::format::{NumberMark, XattrSpace};
-use cowl_fs::layer::Layer;
-use cowl_fs::sys::stat::FileKind;
-use cowl_fs::sys::xattr;
-use cowl_fs::view::View;
+use cowl_layers::format::{NumberMark, XattrSpace};
+use cowl_layers::layer::Layer;
+use cowl_layers::sys::stat::FileKind;
+use cowl_layers::sys::xattr;
+use cowl_layers::view::View;
 
 use super::bundle::{self, Part};
 use super::input::{self, Input};

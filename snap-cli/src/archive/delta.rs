@@ -8,10 +8,10 @@
 use std::collections::{BTreeSet, HashMap};
 use std::io::Write;
 
-use cowl_fs::format::{XattrSpace, foreign};
-use cowl_fs::name::Name;
-use cowl_fs::sys::stat::FileKind;
-use cowl_fs::view::{DirNode, FileNode, Found, View, Xattrs, user_xattrs};
+use cowl_layers::format::{XattrSpace, foreign};
+use cowl_layers::name::Name;
+use cowl_layers::sys::stat::FileKind;
+use cowl_layers::view::{DirNode, FileNode, Found, View, Xattrs, user_xattrs};
 
 use super::compress::{Compression, Encoder};
 use super::export::{Exported, with_entries};

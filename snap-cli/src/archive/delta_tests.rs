@@ -4,8 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use cowl_fs::format::XattrSpace;
-use cowl_fs::view::View;
+use cowl_layers::format::XattrSpace;
+use cowl_layers::view::View;
 
 use super::{Compression, delta, folder, import};
 use crate::delta::error::{ErrorKind, TreeError};
@@ -150,7 +150,12 @@ fn a_name_that_means_a_deletion_is_refused() {
     let error = written(None, &view(&stack.down(..))).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused);
     let top = stack.layer();
-    testing::mknod(&top.join("x"), cowl_fs::sys::stat::FileKind::Fifo, 0o600, 0);
+    testing::mknod(
+        &top.join("x"),
+        cowl_layers::sys::stat::FileKind::Fifo,
+        0o600,
+        0,
+    );
     let (old, new) = (view(&stack.down(..1)), view(&stack.down(..)));
     // It was there before, so nothing need be said of it.
     assert_eq!(names(&written(Some(&old), &new).unwrap()), ["./", "./x"]);
@@ -165,7 +170,7 @@ fn one_of_everything_as_a_plain_folder() {
     let mut stack = Stack::new();
     let base = stack.layer();
     one_of_everything(&base);
-    let socket = cowl_fs::sys::stat::FileKind::Socket;
+    let socket = cowl_layers::sys::stat::FileKind::Socket;
     testing::mknod(&base.join("socket"), socket, 0o755, 0);
     let target = stack.folder("target");
     folder::fill(&view(&stack.down(..)), &target, &mut |_| {}).unwrap();

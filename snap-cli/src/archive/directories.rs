@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use cowl_fs::sys::attr::SetTime;
+use cowl_layers::sys::attr::SetTime;
 
 use super::dirs::Dirs;
 use super::limits;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use cowl_fs::sys::dir;
+use cowl_layers::sys::dir;
 
 use super::limits;
 use crate::delta::error::{Context as _, Result};
@@ -192,7 +192,7 @@ mod tests {
         let fd = dir::open_root(root).unwrap();
         let mut seen = Vec::new();
         dirs.visit(fd.as_fd(), &mut |value, fd, path| {
-            let here = cowl_fs::sys::stat::stat_fd(fd).unwrap().ino;
+            let here = cowl_layers::sys::stat::stat_fd(fd).unwrap().ino;
             let path = str::from_utf8(path).unwrap();
             use std::os::unix::fs::MetadataExt as _;
             let meta = std::fs::metadata(root.join(path)).unwrap();

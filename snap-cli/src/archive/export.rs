@@ -6,7 +6,7 @@
 
 use std::io::Write;
 
-use cowl_fs::view::View;
+use cowl_layers::view::View;
 
 use super::compress::{Compression, Encoder};
 use super::import::Imported;

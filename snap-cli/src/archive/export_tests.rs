@@ -5,10 +5,10 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use cowl_fs::format::XattrSpace;
-use cowl_fs::layer::Layer;
-use cowl_fs::sys::stat::FileKind;
-use cowl_fs::view::View;
+use cowl_layers::format::XattrSpace;
+use cowl_layers::layer::Layer;
+use cowl_layers::sys::stat::FileKind;
+use cowl_layers::view::View;
 
 use super::{Compression, export, import};
 use crate::delta::testing::{self, assert_same, describe, is_root, one_of_everything, run};

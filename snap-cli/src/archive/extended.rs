@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use cowl_fs::sys::stat::Time;
-use cowl_fs::sys::xattr::is_alias;
+use cowl_layers::sys::stat::Time;
+use cowl_layers::sys::xattr::is_alias;
 
 use super::acl;
 use super::limits;

@@ -6,9 +6,9 @@ use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use cowl_fs::sys::stat::FileKind;
-use cowl_fs::sys::{copy, dir, node};
-use cowl_fs::view::View;
+use cowl_layers::sys::stat::FileKind;
+use cowl_layers::sys::{copy, dir, node};
+use cowl_layers::view::View;
 
 use super::export::Exported;
 use crate::delta::error::{Context as _, OnProgress, Result};

@@ -5,9 +5,9 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use cowl_fs::error::Errno;
-use cowl_fs::sys::stat::FileKind;
-use cowl_fs::sys::{content, dir, stat};
+use cowl_layers::error::Errno;
+use cowl_layers::sys::stat::FileKind;
+use cowl_layers::sys::{content, dir, stat};
 use rustix::fs::OFlags;
 
 use crate::delta::error::{Context as _, ErrorKind, Result, TreeError};
@@ -44,7 +44,7 @@ pub fn refuse(tree: &Path) -> Result<()> {
 }
 
 /// Returns a description of the image if the directory has all parts of one and no directory of a root file system.
-fn recognize(root: BorrowedFd<'_>) -> cowl_fs::error::Result<Option<&'static str>> {
+fn recognize(root: BorrowedFd<'_>) -> cowl_layers::error::Result<Option<&'static str>> {
     for name in ROOT_NAMES {
         match stat::stat_at(root, name) {
             Ok(_) => return Ok(None),
@@ -73,7 +73,7 @@ fn recognize(root: BorrowedFd<'_>) -> cowl_fs::error::Result<Option<&'static str
 }
 
 /// Reads the start of a regular file; `None` if there is no regular file of this name.
-fn head(root: BorrowedFd<'_>, name: &[u8]) -> cowl_fs::error::Result<Option<Vec<u8>>> {
+fn head(root: BorrowedFd<'_>, name: &[u8]) -> cowl_layers::error::Result<Option<Vec<u8>>> {
     let found = match dir::open_path(root, name) {
         Ok(found) => found,
         Err(error) if error.errno() == Errno::NOENT => return Ok(None),
@@ -88,7 +88,7 @@ fn head(root: BorrowedFd<'_>, name: &[u8]) -> cowl_fs::error::Result<Option<Vec<
     let read = file.take(HEAD).read_to_end(&mut head);
     read.map_err(|error| {
         let raw = error.raw_os_error().unwrap_or_default();
-        cowl_fs::Error::Errno(Errno::from_raw_os_error(raw))
+        cowl_layers::Error::Errno(Errno::from_raw_os_error(raw))
     })?;
     Ok(Some(head))
 }

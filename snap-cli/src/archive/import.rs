@@ -8,7 +8,7 @@ use std::io::Read;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use cowl_fs::format::XattrSpace;
+use cowl_layers::format::XattrSpace;
 
 use super::input::{self, Input, Tree};
 use super::unpack::{How, Unpack};

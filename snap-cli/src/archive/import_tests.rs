@@ -6,10 +6,10 @@ use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use cowl_fs::format::XattrSpace;
-use cowl_fs::layer::Layer;
-use cowl_fs::sys::stat::FileKind;
-use cowl_fs::view::{Found, View, user_xattrs};
+use cowl_layers::format::XattrSpace;
+use cowl_layers::layer::Layer;
+use cowl_layers::sys::stat::FileKind;
+use cowl_layers::view::{Found, View, user_xattrs};
 use tar::{EntryType, Header};
 
 use super::import::{self, Imported};
@@ -416,13 +416,13 @@ fn a_target_in_use_and_a_source_around_the_target_are_refused() {
 #[test]
 fn deep_trees_come_in() {
     let (source, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let mut fd = cowl_fs::sys::dir::open_root(source.path()).unwrap();
+    let mut fd = cowl_layers::sys::dir::open_root(source.path()).unwrap();
     use std::os::fd::AsFd as _;
     for _ in 0..600 {
-        cowl_fs::sys::node::mkdir(fd.as_fd(), b"deeper-and-deeper", 0o755).unwrap();
-        fd = cowl_fs::sys::dir::open_dir(fd.as_fd(), b"deeper-and-deeper").unwrap();
+        cowl_layers::sys::node::mkdir(fd.as_fd(), b"deeper-and-deeper", 0o755).unwrap();
+        fd = cowl_layers::sys::dir::open_dir(fd.as_fd(), b"deeper-and-deeper").unwrap();
     }
-    cowl_fs::sys::node::create(fd.as_fd(), b"end", 0o644, rustix::fs::OFlags::WRONLY).unwrap();
+    cowl_layers::sys::node::create(fd.as_fd(), b"end", 0o644, rustix::fs::OFlags::WRONLY).unwrap();
     let got = import_dir(source.path(), target.path()).unwrap();
     assert_eq!(got.done.entries, 601);
     let digest = |tree: &Path| crate::delta::digest_dir(tree, &mut |_| {}).unwrap();

@@ -1,7 +1,7 @@
 //! The marks of a layer on their way into another store: checked, and put into the attribute space that
 //! the store uses. Pure.
 
-use cowl_fs::format::{NumberMark, OPAQUE, OPAQUE_XATTR_WHITEOUTS, Redirect, XattrSpace};
+use cowl_layers::format::{NumberMark, OPAQUE, OPAQUE_XATTR_WHITEOUTS, Redirect, XattrSpace};
 
 use super::member::{Member, What};
 use crate::delta::error::{ErrorKind, Result, TreeError};
@@ -78,8 +78,8 @@ fn fits(mark: &[u8], value: &[u8], member: &Member) -> bool {
 mod tests {
     use super::*;
     use crate::delta::make::Attrs;
-    use cowl_fs::sys::attr::SetTime;
-    use cowl_fs::sys::stat::Time;
+    use cowl_layers::sys::attr::SetTime;
+    use cowl_layers::sys::stat::Time;
 
     fn member(what: What) -> Member {
         let time = SetTime::At(Time { secs: 0, nanos: 0 });

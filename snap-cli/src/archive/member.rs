@@ -2,8 +2,8 @@
 //! the PAX records and GNU long names before it. Pure. Names of owners and file flags (chattr) are
 //! not taken over: owners are numbers here. Knows nothing of where it will be unpacked.
 
-use cowl_fs::sys::attr::SetTime;
-use cowl_fs::sys::stat::Time;
+use cowl_layers::sys::attr::SetTime;
+use cowl_layers::sys::stat::Time;
 use tar::{EntryType, Header};
 
 use super::extended::{Extended, Field};

@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use cowl_fs::view::View;
+use cowl_layers::view::View;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 

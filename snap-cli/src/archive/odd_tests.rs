@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use cowl_fs::format::XattrSpace;
+use cowl_layers::format::XattrSpace;
 use tar::{EntryType, Header};
 
 use super::import_tests::{Tar, import_tar};

@@ -1,7 +1,7 @@
 //! PAX extended headers: records of `LENGTH KEY=VALUE\n`, read by their length (a value may hold any
 //! byte, newlines too, as binary attributes do), and written. Pure.
 
-use cowl_fs::sys::stat::Time;
+use cowl_layers::sys::stat::Time;
 
 /// The records of one header to be written, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -2,10 +2,10 @@
 
 use std::os::fd::BorrowedFd;
 
-use cowl_fs::error::Errno;
-use cowl_fs::name::Name;
-use cowl_fs::sys::stat::FileKind;
-use cowl_fs::sys::{node, stat};
+use cowl_layers::error::Errno;
+use cowl_layers::name::Name;
+use cowl_layers::sys::stat::FileKind;
+use cowl_layers::sys::{node, stat};
 
 use crate::delta::error::{Context as _, ErrorKind, Result, TreeError};
 

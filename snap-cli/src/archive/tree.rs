@@ -6,10 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use cowl_fs::error::Errno;
-use cowl_fs::format::XattrSpace;
-use cowl_fs::sys::stat::{FileKind, Stat};
-use cowl_fs::sys::{content, copy, dir, node, stat, xattr};
+use cowl_layers::error::Errno;
+use cowl_layers::format::XattrSpace;
+use cowl_layers::sys::stat::{FileKind, Stat};
+use cowl_layers::sys::{content, copy, dir, node, stat, xattr};
 use rustix::fs::OFlags;
 
 use super::import::Imported;
@@ -317,7 +317,7 @@ fn copy_one(
 }
 
 /// Opens for reading, leaving the last-read time alone where that is allowed.
-fn open_quietly(found: &OwnedFd) -> cowl_fs::error::Result<OwnedFd> {
+fn open_quietly(found: &OwnedFd) -> cowl_layers::error::Result<OwnedFd> {
     match content::reopen(found.as_fd(), OFlags::RDONLY | OFlags::NOATIME) {
         Err(error) if error.errno() == Errno::PERM => {
             content::reopen(found.as_fd(), OFlags::RDONLY)

@@ -8,10 +8,10 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use cowl_fs::sys;
+use cowl_layers::sys;
 
 use crate::error::{Error, Result};
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// A file. What is no regular file (a fifo, /dev/null) is written as it is.
 #[derive(Debug)]

@@ -8,10 +8,10 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use cowl_fs::error::Errno;
-use cowl_fs::format::{NumberMark, XattrSpace, foreign};
-use cowl_fs::sys::stat::{self, FileKind};
-use cowl_fs::sys::{attr, copy, dir, node, xattr};
+use cowl_layers::error::Errno;
+use cowl_layers::format::{NumberMark, XattrSpace, foreign};
+use cowl_layers::sys::stat::{self, FileKind};
+use cowl_layers::sys::{attr, copy, dir, node, xattr};
 
 use super::directories::Directories;
 use super::dirs::Dirs;

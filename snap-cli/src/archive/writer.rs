@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::io::{BufWriter, Write};
 use std::os::fd::AsFd as _;
 
-use cowl_fs::sys::stat::FileKind;
+use cowl_layers::sys::stat::FileKind;
 use sha2::{Digest as _, Sha256};
 use tar::{EntryType, Header};
 

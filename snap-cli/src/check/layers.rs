@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::os::fd::AsFd;
 
-use cowl_fs::sys;
+use cowl_layers::sys;
 
 use super::{Fix, Known, Level, Report, Wish};
 use crate::container::durability::epoch;

@@ -9,7 +9,7 @@ use crate::host;
 use crate::store::lock::Lock;
 use crate::store::manifest::{ContainerId, LayerId};
 use crate::store::{Store, disk};
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 const LEFT: &str = "leftover";
 

@@ -14,7 +14,7 @@ use crate::store::manifest::{ContainerId, LayerManifest, SnapshotManifest};
 use crate::store::name::ContainerName;
 use crate::store::record::Record;
 use crate::store::{Store, disk};
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// Does what can be done about what was found, and notes with each finding what that was. What could not
 /// be put in order is told, and keeps nothing else from it.

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::host::lxc as host;
 use crate::host::users::quoted;
 use crate::store::name::ContainerName;
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// Take over an LXC container, or any folder with a root file system, where it stands
 ///

@@ -9,7 +9,7 @@ use crate::check::{Finding, Report, Wish, check, repair::repair};
 use crate::error::{Kind, Result};
 use crate::store::Store;
 use crate::store::name::ContainerName;
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// Look whether everything is there, unchanged, and holds together
 ///

@@ -1,6 +1,6 @@
 //! `cowl config`
 
-use cowl_fs::config::{Awake, Coherence, Passthrough, name_of};
+use cowlfs::config::{Awake, Coherence, Passthrough, name_of};
 use std::path::Path;
 
 use serde_json::{Value, json};

@@ -18,7 +18,7 @@ use crate::store::Store;
 use crate::store::lock::Lock;
 use crate::store::manifest::LayerId;
 use crate::store::name::{Address, Range, SnapshotName};
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// Write a state as a tar archive, a folder, an image, or a whole container as one file
 ///

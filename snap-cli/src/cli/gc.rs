@@ -8,7 +8,7 @@ use crate::container::durability::make_all_durable;
 use crate::error::{Error, Result};
 use crate::store::collect::Leftovers;
 use crate::store::{Store, usage::Space};
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// Remove what nothing needs any more
 ///

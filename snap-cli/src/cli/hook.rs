@@ -10,7 +10,7 @@ use crate::container::moving::finish_all;
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::manifest::ContainerId;
-use cowl_fs::shown::{Allowed, plain};
+use cowl_layers::shown::{Allowed, plain};
 
 /// Mount, unmount or destroy the files of an LXC container (for LXC's use: its config calls it)
 #[derive(Debug, clap::Args)]

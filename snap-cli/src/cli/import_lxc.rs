@@ -10,7 +10,7 @@ use crate::host::lxc;
 use crate::host::lxc_snaps::Tree;
 use crate::snapshot::lxc_import::{bring, finish};
 use crate::store::name::ContainerName;
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// Take in the snapshots that LXC's own lxc-snapshot made of a container
 ///

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use cowl_fs::sys::stat::FileKind;
+use cowl_layers::sys::stat::FileKind;
 use serde_json::{Value, json};
 
 use super::output::Colour;

@@ -9,7 +9,7 @@ use roff::{Roff, bold, roman};
 
 use super::{Cli, Context, Verb, output};
 use crate::error::{Error, Result};
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// Write the manual pages into a folder (for those who build and install cowl)
 #[derive(Debug, clap::Args)]
@@ -201,7 +201,7 @@ fn pages() -> Result<Vec<(String, Vec<u8>)>> {
             "cowl(1), which has the options of every command, exit codes, environment and files";
         pages.push(page(verb, &format!("cowl-{name}"), &[], see)?);
     }
-    let overlay = cowl_fs::cli::Args::command();
+    let overlay = cowlfs::cli::Args::command();
     pages.push(page(overlay, "cowlfs", &[OF_COWLFS], "cowl(1), mount(8)")?);
     Ok(pages)
 }

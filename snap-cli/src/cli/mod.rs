@@ -395,7 +395,7 @@ fn confirm(question: &str) -> Result<()> {
         );
     }
     let mut err = std::io::stderr();
-    let plain = cowl_fs::shown::plain(question, Default::default());
+    let plain = cowl_layers::shown::plain(question, Default::default());
     write!(err, "{plain} [y/N] ")
         .and_then(|()| err.flush())
         .map_err(lost)?;

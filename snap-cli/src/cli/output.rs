@@ -8,7 +8,7 @@ use std::io::{ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use cowl_fs::shown::{Allowed, Show, plain};
+use cowl_layers::shown::{Allowed, Show, plain};
 use log::{LevelFilter, Log, Metadata, Record};
 use serde_json::{Value, json};
 
@@ -42,7 +42,7 @@ impl Log for Notes {
 /// Lets the library's warnings be seen.
 pub(super) fn start_log() {
     // Fails only when a log was started before, which is then as good.
-    cowl_fs::shown::plain_panics();
+    cowl_layers::shown::plain_panics();
     if log::set_logger(&Notes).is_ok() {
         log::set_max_level(LevelFilter::Warn);
     }
@@ -180,7 +180,7 @@ pub(super) fn usage(error: clap::Error) -> ExitCode {
         true => std::io::stderr().is_terminal(),
         false => std::io::stdout().is_terminal(),
     });
-    let text = cowl_fs::cli::explanation(error, colors);
+    let text = cowlfs::cli::explanation(error, colors);
     let written = match is_mistake {
         true => std::io::stderr().write_all(text.as_bytes()),
         false => std::io::stdout().write_all(text.as_bytes()),

@@ -15,7 +15,7 @@ use crate::snapshot::restore::{before_last, clone, clone_for_one_mount, copy, pl
 use crate::snapshot::{Losses, resolve};
 use crate::store::Store;
 use crate::store::name::{Address, ContainerName, SnapshotName};
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// Make a container what it was at a snapshot
 ///

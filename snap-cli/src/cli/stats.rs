@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use cowl_fs::control::Stats;
+use cowlfs::control::Stats;
 use serde_json::json;
 
 use super::{Context, Verb, output};

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::error::{Error, Result};
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// A longer remark is a mistake: some other file.
 const LONGEST: u64 = 64 << 10;

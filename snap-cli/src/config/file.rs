@@ -4,13 +4,13 @@
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use cowl_fs::config::{Awake, Coherence, Passthrough, named};
+use cowlfs::config::{Awake, Coherence, Passthrough, named};
 use serde::{Deserialize, Deserializer, de};
 
 use super::{Prune, When};
 use crate::error::{Error, Result};
 use crate::store::name::nearest;
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// How many layers a container may be kept at: the kernel's own overlayfs mounts no more than 500.
 pub(super) const DEPTHS: RangeInclusive<usize> = 2..=500;

@@ -12,12 +12,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cowl_fs::config::{Awake, Coherence, Passthrough, named};
+use cowlfs::config::{Awake, Coherence, Passthrough, named};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::store::Mounts;
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// When output is coloured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]

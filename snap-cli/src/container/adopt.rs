@@ -6,8 +6,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use cowl_fs::format::XattrSpace;
-use cowl_fs::sys::stat::FileKind;
+use cowl_layers::format::XattrSpace;
+use cowl_layers::sys::stat::FileKind;
 use serde_json::Map;
 
 use super::moving::{self, Leftover};
@@ -27,7 +27,7 @@ use crate::store::name::ContainerName;
 use crate::store::outside::{Adopted, Lxc, Moving};
 use crate::store::record::Record;
 use crate::store::{Store, disk};
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// What is to be taken over.
 #[derive(Clone, Debug)]

@@ -8,8 +8,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cowl_fs::config::Config;
-use cowl_fs::error::Errno;
+use cowl_layers::error::Errno;
+use cowlfs::config::Config;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -22,7 +22,7 @@ use crate::store::lock::{Lock, Mode};
 use crate::store::manifest::{ContainerId, SnapshotId};
 use crate::store::name::SnapshotName;
 use crate::store::{Store, disk};
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// So long an unmount waits for its daemon to end; one that still serves another mount namespace does not.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -125,7 +125,7 @@ pub(super) fn tidy(store: &Store, id: ContainerId) -> Result<()> {
             let dead = std::fs::symlink_metadata(&state.mountpoint)
                 .is_err_and(|error| error.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()));
             if dead {
-                cowl_fs::sys::mount::unmount_lazily(&state.mountpoint)
+                cowl_layers::sys::mount::unmount_lazily(&state.mountpoint)
                     .map_err(|e| Error::at("unmount the dead mount at", &state.mountpoint, e))?;
             }
             remove_place(store, &state.mountpoint);
@@ -231,7 +231,7 @@ impl Container<'_> {
             })?;
         } else if is_mounted(browse)? {
             // A daemon of an earlier version listens nowhere.
-            cowl_fs::sys::mount::unmount(place).map_err(|error| match error.errno() {
+            cowl_layers::sys::mount::unmount(place).map_err(|error| match error.errno() {
                 Errno::BUSY => Error::busy(format!("{} is in use", place.shown())),
                 _ => Error::at("unmount", place, error),
             })?;
@@ -293,7 +293,7 @@ pub fn serve(
     config.mount.nosuid = true;
     config.mount.nodev = true;
     log::info!("mounting {} at {}", config.mount.source, place.shown());
-    let served = cowl_fs::serve(config, |device| {
+    let served = cowlfs::serve(config, |device| {
         browse.device = Some(device);
         if let Err(error) = write(&folder, &browse).and_then(|()| serve::say_ready()) {
             log::error!("{error}");

@@ -6,14 +6,14 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cowl_fs::control::{Client, ControlError, Stats, Status};
+use cowlfs::control::{Client, ControlError, Stats, Status};
 
 use super::state::{self, Mounted, RunState};
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::lock::Lock;
 use crate::store::manifest::{ContainerId, LayerId};
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// The socket's name in the run folder.
 const SOCKET: &str = "sock";

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use cowl_fs::error::Errno;
+use cowl_layers::error::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::state::RunState;
@@ -17,7 +17,7 @@ use crate::host;
 use crate::host::users::{self, Device, User};
 use crate::store::manifest::ContainerId;
 use crate::store::{Store, disk};
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// A mount whose daemon died.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,7 +109,7 @@ pub fn stranded(store: &Store, id: ContainerId) -> Result<Vec<Stranded>> {
 fn stranded_on(device: Device) -> Result<Vec<User>> {
     let mut users = users::of(device, &[std::process::id()])?;
     users.retain(|user| {
-        let link = cowl_fs::sys::users::link_to(user.pid, device);
+        let link = cowl_layers::sys::users::link_to(user.pid, device);
         link.is_some_and(|link| is_dead(&link))
     });
     Ok(users)

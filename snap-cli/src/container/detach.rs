@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cowl_fs::control::{Bind, Client, ControlError};
+use cowlfs::control::{Bind, Client, ControlError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::host::mountinfo;
 use crate::host::users::{self, Device, User};
 use crate::store::lock::Lock;
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// How often it is tried.
 const TRIES: u32 = 9;
@@ -143,7 +143,7 @@ impl Container<'_> {
                     return at;
                 }
                 let proc = PathBuf::from(format!("/proc/{}", bind.pid));
-                let command = cowl_fs::sys::users::command(&proc);
+                let command = cowl_layers::sys::users::command(&proc);
                 format!(
                     "{at} in the mount namespace of pid {} ({command})",
                     bind.pid

@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use cowl_fs::control::ControlError;
+use cowlfs::control::ControlError;
 
 use super::mount::open_log;
 use super::state::{self, Mounted};

@@ -16,7 +16,7 @@ use crate::store::Store;
 use crate::store::bytes::Blob;
 use crate::store::manifest::{ContainerId, ContainerManifest};
 use crate::store::outside::Lxc;
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// The LXC container that calls, by LXC's environment.
 #[derive(Clone, Debug)]

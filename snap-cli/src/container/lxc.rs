@@ -7,11 +7,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use cowl_fs::name::Name;
-use cowl_fs::sys;
-use cowl_fs::sys::stat::FileKind;
-use cowl_fs::sys::within::{self, Links, Named};
-use cowl_fs::view::Found;
+use cowl_layers::name::Name;
+use cowl_layers::sys;
+use cowl_layers::sys::stat::FileKind;
+use cowl_layers::sys::within::{self, Links, Named};
+use cowl_layers::view::Found;
 use rustix::fs::OFlags;
 use serde_json::Map;
 
@@ -27,7 +27,7 @@ use crate::store::disk;
 use crate::store::manifest::{ContainerId, ContainerManifest};
 use crate::store::name::{ContainerName, SnapshotName};
 use crate::store::outside::{Adopted, Lxc, Moving};
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// The LXC container that a container is.
 pub fn of(link: &Lxc) -> host::Container {
@@ -375,7 +375,7 @@ pub(super) fn ensure_dir(link: &Lxc) -> Result<()> {
 /// Whether the container keeps its host name in etc/hostname: then mounting it is worth while.
 fn has_hostname(container: &Container<'_>) -> Result<bool> {
     let view = container.store.view(&container.manifest().stack)?;
-    let look = || -> cowl_fs::Result<bool> {
+    let look = || -> cowl_layers::Result<bool> {
         let etc = view.lookup(&view.root()?, &Name::new(b"etc")?)?;
         Ok(match etc {
             Found::Dir(etc) => {
@@ -411,7 +411,7 @@ pub(super) fn write_hostname(container: &Container<'_>, name: &str) -> Result<()
 }
 
 fn write_hostname_at(place: &Path, name: &str) -> Result<()> {
-    let at = |error: cowl_fs::Error| Error::at("write etc/hostname in", place, error);
+    let at = |error: cowl_layers::Error| Error::at("write etc/hostname in", place, error);
     let root = sys::dir::open_root(place).map_err(at)?;
     let access = OFlags::WRONLY | OFlags::TRUNC;
     let found = within::open(root.as_fd(), b"etc/hostname", Links::InTree, access).map_err(at)?;

@@ -40,7 +40,7 @@ use crate::store::manifest::{ContainerId, ContainerManifest, SnapshotManifest, S
 use crate::store::name::{ContainerName, SnapshotName, nearest};
 use crate::store::record::Record;
 use crate::store::{Store, disk};
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 use state::Mounted;
 
 /// How long a daemon that was unmounted may take to release its layers.

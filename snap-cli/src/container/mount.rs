@@ -1,6 +1,6 @@
 //! Mounting: starting the daemon in the background, ending it, and mounting anew what a dead one left.
 
-use cowl_fs::config::{Awake, Coherence, Passthrough, name_of};
+use cowlfs::config::{Awake, Coherence, Passthrough, name_of};
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::host::{reach, users};
 use crate::store::Store;
 use crate::store::lock::Lock;
 use crate::store::manifest::Ephemeral;
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// A log longer than this is put aside.
 pub const LOG_LIMIT: u64 = 1 << 20;
@@ -206,7 +206,7 @@ impl Container<'_> {
         let patience = self.store.session().patience;
         // It ends at once if only unused copies in other mount namespaces are left.
         let asked = daemon::connect(self.store, self.id)
-            .map(|client| cowl_fs::sys::process::ask_to_check(client.pid()));
+            .map(|client| cowl_layers::sys::process::ask_to_check(client.pid()));
         if let Ok(Err(error)) = asked {
             log::info!("cannot ask the daemon whether its mount is in use: {error}");
         }
@@ -217,7 +217,7 @@ impl Container<'_> {
             let mut refused = start.elapsed() >= patience;
             if !checked && start.elapsed() >= PASSING {
                 checked = true;
-                let mounted = state.device.map(cowl_fs::sys::namespace::is_mounted);
+                let mounted = state.device.map(cowl_layers::sys::namespace::is_mounted);
                 refused |= matches!(mounted, Some(Ok(true)));
             }
             if refused {
@@ -279,7 +279,7 @@ impl Container<'_> {
             }
         };
         if state.is_here()? {
-            cowl_fs::sys::mount::unmount_lazily(&state.mountpoint)
+            cowl_layers::sys::mount::unmount_lazily(&state.mountpoint)
                 .map_err(|e| Error::at("unmount the dead mount at", &state.mountpoint, e))?;
         }
         Ok(Some(state))

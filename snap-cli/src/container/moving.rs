@@ -21,7 +21,7 @@ use crate::store::manifest::{ContainerId, ContainerManifest, LayerId};
 use crate::store::name::ContainerName;
 use crate::store::outside::{Adopted, Lxc, Moving};
 use crate::store::{Store, disk};
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// The mode of a config that was not there before.
 const CONFIG_MODE: u32 = 0o640;

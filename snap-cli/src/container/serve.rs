@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 
-use cowl_fs::config::Config;
+use cowlfs::config::Config;
 use uuid::Uuid;
 
 use super::state::{self, RunState};
@@ -15,7 +15,7 @@ use crate::store::Store;
 use crate::store::disk::Filesystem;
 use crate::store::lock::{Lock, Mode};
 use crate::store::manifest::ContainerId;
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// Cuts the process off from the shell that started it: descriptors that it left open, its session, its
 /// working directory.
@@ -112,7 +112,7 @@ fn serve_locked(
         store: Some(store.run_key().to_owned()),
     };
     log::info!("mounting {} at {}", manifest.name, place.shown());
-    cowl_fs::serve(config, |device| {
+    cowlfs::serve(config, |device| {
         state.device = Some(device);
         // Without the state the next command would not find the mount; it serves all the same. Each step is
         // taken whatever became of those before: the command that waits must not wait for ever.

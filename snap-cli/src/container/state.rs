@@ -21,8 +21,8 @@ use crate::store::lock::Lock;
 use crate::store::manifest::ContainerId;
 use crate::store::run::STATE;
 use crate::store::{Store, disk};
-use cowl_fs::shown::Show as _;
-use cowl_fs::sys::dir;
+use cowl_layers::shown::Show as _;
+use cowl_layers::sys::dir;
 
 /// A path in JSON: text where it is text, else its bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Write;
 
-use cowl_fs::format::XattrSpace;
+use cowl_layers::format::XattrSpace;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -356,7 +356,7 @@ fn mark_losses(manifest: &mut ContainerManifest) {
     }
 }
 
-fn unreadable(error: cowl_fs::Error) -> Error {
+fn unreadable(error: cowl_layers::Error) -> Error {
     Error::failed("the archive's layers can't be read together").because(error)
 }
 

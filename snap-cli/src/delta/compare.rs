@@ -1,7 +1,7 @@
 //! In what two objects of two states differ: the one place that says what counts as a difference.
 
-use cowl_fs::sys::stat::{FileKind, Stat};
-use cowl_fs::view::{DirNode, FileNode, LayerPath, View, user_xattrs};
+use cowl_layers::sys::stat::{FileKind, Stat};
+use cowl_layers::view::{DirNode, FileNode, LayerPath, View, user_xattrs};
 
 use super::content;
 use super::error::{Context as _, Result};
@@ -99,7 +99,7 @@ impl Pair<'_> {
     }
 
     #[allow(clippy::unused_self, reason = "one of three that are asked alike")]
-    fn contents(&self, a: &FileNode, b: &FileNode) -> cowl_fs::error::Result<bool> {
+    fn contents(&self, a: &FileNode, b: &FileNode) -> cowl_layers::error::Result<bool> {
         match a.stat.kind() {
             FileKind::Regular if a.stat.size != b.stat.size => Ok(true),
             FileKind::Regular if a.data_loc().same_place(b.data_loc()) => Ok(false),

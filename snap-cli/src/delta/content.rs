@@ -3,8 +3,8 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use cowl_fs::error::Errno;
-use cowl_fs::error::Result;
+use cowl_layers::error::Errno;
+use cowl_layers::error::Result;
 use rustix::fs::SeekFrom;
 
 /// Contents are read and compared in blocks of this size.

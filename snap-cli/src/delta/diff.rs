@@ -14,9 +14,9 @@ use std::cmp::Ordering;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 
-use cowl_fs::name::Name;
-use cowl_fs::sys::stat::{FileKind, Stat};
-use cowl_fs::view::{DirNode, Found, LayerPath, View};
+use cowl_layers::name::Name;
+use cowl_layers::sys::stat::{FileKind, Stat};
+use cowl_layers::view::{DirNode, Found, LayerPath, View};
 
 use super::compare::{Pair, What};
 use super::error::{Context as _, ErrorKind, Result, TreeError};
@@ -547,7 +547,7 @@ fn keys(found: &Found, path: &LayerPath) -> Result<Vec<Key>> {
         }
         Found::File(file) => {
             let kind = file.stat.kind();
-            let layer = |loc: &cowl_fs::view::Loc| loc.dir.layer().id();
+            let layer = |loc: &cowl_layers::view::Loc| loc.dir.layer().id();
             let mut keys = vec![
                 Key::Shown(kind, file.ino),
                 Key::Place(kind, layer(&file.loc), file.stat.ino),

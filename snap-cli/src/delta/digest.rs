@@ -7,8 +7,8 @@
 use std::fmt;
 use std::path::Path;
 
-use cowl_fs::sys::stat::FileKind;
-use cowl_fs::view::View;
+use cowl_layers::sys::stat::FileKind;
+use cowl_layers::view::View;
 use sha2::{Digest as _, Sha256};
 
 use super::content::Blocks;

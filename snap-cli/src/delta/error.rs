@@ -9,8 +9,8 @@ use std::io;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
-use cowl_fs::error::Errno;
-use cowl_fs::view::LayerPath;
+use cowl_layers::error::Errno;
+use cowl_layers::view::LayerPath;
 
 /// A result of this crate's work on trees.
 pub type Result<T, E = TreeError> = std::result::Result<T, E>;
@@ -149,12 +149,12 @@ pub(crate) trait Context<T> {
     fn context_at(self, what: &str, path: &LayerPath) -> Result<T>;
 }
 
-impl<T> Context<T> for cowl_fs::error::Result<T> {
+impl<T> Context<T> for cowl_layers::error::Result<T> {
     fn context(self, what: &str, path: &[u8]) -> Result<T> {
         self.map_err(|error| {
             let kind = match error {
-                cowl_fs::error::Error::Errno(errno) => kind_of(errno),
-                cowl_fs::error::Error::Damaged(_) => ErrorKind::Damaged,
+                cowl_layers::error::Error::Errno(errno) => kind_of(errno),
+                cowl_layers::error::Error::Damaged(_) => ErrorKind::Damaged,
             };
             TreeError::new(kind, what).at(path).because(error)
         })

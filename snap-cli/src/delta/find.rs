@@ -1,8 +1,8 @@
 //! One path of a state: only the folders on the way to it are read.
 
-use cowl_fs::name::Name;
-use cowl_fs::sys::stat::FileKind;
-use cowl_fs::view::{DirNode, Found, View};
+use cowl_layers::name::Name;
+use cowl_layers::sys::stat::FileKind;
+use cowl_layers::view::{DirNode, Found, View};
 
 use super::error::{Context as _, ErrorKind, Result, TreeError};
 use super::make::split;
@@ -218,8 +218,8 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
 
-    use cowl_fs::format::XattrSpace;
-    use cowl_fs::layer::Layer;
+    use cowl_layers::format::XattrSpace;
+    use cowl_layers::layer::Layer;
 
     use super::*;
 

@@ -14,11 +14,11 @@ use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use cowl_fs::format::{OPAQUE, Redirect, XattrSpace};
-use cowl_fs::name::Name;
-use cowl_fs::sys::stat::FileKind;
-use cowl_fs::sys::{attr, copy, dir, node};
-use cowl_fs::view::{DirNode, FileNode, Found, LayerPath, View, without_marks};
+use cowl_layers::format::{OPAQUE, Redirect, XattrSpace};
+use cowl_layers::name::Name;
+use cowl_layers::sys::stat::FileKind;
+use cowl_layers::sys::{attr, copy, dir, node};
+use cowl_layers::view::{DirNode, FileNode, Found, LayerPath, View, without_marks};
 
 use super::error::{Context as _, ErrorKind, OnProgress, Progress, Result, TreeError};
 use super::linked::Linked;
@@ -113,7 +113,7 @@ enum Under {
 
 impl Under {
     /// What the view shows under a name of it, as a directory.
-    fn step(&self, view: &View, name: &[u8]) -> cowl_fs::Result<Self> {
+    fn step(&self, view: &View, name: &[u8]) -> cowl_layers::Result<Self> {
         let Self::Folder(dir) = self else {
             return Ok(self.clone());
         };
@@ -124,7 +124,7 @@ impl Under {
     }
 
     /// Whether something could show there under `name`.
-    fn hold(&self, view: &View, name: &Name) -> cowl_fs::Result<bool> {
+    fn hold(&self, view: &View, name: &Name) -> cowl_layers::Result<bool> {
         Ok(match self {
             Self::Unknown => true,
             Self::Nothing => false,
@@ -218,7 +218,7 @@ impl Flatten<'_> {
 
     /// What the layers below the range have where they are asked for the directory in which the walk is:
     /// found from the nearest directory above of which it is known.
-    fn under(&mut self, view: &View) -> cowl_fs::Result<&Under> {
+    fn under(&mut self, view: &View) -> cowl_layers::Result<&Under> {
         let known = |level: &Level| level.under.is_some();
         let from = self.levels.iter().rposition(known).map_or(0, |at| at + 1);
         for at in from..self.levels.len() {
@@ -248,7 +248,7 @@ impl Flatten<'_> {
         Ok(last.unwrap_or(&Under::Unknown))
     }
 
-    fn from_root(view: &View, path: &LayerPath) -> cowl_fs::Result<Under> {
+    fn from_root(view: &View, path: &LayerPath) -> cowl_layers::Result<Under> {
         let root = Under::Folder(Box::new(view.root()?));
         let mut names = path.names().into_iter();
         names.try_fold(root, |under, name| under.step(view, name))

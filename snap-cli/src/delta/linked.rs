@@ -6,9 +6,9 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use cowl_fs::error::Errno;
-use cowl_fs::sys::stat::{FileKind, Stat};
-use cowl_fs::sys::{dir, node};
+use cowl_layers::error::Errno;
+use cowl_layers::sys::stat::{FileKind, Stat};
+use cowl_layers::sys::{dir, node};
 use uuid::Uuid;
 
 use super::error::{Context as _, Result};

@@ -3,8 +3,8 @@
 
 use std::fs::File;
 
-use cowl_fs::sys::stat::{FileKind, Stat};
-use cowl_fs::view::{Found, View};
+use cowl_layers::sys::stat::{FileKind, Stat};
+use cowl_layers::view::{Found, View};
 
 use super::error::{Context as _, ErrorKind, Result, TreeError};
 use super::walk::{Step, Walk, open_content};

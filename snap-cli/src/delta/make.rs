@@ -5,12 +5,12 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use cowl_fs::error::Errno;
-use cowl_fs::format::XattrSpace;
-use cowl_fs::layer::zero_device;
-use cowl_fs::sys::attr::{self, SetTime};
-use cowl_fs::sys::stat::{FileKind, Stat};
-use cowl_fs::sys::{dir, node, xattr};
+use cowl_layers::error::Errno;
+use cowl_layers::format::XattrSpace;
+use cowl_layers::layer::zero_device;
+use cowl_layers::sys::attr::{self, SetTime};
+use cowl_layers::sys::stat::{FileKind, Stat};
+use cowl_layers::sys::{dir, node, xattr};
 use rustix::fs::OFlags;
 
 use super::error::{Context as _, ErrorKind, Result, TreeError};

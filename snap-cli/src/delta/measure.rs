@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use cowl_fs::sys::stat::FileKind;
+use cowl_layers::sys::stat::FileKind;
 use sha2::{Digest as _, Sha256};
 
 use super::error::Result;

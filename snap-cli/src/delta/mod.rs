@@ -1,6 +1,6 @@
 //! Trees as values: making, walking, comparing, merging and measuring them.
 //!
-//! Works on states (stacks of layers seen through `cowl_fs::view`) and on plain folders. Never
+//! Works on states (stacks of layers seen through `cowl_layers::view`) and on plain folders. Never
 //! prints and never writes to a layer that it reads.
 
 pub mod compare;

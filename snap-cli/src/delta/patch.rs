@@ -6,8 +6,8 @@ use std::fs::File;
 use std::io::Read as _;
 use std::time::{Duration, Instant};
 
-use cowl_fs::sys::stat::{FileKind, Stat};
-use cowl_fs::view::{FileNode, Found};
+use cowl_layers::sys::stat::{FileKind, Stat};
+use cowl_layers::view::{FileNode, Found};
 use similar::{Algorithm, DiffOp, DiffTag, capture_diff_slices_deadline, group_diff_ops};
 
 use super::diff::{Change, Status};

@@ -3,9 +3,9 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use cowl_fs::error::Errno;
-use cowl_fs::sys::stat::FileKind;
-use cowl_fs::sys::{dir, stat};
+use cowl_layers::error::Errno;
+use cowl_layers::sys::stat::FileKind;
+use cowl_layers::sys::{dir, stat};
 
 use super::error::{Context as _, ErrorKind, Result, TreeError};
 use super::make;
@@ -72,7 +72,7 @@ fn step(from: BorrowedFd<'_>, part: &[u8], create: bool, path: &[u8]) -> Result<
         Ok(fd) => Ok(fd),
         Err(error) if error.errno() == Errno::NOENT && create => {
             let fd = make::folder(from, part, path)?;
-            cowl_fs::sys::attr::chmod(fd.as_fd(), make::IMPLIED_PERM)
+            cowl_layers::sys::attr::chmod(fd.as_fd(), make::IMPLIED_PERM)
                 .context("can't set the mode", path)?;
             Ok(fd)
         }

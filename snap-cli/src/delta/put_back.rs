@@ -7,10 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::convert::Infallible;
 
-use cowl_fs::sys::attr::SetTime;
-use cowl_fs::sys::node::RenameHow;
-use cowl_fs::sys::stat::{FileKind, Stat};
-use cowl_fs::view::{Found, View};
+use cowl_layers::sys::attr::SetTime;
+use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::stat::{FileKind, Stat};
+use cowl_layers::view::{Found, View};
 
 use super::diff::{Change, Status, diff};
 use super::error::{Context as _, OnProgress, Result, TreeError};

@@ -3,9 +3,9 @@
 
 use std::collections::HashMap;
 
-use cowl_fs::sys::node::RenameHow;
-use cowl_fs::sys::stat::{FileKind, Stat};
-use cowl_fs::view::{Found, LayerPath, View};
+use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::stat::{FileKind, Stat};
+use cowl_layers::view::{Found, LayerPath, View};
 use uuid::Uuid;
 
 use super::error::{Context as _, ErrorKind, OnProgress, Progress, Result, TreeError};

@@ -1,17 +1,17 @@
 //! Tests of flatten on stacks of layers that kernel overlayfs itself wrote, and on
 //! layers whose marks are made by hand.
 
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use cowl_fs::format::XattrSpace;
-use cowl_fs::layer::Layer;
-use cowl_fs::sys::stat::FileKind;
-use cowl_fs::view::View;
+use cowl_layers::format::XattrSpace;
+use cowl_layers::layer::Layer;
+use cowl_layers::sys::stat::FileKind;
+use cowl_layers::view::View;
 
 use super::compare_tests::every_diff_is_right;
 use super::testing::{self, assert_same, describe, is_root, one_of_everything, run};
@@ -393,7 +393,7 @@ fn marks_of_users_and_borrowed_numbers_are_carried_over() {
     testing::set(&middle.join("named"), "user.overlay.overlay.x", b"u");
     let space = XattrSpace::User;
     let open = |path: &PathBuf| Layer::open(path, space).unwrap();
-    let mark = cowl_fs::format::NumberMark {
+    let mark = cowl_layers::format::NumberMark {
         layer: open(&base).id(),
         ino: 4242,
     };

@@ -5,15 +5,15 @@ use std::cell::RefCell;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
-use cowl_fs::Result;
-use cowl_fs::error::Errno;
-use cowl_fs::inode::Inode;
-use cowl_fs::name::Name;
-use cowl_fs::overlay::{Caller, Op, OpenHow, Overlay, RenameFlags, SetAttr, Writer};
-use cowl_fs::sys::attr::{self, SetTime};
-use cowl_fs::sys::node::RenameHow;
-use cowl_fs::sys::stat::{FileKind, Stat};
-use cowl_fs::sys::{copy, dir, node, stat, xattr};
+use cowl_layers::Result;
+use cowl_layers::error::Errno;
+use cowl_layers::name::Name;
+use cowl_layers::sys::attr::{self, SetTime};
+use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::stat::{FileKind, Stat};
+use cowl_layers::sys::{copy, dir, node, stat, xattr};
+use cowl_overlay::inode::Inode;
+use cowl_overlay::{Caller, Op, OpenHow, Overlay, RenameFlags, SetAttr, Writer};
 use rustix::fs::OFlags;
 
 use super::content::Blocks;
@@ -313,7 +313,7 @@ impl InProcess {
             }
             inode = op
                 .lookup(&inode, &Name::new(part)?)?
-                .ok_or(cowl_fs::Error::NOT_FOUND)?;
+                .ok_or(cowl_layers::Error::NOT_FOUND)?;
             rest = more;
             if inode.is_dir() {
                 let end = path.len() - rest.len();

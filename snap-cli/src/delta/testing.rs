@@ -1,15 +1,15 @@
 //! For tests: a tree with one of everything, and a comparer that shares no code with what is tested.
 
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 
-use cowl_fs::sys::attr::{self, SetTime};
-use cowl_fs::sys::stat::{FileKind, Time};
-use cowl_fs::sys::{dir, node, xattr};
+use cowl_layers::sys::attr::{self, SetTime};
+use cowl_layers::sys::stat::{FileKind, Time};
+use cowl_layers::sys::{dir, node, xattr};
 use std::os::fd::AsFd as _;
 
 /// Whether the calling test may make devices and set owners; else it is noted as skipped.

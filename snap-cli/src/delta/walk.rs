@@ -10,12 +10,12 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use cowl_fs::format::XattrSpace;
-use cowl_fs::layer::{Layer, LayerDir, list};
-use cowl_fs::name::Name;
-use cowl_fs::sys;
-use cowl_fs::sys::stat::{FileKind, Stat};
-use cowl_fs::view::{DirNode, Found, Loc, View, user_xattrs};
+use cowl_layers::format::XattrSpace;
+use cowl_layers::layer::{Layer, LayerDir, list};
+use cowl_layers::name::Name;
+use cowl_layers::sys;
+use cowl_layers::sys::stat::{FileKind, Stat};
+use cowl_layers::view::{DirNode, Found, Loc, View, user_xattrs};
 use rustix::fs::OFlags;
 
 use super::error::{Context as _, ErrorKind, Result, TreeError};
@@ -140,9 +140,9 @@ impl<'p> Item<'p> {
 }
 
 /// Opens for reading, leaving the last-read time alone where that is allowed.
-pub(crate) fn open_content(loc: &Loc) -> cowl_fs::error::Result<OwnedFd> {
+pub(crate) fn open_content(loc: &Loc) -> cowl_layers::error::Result<OwnedFd> {
     match loc.open(OFlags::RDONLY | OFlags::NOATIME) {
-        Err(error) if error.errno() == cowl_fs::error::Errno::PERM => loc.open_read(),
+        Err(error) if error.errno() == cowl_layers::error::Errno::PERM => loc.open_read(),
         other => other,
     }
 }
@@ -176,9 +176,9 @@ pub(crate) trait Tree {
     type Node;
 
     /// The names in a directory, sorted.
-    fn names(&self, dir: &Self::Dir) -> cowl_fs::Result<Vec<Name>>;
+    fn names(&self, dir: &Self::Dir) -> cowl_layers::Result<Vec<Name>>;
     /// The meaning of one of them.
-    fn lookup(&self, dir: &Self::Dir, name: &Name) -> cowl_fs::Result<Self::Node>;
+    fn lookup(&self, dir: &Self::Dir, name: &Name) -> cowl_layers::Result<Self::Node>;
     /// Called with a directory that will not be needed again.
     fn leave(&self, dir: &Self::Dir);
 }
@@ -268,12 +268,12 @@ impl Tree for &View {
     type Dir = DirNode;
     type Node = Found;
 
-    fn names(&self, dir: &DirNode) -> cowl_fs::Result<Vec<Name>> {
+    fn names(&self, dir: &DirNode) -> cowl_layers::Result<Vec<Name>> {
         let listed = self.list(dir)?;
         Ok(listed.into_iter().map(|entry| entry.name).collect())
     }
 
-    fn lookup(&self, dir: &DirNode, name: &Name) -> cowl_fs::Result<Found> {
+    fn lookup(&self, dir: &DirNode, name: &Name) -> cowl_layers::Result<Found> {
         View::lookup(self, dir, name)
     }
 
@@ -289,12 +289,12 @@ impl Tree for WithWhiteouts<'_> {
     type Dir = DirNode;
     type Node = Found;
 
-    fn names(&self, dir: &DirNode) -> cowl_fs::Result<Vec<Name>> {
+    fn names(&self, dir: &DirNode) -> cowl_layers::Result<Vec<Name>> {
         let listed = self.0.list_raw(dir)?;
         Ok(listed.into_iter().map(|entry| entry.name).collect())
     }
 
-    fn lookup(&self, dir: &DirNode, name: &Name) -> cowl_fs::Result<Found> {
+    fn lookup(&self, dir: &DirNode, name: &Name) -> cowl_layers::Result<Found> {
         self.0.lookup(dir, name)
     }
 
@@ -310,14 +310,14 @@ impl Tree for Plain {
     type Dir = Arc<LayerDir>;
     type Node = (Place, Stat);
 
-    fn names(&self, dir: &Self::Dir) -> cowl_fs::Result<Vec<Name>> {
+    fn names(&self, dir: &Self::Dir) -> cowl_layers::Result<Vec<Name>> {
         let entries = list(dir, false)?;
         let mut names: Vec<_> = entries.into_iter().map(|entry| entry.name).collect();
         names.sort_unstable();
         Ok(names)
     }
 
-    fn lookup(&self, dir: &Self::Dir, name: &Name) -> cowl_fs::Result<Self::Node> {
+    fn lookup(&self, dir: &Self::Dir, name: &Name) -> cowl_layers::Result<Self::Node> {
         let stat = sys::stat::stat_at((*dir.fd()?).as_fd(), name)?;
         let place = if stat.kind() == FileKind::Directory {
             Place::Dir(LayerDir::child(dir, name.clone(), stat.ino))

@@ -5,8 +5,8 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use cowl_fs::error::{Errno, Error, Result};
-use cowl_fs::sys::{dir, stat};
+use cowl_layers::error::{Errno, Error, Result};
+use cowl_layers::sys::{dir, stat};
 
 use super::path_map::common;
 

@@ -14,9 +14,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, fchown};
 use std::path::Path;
 
-use cowl_fs::error::Errno;
-use cowl_fs::sys::stat::{FileKind, Stat, stat_fd};
-use cowl_fs::sys::{content, dir, node};
+use cowl_layers::error::Errno;
+use cowl_layers::sys::stat::{FileKind, Stat, stat_fd};
+use cowl_layers::sys::{content, dir, node};
 use rustix::fs::{AtFlags, OFlags};
 
 use crate::error::{Error, Result};
@@ -38,7 +38,7 @@ struct Chased {
     found: Option<OwnedFd>,
 }
 
-fn lost(error: cowl_fs::Error) -> IoError {
+fn lost(error: cowl_layers::Error) -> IoError {
     IoError::from(error.errno())
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use cowl_fs::sys::users::{command, pids};
+use cowl_layers::sys::users::{command, pids};
 
 use super::users::{Hold, User};
 use crate::error::{Error, Result};

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
-pub use cowl_fs::sys::mountinfo::{Mount, below, topmost};
+pub use cowl_layers::sys::mountinfo::{Mount, below, topmost};
 
 use crate::error::{Error, Result};
 
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 pub fn read() -> Result<Vec<Mount>> {
     let path = Path::new("/proc/self/mountinfo");
     std::fs::read(path)
-        .map(|text| cowl_fs::sys::mountinfo::parse(&text))
+        .map(|text| cowl_layers::sys::mountinfo::parse(&text))
         .map_err(|error| Error::at("read", path, error))
 }
 

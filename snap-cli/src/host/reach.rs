@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use cowl_fs::error::Errno;
+use cowl_layers::error::Errno;
 use rustix::fs::{CWD, OFlags};
 
 use crate::error::{Error, Result};

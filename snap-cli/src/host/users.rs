@@ -3,7 +3,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-pub use cowl_fs::sys::users::{Device, Hold, User};
+pub use cowl_layers::sys::users::{Device, Hold, User};
 
 use super::mountinfo;
 use crate::error::{Error, Result};
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 /// Lists all processes but `except` that use the file system `dev`. Processes that end meanwhile, or that
 /// this one may not inspect, are left out.
 pub fn of(dev: Device, except: &[u32]) -> Result<Vec<User>> {
-    cowl_fs::sys::users::of(dev, except)
+    cowl_layers::sys::users::of(dev, except)
         .map_err(|error| Error::at("list", Path::new("/proc"), error))
 }
 

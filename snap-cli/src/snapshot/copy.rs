@@ -1,6 +1,6 @@
 //! Copying a state, so that it stands on layers of its own and on nothing of what it came from.
 
-use cowl_fs::view::View;
+use cowl_layers::view::View;
 
 use crate::delta::error::{OnProgress, Progress};
 use crate::error::Result;

@@ -4,7 +4,7 @@
 //! container's own snapshots that hold the whole run get the merged layer in its place, so that the run
 //! goes once nothing names a part of it.
 
-use cowl_fs::view::View;
+use cowl_layers::view::View;
 
 use super::Container;
 use super::restore::again;

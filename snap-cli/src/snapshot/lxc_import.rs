@@ -24,7 +24,7 @@ use crate::store::manifest::{
 use crate::store::name::SnapshotName;
 use crate::store::record::Record;
 use crate::store::{Store, disk};
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// Where a snapshot's `extra` says which folder of LXC's it was.
 const FROM: &str = "lxc_tree";

@@ -22,7 +22,7 @@ pub mod take;
 pub mod tree;
 pub mod undo;
 
-use cowl_fs::control::ControlError;
+use cowlfs::control::ControlError;
 
 use crate::container::durability::epoch;
 use crate::container::state::{self, Mounted};

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt as _;
 
-use cowl_fs::view::{Found, View};
+use cowl_layers::view::{Found, View};
 
 use crate::delta::find::at as find;
 use crate::delta::make::{join, split};

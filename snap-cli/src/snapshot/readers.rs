@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use cowl_fs::sys::flocks;
+use cowl_layers::sys::flocks;
 
 use crate::container::state::{self, Mounted};
 use crate::error::{Error, Result};

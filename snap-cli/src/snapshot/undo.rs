@@ -6,10 +6,10 @@
 
 use std::os::unix::ffi::OsStrExt;
 
-use cowl_fs::layer::Upper;
-use cowl_fs::overlay::{Behaviour, Overlay};
-use cowl_fs::sys::dir;
-use cowl_fs::view::View;
+use cowl_layers::layer::Upper;
+use cowl_layers::sys::dir;
+use cowl_layers::view::View;
+use cowl_overlay::{Behaviour, Overlay};
 
 use super::paths::{Only, check};
 use super::restore::named;
@@ -26,7 +26,7 @@ use crate::host::users::quoted;
 use crate::store::layers::Making;
 use crate::store::manifest::{ContainerManifest, LayerId, SnapshotId, SnapshotKind, SnapshotRef};
 use crate::store::name::SnapshotName;
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// What is to be taken back.
 #[derive(Debug)]

@@ -13,7 +13,7 @@ use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use cowl_fs::sys;
+use cowl_layers::sys;
 
 use super::deleted::Deleted;
 use super::layers::{NOTE, remove_tree};

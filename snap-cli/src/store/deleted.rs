@@ -8,7 +8,7 @@ use super::manifest::{ContainerId, ContainerManifest};
 use super::record::Record;
 use super::{Store, disk};
 use crate::error::{Error, Result};
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// A destroyed container.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use super::manifest::ContainerManifest;
 use super::name::ContainerName;
 use super::record::{Body, Record, RecordError};
 use crate::error::{Error, Kind, Result};
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// What ends the names of files that are being written.
 pub const TEMPORARY: &str = ".tmp";

@@ -15,7 +15,7 @@ use super::name::ContainerName;
 use super::record::{Body, Record};
 use super::{LOCK, Named, Session, Store, disk, names_below, no_container};
 use crate::error::{Error, Kind, Result};
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// `stores.json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,18 +8,18 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cowl_fs::format::XattrSpace;
-use cowl_fs::layer::Layer;
-use cowl_fs::sys;
-use cowl_fs::sys::attr::SetTime;
-use cowl_fs::view::{View, without_marks};
+use cowl_layers::format::XattrSpace;
+use cowl_layers::layer::Layer;
+use cowl_layers::sys;
+use cowl_layers::sys::attr::SetTime;
+use cowl_layers::view::{View, without_marks};
 
 use super::lock::Lock;
 use super::manifest::{ContainerId, LayerId, LayerKind, LayerManifest, Measured};
 use super::record::Record;
 use super::{Store, disk};
 use crate::error::{Error, Result};
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// What ends up in `locks` while something is being made.
 pub(super) const NOTE: &str = "making-";
@@ -235,7 +235,7 @@ fn open(tree: &Path) -> Result<OwnedFd> {
 }
 
 /// A root's extended attributes, without marks: those speak of one layer's place in one stack.
-fn plain_xattrs(fd: &OwnedFd, space: XattrSpace) -> cowl_fs::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+fn plain_xattrs(fd: &OwnedFd, space: XattrSpace) -> cowl_layers::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let mut plain = without_marks(space, sys::xattr::all(fd.as_fd())?);
     plain.sort_unstable();
     Ok(plain)
@@ -244,7 +244,7 @@ fn plain_xattrs(fd: &OwnedFd, space: XattrSpace) -> cowl_fs::Result<Vec<(Vec<u8>
 /// Gives the root of `to` the attributes of the root of `from`: a stack's topmost root is what shows.
 fn copy_root(from: &Path, to: &Path, space: XattrSpace) -> Result<()> {
     let (source, target) = (open(from)?, open(to)?);
-    let copy = || -> cowl_fs::Result<()> {
+    let copy = || -> cowl_layers::Result<()> {
         let stat = sys::stat::stat_fd(&source)?;
         let target = target.as_fd();
         sys::attr::chown(target, Some(stat.uid), Some(stat.gid))?;
@@ -264,7 +264,7 @@ impl Store {
     pub fn is_untouched(&self, top: LayerId, below: LayerId) -> Result<bool> {
         let (top, below) = (self.layer_tree(top), self.layer_tree(below));
         let (a, b) = (open(&top)?, open(&below)?);
-        let same = || -> cowl_fs::Result<bool> {
+        let same = || -> cowl_layers::Result<bool> {
             if !sys::dir::entries(a.as_fd())?.is_empty() {
                 return Ok(false);
             }

@@ -44,14 +44,14 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cowl_fs::format::XattrSpace;
+use cowl_layers::format::XattrSpace;
 use rustix::process::geteuid;
 use serde_json::Map;
 use uuid::Uuid;
 
 use crate::error::{Error, Kind, Result};
-use cowl_fs::config::{Awake, Coherence, Passthrough};
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
+use cowlfs::config::{Awake, Coherence, Passthrough};
 use lock::{Lock, Mode};
 use manifest::{
     ContainerId, ContainerManifest, LayerId, Marks, SnapshotId, SnapshotManifest, StoreManifest,
@@ -83,7 +83,7 @@ pub struct Mounts {
 
 impl Mounts {
     /// Has a mount be like that.
-    pub(crate) fn apply(self, config: &mut cowl_fs::config::Config) {
+    pub(crate) fn apply(self, config: &mut cowlfs::config::Config) {
         config.passthrough = self.passthrough;
         config.coherence = self.coherence;
         config.awake = self.awake;

@@ -22,7 +22,7 @@ use super::lock::Lock;
 use super::manifest::ContainerId;
 use super::{Store, disk};
 use crate::error::{Error, Result};
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// The file whose presence means that a mount's run-time files are in use.
 pub const STATE: &str = "state.json";

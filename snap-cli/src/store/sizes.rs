@@ -10,7 +10,7 @@ use super::layers::LayerSize;
 use super::manifest::{ContainerId, LayerId, LayerKind, Measured};
 use super::{Store, disk};
 use crate::error::{Error, Result};
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// `cache/<id>.json`: for each layer its kind, bytes, names and inodes.
 #[derive(Debug, Default, Serialize, Deserialize)]

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 
-use cowl_fs::sys;
+use cowl_layers::sys;
 
 use super::manifest::{ContainerId, ContainerManifest, LayerId, Measured};
 use super::record::Record;

@@ -10,7 +10,7 @@
 mod archive_limits;
 mod archives;
 mod cli_errors;
-#[path = "../../../fs/tests/overlay/common/mod.rs"]
+#[path = "../../../fs/overlay/tests/overlay/common/mod.rs"]
 mod common;
 mod depth;
 mod diff;
@@ -19,7 +19,7 @@ mod hooks;
 mod look;
 mod lxc_snapshot;
 mod meta;
-#[path = "../../../fs/tests/overlay/model_tree/mod.rs"]
+#[path = "../../../fs/overlay/tests/overlay/model_tree/mod.rs"]
 mod model_tree;
 mod undo;
 mod undo_paths;

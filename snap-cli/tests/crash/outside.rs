@@ -11,7 +11,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use cowl::store::{Session, Store};
-use cowl_fs::view::{DirNode, Found, View};
+use cowl_layers::view::{DirNode, Found, View};
 use cowl_tests::conditions::{Need, can};
 
 const COWL: &str = env!("CARGO_BIN_EXE_cowl");

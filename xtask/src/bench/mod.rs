@@ -42,9 +42,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     crate::setup::run()?;
     let packages: &[&str] = match &options.which {
-        Some(Which::Mounted(_)) => &["-p", "cowl-fs"],
+        Some(Which::Mounted(_)) => &["-p", "cowlfs"],
         Some(Which::Snapshots(_)) => &["-p", "cowl"],
-        Some(Which::Report) | None => &["-p", "cowl-fs", "-p", "cowl"],
+        Some(Which::Report) | None => &["-p", "cowlfs", "-p", "cowl"],
     };
     Run::cargo()?
         .args(["build", "--release", "--locked", "--bins"])

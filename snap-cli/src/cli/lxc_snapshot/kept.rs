@@ -9,7 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::store::manifest::ContainerManifest;
 use crate::store::name::ContainerName;
 use crate::store::{Store, disk};
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// A container that cowl keeps.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
 
-use cowl_fs::shown::{Allowed, plain};
+use cowl_layers::shown::{Allowed, plain};
 
 use super::super::output;
 use crate::error::{Error, Result};

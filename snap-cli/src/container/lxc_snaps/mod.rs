@@ -11,10 +11,10 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cowl_fs::format::XattrSpace;
-use cowl_fs::layer::Layer;
-use cowl_fs::sys;
-use cowl_fs::view::View;
+use cowl_layers::format::XattrSpace;
+use cowl_layers::layer::Layer;
+use cowl_layers::sys;
+use cowl_layers::view::View;
 
 use crate::archive::{folder, import};
 use crate::delta::error::OnProgress;
@@ -26,7 +26,7 @@ use crate::host::lxc_snaps::{self, GOING, Tree};
 use crate::store::disk;
 use crate::store::layers::remove_tree;
 use crate::store::name::nearest;
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// An LXC container with its snapshots, alone: nobody else restores or removes here while this lives.
 #[derive(Debug)]
@@ -148,7 +148,7 @@ impl Place {
 /// Alone in a folder, for as long as what this answers with lives.
 fn lock_dir(dir: &Path, patience: Duration) -> Result<OwnedFd> {
     const PAUSE: Duration = Duration::from_millis(20);
-    let at = |error: cowl_fs::Error| Error::at("lock", dir, error);
+    let at = |error: cowl_layers::Error| Error::at("lock", dir, error);
     let until = Instant::now() + patience;
     let opened = sys::dir::open_root(dir).map_err(at)?;
     loop {

@@ -11,8 +11,8 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cowl_fs::sys::dir;
-use cowl_fs::sys::within::{self, Links, Named};
+use cowl_layers::sys::dir;
+use cowl_layers::sys::within::{self, Links, Named};
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 
 use super::{Place, copy, lock_dir, refuse_base, refuse_unfinished};
@@ -25,7 +25,7 @@ use crate::host::lxc_snaps::layout::{self, Rootfs};
 use crate::host::{inside, mountinfo, users};
 use crate::store::disk;
 use crate::store::layers::remove_tree;
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 
 /// What the names of folders that are being made begin with.
 const STAGING: &str = ".cowl-restore.";

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use super::files::{self, read_opt};
 use super::lxc::Container;
 use crate::error::{Error, Result};
-use cowl_fs::shown::Show as _;
+use cowl_layers::shown::Show as _;
 use layout::{Dependant, Rootfs};
 
 /// The config of a snapshot that is being removed: without its config it is none any more, for LXC too.

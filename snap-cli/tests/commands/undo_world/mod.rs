@@ -10,9 +10,9 @@ use cowl::delta::digest;
 use cowl::store::manifest::{ContainerId, ContainerManifest, LayerId};
 use cowl::store::name::ContainerName;
 use cowl::store::{Session, Store};
-use cowl_fs::layer::Upper;
-use cowl_fs::name::Name;
-use cowl_fs::overlay::{Behaviour, Caller, OpenHow, Overlay, RenameFlags, Writer};
+use cowl_layers::layer::Upper;
+use cowl_layers::name::Name;
+use cowl_overlay::{Behaviour, Caller, OpenHow, Overlay, RenameFlags, Writer};
 
 pub(crate) struct World {
     dir: tempfile::TempDir,

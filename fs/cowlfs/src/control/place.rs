@@ -1,0 +1,180 @@
+//! Finds the daemon's mount in all mount namespaces. The daemon runs in a namespace of its own, which does not
+//! contain the mount.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cowl_layers::error::{Errno, Result};
+use cowl_layers::shown::Show as _;
+use cowl_layers::sys::mountinfo::{self, Mount};
+use cowl_layers::sys::namespace::{HASTY, Inside, MountNamespace, PATIENT};
+use cowl_layers::sys::users::Device;
+
+/// The time limit for detaching all copies together.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The mount of a daemon.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    /// The mount point at which it was attached.
+    pub(crate) path: PathBuf,
+    /// The device number of its file system.
+    pub(crate) device: Device,
+    home: Option<Home>,
+}
+
+/// The properties by which the daemon recognizes its own mount.
+#[derive(Clone, Debug)]
+struct Home {
+    /// The inode number of the mount namespace in which it was attached.
+    namespace: u64,
+    /// The mount point, relative to the root of that namespace.
+    at: PathBuf,
+    /// The directory that it covers.
+    covers: Option<(Device, PathBuf)>,
+}
+
+/// The kinds of mounts that concern the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// The mount that the daemon attached.
+    Own,
+    /// A copy of it, created when a mount namespace or a tree of mounts was copied.
+    Copy,
+    /// A deliberate mount of the file system elsewhere.
+    Bind,
+    /// A kernel overlayfs with a layer in the mount.
+    Overlay,
+}
+
+/// A mount of the daemon's file system, or of an overlay on it.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    /// The namespace that contains it.
+    pub(super) namespace: Arc<MountNamespace>,
+    /// Its line of mountinfo.
+    pub(super) mount: Mount,
+    /// Its kind.
+    pub(super) role: Role,
+}
+
+impl Place {
+    /// Records the properties of a mount that was just attached in the mount namespace of this thread.
+    pub(crate) fn attached(path: PathBuf, device: Device) -> Self {
+        let home = Self::home(&path, device).unwrap_or_else(|error| {
+            log::warn!("cannot read mountinfo: {error}");
+            None
+        });
+        Self { path, device, home }
+    }
+
+    fn home(path: &Path, device: Device) -> Result<Option<Home>> {
+        let namespace = MountNamespace::own()?;
+        let table = namespace.inside(PATIENT, Inside::mounts)?;
+        // In a chroot, `path` is only the end of the path in mountinfo.
+        let below = path.strip_prefix("/").unwrap_or(path);
+        let is_it = |mount: &&Mount| mount.device == device && mount.at.ends_with(below);
+        Ok(table.iter().rfind(is_it).map(|mount| Home {
+            namespace: namespace.ino,
+            at: mount.at.clone(),
+            covers: mountinfo::covered(&table, mount),
+        }))
+    }
+
+    /// Whether a visible process lives in the namespace in which the mount was attached; `None` if that namespace is
+    /// not known.
+    pub(super) fn sees_home(&self) -> Option<bool> {
+        let (home, namespaces) = (self.home.as_ref()?, MountNamespace::all().ok()?);
+        Some(namespaces.iter().any(|one| one.ino == home.namespace))
+    }
+
+    /// Finds all mounts of the file system, and overlays on it, in the mount namespaces of all visible processes.
+    /// Later mounts come first.
+    pub(super) fn find(&self) -> Result<Vec<Found>> {
+        let mut found = Vec::new();
+        for namespace in MountNamespace::all()? {
+            let namespace = Arc::new(namespace);
+            let table = match namespace.inside(PATIENT, Inside::mounts) {
+                Ok(table) => table,
+                // The namespace's last process has ended, or this process lacks permission.
+                Err(error) => {
+                    log::debug!("mount namespace of pid {}: {error}", namespace.pid);
+                    continue;
+                }
+            };
+            let mut home = self.home.as_ref();
+            home = home.filter(|home| home.namespace == namespace.ino);
+            for mount in table.iter().rev() {
+                let role = if mount.layers().iter().any(|dir| dir.starts_with(&self.path)) {
+                    Role::Overlay
+                } else if mount.device != self.device {
+                    continue;
+                } else {
+                    let covers = mountinfo::covered(&table, mount);
+                    match (&self.home, home) {
+                        (_, Some(own)) if own.at == mount.at && own.covers == covers => {
+                            home = None;
+                            Role::Own
+                        }
+                        (Some(own), _) if covers.is_some() && own.covers == covers => Role::Copy,
+                        _ => Role::Bind,
+                    }
+                };
+                found.push(Found {
+                    namespace: namespace.clone(),
+                    mount: mount.clone(),
+                    role,
+                });
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl Found {
+    /// Runs `work` on the mount in its namespace.
+    pub(super) fn act<T: Send + 'static>(
+        &self,
+        patience: Duration,
+        work: impl FnOnce(&Inside, &Mount) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let mount = self.mount.clone();
+        self.namespace
+            .inside(patience, move |inside| work(inside, &mount))
+    }
+}
+
+/// Detaches these mounts and returns how many remain.
+///
+/// A mount remains if it is locked, because a less privileged namespace inherited it, or if a file system on the path
+/// to it does not answer.
+pub(super) fn detach_all(found: &[Found]) -> usize {
+    let mut locked = 0;
+    let until = Instant::now() + PATIENCE;
+    for one in found {
+        // A user who may create namespaces can create many that hang, so the limit covers them all.
+        if Instant::now() >= until {
+            locked += 1;
+            continue;
+        }
+        match one.act(HASTY, Inside::detach) {
+            Ok(()) => log::info!(
+                "detached {} in the mount namespace of pid {}",
+                one.mount.at.shown(),
+                one.namespace.pid
+            ),
+            // It was unmounted in the meantime, together with its namespace or through propagation.
+            Err(error) if matches!(error.errno(), Errno::STALE | Errno::NOENT) => {}
+            Err(error) => {
+                locked += 1;
+                log::info!(
+                    "{} stays in the mount namespace of pid {}: {error}",
+                    one.mount.at.shown(),
+                    one.namespace.pid
+                );
+            }
+        }
+    }
+    locked
+}

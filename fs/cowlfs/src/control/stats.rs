@@ -1,0 +1,130 @@
+//! What a daemon has done, and what it takes: for `cowl stats`, for its log, for benchmarks.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::requests::Requests;
+use cowl_layers::error::Result;
+use cowl_layers::sys;
+use cowl_overlay::Overlay;
+
+/// What a daemon has done since it was started, and what it takes now.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Its process.
+    pub pid: u32,
+    /// Seconds since it was started.
+    pub uptime: f64,
+    /// Inodes that the kernel knows.
+    pub inodes: usize,
+    /// Descriptors open for reading only.
+    pub open_files: u32,
+    /// Descriptors open for writing.
+    pub open_for_write: u32,
+    /// Bytes of memory that it shares with nobody.
+    pub memory: u64,
+    /// How many requests of each kind the kernel sent; kinds that never came are left out.
+    pub requests: BTreeMap<String, u64>,
+}
+
+impl Stats {
+    /// All requests.
+    pub fn total(&self) -> u64 {
+        self.requests.values().sum()
+    }
+
+    /// The kinds, what came most first.
+    pub fn by_count(&self) -> Vec<(&str, u64)> {
+        let kinds = self.requests.iter();
+        let mut kinds: Vec<_> = kinds.map(|(name, count)| (name.as_str(), *count)).collect();
+        kinds.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        kinds
+    }
+}
+
+/// One line for a log.
+impl fmt::Display for Stats {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            out,
+            "{:.0} s, {} inodes known, {} files open ({} for writing), {} KiB of memory, {} requests:",
+            self.uptime,
+            self.inodes,
+            self.open_files + self.open_for_write,
+            self.open_for_write,
+            self.memory >> 10,
+            self.total(),
+        )?;
+        for (name, count) in self.by_count() {
+            write!(out, " {name} {count}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Where all that is read off.
+#[derive(Clone, Debug)]
+pub(crate) struct Gauge {
+    overlay: Arc<Overlay>,
+    requests: Arc<Requests>,
+    started: Instant,
+}
+
+impl Gauge {
+    /// Time runs from here.
+    pub(crate) fn new(overlay: Arc<Overlay>, requests: Arc<Requests>) -> Self {
+        Self {
+            overlay,
+            requests,
+            started: Instant::now(),
+        }
+    }
+
+    /// As it is now.
+    pub(crate) fn read(&self) -> Result<Stats> {
+        let (open_files, open_for_write) = self.overlay.open_files();
+        let counts = self.requests.counts().into_iter();
+        Ok(Stats {
+            pid: std::process::id(),
+            uptime: self.started.elapsed().as_secs_f64(),
+            inodes: self.overlay.inodes().len(),
+            open_files,
+            open_for_write,
+            memory: sys::process::own_memory()?,
+            requests: counts
+                .map(|(kind, count)| (kind.name().to_owned(), count))
+                .collect(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_line_tells_what_came_most_first() {
+        let stats = Stats {
+            pid: 1,
+            uptime: 61.7,
+            inodes: 3,
+            open_files: 2,
+            open_for_write: 1,
+            memory: 5 << 20,
+            requests: [("lookup", 2), ("getattr", 40)]
+                .map(|(name, count)| (name.to_owned(), count))
+                .into(),
+        };
+        assert_eq!(
+            stats.to_string(),
+            "62 s, 3 inodes known, 3 files open (1 for writing), 5120 KiB of memory, 42 requests: \
+             getattr 40 lookup 2"
+        );
+        let text = serde_json::to_string(&stats).unwrap();
+        assert_eq!(serde_json::from_str::<Stats>(&text).unwrap(), stats);
+    }
+}

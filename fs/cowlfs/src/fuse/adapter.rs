@@ -1,0 +1,587 @@
+//! One handler a request.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BsdFileFlags, CopyFileRangeFlags, FileHandle as Fh, Filesystem, Generation, INodeNo, InitFlags,
+    IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use super::attributes::{Accepted, Refused, admit_mode};
+use super::convert::{
+    caller, device_from_protocol, errno, name_of, rename_flags, set_time, writer,
+};
+use super::crew::Crew;
+use super::handles::Handles;
+use super::passthrough::Passing;
+use super::policy::Policy;
+use super::reply::{self, empty, with_attr, xattr};
+use super::session::Serving;
+use super::turn::{Lookout, Turn};
+use crate::requests::{Opcode, Requests};
+use cowl_layers::error::{Errno, Error, Result};
+use cowl_overlay::{FileHandle, Op, Overlay, SetAttr};
+
+pub(super) const GENERATION: Generation = Generation(0);
+/// The largest read and write: one request of 256 pages.
+const MAX_WRITE: u32 = 1 << 20;
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The overlay as the protocol sees it.
+#[derive(Debug)]
+pub(crate) struct Adapter {
+    pub(super) overlay: Arc<Overlay>,
+    pub(super) files: Handles<FileHandle>,
+    pub(super) keep: Duration,
+    /// Whether the kernel may keep listings, and knows what it means that folders are not opened.
+    pub(super) keep_listings: bool,
+    pub(super) passing: Passing,
+    pub(super) refused: Refused,
+    max_stack_depth: u32,
+    /// There once the session is.
+    pub(super) notifier: Arc<OnceLock<Notifier>>,
+    requests: Arc<Requests>,
+    crew: Arc<Crew>,
+    lookout: Lookout,
+}
+
+impl Adapter {
+    pub(super) fn new(
+        overlay: Arc<Overlay>,
+        serving: &Serving,
+        crew: Arc<Crew>,
+        lookout: Lookout,
+    ) -> Self {
+        let policy = if serving.may_pass {
+            Policy::new(
+                serving.passthrough,
+                serving.coherence,
+                serving.may_be_pushed,
+            )
+        } else {
+            Policy::OFF
+        };
+        let passing = Passing::new(policy, overlay.unattended());
+        // An overlayfs of the kernel on this mount wants as little as there is; files of one below it need
+        // two.
+        let max_stack_depth = if overlay.is_on_overlayfs() { 2 } else { 1 };
+        Self {
+            overlay,
+            passing,
+            refused: Refused::default(),
+            max_stack_depth,
+            files: Handles::default(),
+            keep: serving.keep,
+            keep_listings: serving.keep_listings,
+            notifier: Arc::default(),
+            requests: serving.requests.clone(),
+            crew,
+            lookout,
+        }
+    }
+
+    /// Begins a request; what this returns is dropped after the reply.
+    fn turn(&self, opcode: Opcode) -> Turn<'_> {
+        self.requests.count(opcode);
+        Turn::begin(&self.crew, &self.lookout)
+    }
+
+    /// Runs one operation and invalidates what the kernel caches wrongly since; an error that speaks of a
+    /// damaged layer or of the machine is logged once, here.
+    pub(super) fn run<T>(
+        &self,
+        what: &str,
+        ino: INodeNo,
+        name: Option<&OsStr>,
+        run: impl FnOnce(&Op<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let op = self.overlay.begin();
+        let done = run(&op);
+        // A failed call may have copied something up.
+        let stale = op.take_stale();
+        drop(op);
+        self.invalidate_stale(&stale);
+        done.inspect_err(|error| reply::log_failure(what, ino, name, *error))
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        for wanted in [
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
+            InitFlags::FUSE_DONT_MASK,
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+            InitFlags::FUSE_POSIX_ACL,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+            if self.passing.policy().any() {
+                InitFlags::FUSE_PASSTHROUGH
+            } else {
+                InitFlags::empty()
+            },
+        ] {
+            if let Err(missing) = config.add_capabilities(wanted) {
+                log::info!("the kernel lacks {missing:?}");
+            }
+        }
+        let capabilities = config.capabilities();
+        self.keep_listings &= capabilities.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        for result in [
+            config.set_max_write(MAX_WRITE).map(drop),
+            config.set_max_background(64).map(|_| ()).map_err(u32::from),
+            if self.passing.policy().any() {
+                config.set_max_stack_depth(self.max_stack_depth).map(drop)
+            } else {
+                Ok(())
+            },
+        ] {
+            if let Err(limit) = result {
+                log::info!("the kernel allows only {limit}");
+            }
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, out: ReplyEntry) {
+        let _turn = self.turn(Opcode::Lookup);
+        self.look_up(parent, name, out);
+    }
+
+    fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
+        // Many come in one request, so none of them is a turn. But one may take long: what nothing leads to any
+        // more is freed on the disk.
+        self.requests.count(Opcode::Forget);
+        let _busy = self.crew.busy();
+        self.overlay.forget(ino.0, count);
+        let inodes = self.overlay.inodes();
+        self.passing.forget(ino.0, || inodes.is_forgotten(ino.0));
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<Fh>, reply: ReplyAttr) {
+        let _turn = self.turn(Opcode::Getattr);
+        let done = self.run("getattr", ino, None, |op| with_attr(op, op.inode(ino.0)?));
+        self.attributes(ino, done, Accepted::IfCurrent, reply);
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        fh: Option<Fh>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let _turn = self.turn(Opcode::Setattr);
+        let set = SetAttr {
+            mode,
+            uid,
+            gid,
+            size,
+            atime: set_time(atime),
+            mtime: set_time(mtime),
+        };
+        let done = self.run("setattr", ino, None, |op| {
+            let handle = fh.map(|fh| self.files.get(fh.0)).transpose()?;
+            let inode = op.inode(ino.0)?;
+            admit_mode(&inode, mode)?;
+            let found = op.set_attr(caller(req, 0), &inode, &set, handle.as_deref())?;
+            Ok((inode, found))
+        });
+        self.attributes(ino, done, Accepted::Always, reply);
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        let _turn = self.turn(Opcode::Readlink);
+        match self.run("readlink", ino, None, |op| op.read_link(&*op.inode(ino.0)?)) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let _turn = self.turn(Opcode::Mknod);
+        let rdev = device_from_protocol(rdev);
+        let done = self.run("mknod", parent, Some(name), |op| {
+            let parent = op.inode(parent.0)?;
+            let inode = op.mknod(caller(req, umask), &parent, &name_of(name)?, mode, rdev)?;
+            with_attr(op, inode)
+        });
+        self.entry(done, Accepted::Always, reply);
+    }
+
+    fn mkdir(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let _turn = self.turn(Opcode::Mkdir);
+        let done = self.run("mkdir", parent, Some(name), |op| {
+            let parent = op.inode(parent.0)?;
+            let inode = op.mkdir(caller(req, umask), &parent, &name_of(name)?, mode)?;
+            with_attr(op, inode)
+        });
+        self.entry(done, Accepted::Always, reply);
+    }
+
+    fn symlink(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let _turn = self.turn(Opcode::Symlink);
+        let done = self.run("symlink", parent, Some(name), |op| {
+            let parent = op.inode(parent.0)?;
+            let target = target.as_os_str().as_bytes();
+            let inode = op.symlink(caller(req, 0), &parent, &name_of(name)?, target)?;
+            with_attr(op, inode)
+        });
+        self.entry(done, Accepted::Always, reply);
+    }
+
+    fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _turn = self.turn(Opcode::Link);
+        let done = self.run("link", ino, Some(name), |op| {
+            let inode = op.link(&op.inode(ino.0)?, &op.inode(parent.0)?, &name_of(name)?)?;
+            with_attr(op, inode)
+        });
+        self.entry(done, Accepted::Always, reply);
+    }
+
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.turn(Opcode::Unlink);
+        let done = self.run("unlink", parent, Some(name), |op| {
+            let parent = op.inode(parent.0)?;
+            op.unlink(&parent, &name_of(name)?)
+                .inspect(|()| parent.lost_name())
+        });
+        empty(done, reply);
+    }
+
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.turn(Opcode::Rmdir);
+        let done = self.run("rmdir", parent, Some(name), |op| {
+            let parent = op.inode(parent.0)?;
+            op.rmdir(&parent, &name_of(name)?)
+                .inspect(|()| parent.lost_name())
+        });
+        empty(done, reply);
+    }
+
+    fn rename(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let _turn = self.turn(Opcode::Rename);
+        let done = self.run("rename", parent, Some(name), |op| {
+            let (from, to) = (op.inode(parent.0)?, op.inode(new_parent.0)?);
+            let (name, new_name) = (name_of(name)?, name_of(new_name)?);
+            let flags = rename_flags(flags)?;
+            op.rename(caller(req, 0), &from, &name, &to, &new_name, flags)?;
+            self.after_rename(op, (&from, &name), (&to, &new_name), flags.exchange);
+            Ok(())
+        });
+        empty(done, reply);
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let _turn = self.turn(Opcode::Open);
+        self.open_file(req, ino, flags, reply);
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let _turn = self.turn(Opcode::Create);
+        let flags = OpenFlags(flags);
+        self.create_file(req, (parent, name), (mode, umask), flags, reply);
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: Fh,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let _turn = self.turn(Opcode::Read);
+        BUFFER.with_borrow_mut(|buffer| {
+            let size = size as usize;
+            if buffer.len() < size {
+                buffer.resize(size, 0);
+            }
+            let buffer = buffer.get_mut(..size).unwrap_or_default();
+            let done = self.run("read", ino, None, |op| {
+                op.read(&*self.files.get(fh.0)?, offset, buffer)
+            });
+            match done {
+                Ok(got) => reply.data(buffer.get(..got).unwrap_or_default()),
+                Err(error) => reply.error(errno(error)),
+            }
+        });
+    }
+
+    fn write(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: Fh,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let _turn = self.turn(Opcode::Write);
+        let by = writer(req, write_flags);
+        let done = self.run("write", ino, None, |op| {
+            op.write(&*self.files.get(fh.0)?, offset, data, by)
+        });
+        match done {
+            // A request carries at most MAX_WRITE bytes.
+            Ok(done) => reply.written(u32::try_from(done).unwrap_or(MAX_WRITE)),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn flush(&self, _: &Request, ino: INodeNo, fh: Fh, _: LockOwner, reply: ReplyEmpty) {
+        let _turn = self.turn(Opcode::Flush);
+        self.flush_file(ino, fh);
+        reply.ok();
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: Fh,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        let _turn = self.turn(Opcode::Release);
+        self.release_file(ino, fh);
+        reply.ok();
+    }
+
+    fn fsync(&self, _: &Request, ino: INodeNo, fh: Fh, datasync: bool, reply: ReplyEmpty) {
+        let _turn = self.turn(Opcode::Fsync);
+        let done = self.run("fsync", ino, None, |op| {
+            op.fsync(&*self.files.get(fh.0)?, datasync)
+        });
+        empty(done, reply);
+    }
+
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let _turn = self.turn(Opcode::Opendir);
+        self.open_dir(reply);
+    }
+
+    fn readdir(&self, _: &Request, ino: INodeNo, _: Fh, offset: u64, out: ReplyDirectory) {
+        let _turn = self.turn(Opcode::Readdir);
+        self.list(ino, offset, out);
+    }
+
+    fn readdirplus(&self, _: &Request, ino: INodeNo, _: Fh, at: u64, out: ReplyDirectoryPlus) {
+        let _turn = self.turn(Opcode::Readdirplus);
+        self.list_plus(ino, at, out);
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, _: Fh, _: OpenFlags, reply: ReplyEmpty) {
+        let _turn = self.turn(Opcode::Releasedir);
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _: &Request, ino: INodeNo, _: Fh, _: bool, reply: ReplyEmpty) {
+        let _turn = self.turn(Opcode::Fsyncdir);
+        let done = self.run("fsyncdir", ino, None, |op| op.fsync_dir(&*op.inode(ino.0)?));
+        empty(done, reply);
+    }
+
+    fn statfs(&self, _: &Request, ino: INodeNo, out: ReplyStatfs) {
+        let _turn = self.turn(Opcode::Statfs);
+        reply::statfs(self.run("statfs", ino, None, |op| op.statfs()), out);
+    }
+
+    fn setxattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _: u32,
+        reply: ReplyEmpty,
+    ) {
+        let _turn = self.turn(Opcode::Setxattr);
+        let done = self.run("setxattr", ino, Some(name), |op| {
+            let inode = op.inode(ino.0)?;
+            let flags = flags.cast_unsigned();
+            op.set_xattr(caller(req, 0), &inode, name.as_bytes(), value, flags)
+        });
+        empty(done, reply);
+    }
+
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let _turn = self.turn(Opcode::Getxattr);
+        let done = self.run("getxattr", ino, Some(name), |op| {
+            op.get_xattr(&op.inode(ino.0)?, name.as_bytes())
+        });
+        xattr(done, size, reply);
+    }
+
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let _turn = self.turn(Opcode::Listxattr);
+        let done = self.run("listxattr", ino, None, |op| {
+            op.list_xattr(caller(req, 0), &op.inode(ino.0)?)
+        });
+        xattr(done, size, reply);
+    }
+
+    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.turn(Opcode::Removexattr);
+        let done = self.run("removexattr", ino, Some(name), |op| {
+            op.remove_xattr(&op.inode(ino.0)?, name.as_bytes())
+        });
+        empty(done, reply);
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: Fh,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        out: ReplyIoctl,
+    ) {
+        let _turn = self.turn(Opcode::Ioctl);
+        // What a plain file says to a terminal's ioctl. For chattr's as well: an overlayfs of the kernel
+        // above us takes no other answer for "keeps no flags" and would copy nothing up.
+        out.error(fuser::Errno::ENOTTY);
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: Fh,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let _turn = self.turn(Opcode::Fallocate);
+        let done = self.run("fallocate", ino, None, |op| {
+            op.fallocate(
+                &*self.files.get(fh.0)?,
+                mode.cast_unsigned(),
+                offset,
+                length,
+            )
+        });
+        empty(done, reply);
+    }
+
+    fn lseek(&self, _: &Request, ino: INodeNo, fh: Fh, at: i64, whence: i32, reply: ReplyLseek) {
+        let _turn = self.turn(Opcode::Lseek);
+        let done = self.run("lseek", ino, None, |op| {
+            let at = u64::try_from(at).map_err(|_| Error::Errno(Errno::NXIO))?;
+            match whence {
+                libc::SEEK_DATA => op.seek(&*self.files.get(fh.0)?, at, false),
+                libc::SEEK_HOLE => op.seek(&*self.files.get(fh.0)?, at, true),
+                _ => Err(Error::Errno(Errno::INVAL)),
+            }
+        });
+        match done {
+            Ok(at) => reply.offset(at.cast_signed()),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh_in: Fh,
+        offset_in: u64,
+        _: INodeNo,
+        fh_out: Fh,
+        offset_out: u64,
+        len: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let _turn = self.turn(Opcode::CopyFileRange);
+        let done = self.run("copy_file_range", ino, None, |op| {
+            let (from, to) = (self.files.get(fh_in.0)?, self.files.get(fh_out.0)?);
+            // The reply has 32 bits; a page below the limit, as the kernel itself caps it.
+            let len = usize::try_from(len).unwrap_or(usize::MAX).min(0x7fff_f000);
+            op.copy_file_range((&from, offset_in), (&to, offset_out), len)
+        });
+        match done {
+            Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+}

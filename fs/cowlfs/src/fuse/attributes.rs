@@ -1,0 +1,300 @@
+//! Attributes that the kernel caches: for how long it may, when it has to drop them, and the rule that keeps
+//! programs with setuid bits and their writers apart. docs/decisions/0015 has the reasons.
+//!
+//! The kernel runs a program by the mode in its cache. For execve(2) it refreshes a mode that is invalidated or
+//! expired, but not after it has opened the file; see [`Adapter::admit`] for the time from there on.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuser::INodeNo;
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use super::adapter::Adapter;
+use cowl_layers::error::{Errno, Error, Result};
+use cowl_layers::sys::stat::{FileKind, Time};
+use cowl_overlay::inode::Inode;
+use cowl_overlay::{Attr, Op, OpenHow, SETID};
+
+/// How many refused opens are remembered until they are repeated.
+const REFUSED: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+
+/// How the kernel takes the attributes of a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Accepted {
+    /// It drops them when they were invalidated after it had sent the request: replies to LOOKUP, GETATTR and
+    /// READDIRPLUS.
+    IfCurrent,
+    /// It takes them as they are: replies to SETATTR, LINK, CREATE and whatever else makes a name.
+    Always,
+}
+
+/// Opens that were refused with ESTALE, upon which the kernel looks the name up and opens it once more: the
+/// inode and the thread, and the change time of the file then.
+#[derive(Debug)]
+pub(super) struct Refused(Mutex<LruCache<(u64, u32), Time>>);
+
+impl Default for Refused {
+    fn default() -> Self {
+        Self(Mutex::new(LruCache::new(REFUSED)))
+    }
+}
+
+impl Refused {
+    /// Answers an open. The first time that it cannot be admitted it is refused with ESTALE, the second time with
+    /// ETXTBSY. One that was only outdated is admitted then, unless the file has changed again: the kernel has
+    /// refreshed the mode in between.
+    fn answer(&self, open: (u64, u32), ctime: Time, admission: Admission) -> Result<()> {
+        let mut refused = self.0.lock();
+        match (refused.pop(&open), admission) {
+            (_, Admission::Admitted) => Ok(()),
+            (None, _) => {
+                refused.put(open, ctime);
+                Err(Error::Errno(Errno::STALE))
+            }
+            (Some(then), Admission::Outdated) if then == ctime => Ok(()),
+            (Some(_), _) => Err(Error::Errno(Errno::TXTBSY)),
+        }
+    }
+}
+
+/// What an open means for a program with setuid or setgid bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Admission {
+    Admitted,
+    /// The kernel's cached mode may have bits that are gone: it has to ask again, once.
+    Outdated,
+    /// A program and a writer would overlap.
+    Busy,
+}
+
+/// Decides on an open of a file that the kernel was answered with the setuid and setgid bits `shown`, and that has
+/// those `on_disk`. `is_written`, `is_run`: the file is open so, this open included.
+fn admission(how: OpenHow, shown: u32, on_disk: u32, is_written: bool, is_run: bool) -> Admission {
+    if how.exec && shown & !on_disk != 0 {
+        Admission::Outdated
+    } else if (how.exec && is_written) || (how.write && is_run) {
+        Admission::Busy
+    } else {
+        Admission::Admitted
+    }
+}
+
+impl Adapter {
+    /// Returns how long the kernel may cache `found`, the attributes of `inode`, which it knows as `number`.
+    pub(super) fn keep_attr(
+        &self,
+        inode: &Inode,
+        number: u64,
+        found: &Attr,
+        accepted: Accepted,
+    ) -> Duration {
+        let setid = shows_setid(inode, found);
+        let outdated = setid && accepted == Accepted::Always;
+        if outdated || self.passing.is_unsure(number, setid) {
+            Duration::ZERO
+        } else {
+            self.keep
+        }
+    }
+
+    /// Returns how long the kernel may cache `found`, the attributes of a file that is answered as created, and
+    /// its name. It is empty: what makes it worth mapping has the kernel ask for size and times again.
+    pub(super) fn keep_created(&self, inode: &Inode, found: &Attr) -> Duration {
+        if shows_setid(inode, found) {
+            Duration::ZERO
+        } else {
+            self.keep
+        }
+    }
+
+    /// Has the kernel drop the cached attributes of objects that an operation lists. It must happen before the
+    /// reply: the caller may rely on them directly after it.
+    pub(super) fn invalidate_stale(&self, stale: &[Arc<Inode>]) {
+        for inode in stale {
+            let number = self.overlay.inodes().number(inode);
+            self.invalidate_attr(number);
+            if number != inode.ino() {
+                self.invalidate_attr(inode.ino());
+            }
+        }
+    }
+
+    /// Has the kernel drop the cached attributes of what it knows by this number.
+    ///
+    /// A handler may do so: with a negative offset the kernel takes no page lock and no directory lock, and the
+    /// request holds a reference to the inode, so that the notification never drops the last one.
+    pub(super) fn invalidate_attr(&self, number: u64) {
+        let Some(notifier) = self.notifier.get() else {
+            return;
+        };
+        match notifier.inval_inode(INodeNo(number), -1, 0) {
+            Ok(()) => {}
+            // The kernel does not know it, and has cached nothing.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => log::warn!("attributes of {number} may be out of date: {error}"),
+        }
+    }
+
+    /// Keeps writers off programs that run with setuid or setgid, from the open for execve(2) on.
+    ///
+    /// The kernel sends this open after it has checked the mode for the last time, and before it refuses writers
+    /// by itself (ETXTBSY). It does not notice a writer that opens and closes the file in between and thereby
+    /// clears the bits. So the two exclude one another here as well, and a program whose bits were cleared
+    /// since the kernel cached them is looked up again. The caller has counted the file as open: of two opens at
+    /// once at least one sees the other.
+    ///
+    /// RELEASE is asynchronous, so a conflicting descriptor may be closed already; the kernel's repetition of
+    /// the open gives it time. Only then the open fails with ETXTBSY.
+    pub(super) fn admit(
+        &self,
+        op: &Op<'_>,
+        inode: &Arc<Inode>,
+        how: OpenHow,
+        thread: u32,
+    ) -> Result<()> {
+        let shown = inode.setid_shown();
+        if !(how.exec || how.write) || shown == 0 {
+            return Ok(());
+        }
+        let stat = op.stat_now(inode)?;
+        let on_disk = stat.perm() & SETID;
+        let admission = admission(how, shown, on_disk, inode.is_written(), inode.is_run());
+        self.refused
+            .answer((inode.ino(), thread), stat.ctime, admission)
+    }
+}
+
+/// Admits a change of the mode of `inode` to `mode`; ETXTBSY where it is to gain setuid or setgid bits while it is
+/// open for execve(2) and for writing at once.
+///
+/// [`Adapter::admit`] asks nothing about a file that was never shown with such bits, so both opens may have been
+/// admitted. The program about to start would run with the new bits, and with what the writer writes after they
+/// were set, although that write takes them off. The bits are noted first: an open that counts from here on is
+/// asked about.
+pub(super) fn admit_mode(inode: &Inode, mode: Option<u32>) -> Result<()> {
+    let bits = mode.unwrap_or(0) & SETID;
+    if bits == 0 || inode.kind() != FileKind::Regular {
+        return Ok(());
+    }
+    inode.shown_with_setid(bits);
+    if inode.is_run() && inode.is_written() {
+        return Err(Error::Errno(Errno::TXTBSY));
+    }
+    Ok(())
+}
+
+/// Whether attributes to be answered have setuid or setgid bits, which is noted.
+fn shows_setid(inode: &Inode, found: &Attr) -> bool {
+    let bits = found.stat.perm() & SETID;
+    let setid = found.stat.kind() == FileKind::Regular && bits != 0;
+    if setid {
+        inode.shown_with_setid(bits);
+    }
+    setid
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cowl_layers::format::XattrSpace;
+    use cowl_layers::layer::Layer;
+    use cowl_overlay::{Behaviour, Overlay};
+
+    const EXEC: OpenHow = OpenHow {
+        write: false,
+        truncate: false,
+        exec: true,
+        keep_atime: false,
+    };
+    const WRITE: OpenHow = OpenHow {
+        write: true,
+        exec: false,
+        ..EXEC
+    };
+    const READ: OpenHow = OpenHow {
+        exec: false,
+        ..EXEC
+    };
+
+    #[test]
+    fn a_program_with_bits_and_its_writers_exclude_one_another() {
+        use Admission::{Admitted, Busy, Outdated};
+        for (how, on_disk, is_written, is_run, wanted) in [
+            (EXEC, 0o6000, false, true, Admitted),
+            (EXEC, 0o6000, true, true, Busy),
+            (WRITE, 0o6000, true, false, Admitted),
+            (WRITE, 0o6000, true, true, Busy),
+            // Cleared by a write that was admitted before.
+            (WRITE, 0, true, true, Busy),
+            (WRITE, 0, true, false, Admitted),
+            (EXEC, 0, false, true, Outdated),
+            (EXEC, 0, true, true, Outdated),
+            // A member of the group keeps setgid where it is no right to execute.
+            (EXEC, 0o2000, false, true, Outdated),
+            (READ, 0o6000, true, true, Admitted),
+        ] {
+            let got = admission(how, 0o6000, on_disk, is_written, is_run);
+            assert_eq!(got, wanted, "{how:?} {on_disk:o} {is_written} {is_run}");
+        }
+        assert_eq!(admission(EXEC, 0o2000, 0o6000, false, true), Admitted);
+    }
+
+    /// Neither open was asked about, because the file had never been shown with such bits.
+    #[test]
+    fn no_bits_are_set_between_a_writer_and_the_start_of_a_program() {
+        const BUSY: Result<()> = Err(Error::Errno(Errno::TXTBSY));
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("program"), "text").unwrap();
+        let layer = Layer::open(dir.path(), XattrSpace::detect()).unwrap();
+        let overlay = Overlay::new(None, vec![layer], Behaviour::default()).unwrap();
+        let inode = overlay.begin().find(b"program").unwrap();
+        for (writes, runs) in [(true, false), (false, true)] {
+            inode.opened(writes, runs);
+            assert_eq!(admit_mode(&inode, Some(0o755)), Ok(()));
+            assert_eq!(admit_mode(&inode, None), Ok(()));
+            assert_eq!(inode.setid_shown(), 0);
+            inode.closed(writes, runs);
+        }
+        inode.opened(true, true);
+        assert_eq!(admit_mode(&inode, Some(0o755)), Ok(()));
+        assert_eq!(admit_mode(&inode, Some(0o2755)), BUSY);
+        assert_eq!(inode.setid_shown(), 0o2000);
+        assert_eq!(admit_mode(&inode, Some(0o4755)), BUSY);
+        inode.closed(true, false);
+        assert_eq!(admit_mode(&inode, Some(0o6755)), Ok(()));
+        assert_eq!(inode.setid_shown(), 0o6000);
+        assert_eq!(admit_mode(overlay.root(), Some(0o2755)), Ok(()));
+        inode.closed(false, true);
+    }
+
+    #[test]
+    fn an_open_is_refused_for_another_look_first() {
+        use Admission::{Admitted, Busy, Outdated};
+        const STALE: Result<()> = Err(Error::Errno(Errno::STALE));
+        const BUSY: Result<()> = Err(Error::Errno(Errno::TXTBSY));
+        let refused = Refused::default();
+        let answer =
+            |open, secs, admission| refused.answer(open, Time { secs, nanos: 0 }, admission);
+        for (open, ctime, admission, wanted) in [
+            ((1, 7), 1, Admitted, Ok(())),
+            ((1, 7), 1, Busy, STALE),
+            // Another thread and another file.
+            ((1, 8), 1, Busy, STALE),
+            ((2, 7), 1, Busy, STALE),
+            ((1, 7), 1, Busy, BUSY),
+            ((1, 8), 1, Admitted, Ok(())),
+            ((1, 8), 1, Busy, STALE),
+            ((1, 7), 2, Outdated, STALE),
+            ((1, 7), 2, Outdated, Ok(())),
+            ((1, 7), 2, Outdated, STALE),
+            // The bits went after the second look.
+            ((1, 7), 3, Outdated, BUSY),
+        ] {
+            assert_eq!(answer(open, ctime, admission), wanted, "{open:?} {ctime}");
+        }
+    }
+}

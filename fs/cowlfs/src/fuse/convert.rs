@@ -1,0 +1,190 @@
+//! Between the protocol's types and ours. Pure.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{FileAttr, FileType, INodeNo, OpenAccMode, OpenFlags, Request, TimeOrNow, WriteFlags};
+
+use cowl_layers::error::{Errno, Error, Result};
+use cowl_layers::name::Name;
+use cowl_layers::sys::attr::SetTime;
+use cowl_layers::sys::stat::{FileKind, Time};
+use cowl_overlay::{Attr, Caller, OpenHow, RenameFlags, Writer};
+
+/// How the kernel marks an open for execve(2) (include/linux/fs.h: `__FMODE_EXEC`, which
+/// fuse_send_open passes on with the other flags).
+const FMODE_EXEC: i32 = 0x20;
+
+pub(super) fn errno(error: cowl_layers::Error) -> fuser::Errno {
+    fuser::Errno::from_i32(error.errno().raw_os_error())
+}
+
+pub(super) fn caller(request: &Request, umask: u32) -> Caller {
+    Caller {
+        uid: request.uid(),
+        gid: request.gid(),
+        umask,
+        pid: request.pid(),
+    }
+}
+
+pub(super) fn kind(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::Regular => FileType::RegularFile,
+        FileKind::Directory => FileType::Directory,
+        FileKind::Symlink => FileType::Symlink,
+        FileKind::Fifo => FileType::NamedPipe,
+        FileKind::Socket => FileType::Socket,
+        FileKind::CharDevice => FileType::CharDevice,
+        FileKind::BlockDevice => FileType::BlockDevice,
+    }
+}
+
+fn system_time(time: Time) -> SystemTime {
+    let nanos = Duration::from_nanos(time.nanos.into());
+    if time.secs >= 0 {
+        UNIX_EPOCH + Duration::from_secs(time.secs.unsigned_abs()) + nanos
+    } else {
+        UNIX_EPOCH - Duration::from_secs(time.secs.unsigned_abs()) + nanos
+    }
+}
+
+pub(super) fn set_time(time: Option<TimeOrNow>) -> SetTime {
+    match time {
+        None => SetTime::Keep,
+        Some(TimeOrNow::Now) => SetTime::Now,
+        Some(TimeOrNow::SpecificTime(time)) => SetTime::At(from_system_time(time)),
+    }
+}
+
+/// A time as a request brings it. The crate reads seconds before 1970 with their nanoseconds on the wrong
+/// side: -3 s and 0.5 s more arrive as 3.5 s before. No value has two meanings, so it can be undone.
+fn from_system_time(time: SystemTime) -> Time {
+    let (duration, before) = match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => (after, false),
+        Err(before) => (before.duration(), true),
+    };
+    let secs = duration.as_secs().cast_signed();
+    Time {
+        secs: if before { secs.wrapping_neg() } else { secs },
+        nanos: duration.subsec_nanos(),
+    }
+}
+
+/// The C library's device number in the protocol's 32 bits (the kernel's new_encode_dev).
+fn device_to_protocol(rdev: u64) -> u32 {
+    let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
+    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
+}
+
+/// The protocol's device number in the C library's form.
+pub(super) fn device_from_protocol(rdev: u32) -> u64 {
+    let major = (rdev & 0xf_ff00) >> 8;
+    let minor = (rdev & 0xff) | ((rdev >> 12) & 0xf_ff00);
+    rustix::fs::makedev(major, minor)
+}
+
+pub(super) fn attr(attr: &Attr) -> FileAttr {
+    let stat = &attr.stat;
+    FileAttr {
+        ino: INodeNo(attr.ino),
+        size: stat.size,
+        blocks: stat.blocks,
+        atime: system_time(stat.atime),
+        mtime: system_time(stat.mtime),
+        ctime: system_time(stat.ctime),
+        crtime: UNIX_EPOCH,
+        kind: kind(stat.kind()),
+        // Twelve bits.
+        perm: u16::try_from(stat.perm()).unwrap_or(0o7777),
+        nlink: u32::try_from(stat.nlink).unwrap_or(u32::MAX),
+        uid: stat.uid,
+        gid: stat.gid,
+        rdev: device_to_protocol(stat.rdev),
+        blksize: stat.blksize,
+        flags: 0,
+    }
+}
+
+pub(super) fn name_of(name: &OsStr) -> Result<Name> {
+    Name::new(name.as_bytes())
+}
+
+/// renameat2(2)'s flags; EINVAL for one that nobody knows.
+pub(super) fn rename_flags(flags: fuser::RenameFlags) -> Result<RenameFlags> {
+    use fuser::RenameFlags as Wire;
+    let known = Wire::RENAME_NOREPLACE | Wire::RENAME_EXCHANGE | Wire::RENAME_WHITEOUT;
+    if !known.contains(flags) {
+        return Err(Error::Errno(Errno::INVAL));
+    }
+    Ok(RenameFlags {
+        no_replace: flags.contains(Wire::RENAME_NOREPLACE),
+        exchange: flags.contains(Wire::RENAME_EXCHANGE),
+        whiteout: flags.contains(Wire::RENAME_WHITEOUT),
+    })
+}
+
+/// Who is behind a write.
+pub(super) fn writer(request: &Request, flags: WriteFlags) -> Writer {
+    if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+        Writer::Mapping
+    } else if flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
+        Writer::Unprivileged(caller(request, 0))
+    } else {
+        Writer::Privileged
+    }
+}
+
+/// Whether what is opened so can be mapped to be stored to.
+pub(super) fn maps(flags: OpenFlags) -> bool {
+    flags.acc_mode() == OpenAccMode::O_RDWR
+}
+
+/// Whether each write is to be on the disk when it ends (O_SYNC has the bit of O_DSYNC in it).
+pub(super) fn syncs(flags: OpenFlags) -> bool {
+    flags.0 & libc::O_DSYNC != 0
+}
+
+pub(super) fn how(flags: OpenFlags) -> (OpenHow, bool) {
+    let how = OpenHow {
+        write: flags.acc_mode() != OpenAccMode::O_RDONLY,
+        truncate: flags.0 & libc::O_TRUNC != 0,
+        exec: flags.0 & FMODE_EXEC != 0,
+        keep_atime: flags.0 & libc::O_NOATIME != 0,
+    };
+    (how, flags.0 & libc::O_DIRECT != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_before_1970_keep_their_nanoseconds() {
+        for (secs, nanos) in [(0, 0), (1, 5), (-1, 0), (-1, 999_999_999), (-1_000_000, 1)] {
+            let time = Time { secs, nanos };
+            let shown = match system_time(time).duration_since(UNIX_EPOCH) {
+                Ok(after) => i128::try_from(after.as_nanos()).unwrap(),
+                Err(before) => -i128::try_from(before.duration().as_nanos()).unwrap(),
+            };
+            assert_eq!(shown, i128::from(secs) * 1_000_000_000 + i128::from(nanos));
+            // As the crate makes it of a request.
+            let duration = Duration::new(secs.unsigned_abs(), nanos);
+            let asked = if secs < 0 {
+                UNIX_EPOCH - duration
+            } else {
+                UNIX_EPOCH + duration
+            };
+            assert_eq!(from_system_time(asked), time);
+        }
+    }
+
+    #[test]
+    fn device_numbers_round_trip() {
+        for (major, minor) in [(1, 3), (8, 300), (4095, 1_048_575), (259, 70_000)] {
+            let rdev = rustix::fs::makedev(major, minor);
+            assert_eq!(device_from_protocol(device_to_protocol(rdev)), rdev);
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! cowlfs: the daemon that serves an overlay through FUSE.
+//!
+//! The modules, from the bottom up; imports go down only:
+//!
+//! - [`choices`], [`config`], [`requests`], [`logging`]: options of a mount, counters, and the log.
+//! - `fuse`: the protocol.
+//! - [`control`]: the control socket.
+//! - [`serve()`]: a mount from its options to its end.
+//! - [`cli`]: arguments of the program.
+
+pub mod choices;
+pub mod cli;
+pub mod config;
+pub mod control;
+mod fuse;
+pub mod logging;
+pub mod requests;
+mod serve;
+
+pub use serve::{remount, serve};

@@ -1,0 +1,165 @@
+//! The journal of one kind of step that is not a single call: linking a copied-up file under several
+//! names. An entry is a file with the names beside the file to link; a mount that finds one finishes it.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use rustix::fs::OFlags;
+
+use super::{Layer, LayerDir, Staged, WorkDir};
+use crate::error::{Error, Result};
+use crate::name::Name;
+use crate::sys;
+use crate::sys::copy::Copied;
+use crate::sys::node::RenameHow;
+use crate::sys::order::Order;
+
+const LIST: &[u8] = b"links-";
+const INODE: &[u8] = b"inode-";
+
+/// An entry that is on disk.
+#[derive(Debug)]
+pub struct Entry {
+    list: Vec<u8>,
+    inode: Vec<u8>,
+}
+
+/// Writes an entry: `staged` is to get the names `paths` (from the upper's root).
+pub fn write(
+    work: &Arc<WorkDir>,
+    staged: Staged,
+    paths: &[Vec<u8>],
+    order: Order,
+) -> Result<Entry> {
+    let own = staged.name().to_vec();
+    let entry = Entry {
+        list: [LIST, &own].concat(),
+        inode: [INODE, &own].concat(),
+    };
+    let (list, file) =
+        work.stage(|dir, name| sys::node::create(dir, name, 0o600, OFlags::WRONLY))?;
+    sys::copy::write_all(&file, &paths.join(&0), 0)?;
+    order.content_first(&file, Copied::Written)?;
+    staged.commit(work.fd(), &entry.inode, RenameHow::NoReplace)?;
+    // The list is what makes the entry count, so it comes last.
+    if let Err(error) = list.commit(work.fd(), &entry.list, RenameHow::NoReplace) {
+        sys::node::unlink(work.fd(), &entry.inode)?;
+        return Err(error);
+    }
+    // Before the first of the names.
+    order.name_first(work.fd())?;
+    Ok(entry)
+}
+
+impl Entry {
+    /// The name in the work folder of the file that gets the names.
+    pub fn inode_name(&self) -> &[u8] {
+        &self.inode
+    }
+
+    /// Ends the entry: everything is in place.
+    pub fn remove(self, work: &WorkDir) -> Result<()> {
+        // The file first: a list whose file is gone asks for nothing.
+        sys::node::unlink(work.fd(), &self.inode)?;
+        sys::node::unlink(work.fd(), &self.list)
+    }
+}
+
+/// Finishes what a killed mount left in the journal; to be called before the work folder is cleaned.
+pub(super) fn finish(upper: &Arc<Layer>, work: &WorkDir) -> Result<()> {
+    for entry in sys::dir::entries(work.fd())? {
+        let Some(own) = entry.name.strip_prefix(LIST) else {
+            continue;
+        };
+        let inode = [INODE, own].concat();
+        let file = sys::content::open(work.fd(), &entry.name, OFlags::RDONLY)?;
+        let mut list = Vec::new();
+        std::io::Read::read_to_end(&mut std::fs::File::from(file), &mut list).map_err(|error| {
+            Error::from(nix::errno::Errno::from_raw(
+                error.raw_os_error().unwrap_or(5),
+            ))
+        })?;
+        for path in list.split(|&byte| byte == 0) {
+            link_if_free(upper, work, &inode, path)?;
+        }
+        sys::node::unlink(work.fd(), &entry.name)?;
+        match sys::node::unlink(work.fd(), &inode) {
+            Err(error) if !error.is_absent() => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Links unless the name is taken (the step was done, or the name was hidden since) or its folder is
+/// not there any more.
+fn link_if_free(upper: &Arc<Layer>, work: &WorkDir, inode: &[u8], path: &[u8]) -> Result<()> {
+    let mut parts: Vec<&[u8]> = path.split(|&byte| byte == b'/').collect();
+    let Some(last) = parts.pop() else {
+        return Ok(());
+    };
+    let mut dir = upper.root_dir();
+    for part in parts {
+        let fd = dir.fd()?;
+        match sys::stat::stat_at((*fd).as_fd(), part) {
+            Ok(stat) if stat.kind() == sys::stat::FileKind::Directory => {
+                dir = LayerDir::child(&dir, Name::new(part)?, stat.ino);
+            }
+            Ok(_) => return Ok(()),
+            Err(error) if error.is_absent() => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+    match sys::node::link(work.fd(), inode, (*dir.fd()?).as_fd(), last) {
+        Ok(()) => Ok(()),
+        Err(error) if error.errno() == crate::error::Errno::EXIST || error.is_absent() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::XattrSpace;
+    use crate::layer::Upper;
+    use std::os::unix::fs::MetadataExt;
+
+    /// A kill after each step of linking one file under three names.
+    #[test]
+    fn a_mount_finishes_what_a_kill_interrupted() {
+        for done in 0..=3 {
+            let top = tempfile::tempdir().unwrap();
+            let (u, w) = (top.path().join("u"), top.path().join("w"));
+            std::fs::create_dir_all(u.join("d")).unwrap();
+            std::fs::create_dir(&w).unwrap();
+            let names: Vec<Vec<u8>> = vec![b"a".to_vec(), b"d/b".to_vec(), b"gone/c".to_vec()];
+            {
+                let upper = Upper::open(&u, &w, XattrSpace::detect()).unwrap();
+                let (staged, file) = upper
+                    .work
+                    .stage(|dir, name| sys::node::create(dir, name, 0o644, OFlags::WRONLY))
+                    .unwrap();
+                sys::copy::write_all(&file, b"content", 0).unwrap();
+                let entry = write(&upper.work, staged, &names, Order::Careless).unwrap();
+                let root = upper.layer.root_dir().fd().unwrap();
+                if done >= 1 {
+                    sys::node::link(upper.work.fd(), entry.inode_name(), (*root).as_fd(), b"a")
+                        .unwrap();
+                }
+                if done >= 2 {
+                    sys::node::link(upper.work.fd(), entry.inode_name(), (*root).as_fd(), b"d/b")
+                        .unwrap();
+                }
+                if done >= 3 {
+                    entry.remove(&upper.work).unwrap();
+                }
+            }
+            let upper = Upper::open(&u, &w, XattrSpace::detect()).unwrap();
+            let one = std::fs::metadata(u.join("a")).unwrap();
+            let two = std::fs::metadata(u.join("d/b")).unwrap();
+            assert_eq!((one.ino(), one.nlink()), (two.ino(), 2));
+            assert_eq!(std::fs::read(u.join("a")).unwrap(), b"content");
+            assert!(sys::dir::entries(upper.work.fd()).unwrap().is_empty());
+        }
+    }
+}

@@ -1,0 +1,472 @@
+//! The inodes that are known, by number, with the kernel's count of lookups.
+//!
+//! A number never stands for two objects at once: an object whose number is taken gets another one
+//! from a range of its own for as long as it is known.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+
+use lru::LruCache;
+use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
+
+use super::renewed::Renewed;
+use super::{Held, Identity, Inode};
+use cowl_layers::error::Result;
+use cowl_layers::sys::stat::Time;
+
+const SHARDS: usize = 16;
+/// How many change times are kept at most.
+const CHANGE_TIMES: usize = 1 << 16;
+/// So many objects are worth giving memory back for: a megabyte or two.
+const MANY: usize = 4096;
+/// The range of numbers given out here: no file system below uses the top bit.
+const SUBSTITUTE: u64 = 1 << 63;
+
+#[derive(Debug)]
+enum Entry {
+    /// An operation or an open file holds it, or nobody any more.
+    Known(Weak<Inode>),
+    /// The kernel knows it. A count that reaches the largest number stays there, and the inode with it.
+    Held { inode: Arc<Inode>, lookups: u32 },
+}
+
+type Shard = FxHashMap<u64, Entry>;
+
+/// The inodes that are known.
+#[derive(Debug)]
+pub struct InodeTable {
+    shards: Vec<Mutex<Shard>>,
+    /// Objects that show another number than their place on disk says, and which: those whose number was
+    /// taken, and those that could not be marked with the number that they had before their copy-up.
+    substitutes: Mutex<FxHashMap<Identity, u64>>,
+    next_substitute: AtomicU64,
+    /// What [`Inode::hold_ctime`] was told, for when the kernel forgets an inode and asks again. One that
+    /// is out of date does no harm: it names the time on the disk that it stands for.
+    ctimes: Mutex<LruCache<u64, (Time, Time)>>,
+    /// Objects that the kernel knows under second numbers.
+    renewed: Renewed,
+    /// How many are known, and how many were dropped since room was last made.
+    known: AtomicUsize,
+    dropped: AtomicUsize,
+}
+
+impl Default for InodeTable {
+    fn default() -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            substitutes: Mutex::default(),
+            next_substitute: AtomicU64::new(SUBSTITUTE | 1),
+            ctimes: Mutex::new(LruCache::unbounded()),
+            renewed: Renewed::default(),
+            known: AtomicUsize::new(0),
+            dropped: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl InodeTable {
+    fn shard(&self, ino: u64) -> &Mutex<Shard> {
+        let at = usize::try_from(ino % SHARDS as u64).unwrap_or(0);
+        // `at` is below SHARDS, the length.
+        #[allow(clippy::indexing_slicing)]
+        &self.shards[at]
+    }
+
+    /// Those that somebody has open for writing.
+    pub(crate) fn written(&self) -> Vec<u64> {
+        let mut found = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock();
+            let live = shard.values().filter_map(Entry::living);
+            found.extend(
+                live.filter(|inode| inode.is_written())
+                    .map(|inode| inode.ino()),
+            );
+        }
+        let again = |own: &u64| Some(self.renewed.number(*own)).filter(|number| number != own);
+        let renewed: Vec<u64> = found.iter().filter_map(again).collect();
+        found.extend(renewed);
+        found
+    }
+
+    /// The inode with this number, when it is known.
+    pub fn get(&self, ino: u64) -> Option<Arc<Inode>> {
+        if Renewed::has(ino) {
+            return self.renewed.get(ino);
+        }
+        let shard = self.shard(ino).lock();
+        shard.get(&ino)?.living()
+    }
+
+    /// The inode for an object that shows `number`: the known one, or a new one made of `make`'s
+    /// parts; the second part of the result says whether it is new. When another object has the number,
+    /// the answer is `None` unless the caller is `sure` that it is another one, and not the same that is
+    /// just being copied up: then the new one gets a number of its own.
+    pub(crate) fn intern(
+        &self,
+        number: u64,
+        identity: Identity,
+        sure: bool,
+        make: impl FnOnce(u64) -> Arc<Inode>,
+    ) -> Option<(Arc<Inode>, bool)> {
+        let ino = self.substitute(identity).unwrap_or(number);
+        let mut shard = self.shard(ino).lock();
+        let living = shard.get(&ino).and_then(Entry::living);
+        match living {
+            Some(inode) if inode.identity() == identity => Some((inode, false)),
+            Some(_) if sure => {
+                drop(shard);
+                Some(self.intern_substitute(identity, make))
+            }
+            Some(_) => None,
+            None => {
+                let inode = make(ino);
+                if let Some((real, shown)) = self.ctimes.lock().get(&ino) {
+                    inode.hold_ctime(*real, *shown);
+                }
+                self.insert(&mut shard, &inode);
+                Some((inode, true))
+            }
+        }
+    }
+
+    fn intern_substitute(
+        &self,
+        identity: Identity,
+        make: impl FnOnce(u64) -> Arc<Inode>,
+    ) -> (Arc<Inode>, bool) {
+        let mut known = self.substitutes.lock();
+        let ino = *known
+            .entry(identity)
+            .or_insert_with(|| self.next_substitute.fetch_add(1, Ordering::Relaxed));
+        let mut shard = self.shard(ino).lock();
+        if let Some(inode) = shard.get(&ino).and_then(Entry::living) {
+            return (inode, false);
+        }
+        let inode = make(ino);
+        self.insert(&mut shard, &inode);
+        (inode, true)
+    }
+
+    /// Before a map grows, what is left of objects that nobody knows any more goes: one that was forgotten
+    /// while an operation or an open file still held it was not pruned then.
+    fn insert(&self, shard: &mut Shard, inode: &Arc<Inode>) {
+        if shard.len() >= shard.capacity() {
+            let before = shard.len();
+            shard.retain(|_, entry| entry.is_alive());
+            self.known
+                .fetch_sub(before - shard.len(), Ordering::Relaxed);
+            // Not again before as many have come as there are.
+            shard.reserve(shard.len() + 1);
+        }
+        if shard
+            .insert(inode.ino(), Entry::Known(Arc::downgrade(inode)))
+            .is_none()
+        {
+            self.known.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Moves an object to another place on disk by `change`, which sets its identity. `marked`: the number that
+    /// it shows is to be found there. A substitute number is not, and stays its own.
+    ///
+    /// A lookup beside this finds the object by either place: a substitute holds for the new one before the
+    /// object is there, and for the old one until it has left.
+    pub(crate) fn moving(
+        &self,
+        inode: &Inode,
+        to: Identity,
+        marked: bool,
+        change: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let (ino, from) = (inode.ino(), inode.identity());
+        let substituted = {
+            let mut known = self.substitutes.lock();
+            let substituted = known.contains_key(&from);
+            if substituted || !marked || ino & SUBSTITUTE != 0 {
+                known.insert(to, ino);
+            }
+            substituted
+        };
+        let changed = change();
+        let left = if changed.is_ok() { from } else { to };
+        if (substituted || changed.is_err()) && from != to {
+            self.substitutes.lock().remove(&left);
+        }
+        changed
+    }
+
+    /// The end of [`Inode::hold_times`]: has `shown` shown where the layer says `real`, also after the inode
+    /// was forgotten.
+    pub(crate) fn hold_ctime(&self, inode: &Inode, real: Time, shown: Time) {
+        let held = Held::For { real, shown };
+        if inode.hold_instead(Some(held)) && inode.ino() & SUBSTITUTE == 0 {
+            let mut kept = self.ctimes.lock();
+            kept.put(inode.ino(), (real, shown));
+            if kept.len() > CHANGE_TIMES {
+                kept.pop_lru();
+            }
+        }
+    }
+
+    /// Told when an object has no name any more: another one may come to lie in its place.
+    pub(crate) fn gone(&self, identity: Identity) {
+        self.substitutes.lock().remove(&identity);
+    }
+
+    /// The number of an object whose place on disk says another one.
+    pub(crate) fn substitute(&self, identity: Identity) -> Option<u64> {
+        self.substitutes.lock().get(&identity).copied()
+    }
+
+    /// The number under which the kernel is to know an object: mostly its own.
+    pub fn number(&self, inode: &Inode) -> u64 {
+        self.renewed.number(inode.ino())
+    }
+
+    /// Has the kernel know an object under another number than `old`, unless it is to already. Whoever has it
+    /// open under the old one keeps it.
+    pub fn renew(&self, inode: &Arc<Inode>, old: u64) {
+        self.renewed.renew(inode, old);
+    }
+
+    /// The kernel was told of this inode once more, under its own number.
+    pub fn remember(&self, inode: &Arc<Inode>) {
+        self.remember_as(inode, inode.ino());
+    }
+
+    /// The kernel was told of this inode once more, under this number.
+    pub fn remember_as(&self, inode: &Arc<Inode>, number: u64) {
+        if Renewed::has(number) {
+            self.renewed.remember(inode, number);
+            return;
+        }
+        let mut shard = self.shard(inode.ino()).lock();
+        let entry = shard.entry(inode.ino()).or_insert_with(|| {
+            self.known.fetch_add(1, Ordering::Relaxed);
+            Entry::Known(Weak::new())
+        });
+        match entry {
+            Entry::Held {
+                inode: held,
+                lookups,
+            } if Arc::ptr_eq(held, inode) => {
+                *lookups = lookups.saturating_add(1);
+            }
+            // What was held under this number has been replaced; its count went with it.
+            entry => {
+                *entry = Entry::Held {
+                    inode: inode.clone(),
+                    lookups: 1,
+                };
+            }
+        }
+    }
+
+    /// The kernel forgot `count` of its lookups.
+    pub fn forget(&self, ino: u64, count: u64) {
+        if Renewed::has(ino) {
+            if let Some(inode) = self.renewed.get(ino) {
+                self.renewed
+                    .forget(ino, count, !self.is_forgotten(inode.ino()));
+                // In case that it was forgotten by its own number meanwhile.
+                if self.is_forgotten(inode.ino()) {
+                    self.renewed.forgotten(inode.ino());
+                }
+                self.prune(inode);
+            }
+            return;
+        }
+        let freed = {
+            let mut shard = self.shard(ino).lock();
+            let Some(entry) = shard.get_mut(&ino) else {
+                return;
+            };
+            let Entry::Held { inode, lookups } = entry else {
+                return;
+            };
+            if *lookups < u32::MAX {
+                let left = u64::from(*lookups).saturating_sub(count);
+                *lookups = u32::try_from(left).unwrap_or(u32::MAX);
+            }
+            if *lookups > 0 {
+                return;
+            }
+            let inode = inode.clone();
+            *entry = Entry::Known(Arc::downgrade(&inode));
+            inode
+        };
+        self.renewed.forgotten(ino);
+        self.prune(freed);
+    }
+
+    /// Whether the kernel knows nothing under this number.
+    pub fn is_forgotten(&self, ino: u64) -> bool {
+        if Renewed::has(ino) {
+            return self.renewed.is_forgotten(ino);
+        }
+        let shard = self.shard(ino).lock();
+        !matches!(shard.get(&ino), Some(Entry::Held { .. }))
+    }
+
+    /// Drops an inode that the kernel does not know, and then the folders that only it kept alive.
+    fn prune(&self, inode: Arc<Inode>) {
+        let mut next = Some(inode);
+        while let Some(inode) = next.take() {
+            let mut shard = self.shard(inode.ino()).lock();
+            let unknown = shard
+                .get(&inode.ino())
+                .is_none_or(|entry| matches!(entry, Entry::Known(_)));
+            // Ours is the only reference and nobody can get another while the shard is locked.
+            if !unknown || Arc::strong_count(&inode) > 1 {
+                return;
+            }
+            if shard.remove(&inode.ino()).is_some() {
+                self.known.fetch_sub(1, Ordering::Relaxed);
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+            drop(shard);
+            if inode.ino() & SUBSTITUTE != 0 {
+                self.substitutes.lock().remove(&inode.identity());
+            }
+            let Some(mut inode) = Arc::into_inner(inode) else {
+                return;
+            };
+            if !inode.holds_ctime() {
+                self.ctimes.lock().pop(&inode.ino());
+            }
+            let mut parents = inode.take_parents().into_iter();
+            next = parents.next();
+            for parent in parents {
+                self.prune(parent);
+            }
+        }
+    }
+
+    /// Whether as many were dropped as are left, and they are many: then the tables take no more room than
+    /// they need from here on, and the allocator has much to give back. Asked so, it costs each object a
+    /// small constant.
+    pub(crate) fn made_room(&self) -> bool {
+        let dropped = self.dropped.load(Ordering::Relaxed);
+        if dropped < MANY || dropped < self.known.load(Ordering::Relaxed) {
+            return false;
+        }
+        // One of those that see it at once is enough.
+        if self.dropped.swap(0, Ordering::Relaxed) < MANY {
+            return false;
+        }
+        for shard in &self.shards {
+            shard.lock().shrink_to_fit();
+        }
+        true
+    }
+
+    /// How many inodes are known.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+
+    /// Whether none is known.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Entry {
+    fn living(&self) -> Option<Arc<Inode>> {
+        match self {
+            Self::Known(inode) => inode.upgrade(),
+            Self::Held { inode, .. } => Some(inode.clone()),
+        }
+    }
+
+    fn is_alive(&self) -> bool {
+        match self {
+            Self::Known(inode) => inode.strong_count() > 0,
+            Self::Held { .. } => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use smallvec::SmallVec;
+
+    use super::super::{FileState, State};
+    use super::*;
+    use cowl_layers::format::XattrSpace;
+    use cowl_layers::layer::Layer;
+    use cowl_layers::name::Name;
+    use cowl_layers::sys::stat::FileKind;
+    use cowl_layers::view::Loc;
+
+    const BELOW: Identity = Identity { dev: 1, ino: 10 };
+    const ABOVE: Identity = Identity { dev: 2, ino: 20 };
+
+    fn file(ino: u64, layer: &std::path::Path) -> Arc<Inode> {
+        let loc = Loc {
+            dir: Layer::open(layer, XattrSpace::User).unwrap().root_dir(),
+            name: Name::new(b"name").unwrap(),
+        };
+        let state = State::File(FileState {
+            data: Some(Box::new(loc.clone())),
+            loc,
+            redirect: None,
+            aliases: SmallVec::new(),
+            orphan: false,
+            anchor: None,
+            visible: None,
+            identity: BELOW,
+        });
+        Inode::new(ino, FileKind::Regular, state)
+    }
+
+    /// Otherwise two openers of a file that is being copied up get two inodes in the kernel, and locks of the
+    /// one do not keep the other out.
+    #[test]
+    fn new_content_is_never_seen_with_the_old_turn() {
+        let layer = tempfile::tempdir().unwrap();
+        let inode = file(7, layer.path());
+        let before = inode.data_turn();
+        inode
+            .change_content(|file| {
+                assert_ne!(inode.data_turn(), before, "not visible yet");
+                file.data = None;
+            })
+            .unwrap();
+        assert!(inode.file().unwrap().data.is_none() && inode.data_turn() != before);
+    }
+
+    #[test]
+    fn an_object_that_moves_keeps_its_substitute_number_all_the_time() {
+        let layer = tempfile::tempdir().unwrap();
+        let table = InodeTable::default();
+        let taken = file(7, layer.path());
+        let first = Identity { dev: 9, ino: 9 };
+        taken.change_file(|file| file.identity = first).unwrap();
+        let (_taken, _) = table.intern(7, first, true, |_| taken).unwrap();
+        let make = |ino| file(ino, layer.path());
+        let (inode, _) = table.intern(7, BELOW, true, make).unwrap();
+        let number = inode.ino();
+        assert_ne!(number, 7);
+        table
+            .moving(&inode, ABOVE, true, || {
+                assert_eq!(table.substitute(BELOW), Some(number));
+                assert_eq!(table.substitute(ABOVE), Some(number));
+                inode.change_file(|file| file.identity = ABOVE)
+            })
+            .unwrap();
+        assert_eq!(table.substitute(BELOW), None);
+        assert_eq!(table.substitute(ABOVE), Some(number));
+        let (again, new) = table.intern(7, ABOVE, true, make).unwrap();
+        assert!(Arc::ptr_eq(&again, &inode) && !new);
+    }
+
+    /// Millions of them are held when a large tree was walked; docs/semantics.md tells what one costs.
+    #[test]
+    fn what_is_kept_of_an_object_is_small() {
+        assert_eq!(size_of::<Entry>(), 16);
+        assert!(size_of::<Inode>() <= 152, "{}", size_of::<Inode>());
+    }
+}

@@ -1,0 +1,133 @@
+//! What a removal or a rename must leave behind: pure values, decided in one place.
+
+use cowl_layers::sys::node::RenameHow;
+
+/// What the upper layer has under a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpperHas {
+    /// Nothing.
+    Nothing,
+    /// A whiteout.
+    Whiteout,
+    /// An object.
+    Object,
+}
+
+/// A name as the layers have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NameState {
+    /// What the upper has.
+    pub upper: UpperHas,
+    /// Whether something would show if the upper had nothing.
+    pub below: bool,
+}
+
+/// How a name is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemovePlan {
+    /// It is in the upper only: remove it there.
+    Remove,
+    /// It is below only: make a whiteout.
+    Hide,
+    /// It is in both: a whiteout takes its place in one step.
+    ReplaceByWhiteout,
+    /// There is no such name.
+    Absent,
+}
+
+/// Decides how a name is removed.
+pub fn remove(name: NameState) -> RemovePlan {
+    match (name.upper, name.below) {
+        (UpperHas::Object, true) => RemovePlan::ReplaceByWhiteout,
+        (UpperHas::Object, false) => RemovePlan::Remove,
+        (UpperHas::Nothing, true) => RemovePlan::Hide,
+        (UpperHas::Nothing, false) | (UpperHas::Whiteout, _) => RemovePlan::Absent,
+    }
+}
+
+/// How an object in the upper gets another name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RenamePlan {
+    /// The one call that does it.
+    pub how: RenameHow,
+    /// A whiteout that the exchange brought to the old name is to go: it hides nothing there.
+    pub drop_whiteout: bool,
+    /// A folder that would merge with one below the new name must be made opaque before.
+    pub make_opaque: bool,
+}
+
+/// Decides how an object that lies in the upper under `from` gets the name `to`, replacing what is
+/// there. `is_dir`: it is a folder. `anchored`: a redirect says what it merges with, or it is no
+/// folder, so that nothing below the new name can merge with it.
+pub fn rename(from: NameState, to: NameState, is_dir: bool, anchored: bool) -> RenamePlan {
+    let (how, drop_whiteout) = match (from.below, to.upper) {
+        // The whiteout at the new name is just what the old name needs.
+        (true, UpperHas::Whiteout) => (RenameHow::Exchange, false),
+        (true, UpperHas::Nothing | UpperHas::Object) => (RenameHow::Whiteout, false),
+        // A folder can't replace a whiteout, which is no folder.
+        (false, UpperHas::Whiteout) if is_dir => (RenameHow::Exchange, true),
+        (false, _) => (RenameHow::Replace, false),
+    };
+    RenamePlan {
+        how,
+        drop_whiteout,
+        make_opaque: is_dir && !anchored && to.below,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UPPERS: [UpperHas; 3] = [UpperHas::Nothing, UpperHas::Whiteout, UpperHas::Object];
+
+    #[test]
+    fn after_a_removal_nothing_shows_and_nothing_is_left_for_nothing() {
+        for upper in UPPERS {
+            for below in [false, true] {
+                let plan = remove(NameState { upper, below });
+                let whiteout = matches!(plan, RemovePlan::Hide | RemovePlan::ReplaceByWhiteout);
+                if upper == UpperHas::Whiteout {
+                    assert_eq!(plan, RemovePlan::Absent);
+                } else {
+                    assert_eq!(whiteout, below);
+                }
+                assert_eq!(
+                    matches!(plan, RemovePlan::Remove | RemovePlan::ReplaceByWhiteout),
+                    upper == UpperHas::Object
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn after_a_rename_the_old_name_is_hidden_exactly_when_something_is_below() {
+        for from_below in [false, true] {
+            for upper in UPPERS {
+                for below in [false, true] {
+                    for is_dir in [false, true] {
+                        let from = NameState {
+                            upper: UpperHas::Object,
+                            below: from_below,
+                        };
+                        let plan = rename(from, NameState { upper, below }, is_dir, !is_dir);
+                        // What lies at the old name afterwards.
+                        let left = match plan.how {
+                            RenameHow::Whiteout => UpperHas::Whiteout,
+                            RenameHow::Exchange if plan.drop_whiteout => UpperHas::Nothing,
+                            RenameHow::Exchange => upper,
+                            RenameHow::Replace | RenameHow::NoReplace => UpperHas::Nothing,
+                        };
+                        let wanted = if from_below {
+                            UpperHas::Whiteout
+                        } else {
+                            UpperHas::Nothing
+                        };
+                        assert_eq!(left, wanted, "{from:?} {upper:?} {is_dir}");
+                        assert_eq!(plan.make_opaque, is_dir && below);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! A snapshot of what is mounted: a new, empty upper on top, the old one frozen.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::{Overlay, Stack};
+use crate::inode::Identity;
+use cowl_layers::error::Result;
+use cowl_layers::layer::{LayerDir, Upper};
+use cowl_layers::setup::{SetupError, SetupKind};
+use cowl_layers::shown::Show as _;
+use cowl_layers::sys;
+use cowl_layers::sys::attr::SetTime;
+use cowl_layers::view::{View, Xattrs, without_marks};
+
+/// How long requests may go on before a push is given up.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long others wait for a push at a time: not for as long as one long copy lasts.
+const TURN: Duration = Duration::from_millis(20);
+
+/// Why a layer could not be pushed. Nothing was changed then.
+#[derive(Debug)]
+pub enum PushError {
+    /// Operations went on for too long.
+    TooBusy,
+    /// So many files may be written to without asking here, and would be when they are frozen.
+    Unattended(u32),
+    /// The new layer can't be used.
+    Setup(SetupError),
+}
+
+impl Overlay {
+    /// Puts a new, empty upper on top; the old one is from then on a lower and never written again.
+    /// Nothing that the mount shows changes, so no cache has to go; the cost does not depend on how
+    /// much there is. A file that is open for writing stays so: what is written to it next brings it up
+    /// first, as an open does ([`super::files`]).
+    pub fn push_layer(&self, upper: Arc<Upper>) -> Result<(), PushError> {
+        self.check_new_upper(&upper).map_err(PushError::Setup)?;
+        let deadline = Instant::now() + PATIENCE;
+        let mut stack = loop {
+            if let Some(stack) = self.stack.try_write_for(TURN) {
+                break stack;
+            }
+            if Instant::now() > deadline {
+                return Err(PushError::TooBusy);
+            }
+        };
+        match self.unattended.load(Ordering::Acquire) {
+            0 => {}
+            writers => return Err(PushError::Unattended(writers)),
+        }
+        self.exchange_stack(&mut stack, &upper).map_err(|error| {
+            PushError::Setup(SetupError::at("cannot use", upper.layer.path(), error))
+        })
+    }
+
+    /// Lets go of the upper and of the locks on all layers: nothing can be written from here on. For a mount that
+    /// is being taken down; refused with their number while descriptors are open for writing.
+    pub fn retire(&self) -> Result<(), u32> {
+        let mut stack = self.stack.write();
+        match self.writers.load(Ordering::Acquire) {
+            0 => {
+                stack.upper = None;
+                self.locks.lock().clear();
+                Ok(())
+            }
+            writers => Err(writers),
+        }
+    }
+
+    /// Syncs the file system of the layer that is written.
+    pub fn sync_upper(&self) -> Result<()> {
+        let upper = self.stack.read().upper.clone();
+        let Some(upper) = upper else { return Ok(()) };
+        sys::dir::sync_fs(upper.layer.root_fd())
+    }
+
+    /// Everything that can fail comes before the first change.
+    fn exchange_stack(&self, stack: &mut Stack, upper: &Arc<Upper>) -> Result<()> {
+        let old_root = self.root.dir()?.top()?.clone();
+        // The topmost root folder gives the root its attributes. They are copied here, where nothing
+        // can change them meanwhile.
+        copy_root(&old_root, &upper.layer.root_dir())?;
+        let shown = self
+            .root
+            .shown_ctime(sys::stat::stat_fd(&*old_root.fd()?)?.ctime);
+        let mut layers = vec![upper.layer.clone()];
+        layers.extend(stack.view.layers().iter().cloned());
+        let view = View::new(layers).over_data(stack.view.data_only().to_vec());
+        let root = view.root()?;
+        let lock = stack.upper.as_ref().map(|old| old.freeze()).transpose()?;
+
+        let identity = Identity::of(&root.stat);
+        self.inodes.moving(&self.root, identity, true, || {
+            self.root.change_dir(|dir| {
+                dir.locs = root.locs.into();
+                dir.identity = identity;
+            })
+        })?;
+        self.root.hold_ctime(root.stat.ctime, shown);
+        self.keep_locks(lock.into_iter().collect());
+        self.pushes.fetch_add(1, Ordering::AcqRel);
+        *stack = Stack {
+            view,
+            upper: Some(upper.clone()),
+        };
+        Ok(())
+    }
+
+    /// A new upper must be empty, or it would change what shows, and lie where the numbers come from, or
+    /// it would change all of them.
+    fn check_new_upper(&self, upper: &Upper) -> Result<(), SetupError> {
+        let path = upper.layer.path();
+        let refused = |what: String, hint| Err(SetupError::new(SetupKind::Usage, what, hint));
+        let entries = sys::dir::entries(upper.layer.root_fd())
+            .map_err(|error| SetupError::at("cannot read", path, error))?;
+        if !entries.is_empty() {
+            let what = format!("the new layer {} is not empty", path.shown());
+            return refused(what, "a snapshot begins with an empty layer");
+        }
+        let dev = upper.layer.dev();
+        let stack = self.stack.read();
+        if stack
+            .view
+            .layers()
+            .first()
+            .is_some_and(|top| top.dev() != dev)
+        {
+            let what = format!("the new layer {} is on another file system", path.shown());
+            return refused(what, "keep all layers of a container on one");
+        }
+        Ok(())
+    }
+}
+
+/// Owner, attributes, mode and times of one root folder to another.
+fn copy_root(from: &LayerDir, to: &LayerDir) -> Result<()> {
+    let (source, target) = (from.fd()?, to.fd()?);
+    let (source, target) = ((*source).as_fd(), (*target).as_fd());
+    let stat = sys::stat::stat_fd(source)?;
+    let users = |dir: &LayerDir, fd| -> Result<Xattrs> {
+        let space = dir.layer().space();
+        Ok(without_marks(space, sys::xattr::all(fd)?))
+    };
+    sys::attr::chown(target, Some(stat.uid), Some(stat.gid))?;
+    let wanted = users(from, source)?;
+    for (name, _) in users(to, target)? {
+        if !wanted.iter().any(|(kept, _)| *kept == name) {
+            sys::xattr::remove(target, &name)?;
+        }
+    }
+    for (name, value) in &wanted {
+        sys::xattr::set(target, name, value)?;
+    }
+    sys::attr::chmod(target, stat.perm())?;
+    sys::attr::utimens(target, SetTime::At(stat.atime), SetTime::At(stat.mtime))
+}

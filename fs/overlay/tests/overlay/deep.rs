@@ -1,0 +1,120 @@
+//! A folder that lies in many layers, whose names are remembered, through every change that can make what
+//! was remembered wrong: the same tree must show as one that forgot everything.
+
+use std::collections::BTreeMap;
+
+use crate::common::{Fs, Lab, plant};
+use cowl_layers::sys;
+use cowl_layers::sys::stat::FileKind;
+use std::os::fd::AsFd;
+
+const LAYERS: usize = 7;
+
+/// Each layer has names of its own and hides one of the layer below.
+fn deep() -> Lab {
+    let lab = Lab::new(|_| {});
+    for layer in 0..LAYERS {
+        lab.add_lower(|top| {
+            let names = [
+                format!("d/own{layer}"),
+                format!("d/sub/own{layer}"),
+                format!("d/gone{layer}"),
+                "d/all".to_owned(),
+            ];
+            plant(top, &names.each_ref().map(String::as_str));
+            if layer > 0 {
+                let dir = sys::dir::open_root(&top.join("d")).unwrap();
+                let hidden = format!("gone{}", layer - 1);
+                let kind = FileKind::CharDevice;
+                sys::node::mknod(dir.as_fd(), hidden.as_bytes(), kind, 0, 0).unwrap();
+            }
+        });
+    }
+    lab
+}
+
+/// What shows in one folder when every name is asked for, often enough that its names are remembered.
+fn asked(fs: &Fs, folder: &str) -> BTreeMap<String, Option<Vec<u8>>> {
+    let mut found = BTreeMap::new();
+    for _ in 0..2 {
+        for layer in 0..LAYERS {
+            for name in ["own", "gone", "new"] {
+                let path = format!("{folder}/{name}{layer}");
+                found.insert(format!("{name}{layer}"), fs.read(&path).ok());
+            }
+        }
+        found.insert("all".to_owned(), fs.read(&format!("{folder}/all")).ok());
+    }
+    found
+}
+
+/// Looks in both ways, at the mount and at one that is made for it.
+fn check(lab: &Lab, fs: &Fs, folders: &[&str]) {
+    let fresh = lab.open_read_only();
+    for folder in folders {
+        let told = asked(fs, folder);
+        assert_eq!(told, asked(&fresh, folder), "{folder}");
+        let there: Vec<&String> = told
+            .iter()
+            .filter(|(_, content)| content.is_some())
+            .map(|(name, _)| name)
+            .collect();
+        let names = fs.names(folder).unwrap_or_default();
+        let names: Vec<&String> = names
+            .iter()
+            .filter(|name| !name.starts_with("sub"))
+            .collect();
+        assert_eq!(there, names, "{folder}");
+    }
+    assert_eq!(fs.tree(), lab.open_read_only().tree());
+}
+
+#[test]
+fn what_is_remembered_of_a_deep_folder_stays_right() {
+    let lab = deep();
+    let fs = lab.open();
+    let both = ["d", "d/sub"];
+    check(&lab, &fs, &both);
+    assert_eq!(fs.names("d").unwrap().len(), LAYERS + 3);
+    // The upper hides, shows and replaces.
+    fs.unlink("d/own2").unwrap();
+    fs.unlink("d/all").unwrap();
+    fs.append("d/own3", b" and more").unwrap();
+    fs.create("d/new1", b"new").unwrap();
+    check(&lab, &fs, &both);
+    fs.create("d/own2", b"again").unwrap();
+    fs.create("d/all", b"of the upper").unwrap();
+    check(&lab, &fs, &both);
+    // The upper becomes a layer like the others, and a new one hides some of it.
+    lab.push(&fs).unwrap();
+    check(&lab, &fs, &both);
+    fs.unlink("d/new1").unwrap();
+    fs.unlink("d/sub/own6").unwrap();
+    fs.rename("d/own4", "d/new4").unwrap();
+    fs.rename("d/own5", "d/sub/new5").unwrap();
+    check(&lab, &fs, &both);
+    // The folder moves, and another one takes its name.
+    fs.rename("d", "moved").unwrap();
+    check(&lab, &fs, &["d", "moved", "moved/sub"]);
+    fs.mkdir("d").unwrap();
+    fs.create("d/own0", b"not the old one").unwrap();
+    check(&lab, &fs, &["d", "moved", "moved/sub"]);
+    fs.exchange("d", "moved").unwrap();
+    check(&lab, &fs, &["d", "moved", "d/sub"]);
+    lab.push(&fs).unwrap();
+    fs.rename("d/sub", "d/sub2").unwrap();
+    fs.unlink("d/own6").unwrap();
+    check(&lab, &fs, &["d", "moved", "d/sub2"]);
+    // Emptied and removed; a folder that is made there has nothing of the old one.
+    for name in fs.names("d/sub2").unwrap() {
+        fs.unlink(&format!("d/sub2/{name}")).unwrap();
+    }
+    fs.rmdir("d/sub2").unwrap();
+    fs.mkdir("d/sub2").unwrap();
+    fs.mkdir("d/sub").unwrap();
+    check(&lab, &fs, &["d", "d/sub2", "d/sub"]);
+    assert!(fs.names("d/sub").unwrap().is_empty());
+    drop(fs);
+    let fs = lab.open();
+    check(&lab, &fs, &["d", "moved", "d/sub2"]);
+}

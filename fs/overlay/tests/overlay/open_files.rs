@@ -1,0 +1,131 @@
+//! What an open file sees of what happens to the file afterwards.
+
+use crate::common::{Fs, Lab, READ, WRITE, plant};
+use cowl_overlay::Behaviour;
+
+fn labs() -> [Lab; 2] {
+    let build = |top: &std::path::Path| {
+        plant(top, &["f", "g", "h1"]);
+        std::fs::hard_link(top.join("h1"), top.join("h2")).unwrap();
+    };
+    [Lab::new(build), Lab::new(build).with(Behaviour::default())]
+}
+
+type Act = fn(&Fs);
+
+/// What happens to `f` while it is open, and what the open file reads then.
+const ACTS: [(Act, &[u8], u64); 8] = [
+    (|fs| fs.append("f", b"+").unwrap(), b"content of f+", 1),
+    (|fs| fs.overwrite("f", b"new").unwrap(), b"new", 1),
+    (|fs| fs.truncate("f", 3).unwrap(), b"con", 1),
+    (|fs| fs.chmod("f", 0o600).unwrap(), b"content of f", 1),
+    (
+        |fs| {
+            fs.chmod("f", 0o600).unwrap();
+            fs.append("f", b"+").unwrap();
+        },
+        b"content of f+",
+        1,
+    ),
+    (
+        |fs| {
+            fs.rename("f", "moved").unwrap();
+            fs.append("moved", b"+").unwrap();
+        },
+        b"content of f+",
+        1,
+    ),
+    (|fs| fs.unlink("f").unwrap(), b"content of f", 0),
+    (|fs| fs.rename("g", "f").unwrap(), b"content of f", 0),
+];
+
+#[test]
+fn an_open_file_follows_its_file() {
+    // Of a lower file, a metacopy, and a file in the upper.
+    let befores: [fn(&Fs); 3] = [
+        |_| {},
+        |fs| fs.chmod("f", 0o640).unwrap(),
+        |fs| fs.append("f", b"").unwrap(),
+    ];
+    for before in befores {
+        for (act, content, nlink) in ACTS {
+            for lab in labs() {
+                let fs = lab.open();
+                before(&fs);
+                let handle = fs.open("f", READ).unwrap();
+                assert_eq!(fs.read_handle(&handle).unwrap(), b"content of f");
+                act(&fs);
+                assert_eq!(fs.read_handle(&handle).unwrap(), content);
+                let attr = fs.attr_of(handle.inode()).unwrap();
+                assert_eq!(attr.stat.nlink, nlink);
+                assert_eq!(attr.ino, handle.inode().ino());
+                lab.push(&fs).unwrap();
+                assert_eq!(fs.read_handle(&handle).unwrap(), content, "after a push");
+                assert_eq!(fs.overlay.open_files(), (1, 0));
+                fs.overlay.close(&handle);
+                assert_eq!(fs.overlay.open_files(), (0, 0));
+            }
+        }
+    }
+}
+
+/// An open file without a name can be changed still, before and after its layer is frozen.
+#[test]
+fn a_file_without_names() {
+    for lab in labs() {
+        for path in ["f", "g"] {
+            let fs = lab.open();
+            if path == "g" {
+                fs.append("g", b"").unwrap();
+            }
+            let handle = fs.open(path, READ).unwrap();
+            fs.unlink(path).unwrap();
+            let left = lab.marks();
+            lab.push(&fs).unwrap();
+            let set = cowl_overlay::SetAttr {
+                mode: Some(0o600),
+                ..Default::default()
+            };
+            let op = fs.overlay.begin();
+            let attr = op
+                .set_attr(crate::common::caller(), handle.inode(), &set, None)
+                .unwrap();
+            assert_eq!((attr.stat.perm(), attr.stat.nlink), (0o600, 0));
+            drop(op);
+            let content = format!("content of {path}");
+            assert_eq!(fs.read_handle(&handle).unwrap(), content.as_bytes());
+            assert_eq!(lab.marks(), [""; 0], "nothing of it has a name");
+            assert!(left.contains(&format!("{path} whiteout")));
+        }
+    }
+}
+
+#[test]
+fn writing_through_a_file_that_is_renamed_and_unlinked() {
+    for lab in labs() {
+        let fs = lab.open();
+        let handle = fs.open("f", WRITE).unwrap();
+        fs.rename("f", "moved").unwrap();
+        fs.write_handle(&handle, 0, b"C").unwrap();
+        assert_eq!(fs.read("moved").unwrap(), b"Content of f");
+        fs.unlink("moved").unwrap();
+        fs.write_handle(&handle, 0, b"K").unwrap();
+        assert_eq!(fs.read_handle(&handle).unwrap(), b"Kontent of f");
+        fs.overlay.close(&handle);
+    }
+}
+
+#[test]
+fn one_name_of_an_open_file_goes() {
+    for lab in labs() {
+        let fs = lab.open();
+        let handle = fs.open("h1", READ).unwrap();
+        fs.unlink("h1").unwrap();
+        assert_eq!(fs.attr_of(handle.inode()).unwrap().stat.nlink, 1);
+        fs.append("h2", b"+").unwrap();
+        assert_eq!(fs.read_handle(&handle).unwrap(), b"content of h1+");
+        fs.unlink("h2").unwrap();
+        assert_eq!(fs.attr_of(handle.inode()).unwrap().stat.nlink, 0);
+        assert_eq!(fs.read_handle(&handle).unwrap(), b"content of h1+");
+    }
+}

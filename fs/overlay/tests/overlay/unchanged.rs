@@ -1,0 +1,179 @@
+//! Calls that change nothing, and side effects of calls that do.
+
+use std::sync::Arc;
+
+use crate::common::{Fs, Lab, WRITE, caller, is_root, mode, plant, set_xattr, stamp};
+use cowl_layers::error::{Errno, Error, Result};
+use cowl_overlay::idmap::IdMap;
+use cowl_overlay::inode::Inode;
+use cowl_overlay::{Behaviour, Caller, Op, SetAttr, Writer};
+
+const CREATE: u32 = 1;
+const REPLACE: u32 = 2;
+const ACCESS: &[u8] = b"system.posix_acl_access";
+/// An undefined flag of fallocate(2), which no file system sees.
+const UNKNOWN: u32 = 1 << 30;
+
+type Call = fn(&Op<'_>, &Arc<Inode>) -> Result<()>;
+
+fn set(op: &Op<'_>, inode: &Arc<Inode>, name: &[u8], flags: u32) -> Result<()> {
+    op.set_xattr(caller(), inode, name, b"v", flags)
+}
+
+/// Each call with its expected error, if any.
+const CALLS: [(&str, Option<Errno>, Call); 7] = [
+    ("replaces none", Some(Errno::NODATA), |op, inode| {
+        set(op, inode, b"user.none", REPLACE)
+    }),
+    (
+        "makes one that is there",
+        Some(Errno::EXIST),
+        |op, inode| set(op, inode, b"user.there", CREATE),
+    ),
+    ("is not supported", Some(Errno::OPNOTSUPP), |op, inode| {
+        set(op, inode, b"system.none", 0)
+    }),
+    ("removes none", Some(Errno::NODATA), |op, inode| {
+        op.remove_xattr(inode, b"user.none")
+    }),
+    ("removes no ACL", None, |op, inode| {
+        op.remove_xattr(inode, ACCESS)
+    }),
+    (
+        "gives it to one that the disk has not",
+        Some(Errno::OVERFLOW),
+        |op, inode| {
+            let set = SetAttr {
+                uid: Some(70_000),
+                size: Some(1),
+                ..SetAttr::default()
+            };
+            op.set_attr(caller(), inode, &set, None).map(drop)
+        },
+    ),
+    (
+        "takes setuid from another's file",
+        Some(Errno::PERM),
+        |op, inode| {
+            let other = Caller {
+                uid: 1234,
+                gid: 1234,
+                pid: 0,
+                ..caller()
+            };
+            op.set_attr(other, inode, &SetAttr::default(), None)
+                .map(drop)
+        },
+    ),
+];
+
+fn lab() -> Lab {
+    let lab = Lab::new(|top| {
+        plant(top, &["f", "d/"]);
+        set_xattr(&top.join("f"), "user.there", b"v");
+        mode(&top.join("f"), 0o4777);
+        stamp(top);
+    });
+    let map = || IdMap::new(IdMap::parse("0:0:5000").unwrap(), None);
+    lab.with(Behaviour {
+        uids: map(),
+        gids: map(),
+        ..Behaviour::default()
+    })
+}
+
+fn check(fs: &Fs, inode: &Arc<Inode>, calls: &[(&str, Option<Errno>, Call)]) {
+    for (what, error, call) in calls {
+        let before = fs.attr_of(inode).unwrap();
+        let done = call(&fs.overlay.begin(), inode);
+        assert_eq!(done.err().map(Error::errno), *error, "{what}");
+        assert_eq!(fs.attr_of(inode).unwrap(), before, "{what}");
+    }
+}
+
+#[test]
+fn calls_that_change_nothing_copy_nothing_up() {
+    let lab = lab();
+    let fs = lab.open();
+    check(&fs, &fs.find("f").unwrap(), &CALLS);
+    assert_eq!(lab.marks(), [""; 0]);
+    assert!(!lab.upper().join("f").try_exists().unwrap());
+}
+
+/// A copy-up changes the ctime on disk, which a failing call must not expose.
+#[test]
+fn calls_that_change_nothing_move_no_change_time() {
+    let lab = lab();
+    let fs = lab.open();
+    let inode = fs.find("f").unwrap();
+    let before = fs.attr_of(&inode).unwrap().stat.ctime;
+    let handle = fs.open("f", WRITE).unwrap();
+    assert!(lab.upper().join("f").try_exists().unwrap());
+    // While the file is open for writing, a write by any process clears the setuid bit.
+    check(&fs, &inode, &CALLS[..CALLS.len() - 1]);
+    let op = fs.overlay.begin();
+    op.fallocate(&handle, UNKNOWN, 1, 1).unwrap_err();
+    op.write(&handle, u64::MAX / 2, b"x", Writer::Privileged)
+        .unwrap_err();
+    drop(op);
+    assert_eq!(fs.attr_of(&inode).unwrap().stat.ctime, before);
+    fs.write_handle(&handle, 0, b"x").unwrap();
+    assert!(fs.attr_of(&inode).unwrap().stat.ctime > before);
+    fs.overlay.close(&handle);
+}
+
+/// Attributes are listed for invalidation if a request changes more than its type implies, and only then, because
+/// each costs the kernel another request.
+#[test]
+fn what_changes_beyond_the_kind_of_a_request_is_listed() {
+    let lab = Lab::new(|top| {
+        plant(top, &["d/f", "d/g"]);
+        mode(&top.join("d/f"), 0o4777);
+    });
+    let fs = lab.open();
+    let numbers = |op: &Op<'_>| {
+        let mut stale: Vec<u64> = op.take_stale().iter().map(|inode| inode.ino()).collect();
+        stale.sort_unstable();
+        stale
+    };
+    let (dir, program, plain) = (fs.number("d"), fs.number("d/f"), fs.number("d/g"));
+    let inode = fs.find("d/f").unwrap();
+    let op = fs.overlay.begin();
+    let handle = op.open(caller(), &inode, WRITE).unwrap();
+    let mut copied = [dir, program];
+    copied.sort_unstable();
+    assert_eq!(numbers(&op), copied);
+    op.write(&handle, 0, b"x", Writer::Privileged).unwrap();
+    assert_eq!(numbers(&op), [0; 0]);
+    if is_root() {
+        let other = Writer::Unprivileged(Caller {
+            uid: 1234,
+            gid: 1234,
+            ..caller()
+        });
+        op.write(&handle, 0, b"x", other).unwrap();
+        assert_eq!(numbers(&op), [program]);
+        // The bits are cleared.
+        op.write(&handle, 0, b"x", other).unwrap();
+        assert_eq!(numbers(&op), [0; 0]);
+    }
+    drop(op);
+    fs.overlay.close(&handle);
+    let inode = fs.find("d/g").unwrap();
+    let op = fs.overlay.begin();
+    op.set_xattr(caller(), &inode, b"user.a", b"v", 0).unwrap();
+    assert_eq!(numbers(&op), [plain]);
+    op.set_xattr(caller(), &inode, b"user.a", b"w", 0).unwrap();
+    assert_eq!(numbers(&op), [0; 0]);
+    let new = SetAttr {
+        mode: Some(0o600),
+        ..SetAttr::default()
+    };
+    op.set_attr(caller(), &inode, &new, None).unwrap();
+    op.unlink(
+        &fs.find("d").unwrap(),
+        &cowl_layers::name::Name::new(b"g").unwrap(),
+    )
+    .unwrap();
+    assert_eq!(numbers(&op), [0; 0]);
+}
