@@ -10,6 +10,7 @@ mod demo;
 mod differential;
 mod fsx;
 mod install;
+mod language;
 mod namespace;
 mod power_cut;
 mod promises;
@@ -40,6 +41,8 @@ enum Command {
     Test(test::Options),
     /// Check the rules of the source tree: imports between modules, cycles, unsafe, file sizes
     Check,
+    /// Print how often words occur that docs/style.md is about
+    Language,
     /// Print figures about the source tree: files, functions, methods per type, cycles
     Structure,
     /// Run random operations on a mount and on a plain folder, with as many seeds as one likes
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Check => checks::run(),
+        Command::Language => language::run(),
         Command::Structure => structure::run(),
         Command::Differential(options) => differential::run(&options),
         Command::PowerCut(options) => power_cut::run(&options),
