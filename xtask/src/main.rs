@@ -19,6 +19,7 @@ mod setup;
 mod soak;
 mod structure;
 mod test;
+mod transcript;
 
 use std::process::ExitCode;
 
@@ -41,6 +42,8 @@ enum Command {
     Test(test::Options),
     /// Check the rules of the source tree: imports between modules, cycles, unsafe, file sizes
     Check,
+    /// Run the commands of the README's transcript, and write their output into the README and docs/transcript.svg
+    Transcript,
     /// Print how often words occur that docs/style.md is about
     Language,
     /// Print figures about the source tree: files, functions, methods per type, cycles
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::Check => checks::run(),
         Command::Language => language::run(),
+        Command::Transcript => transcript::run(),
         Command::Structure => structure::run(),
         Command::Differential(options) => differential::run(&options),
         Command::PowerCut(options) => power_cut::run(&options),
