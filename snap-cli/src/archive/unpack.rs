@@ -13,12 +13,12 @@ use cowl_layers::format::{NumberMark, XattrSpace, foreign};
 use cowl_layers::sys::stat::{self, FileKind};
 use cowl_layers::sys::{attr, copy, dir, node, xattr};
 
-use super::directories::Directories;
-use super::dirs::Dirs;
-use super::import::Imported;
+use super::dir_attrs::DirAttrs;
+use super::dir_map::DirMap;
 use super::marks;
 use super::member::{Member, What};
 use super::place;
+use super::report::Report;
 use super::stream::Members;
 use crate::delta::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
 use crate::delta::make::{self, Attrs};
@@ -44,7 +44,7 @@ pub(super) struct Numbers {
     /// Inodes whose numbers others borrow: as they were, as they are.
     pub(super) lent: Vec<(u64, u64)>,
     /// What borrows, by directory: names in it, and an empty one for the directory itself.
-    pub(super) borrowed: Dirs<Vec<(Box<[u8]>, NumberMark)>>,
+    pub(super) borrowed: DirMap<Vec<(Box<[u8]>, NumberMark)>>,
 }
 
 /// A tree that is being filled.
@@ -52,7 +52,7 @@ pub(super) struct Unpack<'a> {
     places: Places,
     /// Where the targets of hard links are looked for.
     targets: Places,
-    directories: Directories,
+    directories: DirAttrs,
     has_root: bool,
     how: How,
     /// With [`How::Changes`]: what these entries made, which their own marks don't hide.
@@ -61,7 +61,7 @@ pub(super) struct Unpack<'a> {
     cleared: PathMap<()>,
     numbers: Numbers,
     progress: OnProgress<'a>,
-    out: Imported,
+    out: Report,
     buffer: Vec<u8>,
 }
 
@@ -81,20 +81,20 @@ impl<'a> Unpack<'a> {
         Ok(Self {
             places: Places::new(root),
             targets: Places::new(again),
-            directories: Directories::default(),
+            directories: DirAttrs::default(),
             has_root: false,
             how,
             made: PathMap::default(),
             cleared: PathMap::default(),
             numbers: Numbers::default(),
             progress,
-            out: Imported::default(),
+            out: Report::default(),
             buffer: vec![0; 256 << 10],
         })
     }
 
     /// Gives the directories their attributes. Nothing comes after this.
-    pub(super) fn finish(self) -> Result<(Imported, Numbers)> {
+    pub(super) fn finish(self) -> Result<(Report, Numbers)> {
         self.directories.finish(self.places.root())?;
         // As any other directory that the archive leaves out.
         if let (How::Shown(_), false) = (self.how, self.has_root) {

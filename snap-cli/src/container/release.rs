@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 
 use super::moving::{self, Leftover};
 use super::{Container, Swap, lxc};
-use crate::archive::folder;
+use crate::archive::export_dir;
 use crate::delta::error::OnProgress;
 use crate::error::{Error, Result};
 use crate::host::lxc as host;
@@ -123,7 +123,7 @@ pub fn release(
     let plain = making.layer(LayerKind::Base, &[], &[])?;
     let tree = store.layer_tree(plain);
     let view = store.view(&container.manifest().stack)?;
-    folder::fill(&view, &tree, progress)?;
+    export_dir::fill(&view, &tree, progress)?;
     making.sync_content()?;
     making.frees_something();
     commit(&mut container, plain, Some(making))?;

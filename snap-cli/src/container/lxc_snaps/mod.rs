@@ -16,7 +16,7 @@ use cowl_layers::layer::Layer;
 use cowl_layers::sys;
 use cowl_layers::view::View;
 
-use crate::archive::{folder, import};
+use crate::archive::{export_dir, import};
 use crate::delta::error::OnProgress;
 use crate::delta::measure;
 use crate::error::{Error, Result};
@@ -213,7 +213,7 @@ fn view(delta: &Path, lowers: &[PathBuf]) -> Result<View> {
 pub fn copy(from: &Rootfs, to: &Path, progress: OnProgress<'_>) -> Result<Vec<String>> {
     let done = match from {
         Rootfs::Folder(path) => import::plain(path, to, progress)?,
-        Rootfs::Overlay { delta, lowers } => folder::fill(&view(delta, lowers)?, to, progress)?,
+        Rootfs::Overlay { delta, lowers } => export_dir::fill(&view(delta, lowers)?, to, progress)?,
         Rootfs::Other(_) => return Err(Error::failed("its files are in no folder")),
     };
     if let (Rootfs::Folder(path), true) = (from, done.notes.is_empty())

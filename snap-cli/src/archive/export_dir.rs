@@ -10,7 +10,7 @@ use cowl_layers::sys::stat::FileKind;
 use cowl_layers::sys::{copy, dir, node};
 use cowl_layers::view::View;
 
-use super::export::Exported;
+use super::report::Report;
 use crate::delta::error::{Context as _, OnProgress, Result};
 use crate::delta::linked::Linked;
 use crate::delta::make::{self, Attrs};
@@ -18,7 +18,7 @@ use crate::delta::places::Places;
 use crate::delta::walk::{self, Item, Visitor};
 
 /// Fills the empty folder `target` with what the view shows. Making it durable is the caller's.
-pub fn fill(view: &View, target: &Path, progress: OnProgress<'_>) -> Result<Exported> {
+pub fn fill(view: &View, target: &Path, progress: OnProgress<'_>) -> Result<Report> {
     let root = dir::open_root(target).context(
         "can't open the target folder",
         target.as_os_str().as_bytes(),
@@ -28,7 +28,7 @@ pub fn fill(view: &View, target: &Path, progress: OnProgress<'_>) -> Result<Expo
         linked: Linked::new(root.as_fd())?,
         places: Places::new(root),
         levels: Vec::new(),
-        out: Exported::default(),
+        out: Report::default(),
         progress,
     };
     walk::state(view, &mut fill)?;
@@ -41,7 +41,7 @@ struct Fill<'a> {
     /// Attributes of the directories in which the walk is: set last, because what is made inside changes them.
     levels: Vec<Attrs>,
     linked: Linked,
-    out: Exported,
+    out: Report,
     progress: OnProgress<'a>,
 }
 

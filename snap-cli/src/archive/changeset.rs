@@ -14,7 +14,8 @@ use cowl_layers::sys::stat::FileKind;
 use cowl_layers::view::{DirNode, FileNode, Found, View, Xattrs, user_xattrs};
 
 use super::compress::{Compression, Encoder};
-use super::export::{Exported, with_entries};
+use super::export::with_entries;
+use super::report::Report;
 use super::writer::{Holes, Writer};
 use crate::delta::content;
 use crate::delta::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
@@ -28,7 +29,7 @@ pub fn tar(
     output: impl Write,
     compression: Compression,
     progress: OnProgress<'_>,
-) -> Result<Exported> {
+) -> Result<Report> {
     let mut delta = Delta {
         old,
         new,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use cowl_layers::format::XattrSpace;
 use cowl_layers::view::View;
 
-use super::{Compression, delta, folder, import};
+use super::{Compression, changeset, export_dir, import};
 use crate::delta::error::{ErrorKind, TreeError};
 use crate::delta::stack_tests::{Stack, random_stack, seeds, view};
 use crate::delta::testing::{self, assert_same, describe, is_root, one_of_everything, run};
@@ -15,7 +15,7 @@ use crate::delta::{digest, digest_dir};
 
 fn written(old: Option<&View>, new: &View) -> Result<Vec<u8>, TreeError> {
     let mut data = Vec::new();
-    delta::tar(old, new, &mut data, Compression::None, &mut |_| {})?;
+    changeset::tar(old, new, &mut data, Compression::None, &mut |_| {})?;
     Ok(data)
 }
 
@@ -37,7 +37,7 @@ fn every_delta_is_right(stack: &Stack, what: &str) {
             let name = format!("{what}-{low}-{high}");
             let (old, new) = (view(&stack.down(..low)), view(&stack.down(..high)));
             let target = stack.folder(&format!("apply-{name}"));
-            folder::fill(&old, &target, &mut |_| {}).unwrap();
+            export_dir::fill(&old, &target, &mut |_| {}).unwrap();
             assert_eq!(
                 digest_dir(&target, &mut |_| {}).unwrap(),
                 digest(&old, &mut |_| {}).unwrap(),
@@ -47,7 +47,7 @@ fn every_delta_is_right(stack: &Stack, what: &str) {
             import::changes(&*data, &target, XattrSpace::Trusted, &mut |_| {})
                 .unwrap_or_else(|error| panic!("{name}: {error}\n{:#?}", names(&data)));
             let want = stack.folder(&format!("want-{name}"));
-            folder::fill(&new, &want, &mut |_| {}).unwrap();
+            export_dir::fill(&new, &want, &mut |_| {}).unwrap();
             assert_same(&target, &describe(&want), &name);
             assert_eq!(
                 digest_dir(&target, &mut |_| {}).unwrap(),
@@ -173,7 +173,7 @@ fn one_of_everything_as_a_plain_folder() {
     let socket = cowl_layers::sys::stat::FileKind::Socket;
     testing::mknod(&base.join("socket"), socket, 0o755, 0);
     let target = stack.folder("target");
-    folder::fill(&view(&stack.down(..)), &target, &mut |_| {}).unwrap();
+    export_dir::fill(&view(&stack.down(..)), &target, &mut |_| {}).unwrap();
     assert_same(&target, &describe(&base), "a plain folder");
     let sparse = |at: &Path| fs::metadata(at.join("sparse")).unwrap().blocks();
     assert!(sparse(&target) <= sparse(&base) + 16, "holes were filled");

@@ -26,14 +26,14 @@ type Visit<'a, T> = dyn FnMut(T, BorrowedFd<'_>, &[u8]) -> Result<()> + 'a;
 
 /// Values by directory.
 #[derive(Debug)]
-pub(super) struct Dirs<T> {
+pub(super) struct DirMap<T> {
     children: BTreeMap<(DirId, Box<[u8]>), DirId>,
     values: Vec<Option<T>>,
     /// The numbers of removed directories, to be reused.
     unused: Vec<DirId>,
 }
 
-impl<T> Default for Dirs<T> {
+impl<T> Default for DirMap<T> {
     fn default() -> Self {
         Self {
             children: BTreeMap::new(),
@@ -43,7 +43,7 @@ impl<T> Default for Dirs<T> {
     }
 }
 
-impl<T> Dirs<T> {
+impl<T> DirMap<T> {
     /// Sets the value of the directory at this normalized path.
     pub(super) fn set(&mut self, path: &[u8], value: T) -> Result<()> {
         self.change(path, |slot| *slot = Some(value))
@@ -188,7 +188,7 @@ fn components(path: &[u8]) -> impl Iterator<Item = &[u8]> {
 mod tests {
     use super::*;
 
-    fn visited(dirs: Dirs<u32>, root: &std::path::Path) -> Vec<(String, u32)> {
+    fn visited(dirs: DirMap<u32>, root: &std::path::Path) -> Vec<(String, u32)> {
         let fd = dir::open_root(root).unwrap();
         let mut seen = Vec::new();
         dirs.visit(fd.as_fd(), &mut |value, fd, path| {
@@ -211,7 +211,7 @@ mod tests {
         for path in ["a/b", "a/c", "e", &deep] {
             std::fs::create_dir_all(root.path().join(path)).unwrap();
         }
-        let mut dirs = Dirs::default();
+        let mut dirs = DirMap::default();
         for (path, value) in [("", 0), ("a", 1), ("a/c", 2), ("a/b", 3), ("e", 4)] {
             dirs.set(path.as_bytes(), value).unwrap();
         }
@@ -237,7 +237,7 @@ mod tests {
     fn what_is_forgotten_is_not_visited_and_its_memory_is_used_again() {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(root.path().join("a/b")).unwrap();
-        let mut dirs = Dirs::default();
+        let mut dirs = DirMap::default();
         for round in 0..100 {
             dirs.set(b"a/b", round).unwrap();
             dirs.set(b"a/gone", round).unwrap();

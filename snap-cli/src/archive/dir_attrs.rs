@@ -9,15 +9,15 @@ use std::sync::Arc;
 
 use cowl_layers::sys::attr::SetTime;
 
-use super::dirs::Dirs;
+use super::dir_map::DirMap;
 use super::limits;
 use crate::delta::error::Result;
 use crate::delta::make::{self, Attrs, Last};
 
 /// The attributes that directories get at the end.
 #[derive(Debug, Default)]
-pub(super) struct Directories {
-    pending: Dirs<Pending>,
+pub(super) struct DirAttrs {
+    pending: DirMap<Pending>,
     /// The ACLs, deduplicated: many directories have the same.
     acls: BTreeSet<Arc<[u8]>>,
     acl_bytes: usize,
@@ -35,7 +35,7 @@ struct Pending {
     acls: Option<Box<[Acl]>>,
 }
 
-impl Directories {
+impl DirAttrs {
     /// Sets the owner and xattrs of the directory behind `fd`, and records the rest.
     pub(super) fn set(&mut self, fd: BorrowedFd<'_>, path: &[u8], attrs: Attrs) -> Result<()> {
         make::apply_first(fd, &attrs, path)?;

@@ -12,7 +12,7 @@ use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::sys::{content, copy, dir, node, stat, xattr};
 use rustix::fs::OFlags;
 
-use super::import::Imported;
+use super::report::Report;
 use crate::delta::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
 use crate::delta::linked::Linked;
 use crate::delta::make::{self, Attrs};
@@ -44,16 +44,16 @@ struct Copy<'a> {
     /// Of the layer that is filled; `None` for a plain folder, in which nothing is a mark.
     space: Option<XattrSpace>,
     progress: OnProgress<'a>,
-    out: Imported,
+    out: Report,
 }
 
 /// Copies everything in `source` into the empty folder `target`.
-pub(super) fn import(
+pub(super) fn copy(
     source: &Path,
     target: &Path,
     space: Option<XattrSpace>,
     progress: OnProgress<'_>,
-) -> Result<Imported> {
+) -> Result<Report> {
     let name = source.as_os_str().as_bytes();
     let from = dir::open_root(source).context("can't open the source folder", name)?;
     let to = dir::open_root(target).context(
@@ -70,7 +70,7 @@ pub(super) fn import(
         linked: Linked::new(to.as_fd())?,
         space,
         progress,
-        out: Imported::default(),
+        out: Report::default(),
     };
     copy.enter(0, from_stat, from, to, b".")?;
     while !copy.levels.is_empty() {
