@@ -28,9 +28,9 @@ use super::report::Report;
 use super::stream::Members;
 use super::unpack::{How, Numbers, Unpack};
 use super::writer::{Raw, Writer, cannot_write};
-use crate::delta::error::{Context as _, ErrorKind, OnProgress, Progress, Result, TreeError};
-use crate::delta::make;
-use crate::delta::walk::{self, Item};
+use crate::tree::error::{Context as _, ErrorKind, OnProgress, Progress, Result, TreeError};
+use crate::tree::path;
+use crate::tree::walk::{self, Item};
 
 /// The first entry, by which such an archive is known.
 pub(super) const MANIFEST: &[u8] = b"cowl-container.json";
@@ -248,7 +248,7 @@ fn borrow(
             let Some(mark) = lent.get(&(mark.layer, mark.ino)) else {
                 continue;
             };
-            let path = make::join(parent_path, &name);
+            let path = path::join(parent_path, &name);
             let found = match &*name {
                 b"" => dir::reopen_dir(parent),
                 name => dir::open_path(parent, name),

@@ -8,19 +8,20 @@
 use std::collections::{BTreeSet, HashMap};
 use std::io::Write;
 
-use cowl_layers::format::{XattrSpace, foreign};
+use cowl_layers::format::foreign;
 use cowl_layers::name::Name;
 use cowl_layers::sys::stat::FileKind;
-use cowl_layers::view::{DirNode, FileNode, Found, View, Xattrs, user_xattrs};
+use cowl_layers::view::{DirNode, FileNode, Found, View};
 
 use super::compress::{Compression, Encoder};
 use super::export::with_entries;
 use super::report::Report;
 use super::writer::{Holes, Writer};
-use crate::delta::content;
-use crate::delta::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
-use crate::delta::make::{join, split};
-use crate::delta::walk::{Item, open_content};
+use crate::tree::attrs::{self, space_of};
+use crate::tree::content;
+use crate::tree::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
+use crate::tree::path::{join, split};
+use crate::tree::walk::{Item, open_content};
 
 /// Writes what leads from `old` (nothing, without one) to `new`.
 pub fn tar(
@@ -220,7 +221,7 @@ impl Delta<'_> {
         for level in self.levels.iter().skip(self.written) {
             let path = self.path.get(..level.path).unwrap_or_default();
             let dir = Found::Dir(level.new.clone());
-            if let Some(item) = Item::of(path, &dir, space(self.new))? {
+            if let Some(item) = Item::of(path, &dir, space_of(self.new))? {
                 writer.item(&item)?;
             }
         }
@@ -244,7 +245,7 @@ impl Delta<'_> {
             return Ok(());
         };
         self.write_above(writer)?;
-        match Item::of(&self.path, found, space(self.new))? {
+        match Item::of(&self.path, found, space_of(self.new))? {
             Some(item) => writer.item(&item),
             None => Ok(()),
         }
@@ -264,8 +265,10 @@ impl Delta<'_> {
         let plain = |dir: &DirNode| (dir.stat.mode, dir.stat.uid, dir.stat.gid, dir.stat.mtime);
         let what = "can't read the attributes";
         Ok(plain(old) != plain(new)
-            || shown(self.old, old.xattrs().context(what, path)?)
-                != shown(Some(self.new), new.xattrs().context(what, path)?))
+            || attrs::shown(
+                self.old.and_then(space_of),
+                old.xattrs().context(what, path)?,
+            ) != attrs::shown(space_of(self.new), new.xattrs().context(what, path)?))
     }
 
     /// Whether nothing of the file need be written. One that has other names, and lies elsewhere than
@@ -287,8 +290,10 @@ impl Delta<'_> {
             return Ok(false);
         }
         let what = "can't read the attributes";
-        if shown(self.old, old.loc.xattrs().context(what, path)?)
-            != shown(Some(self.new), new.loc.xattrs().context(what, path)?)
+        if attrs::shown(
+            self.old.and_then(space_of),
+            old.loc.xattrs().context(what, path)?,
+        ) != attrs::shown(space_of(self.new), new.loc.xattrs().context(what, path)?)
         {
             return Ok(false);
         }
@@ -307,17 +312,4 @@ impl Delta<'_> {
 
 fn inode(file: &FileNode) -> (u64, u64) {
     (file.stat.dev, file.stat.ino)
-}
-
-fn space(view: &View) -> Option<XattrSpace> {
-    view.layers().first().map(|layer| layer.space())
-}
-
-fn shown(view: Option<&View>, on_disk: Xattrs) -> Xattrs {
-    let mut shown = match view.and_then(space) {
-        Some(space) => user_xattrs(space, on_disk),
-        None => on_disk,
-    };
-    shown.sort_unstable();
-    shown
 }

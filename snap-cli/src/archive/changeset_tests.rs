@@ -8,10 +8,10 @@ use cowl_layers::format::XattrSpace;
 use cowl_layers::view::View;
 
 use super::{Compression, changeset, export_dir, import};
-use crate::delta::error::{ErrorKind, TreeError};
 use crate::delta::stack_tests::{Stack, random_stack, seeds, view};
-use crate::delta::testing::{self, assert_same, describe, is_root, one_of_everything, run};
-use crate::delta::{digest, digest_dir};
+use crate::tree::error::{ErrorKind, TreeError};
+use crate::tree::testing::{self, assert_same, describe, is_root, one_of_everything, run};
+use crate::tree::{digest, digest_dir};
 
 fn written(old: Option<&View>, new: &View) -> Result<Vec<u8>, TreeError> {
     let mut data = Vec::new();

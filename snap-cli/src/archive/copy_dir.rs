@@ -13,9 +13,10 @@ use cowl_layers::sys::{content, copy, dir, node, stat, xattr};
 use rustix::fs::OFlags;
 
 use super::report::Report;
-use crate::delta::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
-use crate::delta::linked::Linked;
-use crate::delta::make::{self, Attrs};
+use crate::tree::attrs::{self, Attrs};
+use crate::tree::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
+use crate::tree::linked::Linked;
+use crate::tree::{create, position};
 
 /// How many folders of the present path are kept open on each side; those above are opened again,
 /// through "..", when the copy comes back to them.
@@ -62,7 +63,7 @@ pub(super) fn copy(
     )?;
     let from_stat = stat::stat_fd(&from).context("can't read the source folder", name)?;
     refuse_overlap(&from_stat, &to, name)?;
-    make::ready_root(to.as_fd())?;
+    create::ready_root(to.as_fd())?;
     let mut copy = Copy {
         levels: Vec::new(),
         path: Vec::new(),
@@ -102,7 +103,7 @@ fn refuse_overlap(source: &Stat, target: &OwnedFd, name: &[u8]) -> Result<()> {
             return Ok(());
         }
         seen = Some(here);
-        at = make::up(&at).context("can't open the folder above the target", name)?;
+        at = position::open_parent(&at).context("can't open the folder above the target", name)?;
     }
 }
 
@@ -139,7 +140,7 @@ impl Copy<'_> {
         };
         let stat = stat::stat_fd(&found).context("can't read", path)?;
         let inner = match stat.kind() {
-            FileKind::Directory => Some(make::folder(target, name, path)?),
+            FileKind::Directory => Some(create::dir(target, name, path)?),
             _ => None,
         };
         self.out.done.entries += 1;
@@ -157,7 +158,7 @@ impl Copy<'_> {
         if let Some(first) = self.linked.find(&stat)? {
             let (_, target) = self.here().ok_or_else(|| closed(path))?;
             return match self.space {
-                Some(space) => make::link(first.as_fd(), target, name, space, path),
+                Some(space) => create::link(first.as_fd(), target, name, space, path),
                 None => node::link_fd(first.as_fd(), target, name)
                     .context("can't make the hard link", path),
             };
@@ -245,8 +246,8 @@ impl Copy<'_> {
         {
             // Before its owner may be shut out of the one that is left.
             let what = "can't go back to the folder above";
-            let from = make::up(&source).context(what, &path)?;
-            let to = make::up(&target).context(what, &path)?;
+            let from = position::open_parent(&source).context(what, &path)?;
+            let to = position::open_parent(&target).context(what, &path)?;
             let same =
                 id(&from)? == (above.stat.dev, above.stat.ino) && id(&to)? == above.target_id;
             if !same {
@@ -259,7 +260,7 @@ impl Copy<'_> {
         if self.levels.is_empty() {
             self.linked.finish()?;
         }
-        make::apply(target.as_fd(), FileKind::Directory, &level.attrs, &path)?;
+        attrs::apply(target.as_fd(), FileKind::Directory, &level.attrs, &path)?;
         self.path = path;
         self.path.truncate(level.above);
         Ok(())
@@ -271,9 +272,9 @@ fn closed(path: &[u8]) -> TreeError {
 }
 
 /// The attributes as the copy keeps them.
-fn kept(space: Option<XattrSpace>, xattrs: make::Xattrs) -> make::Xattrs {
+fn kept(space: Option<XattrSpace>, xattrs: attrs::Xattrs) -> attrs::Xattrs {
     match space {
-        Some(space) => make::escaped(space, xattrs),
+        Some(space) => attrs::escaped(space, xattrs),
         None => xattrs,
     }
 }
@@ -294,21 +295,21 @@ fn copy_one(
     match kind {
         FileKind::Regular => {
             let from = open_quietly(found).context("can't open the file", path)?;
-            let to = make::file(target, name, path)?;
+            let to = create::file(target, name, path)?;
             copy::copy_data(from.as_fd(), to.as_fd(), stat.size)
                 .context("can't copy the content", path)?;
-            make::apply(to.as_fd(), kind, &attrs, path)?;
+            attrs::apply(to.as_fd(), kind, &attrs, path)?;
             return Ok(stat.size);
         }
         FileKind::Symlink => {
             let link = dir::readlink(source, name).context("can't read the symbolic link", path)?;
-            make::symlink(target, name, &link, &attrs, path)?;
+            create::symlink(target, name, &link, &attrs, path)?;
         }
         FileKind::CharDevice | FileKind::BlockDevice | FileKind::Fifo | FileKind::Socket => {
             let what = (kind, stat.rdev);
             match space {
-                Some(space) => make::special(target, name, what, &attrs, space, path)?,
-                None => make::node(target, name, what, &attrs, path)?,
+                Some(space) => create::special(target, name, what, &attrs, space, path)?,
+                None => create::node(target, name, what, &attrs, path)?,
             }
         }
         FileKind::Directory => {}

@@ -11,8 +11,8 @@ use cowl_layers::sys::attr::SetTime;
 
 use super::dir_map::DirMap;
 use super::limits;
-use crate::delta::error::Result;
-use crate::delta::make::{self, Attrs, Last};
+use crate::tree::attrs::{self, Attrs, Last};
+use crate::tree::error::Result;
 
 /// The attributes that directories get at the end.
 #[derive(Debug, Default)]
@@ -38,10 +38,10 @@ struct Pending {
 impl DirAttrs {
     /// Sets the owner and xattrs of the directory behind `fd`, and records the rest.
     pub(super) fn set(&mut self, fd: BorrowedFd<'_>, path: &[u8], attrs: Attrs) -> Result<()> {
-        make::apply_first(fd, &attrs, path)?;
+        attrs::apply_first(fd, &attrs, path)?;
         let mut acls = Vec::new();
         for (name, value) in attrs.xattrs {
-            if let Some(name) = make::acl_name(&name) {
+            if let Some(name) = attrs::acl_name(&name) {
                 acls.push((name, self.acl(value, path)?));
             }
         }
@@ -88,7 +88,7 @@ impl DirAttrs {
                 atime: pending.atime.map_or(pending.mtime, |atime| *atime),
                 mtime: pending.mtime,
             };
-            make::apply_last(fd, &last, acls, path)
+            attrs::apply_last(fd, &last, acls, path)
         })
     }
 }

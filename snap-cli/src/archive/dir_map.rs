@@ -10,8 +10,8 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use cowl_layers::sys::dir;
 
 use super::limits;
-use crate::delta::error::{Context as _, Result};
-use crate::delta::make;
+use crate::tree::error::{Context as _, Result};
+use crate::tree::{path, position};
 
 /// The number of a directory; that of the root is 0.
 type DirId = u32;
@@ -153,7 +153,7 @@ impl<T> DirMap<T> {
             let is_closed = |at: usize| way.get(at).is_some_and(|level| level.fd.is_none());
             // Reopen it before `visit` may make this directory unsearchable for its owner.
             let reopened = match above.is_some_and(is_closed) {
-                true => Some(make::up(fd).context(what, &path)?),
+                true => Some(position::open_parent(fd).context(what, &path)?),
                 false => None,
             };
             if let Some(value) = self.values.get_mut(id as usize).and_then(Option::take) {
@@ -167,7 +167,7 @@ impl<T> DirMap<T> {
             let Some(level) = way.pop() else {
                 return Ok(());
             };
-            path.truncate(make::split(&path).0.len());
+            path.truncate(path::split(&path).0.len());
             last = Some(level.name);
         }
     }

@@ -11,8 +11,8 @@ use cowl_layers::view::View;
 use super::compress::{Compression, Encoder};
 use super::report::Report;
 use super::writer::{Holes, Writer, cannot_write};
-use crate::delta::error::{OnProgress, Result};
-use crate::delta::walk::{self, Item};
+use crate::tree::error::{OnProgress, Result};
+use crate::tree::walk::{self, Item};
 
 /// Writes the state, with a comment on it if there is one. The writer is flushed; making it durable is the
 /// caller's.

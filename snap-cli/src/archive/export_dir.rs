@@ -11,11 +11,12 @@ use cowl_layers::sys::{copy, dir, node};
 use cowl_layers::view::View;
 
 use super::report::Report;
-use crate::delta::error::{Context as _, OnProgress, Result};
-use crate::delta::linked::Linked;
-use crate::delta::make::{self, Attrs};
-use crate::delta::places::Places;
-use crate::delta::walk::{self, Item, Visitor};
+use crate::tree::attrs::{self, Attrs};
+use crate::tree::create;
+use crate::tree::dir_cursor::DirCursor;
+use crate::tree::error::{Context as _, OnProgress, Result};
+use crate::tree::linked::Linked;
+use crate::tree::walk::{self, Item, Visitor};
 
 /// Fills the empty folder `target` with what the view shows. Making it durable is the caller's.
 pub fn fill(view: &View, target: &Path, progress: OnProgress<'_>) -> Result<Report> {
@@ -23,10 +24,10 @@ pub fn fill(view: &View, target: &Path, progress: OnProgress<'_>) -> Result<Repo
         "can't open the target folder",
         target.as_os_str().as_bytes(),
     )?;
-    make::ready_root(root.as_fd())?;
+    create::ready_root(root.as_fd())?;
     let mut fill = Fill {
         linked: Linked::new(root.as_fd())?,
-        places: Places::new(root),
+        places: DirCursor::new(root),
         levels: Vec::new(),
         out: Report::default(),
         progress,
@@ -37,7 +38,7 @@ pub fn fill(view: &View, target: &Path, progress: OnProgress<'_>) -> Result<Repo
 }
 
 struct Fill<'a> {
-    places: Places,
+    places: DirCursor,
     /// Attributes of the directories in which the walk is: set last, because what is made inside changes them.
     levels: Vec<Attrs>,
     linked: Linked,
@@ -56,7 +57,7 @@ impl Visitor for Fill<'_> {
         let attrs = Attrs::of(&item.stat, item.xattrs()?);
         if kind == FileKind::Directory {
             if !path.is_empty() {
-                make::folder(self.places.here(), name, path)?;
+                create::dir(self.places.here(), name, path)?;
                 self.places.enter(name, path)?;
             }
             self.levels.push(attrs);
@@ -65,17 +66,17 @@ impl Visitor for Fill<'_> {
         let place = self.places.here();
         match kind {
             FileKind::Regular => {
-                let to = make::file(place, name, path)?;
+                let to = create::file(place, name, path)?;
                 let size = item.stat.size;
                 if size > 0 {
                     copy::copy_data(item.open()?.as_fd(), to.as_fd(), size)
                         .context("can't copy the content", path)?;
                 }
                 self.out.done.bytes = self.out.done.bytes.saturating_add(size);
-                make::apply(to.as_fd(), kind, &attrs, path)?;
+                attrs::apply(to.as_fd(), kind, &attrs, path)?;
             }
-            FileKind::Symlink => make::symlink(place, name, &item.target()?, &attrs, path)?,
-            _ => make::node(place, name, (kind, item.stat.rdev), &attrs, path)?,
+            FileKind::Symlink => create::symlink(place, name, &item.target()?, &attrs, path)?,
+            _ => create::node(place, name, (kind, item.stat.rdev), &attrs, path)?,
         }
         self.linked
             .note(&item.stat, (place, name), path, item.depth)?;
@@ -89,7 +90,7 @@ impl Visitor for Fill<'_> {
             self.linked.finish()?;
         }
         self.places.leave(path, |fd| match &attrs {
-            Some(attrs) => make::apply(fd, FileKind::Directory, attrs, path),
+            Some(attrs) => attrs::apply(fd, FileKind::Directory, attrs, path),
             None => Ok(()),
         })
     }

@@ -14,7 +14,7 @@ use super::copy_dir;
 use super::input::{self, Input, Tree};
 use super::report::Report;
 use super::unpack::{How, Unpack};
-use crate::delta::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
+use crate::tree::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
 
 /// Fills `target` from `source`: a folder is copied, anything else is read as a tar archive.
 pub fn path(

@@ -15,8 +15,8 @@ use tar::{EntryType, Header};
 use super::import;
 use super::pax::Records;
 use super::report::Report;
-use crate::delta::error::{ErrorKind, Result, TreeError};
-use crate::delta::testing::{self, assert_same, describe, is_root, one_of_everything, run};
+use crate::tree::error::{ErrorKind, Result, TreeError};
+use crate::tree::testing::{self, assert_same, describe, is_root, one_of_everything, run};
 
 pub(super) fn import_tar(data: &[u8]) -> (tempfile::TempDir, Result<Report>) {
     let target = tempfile::tempdir().unwrap();
@@ -426,7 +426,7 @@ fn deep_trees_come_in() {
     cowl_layers::sys::node::create(fd.as_fd(), b"end", 0o644, rustix::fs::OFlags::WRONLY).unwrap();
     let got = import_dir(source.path(), target.path()).unwrap();
     assert_eq!(got.done.entries, 601);
-    let digest = |tree: &Path| crate::delta::digest_dir(tree, &mut |_| {}).unwrap();
+    let digest = |tree: &Path| crate::tree::digest_dir(tree, &mut |_| {}).unwrap();
     assert_eq!(digest(target.path()), digest(source.path()));
     let archive = gnu_tar(source.path(), &["--format=posix"]);
     let (unpacked, got) = import_tar(&archive);

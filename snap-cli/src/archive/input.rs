@@ -7,7 +7,7 @@ use super::checksum::ChecksumReader;
 use super::compress;
 use super::member::{Member, What};
 use super::stream::Members;
-use crate::delta::error::Result;
+use crate::tree::error::Result;
 
 /// A stream that was looked into.
 #[derive(Debug)]

@@ -18,7 +18,7 @@ use super::checksum::hex;
 use super::compress::{Compression, Encoder};
 use super::report::Report;
 use super::writer::cannot_write;
-use crate::delta::error::{OnProgress, Progress, Result, TreeError};
+use crate::tree::error::{OnProgress, Progress, Result, TreeError};
 
 /// One state on the way to the last one.
 #[derive(Debug)]

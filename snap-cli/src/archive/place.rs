@@ -7,7 +7,7 @@ use cowl_layers::name::Name;
 use cowl_layers::sys::stat::FileKind;
 use cowl_layers::sys::{node, stat};
 
-use crate::delta::error::{Context as _, ErrorKind, Result, TreeError};
+use crate::tree::error::{Context as _, ErrorKind, Result, TreeError};
 
 /// A path of an archive in its one clean form: no leading "./", no empty or "." components.
 /// The root itself is the empty path.

@@ -1,6 +1,6 @@
 //! The result of an import or an export.
 
-use crate::delta::error::Progress;
+use crate::tree::error::Progress;
 
 /// The result of an import or an export.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -20,10 +20,11 @@ use super::member::{Member, What};
 use super::place;
 use super::report::Report;
 use super::stream::Members;
-use crate::delta::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
-use crate::delta::make::{self, Attrs};
-use crate::delta::path_map::PathMap;
-use crate::delta::places::Places;
+use crate::tree::attrs::{self, Attrs};
+use crate::tree::dir_cursor::DirCursor;
+use crate::tree::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
+use crate::tree::path_map::PathMap;
+use crate::tree::{create, path};
 
 /// What the entries are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,9 +50,9 @@ pub(super) struct Numbers {
 
 /// A tree that is being filled.
 pub(super) struct Unpack<'a> {
-    places: Places,
+    places: DirCursor,
     /// Where the targets of hard links are looked for.
-    targets: Places,
+    targets: DirCursor,
     directories: DirAttrs,
     has_root: bool,
     how: How,
@@ -73,14 +74,14 @@ impl<'a> Unpack<'a> {
             target.as_os_str().as_bytes(),
         )?;
         if !matches!(how, How::Changes(_)) {
-            make::ready_root(root.as_fd())?;
+            create::ready_root(root.as_fd())?;
         }
         let again = root
             .try_clone()
             .context("can't keep the target folder open", b".")?;
         Ok(Self {
-            places: Places::new(root),
-            targets: Places::new(again),
+            places: DirCursor::new(root),
+            targets: DirCursor::new(again),
             directories: DirAttrs::default(),
             has_root: false,
             how,
@@ -98,7 +99,7 @@ impl<'a> Unpack<'a> {
         self.directories.finish(self.places.root())?;
         // As any other directory that the archive leaves out.
         if let (How::Shown(_), false) = (self.how, self.has_root) {
-            attr::chmod(self.places.root(), make::IMPLIED_PERM)
+            attr::chmod(self.places.root(), create::IMPLIED_PERM)
                 .context("can't set the mode", b".")?;
         }
         (self.progress)(self.out.done);
@@ -138,7 +139,7 @@ impl<'a> Unpack<'a> {
         if let What::HardLink(target) = &member.what {
             return self.hard_link(&path, target);
         }
-        let (parent, name) = make::split(&path);
+        let (parent, name) = path::split(&path);
         if member.what != What::Folder {
             self.forget(&path)?;
         }
@@ -161,24 +162,24 @@ impl<'a> Unpack<'a> {
                 let what = "the archive has a symbolic link that points nowhere";
                 Err(TreeError::new(ErrorKind::Refused, what).at(path.as_slice()))
             }
-            What::Symlink(target) => make::symlink(parent, name, target, &member.attrs, &path),
+            What::Symlink(target) => create::symlink(parent, name, target, &member.attrs, &path),
             What::CharDevice(rdev) => device(FileKind::CharDevice, *rdev),
             What::BlockDevice(rdev) => device(FileKind::BlockDevice, *rdev),
             What::Fifo => device(FileKind::Fifo, 0),
             What::HardLink(_) => Ok(()),
             What::Socket => device(FileKind::Socket, 0),
-            What::Folder => make::folder(parent, name, &path).map(drop),
+            What::Folder => create::dir(parent, name, &path).map(drop),
             What::File => {
-                let fd = make::file(parent, name, &path)?;
+                let fd = create::file(parent, name, &path)?;
                 self.content(&fd, &member, &path, members)?;
-                make::apply(fd.as_fd(), FileKind::Regular, &member.attrs, &path)
+                attrs::apply(fd.as_fd(), FileKind::Regular, &member.attrs, &path)
             }
         };
         done?;
         if member.own.ino.is_none() && !is_folder {
             return Ok(());
         }
-        let (parent, name) = make::split(&path);
+        let (parent, name) = path::split(&path);
         let place = self.places.folder(parent, false)?;
         let number = number(place, name, &member, &path)?;
         self.numbers.lent.extend(number);
@@ -193,12 +194,12 @@ impl<'a> Unpack<'a> {
     fn attributes(&mut self, member: &mut Member, path: &[u8]) -> Result<()> {
         let xattrs = std::mem::take(&mut member.attrs.xattrs);
         let (xattrs, borrowed) = match self.how {
-            How::Shown(space) | How::Changes(space) => (make::escaped(space, xattrs), None),
+            How::Shown(space) | How::Changes(space) => (attrs::escaped(space, xattrs), None),
             How::Raw(from, to) => marks::converted(from, to, member, xattrs)?,
         };
         member.attrs.xattrs = xattrs;
         if let Some(mark) = borrowed {
-            let (parent, name) = make::split(path);
+            let (parent, name) = path::split(path);
             self.numbers.borrowed.change(parent, |names| {
                 let names = names.get_or_insert_default();
                 names.push((name.into(), mark));
@@ -212,7 +213,7 @@ impl<'a> Unpack<'a> {
 
     /// Does what a mark of an image's layer says; false when the entry is none.
     fn is_mark(&mut self, member: &Member, path: &[u8]) -> Result<bool> {
-        let (parent, name) = make::split(path);
+        let (parent, name) = path::split(path);
         if !foreign::is_mark(name) {
             self.made.insert(path, ());
             if member.what != What::Folder {
@@ -230,11 +231,11 @@ impl<'a> Unpack<'a> {
                 Err(error) => return Err(error),
             };
             for entry in names {
-                self.clear(&make::join(parent, &entry.name), true)?;
+                self.clear(&path::join(parent, &entry.name), true)?;
             }
             self.note_cleared(parent);
         } else if let Some(hidden) = foreign::hidden_name(name) {
-            self.clear(&make::join(parent, hidden), true)?;
+            self.clear(&path::join(parent, hidden), true)?;
         }
         Ok(true)
     }
@@ -254,7 +255,7 @@ impl<'a> Unpack<'a> {
             match self.places.folder(&path, false) {
                 Ok(place) => {
                     let names = dir::entries(place).context("can't read the folder", &path)?;
-                    let inner = names.iter().map(|entry| make::join(&path, &entry.name));
+                    let inner = names.iter().map(|entry| path::join(&path, &entry.name));
                     todo.extend(inner);
                 }
                 Err(error) if is_no_folder(&error) => {}
@@ -281,7 +282,7 @@ impl<'a> Unpack<'a> {
     /// Removes what lies at a path, with everything below it.
     fn remove(&mut self, path: &[u8]) -> Result<()> {
         self.forget(path)?;
-        let (parent, name) = make::split(path);
+        let (parent, name) = path::split(path);
         let place = match self.places.folder(parent, false) {
             Ok(place) => place,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -344,7 +345,7 @@ impl<'a> Unpack<'a> {
         if clean.is_empty() {
             return refuse("the archive has a hard link to its root");
         }
-        let (parent, name) = make::split(&clean);
+        let (parent, name) = path::split(&clean);
         let missing = "the archive has a hard link to what is not in it, or comes later";
         let source = match self.targets.folder(parent, false) {
             Ok(place) => dir::open_path(place, name),
@@ -365,7 +366,7 @@ impl<'a> Unpack<'a> {
             return Ok(());
         }
         self.forget(path)?;
-        let (parent, name) = make::split(path);
+        let (parent, name) = path::split(path);
         let place = self.places.folder(parent, true)?;
         self.how.refuse_second(place, name, path)?;
         place::make_room(place, name, false, path)?;
@@ -390,9 +391,9 @@ impl How {
     ) -> Result<()> {
         match self {
             Self::Shown(space) | Self::Changes(space) => {
-                make::special(parent, name, what, attrs, space, path)
+                create::special(parent, name, what, attrs, space, path)
             }
-            Self::Raw(..) => make::node(parent, name, what, attrs, path),
+            Self::Raw(..) => create::node(parent, name, what, attrs, path),
         }
     }
 
@@ -418,7 +419,7 @@ impl How {
     ) -> Result<()> {
         match self {
             Self::Shown(space) | Self::Changes(space) => {
-                make::link(source, parent, name, space, path)
+                create::link(source, parent, name, space, path)
             }
             Self::Raw(..) => {
                 node::link_fd(source, parent, name).context("can't make the hard link", path)

@@ -17,10 +17,10 @@ use super::checksum::hex;
 use super::limits;
 use super::pax::{self, Records};
 use super::report::Report;
-use crate::delta::content;
-use crate::delta::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
-use crate::delta::make::{ACL_ACCESS, ACL_DEFAULT};
-use crate::delta::walk::{Item, Links};
+use crate::tree::attrs::{ACL_ACCESS, ACL_DEFAULT};
+use crate::tree::content;
+use crate::tree::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
+use crate::tree::walk::{Item, Links};
 
 /// The largest number that fits a field of eight bytes, and one of twelve.
 const FIELD_8: u64 = 0o7_777_777;

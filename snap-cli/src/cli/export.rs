@@ -11,13 +11,13 @@ use crate::archive::unfinished::{UnfinishedFile, UnfinishedFolder, pack};
 use crate::archive::{Compression, Report, changeset, export, export_dir};
 use crate::container::durability::epoch;
 use crate::container::whole::Outgoing;
-use crate::delta::error::{OnProgress, Progress};
 use crate::error::{Error, Result};
 use crate::snapshot::{Losses, State, loss, resolve};
 use crate::store::Store;
 use crate::store::lock::Lock;
 use crate::store::manifest::LayerId;
 use crate::store::name::{Address, Range, SnapshotName};
+use crate::tree::error::{OnProgress, Progress};
 use cowl_layers::shown::Show as _;
 
 /// Write a state as a tar archive, a folder, an image, or a whole container as one file

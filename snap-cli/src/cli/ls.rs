@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 use super::output::Colour;
 use super::{Context, Verb, cat, output, read_state};
-use crate::delta::TreeError;
-use crate::delta::look::{self, Entry};
 use crate::error::{Error, Result};
 use crate::store::name::Place;
+use crate::tree::TreeError;
+use crate::tree::inspect::{self, Entry};
 
 /// List a folder of a state, without mounting it
 ///
@@ -51,7 +51,7 @@ impl Verb for Args {
         let path = place.path.clone().unwrap_or_default();
         let (mut rows, mut values) = (Vec::new(), Vec::new());
         let how = (!self.long, self.recursive);
-        look::list(&view, &path, how, &mut |entry| {
+        inspect::list(&view, &path, how, &mut |entry| {
             if self.json {
                 values.push(as_json(&entry));
             } else if self.long {

@@ -12,7 +12,6 @@ use serde_json::Map;
 
 use super::moving::{self, Leftover};
 use super::{Container, Swap, lxc};
-use crate::delta::walk::{self, Item};
 use crate::error::{Error, Result};
 use crate::host::files;
 use crate::host::lxc as host;
@@ -27,6 +26,7 @@ use crate::store::name::ContainerName;
 use crate::store::outside::{Adopted, Lxc, Moving};
 use crate::store::record::Record;
 use crate::store::{Store, disk};
+use crate::tree::walk::{self, Item};
 use cowl_layers::shown::Show as _;
 
 /// What is to be taken over.
@@ -361,7 +361,7 @@ fn look_through(rootfs: &Path, space: XattrSpace) -> Result<usize> {
         }
         let name = item.name();
         let device = item.kind() == FileKind::CharDevice && item.stat.rdev == 0;
-        let marked = || -> Result<bool, crate::delta::TreeError> {
+        let marked = || -> Result<bool, crate::tree::TreeError> {
             let xattrs = item.xattrs()?;
             Ok(xattrs
                 .iter()

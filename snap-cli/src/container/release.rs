@@ -6,13 +6,13 @@ use std::os::unix::fs::MetadataExt;
 use super::moving::{self, Leftover};
 use super::{Container, Swap, lxc};
 use crate::archive::export_dir;
-use crate::delta::error::OnProgress;
 use crate::error::{Error, Result};
 use crate::host::lxc as host;
 use crate::store::layers::Making;
 use crate::store::manifest::{ContainerManifest, LayerId, LayerKind};
 use crate::store::outside::Moving;
 use crate::store::usage::head_layers;
+use crate::tree::error::OnProgress;
 
 /// How the root file system is given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,8 +19,8 @@ use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::view::{DirNode, Found, LayerPath, View};
 
 use super::compare::{Pair, What};
-use super::error::{Context as _, ErrorKind, Result, TreeError};
-use super::find;
+use crate::tree::error::{Context as _, ErrorKind, Result, TreeError};
+use crate::tree::find;
 
 /// What happened to a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

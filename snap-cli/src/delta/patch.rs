@@ -11,9 +11,9 @@ use cowl_layers::view::{FileNode, Found};
 use similar::{Algorithm, DiffOp, DiffTag, capture_diff_slices_deadline, group_diff_ops};
 
 use super::diff::{Change, Status};
-use super::error::{Context as _, Result};
-use super::find::Finder;
-use super::walk::open_content;
+use crate::tree::error::{Context as _, Result};
+use crate::tree::find::Finder;
+use crate::tree::walk::open_content;
 
 /// A file that is longer is not compared line by line.
 const LONGEST: u64 = 16 << 20;

@@ -13,15 +13,14 @@ use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::view::{Found, View};
 
 use super::diff::{Change, Status, diff};
-use super::error::{Context as _, OnProgress, Result, TreeError};
-use super::find::{Finder, at as find, topmost};
-use super::make::split;
-use super::path_map::PathMap;
 use super::put_back_work::Work;
 pub use super::scope::Scope;
-use super::scope::is_within;
-use super::target::Target;
-use super::walk::{self, Item, Visitor};
+use crate::tree::error::{Context as _, OnProgress, Result, TreeError};
+use crate::tree::find::{Finder, at as find, topmost};
+use crate::tree::path::{is_within, split};
+use crate::tree::path_map::PathMap;
+use crate::tree::target::Target;
+use crate::tree::walk::{self, Item, Visitor};
 
 /// What is done to a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

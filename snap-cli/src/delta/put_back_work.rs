@@ -8,12 +8,12 @@ use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::view::{Found, LayerPath, View};
 use uuid::Uuid;
 
-use super::error::{Context as _, ErrorKind, OnProgress, Progress, Result, TreeError};
-use super::find::Finder;
-use super::make::{Attrs, join, split};
-use super::scope::is_within;
-use super::target::Target;
-use super::walk::{self, Item, Visitor};
+use crate::tree::attrs::{Attrs, space_of};
+use crate::tree::error::{Context as _, ErrorKind, OnProgress, Progress, Result, TreeError};
+use crate::tree::find::Finder;
+use crate::tree::path::{is_within, join, split};
+use crate::tree::target::Target;
+use crate::tree::walk::{self, Item, Visitor};
 
 /// The prefix of the names of staged objects.
 const STAGED: &[u8] = b".cowl-";
@@ -46,7 +46,7 @@ impl<'a> Work<'a> {
 impl Work<'_> {
     /// Returns the type and attributes of a path in the old state.
     pub(super) fn of(&mut self, path: &[u8]) -> Result<Option<(FileKind, Attrs)>> {
-        let space = self.old.view().layers().first().map(|layer| layer.space());
+        let space = space_of(self.old.view());
         let found = self.old.at(path)?;
         let Some(item) = Item::of(path, &found, space)? else {
             return Ok(None);

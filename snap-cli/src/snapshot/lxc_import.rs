@@ -11,8 +11,6 @@ use super::Container;
 use crate::archive::import;
 use crate::container::Swap;
 use crate::container::lxc_snaps::{Place, copy, refuse_base, refuse_unfinished};
-use crate::delta::error::OnProgress;
-use crate::delta::measure;
 use crate::error::{Error, Result};
 use crate::host::lxc_snaps::Tree;
 use crate::host::lxc_snaps::layout::{self, Rootfs};
@@ -24,6 +22,8 @@ use crate::store::manifest::{
 use crate::store::name::SnapshotName;
 use crate::store::record::Record;
 use crate::store::{Store, disk};
+use crate::tree::error::OnProgress;
+use crate::tree::measure;
 use cowl_layers::shown::Show as _;
 
 /// Where a snapshot's `extra` says which folder of LXC's it was.

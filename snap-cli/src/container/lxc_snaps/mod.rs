@@ -17,8 +17,6 @@ use cowl_layers::sys;
 use cowl_layers::view::View;
 
 use crate::archive::{export_dir, import};
-use crate::delta::error::OnProgress;
-use crate::delta::measure;
 use crate::error::{Error, Result};
 use crate::host::lxc::Container;
 use crate::host::lxc_snaps::layout::{Dependant, Rootfs};
@@ -26,6 +24,8 @@ use crate::host::lxc_snaps::{self, GOING, Tree};
 use crate::store::disk;
 use crate::store::layers::remove_tree;
 use crate::store::name::nearest;
+use crate::tree::error::OnProgress;
+use crate::tree::measure;
 use cowl_layers::shown::Show as _;
 
 /// An LXC container with its snapshots, alone: nobody else restores or removes here while this lives.

@@ -16,7 +16,6 @@ use cowl_layers::sys::within::{self, Links, Named};
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 
 use super::{Place, copy, lock_dir, refuse_base, refuse_unfinished};
-use crate::delta::error::OnProgress;
 use crate::error::{Error, Result};
 use crate::host::files;
 use crate::host::lxc::{Container, State, config, random_address};
@@ -25,6 +24,7 @@ use crate::host::lxc_snaps::layout::{self, Rootfs};
 use crate::host::{inside, mountinfo, users};
 use crate::store::disk;
 use crate::store::layers::remove_tree;
+use crate::tree::error::OnProgress;
 use cowl_layers::shown::Show as _;
 
 /// What the names of folders that are being made begin with.

@@ -8,7 +8,7 @@ use cowl_layers::view::{Found, View};
 
 use super::error::{Context as _, ErrorKind, Result, TreeError};
 use super::walk::{Step, Walk, open_content};
-use super::{find, make};
+use super::{find, path};
 
 /// Something that was found.
 #[derive(Clone, Debug)]
@@ -37,7 +37,7 @@ pub fn list<E: From<TreeError>>(
         other => other?,
     };
     let Found::Dir(top) = found else {
-        let name = make::split(&real).1.to_vec();
+        let name = path::split(&real).1.to_vec();
         return entry(name, &found, &real)?.map_or(Ok(()), visit);
     };
     let shown = match real.len() {

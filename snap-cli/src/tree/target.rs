@@ -16,10 +16,10 @@ use cowl_overlay::inode::Inode;
 use cowl_overlay::{Caller, Op, OpenHow, Overlay, RenameFlags, SetAttr, Writer};
 use rustix::fs::OFlags;
 
+use super::attrs::Attrs;
 use super::content::Blocks;
-use super::make::{Attrs, split};
-use super::path_map::common;
-use super::way::Way;
+use super::path::{common, split};
+use super::position::Position;
 
 /// A tree that can be changed.
 pub(crate) trait Target {
@@ -69,7 +69,7 @@ fn first(path: &[u8]) -> (&[u8], &[u8]) {
 /// A folder, a mount point for one.
 pub(crate) struct Folder {
     root: OwnedFd,
-    way: RefCell<Way>,
+    way: RefCell<Position>,
 }
 
 /// So many directories from the root on are looked for anew each time, for programs in the tree may move them;
@@ -81,7 +81,7 @@ impl Folder {
         let again = dir::reopen_dir(root.as_fd())?;
         Ok(Self {
             root,
-            way: RefCell::new(Way::new(again)),
+            way: RefCell::new(Position::new(again)),
         })
     }
 
@@ -109,7 +109,7 @@ impl Folder {
         let mut way = self.way.try_borrow_mut().map_err(|_| Errno::BUSY)?;
         let known = way.towards(path).is_ok() && way.id_at(ANEW) == Some((stat.dev, stat.ino));
         if !known {
-            *way = Way::new(dir::reopen_dir(self.root.as_fd())?);
+            *way = Position::new(dir::reopen_dir(self.root.as_fd())?);
         }
         let mut rest = way.towards(path)?;
         loop {
@@ -129,7 +129,7 @@ impl Folder {
     fn forget(&self, path: &[u8]) -> Result<()> {
         let mut way = self.way.try_borrow_mut().map_err(|_| Errno::BUSY)?;
         if way.forget(path).is_err() {
-            *way = Way::new(dir::reopen_dir(self.root.as_fd())?);
+            *way = Position::new(dir::reopen_dir(self.root.as_fd())?);
         }
         Ok(())
     }

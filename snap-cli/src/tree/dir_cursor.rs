@@ -7,19 +7,19 @@ use cowl_layers::error::Errno;
 use cowl_layers::sys::stat::FileKind;
 use cowl_layers::sys::{dir, stat};
 
+use super::create;
 use super::error::{Context as _, ErrorKind, Result, TreeError};
-use super::make;
-use super::way::Way;
+use super::position::Position;
 
 /// Finds directories below the target's root. It stands in one of them, because entries mostly come
 /// directory by directory.
-pub(crate) struct Places(Way);
+pub(crate) struct DirCursor(Position);
 
 const BACK: &str = "cannot go back to the directory above";
 
-impl Places {
+impl DirCursor {
     pub(crate) fn new(root: OwnedFd) -> Self {
-        Self(Way::new(root))
+        Self(Position::new(root))
     }
 
     /// The root.
@@ -71,8 +71,8 @@ fn step(from: BorrowedFd<'_>, part: &[u8], create: bool, path: &[u8]) -> Result<
     match dir::open_dir(from, part) {
         Ok(fd) => Ok(fd),
         Err(error) if error.errno() == Errno::NOENT && create => {
-            let fd = make::folder(from, part, path)?;
-            cowl_layers::sys::attr::chmod(fd.as_fd(), make::IMPLIED_PERM)
+            let fd = create::dir(from, part, path)?;
+            cowl_layers::sys::attr::chmod(fd.as_fd(), create::IMPLIED_PERM)
                 .context("can't set the mode", path)?;
             Ok(fd)
         }
@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn it_stands_where_it_was_sent() {
         let top = tempfile::tempdir().unwrap();
-        let mut places = Places::new(dir::open_root(top.path()).unwrap());
+        let mut places = DirCursor::new(dir::open_root(top.path()).unwrap());
         let deep = |branch: &str, depth: usize| {
             let path = format!("{branch}{}", "/d".repeat(depth));
             path.into_bytes()
@@ -111,10 +111,10 @@ mod tests {
             let fd = places.folder(path, true).unwrap();
             let stat = stat::stat_fd(fd).unwrap();
             ids.push((stat.dev, stat.ino));
-            assert!(places.0.open() <= super::super::way::OPEN);
+            assert!(places.0.open() <= super::super::position::OPEN);
         }
         for (path, expected) in visited.iter().zip(&ids).rev() {
-            let mut fresh = Places::new(dir::open_root(top.path()).unwrap());
+            let mut fresh = DirCursor::new(dir::open_root(top.path()).unwrap());
             let stat = stat::stat_fd(fresh.folder(path, false).unwrap()).unwrap();
             assert_eq!((stat.dev, stat.ino), *expected);
             let stat = stat::stat_fd(places.folder(path, false).unwrap()).unwrap();
@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn one_that_was_moved_is_noticed() {
         let top = tempfile::tempdir().unwrap();
-        let mut places = Places::new(dir::open_root(top.path()).unwrap());
+        let mut places = DirCursor::new(dir::open_root(top.path()).unwrap());
         let path = format!("a{}", "/d".repeat(200)).into_bytes();
         places.folder(&path, true).unwrap();
         std::fs::create_dir(top.path().join("b")).unwrap();

@@ -11,9 +11,10 @@ use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::sys::{dir, node, remove};
 use uuid::Uuid;
 
+use super::create;
+use super::dir_cursor::DirCursor;
 use super::error::{Context as _, Result};
-use super::make::{self, split};
-use super::places::Places;
+use super::path::split;
 
 /// The depth up to which a first name is reopened by its path. This needs the privilege to search every directory
 /// regardless of its mode.
@@ -27,7 +28,7 @@ enum First {
 
 /// The files with several names that were created.
 pub(crate) struct Linked {
-    places: Places,
+    places: DirCursor,
     /// By device and inode of the source.
     known: HashMap<(u64, u64), First>,
     aside: Option<(Vec<u8>, OwnedFd)>,
@@ -40,7 +41,7 @@ impl Linked {
         let root = root.try_clone_to_owned();
         let root = root.context("cannot hold the target directory open", b".")?;
         Ok(Self {
-            places: Places::new(root),
+            places: DirCursor::new(root),
             known: HashMap::new(),
             aside: None,
             next: 0,
@@ -98,7 +99,7 @@ impl Linked {
             Some(aside) => aside,
             None => {
                 let own = format!(".cowl-links-{}", Uuid::new_v4()).into_bytes();
-                let fd = make::folder(self.places.root(), &own, &own)?;
+                let fd = create::dir(self.places.root(), &own, &own)?;
                 (own, fd)
             }
         };

@@ -3,18 +3,19 @@
 //! A step down or up is one open at any depth, and at most [`OPEN`] descriptors are held. Directories further up are
 //! reopened through `..`; if one is not the same inode, that is an error.
 
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys::{dir, stat};
+use rustix::fs::OFlags;
 
-use super::path_map::common;
+use super::path::common;
 
 /// How many directories of the path stay open.
 pub(crate) const OPEN: usize = 8;
 
 /// A position in a tree.
-pub(crate) struct Way {
+pub(crate) struct Position {
     root: OwnedFd,
     path: Vec<u8>,
     stages: Vec<Stage>,
@@ -28,7 +29,7 @@ struct Stage {
     fd: Option<OwnedFd>,
 }
 
-impl Way {
+impl Position {
     /// Creates a position at the root of a tree.
     pub(crate) fn new(root: OwnedFd) -> Self {
         Self {
@@ -166,6 +167,12 @@ impl Way {
     }
 }
 
+/// Opens the parent of the directory behind `fd`.
+pub(crate) fn open_parent(fd: impl AsFd) -> std::result::Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(fd, "..", flags, rustix::fs::Mode::empty())
+}
+
 /// Opens the parent directory and verifies its identity.
 fn up(fd: &OwnedFd, expected: (u64, u64)) -> Result<OwnedFd> {
     let above = dir::open_dir(fd.as_fd(), b"..")?;
@@ -181,7 +188,7 @@ fn id(fd: &OwnedFd) -> Result<(u64, u64)> {
 }
 
 #[cfg(test)]
-impl Way {
+impl Position {
     /// Returns how many descriptors are held besides that of the root.
     pub(crate) fn open(&self) -> usize {
         self.stages

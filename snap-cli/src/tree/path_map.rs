@@ -6,6 +6,8 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
+use super::path::common;
+
 /// Values by path.
 ///
 /// The last path that was looked up is cached. For paths in order, each lookup costs the components that differ from
@@ -65,15 +67,6 @@ impl Memo {
     fn covered(&self) -> bool {
         self.way.last().is_some_and(|(.., covered)| *covered)
     }
-}
-
-/// Returns the length of the common prefix of two paths in bytes.
-pub(crate) fn common(one: &[u8], two: &[u8]) -> usize {
-    const BLOCK: usize = 256;
-    let blocks = one.chunks_exact(BLOCK).zip(two.chunks_exact(BLOCK));
-    let same = BLOCK * blocks.take_while(|(a, b)| a == b).count();
-    let rest = one.iter().zip(two).skip(same);
-    same + rest.take_while(|(a, b)| a == b).count()
 }
 
 impl<T> Default for Node<T> {

@@ -5,8 +5,8 @@ use cowl_layers::sys::stat::FileKind;
 use cowl_layers::view::{DirNode, Found, View};
 
 use super::error::{Context as _, ErrorKind, Result, TreeError};
-use super::make::split;
-use super::path_map::{PathMap, common};
+use super::path::{common, split};
+use super::path_map::PathMap;
 
 /// So many links may be followed on the way to one path, as the kernel has it.
 const MOST_LINKS: usize = 40;

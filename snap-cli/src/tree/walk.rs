@@ -15,11 +15,12 @@ use cowl_layers::layer::{Layer, LayerDir, list};
 use cowl_layers::name::Name;
 use cowl_layers::sys;
 use cowl_layers::sys::stat::{FileKind, Stat};
-use cowl_layers::view::{DirNode, Found, Loc, View, user_xattrs};
+use cowl_layers::view::{DirNode, Found, Loc, View};
 use rustix::fs::OFlags;
 
+use super::attrs::{self, Xattrs, space_of};
 use super::error::{Context as _, ErrorKind, Result, TreeError};
-use super::make::{Xattrs, join, split};
+use super::path::{join, split};
 
 /// One entry.
 pub(crate) struct Item<'p> {
@@ -87,12 +88,7 @@ impl<'p> Item<'p> {
             Place::File(loc, _) => loc.xattrs(),
         };
         let on_disk = on_disk.context("can't read the attributes", self.path)?;
-        let mut shown = match self.space {
-            Some(space) => user_xattrs(space, on_disk),
-            None => on_disk,
-        };
-        shown.sort_unstable();
-        Ok(shown)
+        Ok(attrs::shown(self.space, on_disk))
     }
 
     /// The target of a symbolic link.
@@ -380,7 +376,7 @@ pub(crate) fn below(
 }
 
 fn visit(walk: &mut Walk<&View>, found: &Found, visitor: &mut dyn Visitor) -> Result<()> {
-    let space = walk.tree.layers().first().map(|layer| layer.space());
+    let space = space_of(walk.tree);
     if let Some(item) = Item::of(walk.path(), found, space)? {
         let depth = walk.depth();
         visitor.item(&Item { depth, ..item })?;

@@ -1,0 +1,40 @@
+//! Relative paths as bytes: no leading slash; the path of the root is empty.
+
+/// `parent/name`, without a leading slash for what lies in the root.
+pub(crate) fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
+    let mut path = Vec::with_capacity(parent.len() + 1 + name.len());
+    path.extend_from_slice(parent);
+    if !parent.is_empty() {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
+    path
+}
+
+/// The folder part and the last name of a relative path.
+pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|&byte| byte == b'/') {
+        Some(at) => (
+            path.get(..at).unwrap_or_default(),
+            path.get(at + 1..).unwrap_or_default(),
+        ),
+        None => (b"", path),
+    }
+}
+
+/// Returns the length of the common prefix of two paths in bytes.
+pub(crate) fn common(one: &[u8], two: &[u8]) -> usize {
+    const BLOCK: usize = 256;
+    let blocks = one.chunks_exact(BLOCK).zip(two.chunks_exact(BLOCK));
+    let same = BLOCK * blocks.take_while(|(a, b)| a == b).count();
+    let rest = one.iter().zip(two).skip(same);
+    same + rest.take_while(|(a, b)| a == b).count()
+}
+
+/// Whether the path is `top`, or below it.
+pub(crate) fn is_within(path: &[u8], top: &[u8]) -> bool {
+    top.is_empty()
+        || path
+            .strip_prefix(top)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+}
