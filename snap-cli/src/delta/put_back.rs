@@ -315,13 +315,13 @@ impl Plan {
         let mut done = false;
         for (old, new) in &self.renames {
             let parent = split(old).0;
-            let is_free = target.look(old).context(what, old)?.is_none();
+            let is_free = target.stat(old).context(what, old)?.is_none();
             let is_folder =
                 |stat: Option<Stat>| stat.is_some_and(|stat| stat.kind() == FileKind::Directory);
             if is_free
                 && !is_within(old, new)
-                && is_folder(target.look(parent).context(what, old)?)
-                && target.look(new).context(what, new)?.is_some()
+                && is_folder(target.stat(parent).context(what, old)?)
+                && target.stat(new).context(what, new)?.is_some()
             {
                 target
                     .rename(new, old, RenameHow::NoReplace)
@@ -371,7 +371,7 @@ impl Plan {
         // The deepest first, for order's sake only: setting times changes no other folder's.
         self.times.each_upward(|path, stat| {
             let what = "can't set the times of";
-            let now = target.look(path).context(what, path)?;
+            let now = target.stat(path).context(what, path)?;
             if now.is_some_and(|now| now.kind() == FileKind::Directory && now.mtime != stat.mtime) {
                 let (atime, mtime) = (SetTime::At(stat.atime), SetTime::At(stat.mtime));
                 target.times(path, atime, mtime).context(what, path)?;

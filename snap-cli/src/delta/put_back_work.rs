@@ -63,7 +63,7 @@ impl Work<'_> {
     /// Removes staged objects of an interrupted operation.
     pub(super) fn clear_staged(&mut self, folder: &[u8]) -> Result<()> {
         let what = "cannot read the directory";
-        let found = self.target.look(folder).context(what, folder)?;
+        let found = self.target.stat(folder).context(what, folder)?;
         if found.is_none_or(|stat| stat.kind() != FileKind::Directory) {
             return Ok(());
         }
@@ -95,7 +95,7 @@ impl Work<'_> {
         let mut missing = Vec::new();
         let mut parent = split(path).0;
         while !parent.is_empty() {
-            let found = self.target.look(parent).context("cannot read", parent)?;
+            let found = self.target.stat(parent).context("cannot read", parent)?;
             match found.map(|stat| stat.kind()) {
                 Some(FileKind::Directory) => break,
                 Some(_) => {
@@ -142,8 +142,8 @@ impl Work<'_> {
     fn exchange(&self, at: &[u8], path: &[u8]) -> Result<()> {
         let what = "cannot put back";
         let is_folder = |stat: &Stat| stat.kind() == FileKind::Directory;
-        let made = self.target.look(at).context(what, path)?;
-        let there = self.target.look(path).context(what, path)?;
+        let made = self.target.stat(at).context(what, path)?;
+        let there = self.target.stat(path).context(what, path)?;
         let how = match &there {
             None => RenameHow::NoReplace,
             Some(there) if is_folder(there) || made.as_ref().is_some_and(is_folder) => {
@@ -226,7 +226,7 @@ impl Work<'_> {
     /// Removes a path. A directory with several entries is renamed first, so that it disappears in one step.
     pub(super) fn remove(&self, path: &[u8]) -> Result<()> {
         let what = "cannot remove";
-        let Some(stat) = self.target.look(path).context(what, path)? else {
+        let Some(stat) = self.target.stat(path).context(what, path)? else {
             return Ok(());
         };
         if stat.kind() != FileKind::Directory {
@@ -245,7 +245,7 @@ impl Work<'_> {
         // The remaining names of each directory on the way, and the length of its path.
         let mut levels: Vec<(Vec<Vec<u8>>, usize)> = Vec::new();
         loop {
-            let found = self.target.look(&path).context(what, &path)?;
+            let found = self.target.stat(&path).context(what, &path)?;
             match found.map(|stat| stat.kind()) {
                 None => {}
                 Some(FileKind::Directory) => {

@@ -1,6 +1,6 @@
 //! Relative paths as bytes: no leading slash; the path of the root is empty.
 
-/// `parent/name`, without a leading slash for what lies in the root.
+/// Returns `parent/name`, or `name` if the parent is the root.
 pub(crate) fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
     let mut path = Vec::with_capacity(parent.len() + 1 + name.len());
     path.extend_from_slice(parent);
@@ -11,7 +11,7 @@ pub(crate) fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
     path
 }
 
-/// The folder part and the last name of a relative path.
+/// Returns the parent and the last name of a path.
 pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|&byte| byte == b'/') {
         Some(at) => (
@@ -31,10 +31,19 @@ pub(crate) fn common(one: &[u8], two: &[u8]) -> usize {
     same + rest.take_while(|(a, b)| a == b).count()
 }
 
-/// Whether the path is `top`, or below it.
+/// Returns whether the path is `top`, or below it.
 pub(crate) fn is_within(path: &[u8], top: &[u8]) -> bool {
     top.is_empty()
         || path
             .strip_prefix(top)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+}
+
+/// Returns the first name of a path, and the rest with its leading slash.
+pub(crate) fn split_first(path: &[u8]) -> (&[u8], &[u8]) {
+    let path = path.strip_prefix(b"/").unwrap_or(path);
+    match path.iter().position(|&byte| byte == b'/') {
+        Some(at) => path.split_at(at),
+        None => (path, b""),
+    }
 }
