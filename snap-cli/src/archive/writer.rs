@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::io::{BufWriter, Write};
 use std::os::fd::AsFd as _;
 
+use cowl_layers::format::{ACL_ACCESS, ACL_DEFAULT};
 use cowl_layers::sys::stat::FileKind;
 use sha2::{Digest as _, Sha256};
 use tar::{EntryType, Header};
@@ -17,7 +18,6 @@ use super::checksum::hex;
 use super::limits;
 use super::pax::{self, Records};
 use super::report::Report;
-use crate::tree::attrs::{ACL_ACCESS, ACL_DEFAULT};
 use crate::tree::content;
 use crate::tree::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
 use crate::tree::walk::{Item, Links};

@@ -5,7 +5,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use cowl_layers::format::XattrSpace;
+use cowl_layers::format::{ACL_ACCESS, ACL_DEFAULT, XattrSpace};
 use cowl_layers::sys::attr::{self, SetTime};
 use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::sys::xattr;
@@ -14,11 +14,6 @@ use cowl_layers::view::{View, user_xattrs};
 use super::error::{Context as _, ErrorKind, Result, TreeError};
 
 pub(crate) use cowl_layers::view::Xattrs;
-
-/// The name of the attribute that holds a folder's default ACL.
-pub(crate) const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
-/// The name of the attribute that holds an access ACL.
-pub(crate) const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
 
 /// What an object is given besides its content.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,13 +2,13 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use cowl_layers::format::XattrSpace;
+use cowl_layers::format::{ACL_DEFAULT, XattrSpace};
 use cowl_layers::layer::zero_device;
 use cowl_layers::sys::stat::FileKind;
 use cowl_layers::sys::{dir, node, xattr};
 use rustix::fs::OFlags;
 
-use super::attrs::{self, ACL_DEFAULT, Attrs};
+use super::attrs::{self, Attrs};
 use super::error::{Context as _, ErrorKind, Result, TreeError};
 
 /// The mode of directories that an archive names only in the paths of others.

@@ -12,8 +12,8 @@ use cowl_layers::view::View;
 use sha2::{Digest as _, Sha256};
 
 use super::content::Blocks;
+use super::digest_form::Form;
 use super::error::{Context as _, OnProgress, Progress, Result};
-use super::measure::Form;
 use super::walk::{self, Item, Links};
 
 /// A SHA-256 over a tree.

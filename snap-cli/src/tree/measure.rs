@@ -7,6 +7,7 @@ use std::path::Path;
 use cowl_layers::sys::stat::FileKind;
 use sha2::{Digest as _, Sha256};
 
+use super::digest_form::Form;
 use super::error::Result;
 use super::walk::{self, Item};
 
@@ -21,55 +22,6 @@ pub struct Size {
     pub inodes: u64,
     /// A SHA-256 over names, types, modes, owners, sizes of files, device numbers and modification times.
     pub looks: String,
-}
-
-/// How a sum over a tree says where an entry lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Form {
-    /// By its whole path. Sums of this form are only ever compared with: they take a time in proportion to
-    /// the number of entries times the length of their paths.
-    Paths,
-    /// By its depth and its name, which say the same in a walk.
-    Names,
-}
-
-impl Form {
-    /// What stands before the digits of a sum.
-    const NAMES: &str = "2:";
-
-    /// The form of a sum.
-    pub(super) fn of(sum: &str) -> Self {
-        match sum.starts_with(Self::NAMES) {
-            true => Self::Names,
-            false => Self::Paths,
-        }
-    }
-
-    pub(super) fn mark(self) -> &'static str {
-        match self {
-            Self::Paths => "",
-            Self::Names => Self::NAMES,
-        }
-    }
-
-    pub(super) fn prefix(self, what: &str) -> String {
-        match self {
-            Self::Paths => format!("cowl {what} 1"),
-            Self::Names => format!("cowl {what} 2"),
-        }
-    }
-
-    pub(super) fn add_name(self, item: &Item<'_>, sum: &mut Sha256) {
-        let name = match self {
-            Self::Paths => item.path,
-            Self::Names => {
-                sum.update((item.depth as u64).to_le_bytes());
-                item.name()
-            }
-        };
-        sum.update((name.len() as u64).to_le_bytes());
-        sum.update(name);
-    }
 }
 
 /// Walks the tree.

@@ -7,6 +7,7 @@ pub(crate) mod attrs;
 pub(crate) mod content;
 pub(crate) mod create;
 pub mod digest;
+mod digest_form;
 pub(crate) mod dir_cursor;
 pub mod error;
 pub mod find;

@@ -1,15 +1,6 @@
 //! Relative paths as bytes: no leading slash; the path of the root is empty.
 
-/// Returns `parent/name`, or `name` if the parent is the root.
-pub(crate) fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
-    let mut path = Vec::with_capacity(parent.len() + 1 + name.len());
-    path.extend_from_slice(parent);
-    if !parent.is_empty() {
-        path.push(b'/');
-    }
-    path.extend_from_slice(name);
-    path
-}
+pub(crate) use cowl_layers::view::resolve::join;
 
 /// Returns the parent and the last name of a path.
 pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
