@@ -15,6 +15,7 @@
 //! - [`host`]: the machine outside: mounts, processes, scripts of the machine's owner.
 //! - [`config`]: what was set once for all commands.
 //! - [`store`]: where things lie, what the files say, locks, cleaning up.
+//! - [`shell`]: quoting of words.
 //! - [`error`]: kinds and exit codes.
 
 pub mod archive;
@@ -25,6 +26,7 @@ pub mod container;
 pub mod delta;
 pub mod error;
 pub mod host;
+pub mod shell;
 pub mod snapshot;
 pub mod store;
 pub mod tree;

@@ -10,7 +10,7 @@ use crate::container::adopt::{Candidate, What, adopt, known, renew};
 use crate::container::release::{How, plan, release};
 use crate::error::{Error, Result};
 use crate::host::lxc as host;
-use crate::host::users::quoted;
+use crate::shell::quoted;
 use crate::store::name::ContainerName;
 use cowl_layers::shown::Show as _;
 

@@ -57,7 +57,7 @@ use crate::container::Container;
 use crate::container::durability;
 use crate::container::moving::finish_all;
 use crate::error::{Error, Kind, Result};
-use crate::host::users::quoted;
+use crate::shell::quoted;
 use crate::snapshot::{State, depth, resolve};
 use crate::store::lock::Lock;
 use crate::store::name::{Address, ContainerName};

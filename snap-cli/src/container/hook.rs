@@ -10,7 +10,7 @@ use crate::host::files;
 use crate::host::lxc::config;
 use crate::host::process;
 use crate::host::reach;
-use crate::host::users::quoted;
+use crate::shell::quoted;
 use crate::snapshot::depth;
 use crate::store::Store;
 use crate::store::bytes::Blob;

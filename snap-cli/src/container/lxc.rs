@@ -20,7 +20,8 @@ use crate::error::{Error, Result};
 use crate::host::files;
 use crate::host::lxc as host;
 use crate::host::lxc::config;
-use crate::host::lxc::config::{Ours, Renamed, attach, detach, renamed, shell_word};
+use crate::host::lxc::config::{Ours, Renamed, attach, detach, renamed};
+use crate::shell::posix_quoted;
 use crate::store::Store;
 use crate::store::bytes::Blob;
 use crate::store::disk;
@@ -83,9 +84,9 @@ pub(super) fn ours(
         )));
     }
     let hook = |kind: &str| -> Vec<u8> {
-        let mut line = shell_word(program);
+        let mut line = posix_quoted(program);
         line.extend_from_slice(b" --store ");
-        line.extend(shell_word(root));
+        line.extend(posix_quoted(root));
         line.extend_from_slice(format!(" hook {kind} {id}").as_bytes());
         line
     };

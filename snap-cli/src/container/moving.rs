@@ -13,7 +13,7 @@ use super::{Container, Swap};
 use crate::error::{Error, Result};
 use crate::host::files;
 use crate::host::lxc::config;
-use crate::host::users::quoted;
+use crate::shell::quoted;
 use crate::store::bytes::Blob;
 use crate::store::layers::remove_tree;
 use crate::store::lock::Lock;

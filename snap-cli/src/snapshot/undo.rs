@@ -20,7 +20,7 @@ use crate::container::state::{Mounted, RunState};
 use crate::delta::put_back::{Plan, Scope, Step};
 use crate::error::{Error, Result};
 use crate::host::mountinfo;
-use crate::host::users::quoted;
+use crate::shell::quoted;
 use crate::store::layers::Making;
 use crate::store::manifest::{ContainerManifest, LayerId, SnapshotId, SnapshotKind, SnapshotRef};
 use crate::store::name::SnapshotName;

@@ -64,7 +64,7 @@ const ORDERS: [Order; 4] = [
             &["store"],
             &["delta"],
             &["tree", "host"],
-            &["error"],
+            &["error", "shell"],
         ],
     },
 ];

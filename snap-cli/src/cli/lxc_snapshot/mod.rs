@@ -20,7 +20,7 @@ use crate::container::lxc_snaps::no_container;
 use crate::error::{Error, Result};
 use crate::host::lxc;
 use crate::host::lxc_snaps;
-use crate::host::users::quoted;
+use crate::shell::quoted;
 use crate::store::{Session, Store, disk};
 use args::{Args, Task};
 use said::Said;

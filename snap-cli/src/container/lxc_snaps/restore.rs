@@ -22,6 +22,7 @@ use crate::host::lxc::{Container, State, config, random_address};
 use crate::host::lxc_snaps::Tree;
 use crate::host::lxc_snaps::layout::{self, Rootfs};
 use crate::host::{inside, mountinfo, users};
+use crate::shell::quoted;
 use crate::store::disk;
 use crate::store::layers::remove_tree;
 use crate::tree::error::OnProgress;
@@ -319,7 +320,7 @@ fn refuse_used(name: &str, top: &Path) -> Result<()> {
     let mounts = mountinfo::read()?;
     let inside = mountinfo::topmost(&mounts, top).or_else(|| mountinfo::below(&mounts, top).last());
     if let Some(mount) = inside {
-        let at = users::quoted(&mount.at);
+        let at = quoted(&mount.at);
         return Err(
             Error::busy(format!("{name} is in use: mounted in it: {at}"))
                 .hint(format!("unmount it first: umount {at}")),

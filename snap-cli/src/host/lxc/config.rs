@@ -265,23 +265,6 @@ fn moved(line: &[u8], how: &Renamed<'_>) -> Vec<u8> {
     out
 }
 
-/// A word for the shell that LXC gives its hooks to.
-pub fn shell_word(word: &[u8]) -> Vec<u8> {
-    let plain = |b: &u8| b.is_ascii_alphanumeric() || b"/._-+=:@%,".contains(b);
-    if !word.is_empty() && word.iter().all(plain) {
-        return word.to_vec();
-    }
-    let mut out = vec![b'\''];
-    for &byte in word {
-        match byte {
-            b'\'' => out.extend_from_slice(b"'\\''"),
-            other => out.push(other),
-        }
-    }
-    out.push(b'\'');
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -400,12 +383,5 @@ mod tests {
         ] {
             assert_eq!(mapped_root(none), None, "{}", none.escape_ascii());
         }
-    }
-
-    #[test]
-    fn words_for_the_shell() {
-        assert_eq!(shell_word(b"/a/b-c"), b"/a/b-c");
-        assert_eq!(shell_word(b"/a b"), b"'/a b'");
-        assert_eq!(shell_word(b"it's"), b"'it'\\''s'");
     }
 }

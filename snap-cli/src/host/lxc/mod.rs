@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use super::users::quoted;
 use crate::error::{Error, Result};
+use crate::shell::quoted;
 
 /// Where LXC keeps containers when nobody says otherwise.
 const DEFAULT: &str = "/var/lib/lxc";
