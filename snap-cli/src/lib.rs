@@ -26,6 +26,7 @@ pub mod container;
 pub mod delta;
 pub mod error;
 pub mod host;
+pub mod lxc;
 pub mod shell;
 pub mod snapshot;
 pub mod store;

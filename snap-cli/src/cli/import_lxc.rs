@@ -4,10 +4,10 @@ use std::ffi::OsString;
 
 use super::{Context, Verb, output};
 use crate::container::Container;
-use crate::container::lxc_snaps::{Place, find};
 use crate::error::{Error, Result};
-use crate::host::lxc;
-use crate::host::lxc_snaps::Tree;
+use crate::lxc;
+use crate::lxc::locked::{LockedSnapshots, find};
+use crate::lxc::snapshots::LxcSnapshot;
 use crate::snapshot::lxc_import::{bring, finish};
 use crate::store::name::ContainerName;
 use cowl_layers::shown::Show as _;
@@ -39,8 +39,8 @@ impl Verb for Args {
             ))
             .hint(format!("`cowl show {name}` tells what it is")));
         };
-        let place = Place::open(
-            lxc::Container {
+        let place = LockedSnapshots::open(
+            lxc::LxcContainer {
                 lxcpath: lxc.lxcpath,
                 name: lxc.name,
             },
@@ -78,7 +78,7 @@ impl Verb for Args {
 }
 
 impl Args {
-    fn chosen(&self, place: &Place) -> Result<Vec<Tree>> {
+    fn chosen(&self, place: &LockedSnapshots) -> Result<Vec<LxcSnapshot>> {
         let all = place.trees()?;
         if self.snapshots.is_empty() {
             return Ok(all);

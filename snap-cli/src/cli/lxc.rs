@@ -7,7 +7,7 @@ use super::{Context, Verb, output};
 use crate::container::Container;
 use crate::container::lxc::Copy;
 use crate::error::{Error, Result};
-use crate::host::lxc::lxcpath;
+use crate::lxc::lxcpath;
 use crate::store::name::ContainerName;
 
 /// Make a container one of LXC's, so that lxc-start starts it

@@ -12,7 +12,7 @@ use super::lxc;
 use super::{Container, Swap};
 use crate::error::{Error, Result};
 use crate::host::files;
-use crate::host::lxc::config;
+use crate::lxc::config;
 use crate::shell::quoted;
 use crate::store::bytes::Blob;
 use crate::store::layers::remove_tree;

@@ -7,7 +7,7 @@ use super::moving::{self, Leftover};
 use super::{Container, Swap, lxc};
 use crate::archive::export_dir;
 use crate::error::{Error, Result};
-use crate::host::lxc as host;
+use crate::lxc as tools;
 use crate::store::layers::Making;
 use crate::store::manifest::{ContainerManifest, LayerId, LayerKind};
 use crate::store::outside::Moving;
@@ -46,7 +46,7 @@ pub fn plan(container: &Container<'_>, drop_snapshots: bool) -> Result<How> {
     }
     if let Some(link) = &manifest.lxc {
         let lxc = lxc::of(link);
-        if let host::State::Running { word, .. } = lxc.state()? {
+        if let tools::State::Running { word, .. } = lxc.state()? {
             return Err(Error::busy(format!("{name} is {word}")).hint(format!(
                 "stop it: lxc-stop {}; then type: {}",
                 lxc.options(),

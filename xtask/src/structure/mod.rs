@@ -59,6 +59,7 @@ const ORDERS: [Order; 4] = [
             &["check"],
             &["snapshot"],
             &["container"],
+            &["lxc"],
             &["archive"],
             &["config"],
             &["store"],

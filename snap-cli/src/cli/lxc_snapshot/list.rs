@@ -9,10 +9,10 @@ use super::super::output;
 use super::Front;
 use super::kept::Kept;
 use super::said::Said;
-use crate::container::lxc_snaps::find as find_tree;
 use crate::error::{Error, Result};
-use crate::host::lxc_snaps::layout;
-use crate::host::lxc_snaps::{self, Tree};
+use crate::lxc::layout;
+use crate::lxc::locked::find as find_tree;
+use crate::lxc::snapshots::{self, LxcSnapshot};
 use crate::snapshot::lxc_import;
 use crate::store::manifest::{ContainerManifest, SnapshotRef};
 
@@ -20,7 +20,7 @@ use crate::store::manifest::{ContainerManifest, SnapshotRef};
 #[derive(Clone, Debug)]
 pub(super) enum One {
     Cowls(SnapshotRef),
-    Lxcs(Tree),
+    Lxcs(LxcSnapshot),
 }
 
 impl One {
@@ -38,7 +38,7 @@ pub(super) fn all(front: &Front<'_>, manifest: Option<&ContainerManifest>) -> Re
     if let Some(manifest) = manifest {
         found.extend(manifest.snapshots.iter().cloned().map(One::Cowls));
     }
-    for tree in lxc_snaps::list(&lxc_snaps::folder(&front.container)?)? {
+    for tree in snapshots::list(&snapshots::folder(&front.container)?)? {
         let became = match manifest {
             Some(manifest) => lxc_import::became(manifest, &tree)?.is_some(),
             None => false,

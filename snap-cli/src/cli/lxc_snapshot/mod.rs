@@ -16,10 +16,10 @@ use clap::{CommandFactory as _, Parser as _};
 
 use super::{Context, output};
 use crate::config::{Asked, Config};
-use crate::container::lxc_snaps::no_container;
 use crate::error::{Error, Result};
-use crate::host::lxc;
-use crate::host::lxc_snaps;
+use crate::lxc;
+use crate::lxc::locked::no_container;
+use crate::lxc::snapshots;
 use crate::shell::quoted;
 use crate::store::{Session, Store, disk};
 use args::{Args, Task};
@@ -70,7 +70,7 @@ fn told(args: &Args) -> Option<Result<()>> {
 /// What every task gets.
 struct Front<'a> {
     context: &'a Context,
-    container: lxc::Container,
+    container: lxc::LxcContainer,
     /// The folder of its snapshots, as the original would print it.
     shown_folder: PathBuf,
     said: &'a Said,
@@ -152,14 +152,14 @@ fn front<'a>(
             name.as_encoded_bytes().escape_ascii()
         )));
     };
-    let container = lxc::Container {
+    let container = lxc::LxcContainer {
         lxcpath,
         name: name.to_owned(),
     };
     if !disk::is_there(&container.config())? {
         return Err(no_container(&container));
     }
-    let folder = lxc_snaps::folder(&container)?;
+    let folder = snapshots::folder(&container)?;
     let shown_folder = match (asked, folder.strip_prefix(&container.lxcpath)) {
         (Some(asked), Ok(inside)) => asked.join(inside),
         _ => folder,

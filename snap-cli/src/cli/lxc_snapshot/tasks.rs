@@ -9,10 +9,10 @@ use super::Front;
 use super::kept::Kept;
 use super::list::{self, One};
 use crate::container::Container;
-use crate::container::lxc_snaps::Place;
 use crate::error::{Error, Result};
 use crate::host::hooks::Event;
-use crate::host::lxc_snaps::{self, Tree};
+use crate::lxc::locked::LockedSnapshots;
+use crate::lxc::snapshots::{self, LxcSnapshot};
 use crate::snapshot::lxc_import;
 use crate::snapshot::remove::{plan, remove};
 use crate::snapshot::restore::{clone, restore};
@@ -23,8 +23,8 @@ use crate::store::manifest::SnapshotRef;
 use crate::store::name::{Address, ContainerName};
 
 impl Front<'_> {
-    pub(super) fn place(&self) -> Result<Place> {
-        Place::open(self.container.clone(), self.context.session.patience)
+    pub(super) fn place(&self) -> Result<LockedSnapshots> {
+        LockedSnapshots::open(self.container.clone(), self.context.session.patience)
     }
 
     pub(super) fn notes(&self, notes: Vec<String>) {
@@ -60,7 +60,7 @@ impl Front<'_> {
         let Some(kept) = self.kept()? else {
             return Ok(None);
         };
-        for tree in lxc_snaps::list(&lxc_snaps::folder(&self.container)?)? {
+        for tree in snapshots::list(&snapshots::folder(&self.container)?)? {
             if lxc_import::became(&kept.manifest, &tree)?.is_some() {
                 let container = Container::open(&kept.store, &kept.manifest.name)?;
                 lxc_import::finish(&container, &self.place()?)?;
@@ -122,8 +122,8 @@ impl Front<'_> {
     fn bring(
         &self,
         container: &mut Container<'_>,
-        place: &Place,
-        tree: &Tree,
+        place: &LockedSnapshots,
+        tree: &LxcSnapshot,
     ) -> Result<SnapshotRef> {
         let mut bar = output::Bar::new("importing");
         let brought = lxc_import::bring(container, place, tree, &mut |done| bar.tell(done))?;
@@ -170,7 +170,7 @@ impl Front<'_> {
 
     pub(super) fn destroy_all(&self) -> Result<()> {
         let kept = self.kept_whole()?;
-        let trees = lxc_snaps::list(&lxc_snaps::folder(&self.container)?)?;
+        let trees = snapshots::list(&snapshots::folder(&self.container)?)?;
         if !trees.is_empty() {
             let place = self.place()?;
             place.remove(&place.trees()?)?;

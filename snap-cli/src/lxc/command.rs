@@ -1,7 +1,4 @@
-//! LXC's containers as its own tools see them: where they are, whether they run, starting and stopping. It
-//! knows nothing of stores and containers of cowl's.
-
-pub mod config;
+//! LXC containers through LXC's own tools: paths, state, start and stop. Independent of cowl's stores and containers.
 
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
@@ -18,7 +15,7 @@ const DEFAULT: &str = "/var/lib/lxc";
 
 /// An LXC container: the folder of all containers, and its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Container {
+pub struct LxcContainer {
     /// The folder of all containers.
     pub lxcpath: PathBuf,
     /// Its name.
@@ -74,7 +71,7 @@ fn run<'a>(
     })
 }
 
-impl Container {
+impl LxcContainer {
     /// Its folder.
     pub fn dir(&self) -> PathBuf {
         self.lxcpath.join(&self.name)

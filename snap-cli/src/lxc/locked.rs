@@ -4,41 +4,33 @@
 //! One folder is made beside another, and one rename is what counts. Who does this holds the lock of the
 //! container's folder; what a killed one left is cleaned up by the next.
 
-mod restore;
-
 use std::ffi::OsStr;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use cowl_layers::format::XattrSpace;
-use cowl_layers::layer::Layer;
-use cowl_layers::sys;
-use cowl_layers::view::View;
+use cowl_layers::shown::Show as _;
 
-use crate::archive::{export_dir, import};
+use super::command::LxcContainer;
+use super::layout::Dependant;
+use super::snapshots::{self, GOING, LxcSnapshot};
+use super::staging::{self, lock_dir};
 use crate::error::{Error, Result};
-use crate::host::lxc::Container;
-use crate::host::lxc_snaps::layout::{Dependant, Rootfs};
-use crate::host::lxc_snaps::{self, GOING, Tree};
 use crate::store::disk;
 use crate::store::layers::remove_tree;
 use crate::store::name::nearest;
-use crate::tree::error::OnProgress;
-use crate::tree::measure;
-use cowl_layers::shown::Show as _;
 
 /// An LXC container with its snapshots, alone: nobody else restores or removes here while this lives.
 #[derive(Debug)]
-pub struct Place {
-    container: Container,
+pub struct LockedSnapshots {
+    pub(super) container: LxcContainer,
     folder: PathBuf,
-    patience: Duration,
+    pub(super) patience: Duration,
     _lock: OwnedFd,
 }
 
 /// The complaint about an LXC container that is not there.
-pub fn no_container(container: &Container) -> Error {
+pub fn no_container(container: &LxcContainer) -> Error {
     Error::not_found(format!(
         "there is no LXC container named {} in {}",
         container.name,
@@ -51,7 +43,11 @@ pub fn no_container(container: &Container) -> Error {
 }
 
 /// The snapshot of exactly this name.
-pub fn find<'t>(container: &Container, trees: &'t [Tree], name: &OsStr) -> Result<&'t Tree> {
+pub fn find<'t>(
+    container: &LxcContainer,
+    trees: &'t [LxcSnapshot],
+    name: &OsStr,
+) -> Result<&'t LxcSnapshot> {
     trees.iter().find(|tree| tree.name == name).ok_or_else(|| {
         let known = trees.iter().filter_map(|tree| tree.name.to_str());
         let hint = match name.to_str().and_then(|name| nearest(name, known)) {
@@ -68,7 +64,7 @@ pub fn find<'t>(container: &Container, trees: &'t [Tree], name: &OsStr) -> Resul
 }
 
 /// A snapshot whose making was cut off is none to go back to.
-pub fn refuse_unfinished(tree: &Tree) -> Result<()> {
+pub fn refuse_unfinished(tree: &LxcSnapshot) -> Result<()> {
     if tree.taken.is_some() {
         return Ok(());
     }
@@ -79,9 +75,9 @@ pub fn refuse_unfinished(tree: &Tree) -> Result<()> {
     .hint(format!("nothing was changed; -d {name} removes it")))
 }
 
-impl Place {
+impl LockedSnapshots {
     /// Waits until nobody else is at work here, and cleans up.
-    pub fn open(container: Container, patience: Duration) -> Result<Self> {
+    pub fn open(container: LxcContainer, patience: Duration) -> Result<Self> {
         if !disk::is_there(&container.dir())? {
             return Err(no_container(&container));
         }
@@ -90,8 +86,8 @@ impl Place {
         if !disk::is_there(&container.config())? {
             return Err(no_container(&container));
         }
-        let folder = lxc_snaps::folder(&container)?;
-        let (here, out) = lxc_snaps::going(&folder)?;
+        let folder = snapshots::folder(&container)?;
+        let (here, out) = snapshots::going(&folder)?;
         for dir in out {
             remove_tree(&dir)?;
         }
@@ -104,27 +100,27 @@ impl Place {
             patience,
             _lock: lock,
         };
-        place.remove_staging()?;
+        staging::remove_staging(&place.container, patience)?;
         Ok(place)
     }
 
     /// The container.
-    pub fn container(&self) -> &Container {
+    pub fn container(&self) -> &LxcContainer {
         &self.container
     }
 
     /// Its snapshots, by number.
-    pub fn trees(&self) -> Result<Vec<Tree>> {
-        lxc_snaps::list(&self.folder)
+    pub fn trees(&self) -> Result<Vec<LxcSnapshot>> {
+        snapshots::list(&self.folder)
     }
 
     /// The snapshot of exactly this name.
-    pub fn tree(&self, name: &OsStr) -> Result<Tree> {
+    pub fn tree(&self, name: &OsStr) -> Result<LxcSnapshot> {
         find(&self.container, &self.trees()?, name).cloned()
     }
 
     /// Removes snapshots: all, or none where one can't go.
-    pub fn remove(&self, trees: &[Tree]) -> Result<()> {
+    pub fn remove(&self, trees: &[LxcSnapshot]) -> Result<()> {
         for tree in trees {
             refuse_base(
                 &tree.dir,
@@ -145,32 +141,10 @@ impl Place {
     }
 }
 
-/// Alone in a folder, for as long as what this answers with lives.
-fn lock_dir(dir: &Path, patience: Duration) -> Result<OwnedFd> {
-    const PAUSE: Duration = Duration::from_millis(20);
-    let at = |error: cowl_layers::Error| Error::at("lock", dir, error);
-    let until = Instant::now() + patience;
-    let opened = sys::dir::open_root(dir).map_err(at)?;
-    loop {
-        if let Some(lock) = sys::dir::lock_exclusive(opened.as_fd()).map_err(at)? {
-            return Ok(lock);
-        }
-        if Instant::now() >= until {
-            return Err(Error::busy(format!(
-                "waited {} s for another command that is at work in {}",
-                patience.as_secs(),
-                dir.shown()
-            ))
-            .hint("try again when it has ended"));
-        }
-        std::thread::sleep(PAUSE);
-    }
-}
-
 /// Removes a snapshot's folder, which counts no more.
 fn take_away(dir: &Path) -> Result<()> {
-    lxc_snaps::forget_dependant(dir)?;
-    let Some(out) = lxc_snaps::way_out(dir) else {
+    snapshots::forget_dependant(dir)?;
+    let Some(out) = snapshots::way_out(dir) else {
         return Err(Error::failed(format!("{} names no folder", dir.shown())));
     };
     // Under a name that tells what is left of it.
@@ -180,7 +154,7 @@ fn take_away(dir: &Path) -> Result<()> {
 
 /// Refuses to touch what other containers stand on.
 pub fn refuse_base(dir: &Path, name: &str) -> Result<()> {
-    let found = lxc_snaps::dependants(dir)?;
+    let found = snapshots::dependants(dir)?;
     let Some(first) = found.first() else {
         return Ok(());
     };
@@ -196,38 +170,4 @@ pub fn refuse_base(dir: &Path, name: &str) -> Result<()> {
         "{name} stays as it is: {who}{more}, made by lxc-copy -s, stands on its files"
     ))
     .hint("restore to a new name with -N NEW, or destroy what stands on it first"))
-}
-
-/// What an overlay of LXC's shows.
-fn view(delta: &Path, lowers: &[PathBuf]) -> Result<View> {
-    let space = XattrSpace::detect();
-    let mut layers = vec![Layer::open_foreign(delta, space)?];
-    for lower in lowers {
-        layers.push(Layer::open_foreign(lower, space)?);
-    }
-    Ok(View::new(layers))
-}
-
-/// Fills a new plain folder with what is there, and looks at what was made. Answers with what could not be
-/// taken over.
-pub fn copy(from: &Rootfs, to: &Path, progress: OnProgress<'_>) -> Result<Vec<String>> {
-    let done = match from {
-        Rootfs::Folder(path) => import::plain(path, to, progress)?,
-        Rootfs::Overlay { delta, lowers } => export_dir::fill(&view(delta, lowers)?, to, progress)?,
-        Rootfs::Other(_) => return Err(Error::failed("its files are in no folder")),
-    };
-    if let (Rootfs::Folder(path), true) = (from, done.notes.is_empty())
-        && measure(path)?.looks != measure(to)?.looks
-    {
-        return Err(Error::failed(format!(
-            "{} changed while it was copied; nothing else was changed",
-            path.shown()
-        ))
-        .hint("try again when nobody writes to it"));
-    }
-    Ok(done
-        .notes
-        .iter()
-        .map(|(path, why)| format!("{}: {why}", path.escape_ascii()))
-        .collect())
 }

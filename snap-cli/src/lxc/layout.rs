@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
-use crate::host::lxc::config;
+use super::config;
 
 /// How LXC writes a time: that of the machine's zone, without saying which.
 const TIME: &str = "%Y:%m:%d %H:%M:%S";

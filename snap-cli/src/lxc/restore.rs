@@ -3,33 +3,29 @@
 //! To the same name: the files are copied beside those of now, put on the disk, and the two folders change
 //! places in one call. To a new name: a whole container is made beside and renamed.
 
-use std::ffi::OsString;
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::io::{Read as _, Write as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
+use cowl_layers::shown::Show as _;
 use cowl_layers::sys::dir;
 use cowl_layers::sys::within::{self, Links, Named};
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 
-use super::{Place, copy, lock_dir, refuse_base, refuse_unfinished};
+use super::command::{LxcContainer, State, random_address};
+use super::config;
+use super::copy::copy;
+use super::layout::{self, Rootfs};
+use super::locked::{LockedSnapshots, refuse_base, refuse_unfinished};
+use super::snapshots::{GOING, LxcSnapshot};
+use super::staging::{alone_in, live_top, make_dir, staging};
 use crate::error::{Error, Result};
-use crate::host::files;
-use crate::host::lxc::{Container, State, config, random_address};
-use crate::host::lxc_snaps::Tree;
-use crate::host::lxc_snaps::layout::{self, Rootfs};
-use crate::host::{inside, mountinfo, users};
+use crate::host::{files, inside, mountinfo, users};
 use crate::shell::quoted;
 use crate::store::disk;
 use crate::store::layers::remove_tree;
 use crate::tree::error::OnProgress;
-use cowl_layers::shown::Show as _;
-
-/// What the names of folders that are being made begin with.
-const STAGING: &str = ".cowl-restore.";
 
 /// Files of a snapshot that belong to it and not to the container.
 const OF_THE_SNAPSHOT: [&str; 7] = [
@@ -39,55 +35,13 @@ const OF_THE_SNAPSHOT: [&str; 7] = [
     "partial",
     "lxc_rdepends",
     "lxc_snapshots",
-    super::GOING,
+    GOING,
 ];
 
-/// The place beside `path` where what is to take its place is made.
-fn staging(path: &Path) -> Option<PathBuf> {
-    let mut name = OsString::from(STAGING);
-    name.push(path.file_name()?);
-    Some(path.with_file_name(name))
-}
-
-/// The folder that the container writes to, links followed; as it is where it is not there.
-fn live_top(container: &Container) -> Result<Option<(Rootfs, PathBuf)>> {
-    let file = container.config();
-    let text = files::read(&file)?;
-    let Some(rootfs) = layout::rootfs(&text) else {
-        return Ok(None);
-    };
-    let Some(top) = rootfs.top() else {
-        return Ok(None);
-    };
-    let top = match std::fs::canonicalize(top) {
-        Ok(real) => real,
-        Err(error) if error.kind() == ErrorKind::NotFound => top.to_path_buf(),
-        Err(error) => return Err(Error::at("look at", top, error)),
-    };
-    Ok(Some((rootfs, top)))
-}
-
-impl Place {
-    /// Removes what killed restores left: copies that were not ready, and files that one took the place of.
-    pub(super) fn remove_staging(&self) -> Result<()> {
-        let found = live_top(&self.container)?;
-        if let Some(left) = found.and_then(|(_, top)| staging(&top)) {
-            remove_tree(&left)?;
-        }
-        let lxcpath = &self.container.lxcpath;
-        let _alone = lock_dir(lxcpath, self.patience)?;
-        for name in disk::names(lxcpath)? {
-            let left = lxcpath.join(&name);
-            if name.starts_with(STAGING) && left != self.container.dir() && is_dead(&left)? {
-                remove_tree(&left)?;
-            }
-        }
-        Ok(())
-    }
-
+impl LockedSnapshots {
     /// Makes the container's files what they were at a snapshot. Its settings stay. Answers with what people
     /// should know.
-    pub fn restore(&self, tree: &Tree, progress: OnProgress<'_>) -> Result<Vec<String>> {
+    pub fn restore(&self, tree: &LxcSnapshot, progress: OnProgress<'_>) -> Result<Vec<String>> {
         refuse_unfinished(tree)?;
         let from = tree.rootfs()?;
         let here = &self.container;
@@ -149,7 +103,7 @@ impl Place {
     }
 
     /// Says so when its settings are not those of the snapshot.
-    fn other_settings(&self, tree: &Tree) -> Result<Option<String>> {
+    fn other_settings(&self, tree: &LxcSnapshot) -> Result<Option<String>> {
         let here = &self.container;
         let file = here.config();
         let live = files::read(&file)?;
@@ -167,13 +121,13 @@ impl Place {
     /// Makes a new container of a snapshot, with files of its own. Answers with what people should know.
     pub fn restore_as(
         &self,
-        tree: &Tree,
+        tree: &LxcSnapshot,
         new: &str,
         progress: OnProgress<'_>,
     ) -> Result<Vec<String>> {
         refuse_unfinished(tree)?;
         let from = tree.rootfs()?;
-        let new = Container {
+        let new = LxcContainer {
             lxcpath: self.container.lxcpath.clone(),
             name: checked_name(new)?.to_owned(),
         };
@@ -215,10 +169,10 @@ impl Place {
 
     fn fill(
         &self,
-        tree: &Tree,
+        tree: &LxcSnapshot,
         from: &Rootfs,
         made: &Path,
-        new: &Container,
+        new: &LxcContainer,
         progress: OnProgress<'_>,
     ) -> Result<Vec<String>> {
         let rootfs = made.join("rootfs");
@@ -263,38 +217,6 @@ fn checked_name(name: &str) -> Result<&str> {
         .hint("a name is one word without '/' that does not begin with '.'"));
     }
     Ok(name)
-}
-
-fn make_dir(path: &Path) -> Result<()> {
-    std::fs::DirBuilder::new()
-        .mode(0o770)
-        .create(path)
-        .map_err(|error| Error::at("make the folder", path, error))
-}
-
-/// Whether nobody is making a container in the folder any more.
-fn is_dead(path: &Path) -> Result<bool> {
-    let locked = dir::open_root(path).and_then(|opened| dir::lock_exclusive(opened.as_fd()));
-    match locked {
-        Ok(lock) => Ok(lock.is_some()),
-        Err(error) if error.is_absent() => Ok(false),
-        Err(error) => Err(Error::at("lock", path, error)),
-    }
-}
-
-/// Makes the folder in which a container is made. Held for its lock, by which others tell that somebody is
-/// at work there.
-fn alone_in(path: &Path, name: &str, patience: Duration) -> Result<OwnedFd> {
-    let _alone = lock_dir(path.parent().unwrap_or(path), patience)?;
-    if disk::is_there(path)? {
-        if !is_dead(path)? {
-            return Err(Error::busy(format!("another command is making {name}"))
-                .hint("try again when it has ended"));
-        }
-        remove_tree(path)?;
-    }
-    make_dir(path)?;
-    lock_dir(path, patience)
 }
 
 /// Puts the folder `new` where `top` is, which comes to be where `new` was; or there is none.

@@ -2,18 +2,16 @@
 //! `LXCPATH/NAME/snaps/snap<N>`, or `LXCPATHsnaps/NAME/snap<N>` where that folder of LXC 1.0 is there. What
 //! their files say is [`layout`]'s to know. It knows nothing of stores and containers of cowl's.
 
-pub mod layout;
-
 use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use super::files::{self, read_opt};
-use super::lxc::Container;
+use super::command::LxcContainer;
+use super::layout::{self, Dependant, Rootfs};
 use crate::error::{Error, Result};
+use crate::host::files::{self, read_opt};
 use cowl_layers::shown::Show as _;
-use layout::{Dependant, Rootfs};
 
 /// The config of a snapshot that is being removed: without its config it is none any more, for LXC too.
 pub const GOING: &str = "config.cowl-removed";
@@ -23,7 +21,7 @@ const REMOVED: &str = ".cowl-removed.";
 
 /// One snapshot of LXC's.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tree {
+pub struct LxcSnapshot {
     /// Its name: snap0, snap1, ...
     pub name: OsString,
     /// Its folder.
@@ -33,7 +31,7 @@ pub struct Tree {
 }
 
 /// The folder of a container's snapshots; it need not be there.
-pub fn folder(container: &Container) -> Result<PathBuf> {
+pub fn folder(container: &LxcContainer) -> Result<PathBuf> {
     // The old place is the container folder's path with five letters more, whatever that gives.
     let mut old = container.lxcpath.clone().into_os_string();
     old.push("snaps");
@@ -68,13 +66,13 @@ fn names(folder: &Path) -> Result<Vec<OsString>> {
 }
 
 /// The snapshots in a folder, by number.
-pub fn list(folder: &Path) -> Result<Vec<Tree>> {
+pub fn list(folder: &Path) -> Result<Vec<LxcSnapshot>> {
     let mut found = Vec::new();
     for name in names(folder)? {
         let dir = folder.join(&name);
         if there(&dir.join("config"))? {
             let taken = read_opt(&dir.join("ts"))?.and_then(|text| layout::shown_time(&text));
-            found.push(Tree { name, dir, taken });
+            found.push(LxcSnapshot { name, dir, taken });
         }
     }
     found.sort_by_key(|tree| layout::order(&tree.name));
@@ -109,7 +107,7 @@ pub fn next_number(folder: &Path) -> Result<u64> {
     Ok(last.map_or(0, |last| last.saturating_add(1)))
 }
 
-impl Tree {
+impl LxcSnapshot {
     /// The text of its config.
     pub fn config(&self) -> Result<Vec<u8>> {
         files::read(&self.dir.join("config"))
@@ -208,9 +206,9 @@ pub fn forget_dependant(dir: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn world() -> (tempfile::TempDir, Container) {
+    fn world() -> (tempfile::TempDir, LxcContainer) {
         let dir = tempfile::tempdir().unwrap();
-        let container = Container {
+        let container = LxcContainer {
             lxcpath: dir.path().join("l"),
             name: "c1".to_owned(),
         };
