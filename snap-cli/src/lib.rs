@@ -9,6 +9,7 @@
 //! - [`cli`]: verbs, output, exit codes. A few lines each over the library.
 //! - [`container`], [`snapshot`]: what can be done.
 //! - [`check`]: whether all that is there holds together.
+//! - [`lxc`]: LXC's containers, their config files, and the snapshots that LXC's tools made.
 //! - [`archive`]: trees in and out.
 //! - [`delta`]: differences between states: comparing, patches, merging, restoring.
 //! - [`tree`]: the toolkit for trees: walking, reading, creating, hashing.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use cowl_layers::shown::{Allowed, plain};
 
-use super::super::output;
+use crate::cli::output;
 use crate::error::{Error, Result};
 
 /// Levels at which notes are wanted in the file.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::Front;
+use super::front::Front;
 use crate::container::Container;
 use crate::container::adopt::{Candidate, What, adopt};
 use crate::error::{Error, Kind, Result};

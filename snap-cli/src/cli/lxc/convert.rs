@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use super::{Context, Verb, output};
+use crate::cli::{Context, Verb, output};
 use crate::container::Container;
 use crate::container::lxc::Copy;
 use crate::error::{Error, Result};
@@ -16,7 +16,7 @@ use crate::store::name::ContainerName;
 /// Another container's config is the model: host name, hardware addresses and files in the
 /// container's own folder become the new one's.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(in crate::cli) struct Args {
     /// The container
     name: OsString,
     /// A container whose LXC config is the model

@@ -2,37 +2,36 @@
 //! keeps and those that LXC made. docs/lxc-snapshot.md has what is another.
 
 mod args;
+mod front;
 mod kept;
 mod list;
 mod said;
 mod tasks;
 
 use std::ffi::{OsStr, OsString};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser as _};
 
-use super::{Context, output};
+use crate::cli::{Context, output};
 use crate::config::{Asked, Config};
 use crate::error::{Error, Result};
-use crate::lxc;
-use crate::lxc::locked::no_container;
-use crate::lxc::snapshots;
 use crate::shell::quoted;
-use crate::store::{Session, Store, disk};
+use crate::store::{Session, Store};
 use args::{Args, Task};
+use front::Front;
 use said::Said;
 
 /// Whether this is the name that we were called by.
-pub(super) fn is_called(args: &[OsString]) -> bool {
+pub(in crate::cli) fn is_called(args: &[OsString]) -> bool {
     let name = args.first().and_then(|arg| Path::new(arg).file_name());
     name == Some(OsStr::new("lxc-snapshot"))
 }
 
 /// Runs the command line. Whatever goes wrong ends with 1, as there.
-pub(super) fn main(args: &[OsString]) -> ExitCode {
+pub(in crate::cli) fn main(args: &[OsString]) -> ExitCode {
     let parsed = match Args::try_parse_from(args) {
         Ok(parsed) => parsed,
         Err(error) => {
@@ -67,15 +66,6 @@ fn told(args: &Args) -> Option<Result<()>> {
     Some(output::text(text.trim_end()))
 }
 
-/// What every task gets.
-struct Front<'a> {
-    context: &'a Context,
-    container: lxc::LxcContainer,
-    /// The folder of its snapshots, as the original would print it.
-    shown_folder: PathBuf,
-    said: &'a Said,
-}
-
 fn run(words: &[OsString], args: &Args, said: &mut Said) -> Result<()> {
     if let Some(file) = &args.logfile {
         let level = args.logpriority.as_ref().and_then(|level| level.to_str());
@@ -101,7 +91,7 @@ fn run(words: &[OsString], args: &Args, said: &mut Said) -> Result<()> {
     }
     let context = context(words)?;
     let asked = args.lxcpath.as_deref();
-    let front = front(&context, &name, asked, said)?;
+    let front = Front::new(&context, &name, asked, said)?;
     match meant.task {
         Task::Take => front.take(args.comment.as_deref()),
         Task::List => list::print(&front, front.kept()?.as_ref(), args.showcomments, said),
@@ -129,45 +119,5 @@ fn context(words: &[OsString]) -> Result<Context> {
             mounts: config.mounts,
         },
         config,
-    })
-}
-
-fn front<'a>(
-    context: &'a Context,
-    name: &OsStr,
-    asked: Option<&Path>,
-    said: &'a Said,
-) -> Result<Front<'a>> {
-    let lxcpath = lxc::lxcpath(asked)?;
-    // Without a slash at its end, which would name another old folder.
-    let lxcpath: PathBuf = lxcpath.components().collect();
-    let plain = name.to_str().filter(|name| {
-        !matches!(*name, "" | "." | "..")
-            && !name.contains('/')
-            && !name.chars().any(char::is_control)
-    });
-    let Some(name) = plain else {
-        return Err(Error::usage(format!(
-            "\"{}\" can't be a container's name",
-            name.as_encoded_bytes().escape_ascii()
-        )));
-    };
-    let container = lxc::LxcContainer {
-        lxcpath,
-        name: name.to_owned(),
-    };
-    if !disk::is_there(&container.config())? {
-        return Err(no_container(&container));
-    }
-    let folder = snapshots::folder(&container)?;
-    let shown_folder = match (asked, folder.strip_prefix(&container.lxcpath)) {
-        (Some(asked), Ok(inside)) => asked.join(inside),
-        _ => folder,
-    };
-    Ok(Front {
-        context,
-        container,
-        shown_folder,
-        said,
     })
 }

@@ -3,11 +3,11 @@
 use std::ffi::OsStr;
 use std::path::Path;
 
-use super::super::output;
-use super::super::text::read_text;
-use super::Front;
+use super::front::Front;
 use super::kept::Kept;
 use super::list::{self, One};
+use crate::cli::output;
+use crate::cli::text::read_text;
 use crate::container::Container;
 use crate::error::{Error, Result};
 use crate::host::hooks::Event;
@@ -23,16 +23,6 @@ use crate::store::manifest::SnapshotRef;
 use crate::store::name::{Address, ContainerName};
 
 impl Front<'_> {
-    pub(super) fn place(&self) -> Result<LockedSnapshots> {
-        LockedSnapshots::open(self.container.clone(), self.context.session.patience)
-    }
-
-    pub(super) fn notes(&self, notes: Vec<String>) {
-        for note in notes {
-            self.said.note(&note);
-        }
-    }
-
     pub(super) fn take(&self, comment: Option<&Path>) -> Result<()> {
         // Before anything is made.
         let comment = comment.map(read_text).transpose()?.unwrap_or_default();

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use super::{Context, Verb, output};
+use crate::cli::{Context, Verb, output};
 use crate::container::Container;
 use crate::error::{Error, Result};
 use crate::lxc;
@@ -17,7 +17,7 @@ use cowl_layers::shown::Show as _;
 /// Each becomes a snapshot of cowl's, with its time and its remark, and keeps its name where that is free.
 /// Its files are copied into the store, and LXC's folder of it goes when all of it is there.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(in crate::cli) struct Args {
     /// The container
     name: OsString,
     /// Only these of LXC's snapshots [default: all]

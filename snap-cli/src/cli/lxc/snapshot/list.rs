@@ -5,10 +5,10 @@ use std::os::unix::ffi::OsStrExt as _;
 
 use jiff::tz::TimeZone;
 
-use super::super::output;
-use super::Front;
+use super::front::Front;
 use super::kept::Kept;
 use super::said::Said;
+use crate::cli::output;
 use crate::error::{Error, Result};
 use crate::lxc::layout;
 use crate::lxc::locked::find as find_tree;
