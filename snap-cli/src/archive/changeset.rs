@@ -73,6 +73,14 @@ struct Level {
     path: usize,
 }
 
+/// Whether the entry of a directory was written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum DirEntry {
+    Written,
+    /// It is written if something below it is.
+    Pending,
+}
+
 struct Delta<'a> {
     old: Option<&'a View>,
     new: &'a View,
@@ -143,7 +151,7 @@ impl Delta<'_> {
             (_, new) => {
                 self.emit(out, &new)?;
                 match new {
-                    Found::Dir(new) => self.enter(out, None, new, true),
+                    Found::Dir(new) => self.enter(out, None, new, DirEntry::Written),
                     Found::Absent | Found::Whiteout | Found::File(_) => Ok(()),
                 }
             }
@@ -171,7 +179,11 @@ impl Delta<'_> {
         if opaque {
             self.mark(out, foreign::OPAQUE_NAME)?;
         }
-        self.enter(out, Some(old).filter(|_| !opaque), new, differs)
+        let entry = match differs {
+            true => DirEntry::Written,
+            false => DirEntry::Pending,
+        };
+        self.enter(out, Some(old).filter(|_| !opaque), new, entry)
     }
 
     /// Goes into a directory: marks what is gone, and notes what is there now for later.
@@ -180,7 +192,7 @@ impl Delta<'_> {
         out: &mut Out<'_, '_, W>,
         old: Option<DirNode>,
         new: DirNode,
-        written: bool,
+        entry: DirEntry,
     ) -> Result<()> {
         let what = "can't read the folder";
         let mut before: BTreeSet<Name> = match (self.old, &old) {
@@ -197,7 +209,7 @@ impl Delta<'_> {
         };
         let mut names: Vec<_> = listed.into_iter().map(|e| e.name).map(with_old).collect();
         names.reverse();
-        if written {
+        if entry == DirEntry::Written {
             self.written = self.levels.len() + 1;
         }
         self.levels.push(Level {

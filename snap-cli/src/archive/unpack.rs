@@ -17,7 +17,7 @@ use super::dir_attrs::DirAttrs;
 use super::dir_map::DirMap;
 use super::marks;
 use super::member::{Member, What};
-use super::place;
+use super::place::{self, NewEntry};
 use super::report::Report;
 use super::stream::Members;
 use crate::tree::attrs::{self, Attrs};
@@ -119,7 +119,7 @@ impl<'a> Unpack<'a> {
             (self.progress)(self.out.done);
         }
         if let How::Changes(_) = self.how
-            && self.is_mark(&member, &path)?
+            && self.apply_marker(&member, &path)?
         {
             return Ok(());
         }
@@ -143,44 +143,26 @@ impl<'a> Unpack<'a> {
         if member.what != What::Folder {
             self.forget(&path)?;
         }
-        let parent = self.places.folder(parent, true)?;
+        let parent = self.places.open_or_create(parent)?;
         let is_folder = member.what == What::Folder;
+        let new = match is_folder {
+            true => NewEntry::Directory,
+            false => NewEntry::Other,
+        };
         self.how.refuse_second(parent, name, &path)?;
-        if place::make_room(parent, name, is_folder, &path)? {
+        if place::make_room(parent, name, new, &path)? {
             let folder = dir::open_dir(parent, name).context("can't open the folder", &path)?;
             if let How::Changes(_) = self.how {
                 only(folder.as_fd(), &member.attrs, &path)?;
             }
             return self.directories.set(folder.as_fd(), &path, member.attrs);
         }
-        let device = |kind, rdev| {
-            self.how
-                .node(parent, name, (kind, rdev), &member.attrs, &path)
-        };
-        let done = match &member.what {
-            What::Symlink(target) if target.is_empty() || target.contains(&0) => {
-                let what = "the archive has a symbolic link that points nowhere";
-                Err(TreeError::new(ErrorKind::Refused, what).at(path.as_slice()))
-            }
-            What::Symlink(target) => create::symlink(parent, name, target, &member.attrs, &path),
-            What::CharDevice(rdev) => device(FileKind::CharDevice, *rdev),
-            What::BlockDevice(rdev) => device(FileKind::BlockDevice, *rdev),
-            What::Fifo => device(FileKind::Fifo, 0),
-            What::HardLink(_) => Ok(()),
-            What::Socket => device(FileKind::Socket, 0),
-            What::Folder => create::dir(parent, name, &path).map(drop),
-            What::File => {
-                let fd = create::file(parent, name, &path)?;
-                self.content(&fd, &member, &path, members)?;
-                attrs::apply(fd.as_fd(), FileKind::Regular, &member.attrs, &path)
-            }
-        };
-        done?;
+        self.create(&member, &path, members)?;
         if member.own.ino.is_none() && !is_folder {
             return Ok(());
         }
         let (parent, name) = path::split(&path);
-        let place = self.places.folder(parent, false)?;
+        let place = self.places.open(parent)?;
         let number = number(place, name, &member, &path)?;
         self.numbers.lent.extend(number);
         if is_folder {
@@ -188,6 +170,39 @@ impl<'a> Unpack<'a> {
             self.directories.set(folder.as_fd(), &path, member.attrs)?;
         }
         Ok(())
+    }
+
+    /// Creates the object of an entry whose name is free.
+    fn create<R: Read>(
+        &mut self,
+        member: &Member,
+        path: &[u8],
+        members: &mut Members<R>,
+    ) -> Result<()> {
+        let (parent, name) = path::split(path);
+        let parent = self.places.open(parent)?;
+        let device = |kind, rdev| {
+            self.how
+                .node(parent, name, (kind, rdev), &member.attrs, path)
+        };
+        match &member.what {
+            What::Symlink(target) if target.is_empty() || target.contains(&0) => {
+                let what = "the archive has a symbolic link that points nowhere";
+                Err(TreeError::new(ErrorKind::Refused, what).at(path))
+            }
+            What::Symlink(target) => create::symlink(parent, name, target, &member.attrs, path),
+            What::CharDevice(rdev) => device(FileKind::CharDevice, *rdev),
+            What::BlockDevice(rdev) => device(FileKind::BlockDevice, *rdev),
+            What::Fifo => device(FileKind::Fifo, 0),
+            What::HardLink(_) => Ok(()),
+            What::Socket => device(FileKind::Socket, 0),
+            What::Folder => create::dir(parent, name, path).map(drop),
+            What::File => {
+                let fd = create::file(parent, name, path)?;
+                self.content(&fd, member, path, members)?;
+                attrs::apply(fd.as_fd(), FileKind::Regular, &member.attrs, path)
+            }
+        }
     }
 
     /// Puts the attributes into the form that they have on the disk.
@@ -211,13 +226,13 @@ impl<'a> Unpack<'a> {
         Ok(())
     }
 
-    /// Does what a mark of an image's layer says; false when the entry is none.
-    fn is_mark(&mut self, member: &Member, path: &[u8]) -> Result<bool> {
+    /// Applies a marker of an image layer. Returns whether the entry is one.
+    fn apply_marker(&mut self, member: &Member, path: &[u8]) -> Result<bool> {
         let (parent, name) = path::split(path);
         if !foreign::is_mark(name) {
             self.made.insert(path, ());
             if member.what != What::Folder {
-                self.clear(path, false)?;
+                self.remove(path)?;
             }
             return Ok(false);
         }
@@ -225,34 +240,34 @@ impl<'a> Unpack<'a> {
             if self.is_cleared(parent) {
                 return Ok(true);
             }
-            let names = match self.places.folder(parent, false) {
+            let names = match self.places.open(parent) {
                 Ok(place) => dir::entries(place).context("can't read the folder", parent)?,
                 Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
                 Err(error) => return Err(error),
             };
             for entry in names {
-                self.clear(&path::join(parent, &entry.name), true)?;
+                self.clear(&path::join(parent, &entry.name))?;
             }
             self.note_cleared(parent);
         } else if let Some(hidden) = foreign::hidden_name(name) {
-            self.clear(&path::join(parent, hidden), true)?;
+            self.clear(&path::join(parent, hidden))?;
         }
         Ok(true)
     }
 
-    /// Removes what was there before these entries; what they made themselves stays if `keep` says so.
-    fn clear(&mut self, path: &[u8], keep: bool) -> Result<()> {
-        if keep && self.is_cleared(path) {
+    /// Removes what was there before these entries.
+    fn clear(&mut self, path: &[u8]) -> Result<()> {
+        if self.is_cleared(path) {
             return Ok(());
         }
         let mut todo = vec![path.to_vec()];
         while let Some(path) = todo.pop() {
-            if !keep || !(self.made.has(&path) || self.made.has_below(&path)) {
+            if !(self.made.has(&path) || self.made.has_below(&path)) {
                 self.remove(&path)?;
                 continue;
             }
             // Only what is not of this layer goes.
-            match self.places.folder(&path, false) {
+            match self.places.open(&path) {
                 Ok(place) => {
                     let names = dir::entries(place).context("can't read the folder", &path)?;
                     let inner = names.iter().map(|entry| path::join(&path, &entry.name));
@@ -262,9 +277,7 @@ impl<'a> Unpack<'a> {
                 Err(error) => return Err(error),
             }
         }
-        if keep {
-            self.note_cleared(path);
-        }
+        self.note_cleared(path);
         Ok(())
     }
 
@@ -283,7 +296,7 @@ impl<'a> Unpack<'a> {
     fn remove(&mut self, path: &[u8]) -> Result<()> {
         self.forget(path)?;
         let (parent, name) = path::split(path);
-        let place = match self.places.folder(parent, false) {
+        let place = match self.places.open(parent) {
             Ok(place) => place,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
@@ -347,7 +360,7 @@ impl<'a> Unpack<'a> {
         }
         let (parent, name) = path::split(&clean);
         let missing = "the archive has a hard link to what is not in it, or comes later";
-        let source = match self.targets.folder(parent, false) {
+        let source = match self.targets.open(parent) {
             Ok(place) => dir::open_path(place, name),
             Err(error) if error.kind() == ErrorKind::NotFound => return refuse(missing),
             Err(error) => return Err(error),
@@ -367,9 +380,9 @@ impl<'a> Unpack<'a> {
         }
         self.forget(path)?;
         let (parent, name) = path::split(path);
-        let place = self.places.folder(parent, true)?;
+        let place = self.places.open_or_create(parent)?;
         self.how.refuse_second(place, name, path)?;
-        place::make_room(place, name, false, path)?;
+        place::make_room(place, name, NewEntry::Other, path)?;
         self.how.link(source.as_fd(), place, name, path)
     }
 }

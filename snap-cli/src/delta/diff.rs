@@ -489,10 +489,12 @@ impl Diff<'_> {
     }
 }
 
-/// Which of the two has something that the other has not.
+/// Which of the two states has an object that the other lacks.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Side {
+pub(super) enum Side {
+    /// The old one.
     Gone,
+    /// The new one.
     New,
 }
 

@@ -64,6 +64,13 @@ pub struct Plan {
     scope: Scope,
 }
 
+/// Whether a path lies below a directory that was renamed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Position {
+    InPlace,
+    Moved,
+}
+
 /// What a walk over a state finds in a scope.
 #[derive(Default)]
 struct Survey {
@@ -126,7 +133,11 @@ impl Plan {
                 }
                 continue;
             }
-            plan.as_both_say(&mut before, &mut now, path, moved.contains(path))?;
+            let position = match moved.contains(path) {
+                true => Position::Moved,
+                false => Position::InPlace,
+            };
+            plan.as_both_say(&mut before, &mut now, path, position)?;
         }
         let (then, now) = (Survey::of(old, scope)?, Survey::of(new, scope)?);
         plan.links(&then, &now);
@@ -159,13 +170,13 @@ impl Plan {
         self.steps.push(Step::new(path.to_vec(), what));
     }
 
-    /// What is done to a path follows from what both states have there.
+    /// Plans a path by what both states have there.
     fn as_both_say(
         &mut self,
         old: &mut Finder<'_>,
         new: &mut Finder<'_>,
         path: &[u8],
-        moved: bool,
+        position: Position,
     ) -> Result<()> {
         let gone = |found: &Found| matches!(found, Found::Absent | Found::Whiteout);
         let (then, now) = (old.at(path)?, new.at(path)?);
@@ -183,7 +194,7 @@ impl Plan {
                 self.step(path, What::PutBack);
                 let both = matches!((then, now), (Found::Dir(_), Found::Dir(_)));
                 // Where a folder was moved away, another one may lie in its place.
-                match both && !moved {
+                match both && position == Position::InPlace {
                     true => self.attributes.insert(path, ()),
                     false => self.whole.insert(path, ()),
                 };

@@ -1,5 +1,5 @@
-//! Finding directories in a tree that is being made: one component at a time and following no link, so
-//! that nothing can ever be written outside the tree.
+//! Opens directories in a tree that is being created: one component at a time and following no symbolic link, so that
+//! nothing can be written outside the tree.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
@@ -11,8 +11,7 @@ use super::create;
 use super::error::{Context as _, ErrorKind, Result, TreeError};
 use super::position::Position;
 
-/// Finds directories below the target's root. It stands in one of them, because entries mostly come
-/// directory by directory.
+/// A cursor over the directories of a tree. It stays in one of them, because entries mostly come directory by directory.
 pub(crate) struct DirCursor(Position);
 
 const BACK: &str = "cannot go back to the directory above";
@@ -22,28 +21,28 @@ impl DirCursor {
         Self(Position::new(root))
     }
 
-    /// The root.
+    /// Returns the root.
     pub(crate) fn root(&self) -> BorrowedFd<'_> {
         self.0.root()
     }
 
-    /// The directory in which it stands.
+    /// Returns the current directory.
     pub(crate) fn here(&self) -> BorrowedFd<'_> {
         self.0.here()
     }
 
-    /// Forgets open directories at or below a clean path that is about to be replaced.
+    /// Forgets open directories at or below a normalized path that is about to be replaced.
     pub(crate) fn forget(&mut self, path: &[u8]) -> Result<()> {
         self.0.forget(path).context(BACK, path)
     }
 
-    /// Steps down into a directory of the one in which it stands.
+    /// Enters a subdirectory of the current directory.
     pub(crate) fn enter(&mut self, name: &[u8], path: &[u8]) -> Result<()> {
-        let fd = step(self.here(), name, false, path)?;
+        let fd = step(self.here(), name, Missing::Refuse, path)?;
         self.0.push(name, fd).context("can't read", path)
     }
 
-    /// Steps up out of a directory (with this path, for messages) that `finish` may close to its owner.
+    /// Leaves the current directory (its path is for messages), which `finish` may make unsearchable for its owner.
     pub(crate) fn leave(
         &mut self,
         path: &[u8],
@@ -55,22 +54,37 @@ impl DirCursor {
         self.0.back_to(depth).context(BACK, path)
     }
 
-    /// Steps to the directory with this clean path, and gives its descriptor. With `create`, missing ones are
-    /// made as tar does (mode 0755, root's or the caller's).
-    pub(crate) fn folder(&mut self, path: &[u8], create: bool) -> Result<BorrowedFd<'_>> {
+    /// Goes to the directory with this normalized path, and returns its descriptor.
+    pub(crate) fn open(&mut self, path: &[u8]) -> Result<BorrowedFd<'_>> {
+        self.go_to(path, Missing::Refuse)
+    }
+
+    /// Like [`Self::open`]; missing directories are created with mode 0755, as by tar.
+    pub(crate) fn open_or_create(&mut self, path: &[u8]) -> Result<BorrowedFd<'_>> {
+        self.go_to(path, Missing::Create)
+    }
+
+    fn go_to(&mut self, path: &[u8], missing: Missing) -> Result<BorrowedFd<'_>> {
         let rest = self.0.towards(path).context(BACK, path)?;
         for part in rest.split(|&byte| byte == b'/').filter(|p| !p.is_empty()) {
-            let fd = step(self.here(), part, create, path)?;
+            let fd = step(self.here(), part, missing, path)?;
             self.0.push(part, fd).context("can't read", path)?;
         }
         Ok(self.here())
     }
 }
 
-fn step(from: BorrowedFd<'_>, part: &[u8], create: bool, path: &[u8]) -> Result<OwnedFd> {
+/// The treatment of a missing directory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    Refuse,
+    Create,
+}
+
+fn step(from: BorrowedFd<'_>, part: &[u8], missing: Missing, path: &[u8]) -> Result<OwnedFd> {
     match dir::open_dir(from, part) {
         Ok(fd) => Ok(fd),
-        Err(error) if error.errno() == Errno::NOENT && create => {
+        Err(error) if error.errno() == Errno::NOENT && missing == Missing::Create => {
             let fd = create::dir(from, part, path)?;
             cowl_layers::sys::attr::chmod(fd.as_fd(), create::IMPLIED_PERM)
                 .context("can't set the mode", path)?;
@@ -108,20 +122,20 @@ mod tests {
             .collect();
         let mut ids = Vec::new();
         for path in &visited {
-            let fd = places.folder(path, true).unwrap();
+            let fd = places.open_or_create(path).unwrap();
             let stat = stat::stat_fd(fd).unwrap();
             ids.push((stat.dev, stat.ino));
-            assert!(places.0.open() <= super::super::position::OPEN);
+            assert!(places.0.descriptors() <= super::super::position::OPEN);
         }
         for (path, expected) in visited.iter().zip(&ids).rev() {
             let mut fresh = DirCursor::new(dir::open_root(top.path()).unwrap());
-            let stat = stat::stat_fd(fresh.folder(path, false).unwrap()).unwrap();
+            let stat = stat::stat_fd(fresh.open(path).unwrap()).unwrap();
             assert_eq!((stat.dev, stat.ino), *expected);
-            let stat = stat::stat_fd(places.folder(path, false).unwrap()).unwrap();
+            let stat = stat::stat_fd(places.open(path).unwrap()).unwrap();
             assert_eq!((stat.dev, stat.ino), *expected);
         }
         // Step by step up, from far below what is open.
-        places.folder(&deep("a", 300), false).unwrap();
+        places.open(&deep("a", 300)).unwrap();
         for _ in 0..=300 {
             places.leave(b"", |_| Ok(())).unwrap();
         }
@@ -134,7 +148,7 @@ mod tests {
         let top = tempfile::tempdir().unwrap();
         let mut places = DirCursor::new(dir::open_root(top.path()).unwrap());
         let path = format!("a{}", "/d".repeat(200)).into_bytes();
-        places.folder(&path, true).unwrap();
+        places.open_or_create(&path).unwrap();
         std::fs::create_dir(top.path().join("b")).unwrap();
         std::fs::rename(top.path().join("a/d/d"), top.path().join("b/d")).unwrap();
         let noticed = (0..=200).any(|_| places.leave(&path, |_| Ok(())).is_err());

@@ -118,13 +118,21 @@ impl<'v> Finder<'v> {
     }
 }
 
-/// What a state has at a path as a program in it would find it: links are followed, and `..` of the root
-/// is the root. With `last` a link that the path itself is, is followed too. Gives the path that was
-/// found; not found is an error.
-pub fn follow(view: &View, path: &[u8], last: bool) -> Result<(Vec<u8>, Found)> {
+/// Whether a symbolic link in the last component of a path is followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LastLink {
+    /// It is followed.
+    Follow,
+    /// It is the result, as with `O_NOFOLLOW`.
+    Keep,
+}
+
+/// Resolves a path as a program in the state would: symbolic links are followed, and `..` of the root is the root.
+/// Returns the path without links, and the object; a missing object is an error.
+pub fn follow(view: &View, path: &[u8], last: LastLink) -> Result<(Vec<u8>, Found)> {
     let fail = |kind, what: &str| TreeError::new(kind, what).at(path);
     // A trailing slash asks for the folder that a link leads to.
-    let last = last || path.ends_with(b"/");
+    let follows_last = last == LastLink::Follow || path.ends_with(b"/");
     let mut todo: Vec<Vec<u8>> = parts(path).rev().map(<[u8]>::to_vec).collect();
     // Each directory on the way with where it ends in the path so far.
     let mut way = vec![(0, root(view)?)];
@@ -151,7 +159,7 @@ pub fn follow(view: &View, path: &[u8], last: bool) -> Result<(Vec<u8>, Found)> 
             }
             Found::Dir(dir) => way.push((here.len(), dir)),
             Found::File(file)
-                if file.stat.kind() == FileKind::Symlink && (last || !todo.is_empty()) =>
+                if file.stat.kind() == FileKind::Symlink && (follows_last || !todo.is_empty()) =>
             {
                 links += 1;
                 if links > MOST_LINKS {
@@ -259,13 +267,13 @@ mod tests {
             found.map(|(path, _)| String::from_utf8(path).unwrap())
         };
         for path in ["lib/x", "/usr/absolute", "usr/twice", "usr/lib/../../lib/x"] {
-            assert_eq!(find(path, true).unwrap(), "usr/lib/x", "{path}");
+            assert_eq!(find(path, LastLink::Follow).unwrap(), "usr/lib/x", "{path}");
         }
-        assert_eq!(find("usr/twice", false).unwrap(), "usr/twice");
-        assert_eq!(find("lib", false).unwrap(), "lib");
-        assert_eq!(find("lib/", false).unwrap(), "usr/lib");
-        assert_eq!(find("../../..", false).unwrap(), "");
-        let kind = |path: &str| find(path, true).unwrap_err().kind();
+        assert_eq!(find("usr/twice", LastLink::Keep).unwrap(), "usr/twice");
+        assert_eq!(find("lib", LastLink::Keep).unwrap(), "lib");
+        assert_eq!(find("lib/", LastLink::Keep).unwrap(), "usr/lib");
+        assert_eq!(find("../../..", LastLink::Keep).unwrap(), "");
+        let kind = |path: &str| find(path, LastLink::Follow).unwrap_err().kind();
         assert_eq!(kind("loop1"), ErrorKind::Refused);
         for path in ["dangling", "no", "usr/lib/x/y", "usr/lib/x/"] {
             assert_eq!(kind(path), ErrorKind::NotFound, "{path}");

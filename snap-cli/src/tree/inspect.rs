@@ -7,6 +7,7 @@ use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::view::{Found, View};
 
 use super::error::{Context as _, ErrorKind, Result, TreeError};
+use super::find::LastLink;
 use super::walk::{Step, Walk, open_content};
 use super::{find, path};
 
@@ -21,18 +22,26 @@ pub struct Entry {
     pub target: Option<Vec<u8>>,
 }
 
-/// What is in the folder at `path`, sorted; of anything else, that itself. With `deep` also everything
-/// below, a folder before what is in it. With `follow` a link that the path itself is, is followed, where
-/// it leads somewhere.
+/// How deep a listing is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// The entries of the directory.
+    Entries,
+    /// Everything below it.
+    Recursive,
+}
+
+/// Lists the directory at `path`, sorted, each directory before its entries; for another object, the object itself.
+/// A link in the last component is followed if `last` says so and it is not dangling.
 pub fn list<E: From<TreeError>>(
     view: &View,
     path: &[u8],
-    (follow, deep): (bool, bool),
+    (last, depth): (LastLink, Depth),
     visit: &mut dyn FnMut(Entry) -> Result<(), E>,
 ) -> Result<(), E> {
-    let (real, found) = match find::follow(view, path, follow) {
-        Err(error) if follow && error.kind() == ErrorKind::NotFound => {
-            find::follow(view, path, false)?
+    let (real, found) = match find::follow(view, path, last) {
+        Err(error) if last == LastLink::Follow && error.kind() == ErrorKind::NotFound => {
+            find::follow(view, path, LastLink::Keep)?
         }
         other => other?,
     };
@@ -54,7 +63,7 @@ pub fn list<E: From<TreeError>>(
         if let Some(entry) = entry(path, &found, walk.path())? {
             visit(entry)?;
         }
-        if let (true, Found::Dir(dir)) = (deep, found) {
+        if let (Depth::Recursive, Found::Dir(dir)) = (depth, found) {
             walk.enter(dir)?;
         }
     }
@@ -77,7 +86,7 @@ fn entry(path: Vec<u8>, found: &Found, real: &[u8]) -> Result<Option<Entry>> {
 
 /// The regular file at `path`, open for reading, and its size.
 pub fn open(view: &View, path: &[u8]) -> Result<(File, u64)> {
-    let (real, found) = find::follow(view, path, true)?;
+    let (real, found) = find::follow(view, path, LastLink::Follow)?;
     let refused = |what: &str| Err(TreeError::new(ErrorKind::Refused, what).at(path));
     match found {
         Found::File(file) if file.stat.kind() == FileKind::Regular => {

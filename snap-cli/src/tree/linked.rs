@@ -57,7 +57,7 @@ impl Linked {
             None => return Ok(None),
             Some(First::Path(path)) => {
                 let (parent, name) = split(path);
-                let place = self.places.folder(parent, false)?;
+                let place = self.places.open(parent)?;
                 dir::open_path(place, name).context("cannot open", path)?
             }
             Some(First::Aside(number)) => {

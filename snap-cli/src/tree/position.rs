@@ -190,7 +190,7 @@ fn id(fd: &OwnedFd) -> Result<(u64, u64)> {
 #[cfg(test)]
 impl Position {
     /// Returns how many descriptors are held besides that of the root.
-    pub(crate) fn open(&self) -> usize {
+    pub(crate) fn descriptors(&self) -> usize {
         self.stages
             .iter()
             .filter(|stage| stage.fd.is_some())
