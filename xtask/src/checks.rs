@@ -13,7 +13,7 @@ const TEST_CODE: &[&str] = &[
     "fs/overlay/tests/",
     "snap-cli/tests/",
     "snap-cli/examples/",
-    "snap-cli/src/delta/testing.rs",
+    "snap-cli/src/tree/testing.rs",
     "tests/",
     "benches/",
 ];

@@ -14,13 +14,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::container::durability::make_all_durable;
-use crate::delta::error::OnProgress;
 use crate::error::Result;
 use crate::store::Store;
 use crate::store::manifest::{
     ContainerId, ContainerManifest, LayerId, LayerKind, SnapshotId, SnapshotManifest,
 };
 use crate::store::name::ContainerName;
+use crate::tree::error::OnProgress;
 
 /// How bad something is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

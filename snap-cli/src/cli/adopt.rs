@@ -9,8 +9,8 @@ use crate::container::Container;
 use crate::container::adopt::{Candidate, What, adopt, known, renew};
 use crate::container::release::{How, plan, release};
 use crate::error::{Error, Result};
-use crate::host::lxc as host;
-use crate::host::users::quoted;
+use crate::lxc::{self as tools, LxcContainer};
+use crate::shell::quoted;
 use crate::store::name::ContainerName;
 use cowl_layers::shown::Show as _;
 
@@ -53,8 +53,8 @@ impl AdoptArgs {
             return Ok((What::Folder(PathBuf::from(&self.what)), name));
         }
         let lxc = ContainerName::parse(&self.what)?;
-        let container = host::Container {
-            lxcpath: host::lxcpath(self.lxcpath.as_deref())?,
+        let container = LxcContainer {
+            lxcpath: tools::lxcpath(self.lxcpath.as_deref())?,
             name: lxc.to_string(),
         };
         Ok((What::Lxc(container), asked.unwrap_or(lxc)))

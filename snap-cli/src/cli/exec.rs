@@ -7,7 +7,7 @@ use super::snapshot::{Sync, take_hooked};
 use super::{Context, Verb, output};
 use crate::container::{Container, enter, exec};
 use crate::error::{Kind, Result};
-use crate::host::users::quoted;
+use crate::shell::quoted;
 use crate::snapshot::take::Wish;
 use crate::store::name::ContainerName;
 

@@ -18,11 +18,9 @@ mod gc;
 mod hook;
 mod hooks;
 mod import;
-mod import_lxc;
 mod list;
 mod ls;
 mod lxc;
-mod lxc_snapshot;
 mod man;
 mod meta;
 mod mount;
@@ -57,7 +55,7 @@ use crate::container::Container;
 use crate::container::durability;
 use crate::container::moving::finish_all;
 use crate::error::{Error, Kind, Result};
-use crate::host::users::quoted;
+use crate::shell::quoted;
 use crate::snapshot::{State, depth, resolve};
 use crate::store::lock::Lock;
 use crate::store::name::{Address, ContainerName};
@@ -154,7 +152,7 @@ verbs! {
     Create(create::Args),
     Adopt(adopt::AdoptArgs),
     Release(adopt::ReleaseArgs),
-    Lxc(lxc::Args),
+    Lxc(lxc::convert::Args),
     Mount(mount::MountArgs),
     Umount(mount::UmountArgs),
     Exec(exec::ExecArgs),
@@ -177,7 +175,7 @@ verbs! {
     Export(export::Args),
     Import(import::Args),
     Du(du::Args),
-    ImportLxcSnapshots(import_lxc::Args),
+    ImportLxcSnapshots(lxc::import::Args),
     Status(status::Args),
     Stats(stats::Args),
     Destroy(destroy::Args),
@@ -326,8 +324,8 @@ pub fn main() -> ExitCode {
     complete::answer();
     let args: Vec<OsString> = std::env::args_os().collect();
     output::start_log();
-    if lxc_snapshot::is_called(&args) {
-        return lxc_snapshot::main(&args);
+    if lxc::snapshot::is_called(&args) {
+        return lxc::snapshot::main(&args);
     }
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,

@@ -11,7 +11,7 @@ use crate::container::mount::Privileges;
 use crate::container::state::{self, Mounted};
 use crate::container::{Container, find_snapshot_ref};
 use crate::error::{Error, Result};
-use crate::host::users::quoted;
+use crate::shell::quoted;
 use crate::snapshot::resolve;
 use crate::store::name::{Address, ContainerName};
 

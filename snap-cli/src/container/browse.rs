@@ -17,6 +17,7 @@ use super::{Container, daemon, detach, mount, serve, state};
 use crate::error::{Error, Result};
 use crate::host;
 use crate::host::{mountinfo, users};
+use crate::shell::quoted;
 use crate::store::layers::remove_tree;
 use crate::store::lock::{Lock, Mode};
 use crate::store::manifest::{ContainerId, SnapshotId};
@@ -166,7 +167,7 @@ impl Container<'_> {
                     "another snapshot is mounted at {}",
                     place.shown()
                 ))
-                .hint(format!("unmount it: cowl umount {}", users::quoted(&place))));
+                .hint(format!("unmount it: cowl umount {}", quoted(&place))));
             }
             _ => {}
         }

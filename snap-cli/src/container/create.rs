@@ -6,13 +6,13 @@ use serde_json::Map;
 
 use crate::archive::image::{self, Images};
 use crate::archive::{import, input};
-use crate::delta::error::OnProgress;
 use crate::error::{Error, Result};
 use crate::store::layers::Making;
 use crate::store::manifest::{ContainerId, ContainerManifest, LayerId, LayerKind};
 use crate::store::name::ContainerName;
 use crate::store::record::Record;
 use crate::store::{Store, disk};
+use crate::tree::error::OnProgress;
 
 /// Where a root file system comes from.
 #[derive(Debug)]

@@ -14,6 +14,7 @@ use super::{Container, daemon, lxc};
 use crate::error::{Error, Result};
 use crate::host::mountinfo;
 use crate::host::users::{self, Device, User};
+use crate::shell::quoted;
 use crate::store::lock::Lock;
 use cowl_layers::shown::Show as _;
 
@@ -118,7 +119,7 @@ impl Container<'_> {
             ))
             .hint(format!(
                 "unmount that first (umount {}), then type: {}",
-                users::quoted(last),
+                quoted(last),
                 self.store.session().who
             )),
         }))
@@ -151,7 +152,7 @@ impl Container<'_> {
             })
             .collect();
         let who = &self.store.session().who;
-        let unmount = format!("umount {}", users::quoted(OsStr::from_bytes(&first.at)));
+        let unmount = format!("umount {}", quoted(OsStr::from_bytes(&first.at)));
         let hint = match lxc::how_to_stop(self, who) {
             Some(how) => how,
             None if is_here(first) => format!("unmount it there ({unmount}), then type: {who}"),

@@ -18,9 +18,10 @@ use serde_json::Map;
 use super::{Container, Swap};
 use crate::error::{Error, Result};
 use crate::host::files;
-use crate::host::lxc as host;
-use crate::host::lxc::config;
-use crate::host::lxc::config::{Ours, Renamed, attach, detach, renamed, shell_word};
+use crate::lxc::config;
+use crate::lxc::config::{Ours, Renamed, attach, detach, renamed};
+use crate::lxc::{self as tools, LxcContainer};
+use crate::shell::posix_quoted;
 use crate::store::Store;
 use crate::store::bytes::Blob;
 use crate::store::disk;
@@ -30,8 +31,8 @@ use crate::store::outside::{Adopted, Lxc, Moving};
 use cowl_layers::shown::Show as _;
 
 /// The LXC container that a container is.
-pub fn of(link: &Lxc) -> host::Container {
-    host::Container {
+pub fn of(link: &Lxc) -> LxcContainer {
+    LxcContainer {
         lxcpath: link.lxcpath.clone(),
         name: link.name.clone(),
     }
@@ -83,9 +84,9 @@ pub(super) fn ours(
         )));
     }
     let hook = |kind: &str| -> Vec<u8> {
-        let mut line = shell_word(program);
+        let mut line = posix_quoted(program);
         line.extend_from_slice(b" --store ");
-        line.extend(shell_word(root));
+        line.extend(posix_quoted(root));
         line.extend_from_slice(format!(" hook {kind} {id}").as_bytes());
         line
     };
@@ -101,7 +102,7 @@ pub(super) fn ours(
 
 /// Stops the LXC container that `name` is, if it is one and runs; what it answers with is to be started
 /// again. Nobody must hold the container: LXC calls cowl.
-pub fn stop(store: &Store, name: &ContainerName) -> Result<Option<host::Container>> {
+pub fn stop(store: &Store, name: &ContainerName) -> Result<Option<LxcContainer>> {
     let (_, record) = store.find(name)?;
     let Some(link) = &record.body.lxc else {
         return Ok(None);
@@ -113,7 +114,7 @@ pub fn stop(store: &Store, name: &ContainerName) -> Result<Option<host::Containe
 /// What to type when a running LXC container is in the way; `None` when it is none, or does not run.
 pub(super) fn how_to_stop(container: &Container<'_>, who: &str) -> Option<String> {
     let lxc = of(container.manifest().lxc.as_ref()?);
-    if !matches!(lxc.state(), Ok(host::State::Running { .. })) {
+    if !matches!(lxc.state(), Ok(tools::State::Running { .. })) {
         return None;
     }
     let takes = |verbs: &[&str]| who.split(' ').any(|word| verbs.contains(&word));
@@ -243,7 +244,7 @@ impl Copy {
 
     /// The options by which LXC's tools will find it.
     pub fn options(&self) -> String {
-        let container = host::Container {
+        let container = LxcContainer {
             lxcpath: self.lxcpath.clone(),
             name: self.name.to_string(),
         };
@@ -304,7 +305,7 @@ impl Copy {
         ]
         .concat();
         let plain = detach(&self.text, Some(&line), &self.id.to_string());
-        let (plain, notes) = renamed(&plain, &how, host::random_address);
+        let (plain, notes) = renamed(&plain, &how, tools::random_address);
         self.notes = notes;
         let ours = ours(store, id, &self.name, (&self.from, &plain))?;
         let config = Blob(attach(&plain, &ours));
@@ -347,7 +348,7 @@ pub(super) fn back(
     };
     let path = link.config();
     if disk::is_there(&path)? {
-        if host::config::names(&read_config(link)?, &id.to_string()) {
+        if tools::config::names(&read_config(link)?, &id.to_string()) {
             return Ok(None);
         }
         return Err(Error::failed(format!(

@@ -19,7 +19,6 @@ pub mod ephemeral;
 pub mod exec;
 pub mod hook;
 pub mod lxc;
-pub mod lxc_snaps;
 pub mod mount;
 pub mod moving;
 pub mod release;

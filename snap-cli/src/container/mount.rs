@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use super::state::{self, Mounted, RunState};
 use super::{Container, daemon, dead, detach, lxc};
 use crate::error::{Error, Kind, Result};
-use crate::host::{reach, users};
+use crate::host::reach;
+use crate::shell::quoted;
 use crate::store::Store;
 use crate::store::lock::Lock;
 use crate::store::manifest::Ephemeral;
@@ -372,7 +373,7 @@ pub(super) fn own_place(at: &Path, store: &Path) -> Result<PathBuf> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(
                 Error::failed(format!("the mount point {} does not exist", at.shown()))
-                    .hint(format!("make it first: mkdir -p {}", users::quoted(at))),
+                    .hint(format!("make it first: mkdir -p {}", quoted(at))),
             );
         }
         Err(error) => return Err(Error::at("mount at", at, error)),

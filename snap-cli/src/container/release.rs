@@ -5,14 +5,14 @@ use std::os::unix::fs::MetadataExt;
 
 use super::moving::{self, Leftover};
 use super::{Container, Swap, lxc};
-use crate::archive::folder;
-use crate::delta::error::OnProgress;
+use crate::archive::export_dir;
 use crate::error::{Error, Result};
-use crate::host::lxc as host;
+use crate::lxc as tools;
 use crate::store::layers::Making;
 use crate::store::manifest::{ContainerManifest, LayerId, LayerKind};
 use crate::store::outside::Moving;
 use crate::store::usage::head_layers;
+use crate::tree::error::OnProgress;
 
 /// How the root file system is given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub fn plan(container: &Container<'_>, drop_snapshots: bool) -> Result<How> {
     }
     if let Some(link) = &manifest.lxc {
         let lxc = lxc::of(link);
-        if let host::State::Running { word, .. } = lxc.state()? {
+        if let tools::State::Running { word, .. } = lxc.state()? {
             return Err(Error::busy(format!("{name} is {word}")).hint(format!(
                 "stop it: lxc-stop {}; then type: {}",
                 lxc.options(),
@@ -123,7 +123,7 @@ pub fn release(
     let plain = making.layer(LayerKind::Base, &[], &[])?;
     let tree = store.layer_tree(plain);
     let view = store.view(&container.manifest().stack)?;
-    folder::fill(&view, &tree, progress)?;
+    export_dir::fill(&view, &tree, progress)?;
     making.sync_content()?;
     making.frees_something();
     commit(&mut container, plain, Some(making))?;

@@ -2,11 +2,11 @@
 
 use cowl_layers::view::View;
 
-use crate::delta::error::{OnProgress, Progress};
 use crate::error::Result;
 use crate::store::Store;
 use crate::store::layers::Making;
 use crate::store::manifest::{LayerId, LayerKind};
+use crate::tree::error::{OnProgress, Progress};
 
 /// Makes one base of all layers of a state. The caller keeps those from collection.
 pub(super) fn base(

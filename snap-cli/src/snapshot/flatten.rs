@@ -10,7 +10,6 @@ use super::Container;
 use super::restore::again;
 use crate::container::Swap;
 use crate::container::state::Mounted;
-use crate::delta::error::{OnProgress, Progress};
 use crate::error::{Error, Result};
 use crate::store::layers::Making;
 use crate::store::manifest::{
@@ -18,6 +17,7 @@ use crate::store::manifest::{
 };
 use crate::store::name::{Range, SnapshotName};
 use crate::store::{Store, disk};
+use crate::tree::error::{OnProgress, Progress};
 
 /// What a flatten did, or would do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

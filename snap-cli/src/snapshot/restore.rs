@@ -6,12 +6,12 @@ use crate::container::create::over_layers_and;
 use crate::container::durability::epoch;
 use crate::container::lxc;
 use crate::container::{Swap, state::RunState};
-use crate::delta::error::OnProgress;
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::layers::Making;
 use crate::store::manifest::{Ephemeral, LayerId, Settling, SnapshotId, SnapshotKind, SnapshotRef};
 use crate::store::name::{Address, ContainerName, SnapshotName};
+use crate::tree::error::OnProgress;
 
 /// What a restore did, or would do.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use serde_json::Map;
 
 use crate::container::Container;
 use crate::error::{Error, Result};
-use crate::host::lxc_snaps;
+use crate::lxc::snapshots;
 use crate::store::disk;
 use crate::store::layers::Making;
 use crate::store::manifest::{
@@ -74,11 +74,11 @@ fn after_lxc(manifest: &ContainerManifest) -> Result<u64> {
     let Some(lxc) = &manifest.lxc else {
         return Ok(0);
     };
-    let container = crate::host::lxc::Container {
+    let container = crate::lxc::LxcContainer {
         lxcpath: lxc.lxcpath.clone(),
         name: lxc.name.clone(),
     };
-    lxc_snaps::next_number(&lxc_snaps::folder(&container)?)
+    snapshots::next_number(&snapshots::folder(&container)?)
 }
 
 /// Whether people may give a snapshot of the container this name.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::whiteout::{WhiteoutForm, Whiteouts};
 use super::{Layer, WorkDir, lock, private};
 use crate::error::{Errno, Result};
-use crate::format::{OPAQUE_XATTR_WHITEOUTS, XattrSpace};
+use crate::format::{ACL_ACCESS, ACL_DEFAULT, OPAQUE_XATTR_WHITEOUTS, XattrSpace};
 use crate::setup::{SetupError, SetupKind, shown};
 use crate::sys;
 use crate::sys::early::Early;
@@ -61,7 +61,7 @@ impl Upper {
         .map_err(at)?;
         // What is made in there must be nobody's until it has its own rights: a default ACL would be
         // inherited by every copied-up file.
-        for acl in [&b"system.posix_acl_default"[..], b"system.posix_acl_access"] {
+        for acl in [ACL_DEFAULT, ACL_ACCESS] {
             match sys::xattr::remove(inner.as_fd(), acl) {
                 Err(error) if !matches!(error.errno(), Errno::NODATA | Errno::OPNOTSUPP) => {
                     return Err(at(error));
