@@ -11,6 +11,7 @@ use super::files::FileHandle;
 use super::stage::CopyUp;
 use super::{Caller, Op};
 use crate::inode::{FileState, Inode, PLAIN};
+use crate::reach::{self, Attempt, retry_while_moved};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::layer::zero_device;
 use cowl_layers::sys;
@@ -91,7 +92,7 @@ impl Op<'_> {
 
     /// What stat shows where the disk says `stat`, and links and times are those to show.
     pub(super) fn shown(&self, inode: &Inode, mut stat: Stat) -> Attr {
-        let ids = &self.overlay.behaviour;
+        let ids = &self.cx.behaviour;
         stat.uid = ids.uids.to_mount(stat.uid);
         stat.gid = ids.gids.to_mount(stat.gid);
         if ids.static_nlink && !inode.is_dir() {
@@ -115,20 +116,17 @@ impl Op<'_> {
     }
 
     fn file_stat(&self, inode: &Arc<Inode>) -> Result<Stat> {
-        // A rename beside this may move the name between reading it and asking for it: then it is read
-        // anew.
-        for _ in 0..8 {
-            let file = inode.file()?;
+        retry_while_moved(inode, |file| {
             let stat = match &file.anchor {
                 Some(anchor) => sys::stat::stat_fd(&**anchor),
                 None => file.loc.stat(),
             };
             let mut stat = match stat {
-                Err(error) if error.is_absent() => continue,
+                Err(error) if error.is_absent() => return Ok(Attempt::OtherObject),
                 other => other?,
             };
             if file.anchor.is_none() && stat.ino != file.identity.ino {
-                continue;
+                return Ok(Attempt::OtherObject);
             }
             if stat.kind() != inode.kind() {
                 stat = zero_device::shown(stat);
@@ -138,20 +136,19 @@ impl Op<'_> {
             }
             if file.orphan {
                 stat.nlink = 0;
-            } else if self.overlay.behaviour.static_nlink {
+            } else if self.cx.behaviour.static_nlink {
                 stat.nlink = 1;
             } else if stat.nlink > 1 {
                 stat.nlink = self.visible_links(inode, &file, stat.nlink)?;
             }
-            return Ok(stat);
-        }
-        Err(Error::Errno(Errno::STALE))
+            Ok(Attempt::Done(stat))
+        })
     }
 
     /// The number of names under which a file with several links shows. A layer above its own may hide
     /// some of them, which the count on disk does not know.
     fn visible_links(&self, inode: &Arc<Inode>, file: &FileState, on_disk: u64) -> Result<u64> {
-        if self.in_upper(file) {
+        if self.cx.stack.in_upper(file) {
             return Ok(on_disk);
         }
         if let Some(visible) = file.visible {
@@ -171,11 +168,11 @@ impl Op<'_> {
         set: &SetAttr,
         handle: Option<&FileHandle>,
     ) -> Result<Attr> {
-        self.upper()?;
+        self.cx.stack.upper()?;
         if set.mode.is_some() && inode.kind() == FileKind::Symlink {
             return Err(Error::Errno(Errno::OPNOTSUPP));
         }
-        let ids = &self.overlay.behaviour;
+        let ids = &self.cx.behaviour;
         let overflow = Error::Errno(Errno::OVERFLOW);
         let uid = set.uid.map(|id| ids.uids.to_disk(id).ok_or(overflow));
         let gid = set.gid.map(|id| ids.gids.to_disk(id).ok_or(overflow));
@@ -191,7 +188,7 @@ impl Op<'_> {
         self.any_up(inode)?;
         // A copy-up in a folder puts the folder's times back, but not over what is set here.
         let _names = inode.is_dir().then(|| inode.names.lock());
-        let target = self.target(inode)?;
+        let target = reach::access_path(inode)?;
         let fd = target.as_fd();
         if let Some(bits) = dropped {
             drop_privileges(&target, bits)?;
@@ -236,7 +233,7 @@ impl Op<'_> {
         self.file_up(inode, how)?;
         let fd = match handle.filter(|handle| handle.writes()) {
             Some(handle) => self.content(handle)?,
-            None => Arc::new(self.open_content(inode, OFlags::RDWR)?),
+            None => Arc::new(reach::open_content(inode, OFlags::RDWR)?),
         };
         self.cut(caller, inode, &fd, size)
     }
@@ -246,18 +243,18 @@ impl Op<'_> {
     /// setuid goes only when the caller owns the file. The kernel leaves that check to the daemon; without
     /// it any user could take setuid away from any program.
     fn privileges_to_drop(&self, caller: Caller, inode: &Inode) -> Result<u32> {
-        let stat = self.stat_now(inode)?;
+        let stat = reach::stat_on_disk(inode)?;
         if stat.kind() == FileKind::Directory {
             return Ok(0);
         }
         // The kernel's setattr_should_drop_sgid.
         let setgid = stat.perm() & 0o2000 != 0
             && (stat.perm() & 0o010 != 0
-                || (!self.is_capable(caller, CapabilitySet::FSETID)?
-                    && !self.is_member(caller, stat.gid)?));
+                || (!reach::is_capable(caller, CapabilitySet::FSETID)?
+                    && !self.cx.is_member(caller, stat.gid)?));
         let drop = 0o4000 | if setgid { 0o2000 } else { 0 };
         if stat.perm() & drop != 0 {
-            let who = self.on_disk(caller)?;
+            let who = self.cx.ids_on_disk(caller)?;
             if caller.uid != 0 && who.uid != stat.uid && !inode.is_written() {
                 return Err(Error::Errno(Errno::PERM));
             }
@@ -278,7 +275,7 @@ impl Op<'_> {
         if self.takes_no_setid(caller, fd)? {
             sys::attr::truncate(fd, size)?;
         } else {
-            sys::creds::as_caller(self.on_disk(caller)?, || {
+            sys::creds::as_caller(self.cx.ids_on_disk(caller)?, || {
                 self.unprivileged(caller, inode, fd, || sys::attr::truncate(fd, size))
             })?;
         }
@@ -303,7 +300,7 @@ impl Op<'_> {
     /// Whether a change by this caller leaves setuid and setgid as they are.
     fn takes_no_setid(&self, caller: Caller, fd: &OwnedFd) -> Result<bool> {
         let perm = sys::stat::stat_fd(fd)?.perm();
-        Ok(perm & SETID == 0 || self.is_capable(caller, CapabilitySet::FSETID)?)
+        Ok(perm & SETID == 0 || reach::is_capable(caller, CapabilitySet::FSETID)?)
     }
 
     /// Changes a file's content for a caller without CAP_FSETID.
@@ -321,64 +318,11 @@ impl Op<'_> {
         if stat.perm() & SETID == 0 {
             return change();
         }
-        self.note_stale(inode);
+        self.cx.note_stale(inode);
         // Without the right to execute, setgid is an old mark for locking, which a member may keep.
-        let keeps = stat.perm() & 0o2010 == 0o2000 && self.is_member(caller, stat.gid)?;
-        let own = self.on_disk(caller)?.gid;
+        let keeps = stat.perm() & 0o2010 == 0o2000 && self.cx.is_member(caller, stat.gid)?;
+        let own = self.cx.ids_on_disk(caller)?.gid;
         sys::creds::dropping_setid(if keeps { stat.gid } else { own }, change)
-    }
-
-    /// What the disk says of an object, and nothing else.
-    pub fn stat_now(&self, inode: &Inode) -> Result<Stat> {
-        if !inode.is_dir() {
-            let file = inode.file()?;
-            if file.anchor.is_none() {
-                let stat = file.loc.stat();
-                if let Ok(stat) = stat
-                    && stat.ino == file.identity.ino
-                {
-                    return Ok(stat);
-                }
-            }
-        }
-        // Its name was moved meanwhile, or it has none.
-        Ok(self.target_and_stat(inode)?.1)
-    }
-
-    /// An O_PATH descriptor of an object, whatever it is.
-    pub(super) fn target(&self, inode: &Inode) -> Result<Arc<OwnedFd>> {
-        self.target_and_stat(inode).map(|(fd, _)| fd)
-    }
-
-    /// The same, with what stat says of it.
-    pub(super) fn target_and_stat(&self, inode: &Inode) -> Result<(Arc<OwnedFd>, Stat)> {
-        let with_stat = |fd: Arc<OwnedFd>| {
-            let stat = sys::stat::stat_fd(&*fd)?;
-            Ok((fd, stat))
-        };
-        if inode.is_dir() {
-            return with_stat(inode.dir()?.top()?.fd()?);
-        }
-        // Neither reading attributes nor an open keeps the kernel from moving the name meanwhile: what
-        // lies there by now may be nothing, or another file.
-        let mut last = Error::Errno(Errno::STALE);
-        for _ in 0..8 {
-            let file = inode.file()?;
-            if let Some(anchor) = file.anchor {
-                return with_stat(anchor);
-            }
-            match file.loc.open_path() {
-                Ok(fd) => {
-                    let found = with_stat(Arc::new(fd))?;
-                    if found.1.ino == file.identity.ino {
-                        return Ok(found);
-                    }
-                }
-                Err(error) if error.is_absent() => last = error,
-                Err(error) => return Err(error),
-            }
-        }
-        Err(last)
     }
 }
 

@@ -11,6 +11,7 @@ use rustix::fs::OFlags;
 use super::Op;
 use super::stage::{CopyUp, StagedFile};
 use crate::inode::{Alias, DirState, FileState, Identity, Inode};
+use crate::reach;
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::format::{Redirect, XattrSpace};
 use cowl_layers::layer::LayerDir;
@@ -38,11 +39,11 @@ impl Op<'_> {
     /// Brings a folder up and returns its state, with its place in the upper.
     pub(super) fn dir_up(&self, inode: &Arc<Inode>) -> Result<(DirState, Arc<LayerDir>)> {
         let dir = inode.dir()?;
-        if let Some(up) = self.upper_dir(&dir) {
+        if let Some(up) = self.cx.stack.upper_dir(&dir) {
             let up = up.clone();
             return Ok((dir, up));
         }
-        self.upper()?;
+        self.cx.stack.upper()?;
         // From the topmost folder that is not up yet downwards, without recursion.
         let mut way = vec![inode.clone()];
         while let Some(lowest) = way.last() {
@@ -52,19 +53,24 @@ impl Op<'_> {
                 return Err(Error::NOT_FOUND);
             };
             let parent = alias.parent.clone();
-            if self.upper_dir(&parent.dir()?).is_some() {
+            if self.cx.stack.upper_dir(&parent.dir()?).is_some() {
                 break;
             }
             way.push(parent);
         }
         while let Some(next) = way.pop() {
             let _copying = next.copying.lock();
-            if self.upper_dir(&next.dir()?).is_none() {
+            if self.cx.stack.upper_dir(&next.dir()?).is_none() {
                 self.keeping_ctime(&next, |_, _| self.one_dir_up(&next))?;
             }
         }
         let dir = inode.dir()?;
-        let up = self.upper_dir(&dir).cloned().ok_or(Error::NOT_FOUND)?;
+        let up = self
+            .cx
+            .stack
+            .upper_dir(&dir)
+            .cloned()
+            .ok_or(Error::NOT_FOUND)?;
         Ok((dir, up))
     }
 
@@ -107,7 +113,9 @@ impl Op<'_> {
     /// The place in the upper of the folder that holds `alias`; it was brought up before.
     fn parent_up(&self, alias: &Alias) -> Result<Arc<LayerDir>> {
         let parent = alias.parent.dir()?;
-        self.upper_dir(&parent)
+        self.cx
+            .stack
+            .upper_dir(&parent)
             .cloned()
             .ok_or(Error::Errno(Errno::STALE))
     }
@@ -118,14 +126,14 @@ impl Op<'_> {
         if self.is_up(&file, how) {
             return Ok(file);
         }
-        self.upper()?;
+        self.cx.stack.upper()?;
         let _copying = inode.copying.lock();
         let file = inode.file()?;
         if self.is_up(&file, how) {
             return Ok(file);
         }
         self.keeping_ctime(inode, |fd, stat| {
-            if self.in_upper(&file) {
+            if self.cx.stack.in_upper(&file) {
                 self.fill(inode, &file)
             } else {
                 self.first_up(inode, &file, (fd, stat), how)
@@ -138,13 +146,13 @@ impl Op<'_> {
     fn removed_dir_up(&self, inode: &Arc<Inode>) -> Result<()> {
         let _copying = inode.copying.lock();
         let dir = inode.dir()?;
-        if self.upper_dir(&dir).is_some() {
+        if self.cx.stack.upper_dir(&dir).is_some() {
             return Ok(());
         }
         let (staged, stat) = self.stage_dir(dir.top()?)?;
         let fd = Arc::new(staged.open_path()?);
         let name = cowl_layers::name::Name::new(staged.name())?;
-        let up = LayerDir::child(&self.upper()?.layer.root_dir(), name, stat.ino);
+        let up = LayerDir::child(&self.cx.stack.upper()?.layer.root_dir(), name, stat.ino);
         up.gone(fd);
         self.overlay
             .inodes
@@ -171,14 +179,14 @@ impl Op<'_> {
     /// Whether an object, of any kind, lies in the upper.
     pub(super) fn is_any_up(&self, inode: &Inode) -> Result<bool> {
         if inode.is_dir() {
-            Ok(self.upper_dir(&inode.dir()?).is_some())
+            Ok(self.cx.stack.upper_dir(&inode.dir()?).is_some())
         } else {
-            Ok(self.in_upper(&inode.file()?))
+            Ok(self.cx.stack.in_upper(&inode.file()?))
         }
     }
 
     fn is_up(&self, file: &FileState, how: CopyUp) -> bool {
-        self.in_upper(file) && (how == CopyUp::Metadata || file.data.is_none())
+        self.cx.stack.in_upper(file) && (how == CopyUp::Metadata || file.data.is_none())
     }
 
     /// The content of a metacopy, into the file that is already in the upper. Its mark goes last: a
@@ -187,12 +195,12 @@ impl Op<'_> {
     /// mark one of holes.
     fn fill(&self, inode: &Arc<Inode>, file: &FileState) -> Result<()> {
         // Not by the name that `file` has: it may be another file's by now, and that would be lost.
-        let target = sys::content::reopen((*self.target(inode)?).as_fd(), OFlags::RDWR)?;
+        let target = sys::content::reopen((*reach::access_path(inode)?).as_fd(), OFlags::RDWR)?;
         let before = sys::stat::stat_fd(&target)?;
         // Writing takes a file's capabilities away; only a user's writing may.
         let capability = sys::xattr::get(target.as_fd(), CAPABILITY)?;
         let data = file.data_loc().open_read()?;
-        let waited_for = !self.volatile();
+        let waited_for = !self.cx.behaviour.volatile;
         let (from, to) = (data.as_fd(), target.as_fd());
         let copied = sys::copy::copy_content(from, to, before.size, waited_for)?;
         if let Some(value) = capability {
@@ -203,8 +211,8 @@ impl Op<'_> {
             SetTime::At(before.atime),
             SetTime::At(before.mtime),
         )?;
-        self.order()?.content_first(&target, copied)?;
-        let space = self.upper()?.layer.space();
+        self.cx.order()?.content_first(&target, copied)?;
+        let space = self.cx.stack.upper()?.layer.space();
         // An attempt that failed between the two may have taken the first.
         remove_mark(target.as_fd(), space.metacopy())?;
         if file.redirect.is_some() {
@@ -279,8 +287,8 @@ impl Op<'_> {
     pub(super) fn switch(&self, inode: &Arc<Inode>, before: &FileState, to: Copied) -> Result<()> {
         let identity = Identity::of(&to.stat);
         // Only regular files and directories can have user.* attributes, such as the mark with the inode number.
-        let marked =
-            self.upper()?.layer.space() == XattrSpace::Trusted || inode.kind() == FileKind::Regular;
+        let marked = self.cx.stack.upper()?.layer.space() == XattrSpace::Trusted
+            || inode.kind() == FileKind::Regular;
         inode.named_anew();
         let data = to.metacopy.then(|| Box::new(before.data_loc().clone()));
         let content_moves = data.is_none();
@@ -328,7 +336,7 @@ impl Op<'_> {
 
     fn adopt_orphan(&self, inode: &Arc<Inode>, file: &FileState, made: StagedFile) -> Result<()> {
         let anchor = Arc::new(made.staged.open_path()?);
-        let dir = self.upper()?.layer.root_dir();
+        let dir = self.cx.stack.upper()?.layer.root_dir();
         // The place is a formality: everything goes by the anchor. Removing the staged name leaves
         // an object without names, as the original is.
         let loc = Loc {

@@ -11,6 +11,7 @@ use super::plan::UpperHas;
 use super::stage::CopyUp;
 use super::{Attr, Caller, Op};
 use crate::inode::{Alias, BARE, DirState, Inode};
+use crate::reach;
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::format::Redirect;
 use cowl_layers::format::foreign::is_mark;
@@ -127,7 +128,7 @@ impl Op<'_> {
         self.ready_for(inode, fd)?;
         // Not by a name: the directory that has it is not locked, and it may be another file's by now. Where no name
         // is left the kernel says ENOENT, as for any file.
-        let source = self.target(inode)?;
+        let source = reach::access_path(inode)?;
         let link_to =
             |dir: BorrowedFd<'_>, name: &[u8]| sys::node::link_fd(source.as_fd(), dir, name);
         match self.upper_has(&up, name)? {
@@ -137,7 +138,12 @@ impl Op<'_> {
                 link_to(fd, name)?;
             }
             UpperHas::Whiteout => {
-                let (staged, ()) = self.upper()?.work.stage(|work, tmp| link_to(work, tmp))?;
+                let (staged, ()) = self
+                    .cx
+                    .stack
+                    .upper()?
+                    .work
+                    .stage(|work, tmp| link_to(work, tmp))?;
                 staged.commit(fd, name, RenameHow::Replace)?;
             }
         }
@@ -164,8 +170,12 @@ impl Op<'_> {
         };
         let path = join(&self.path_below(&alias.parent)?, &last);
         let redirect = Redirect::Path(path.into());
-        let mark = self.upper()?.layer.space().redirect().as_bytes();
-        match sys::xattr::set((*self.target(inode)?).as_fd(), mark, &redirect.to_value()) {
+        let mark = self.cx.stack.upper()?.layer.space().redirect().as_bytes();
+        match sys::xattr::set(
+            (*reach::access_path(inode)?).as_fd(),
+            mark,
+            &redirect.to_value(),
+        ) {
             Ok(()) => inode.change_file(|file| file.redirect = Some(Box::new(redirect))),
             // A path of thousands of bytes does not fit: then the content comes up and needs no mark.
             Err(Error::Errno(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE)) => {
@@ -178,7 +188,7 @@ impl Op<'_> {
     /// What the upper has under a name.
     pub(super) fn upper_has(&self, up: &LayerDir, name: &Name) -> Result<UpperHas> {
         if up.layer().is_foreign() {
-            self.upper()?.settle(up, name)?;
+            self.cx.stack.upper()?.settle(up, name)?;
         }
         Ok(match probe(up, name, true)? {
             None => UpperHas::Nothing,
@@ -212,7 +222,7 @@ impl Op<'_> {
         let fd = (*fd).as_fd();
         refuse_mark(&up, name)?;
         self.must_be_free(&dir, &up, name)?;
-        match self.as_creator(caller, || how(fd, name)) {
+        match self.cx.as_creator(caller, || how(fd, name)) {
             Ok(()) => {}
             Err(error) if error.errno() == Errno::EXIST => {
                 if self.upper_has(&up, name)? != UpperHas::Whiteout {
@@ -254,7 +264,7 @@ impl Op<'_> {
         if zero_device {
             stat = zero_device::shown(stat);
         }
-        let ino = self.view().number(up.layer(), &stat, None);
+        let ino = self.cx.stack.view().number(up.layer(), &stat, None);
         if stat.kind() == FileKind::Directory {
             let node = DirNode {
                 locs: vec![LayerDir::child(up, name.clone(), stat.ino)],

@@ -106,7 +106,7 @@ impl Op<'_> {
     /// The names of a folder's places below the upper, where they are remembered. `now`: all of them are
     /// wanted.
     pub(super) fn deep_names(&self, locs: &[Arc<LayerDir>], now: bool) -> Option<Arc<PlaceNames>> {
-        let below = self.below_upper(locs);
+        let below = self.cx.stack.below_upper(locs);
         let first = below.first().filter(|_| below.len() >= MANY)?;
         let folders = &self.overlay.deep;
         let key = (first.key(), below.len());
@@ -115,7 +115,7 @@ impl Op<'_> {
             Deep::Asked(often) if now || often >= ASKED => {}
             Deep::Asked(_) | Deep::Never => return None,
         }
-        let names = match self.view().place_names(below) {
+        let names = match self.cx.stack.view().place_names(below) {
             Ok(names) if names.len() <= MOST_NAMES => Arc::new(names),
             Ok(_) => {
                 folders.put(key, Deep::Never);
@@ -137,15 +137,7 @@ impl Op<'_> {
         locs: &[Arc<LayerDir>],
         names: Option<&'a Arc<PlaceNames>>,
     ) -> Option<Known<'a>> {
-        let above = locs.len() - self.below_upper(locs).len();
+        let above = locs.len() - self.cx.stack.below_upper(locs).len();
         names.map(|names| Known { above, names })
-    }
-
-    /// Those of a folder's places that are not in the upper.
-    pub(super) fn below_upper<'d>(&self, locs: &'d [Arc<LayerDir>]) -> &'d [Arc<LayerDir>] {
-        match locs {
-            [first, below @ ..] if self.is_upper(first.layer()) => below,
-            all => all,
-        }
     }
 }

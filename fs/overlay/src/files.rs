@@ -11,6 +11,7 @@ use super::copy_up::CAPABILITY;
 use super::stage::CopyUp;
 use super::{Caller, Op, Overlay};
 use crate::inode::Inode;
+use crate::reach;
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys;
 use cowl_layers::sys::stat::FileKind;
@@ -149,7 +150,7 @@ impl Op<'_> {
         if !how.write && !how.truncate && (known(turn) || inode.is_plain()) {
             return Ok(self.handle(inode, None, how));
         }
-        let fd = self.open_content(inode, how.flags())?;
+        let fd = reach::open_content(inode, how.flags())?;
         if how.truncate {
             inode.changed();
             self.cut(caller, inode, &fd, 0)?;
@@ -159,7 +160,7 @@ impl Op<'_> {
 
     /// Notes that a file was truncated to `size`: its new content is written back early.
     pub(super) fn note_cut(&self, inode: &Inode, size: u64) -> Result<()> {
-        if self.early()?.after_cut(size) {
+        if self.cx.early()?.after_cut(size) {
             inode.set_rewritten(true);
         }
         Ok(())
@@ -176,7 +177,7 @@ impl Op<'_> {
             inode.set_rewritten(false);
         }
         let file = inode.file()?;
-        if self.in_upper(&file) && file.data.is_none() {
+        if self.cx.stack.in_upper(&file) && file.data.is_none() {
             sys::early::start(&*self.content(handle)?);
         }
         Ok(())
@@ -203,51 +204,6 @@ impl Op<'_> {
         })
     }
 
-    /// Opens a file's content where it lies now.
-    pub(super) fn open_content(&self, inode: &Inode, access: OFlags) -> Result<OwnedFd> {
-        match self.open_content_with(inode, access) {
-            // Only a file's owner may ask for it, as the caller did of the mount; below, the owner can
-            // be out of this process's reach (a user namespace).
-            Err(error) if error.errno() == Errno::PERM && access.contains(OFlags::NOATIME) => {
-                self.open_content_with(inode, access - OFlags::NOATIME)
-            }
-            done => done,
-        }
-    }
-
-    fn open_content_with(&self, inode: &Inode, access: OFlags) -> Result<OwnedFd> {
-        let mut last = Error::Errno(Errno::STALE);
-        // A rename beside this may move the name between reading it and opening it.
-        for _ in 0..8 {
-            let file = inode.file()?;
-            let opened = match (&file.data, &file.anchor) {
-                (None, Some(anchor)) => sys::content::reopen((**anchor).as_fd(), access),
-                _ => file.data_loc().open(access),
-            };
-            match opened {
-                Ok(fd) => {
-                    let own = file.data.is_some()
-                        || file.anchor.is_some()
-                        || sys::stat::stat_fd(&fd)?.ino == file.identity.ino;
-                    if own {
-                        return Ok(fd);
-                    }
-                }
-                Err(error) => {
-                    // What could not be opened may be what took the name: a whiteout says ENXIO.
-                    let now = inode.file()?;
-                    let same = now.loc.same_place(&file.loc)
-                        && now.anchor.is_some() == file.anchor.is_some();
-                    if same && !error.is_absent() {
-                        return Err(error);
-                    }
-                    last = error;
-                }
-            }
-        }
-        Err(last)
-    }
-
     /// The descriptor behind a handle, opened anew when the content has moved since.
     pub(super) fn content(&self, handle: &FileHandle) -> Result<Arc<OwnedFd>> {
         let mut open = handle.open.lock();
@@ -257,7 +213,7 @@ impl Op<'_> {
         {
             return Ok(fd.clone());
         }
-        let fd = Arc::new(self.open_content(&handle.inode, handle.how.flags())?);
+        let fd = Arc::new(reach::open_content(&handle.inode, handle.how.flags())?);
         *open = Some((fd.clone(), turn));
         Ok(fd)
     }
@@ -294,7 +250,7 @@ impl Op<'_> {
         if !handle.how.write {
             return Err(Error::Errno(Errno::BADF));
         }
-        self.upper()?;
+        self.cx.stack.upper()?;
         let fd = self.content_to_write(handle)?;
         let write = || sys::copy::write_some(&*fd, data, at);
         let done = match by {
@@ -317,14 +273,14 @@ impl Op<'_> {
     /// Writes a file to the disk. A lower one too: it may have been written in this mount or an earlier one,
     /// before a snapshot was taken.
     pub fn fsync(&self, handle: &FileHandle, data_only: bool) -> Result<()> {
-        if self.volatile() {
+        if self.cx.behaviour.volatile {
             return Ok(());
         }
         let file = handle.inode.file()?;
         let fd = match &file.data {
             // Its content lies below, untouched; what may have changed is its attributes.
             Some(_) => Arc::new(sys::content::reopen(
-                (*self.target(&handle.inode)?).as_fd(),
+                (*reach::access_path(&handle.inode)?).as_fd(),
                 OFlags::RDONLY,
             )?),
             None => self.content(handle)?,
@@ -334,10 +290,12 @@ impl Op<'_> {
         let named = handle.inode.has_unsynced_name();
         match sys::copy::sync(&*fd, data_only && !named) {
             // A file system that is never written knows no fsync.
-            Err(error) if error.errno() == Errno::INVAL && !self.in_upper(&file) => return Ok(()),
+            Err(error) if error.errno() == Errno::INVAL && !self.cx.stack.in_upper(&file) => {
+                return Ok(());
+            }
             other => other?,
         }
-        if named && self.in_upper(&file) {
+        if named && self.cx.stack.in_upper(&file) {
             handle.inode.synced();
         }
         Ok(())
@@ -354,12 +312,13 @@ impl Op<'_> {
     /// Writes a folder's names to the disk.
     pub fn fsync_dir(&self, inode: &Inode) -> Result<()> {
         let dir = inode.dir()?;
-        if self.volatile() || dir.removed {
+        if self.cx.behaviour.volatile || dir.removed {
             return Ok(());
         }
         for loc in dir.locs.iter() {
             match sys::dir::sync_dir((*loc.fd()?).as_fd()) {
-                Err(error) if error.errno() == Errno::INVAL && !self.is_upper(loc.layer()) => {}
+                Err(error)
+                    if error.errno() == Errno::INVAL && !self.cx.stack.is_upper(loc.layer()) => {}
                 other => other?,
             }
         }
@@ -371,7 +330,7 @@ impl Op<'_> {
         if !handle.how.write {
             return Err(Error::Errno(Errno::BADF));
         }
-        self.upper()?;
+        self.cx.stack.upper()?;
         let fd = self.content_to_write(handle)?;
         let mode = FallocateFlags::from_bits_retain(mode);
         rustix::fs::fallocate(&fd, mode, at, len)?;
@@ -398,7 +357,7 @@ impl Op<'_> {
         to: (&FileHandle, u64),
         len: usize,
     ) -> Result<usize> {
-        self.upper()?;
+        self.cx.stack.upper()?;
         // The target first: the source may be the same file.
         let target = self.content_to_write(to.0)?;
         let source = self.content(from.0)?;
@@ -410,7 +369,7 @@ impl Op<'_> {
         to.0.inode.changed();
         // The kernel takes FUSE inodes for ones without access times and invalidates nothing of the source.
         if sys::stat::stat_fd(&*source)?.atime != atime {
-            self.note_stale(&from.0.inode);
+            self.cx.note_stale(&from.0.inode);
         }
         Ok(copied)
     }

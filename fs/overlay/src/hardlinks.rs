@@ -139,7 +139,7 @@ impl Op<'_> {
         made: StagedFile,
         aliases: &[Alias],
     ) -> Result<()> {
-        let upper = self.upper()?;
+        let upper = self.cx.stack.upper()?;
         let redirect = match (made.metacopy, aliases.first()) {
             (true, Some(first)) => {
                 // Each name alone would look for the content under itself, so it is named once for all.
@@ -161,7 +161,7 @@ impl Op<'_> {
         for (parent, alias) in &places {
             paths.push(join(&parent.path_in_layer()?, &alias.name));
         }
-        let entry = journal::write(&upper.work, made.staged, &paths, self.order()?)?;
+        let entry = journal::write(&upper.work, made.staged, &paths, self.cx.order()?)?;
         let mut linked = Vec::new();
         // Held until the inode knows its new place: a lookup of a name that is linked already would
         // take it for another file.
@@ -208,7 +208,7 @@ impl Op<'_> {
         if !self.shows(alias, inode)? {
             return Ok(());
         }
-        let upper = self.upper()?;
+        let upper = self.cx.stack.upper()?;
         self.keeping_times(&alias.parent, parent, |fd| {
             self.ready_for(inode, fd)?;
             sys::node::link(upper.work.fd(), entry.inode_name(), fd, &alias.name)
@@ -274,7 +274,7 @@ impl Op<'_> {
             return Ok(());
         }
         // From the top, because where a lower layer's folder shows depends on the moves above it.
-        for layer in self.view().layers() {
+        for layer in self.cx.stack.view().layers() {
             for path in &self.scan_of(layer)?.redirects {
                 for inode in self.shown_at(layer, path)? {
                     self.overlay.links.note_moved(&inode);
@@ -291,7 +291,7 @@ impl Op<'_> {
         }
         let scan = Arc::new(scan(layer)?);
         // The upper changes; only what is frozen is kept.
-        if !self.is_upper(layer) {
+        if !self.cx.stack.is_upper(layer) {
             let mut known = self.overlay.links.layers.lock();
             known.insert(layer.id(), scan.clone());
         }

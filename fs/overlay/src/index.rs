@@ -22,7 +22,7 @@ impl Overlay {
     /// has to be made anew afterwards: what it has looked up is out of date. False: there was none.
     pub fn take_over_index(&self) -> Result<bool> {
         let op = self.begin();
-        let Some(upper) = op.stack.upper.clone() else {
+        let Some(upper) = op.cx.stack.writable().cloned() else {
             return Ok(false);
         };
         let Some(index) = upper.kernel_index()? else {
@@ -61,8 +61,8 @@ type ByHandle = HashMap<(i32, Vec<u8>), (Arc<Layer>, Stat)>;
 impl Op<'_> {
     fn lower_handles(&self) -> Result<ByHandle> {
         let mut found = HashMap::new();
-        for layer in self.view().layers() {
-            if self.is_upper(layer) {
+        for layer in self.cx.stack.view().layers() {
+            if self.cx.stack.is_upper(layer) {
                 continue;
             }
             for paths in self.scan_of(layer)?.links.values() {

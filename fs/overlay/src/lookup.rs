@@ -50,7 +50,7 @@ impl Op<'_> {
     /// What stat shows of an object that was just found or made. What was read then is what shows, unless a
     /// copy-up moved or moves its times, or the names of a file that has several are to be counted.
     pub(super) fn attr_as_found(&self, inode: &Arc<Inode>, stat: Stat) -> Result<Attr> {
-        let plain = inode.is_dir() || stat.nlink == 1 || self.overlay.behaviour.static_nlink;
+        let plain = inode.is_dir() || stat.nlink == 1 || self.cx.behaviour.static_nlink;
         if plain && !inode.held_ever() {
             Ok(self.shown(inode, stat))
         } else {
@@ -140,14 +140,14 @@ impl Op<'_> {
     fn resolve(&self, locs: &[Arc<LayerDir>], name: &Name) -> Result<Found> {
         let names = self.deep_names(locs, false);
         let known = self.known(locs, names.as_ref());
-        self.view().lookup_at(locs, name, known)
+        self.cx.stack.view().lookup_at(locs, name, known)
     }
 
     /// The names in a folder that lies there.
     pub(super) fn lines_of(&self, locs: &[Arc<LayerDir>]) -> Result<Vec<Line>> {
         let names = self.deep_names(locs, true);
         let known = self.known(locs, names.as_ref());
-        let mut lines = self.view().lines(locs, known)?;
+        let mut lines = self.cx.stack.view().lines(locs, known)?;
         lines.retain(|line| !line.whiteout);
         Ok(lines)
     }
@@ -162,7 +162,7 @@ impl Op<'_> {
 
     /// What would show under `name` if the upper had nothing there.
     pub(super) fn below(&self, dir: &DirState, name: &Name) -> Result<Found> {
-        self.resolve(self.below_upper(&dir.locs), name)
+        self.resolve(self.cx.stack.below_upper(&dir.locs), name)
     }
 
     /// Takes a folder in; for `sure` see [`crate::inode::InodeTable`].
@@ -254,7 +254,7 @@ impl Op<'_> {
             let redirect = dir
                 .redirect
                 .as_ref()
-                .filter(|_| self.upper_dir(&dir).is_some());
+                .filter(|_| self.cx.stack.upper_dir(&dir).is_some());
             let Some(alias) = &dir.alias else {
                 if dir.removed {
                     return Err(Error::Errno(Errno::NOENT));

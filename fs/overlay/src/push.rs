@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::{Overlay, Stack};
+use super::Overlay;
+use super::reach::Stack;
 use crate::inode::Identity;
 use cowl_layers::error::Result;
 use cowl_layers::layer::{LayerDir, Upper};
@@ -62,7 +63,7 @@ impl Overlay {
         let mut stack = self.stack.write();
         match self.writers.load(Ordering::Acquire) {
             0 => {
-                stack.upper = None;
+                stack.release_upper();
                 self.locks.lock().clear();
                 Ok(())
             }
@@ -72,7 +73,7 @@ impl Overlay {
 
     /// Syncs the file system of the layer that is written.
     pub fn sync_upper(&self) -> Result<()> {
-        let upper = self.stack.read().upper.clone();
+        let upper = self.stack.read().writable().cloned();
         let Some(upper) = upper else { return Ok(()) };
         sys::dir::sync_fs(upper.layer.root_fd())
     }
@@ -87,10 +88,10 @@ impl Overlay {
             .root
             .shown_ctime(sys::stat::stat_fd(&*old_root.fd()?)?.ctime);
         let mut layers = vec![upper.layer.clone()];
-        layers.extend(stack.view.layers().iter().cloned());
-        let view = View::new(layers).over_data(stack.view.data_only().to_vec());
+        layers.extend(stack.view().layers().iter().cloned());
+        let view = View::new(layers).over_data(stack.view().data_only().to_vec());
         let root = view.root()?;
-        let lock = stack.upper.as_ref().map(|old| old.freeze()).transpose()?;
+        let lock = stack.writable().map(|old| old.freeze()).transpose()?;
 
         let identity = Identity::of(&root.stat);
         self.inodes.moving(&self.root, identity, true, || {
@@ -102,10 +103,7 @@ impl Overlay {
         self.root.hold_ctime(root.stat.ctime, shown);
         self.keep_locks(lock.into_iter().collect());
         self.pushes.fetch_add(1, Ordering::AcqRel);
-        *stack = Stack {
-            view,
-            upper: Some(upper.clone()),
-        };
+        *stack = Stack::new(view, Some(upper.clone()));
         Ok(())
     }
 
@@ -123,7 +121,7 @@ impl Overlay {
         let dev = upper.layer.dev();
         let stack = self.stack.read();
         if stack
-            .view
+            .view()
             .layers()
             .first()
             .is_some_and(|top| top.dev() != dev)

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use super::Op;
 use super::cookies::{END, Position};
 use crate::inode::{Identity, Inode};
+use crate::reach;
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::layer::LayerDir;
 use cowl_layers::name::Name;
@@ -178,7 +179,7 @@ impl Op<'_> {
     pub fn entry_number(&self, listing: &Listing, entry: &DirEntry) -> Result<u64> {
         match &listing.places {
             Some(places) if !entry.is_dots() => {
-                let number = self.view().line_number(places, &entry.line)?;
+                let number = self.cx.stack.view().line_number(places, &entry.line)?;
                 Ok(self.known_number(entry.kind(), number))
             }
             _ => Ok(entry.line.ino),
@@ -191,7 +192,7 @@ impl Op<'_> {
         if matches!(kind, FileKind::Regular | FileKind::Directory) {
             return listed;
         }
-        let known = self.stack.upper.as_ref().and_then(|upper| {
+        let known = self.cx.stack.writable().and_then(|upper| {
             let dev = upper.layer.dev();
             self.overlay
                 .inodes
@@ -205,6 +206,6 @@ impl Op<'_> {
         if inode.kind() != FileKind::Symlink {
             return Err(Error::Errno(Errno::INVAL));
         }
-        cowl_layers::sys::dir::readlink_fd(&*self.target(inode)?)
+        cowl_layers::sys::dir::readlink_fd(&*reach::access_path(inode)?)
     }
 }

@@ -9,6 +9,7 @@ use super::lookup::Hit;
 use super::plan::{self, NameState, RemovePlan, UpperHas};
 use super::stage::CopyUp;
 use crate::inode::{DirState, Inode, State};
+use crate::reach;
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::layer::LayerDir;
 use cowl_layers::name::Name;
@@ -19,13 +20,13 @@ use cowl_layers::view::{Found, Loc};
 impl Op<'_> {
     /// Removes a name that is no folder.
     pub fn unlink(&self, parent: &Arc<Inode>, name: &Name) -> Result<()> {
-        let up = match self.upper_dir(&live(parent)?) {
+        let up = match self.cx.stack.upper_dir(&live(parent)?) {
             Some(up) => up.clone(),
             None => {
                 // The folder is not brought up for a name that can't be removed.
                 let inode = self.lookup(parent, name)?.ok_or(Error::NOT_FOUND)?;
                 refuse_dir(&inode)?;
-                self.upper()?;
+                self.cx.stack.upper()?;
                 self.dir_up(parent)?.1
             }
         };
@@ -68,8 +69,8 @@ impl Op<'_> {
             self.overlay.inodes.gone(inode.identity());
         }
         // The kernel counts the name down from the one link that every file shows.
-        if self.overlay.behaviour.static_nlink && !inode.is_dir() {
-            self.note_stale(inode);
+        if self.cx.behaviour.static_nlink && !inode.is_dir() {
+            self.cx.note_stale(inode);
         }
     }
 
@@ -77,7 +78,7 @@ impl Op<'_> {
     pub fn rmdir(&self, parent: &Arc<Inode>, name: &Name) -> Result<()> {
         let inode = self.lookup(parent, name)?.ok_or(Error::NOT_FOUND)?;
         let gone = inode.dir()?;
-        self.upper()?;
+        self.cx.stack.upper()?;
         let (_, up) = self.dir_up(parent)?;
         // Both: nothing can be made in a folder while it is being removed.
         let _names = lock_both(parent, &inode);
@@ -86,7 +87,7 @@ impl Op<'_> {
             return Err(Error::Errno(Errno::NOTEMPTY));
         }
         let state = self.name_state(&dir, &up, name)?;
-        let kept = match self.upper_dir(&gone) {
+        let kept = match self.cx.stack.upper_dir(&gone) {
             Some(up) => Some((up, up.fd()?)),
             None => None,
         };
@@ -110,11 +111,11 @@ impl Op<'_> {
     /// that the link count is right from here on and the rest stays one file.
     pub(super) fn gather_links(&self, inode: &Arc<Inode>) -> Result<()> {
         let file = inode.file()?;
-        if self.in_upper(&file) || file.orphan {
+        if self.cx.stack.in_upper(&file) || file.orphan {
             return Ok(());
         }
         // Since a snapshot it may be a file of a lower that only its anchor leads to.
-        if sys::stat::stat_fd(&*self.target(inode)?)?.nlink > 1 {
+        if sys::stat::stat_fd(&*reach::access_path(inode)?)?.nlink > 1 {
             self.file_up(inode, CopyUp::Metadata)?;
         }
         Ok(())
@@ -155,7 +156,7 @@ impl Op<'_> {
     fn remove_name(&self, up: &LayerDir, name: &Name, state: NameState) -> Result<()> {
         let fd = up.fd()?;
         let fd = (*fd).as_fd();
-        let upper = self.upper()?;
+        let upper = self.cx.stack.upper()?;
         match plan::remove(state) {
             RemovePlan::Absent => Err(Error::NOT_FOUND),
             RemovePlan::Hide => upper.whiteout_new(fd, name),
@@ -177,7 +178,7 @@ impl Op<'_> {
         match sys::node::rmdir(dir, name) {
             // Whiteouts may be left in it, which nobody sees: out of sight first, then away.
             Err(error) if error.errno() == Errno::NOTEMPTY => {
-                let (staged, ()) = self.upper()?.work.stage(|work, tmp| {
+                let (staged, ()) = self.cx.stack.upper()?.work.stage(|work, tmp| {
                     sys::node::rename(dir, name, work, tmp, RenameHow::NoReplace)
                 })?;
                 drop(staged);
@@ -196,7 +197,7 @@ impl Op<'_> {
         name: &Name,
     ) -> Result<Option<Arc<OwnedFd>>> {
         let file = inode.file()?;
-        if !self.in_upper(&file) || file.anchor.is_some() {
+        if !self.cx.stack.in_upper(&file) || file.anchor.is_some() {
             return Ok(None);
         }
         let others = file
@@ -205,7 +206,7 @@ impl Op<'_> {
             .filter(|a| !(a.name == *name && Arc::ptr_eq(&a.parent, parent)));
         for other in others {
             // Another name leads to it from here on.
-            if let Some(up) = self.upper_dir(&other.parent.dir()?) {
+            if let Some(up) = self.cx.stack.upper_dir(&other.parent.dir()?) {
                 let loc = Loc {
                     dir: up.clone(),
                     name: other.name.clone(),

@@ -11,6 +11,7 @@ use super::remove::forget_name;
 use super::stage::CopyUp;
 use super::{Caller, Op};
 use crate::inode::{Alias, DirState, Identity, Inode, PLAIN, State};
+use crate::reach;
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::format::Redirect;
 use cowl_layers::layer::{LayerDir, Moving, WhiteoutForm, zero_device};
@@ -61,7 +62,7 @@ impl Op<'_> {
             // Two names of one file, or the same name: nothing happens, says POSIX.
             return Ok(());
         }
-        self.upper()?;
+        self.cx.stack.upper()?;
         for parent in [parent, new_parent] {
             live(parent)?;
             self.dir_up(parent)?;
@@ -90,7 +91,10 @@ impl Op<'_> {
         // two steps the old name is absent: a power cut there leaves a file that was moved and a name
         // that is not hidden, and no order of the steps leaves less.
         let device = self.stage_zero_device(caller, &from.up, 0)?;
-        zero_device::mark_folder((*from.up.fd()?).as_fd(), self.upper()?.layer.space())?;
+        zero_device::mark_folder(
+            (*from.up.fd()?).as_fd(),
+            self.cx.stack.upper()?.layer.space(),
+        )?;
         self.replace(&from, &to, &inode, target.as_ref())?;
         self.commit_zero_device(device, &from.up, name)
     }
@@ -141,7 +145,7 @@ impl Op<'_> {
             return Ok(());
         }
         let mut redirect = Redirect::Path(self.path_below(inode)?.into());
-        let mark = self.upper()?.layer.space().redirect().as_bytes();
+        let mark = self.cx.stack.upper()?.layer.space().redirect().as_bytes();
         let set = |value: &Redirect| sys::xattr::set((*up.fd()?).as_fd(), mark, &value.to_value());
         match set(&redirect) {
             Ok(()) => {}
@@ -167,7 +171,12 @@ impl Op<'_> {
 
     fn side<'a>(&self, parent: &'a Arc<Inode>, name: &'a Name) -> Result<Side<'a>> {
         let dir = live(parent)?;
-        let up = self.upper_dir(&dir).cloned().ok_or(Error::NOT_FOUND)?;
+        let up = self
+            .cx
+            .stack
+            .upper_dir(&dir)
+            .cloned()
+            .ok_or(Error::NOT_FOUND)?;
         let state = self.name_state(&dir, &up, name)?;
         Ok(Side {
             parent,
@@ -201,7 +210,7 @@ impl Op<'_> {
             Some(target) => self.place_of(target)?,
             None => None,
         };
-        let upper = self.upper()?;
+        let upper = self.cx.stack.upper()?;
         if plan.how == RenameHow::Exchange && !plan.drop_whiteout {
             // The whiteout of the new name comes to lie in the old name's folder.
             upper.ready_for_whiteout(from_fd, to_fd, to.name)?;
@@ -275,7 +284,7 @@ impl Op<'_> {
         unseen: bool,
     ) -> Result<()> {
         let regular = |inode: &Inode| inode.kind() == FileKind::Regular;
-        if !unseen || !self.early()?.on_replace || !regular(moved) || !regular(target) {
+        if !unseen || !self.cx.early()?.on_replace || !regular(moved) || !regular(target) {
             return Ok(());
         }
         let file = moved.file()?;
@@ -283,7 +292,7 @@ impl Op<'_> {
             // Its content lies below, and is on the disk.
             return Ok(());
         }
-        match self.open_content(moved, OFlags::RDONLY) {
+        match reach::open_content(moved, OFlags::RDONLY) {
             Ok(content) => sys::early::start(content),
             Err(error) => log::debug!("cannot start write-back before a rename: {error}"),
         }
@@ -295,7 +304,7 @@ impl Op<'_> {
         if !inode.is_dir() {
             return Ok(None);
         }
-        Ok(self.upper_dir(&inode.dir()?).cloned())
+        Ok(self.cx.stack.upper_dir(&inode.dir()?).cloned())
     }
 
     /// RENAME_WHITEOUT on a file system without it: the whiteout is put at the new name first, where
@@ -303,7 +312,7 @@ impl Op<'_> {
     fn leave_whiteout_by_exchange(&self, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
         let (from_fd, to_fd) = (from.up.fd()?, to.up.fd()?);
         let (from_fd, to_fd) = ((*from_fd).as_fd(), (*to_fd).as_fd());
-        let whiteout = self.upper()?.stage_whiteout(from_fd)?;
+        let whiteout = self.cx.stack.upper()?.stage_whiteout(from_fd)?;
         let how = match to.state.upper {
             UpperHas::Nothing => RenameHow::NoReplace,
             UpperHas::Whiteout | UpperHas::Object => RenameHow::Exchange,
@@ -317,7 +326,7 @@ impl Op<'_> {
     fn leave_linked_whiteout(&self, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
         let (from_fd, to_fd) = (from.up.fd()?, to.up.fd()?);
         let (from_fd, to_fd) = ((*from_fd).as_fd(), (*to_fd).as_fd());
-        let upper = self.upper()?;
+        let upper = self.cx.stack.upper()?;
         let exchange = || {
             let how = RenameHow::Exchange;
             sys::node::rename(from_fd, from.name, to_fd, to.name, how)
@@ -367,7 +376,7 @@ impl Op<'_> {
             return self.keeper(target, to.parent, to.name);
         }
         let dir = target.dir()?;
-        let Some(up) = self.upper_dir(&dir) else {
+        let Some(up) = self.cx.stack.upper_dir(&dir) else {
             return Ok(None);
         };
         let fd = up.fd()?;

@@ -42,11 +42,11 @@ impl Op<'_> {
         (source, stat): (&OwnedFd, &Stat),
         how: CopyUp,
     ) -> Result<StagedFile> {
-        let upper = self.upper()?;
+        let upper = self.cx.stack.upper()?;
         let metacopy = kind == FileKind::Regular
             && how == CopyUp::Metadata
             && stat.size > 0
-            && self.overlay.behaviour.metacopy;
+            && self.cx.behaviour.metacopy;
         let mut copied = None;
         let (staged, target) = upper.work.stage(|dir, name| match kind {
             FileKind::Regular => {
@@ -61,7 +61,8 @@ impl Op<'_> {
                         }
                         _ => file.data_loc().open_read()?,
                     };
-                    let (from, to, waited_for) = (data.as_fd(), new.as_fd(), !self.volatile());
+                    let (from, to, waited_for) =
+                        (data.as_fd(), new.as_fd(), !self.cx.behaviour.volatile);
                     copied = Some(sys::copy::copy_content(from, to, stat.size, waited_for)?);
                 }
                 Ok(new)
@@ -102,9 +103,9 @@ impl Op<'_> {
         if kind == FileKind::Regular {
             match copied {
                 // Or a power cut could leave an empty file over a good one.
-                Some(copied) => self.order()?.content_first(&target, copied)?,
+                Some(copied) => self.cx.order()?.content_first(&target, copied)?,
                 // Where no data was copied there is none to lose.
-                None => self.order()?.attributes_first(&target)?,
+                None => self.cx.order()?.attributes_first(&target)?,
             }
         }
         Ok(StagedFile {
@@ -116,7 +117,7 @@ impl Op<'_> {
 
     /// Makes an empty folder with everything that belongs to `source`, but for what is in it.
     pub(super) fn stage_dir(&self, source: &LayerDir) -> Result<(Staged, Stat)> {
-        let upper = self.upper()?;
+        let upper = self.cx.stack.upper()?;
         let fd = source.fd()?;
         let stat = sys::stat::stat_fd(&*fd)?;
         let (staged, target) = upper.work.stage(|dir, name| {
@@ -137,7 +138,7 @@ impl Op<'_> {
         mut make: impl FnMut(BorrowedFd<'_>) -> Result<()>,
     ) -> Result<Staged> {
         const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
-        let upper = self.upper()?;
+        let upper = self.cx.stack.upper()?;
         let stat = sys::stat::stat_fd(parent)?;
         let (twin, fd) = upper.work.stage(|dir, name| {
             sys::node::mkdir(dir, name, 0o700)?;
@@ -148,7 +149,7 @@ impl Op<'_> {
             sys::xattr::set(fd.as_fd(), DEFAULT_ACL, &acl)?;
         }
         sys::attr::chmod(fd.as_fd(), stat.perm() | 0o700)?;
-        self.as_creator(caller, || make(fd.as_fd()))?;
+        self.cx.as_creator(caller, || make(fd.as_fd()))?;
         let (staged, ()) = upper.work.stage(|dir, name| {
             sys::node::rename(
                 fd.as_fd(),
@@ -164,7 +165,7 @@ impl Op<'_> {
 
     /// Marks a folder that is in the upper alone as hiding what lies below it.
     pub(super) fn set_opaque(&self, dir: BorrowedFd<'_>) -> Result<()> {
-        let space = self.upper()?.layer.space();
+        let space = self.cx.stack.upper()?.layer.space();
         let mark = space.opaque().as_bytes();
         if sys::xattr::get(dir, mark)?.is_some_and(|old| old == OPAQUE_XATTR_WHITEOUTS) {
             // One mark can't say both, and marked files in a folder without theirs would show.
@@ -200,7 +201,7 @@ impl Op<'_> {
         if stat.kind() != FileKind::Symlink {
             sys::attr::chmod(target, stat.perm())?;
         }
-        let mark = self.upper()?.layer.space().ino().as_bytes();
+        let mark = self.cx.stack.upper()?.layer.space().ino().as_bytes();
         match sys::xattr::set(target, mark, &lent.to_value()) {
             Ok(()) => {}
             // user.* attributes exist on regular files and folders only. Without the mark the object
@@ -238,7 +239,13 @@ impl Op<'_> {
             if name == layer.space().ino().as_bytes() {
                 // Already borrowed: it stays with its first owner, as long as that one is there.
                 if let Some(mark) = NumberMark::parse(value)?
-                    && self.view().layers().iter().any(|l| l.id() == mark.layer)
+                    && self
+                        .cx
+                        .stack
+                        .view()
+                        .layers()
+                        .iter()
+                        .any(|l| l.id() == mark.layer)
                 {
                     lent = mark;
                 }

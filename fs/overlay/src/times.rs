@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::Op;
 use crate::inode::Inode;
+use crate::reach;
 use cowl_layers::error::Result;
 use cowl_layers::layer::LayerDir;
 use cowl_layers::sys;
@@ -21,7 +22,7 @@ impl Op<'_> {
         inode: &Arc<Inode>,
         change: impl FnOnce(&OwnedFd, &Stat) -> Result<T>,
     ) -> Result<T> {
-        let (fd, stat) = self.target_and_stat(inode)?;
+        let (fd, stat) = reach::access_path_and_stat(inode)?;
         self.keeping(inode, &stat, None, || change(&fd, &stat))
     }
 
@@ -39,13 +40,13 @@ impl Op<'_> {
         let done = change().inspect_err(|_| {
             inode.hold_instead(before);
         })?;
-        match self.stat_now(inode) {
+        match reach::stat_on_disk(inode) {
             Ok(now) => {
                 // The request that needed this says nothing of it to the kernel: a copy has other blocks, and
                 // a directory that came to lie in two layers another link count.
                 let seen = |stat: &Stat| (stat.dev, stat.ino, stat.size, stat.blocks);
                 if seen(&now) != seen(was) {
-                    self.note_stale(inode);
+                    self.cx.note_stale(inode);
                 }
                 self.overlay.inodes.hold_ctime(inode, now.ctime, shown);
             }

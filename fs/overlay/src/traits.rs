@@ -15,7 +15,7 @@ impl Op<'_> {
     /// Whether an open file's content lies in the layer that is written.
     pub fn content_is_up(&self, handle: &FileHandle) -> Result<bool> {
         let file = handle.inode().file()?;
-        Ok(file.data.is_none() && self.in_upper(&file))
+        Ok(file.data.is_none() && self.cx.stack.in_upper(&file))
     }
 
     /// Whether it is a program or a library: seldom written in place, and mapped by many.

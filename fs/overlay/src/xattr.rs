@@ -10,6 +10,7 @@ use super::copy_up::CAPABILITY;
 use super::{Caller, Op};
 use crate::idmap::IdMap;
 use crate::inode::{BARE, Inode};
+use crate::reach;
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::format::foreign::is_attribute;
 use cowl_layers::layer::zero_device;
@@ -40,8 +41,8 @@ impl Op<'_> {
             return Err(Error::Errno(Errno::NODATA));
         }
         let before = inode.known();
-        let space = self.space();
-        let target = self.target(inode)?;
+        let space = self.cx.stack.space();
+        let target = reach::access_path(inode)?;
         let disk = space.to_disk(name);
         if self.is_ours(target.as_fd(), &disk)? {
             return Err(Error::Errno(Errno::NODATA));
@@ -51,7 +52,7 @@ impl Op<'_> {
                 inode.found(before, BARE);
             }
         })?;
-        let ids = &self.overlay.behaviour;
+        let ids = &self.cx.behaviour;
         if is_acl(name) && !(ids.uids.is_identity() && ids.gids.is_identity()) {
             return map_acl(
                 &value,
@@ -66,8 +67,8 @@ impl Op<'_> {
     /// All names, each ended by a NUL, as listxattr(2) returns them. As on a plain folder, trusted.*
     /// shows to those alone who have CAP_SYS_ADMIN.
     pub fn list_xattr(&self, caller: Caller, inode: &Arc<Inode>) -> Result<Vec<u8>> {
-        let space = self.space();
-        let target = self.target(inode)?;
+        let space = self.cx.stack.space();
+        let target = reach::access_path(inode)?;
         let mut names = Vec::new();
         // Asked only when there is something to show or not.
         let mut admin = None;
@@ -75,14 +76,14 @@ impl Op<'_> {
             if self.is_ours(target.as_fd(), &name)? {
                 continue;
             }
-            if self.overlay.behaviour.no_acl && is_acl(&name) {
+            if self.cx.behaviour.no_acl && is_acl(&name) {
                 continue;
             }
             if let Some(shown) = space.to_mount(&name) {
                 if shown.starts_with(b"trusted.") {
                     let asked = match admin {
                         Some(known) => known,
-                        None => self.is_capable(caller, CapabilitySet::SYS_ADMIN)?,
+                        None => reach::is_capable(caller, CapabilitySet::SYS_ADMIN)?,
                     };
                     admin = Some(asked);
                     if !asked {
@@ -110,16 +111,16 @@ impl Op<'_> {
         if sys::xattr::is_alias(name) {
             return Err(Error::Errno(Errno::OPNOTSUPP));
         }
-        self.upper()?;
-        if is_attribute(name) && self.reads_foreign() {
+        self.cx.stack.upper()?;
+        if is_attribute(name) && self.cx.stack.reads_foreign() {
             return Err(Error::Errno(Errno::PERM));
         }
-        let disk = self.space().to_disk(name);
+        let disk = self.cx.stack.space().to_disk(name);
         if !self.is_any_up(inode)? {
             self.refuse_set(inode, &disk, flags)?;
         }
         self.any_up(inode)?;
-        let target = self.target(inode)?;
+        let target = reach::access_path(inode)?;
         inode.unknown(BARE);
         let _after = Setting(inode);
         self.changing_xattrs(inode, &target, || {
@@ -129,7 +130,7 @@ impl Op<'_> {
 
     /// Fails as the call on the copy would, so that nothing is copied up for a call that changes nothing.
     fn refuse_set(&self, inode: &Arc<Inode>, disk: &[u8], flags: u32) -> Result<()> {
-        let before = self.target(inode)?;
+        let before = reach::access_path(inode)?;
         let hidden = self.is_ours(before.as_fd(), disk)?;
         let there = match self.value(before.as_fd(), disk) {
             Ok(_) => !hidden,
@@ -157,7 +158,7 @@ impl Op<'_> {
         let done = change()?;
         inode.changed();
         if sys::stat::stat_fd(target)?.blocks != before {
-            self.note_stale(inode);
+            self.cx.note_stale(inode);
         }
         Ok(done)
     }
@@ -180,13 +181,13 @@ impl Op<'_> {
             }
             flags &= !XATTR_CREATE;
         }
-        if disk == self.space().escaped_opaque().as_bytes() && inode.is_dir() {
-            zero_device::opaque_is_a_users(target.as_fd(), self.space())?;
+        if disk == self.cx.stack.space().escaped_opaque().as_bytes() && inode.is_dir() {
+            zero_device::opaque_is_a_users(target.as_fd(), self.cx.stack.space())?;
         }
         if !is_acl(name) {
             return sys::xattr::set_with(target.as_fd(), disk, value, flags);
         }
-        let ids = &self.overlay.behaviour;
+        let ids = &self.cx.behaviour;
         let value = if ids.uids.is_identity() && ids.gids.is_identity() {
             Cow::Borrowed(value)
         } else {
@@ -195,8 +196,8 @@ impl Op<'_> {
         // As the caller: the file system drops setgid for one outside the file's group. It asks for the
         // caller's group or a supplementary one; here the one that counts takes the first's place.
         let stat = sys::stat::stat_fd(target)?;
-        let mut who = self.on_disk(caller)?;
-        if stat.perm() & 0o2000 != 0 && self.is_member(caller, stat.gid)? {
+        let mut who = self.cx.ids_on_disk(caller)?;
+        if stat.perm() & 0o2000 != 0 && self.cx.is_member(caller, stat.gid)? {
             who.gid = stat.gid;
         }
         sys::creds::as_caller(who, || {
@@ -207,13 +208,13 @@ impl Op<'_> {
     /// Removes an attribute; ENODATA where there is none.
     pub fn remove_xattr(&self, inode: &Arc<Inode>, name: &[u8]) -> Result<()> {
         self.refuse_acl(name)?;
-        self.upper()?;
+        self.cx.stack.upper()?;
         if sys::xattr::is_alias(name) {
             return Err(Error::Errno(Errno::NODATA));
         }
         // Nothing is copied up for what is not there.
-        let disk = self.space().to_disk(name);
-        let before = self.target(inode)?;
+        let disk = self.cx.stack.space().to_disk(name);
+        let before = reach::access_path(inode)?;
         if self.is_ours(before.as_fd(), &disk)? {
             return Err(Error::Errno(Errno::NODATA));
         }
@@ -223,7 +224,7 @@ impl Op<'_> {
             other => other.map(drop)?,
         }
         self.any_up(inode)?;
-        let target = self.target(inode)?;
+        let target = reach::access_path(inode)?;
         self.changing_xattrs(inode, &target, || sys::xattr::remove(target.as_fd(), &disk))
     }
 
@@ -231,7 +232,10 @@ impl Op<'_> {
     /// keeps none of this kind, and that must not show where the topmost layer's would keep it.
     fn value(&self, fd: BorrowedFd<'_>, disk: &[u8]) -> Result<Vec<u8>> {
         let unsupported = Error::Errno(Errno::OPNOTSUPP);
-        match (sys::xattr::value(fd, disk), self.view().layers().first()) {
+        match (
+            sys::xattr::value(fd, disk),
+            self.cx.stack.view().layers().first(),
+        ) {
             (Err(error), Some(top)) if error == unsupported => {
                 match sys::xattr::value(top.root_fd(), disk) {
                     Err(error) if error == unsupported => Err(error),
@@ -245,10 +249,10 @@ impl Op<'_> {
     /// Whether an attribute on disk has a user's name and yet no user set it: an escaped mark that goes
     /// with a device 0:0.
     fn is_ours(&self, fd: BorrowedFd<'_>, disk: &[u8]) -> Result<bool> {
-        if is_attribute(disk) && self.reads_foreign() {
+        if is_attribute(disk) && self.cx.stack.reads_foreign() {
             return Ok(true);
         }
-        let space = self.space();
+        let space = self.cx.stack.space();
         let escaped = [space.escaped_whiteout(), space.escaped_opaque()];
         if !escaped.iter().any(|mark| disk == mark.as_bytes()) {
             return Ok(false);
@@ -257,21 +261,11 @@ impl Op<'_> {
         Ok(ours.is_some_and(|ours| disk == ours.as_bytes()))
     }
 
-    fn reads_foreign(&self) -> bool {
-        let mut layers = self.view().layers().iter();
-        layers.any(|layer| layer.is_foreign())
-    }
-
     fn refuse_acl(&self, name: &[u8]) -> Result<()> {
-        if self.overlay.behaviour.no_acl && is_acl(name) {
+        if self.cx.behaviour.no_acl && is_acl(name) {
             return Err(Error::Errno(Errno::OPNOTSUPP));
         }
         Ok(())
-    }
-
-    fn space(&self) -> cowl_layers::format::XattrSpace {
-        let first = self.view().layers().first();
-        first.map_or(cowl_layers::format::XattrSpace::User, |layer| layer.space())
     }
 }
 

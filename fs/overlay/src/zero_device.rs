@@ -9,6 +9,7 @@ use super::create::{live, refuse_mark};
 use super::plan::UpperHas;
 use super::{Caller, Op};
 use crate::inode::Inode;
+use crate::reach;
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::layer::{LayerDir, Staged, zero_device};
 use cowl_layers::name::Name;
@@ -48,7 +49,10 @@ impl Op<'_> {
         let staged = self.stage_in_twin(caller, (*up.fd()?).as_fd(), |twin| {
             sys::node::mknod(twin, b"new", FileKind::Regular, mode, 0)
         })?;
-        zero_device::mark(staged.open_path()?.as_fd(), self.upper()?.layer.space())?;
+        zero_device::mark(
+            staged.open_path()?.as_fd(),
+            self.cx.stack.upper()?.layer.space(),
+        )?;
         Ok(staged)
     }
 
@@ -61,7 +65,7 @@ impl Op<'_> {
     ) -> Result<()> {
         let fd = up.fd()?;
         let fd = (*fd).as_fd();
-        zero_device::mark_folder(fd, self.upper()?.layer.space())?;
+        zero_device::mark_folder(fd, self.cx.stack.upper()?.layer.space())?;
         match self.upper_has(up, name)? {
             UpperHas::Object => Err(Error::Errno(Errno::EXIST)),
             UpperHas::Nothing => staged.commit(fd, name, RenameHow::NoReplace),
@@ -73,9 +77,9 @@ impl Op<'_> {
     /// `dir` of the upper.
     pub(super) fn ready_for(&self, inode: &Inode, dir: BorrowedFd<'_>) -> Result<()> {
         if inode.kind() == FileKind::CharDevice
-            && sys::stat::stat_fd(&*self.target(inode)?)?.kind() == FileKind::Regular
+            && sys::stat::stat_fd(&*reach::access_path(inode)?)?.kind() == FileKind::Regular
         {
-            zero_device::mark_folder(dir, self.upper()?.layer.space())?;
+            zero_device::mark_folder(dir, self.cx.stack.upper()?.layer.space())?;
         }
         Ok(())
     }
