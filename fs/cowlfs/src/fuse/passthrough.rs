@@ -171,7 +171,7 @@ impl Passing {
         let ino = opening.ino;
         // Read under the table's lock: were it read before, an open that was counted in between could have the
         // newer content, and would be taken for one of the older.
-        let turn = opening.inode.data_turn();
+        let turn = opening.inode.content_version();
         let entry = table.files.entry(ino).or_default();
         let state = match (entry.opens, entry.passed) {
             (0, _) => State::Idle,

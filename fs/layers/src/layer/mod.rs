@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use dir::{LayerDir, Moving};
 pub use list::{LayerEntry, list, number_at};
-pub use probe::{Probe, Seen, probe};
+pub use probe::{Markers, Probe, Seen, probe};
 pub use upper::Upper;
 pub use whiteout::WhiteoutForm;
 pub use work::{Staged, WorkDir};

@@ -8,10 +8,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-use super::Inode;
+use super::object::Inode;
 
 /// The range of these numbers. Those of other file systems have the second bit alone, substitutes the first.
 const RANGE: u64 = 3 << 62;
+
+/// Whether the kernel knows an object by its own number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OwnNumber {
+    Known,
+    Forgotten,
+}
 
 /// Objects that have another number than their own.
 #[derive(Debug, Default)]
@@ -78,13 +85,13 @@ impl Renewed {
             .1 += 1;
     }
 
-    /// The kernel forgot `count` of its lookups under this number. It stays while the object is `known` by its
-    /// own: the kernel asks twice, and forgets the first answer at once.
-    pub(super) fn forget(&self, number: u64, count: u64, known: bool) {
+    /// The kernel forgot `count` of its lookups under this number. It stays while the kernel knows the object by
+    /// its own: the kernel asks twice, and forgets the first answer at once.
+    pub(super) fn forget(&self, number: u64, count: u64, own: OwnNumber) {
         let mut maps = self.maps.lock();
         if let Some((_, lookups)) = maps.inodes.get_mut(&number) {
             *lookups = lookups.saturating_sub(count);
-            if *lookups == 0 && !(known && maps.is_newest(number)) {
+            if *lookups == 0 && !(own == OwnNumber::Known && maps.is_newest(number)) {
                 maps.remove(number);
             }
         }
@@ -134,7 +141,7 @@ impl Maps {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{DirState, Identity, InodeTable, State};
+    use super::super::{DirState, Identity, InodeTable, OnConflict, State};
     use super::*;
     use cowl_layers::sys::stat::FileKind;
 
@@ -148,7 +155,9 @@ mod tests {
             identity,
         });
         let make = |ino| Inode::new(ino, FileKind::Directory, state);
-        let (inode, _) = table.intern(ino, identity, true, make).unwrap();
+        let (inode, _) = table
+            .intern(ino, identity, OnConflict::Renumber, make)
+            .unwrap();
         table.remember(&inode);
         inode
     }

@@ -10,8 +10,9 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
-use super::renewed::Renewed;
-use super::{Held, Identity, Inode};
+use super::identity::Identity;
+use super::object::{Held, Inode};
+use super::renewed::{OwnNumber, Renewed};
 use cowl_layers::error::Result;
 use cowl_layers::sys::stat::Time;
 
@@ -32,6 +33,24 @@ enum Entry {
 }
 
 type Shard = FxHashMap<u64, Entry>;
+
+/// What to do with an object whose number belongs to a different known object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnConflict {
+    /// It may be the same object, which is just being copied up: nothing is entered.
+    Defer,
+    /// It is another object: it gets a number of its own.
+    Renumber,
+}
+
+/// Whether an object on disk carries the number that it shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NumberMarker {
+    /// The number is found there.
+    Present,
+    /// It must be remembered.
+    Missing,
+}
 
 /// The inodes that are known.
 #[derive(Debug)]
@@ -99,15 +118,13 @@ impl InodeTable {
         shard.get(&ino)?.living()
     }
 
-    /// The inode for an object that shows `number`: the known one, or a new one made of `make`'s
-    /// parts; the second part of the result says whether it is new. When another object has the number,
-    /// the answer is `None` unless the caller is `sure` that it is another one, and not the same that is
-    /// just being copied up: then the new one gets a number of its own.
+    /// Returns the inode of an object that shows `number`: the known one, or the one that `make` returns; and
+    /// whether it is new. `None` only with [`OnConflict::Defer`].
     pub(crate) fn intern(
         &self,
         number: u64,
         identity: Identity,
-        sure: bool,
+        on_conflict: OnConflict,
         make: impl FnOnce(u64) -> Arc<Inode>,
     ) -> Option<(Arc<Inode>, bool)> {
         let ino = self.substitute(identity).unwrap_or(number);
@@ -115,7 +132,7 @@ impl InodeTable {
         let living = shard.get(&ino).and_then(Entry::living);
         match living {
             Some(inode) if inode.identity() == identity => Some((inode, false)),
-            Some(_) if sure => {
+            Some(_) if on_conflict == OnConflict::Renumber => {
                 drop(shard);
                 Some(self.intern_substitute(identity, make))
             }
@@ -168,23 +185,23 @@ impl InodeTable {
         }
     }
 
-    /// Moves an object to another place on disk by `change`, which sets its identity. `marked`: the number that
-    /// it shows is to be found there. A substitute number is not, and stays its own.
+    /// Moves an object to another location on disk by `change`, which sets its identity. A substitute number is
+    /// never found on disk, and stays its own.
     ///
-    /// A lookup beside this finds the object by either place: a substitute holds for the new one before the
+    /// A concurrent lookup finds the object by either location: a substitute holds for the new one before the
     /// object is there, and for the old one until it has left.
     pub(crate) fn moving(
         &self,
         inode: &Inode,
         to: Identity,
-        marked: bool,
+        marker: NumberMarker,
         change: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
         let (ino, from) = (inode.ino(), inode.identity());
         let substituted = {
             let mut known = self.substitutes.lock();
             let substituted = known.contains_key(&from);
-            if substituted || !marked || ino & SUBSTITUTE != 0 {
+            if substituted || marker == NumberMarker::Missing || ino & SUBSTITUTE != 0 {
                 known.insert(to, ino);
             }
             substituted
@@ -210,7 +227,7 @@ impl InodeTable {
         }
     }
 
-    /// Told when an object has no name any more: another one may come to lie in its place.
+    /// Records that an object has no name any more: another one may get its inode number on disk.
     pub(crate) fn gone(&self, identity: Identity) {
         self.substitutes.lock().remove(&identity);
     }
@@ -268,8 +285,12 @@ impl InodeTable {
     pub fn forget(&self, ino: u64, count: u64) {
         if Renewed::has(ino) {
             if let Some(inode) = self.renewed.get(ino) {
-                self.renewed
-                    .forget(ino, count, !self.is_forgotten(inode.ino()));
+                let object = if self.is_forgotten(inode.ino()) {
+                    OwnNumber::Forgotten
+                } else {
+                    OwnNumber::Known
+                };
+                self.renewed.forget(ino, count, object);
                 // In case that it was forgotten by its own number meanwhile.
                 if self.is_forgotten(inode.ino()) {
                     self.renewed.forgotten(inode.ino());
@@ -336,7 +357,7 @@ impl InodeTable {
             if !inode.holds_ctime() {
                 self.ctimes.lock().pop(&inode.ino());
             }
-            let mut parents = inode.take_parents().into_iter();
+            let mut parents = inode.state.get_mut().take_parents().into_iter();
             next = parents.next();
             for parent in parents {
                 self.prune(parent);
@@ -425,17 +446,17 @@ mod tests {
     /// Otherwise two openers of a file that is being copied up get two inodes in the kernel, and locks of the
     /// one do not keep the other out.
     #[test]
-    fn new_content_is_never_seen_with_the_old_turn() {
+    fn new_content_is_never_seen_with_the_old_version() {
         let layer = tempfile::tempdir().unwrap();
         let inode = file(7, layer.path());
-        let before = inode.data_turn();
+        let before = inode.content_version();
         inode
             .change_content(|file| {
-                assert_ne!(inode.data_turn(), before, "not visible yet");
+                assert_ne!(inode.content_version(), before, "not visible yet");
                 file.data = None;
             })
             .unwrap();
-        assert!(inode.file().unwrap().data.is_none() && inode.data_turn() != before);
+        assert!(inode.file().unwrap().data.is_none() && inode.content_version() != before);
     }
 
     #[test]
@@ -445,13 +466,15 @@ mod tests {
         let taken = file(7, layer.path());
         let first = Identity { dev: 9, ino: 9 };
         taken.change_file(|file| file.identity = first).unwrap();
-        let (_taken, _) = table.intern(7, first, true, |_| taken).unwrap();
+        let (_taken, _) = table
+            .intern(7, first, OnConflict::Renumber, |_| taken)
+            .unwrap();
         let make = |ino| file(ino, layer.path());
-        let (inode, _) = table.intern(7, BELOW, true, make).unwrap();
+        let (inode, _) = table.intern(7, BELOW, OnConflict::Renumber, make).unwrap();
         let number = inode.ino();
         assert_ne!(number, 7);
         table
-            .moving(&inode, ABOVE, true, || {
+            .moving(&inode, ABOVE, NumberMarker::Present, || {
                 assert_eq!(table.substitute(BELOW), Some(number));
                 assert_eq!(table.substitute(ABOVE), Some(number));
                 inode.change_file(|file| file.identity = ABOVE)
@@ -459,7 +482,7 @@ mod tests {
             .unwrap();
         assert_eq!(table.substitute(BELOW), None);
         assert_eq!(table.substitute(ABOVE), Some(number));
-        let (again, new) = table.intern(7, ABOVE, true, make).unwrap();
+        let (again, new) = table.intern(7, ABOVE, OnConflict::Renumber, make).unwrap();
         assert!(Arc::ptr_eq(&again, &inode) && !new);
     }
 

@@ -12,6 +12,7 @@ use parking_lot::{RwLock, RwLockReadGuard};
 
 use crate::inode::Inode;
 use cowl_layers::error::Result;
+use cowl_layers::sys::copy::WriteBack;
 use cowl_layers::sys::early::Early;
 use cowl_layers::sys::order::Order;
 
@@ -60,6 +61,14 @@ impl<'a> Context<'a> {
             return Ok(Order::Careless);
         }
         Ok(self.stack.upper()?.order())
+    }
+
+    /// Returns when the disk gets copied content: a volatile mount never waits for it.
+    pub(crate) fn write_back(&self) -> WriteBack {
+        match self.behaviour.volatile {
+            true => WriteBack::Later,
+            false => WriteBack::Early,
+        }
     }
 
     /// Returns when write-back is started early.
