@@ -259,7 +259,10 @@ mod tests {
             assert_eq!(inode.flags().setid_shown(), 0);
             inode.closed(how);
         }
-        inode.opened(OpenHow { write: true, ..EXEC });
+        inode.opened(OpenHow {
+            write: true,
+            ..EXEC
+        });
         assert_eq!(admit_mode(&inode, Some(0o755)), Ok(()));
         assert_eq!(admit_mode(&inode, Some(0o2755)), BUSY);
         assert_eq!(inode.flags().setid_shown(), 0o2000);

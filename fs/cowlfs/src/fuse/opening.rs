@@ -202,8 +202,7 @@ impl Adapter {
         if let Some((fd, _)) = handle.opened() {
             let passes = policy.upper && asked.upper;
             // Of what lies in the upper nothing depends on it, and to look at the content moves its access time.
-            asked.program =
-                !write && !asked.upper && policy.programs && handle.is_program(&fd)?;
+            asked.program = !write && !asked.upper && policy.programs && handle.is_program(&fd)?;
             asked.privileged = write && passes && handle.is_privileged(&fd)?;
             if !write && !asked.upper && !asked.program && !policy.lowers {
                 inode.facts().note_plain(before);

@@ -53,7 +53,9 @@ impl Order {
             // What it shares is on the disk, and that it does went through the journal.
             (Self::Journal, Copied::Shared) => Ok(()),
             (Self::Journal, Copied::Written) => write_back(file.as_fd()),
-            (Self::NamesFirst | Self::Unknown, _) => super::copy::sync(file, super::copy::SyncScope::All),
+            (Self::NamesFirst | Self::Unknown, _) => {
+                super::copy::sync(file, super::copy::SyncScope::All)
+            }
         }
     }
 
