@@ -104,7 +104,7 @@ impl Overlay {
     /// Records that the kernel forgot `count` of its lookups of an inode.
     pub fn forget(&self, ino: u64, count: u64) {
         self.inodes.forget(ino, count);
-        if self.inodes.made_room() {
+        if self.inodes.shrink() {
             sys::process::give_memory_back();
         }
     }

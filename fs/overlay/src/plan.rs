@@ -1,8 +1,8 @@
-//! What a removal or a rename must leave behind: pure values, decided in one place.
+//! The state that a removal or a rename must leave: pure values, decided in one place.
 
 use cowl_layers::sys::node::RenameHow;
 
-/// What the upper layer has under a name.
+/// The upper layer's entry under a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UpperHas {
     /// Nothing.
@@ -13,16 +13,16 @@ pub enum UpperHas {
     Object,
 }
 
-/// A name as the layers have it.
+/// The state of a name in the layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NameState {
-    /// What the upper has.
+    /// The upper's entry.
     pub upper: UpperHas,
     /// Whether something would show if the upper had nothing.
     pub below: bool,
 }
 
-/// How a name is removed.
+/// The way to remove a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RemovePlan {
     /// It is in the upper only: remove it there.
@@ -45,14 +45,14 @@ pub fn remove(name: NameState) -> RemovePlan {
     }
 }
 
-/// How an object in the upper gets another name.
+/// The way to rename an object in the upper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RenamePlan {
-    /// The one call that does it.
+    /// The system call.
     pub how: RenameHow,
-    /// A whiteout that the exchange brought to the old name is to go: it hides nothing there.
+    /// A whiteout that the exchange moved to the old name must be removed: it hides nothing there.
     pub drop_whiteout: bool,
-    /// A folder that would merge with one below the new name must be made opaque before.
+    /// The object is a directory that would merge with one below the new name: it must be made opaque before.
     pub make_opaque: bool,
 }
 
@@ -71,7 +71,7 @@ pub enum MovedObject {
 pub fn rename(from: NameState, to: NameState, moved: MovedObject) -> RenamePlan {
     let is_dir = moved != MovedObject::NotDirectory;
     let (how, drop_whiteout) = match (from.below, to.upper) {
-        // The whiteout at the new name is just what the old name needs.
+        // The old name needs a whiteout, and there is one at the new name.
         (true, UpperHas::Whiteout) => (RenameHow::Exchange, false),
         (true, UpperHas::Nothing | UpperHas::Object) => (RenameHow::Whiteout, false),
         // A directory cannot replace a whiteout, which is not a directory.

@@ -1,6 +1,6 @@
-//! Second numbers. The kernel can be made to go on with an object under another number while somebody has
-//! it open under the old one, which then keeps what it had: it is told that the old number is stale, looks
-//! the name up again, and is answered with the new one. `st_ino` stays: that is told apart from it.
+//! Second numbers. The kernel can be made to continue with an object under another number while a process has it
+//! open under the old one, which then keeps its caches: the kernel gets the reply that the old number is stale, looks
+//! the name up again, and gets the new number. `st_ino` stays the same: it is transmitted separately.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -48,7 +48,7 @@ impl Renewed {
         maps.inodes.get(&ino).map(|(inode, _)| inode.clone())
     }
 
-    /// The number under which the kernel is to know the object with the number `own`.
+    /// Returns the number under which the kernel must know the object with the number `own`.
     pub(super) fn number(&self, own: u64) -> u64 {
         if !self.any.load(Ordering::Acquire) {
             return own;
@@ -56,7 +56,7 @@ impl Renewed {
         self.maps.lock().newest.get(&own).copied().unwrap_or(own)
     }
 
-    /// Has the kernel know the object under another number than `old`, unless it is to already.
+    /// Gives an object another number than `old` for the kernel, unless it has one already.
     pub(super) fn renew(&self, inode: &Arc<Inode>, old: u64) {
         let mut maps = self.maps.lock();
         let now = maps.newest.get(&inode.ino()).copied();
@@ -67,7 +67,7 @@ impl Renewed {
         maps.given += 1;
         maps.newest.insert(inode.ino(), number);
         maps.inodes.insert(number, (inode.clone(), 0));
-        // One that it replaces and that the kernel did not come to know.
+        // The number that it replaces, if the kernel never got it.
         if let Some(now) = now
             && maps.inodes.get(&now).is_some_and(|(_, count)| *count == 0)
         {
@@ -76,7 +76,7 @@ impl Renewed {
         self.any.store(true, Ordering::Release);
     }
 
-    /// The kernel was told of it once more.
+    /// Counts a reply that gives it to the kernel.
     pub(super) fn remember(&self, inode: &Arc<Inode>, number: u64) {
         let mut maps = self.maps.lock();
         maps.inodes
@@ -105,8 +105,8 @@ impl Renewed {
             .is_none_or(|(_, count)| *count == 0)
     }
 
-    /// The kernel does not know the object under its own number any more: the newest goes too when it does
-    /// not know that either.
+    /// Records that the kernel forgot the object under its own number: the newest is dropped too if the kernel does
+    /// not know it either.
     pub(super) fn forgotten(&self, own: u64) {
         if !self.any.load(Ordering::Acquire) {
             return;

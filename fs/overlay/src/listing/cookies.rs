@@ -1,16 +1,16 @@
-//! Positions in listings: what telldir(3) tells and the protocol calls an offset.
+//! The order of listings, which gives each entry its position.
 //!
-//! A folder is read without being opened (docs/decisions/0011), so a position must say by itself where
-//! to go on, whatever came and went since. The names are ordered by a hash; a position names the hash of the
-//! entry that comes next, and reading goes on with the first one that is there from it on. So what is
-//! removed or made anywhere else moves nothing, and what stays shows exactly once.
+//! A directory is read without being opened (docs/decisions/0011), so a position must be sufficient to continue
+//! after any changes since. The names are ordered by a hash. A position is the hash of the entry that comes next, and
+//! reading continues with the first entry from it on. So an entry that is removed or created elsewhere moves no
+//! position, and each entry that stays shows exactly once.
 //!
-//! Of the entry that comes *next*: the kernel, which keeps listings, finds a position again only where an
-//! entry leads to it. A program that removes what it has read (rm -rf) removes entries before its position,
-//! and the one that leads there is then another one, if only `.` or `..`.
+//! It is the *next* entry because the kernel, which caches listings, finds a position again only if an entry leads to
+//! it. A program that removes the entries that it has read (rm -rf) removes those before its position, and then
+//! another entry leads there, if only `.` or `..`.
 //!
-//! The hash has 31 bits, so that programs with 32-bit offsets can read folders; names that have one hash
-//! in one folder get ranks, which stand above it.
+//! The hash has 31 bits, so that programs with 32-bit offsets can read directories. Names with the same hash in one
+//! directory get ranks, which are the upper bits of the position.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -21,14 +21,14 @@ use super::entry::{DirEntry, FIRST, LAST};
 use cowl_layers::name::Name;
 
 type Hash = Box<dyn Fn(&[u8]) -> u64 + Send + Sync>;
-/// By folder and hash.
+/// By directory and hash.
 type Met = HashMap<u64, HashMap<u32, Vec<Name>>>;
 
-/// How names are hashed, and the names that met.
+/// The hash function, and the names with the same hash.
 pub(crate) struct Cookies {
     hash: Hash,
-    /// The names that were there together. A name's place in its list is its rank; it
-    /// keeps it, because somebody may hold a position that says so. Few: of n names about n²/2³² meet.
+    /// The names with the same hash that existed together. A name's index in its list is its rank, which never
+    /// changes, because a program may hold a position with it. Of n names about n²/2³² are listed.
     met: Mutex<Met>,
 }
 
@@ -41,7 +41,7 @@ impl std::fmt::Debug for Cookies {
 }
 
 impl Default for Cookies {
-    /// With a key of its own: nobody can choose names that meet.
+    /// Uses a random key, so that no program can choose names with the same hash.
     fn default() -> Self {
         let keyed = RandomState::new();
         Self::with(move |name| keyed.hash_one(name))
@@ -49,7 +49,7 @@ impl Default for Cookies {
 }
 
 impl Cookies {
-    /// With this hash.
+    /// Uses this hash function.
     pub(super) fn with(hash: impl Fn(&[u8]) -> u64 + Send + Sync + 'static) -> Self {
         Self {
             hash: Box::new(hash),
@@ -62,7 +62,7 @@ impl Cookies {
         FIRST + ((self.hash)(name) % u64::from(LAST - FIRST)) as u32
     }
 
-    /// Puts the names of a folder in order and gives each its position.
+    /// Sorts the names of a directory and gives each its position.
     pub(super) fn arrange(&self, folder: u64, entries: &mut [DirEntry]) {
         for entry in &mut *entries {
             entry.at.hash = self.hash(entry.name());
@@ -97,7 +97,7 @@ fn meets(two: &[DirEntry]) -> bool {
     matches!(two, [one, two] if one.at.hash == two.at.hash)
 }
 
-/// The place of `name` in the list, at its end when it is new.
+/// Returns the index of `name` in the list; a new one is added at its end.
 fn rank(names: &mut Vec<Name>, name: &Name) -> u32 {
     let known = names.iter().position(|known| known == name);
     let at = known.unwrap_or_else(|| {

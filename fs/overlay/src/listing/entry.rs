@@ -4,11 +4,11 @@ use cowl_layers::name::Name;
 use cowl_layers::sys::stat::FileKind;
 use cowl_layers::view::Line;
 
-/// The bits of the hash.
+/// The number of bits of the hash.
 const HASH_BITS: u32 = 31;
-/// The largest hash stands for the end.
+/// The largest hash, which is the end.
 pub(super) const LAST: u32 = (1 << HASH_BITS) - 1;
-/// Where `..` comes; `.` comes at 0, the beginning.
+/// The hash of `..`; that of `.` is 0, the beginning.
 const PARENT: u32 = 1;
 /// The first hash that a name can have.
 pub(super) const FIRST: u32 = 2;
@@ -16,7 +16,7 @@ pub(super) const FIRST: u32 = 2;
 /// The position behind the last entry.
 pub const END: u64 = LAST as u64;
 
-/// Where an entry stands in its folder's order.
+/// The position of an entry in the order of its directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Position {
     pub(super) hash: u32,
@@ -32,12 +32,12 @@ impl Position {
         rank: 0,
     };
 
-    /// As a number above no sign bit.
+    /// Returns the position as a number that is never negative as an `i64`.
     pub(super) fn to_cookie(self) -> u64 {
         u64::from(self.rank) << HASH_BITS | u64::from(self.hash)
     }
 
-    /// What such a number says; any number says something.
+    /// Returns the position that a number means; each number means one.
     #[allow(
         clippy::cast_possible_truncation,
         reason = "the two halves are cut out"

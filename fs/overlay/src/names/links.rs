@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::Names;
+use super::lookup::Names;
 use crate::inode::{Alias, FileState, Inode};
 use cowl_layers::error::Result;
 use cowl_layers::layer::{Layer, LayerDir, Markers, Seen, list, probe};

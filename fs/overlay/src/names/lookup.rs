@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::absent::LastAbsent;
 use super::deep::{DeepDirs, Need};
-use super::{UNCOUNTED, intern_dir, intern_file};
+use super::intern::{intern_dir, intern_file};
 use crate::inode::{DirState, Inode, InodeTable, OnConflict};
 use crate::reach::Context;
 use cowl_layers::error::{Errno, Error, Result};
@@ -12,6 +12,10 @@ use cowl_layers::layer::LayerDir;
 use cowl_layers::name::Name;
 use cowl_layers::sys::stat::Stat;
 use cowl_layers::view::{Found, Known, Line, PlaceNames};
+
+/// The link count that a merged directory shows: its subdirectories lie in several layers, and 1 means "not
+/// counted" to find(1) and fts(3).
+pub(crate) const UNCOUNTED: u64 = 1;
 
 /// Lookup of names in directories.
 #[derive(Clone, Copy)]

@@ -9,9 +9,5 @@ mod path_below;
 
 pub(crate) use intern::{intern_dir, intern_file};
 pub(crate) use links::{LinkIndex, Links};
-pub(crate) use lookup::{Hit, Names};
+pub(crate) use lookup::{Hit, Names, UNCOUNTED};
 pub(crate) use path_below::path_below;
-
-/// The link count that a merged directory shows: its subdirectories lie in several layers, and 1 means "not
-/// counted" to find(1) and fts(3).
-pub(crate) const UNCOUNTED: u64 = 1;
