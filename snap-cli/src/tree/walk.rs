@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cowl_layers::format::XattrSpace;
-use cowl_layers::layer::{Layer, LayerDir, list};
+use cowl_layers::layer::{Layer, LayerDir, Markers, list};
 use cowl_layers::name::Name;
 use cowl_layers::sys;
 use cowl_layers::sys::stat::{FileKind, Stat};
@@ -307,7 +307,7 @@ impl Tree for Plain {
     type Node = (Place, Stat);
 
     fn names(&self, dir: &Self::Dir) -> cowl_layers::Result<Vec<Name>> {
-        let entries = list(dir, false)?;
+        let entries = list(dir, Markers::Ignored)?;
         let mut names: Vec<_> = entries.into_iter().map(|entry| entry.name).collect();
         names.sort_unstable();
         Ok(names)
