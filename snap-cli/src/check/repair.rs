@@ -7,8 +7,9 @@ use serde_json::Map;
 
 use super::manifests::counters;
 use super::{Fix, Report};
-use crate::container::{Container, Swap};
+use crate::container::{Swap, durability};
 use crate::error::{Error, Result};
+use crate::recover;
 use crate::store::layers::Making;
 use crate::store::manifest::{ContainerId, LayerManifest, SnapshotManifest};
 use crate::store::name::ContainerName;
@@ -42,7 +43,7 @@ fn apply(store: &Store, fix: &Fix) -> Result<Option<String>> {
         Fix::Snapshot(container, snapshot, stack) => {
             let path = store.snapshot_file(*container, *snapshot);
             let name = name_of(store, *container)?;
-            let _alone = Container::open(store, &name)?;
+            let _alone = recover::open(store, &name)?;
             let kept = set_aside(store, &path)?;
             let body = SnapshotManifest {
                 stack: stack.clone(),
@@ -66,7 +67,7 @@ fn apply(store: &Store, fix: &Fix) -> Result<Option<String>> {
         }
         Fix::Container(name) => set_right(store, name),
         Fix::Settle(name) => {
-            drop(Container::open(store, name)?);
+            drop(recover::open(store, name)?);
             Ok(Some("put in order, as the next command would".to_owned()))
         }
         Fix::Work(id) => {
@@ -75,7 +76,7 @@ fn apply(store: &Store, fix: &Fix) -> Result<Option<String>> {
             Ok(Some("made anew, empty".to_owned()))
         }
         Fix::Accept(name, snapshot) => {
-            Container::open(store, name)?.accept(*snapshot)?;
+            durability::accept(&mut recover::open(store, name)?, *snapshot)?;
             Ok(Some("accepted as it is".to_owned()))
         }
         Fix::Collect => {
@@ -96,7 +97,7 @@ fn name_of(store: &Store, id: ContainerId) -> Result<ContainerName> {
 
 /// Counters past all numbers that were given, and no parent that is not there.
 fn set_right(store: &Store, name: &ContainerName) -> Result<Option<String>> {
-    let mut container = Container::open(store, name)?;
+    let mut container = recover::open(store, name)?;
     let mut next = container.manifest().clone();
     (next.next_snap, next.next_auto) = counters(&next);
     let known: Vec<_> = next.snapshots.iter().map(|snapshot| snapshot.id).collect();

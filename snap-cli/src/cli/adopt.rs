@@ -5,12 +5,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use super::{Context, Verb, output};
-use crate::container::Container;
-use crate::container::adopt::{Candidate, What, adopt, known, renew};
-use crate::container::release::{How, plan, release};
 use crate::error::{Error, Result};
 use crate::host::lxc as host;
 use crate::host::users::quoted;
+use crate::lifecycle::adopt::{Candidate, What, adopt, known, renew};
+use crate::lifecycle::release::{How, plan, release};
+use crate::recover;
 use crate::store::name::ContainerName;
 use cowl_layers::shown::Show as _;
 
@@ -114,7 +114,7 @@ impl Verb for ReleaseArgs {
     fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
         let store = context.store_of(&name)?;
-        let (container, _) = Container::open_to_unmount(&store, &name)?;
+        let (container, _) = recover::open_to_unmount(&store, &name)?;
         let how = plan(&container, self.yes)?;
         let said = match how {
             How::Back => "the root file system as it was taken over",

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use super::{Context, Verb, output};
 use crate::archive::image::Images;
-use crate::container::create::{Source, create};
 use crate::error::Result;
+use crate::lifecycle::create::{Source, create};
 use crate::store::name::ContainerName;
 
 /// Make a container from a root file system

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::rm::{frees, space_json};
 use super::table::Style;
 use super::{Context, Verb, output};
-use crate::container::Container;
 use crate::error::Result;
+use crate::recover;
 use crate::snapshot::du::{self, ContainerSpace};
 use crate::snapshot::remove;
 use crate::store::Store;
@@ -100,7 +100,7 @@ impl Args {
     }
 
     fn one(&self, store: &Store, name: &ContainerName) -> Result<()> {
-        let container = Container::open(store, name)?;
+        let container = recover::open(store, name)?;
         let (id, manifest) = (container.id(), container.manifest().clone());
         drop(container);
         let _reading = store.share()?;
@@ -122,7 +122,7 @@ impl Args {
     fn removal(&self, store: &Store, name: &ContainerName) -> Result<()> {
         let choice = self.remove.iter().map(Chosen::parse);
         let choice = choice.collect::<Result<Vec<_>>>()?;
-        let container = Container::open(store, name)?;
+        let container = recover::open(store, name)?;
         let going = remove::chosen(container.manifest(), &choice)?;
         let _reading = store.share()?;
         let mut stacks = Vec::new();

@@ -55,11 +55,12 @@ use clap::{Parser, Subcommand};
 use crate::config::{Asked, Config, When};
 use crate::container::Container;
 use crate::container::durability;
-use crate::container::moving::finish_all;
 use crate::error::{Error, Kind, Result};
 use crate::host::users::quoted;
+use crate::recover::{self, complete_all};
 use crate::snapshot::{State, depth, resolve};
 use crate::store::lock::Lock;
+use crate::store::manifest::ContainerManifest;
 use crate::store::name::{Address, ContainerName};
 use crate::store::{Session, Store};
 
@@ -235,7 +236,7 @@ impl Context {
     )]
     fn cleaned(&self, store: Store) -> Result<Store> {
         // Not being allowed to clean up, or a damaged container, need not keep this command from its work.
-        if let Err(error) = finish_all(&store) {
+        if let Err(error) = complete_all(&store) {
             log::warn!("{error}");
         }
         if let Err(error) = store.collect() {
@@ -271,6 +272,11 @@ impl Context {
         }
     }
 
+    /// Returns whether a container with this manifest has more layers than are to be kept.
+    fn is_too_deep(&self, manifest: &ContainerManifest) -> bool {
+        depth::is_over(manifest, self.config.depth_limit)
+    }
+
     /// Merges layers of a container that has too many of them and is not mounted.
     fn keep_depth(&self, container: &mut Container<'_>) {
         let mut bar = output::Bar::new("merging old layers");
@@ -285,7 +291,7 @@ impl Context {
 /// lock is held.
 fn read_state(context: &Context, address: &Address) -> Result<(Store, State, Lock)> {
     let store = context.store_of(&address.container)?;
-    drop(Container::open(&store, &address.container)?);
+    drop(recover::open(&store, &address.container)?);
     let reading = store.share()?;
     let state = resolve(&store, address)?;
     state.flush(&store)?;

@@ -5,8 +5,8 @@ use std::ffi::OsString;
 use serde_json::{Value, json};
 
 use super::{Context, Verb, output};
-use crate::container::undelete::undelete;
 use crate::error::{Error, Result};
+use crate::lifecycle::undelete::undelete;
 use crate::store::Store;
 use crate::store::deleted::Deleted;
 use crate::store::manifest::{ContainerId, ContainerManifest};

@@ -154,15 +154,9 @@ fn record(store: &Store, id: ContainerId, pending: &Pending, failed: Option<&Err
     let Some(record) = store.container(id)? else {
         return lock.remove();
     };
-    let mut container = Container {
-        store,
-        id,
-        record,
-        config: None,
-        lock,
-    };
+    let mut container = Container::from_locked(store, id, record, lock);
     // An interrupted change comes first: the commit below would drop it.
-    container.settle()?;
+    container.resolve_pending()?;
     if failed.is_none() {
         // Nothing is collected meanwhile.
         let _reading = store.share()?;
@@ -302,7 +296,7 @@ pub fn make_durable_patiently(store: &Store, id: ContainerId, filesystem: &Files
 
 /// The thread of a daemon that makes its container's states durable: those that it finds, and those that it
 /// is told of. It ends with the daemon.
-pub(super) fn serve(store: &Store, id: ContainerId, filesystem: &Filesystem, told: &Receiver<()>) {
+pub(crate) fn serve(store: &Store, id: ContainerId, filesystem: &Filesystem, told: &Receiver<()>) {
     loop {
         make_durable_patiently(store, id, filesystem);
         if told.recv().is_err() {
@@ -313,61 +307,62 @@ pub(super) fn serve(store: &Store, id: ContainerId, filesystem: &Filesystem, tol
     }
 }
 
-impl Container<'_> {
-    /// Says of a state whose layers are `stack` whether it is durable, for the manifest that is about to
-    /// name it. The head counts as written to until now.
-    pub(crate) fn settling_of(&self, stack: &[LayerId]) -> Result<Option<Settling>> {
-        let manifest = self.manifest();
-        if stack.first() != Some(&manifest.head) && self.store.unsynced(stack)?.is_empty() {
-            return Ok(None);
-        }
-        epoch(self.store).map(Settling::since).map(Some)
+/// Says of a state whose layers are `stack` whether it is durable, for the manifest that is about to
+/// name it. The head counts as written to until now.
+pub(crate) fn settling_of(
+    container: &Container<'_>,
+    stack: &[LayerId],
+) -> Result<Option<Settling>> {
+    let manifest = container.manifest();
+    if stack.first() != Some(&manifest.head) && container.store().unsynced(stack)?.is_empty() {
+        return Ok(None);
     }
+    epoch(container.store).map(Settling::since).map(Some)
+}
 
-    /// The mark of what the container stands on, if a part of that is lost.
-    pub(crate) fn loss(&self) -> Result<Option<&Settling>> {
-        let epoch = epoch(self.store)?;
-        let mark = self.manifest().settling.as_ref();
-        Ok(mark.filter(|mark| !mark.is_pending(&epoch)))
-    }
+/// The mark of what the container stands on, if a part of that is lost.
+pub(crate) fn loss<'c>(container: &'c Container<'_>) -> Result<Option<&'c Settling>> {
+    let epoch = epoch(container.store)?;
+    let mark = container.manifest().settling.as_ref();
+    Ok(mark.filter(|mark| !mark.is_pending(&epoch)))
+}
 
-    /// Accepts a state as it is, with all that was lost of it: of one snapshot, or of what the container
-    /// stands on.
-    pub fn accept(&mut self, snapshot: Option<SnapshotId>) -> Result<()> {
-        let store = self.store;
-        let mut next = self.manifest().clone();
-        let stack = match snapshot {
-            Some(id) => {
-                for known in &mut next.snapshots {
-                    if known.id == id {
-                        known.settling = None;
-                    }
-                }
-                store.snapshot(self.id, id)?.stack
-            }
-            None => {
-                next.settling = None;
-                let mut layers = self.manifest().below_head().to_vec();
-                let origin = self.manifest().origin.first();
-                layers.extend(origin.filter(|id| !layers.contains(id)));
-                layers
-            }
-        };
-        filesystem(store)?.sync()?;
-        {
-            let _reading = store.share()?;
-            let unsynced = store.unsynced(&stack)?;
-            let origin = next.origin.first();
-            for layer in &stack {
-                let topmost = stack.first() == Some(layer) || origin == Some(layer);
-                if topmost || unsynced.contains(layer) {
-                    store.measure_again(*layer)?;
+/// Accepts a state as it is, with all that was lost of it: of one snapshot, or of what the container
+/// stands on.
+pub fn accept(container: &mut Container<'_>, snapshot: Option<SnapshotId>) -> Result<()> {
+    let store = container.store();
+    let mut next = container.manifest().clone();
+    let stack = match snapshot {
+        Some(id) => {
+            for known in &mut next.snapshots {
+                if known.id == id {
+                    known.settling = None;
                 }
             }
+            store.snapshot(container.id, id)?.stack
         }
-        disk::remove_if_there(&store.cache_file(self.id))?;
-        self.commit(next, None, |_| Ok(Swap::Done))
+        None => {
+            next.settling = None;
+            let mut layers = container.manifest().below_head().to_vec();
+            let origin = container.manifest().origin.first();
+            layers.extend(origin.filter(|id| !layers.contains(id)));
+            layers
+        }
+    };
+    filesystem(store)?.sync()?;
+    {
+        let _reading = store.share()?;
+        let unsynced = store.unsynced(&stack)?;
+        let origin = next.origin.first();
+        for layer in &stack {
+            let topmost = stack.first() == Some(layer) || origin == Some(layer);
+            if topmost || unsynced.contains(layer) {
+                store.measure_again(*layer)?;
+            }
+        }
     }
+    disk::remove_if_there(&store.cache_file(container.id))?;
+    container.commit(next, None, |_| Ok(Swap::Done))
 }
 
 #[cfg(test)]

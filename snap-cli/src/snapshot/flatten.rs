@@ -6,10 +6,10 @@
 
 use cowl_layers::view::View;
 
-use super::Container;
 use super::restore::again;
-use crate::container::Swap;
+use crate::container::Container;
 use crate::container::state::Mounted;
+use crate::container::{Swap, dead, detach};
 use crate::delta::error::{OnProgress, Progress};
 use crate::error::{Error, Result};
 use crate::store::layers::Making;
@@ -99,11 +99,11 @@ pub fn plan(container: &Container<'_>, which: &Which) -> Result<Flattened> {
 /// Refuses while somebody uses the container, who would have the commit refused: better said before the
 /// work than after it.
 pub(super) fn refuse_users(container: &Container<'_>) -> Result<()> {
-    container.refuse_stranded()?;
+    dead::refuse_stranded(container)?;
     if let Mounted::Alive(state) = container.mounted()? {
-        let users = container.users(state.pid, state.device()?)?;
+        let users = detach::users(state.pid, state.device()?)?;
         if !users.is_empty() {
-            return Err(container.in_use(&users));
+            return Err(detach::in_use(container, &users));
         }
     }
     Ok(())

@@ -7,8 +7,8 @@ use std::os::unix::fs::MetadataExt as _;
 use jiff::tz::TimeZone;
 use serde_json::{Map, Value, json};
 
-use super::Container;
 use crate::archive::import;
+use crate::container::Container;
 use crate::container::Swap;
 use crate::container::lxc_snaps::{Place, copy, refuse_base, refuse_unfinished};
 use crate::delta::error::OnProgress;

@@ -3,8 +3,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::Container;
 use super::readers;
+use crate::container::Container;
 use crate::container::{Swap, find_snapshot_ref};
 use crate::error::{Error, Result};
 use crate::store::Store;

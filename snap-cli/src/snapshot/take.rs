@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Map;
 
-use crate::container::Container;
+use super::freeze;
+use crate::container::{Container, durability};
 use crate::error::{Error, Result};
 use crate::host::lxc_snaps;
 use crate::store::disk;
@@ -47,7 +48,7 @@ pub fn take(container: &mut Container<'_>, wish: &Wish) -> Result<SnapshotName> 
         }
     };
     let mut making = Making::begin(store)?;
-    let frozen = container.plan_freeze(&mut making)?;
+    let frozen = freeze::plan(container, &mut making)?;
     let kind = match wish.scheduled {
         true => SnapshotKind::Scheduled,
         false => SnapshotKind::Manual,
@@ -63,7 +64,7 @@ pub fn take(container: &mut Container<'_>, wish: &Wish) -> Result<SnapshotName> 
     next.stack = frozen.stack;
     next.parent = Some(id);
     next.snapshots.push(new);
-    let done = container.commit_freeze(next, Some(making));
+    let done = freeze::commit(container, next, Some(making));
     drop_if_unnamed(container, id)?;
     done.map(|()| name)
 }
@@ -135,7 +136,7 @@ pub(super) fn write_file(
         comment: String::new(),
         tags: BTreeMap::new(),
         protected: false,
-        settling: container.settling_of(stack)?,
+        settling: durability::settling_of(container, stack)?,
         extra: Map::new(),
     })
 }

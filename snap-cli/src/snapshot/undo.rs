@@ -11,10 +11,11 @@ use cowl_layers::sys::dir;
 use cowl_layers::view::View;
 use cowl_overlay::{Behaviour, Overlay};
 
+use super::freeze::{self, Frozen};
 use super::paths::{Only, check};
 use super::restore::named;
 use super::take::{drop_if_unnamed, write_file};
-use super::{Container, Frozen};
+use crate::container::Container;
 use crate::container::Swap;
 use crate::container::state::{Mounted, RunState};
 use crate::delta::error::OnProgress;
@@ -127,7 +128,7 @@ pub fn undo(
         making.done()?;
         return Ok(Undone::default());
     }
-    let frozen = container.plan_freeze(&mut making)?;
+    let frozen = freeze::plan(container, &mut making)?;
     let mut next = container.manifest().clone();
     let kept = keep(container, &mut making, &mut next, &frozen)?;
     if wish.scope.is_all() && snapshot.is_some() {
@@ -137,8 +138,7 @@ pub fn undo(
         Mounted::Alive(run) => {
             next.head = frozen.head;
             next.stack.clone_from(&frozen.stack);
-            container
-                .commit_freeze(next, Some(making))
+            freeze::commit(container, next, Some(making))
                 .and_then(|()| live(container, &old, &frozen, &run, wish, progress))
                 .map_err(|error| unfinished(container, error))
         }

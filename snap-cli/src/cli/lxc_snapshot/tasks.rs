@@ -13,9 +13,11 @@ use crate::container::lxc_snaps::Place;
 use crate::error::{Error, Result};
 use crate::host::hooks::Event;
 use crate::host::lxc_snaps::{self, Tree};
+use crate::lifecycle::clone::clone;
+use crate::recover;
 use crate::snapshot::lxc_import;
 use crate::snapshot::remove::{plan, remove};
-use crate::snapshot::restore::{clone, restore};
+use crate::snapshot::restore::restore;
 use crate::snapshot::take::{Wish, take};
 use crate::snapshot::{Losses, resolve};
 use crate::store::Store;
@@ -44,7 +46,7 @@ impl Front<'_> {
         let name = &manifest.name;
         self.context
             .hooked(Event::Snapshot, &store, name, None, |facts| {
-                let mut container = Container::open(&store, name)?;
+                let mut container = recover::open(&store, name)?;
                 let taken = take(&mut container, &wish)?;
                 facts.tell("COWL_SNAPSHOT", taken.as_str());
                 self.context.keep_depth(&mut container);
@@ -62,7 +64,7 @@ impl Front<'_> {
         };
         for tree in lxc_snaps::list(&lxc_snaps::folder(&self.container)?)? {
             if lxc_import::became(&kept.manifest, &tree)?.is_some() {
-                let container = Container::open(&kept.store, &kept.manifest.name)?;
+                let container = recover::open(&kept.store, &kept.manifest.name)?;
                 lxc_import::finish(&container, &self.place()?)?;
                 break;
             }
@@ -88,7 +90,7 @@ impl Front<'_> {
             }
             (One::Lxcs(tree), Some(kept), None) => {
                 // It becomes cowl's first: then what is there now stays too.
-                let mut container = Container::open(&kept.store, &kept.manifest.name)?;
+                let mut container = recover::open(&kept.store, &kept.manifest.name)?;
                 let brought = self.bring(&mut container, &self.place()?, &tree)?;
                 drop(container);
                 self.go_back(&kept, &brought)
@@ -141,9 +143,9 @@ impl Front<'_> {
         refuse_loss(store, &target)?;
         let to = Some(found.name.as_str());
         let done = self.context.hooked(Event::Restore, store, name, to, |_| {
-            let mut container = Container::open(store, name)?;
+            let mut container = recover::open(store, name)?;
             let restored = restore(&mut container, &found.name)?;
-            container.finish_outside()?;
+            recover::complete_outside(container)?;
             Ok(restored)
         })?;
         self.context.settle(store, name);
@@ -191,7 +193,7 @@ impl Front<'_> {
         let ids: Vec<_> = snapshots.iter().map(|snapshot| snapshot.id).collect();
         self.context
             .hooked(Event::Rm, store, name, Some(&names), |_| {
-                let mut container = Container::open(store, name)?;
+                let mut container = recover::open(store, name)?;
                 let removal = plan(&container, &ids, false)?;
                 remove(&mut container, &removal.going)?;
                 removal

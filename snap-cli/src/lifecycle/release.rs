@@ -3,12 +3,13 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use super::moving::{self, Leftover};
-use super::{Container, Swap, lxc};
 use crate::archive::folder;
+use crate::container::external::{self, Leftover};
+use crate::container::{Container, Swap, dead, lxc};
 use crate::delta::error::OnProgress;
 use crate::error::{Error, Result};
 use crate::host::lxc as host;
+use crate::recover::moving;
 use crate::store::layers::Making;
 use crate::store::manifest::{ContainerManifest, LayerId, LayerKind};
 use crate::store::outside::Moving;
@@ -50,17 +51,17 @@ pub fn plan(container: &Container<'_>, drop_snapshots: bool) -> Result<How> {
             return Err(Error::busy(format!("{name} is {word}")).hint(format!(
                 "stop it: lxc-stop {}; then type: {}",
                 lxc.options(),
-                container.store.session().who
+                container.store().session().who
             )));
         }
     }
-    if let Some(found) = moving::foreign(&adopted.rootfs)? {
+    if let Some(found) = external::foreign(&adopted.rootfs)? {
         return Err(Error::failed(format!(
             "where the root file system is to go, there is something: {found}"
         ))
         .hint(format!(
             "it is no part of the container; move it away, then type: {}",
-            container.store.session().who
+            container.store().session().who
         )));
     }
     Ok(match untouched(container)? {
@@ -71,7 +72,7 @@ pub fn plan(container: &Container<'_>, drop_snapshots: bool) -> Result<How> {
 
 /// The layer that was the root file system, if it is still all that the container is, and only its own.
 fn untouched(container: &Container<'_>) -> Result<Option<LayerId>> {
-    let (store, manifest) = (container.store, container.manifest());
+    let (store, manifest) = (container.store(), container.manifest());
     let (Some(adopted), [head, base]) = (&manifest.adopted, manifest.stack.as_slice()) else {
         return Ok(None);
     };
@@ -85,10 +86,10 @@ fn untouched(container: &Container<'_>) -> Result<Option<LayerId>> {
 
 /// Whether another container stands on the layer, or a destroyed one that may still come back.
 fn used_by_others(container: &Container<'_>, layer: LayerId) -> Result<bool> {
-    let (store, manifest) = (container.store, container.manifest());
+    let (store, manifest) = (container.store(), container.manifest());
     let mut own = usize::from(head_layers(manifest).contains(&layer));
     for snapshot in &manifest.snapshots {
-        let stack = store.snapshot(container.id, snapshot.id)?.stack;
+        let stack = store.snapshot(container.id(), snapshot.id)?.stack;
         own += usize::from(stack.contains(&layer));
     }
     Ok(store.named()?.times(layer) > own)
@@ -101,9 +102,9 @@ pub fn release(
     progress: OnProgress<'_>,
 ) -> Result<Vec<String>> {
     plan(&container, drop_snapshots)?;
-    container.refuse_stranded()?;
+    dead::refuse_stranded(&container)?;
     container.unmount(false)?;
-    let store = container.store;
+    let store = container.store();
     // Alone: nobody reads the layer that moves, or begins to stand on it.
     let alone = store.alone()?;
     if let Some(base) = untouched(&container)? {
@@ -116,7 +117,7 @@ pub fn release(
             );
         }
         commit(&mut container, base, None)?;
-        return moving::released(container, Some(alone));
+        return moving::finish_release(container, Some(alone));
     }
     drop(alone);
     let mut making = Making::begin(store)?;
@@ -127,12 +128,12 @@ pub fn release(
     making.sync_content()?;
     making.frees_something();
     commit(&mut container, plain, Some(making))?;
-    moving::released(container, None)
+    moving::finish_release(container, None)
 }
 
 /// From here on the release is finished, whatever happens.
 fn commit(container: &mut Container<'_>, plain: LayerId, making: Option<Making<'_>>) -> Result<()> {
-    moving::mark(container.store, container.id, &Leftover::default())?;
+    external::mark(container.store(), container.id(), &Leftover::default())?;
     let next = ContainerManifest {
         head: plain,
         stack: vec![plain],

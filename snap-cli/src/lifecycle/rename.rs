@@ -1,7 +1,8 @@
 //! Giving a container another name. Everything of it is found by its id, so that a mount stays as it is.
 
-use super::{Container, Swap};
+use crate::container::Swap;
 use crate::error::{Error, Result};
+use crate::recover;
 use crate::store::Store;
 use crate::store::manifest::ContainerManifest;
 use crate::store::name::ContainerName;
@@ -20,7 +21,7 @@ pub fn rename(store: &Store, old: &ContainerName, new: &ContainerName) -> Result
 }
 
 fn claimed(store: &Store, old: &ContainerName, new: &ContainerName) -> Result<()> {
-    let mut container = Container::open(store, old)?;
+    let mut container = recover::open(store, old)?;
     let next = ContainerManifest {
         name: new.clone(),
         ..container.manifest().clone()

@@ -1,7 +1,8 @@
 //! Bringing destroyed containers back.
 
-use super::Container;
+use crate::container::lxc;
 use crate::error::{Error, Result};
+use crate::recover;
 use crate::store::deleted::Deleted;
 use crate::store::manifest::{ContainerId, ContainerManifest};
 use crate::store::name::ContainerName;
@@ -39,7 +40,7 @@ fn claimed(store: &Store, id: ContainerId, name: &ContainerName) -> Result<()> {
     };
     let record = store.deleted_manifest(&deleted)?;
     store.open_layers(&record.body.stack)?;
-    let moving = super::lxc::back(store, id, &record.body)?;
+    let moving = lxc::back(store, id, &record.body)?;
     // What was there for one mount is brought back to stay.
     let stays = record.body.ephemeral.is_none();
     if record.body.name != *name || moving.is_some() || !stays {
@@ -54,5 +55,5 @@ fn claimed(store: &Store, id: ContainerId, name: &ContainerName) -> Result<()> {
     store.bring_back(&deleted)?;
     drop((lock, reading));
     // What is outside the store comes back with it.
-    Container::open(store, name).map(drop)
+    recover::open(store, name).map(drop)
 }

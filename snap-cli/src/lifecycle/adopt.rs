@@ -10,8 +10,8 @@ use cowl_layers::format::XattrSpace;
 use cowl_layers::sys::stat::FileKind;
 use serde_json::Map;
 
-use super::moving::{self, Leftover};
-use super::{Container, Swap, lxc};
+use crate::container::external::{self, Leftover};
+use crate::container::{Container, Swap, lxc};
 use crate::delta::walk::{self, Item};
 use crate::error::{Error, Result};
 use crate::host::files;
@@ -20,6 +20,7 @@ use crate::host::lxc::config;
 use crate::host::lxc_snaps;
 use crate::host::users::quoted;
 use crate::host::{inside, mountinfo, users};
+use crate::recover::{self, moving};
 use crate::store::bytes::Blob;
 use crate::store::layers::Making;
 use crate::store::manifest::{ContainerManifest, LayerKind};
@@ -217,20 +218,20 @@ pub fn known(home: &Store, container: &host::Container) -> Result<Option<(Store,
 /// Writes the lines of an adopted container's LXC config as they are to be: where the program or the store
 /// has moved, or somebody took them out. False when they are.
 pub fn renew(store: &Store, name: &ContainerName) -> Result<bool> {
-    let mut container = Container::open(store, name)?;
+    let mut container = recover::open(store, name)?;
     let Some(link) = &container.manifest().lxc else {
         return Ok(false);
     };
     let now = lxc::read_config(link)?;
-    let ours = lxc::ours(store, container.id, name, (link, &now))?;
+    let ours = lxc::ours(store, container.id(), name, (link, &now))?;
     let with = config::attach(&now, &ours);
     if with == now {
         return Ok(false);
     }
-    container.config = Some(Blob(with));
+    container.write_config_with_next(Blob(with));
     let next = container.manifest().clone();
     container.commit(next, None, |_| Ok(Swap::Done))?;
-    container.finish_outside()?;
+    recover::complete_outside(container)?;
     Ok(true)
 }
 
@@ -317,13 +318,13 @@ fn check_place(home: &Store, rootfs: &Path) -> Result<()> {
 
 /// Refuses the folder that only says where a container's files went.
 fn refuse_marker(rootfs: &Path) -> Result<()> {
-    if !disk::is_there(&rootfs.join(moving::README))? {
+    if !disk::is_there(&rootfs.join(external::README))? {
         return Ok(());
     }
     Err(Error::failed(format!(
         "the files of {} are cowl's already: see {} in it",
         rootfs.shown(),
-        moving::README
+        external::README
     ))
     .hint("cowl list shows all containers"))
 }
@@ -451,7 +452,7 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
     }
     // Nobody else is to finish, or take back, what we are about to do.
     let lock = store.lock_container(id)?;
-    moving::mark(store, id, &Leftover::default())?;
+    external::mark(store, id, &Leftover::default())?;
     // Nobody writes to it any more, and from here on the store answers for what is in it.
     disk::sync_all(rootfs)?;
     making.sync()?;
@@ -462,15 +463,9 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
         return Err(error);
     }
     making.done()?;
-    let mut container = Container {
-        store,
-        id,
-        record,
-        config: None,
-        lock,
-    };
+    let mut container = Container::from_locked(store, id, record, lock);
     if let Err(error) = moving::move_in(&container) {
-        if moving::finish(container)?.is_some() {
+        if moving::complete(container)?.is_some() {
             // Only the sync of the move failed.
             return Err(error.hint(format!(
                 "{name} is adopted, but a power cut may take it back: inspect the disk"
@@ -486,10 +481,10 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
     let tree = store.layer_tree(base);
     if let Err(error) = refuse_users(&tree, rootfs, &store.session().who) {
         disk::rename(&tree, rootfs)?;
-        moving::take_back(container)?;
+        moving::roll_back_adoption(container)?;
         return Err(error);
     }
-    moving::adopted(&mut container)
+    moving::finish_adoption(&mut container)
 }
 
 impl Candidate {

@@ -11,11 +11,13 @@ use cowl_layers::format::XattrSpace;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Container, durability, lxc};
 use crate::archive::Compression;
 use crate::archive::bundle::{self, Part, Whole};
+use crate::container::{durability, lxc};
 use crate::delta::error::{OnProgress, Progress};
 use crate::error::{Error, Kind, Result};
+use crate::recover;
+use crate::snapshot::freeze;
 use crate::store::bytes::Blob;
 use crate::store::layers::Making;
 use crate::store::manifest::{
@@ -114,8 +116,8 @@ impl Outgoing {
     /// Prepares the export of a container. What was written since the last snapshot is frozen first, as
     /// for a clone; the container is what it was.
     pub fn prepare(store: &Store, name: &ContainerName) -> Result<Self> {
-        let mut container = Container::open(store, name)?;
-        container.freeze()?;
+        let mut container = recover::open(store, name)?;
+        freeze::freeze(&mut container)?;
         let reading = store.share()?;
         let mut manifest = container.manifest().clone();
         let config = lxc::config_copy(&container);
