@@ -10,7 +10,9 @@ use super::{Fix, Report};
 use crate::container::{Swap, durability};
 use crate::error::{Error, Result};
 use crate::recover;
-use crate::store::layers::Making;
+use crate::store::collect;
+use crate::store::leftovers::{self, Retention};
+use crate::store::making::Making;
 use crate::store::manifest::{ContainerId, LayerManifest, SnapshotManifest};
 use crate::store::name::ContainerName;
 use crate::store::record::Record;
@@ -41,7 +43,7 @@ pub fn repair(store: &Store, report: &mut Report) {
 fn apply(store: &Store, fix: &Fix) -> Result<Option<String>> {
     match fix {
         Fix::Snapshot(container, snapshot, stack) => {
-            let path = store.snapshot_file(*container, *snapshot);
+            let path = store.paths().snapshot_file(*container, *snapshot);
             let name = name_of(store, *container)?;
             let _alone = recover::open(store, &name)?;
             let kept = set_aside(store, &path)?;
@@ -56,7 +58,7 @@ fn apply(store: &Store, fix: &Fix) -> Result<Option<String>> {
         }
         Fix::Layer(id, kind, below) => {
             let _reading = store.share()?;
-            let path = store.layer_file(*id);
+            let path = store.paths().layer_file(*id);
             let kept = set_aside(store, &path)?;
             let body = LayerManifest {
                 unsynced: true,
@@ -72,7 +74,7 @@ fn apply(store: &Store, fix: &Fix) -> Result<Option<String>> {
         }
         Fix::Work(id) => {
             let _reading = store.share()?;
-            disk::ensure_dir(&store.layer_work(*id))?;
+            disk::ensure_dir(&store.paths().layer_work(*id))?;
             Ok(Some("made anew, empty".to_owned()))
         }
         Fix::Accept(name, snapshot) => {
@@ -81,8 +83,8 @@ fn apply(store: &Store, fix: &Fix) -> Result<Option<String>> {
         }
         Fix::Collect => {
             let alone = store.alone()?;
-            let left = store.leftovers(false)?;
-            store.clear(alone, &left)?;
+            let left = leftovers::find(store, Retention::Respected)?;
+            collect::clear(store, alone, &left)?;
             Ok(Some("removed".to_owned()))
         }
     }
@@ -117,7 +119,8 @@ fn set_aside(store: &Store, path: &Path) -> Result<String> {
     if !disk::is_there(path)? {
         return Ok(String::new());
     }
-    let folder = store.damaged_folder()?;
+    let folder = store.paths().damaged();
+    disk::ensure_private_dir(&folder)?;
     // The folder's name tells which layer or container it was; the number keeps several apart.
     let parts = path.iter().rev().take(2).collect::<Vec<_>>();
     let mut name = OsString::new();

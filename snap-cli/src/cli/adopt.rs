@@ -11,6 +11,7 @@ use crate::host::users::quoted;
 use crate::lifecycle::adopt::{Candidate, What, adopt, known, renew};
 use crate::lifecycle::release::{How, plan, release};
 use crate::recover;
+use crate::store::family;
 use crate::store::name::ContainerName;
 use cowl_layers::shown::Show as _;
 
@@ -77,7 +78,7 @@ impl Verb for AdoptArgs {
         }
         let candidate = Candidate::look(&home, &what)?;
         if self.dry_run {
-            home.claim(&name)?.remove()?;
+            family::claim(&home, &name)?.remove()?;
             output::note(&format!("would take over {} as {name}", candidate.rootfs()));
             return Ok(0);
         }

@@ -8,6 +8,7 @@ use super::{Context, Verb, output};
 use crate::check::{Finding, Report, Wish, check, repair::repair};
 use crate::error::{Kind, Result};
 use crate::store::Store;
+use crate::store::family;
 use crate::store::name::ContainerName;
 use cowl_layers::shown::Show as _;
 
@@ -40,8 +41,8 @@ impl Verb for Args {
         let mut damaged = false;
         // As they are: others clean up when they open a store.
         let stores = match &only {
-            Some(name) => vec![Store::holding(&context.root, &context.session, name)?],
-            None => match Store::family(&context.root, &context.session) {
+            Some(name) => vec![family::holding(&context.root, &context.session, name)?],
+            None => match family::stores(&context.root, &context.session) {
                 // The list of the others is damaged: this one can be looked at all the same.
                 Err(error) if error.kind == Kind::Damaged => {
                     let home = Store::open(&context.root, context.session.clone());

@@ -13,7 +13,7 @@ use crate::snapshot::du::{self, ContainerSpace};
 use crate::snapshot::remove;
 use crate::store::Store;
 use crate::store::name::{Chosen, ContainerName};
-use crate::store::usage::{Named, Space};
+use crate::store::usage::{References, Space};
 
 /// Show what containers, or the states of one, take on the disk
 ///
@@ -91,8 +91,8 @@ impl Args {
     }
 
     /// What names each layer, where that can be read.
-    fn named(&self, store: &Store) -> Result<Named> {
-        let (named, unread) = store.named_where_readable()?;
+    fn named(&self, store: &Store) -> Result<References> {
+        let (named, unread) = References::of_readable(store)?;
         for error in unread {
             log::warn!("{error}; what only this one shares counts as not shared");
         }

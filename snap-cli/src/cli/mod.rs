@@ -59,9 +59,12 @@ use crate::error::{Error, Kind, Result};
 use crate::host::users::quoted;
 use crate::recover::{self, complete_all};
 use crate::snapshot::{State, depth, resolve};
+use crate::store::collect;
+use crate::store::family;
 use crate::store::lock::Lock;
 use crate::store::manifest::ContainerManifest;
 use crate::store::name::{Address, ContainerName};
+use crate::store::reserve;
 use crate::store::{Session, Store};
 
 /// Snapshots for containers: taken, restored under the same name and compared in milliseconds.
@@ -210,12 +213,12 @@ struct Context {
 impl Context {
     /// The store that holds the container `name`; what killed commands left behind is cleaned up.
     fn store_of(&self, name: &ContainerName) -> Result<Store> {
-        self.cleaned(Store::holding(&self.root, &self.session, name)?)
+        self.cleaned(family::holding(&self.root, &self.session, name)?)
     }
 
     /// All stores of the family, the home first; none where nothing was ever made.
     fn stores(&self) -> Result<Vec<Store>> {
-        let found = match Store::family(&self.root, &self.session) {
+        let found = match family::stores(&self.root, &self.session) {
             Err(error) if error.kind == Kind::NotFound => {
                 output::note(&error.to_string());
                 return Ok(Vec::new());
@@ -239,10 +242,10 @@ impl Context {
         if let Err(error) = complete_all(&store) {
             log::warn!("{error}");
         }
-        if let Err(error) = store.collect() {
+        if let Err(error) = collect::collect(&store) {
             log::info!("cleaning up: {error}");
         }
-        if let Err(error) = store.keep_reserve() {
+        if let Err(error) = reserve::keep(&store) {
             log::debug!("no space is set aside: {error}");
         }
         Ok(store)
@@ -251,8 +254,8 @@ impl Context {
     /// Gives up what is set aside for the day when the disk is full; false where nothing was.
     fn give_up_reserves(&self) -> Result<bool> {
         let mut given = false;
-        for store in Store::family(&self.root, &self.session)? {
-            given |= store.give_up_reserve()?;
+        for store in family::stores(&self.root, &self.session)? {
+            given |= reserve::give_up(&store)?;
         }
         Ok(given)
     }

@@ -15,6 +15,7 @@ use crate::snapshot::paths::Only;
 use crate::snapshot::restore::{before_last, plan, restore};
 use crate::snapshot::{Losses, resolve};
 use crate::store::Store;
+use crate::store::family;
 use crate::store::name::{Address, ContainerName, SnapshotName};
 use cowl_layers::shown::Show as _;
 
@@ -252,7 +253,7 @@ fn make(context: &Context, source: &Address, new: &ContainerName, how: &How) -> 
     let state = resolve(&store, source)?;
     state.refuse_loss(&store, how.losses)?;
     if how.dry_run {
-        store.claim(new)?.remove()?;
+        family::claim(&store, new)?.remove()?;
         output::note(&format!("would make {new} from {source}"));
         return Ok(());
     }

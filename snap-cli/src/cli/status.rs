@@ -169,7 +169,7 @@ fn one(container: &Container<'_>) -> Result<Value> {
     object.insert("mountpoint".to_owned(), output::json_path(place));
     object.insert("mounted_at".to_owned(), output::shown(place).into());
     object.insert("pid".to_owned(), state.pid.into());
-    let log = container.store().run_dir(container.id()).join("log");
+    let log = container.store().run().dir(container.id()).join("log");
     object.insert(
         "log".to_owned(),
         output::json_path(log.as_os_str().as_bytes()),

@@ -17,7 +17,7 @@ use super::{Container, daemon, detach, mount, state};
 use crate::error::{Error, Result};
 use crate::host;
 use crate::host::{mountinfo, users};
-use crate::store::layers::remove_tree;
+use crate::store::disk::remove_tree;
 use crate::store::lock::{Lock, Mode};
 use crate::store::manifest::{ContainerId, SnapshotId};
 use crate::store::name::SnapshotName;
@@ -58,18 +58,18 @@ fn folder_in(run: &Path, mount: Uuid) -> PathBuf {
 
 /// The folder of a mount that there is.
 fn folder(store: &Store, id: ContainerId, mount: Uuid) -> PathBuf {
-    let folders = store.run_dirs(id).into_iter();
+    let folders = store.run().dirs(id).into_iter();
     let existing = folders
         .map(|run| folder_in(&run, mount))
         .find(|it| it.is_dir());
-    existing.unwrap_or_else(|| folder_in(&store.run_dir(id), mount))
+    existing.unwrap_or_else(|| folder_in(&store.run().dir(id), mount))
 }
 
 /// The mounts of a container's snapshots of which something is there: each with its folder's id, its state
 /// if there is one, and whether its daemon lives.
 fn look(store: &Store, id: ContainerId) -> Result<Vec<(Uuid, Option<Browse>, bool)>> {
     let mut folders = Vec::new();
-    for run in store.run_dirs(id) {
+    for run in store.run().dirs(id) {
         for name in disk::names(&run)? {
             let mount = name.strip_suffix(".ro");
             if let Some(mount) = mount.and_then(|id| Uuid::try_parse(id).ok()) {

@@ -25,7 +25,7 @@ pub const PAUSE: Duration = Duration::from_millis(5);
 
 /// The path of the socket. (The file system's side sees to its length.)
 pub fn socket(store: &Store, id: ContainerId) -> PathBuf {
-    store.run_dir(id).join(SOCKET)
+    store.run().dir(id).join(SOCKET)
 }
 
 /// Connects to the daemon.
@@ -143,7 +143,7 @@ fn layer_of(tree: &Path) -> Option<LayerId> {
 
 /// Makes the directory for the run-time files of a container that the caller has locked.
 pub fn ensure_run_dir(store: &Store, id: ContainerId) -> Result<PathBuf> {
-    let dir = store.make_run_dir(id)?;
+    let dir = store.run().make(id)?;
     state::remove_unfinished(&dir)?;
     Ok(dir)
 }

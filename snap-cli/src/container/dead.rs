@@ -37,7 +37,7 @@ pub struct Stranded {
 }
 
 fn file(store: &Store, id: ContainerId) -> PathBuf {
-    store.run_dir(id).join("dead.json")
+    store.run().dir(id).join("dead.json")
 }
 
 fn read(path: &Path) -> Result<Vec<DeadMount>> {

@@ -6,7 +6,10 @@ use jiff::Span;
 use super::external::{self, Leftover};
 use super::{Container, Swap, browse, lxc};
 use crate::error::{Error, Result};
+use crate::store::collect;
+use crate::store::deleted;
 use crate::store::manifest::ContainerId;
+use crate::store::orphans;
 use crate::store::span;
 
 /// How many days a destroyed container can be brought back when nobody says otherwise.
@@ -24,11 +27,11 @@ pub fn destroy_keeping(mut container: Container<'_>, keep: &Span) -> Result<Cont
     browse::close(&container, |_| true)?;
     let (store, id) = (container.store, container.id());
     let left = leave_outside(&mut container)?;
-    store.delete(id, span::until(keep))?;
-    store.forget_places(id);
+    deleted::delete(store, id, span::until(keep))?;
+    orphans::remove_of(store, id);
     left.remove(store, id)?;
     container.into_lock().remove()?;
-    store.collect_after();
+    collect::collect_after(store);
     Ok(id)
 }
 
@@ -39,10 +42,10 @@ pub fn destroy_now(mut container: Container<'_>) -> Result<ContainerId> {
     browse::close(&container, |_| true)?;
     let (store, id) = (container.store, container.id());
     let left = leave_outside(&mut container)?;
-    store.discard_container(id)?;
+    deleted::discard(store, id)?;
     left.remove(store, id)?;
     drop(container);
-    store.collect_after();
+    collect::collect_after(store);
     Ok(id)
 }
 

@@ -23,8 +23,10 @@ use crate::error::{Error, Kind, Result};
 use crate::host;
 use crate::store::disk::Filesystem;
 use crate::store::manifest::{ContainerId, ContainerManifest, LayerId, Settling, SnapshotId};
+use crate::store::measure;
 use crate::store::name::ContainerName;
 use crate::store::outside::Moving;
+use crate::store::synced;
 use crate::store::{Store, disk};
 
 /// How long a command stays for the sync that it started: what is quick has ended with it, so that the disk
@@ -73,7 +75,7 @@ impl Pending {
             stacks.push((snapshot, stack));
         }
         let layers: Vec<_> = layers.into_iter().collect();
-        let mut unsynced = store.unsynced(&layers)?;
+        let mut unsynced = synced::unsynced(store, &layers)?;
         let own = stacks.iter().map(|(s, stack)| (s.settling.as_ref(), stack));
         let basis = (manifest.settling.as_ref(), &manifest.origin);
         for (mark, stack) in own.chain([basis]) {
@@ -161,7 +163,7 @@ fn record(store: &Store, id: ContainerId, pending: &Pending, failed: Option<&Err
         // Nothing is collected meanwhile.
         let _reading = store.share()?;
         for layer in &pending.layers {
-            store.note_synced(*layer)?;
+            synced::note_synced(store, *layer)?;
         }
     }
     let next = recorded(container.manifest(), pending, failed);
@@ -239,7 +241,7 @@ pub fn begin(store: &Store, id: ContainerId) -> Result<()> {
 
 fn start_process(store: &Store, id: ContainerId) -> Result<()> {
     // Not the one that removes unfinished files: no lock is held, and a daemon may be writing its state.
-    store.make_run_dir(id)?;
+    store.run().make(id)?;
     let program = std::env::current_exe()
         .map_err(|e| Error::failed("cannot find the cowl program itself").because(e))?;
     let mut child = Command::new(&program)
@@ -249,7 +251,7 @@ fn start_process(store: &Store, id: ContainerId) -> Result<()> {
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(open_log(&store.run_dir(id).join("log"))?)
+        .stderr(open_log(&store.run().dir(id).join("log"))?)
         .spawn()
         .map_err(|error| Error::at("start", &program, error))?;
     let Some(mut out) = child.stdout.take() else {
@@ -314,7 +316,9 @@ pub(crate) fn settling_of(
     stack: &[LayerId],
 ) -> Result<Option<Settling>> {
     let manifest = container.manifest();
-    if stack.first() != Some(&manifest.head) && container.store().unsynced(stack)?.is_empty() {
+    if stack.first() != Some(&manifest.head)
+        && synced::unsynced(container.store(), stack)?.is_empty()
+    {
         return Ok(None);
     }
     epoch(container.store).map(Settling::since).map(Some)
@@ -352,16 +356,16 @@ pub fn accept(container: &mut Container<'_>, snapshot: Option<SnapshotId>) -> Re
     filesystem(store)?.sync()?;
     {
         let _reading = store.share()?;
-        let unsynced = store.unsynced(&stack)?;
+        let unsynced = synced::unsynced(store, &stack)?;
         let origin = next.origin.first();
         for layer in &stack {
             let topmost = stack.first() == Some(layer) || origin == Some(layer);
             if topmost || unsynced.contains(layer) {
-                store.measure_again(*layer)?;
+                measure::measure_again(store, *layer)?;
             }
         }
     }
-    disk::remove_if_there(&store.cache_file(container.id))?;
+    disk::remove_if_there(&store.paths().cache_file(container.id))?;
     container.commit(next, None, |_| Ok(Swap::Done))
 }
 

@@ -11,7 +11,7 @@ use crate::host::files;
 use crate::host::lxc::config;
 use crate::host::users::quoted;
 use crate::store::bytes::Blob;
-use crate::store::layers::remove_tree;
+use crate::store::disk::remove_tree;
 use crate::store::manifest::{ContainerId, ContainerManifest};
 use crate::store::name::ContainerName;
 use crate::store::outside::{Adopted, Lxc, Moving};

@@ -43,12 +43,12 @@ pub(crate) fn mapped_root(link: &Lxc, text: &[u8]) -> Result<Option<(u32, u32)>>
 
 /// Where a container is mounted for LXC: the one of its two places that its config names.
 pub(crate) fn place(store: &Store, id: ContainerId, text: &[u8]) -> PathBuf {
-    let mapped = store.mapped_dir(id);
+    let mapped = store.paths().mapped_dir(id);
     let named = config::get(text, config::ROOTFS).unwrap_or_default();
     let named = named.strip_prefix(b"dir:").unwrap_or(named);
     match named == mapped.as_os_str().as_bytes() {
         true => mapped,
-        false => store.mount_dir(id),
+        false => store.paths().mount_dir(id),
     }
 }
 
@@ -60,8 +60,8 @@ pub(crate) fn ours(
     (link, text): (&Lxc, &[u8]),
 ) -> Result<Ours> {
     let rootfs = match mapped_root(link, text)? {
-        Some(_) => store.mapped_dir(id),
-        None => store.mount_dir(id),
+        Some(_) => store.paths().mapped_dir(id),
+        None => store.paths().mount_dir(id),
     };
     let program = std::env::current_exe()
         .map_err(|e| Error::failed("cannot find the cowl program itself").because(e))?;

@@ -21,8 +21,10 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind, Result};
 use crate::store::bytes::Blob;
-use crate::store::layers::Making;
+use crate::store::collect;
+use crate::store::layers;
 use crate::store::lock::Lock;
+use crate::store::making::Making;
 use crate::store::manifest::{ContainerId, ContainerManifest, SnapshotManifest, SnapshotRef};
 use crate::store::name::{ContainerName, SnapshotName, nearest};
 use crate::store::record::Record;
@@ -122,7 +124,7 @@ impl<'s> Container<'s> {
     /// always right: a daemon that had been told may have written to the new head before it died, and
     /// one that had not been told wrote to the old head, which is whole below the new, empty one.
     pub(crate) fn resolve_pending(&mut self) -> Result<()> {
-        let path = self.store.pending_file(self.id);
+        let path = self.store.paths().pending_file(self.id);
         if !disk::is_there(&path)? {
             return Ok(());
         }
@@ -136,7 +138,7 @@ impl<'s> Container<'s> {
                 ..
             }) if self.writes_to_head()? => {
                 disk::remove_if_there(&path)?;
-                self.store.collect_after();
+                collect::collect_after(self.store);
                 return Ok(());
             }
             Ok(None) => {
@@ -152,7 +154,7 @@ impl<'s> Container<'s> {
         let fits = next.generation == self.record.generation.saturating_add(1);
         let layers = next.body.stack.iter();
         let whole = layers
-            .map(|id| disk::is_there(&self.store.layer_tree(*id)))
+            .map(|id| disk::is_there(&self.store.paths().layer_tree(*id)))
             .collect::<Result<Vec<_>>>()?
             .into_iter()
             .all(|there| there);
@@ -166,7 +168,7 @@ impl<'s> Container<'s> {
             disk::remove_if_there(&path)?;
         }
         // What the other of the two named is nobody's now.
-        self.store.collect_after();
+        collect::collect_after(self.store);
         Ok(())
     }
 
@@ -187,7 +189,7 @@ impl<'s> Container<'s> {
         between: impl FnOnce(&Self) -> Result<Swap>,
     ) -> Result<()> {
         self.refuse_unseen_daemon(&body)?;
-        let path = self.store.pending_file(self.id);
+        let path = self.store.paths().pending_file(self.id);
         disk::remove_if_there(&path)?;
         if let Some(config) = self.config.take() {
             body.moving = Some(external::begin_writing(self.store, self.id, config)?);
@@ -233,8 +235,8 @@ impl<'s> Container<'s> {
     /// Renames the change that waits in `container.json.next` over the manifest. Where only the sync of the
     /// directory fails, the change is in force all the same, and what it names must stay.
     fn put_in_force(&mut self, next: Record<ContainerManifest>) -> Result<()> {
-        let path = self.store.container_file(self.id);
-        disk::rename_unsynced(&self.store.pending_file(self.id), &path)?;
+        let path = self.store.paths().container_file(self.id);
+        disk::rename_unsynced(&self.store.paths().pending_file(self.id), &path)?;
         self.record = next;
         disk::sync_parent(&path).map_err(|error| {
             let name = self.name();
@@ -253,7 +255,7 @@ impl<'s> Container<'s> {
         }
         // A daemon that was unmounted a moment ago may not have released it yet.
         let until = Instant::now() + UNSEEN;
-        while self.store.is_written(head)? {
+        while layers::is_written(self.store, head)? {
             if Instant::now() >= until {
                 let name = self.name();
                 return Err(Error::busy(format!(
@@ -271,7 +273,7 @@ impl<'s> Container<'s> {
 
     /// Puts the change that waits in `container.json.next` on the disk with its name.
     pub fn sync_pending(&self) -> Result<()> {
-        disk::sync_dir(&self.store.container_dir(self.id))
+        disk::sync_dir(&self.store.paths().container_dir(self.id))
     }
 
     /// The snapshot of this name, with its file.

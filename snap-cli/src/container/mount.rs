@@ -14,6 +14,8 @@ use crate::host::{reach, users};
 use crate::store::Store;
 use crate::store::lock::Lock;
 use crate::store::manifest::{ContainerManifest, Ephemeral};
+use crate::store::mount_points;
+use crate::store::reserve;
 use cowl_layers::shown::Show as _;
 
 /// A log longer than this is put aside.
@@ -85,7 +87,7 @@ impl Container<'_> {
     pub(crate) fn place(&self) -> Result<PathBuf> {
         Ok(match &self.manifest().lxc {
             Some(link) => lxc::place(self.store, self.id, &lxc::read_config(link)?),
-            None => self.store.mount_dir(self.id),
+            None => self.store.paths().mount_dir(self.id),
         })
     }
 
@@ -93,16 +95,16 @@ impl Container<'_> {
         // Without its config it is none that LXC could start.
         let place = self.place().unwrap_or_else(|error| {
             log::info!("{error}");
-            self.store.mount_dir(self.id)
+            self.store.paths().mount_dir(self.id)
         });
         let root = match &self.manifest().lxc {
-            Some(link) if place != self.store.mount_dir(self.id) => {
+            Some(link) if place != self.store.paths().mount_dir(self.id) => {
                 lxc::mapped_root(link, &lxc::read_config(link)?)?
             }
             _ => None,
         };
         let group = root.map(|(_, group)| group);
-        self.store.make_place(self.id, &place, group)?;
+        mount_points::create(self.store.paths(), self.id, &place, group)?;
         check_empty(&place)?;
         Ok(place)
     }
@@ -143,7 +145,7 @@ impl Container<'_> {
 
     /// Starts a daemon and waits until the mount is there.
     fn start(&self, place: &Path, transient: bool, nosuid: bool) -> Result<()> {
-        self.store.make_room_to_remove()?;
+        reserve::make_room_to_remove(self.store)?;
         let log = daemon::ensure_run_dir(self.store, self.id)?.join("log");
         // Until it has noted that it is there: were we killed before, others would take the container for
         // one that nobody has mounted, and freeze the layer that it is about to write to.
@@ -200,7 +202,7 @@ impl Container<'_> {
     /// LXC's own tools would take an empty folder for the root file system, and snapshot that.
     fn remove_mount_point(&self) {
         if self.manifest().lxc.is_some()
-            && let Err(error) = self.store.remove_places(self.id)
+            && let Err(error) = mount_points::remove(self.store.paths(), self.id)
         {
             log::debug!("{error}");
         }

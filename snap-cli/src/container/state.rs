@@ -126,17 +126,17 @@ pub enum Mounted {
 }
 
 fn state_file(store: &Store, id: ContainerId) -> PathBuf {
-    store.run_dir(id).join(STATE)
+    store.run().dir(id).join(STATE)
 }
 
 /// The lock that a daemon holds for life.
 pub fn daemon_lock(store: &Store, id: ContainerId, daemon: Uuid) -> PathBuf {
-    store.run_dir(id).join(format!("{daemon}.lock"))
+    store.run().dir(id).join(format!("{daemon}.lock"))
 }
 
 /// The lock that every `exec` shares while its command runs.
 pub fn exec_lock(store: &Store, id: ContainerId) -> PathBuf {
-    store.run_dir(id).join("exec.lock")
+    store.run().dir(id).join("exec.lock")
 }
 
 /// Determines whether the container is mounted. State of an earlier boot is removed, and that of the original
@@ -146,7 +146,10 @@ pub fn look(store: &Store, id: ContainerId) -> Result<Mounted> {
         return Ok(Mounted::No);
     };
     let path = daemon_lock(store, id, state.daemon);
-    let is_of_copy = state.store.as_ref().is_some_and(|of| of != store.run_key());
+    let is_of_copy = state
+        .store
+        .as_ref()
+        .is_some_and(|of| of != store.run().key());
     let is_of_other_boot = state.boot != host::boot_id()?;
     // No lock outlives a boot. Some container managers give each container a boot id of its own, so that one
     // boot has several.
@@ -284,7 +287,7 @@ mod tests {
             store: Some(key.to_owned()),
             ..state("/x".into(), host::boot_id().unwrap())
         };
-        let own = of(store.run_key());
+        let own = of(store.run().key());
         write(&store, id, &own).unwrap();
         assert_eq!(look(&store, id).unwrap(), Mounted::Dead(own));
         write(&store, id, &of("another")).unwrap();

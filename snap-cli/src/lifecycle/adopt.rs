@@ -22,7 +22,8 @@ use crate::host::users::quoted;
 use crate::host::{inside, mountinfo, users};
 use crate::recover::{self, moving};
 use crate::store::bytes::Blob;
-use crate::store::layers::Making;
+use crate::store::family;
+use crate::store::making::Making;
 use crate::store::manifest::{ContainerManifest, LayerKind};
 use crate::store::name::ContainerName;
 use crate::store::outside::{Adopted, Lxc, Moving};
@@ -111,14 +112,14 @@ impl Candidate {
                     quoted(&self.rootfs)
                 )));
             }
-            return home.join(&asked);
+            return family::join(home, &asked);
         }
-        for store in Store::family(home.home(), home.session())? {
+        for store in family::stores(home.home(), home.session())? {
             if mountinfo::holding(store.root())?.id == mount.id {
                 return Ok(store);
             }
         }
-        home.join(&mount.at.join(".cowl"))
+        family::join(home, &mount.at.join(".cowl"))
     }
 }
 
@@ -200,7 +201,7 @@ fn refuse_adopted(home: &Store, container: &host::Container) -> Result<()> {
 pub fn known(home: &Store, container: &host::Container) -> Result<Option<(Store, ContainerName)>> {
     let wanted = container.dir().canonicalize();
     let wanted = wanted.unwrap_or_else(|_| container.dir());
-    for store in Store::family(home.home(), home.session())? {
+    for store in family::stores(home.home(), home.session())? {
         for (_, record) in store.containers()? {
             let Ok(record) = record else { continue };
             let Some(link) = &record.body.lxc else {
@@ -278,7 +279,7 @@ fn check_place(home: &Store, rootfs: &Path) -> Result<()> {
             "the root file system of this machine can't be adopted",
         ));
     }
-    for store in Store::family(home.home(), home.session())? {
+    for store in family::stores(home.home(), home.session())? {
         let root = store.root().canonicalize();
         let root = root.map_err(|e| Error::at("use", store.root(), e))?;
         if rootfs.starts_with(&root) || root.starts_with(rootfs) {
@@ -392,7 +393,7 @@ fn look_through(rootfs: &Path, space: XattrSpace) -> Result<usize> {
 pub fn adopt(store: &Store, candidate: &Candidate, name: &ContainerName) -> Result<Vec<String>> {
     let rootfs = &candidate.rootfs;
     let outside = look_through(rootfs, store.space())?;
-    let claim = store.claim(name)?;
+    let claim = family::claim(store, name)?;
     let done = one_at_a_time(store, candidate, name);
     claim.remove()?;
     done?;
@@ -411,7 +412,7 @@ pub fn adopt(store: &Store, candidate: &Candidate, name: &ContainerName) -> Resu
 }
 
 fn one_at_a_time(store: &Store, candidate: &Candidate, name: &ContainerName) -> Result<()> {
-    let alone = store.adopting()?;
+    let alone = family::lock_adoption(store)?;
     let rootfs = &candidate.rootfs;
     // Somebody may have taken it over, or begun to use it, meanwhile.
     let meta = std::fs::symlink_metadata(rootfs).map_err(|e| Error::at("adopt", rootfs, e))?;
@@ -457,7 +458,7 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
     disk::sync_all(rootfs)?;
     making.sync()?;
     let record = Record::first(manifest);
-    if let Err(error) = disk::replace(&store.container_file(id), &record) {
+    if let Err(error) = disk::replace(&store.paths().container_file(id), &record) {
         // It may be there already: the next command takes it back.
         making.leave();
         return Err(error);
@@ -478,7 +479,7 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
         return Err(error.hint(hint));
     }
     // Whoever began to use it just before it moved would write to a layer.
-    let tree = store.layer_tree(base);
+    let tree = store.paths().layer_tree(base);
     if let Err(error) = refuse_users(&tree, rootfs, &store.session().who) {
         disk::rename(&tree, rootfs)?;
         moving::roll_back_adoption(container)?;

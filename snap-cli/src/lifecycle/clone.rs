@@ -10,8 +10,10 @@ use crate::recover;
 use crate::snapshot::restore::inherited;
 use crate::snapshot::{freeze, resolve};
 use crate::store::Store;
-use crate::store::layers::Making;
+use crate::store::family;
+use crate::store::making::Making;
 use crate::store::manifest::{Ephemeral, LayerId, LayerKind};
+use crate::store::measure;
 use crate::store::name::{Address, ContainerName};
 
 /// Makes the container `new` over the layers of a state. What the source is now is frozen first. The copy of
@@ -61,7 +63,7 @@ fn clone_or_copy(
 ) -> Result<Vec<String>> {
     // Whatever is wrong with the source is told before anything about the new name.
     resolve(store, source)?;
-    let claim = store.claim(new)?;
+    let claim = family::claim(store, new)?;
     let made = clone_claimed(store, source, new, made);
     claim.remove()?;
     made
@@ -133,8 +135,8 @@ fn copied_base(
 ) -> Result<LayerId> {
     let view = View::new(store.open_layers(stack)?);
     let base = making.layer(LayerKind::Base, &[], &[])?;
-    let tree = store.layer_tree(base);
-    let total = store.known_size(stack)?;
+    let tree = store.paths().layer_tree(base);
+    let total = measure::known_size(store, stack)?;
     let mut progress = |done| progress(Progress { total, ..done });
     crate::delta::flatten(&view, None, &tree, &mut progress)?;
     // A container must not be there before its data is.

@@ -16,6 +16,7 @@ use crate::snapshot::depth;
 use crate::store::Store;
 use crate::store::bytes::Blob;
 use crate::store::manifest::{ContainerId, ContainerManifest};
+use crate::store::mount_points::{self, Closed};
 use crate::store::outside::Lxc;
 use cowl_layers::shown::Show as _;
 
@@ -145,12 +146,12 @@ fn admit(mut container: Container<'_>) -> Result<()> {
     let Some((user, group)) = lxc::mapped_root(&link, &text)? else {
         return Ok(());
     };
-    if place == store.mapped_dir(id) {
-        store.close_mnt(true)?;
+    if place == store.paths().mapped_dir(id) {
+        mount_points::close_mnt(store.paths(), Closed::ToMappedRoots)?;
     } else {
         // Written by an older version, or the map was added since. LXC has read the config already: this start
         // goes through the place that all share; the next one finds a place of its own.
-        store.admit_to_mnt(group)?;
+        mount_points::admit_to_mnt(store.paths(), group)?;
         let ours = lxc::ours(store, id, container.name(), (&link, &text))?;
         container.write_config_with_next(Blob(config::attach(&text, &ours)));
         let next = container.manifest().clone();
@@ -176,7 +177,7 @@ pub fn post_stop(store: &Store, id: ContainerId, caller: &Caller) -> Result<()> 
     };
     match who(container.manifest(), id, caller)? {
         Who::Itself | Who::Moved(_) => {
-            store.close_mnt(true)?;
+            mount_points::close_mnt(store.paths(), Closed::ToMappedRoots)?;
             container.unmount(false).map(drop)
         }
         Who::Copy => Ok(()),

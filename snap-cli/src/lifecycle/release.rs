@@ -10,10 +10,11 @@ use crate::delta::error::OnProgress;
 use crate::error::{Error, Result};
 use crate::host::lxc as host;
 use crate::recover::moving;
-use crate::store::layers::Making;
+use crate::store::layers;
+use crate::store::making::Making;
 use crate::store::manifest::{ContainerManifest, LayerId, LayerKind};
 use crate::store::outside::Moving;
-use crate::store::usage::head_layers;
+use crate::store::usage::{References, head_layers};
 
 /// How the root file system is given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +77,7 @@ fn untouched(container: &Container<'_>) -> Result<Option<LayerId>> {
     let (Some(adopted), [head, base]) = (&manifest.adopted, manifest.stack.as_slice()) else {
         return Ok(None);
     };
-    let tree = store.layer_tree(*base);
+    let tree = store.paths().layer_tree(*base);
     let meta = std::fs::symlink_metadata(&tree).map_err(|e| Error::at("look at", &tree, e))?;
     if meta.ino() != adopted.inode || !store.is_untouched(*head, *base)? {
         return Ok(None);
@@ -92,7 +93,7 @@ fn used_by_others(container: &Container<'_>, layer: LayerId) -> Result<bool> {
         let stack = store.snapshot(container.id(), snapshot.id)?.stack;
         own += usize::from(stack.contains(&layer));
     }
-    Ok(store.named()?.times(layer) > own)
+    Ok(References::of(store)?.times(layer) > own)
 }
 
 /// Gives the root file system back, and tells what people should know. The container is gone from the store.
@@ -108,7 +109,7 @@ pub fn release(
     // Alone: nobody reads the layer that moves, or begins to stand on it.
     let alone = store.alone()?;
     if let Some(base) = untouched(&container)? {
-        if store.is_held(base)? {
+        if layers::is_held(store, base)? {
             // What is written to the folder afterwards would show there.
             let name = container.name();
             return Err(
@@ -122,7 +123,7 @@ pub fn release(
     drop(alone);
     let mut making = Making::begin(store)?;
     let plain = making.layer(LayerKind::Base, &[], &[])?;
-    let tree = store.layer_tree(plain);
+    let tree = store.paths().layer_tree(plain);
     let view = store.view(&container.manifest().stack)?;
     folder::fill(&view, &tree, progress)?;
     making.sync_content()?;

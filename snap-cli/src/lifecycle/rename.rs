@@ -4,6 +4,7 @@ use crate::container::Swap;
 use crate::error::{Error, Result};
 use crate::recover;
 use crate::store::Store;
+use crate::store::family;
 use crate::store::manifest::ContainerManifest;
 use crate::store::name::ContainerName;
 
@@ -14,7 +15,7 @@ pub fn rename(store: &Store, old: &ContainerName, new: &ContainerName) -> Result
     }
     // What is wrong with the old name is told before anything about the new one.
     store.find_id(old)?;
-    let claim = store.claim(new)?;
+    let claim = family::claim(store, new)?;
     let done = claimed(store, old, new);
     claim.remove()?;
     done

@@ -87,8 +87,8 @@ fn serve_locked(
     let lowers = store.layer_trees(manifest.below_head())?;
     store.layer_trees(&[manifest.head])?;
     let upper = (
-        store.layer_tree(manifest.head),
-        store.layer_work(manifest.head),
+        store.paths().layer_tree(manifest.head),
+        store.paths().layer_work(manifest.head),
     );
     let mut config = Config::new(lowers, Some(upper), place.to_path_buf());
     config.space = Some(store.space());
@@ -100,7 +100,7 @@ fn serve_locked(
     config.mount.source = manifest.name.to_string();
     config.mount.nosuid = how.nosuid;
     config.mount.nodev = how.nosuid;
-    config.reach = vec![store.root().to_path_buf(), store.run_dir(id)];
+    config.reach = vec![store.root().to_path_buf(), store.run().dir(id)];
     let mut state = RunState {
         pid: std::process::id(),
         mountpoint: place.to_path_buf(),
@@ -110,7 +110,7 @@ fn serve_locked(
         nosuid: how.nosuid,
         replacing: false,
         device: None,
-        store: Some(store.run_key().to_owned()),
+        store: Some(store.run().key().to_owned()),
     };
     log::info!("mounting {} at {}", manifest.name, place.shown());
     cowlfs::serve(config, |device| {

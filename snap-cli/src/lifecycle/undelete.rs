@@ -3,7 +3,9 @@
 use crate::container::lxc;
 use crate::error::{Error, Result};
 use crate::recover;
+use crate::store::deleted;
 use crate::store::deleted::Deleted;
+use crate::store::family;
 use crate::store::manifest::{ContainerId, ContainerManifest};
 use crate::store::name::ContainerName;
 use crate::store::{Store, disk};
@@ -13,9 +15,9 @@ use crate::store::{Store, disk};
 pub fn undelete(store: &Store, deleted: &Deleted, new: Option<&ContainerName>) -> Result<()> {
     let name = match new {
         Some(new) => new.clone(),
-        None => store.deleted_manifest(deleted)?.body.name,
+        None => deleted::manifest(store, deleted)?.body.name,
     };
-    let claim = store.claim(&name).map_err(|error| match new {
+    let claim = family::claim(store, &name).map_err(|error| match new {
         Some(_) => error,
         None => error.hint(format!(
             "bring it back under another name: cowl undelete {name} NEW"
@@ -30,7 +32,7 @@ fn claimed(store: &Store, id: ContainerId, name: &ContainerName) -> Result<()> {
     // Keeps collection away, and anybody else who brings it back.
     let reading = store.share()?;
     let lock = store.lock_container(id)?;
-    let found = store.deleted()?.into_iter().find(|one| one.id == id);
+    let found = deleted::list(store)?.into_iter().find(|one| one.id == id);
     let Some(deleted) = found else {
         lock.remove()?;
         return Err(
@@ -38,7 +40,7 @@ fn claimed(store: &Store, id: ContainerId, name: &ContainerName) -> Result<()> {
                 .hint("`cowl undelete --list` shows what is"),
         );
     };
-    let record = store.deleted_manifest(&deleted)?;
+    let record = deleted::manifest(store, &deleted)?;
     store.open_layers(&record.body.stack)?;
     let moving = lxc::back(store, id, &record.body)?;
     // What was there for one mount is brought back to stay.
@@ -52,7 +54,7 @@ fn claimed(store: &Store, id: ContainerId, name: &ContainerName) -> Result<()> {
         };
         disk::replace(&deleted.dir.join("container.json"), &record.next(renamed))?;
     }
-    store.bring_back(&deleted)?;
+    deleted::bring_back(store, &deleted)?;
     drop((lock, reading));
     // What is outside the store comes back with it.
     recover::open(store, name).map(drop)

@@ -13,6 +13,8 @@ use crate::error::{Error, Result};
 use crate::host::files;
 use crate::host::lxc::config;
 use crate::store::bytes::Blob;
+use crate::store::collect;
+use crate::store::deleted;
 use crate::store::lock::Lock;
 use crate::store::manifest::{ContainerId, ContainerManifest, LayerId};
 use crate::store::outside::{Adopted, Lxc, Moving};
@@ -117,23 +119,23 @@ fn inode(path: &Path) -> Result<Option<u64>> {
 }
 
 fn is_moved_in(container: &Container<'_>) -> Result<bool> {
-    let tree = container.store().layer_tree(base(container)?);
+    let tree = container.store().paths().layer_tree(base(container)?);
     Ok(inode(&tree)? == Some(place(container)?.inode))
 }
 
 /// Rolls back an adoption that has moved nothing yet.
 pub(crate) fn roll_back_adoption(container: Container<'_>) -> Result<()> {
     let (store, id) = (container.store(), container.id());
-    store.discard_container(id)?;
+    deleted::discard(store, id)?;
     unmark(store, id)?;
     drop(container);
-    store.collect().map(drop)
+    collect::collect(store).map(drop)
 }
 
 /// Moves the root file system into the store: the step that commits an adoption.
 pub(crate) fn move_in(container: &Container<'_>) -> Result<()> {
     let adopted = place(container)?;
-    let tree = container.store().layer_tree(base(container)?);
+    let tree = container.store().paths().layer_tree(base(container)?);
     disk::rename(&adopted.rootfs, &tree)
 }
 
@@ -167,7 +169,7 @@ fn done(container: &mut Container<'_>, next: ContainerManifest) -> Result<()> {
 pub(crate) fn finish_release(container: Container<'_>, alone: Option<Lock>) -> Result<Vec<String>> {
     let adopted = place(&container)?;
     let (store, id) = (container.store(), container.id());
-    let tree = store.layer_tree(base(&container)?);
+    let tree = store.paths().layer_tree(base(&container)?);
     let mut notes = Vec::new();
     if disk::is_there(&tree)? {
         remove_readme(&adopted.rootfs)?;
@@ -177,10 +179,10 @@ pub(crate) fn finish_release(container: Container<'_>, alone: Option<Lock>) -> R
     if let Some(link) = &container.manifest().lxc {
         notes.extend(config_back(link, &id.to_string())?);
     }
-    store.discard_container(id)?;
+    deleted::discard(store, id)?;
     unmark(store, id)?;
     drop(container);
-    store.collect()?;
+    collect::collect(store)?;
     Ok(notes)
 }
 
@@ -250,7 +252,12 @@ fn finish_writing(
     }
     if hostname.is_some() {
         // Before the manifest says that it is done.
-        disk::sync_all(&container.store().layer_tree(container.manifest().head))?;
+        disk::sync_all(
+            &container
+                .store()
+                .paths()
+                .layer_tree(container.manifest().head),
+        )?;
     }
     lxc::ensure_dir(link)?;
     if let Some(adopted) = &next.adopted {

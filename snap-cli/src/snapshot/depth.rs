@@ -14,6 +14,7 @@ use crate::delta::error::OnProgress;
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::manifest::{ContainerManifest, LayerId};
+use crate::store::measure;
 
 /// The lowest limit: a head, something merged, a base, and one that is to be merged.
 pub const LEAST: usize = 4;
@@ -72,7 +73,7 @@ fn choose(container: &Container<'_>, limit: usize) -> Result<Option<Vec<LayerId>
     let deltas = below.get(..base_at(container)?).unwrap_or_default();
     let sizes = {
         let _reading = store.share()?;
-        let size = |id: &LayerId| Ok(store.measured(*id)?.1.bytes);
+        let size = |id: &LayerId| Ok(measure::measured(store, *id)?.1.bytes);
         deltas.iter().map(size).collect::<Result<Vec<u64>>>()?
     };
     let width = width(limit, deltas.len());

@@ -5,8 +5,9 @@ use cowlfs::control::ControlError;
 use crate::container::state::Mounted;
 use crate::container::{Container, Swap, daemon};
 use crate::error::Result;
-use crate::store::layers::Making;
+use crate::store::making::Making;
 use crate::store::manifest::{ContainerManifest, LayerId};
+use crate::store::synced;
 
 /// The head as a state that will not change.
 #[derive(Debug)]
@@ -35,8 +36,8 @@ pub fn plan(container: &Container<'_>, making: &mut Making<'_>) -> Result<Frozen
     }
     let state = manifest.stack.clone();
     // Older versions make heads without the note.
-    container.store().note_unsynced(manifest.head)?;
-    let head = making.head(&state, &container.store().layer_tree(manifest.head))?;
+    synced::note_unsynced(container.store(), manifest.head)?;
+    let head = making.head(&state, &container.store().paths().layer_tree(manifest.head))?;
     let mut stack = vec![head];
     stack.extend_from_slice(&state);
     Ok(Frozen { state, head, stack })
@@ -88,7 +89,10 @@ pub fn commit(
         let mut client = daemon::connect(store, container.id())?;
         // Were it lost in a power cut after the swap, nothing would name what the daemon writes to.
         container.sync_pending()?;
-        let (tree, work) = (store.layer_tree(head), store.layer_work(head));
+        let (tree, work) = (
+            store.paths().layer_tree(head),
+            store.paths().layer_work(head),
+        );
         match client.push_layer(&tree, &work) {
             Ok(()) => Ok(Swap::Done),
             // It answered, so it did nothing.

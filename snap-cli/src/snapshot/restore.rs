@@ -5,9 +5,10 @@ use crate::container::Container;
 
 use crate::container::{Swap, dead, state::RunState};
 use crate::error::{Error, Result};
-use crate::store::layers::Making;
+use crate::store::making::Making;
 use crate::store::manifest::{LayerId, Settling, SnapshotId, SnapshotKind, SnapshotRef};
 use crate::store::name::{ContainerName, SnapshotName};
+use crate::store::synced;
 
 /// What a restore did, or would do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,7 +141,7 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
     let (before, below) = (Before::of(container, &snapshot.stack)?, &snapshot.stack);
     let mut kept = None;
     if let Before::Unnamed(stack) = &before {
-        store.note_unsynced(container.manifest().head)?;
+        synced::note_unsynced(store, container.manifest().head)?;
         let auto = SnapshotName::automatic(next.next_auto);
         let new = SnapshotRef {
             comment: format!("before restore of {name}"),
@@ -157,7 +158,7 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
     };
     if !matches!(before, Before::Same) {
         let like = below.first().unwrap_or(&next.head);
-        next.head = making.head(below, &store.layer_tree(*like))?;
+        next.head = making.head(below, &store.paths().layer_tree(*like))?;
         next.stack = vec![next.head];
         next.stack.extend_from_slice(below);
     }

@@ -9,7 +9,7 @@ use crate::container::{Container, durability};
 use crate::error::{Error, Result};
 use crate::host::lxc_snaps;
 use crate::store::disk;
-use crate::store::layers::Making;
+use crate::store::making::Making;
 use crate::store::manifest::{
     ContainerManifest, LayerId, SnapshotId, SnapshotKind, SnapshotManifest, SnapshotRef,
 };
@@ -122,10 +122,10 @@ pub(super) fn write_file(
         config: crate::container::lxc::config_copy(container),
         extra: Map::new(),
     };
-    let path = store.snapshot_file(container.id(), id);
+    let path = store.paths().snapshot_file(container.id(), id);
     disk::write_new(&path, &Record::first(body))?;
     making.will_sync(path);
-    making.will_sync(store.snapshots_dir(container.id()));
+    making.will_sync(store.paths().snapshots_dir(container.id()));
     Ok(SnapshotRef {
         id,
         name: name.clone(),
@@ -146,8 +146,8 @@ pub(super) fn drop_if_unnamed(container: &Container<'_>, id: SnapshotId) -> Resu
     let store = container.store();
     let named = container.manifest().snapshots.iter().any(|s| s.id == id);
     // What waits in `container.json.next` may still come into force.
-    if named || disk::is_there(&store.pending_file(container.id()))? {
+    if named || disk::is_there(&store.paths().pending_file(container.id()))? {
         return Ok(());
     }
-    disk::remove_if_there(&store.snapshot_file(container.id(), id))
+    disk::remove_if_there(&store.paths().snapshot_file(container.id(), id))
 }

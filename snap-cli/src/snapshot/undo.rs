@@ -24,7 +24,7 @@ use crate::delta::target::{Folder, InProcess};
 use crate::error::{Error, Result};
 use crate::host::mountinfo;
 use crate::host::users::quoted;
-use crate::store::layers::Making;
+use crate::store::making::Making;
 use crate::store::manifest::{ContainerManifest, LayerId, SnapshotId, SnapshotKind, SnapshotRef};
 use crate::store::name::SnapshotName;
 use cowl_layers::shown::Show as _;
@@ -194,12 +194,12 @@ fn apart(
     if head == container.manifest().head {
         // Shared with the state because nothing was written to it; what is in force stays as it is.
         let top = frozen.state.first().unwrap_or(&head);
-        head = making.head(&frozen.state, &store.layer_tree(*top))?;
+        head = making.head(&frozen.state, &store.paths().layer_tree(*top))?;
         making.frees_something();
     }
-    let tree = store.layer_tree(head);
+    let tree = store.paths().layer_tree(head);
     let open = || -> Result<InProcess> {
-        let upper = Upper::open(&tree, &store.layer_work(head), store.space())?;
+        let upper = Upper::open(&tree, &store.paths().layer_work(head), store.space())?;
         let lowers = store.open_layers(&frozen.state)?;
         // How many names of a lower file show is of no use here, and costs a walk to each of them.
         let behaviour = Behaviour {

@@ -24,7 +24,7 @@ use crate::host::lxc::Container;
 use crate::host::lxc_snaps::layout::{Dependant, Rootfs};
 use crate::host::lxc_snaps::{self, GOING, Tree};
 use crate::store::disk;
-use crate::store::layers::remove_tree;
+use crate::store::disk::remove_tree;
 use crate::store::name::nearest;
 use cowl_layers::shown::Show as _;
 

@@ -24,7 +24,7 @@ use crate::host::lxc_snaps::Tree;
 use crate::host::lxc_snaps::layout::{self, Rootfs};
 use crate::host::{inside, mountinfo, users};
 use crate::store::disk;
-use crate::store::layers::remove_tree;
+use crate::store::disk::remove_tree;
 use cowl_layers::shown::Show as _;
 
 /// What the names of folders that are being made begin with.
