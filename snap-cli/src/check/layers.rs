@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use cowl_layers::sys;
 
-use super::{Fix, Known, Level, Report, Wish};
+use super::report::{Depth, Fix, Known, Level, Options, Report};
 use crate::container::durability::epoch;
 use crate::delta::digest_layer;
 use crate::delta::error::OnProgress;
@@ -84,7 +84,7 @@ impl Named {
 
 pub(super) fn look(
     store: &Store,
-    wish: &Wish,
+    options: &Options,
     known: &[Known],
     report: &mut Report,
     progress: OnProgress<'_>,
@@ -110,7 +110,7 @@ pub(super) fn look(
     }
     for (layer, below) in &named.frozen {
         report.layers += 1;
-        let checked = frozen(store, wish, (*layer, below), &named, report, progress);
+        let checked = frozen(store, options, (*layer, below), &named, report, progress);
         // One that cannot be read hides nothing of the others.
         if let Err(error) = checked {
             unreadable(store, *layer, &error, report);
@@ -138,7 +138,7 @@ fn unreadable(store: &Store, id: LayerId, error: &Error, report: &mut Report) {
 
 fn frozen(
     store: &Store,
-    wish: &Wish,
+    options: &Options,
     (layer, below): (LayerId, &[LayerId]),
     named: &Named,
     report: &mut Report,
@@ -147,7 +147,7 @@ fn frozen(
     if is_there(store, layer, named, report)? && !named.heads.contains_key(&layer) {
         sealed(store, layer, named, report)?;
         if file(store, layer, below, report)? {
-            compare(store, wish, layer, named, report, progress)?;
+            compare(store, options, layer, named, report, progress)?;
         }
     }
     Ok(())
@@ -207,10 +207,10 @@ fn file(store: &Store, id: LayerId, below: &[LayerId], report: &mut Report) -> R
     Ok(false)
 }
 
-/// It is what it was when it was measured; with `deep`, to the last byte.
+/// It is what it was when it was measured; its content as well if that is asked for.
 fn compare(
     store: &Store,
-    wish: &Wish,
+    options: &Options,
     id: LayerId,
     named: &Named,
     report: &mut Report,
@@ -242,7 +242,7 @@ fn compare(
             (next.measured, next.looks) = (Some(measured), Some(looks));
         }
     }
-    if wish.deep {
+    if options.depth == Depth::Content {
         let known = record.body.digest.as_deref();
         let found = digest_layer(&tree, known, progress)?.to_string();
         match &record.body.digest {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Fix, Known, Level, Report};
+use super::report::{Fix, Known, Level, Report};
 use crate::container::state;
 use crate::error::Result;
 use crate::host;

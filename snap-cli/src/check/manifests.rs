@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::{Fix, Known, Level, Report, Wish};
+use super::report::{Fix, Known, Level, Options, Report};
 use crate::container::durability::epoch;
 use crate::error::Result;
 use crate::snapshot::loss;
@@ -15,7 +15,7 @@ use crate::store::{Store, disk};
 const CONTAINER: &str = "container";
 const SNAPSHOT: &str = "snapshot";
 
-pub(super) fn look(store: &Store, wish: &Wish, report: &mut Report) -> Result<Vec<Known>> {
+pub(super) fn look(store: &Store, options: &Options, report: &mut Report) -> Result<Vec<Known>> {
     let mut found = Vec::new();
     let mut names = HashMap::new();
     for (id, record) in store.containers()? {
@@ -35,7 +35,10 @@ pub(super) fn look(store: &Store, wish: &Wish, report: &mut Report) -> Result<Ve
             );
             report.add(Level::Damaged, CONTAINER, path, what, None);
         }
-        let wanted = wish.only.as_ref().is_none_or(|only| *only == manifest.name);
+        let wanted = options
+            .only
+            .as_ref()
+            .is_none_or(|only| *only == manifest.name);
         if wanted {
             report.containers += 1;
             container(store, id, &manifest, report)?;

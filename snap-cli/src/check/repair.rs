@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Map;
 
 use super::manifests::counters;
-use super::{Fix, Report};
+use super::report::{Fix, Report};
 use crate::container::{Swap, durability};
 use crate::error::{Error, Result};
 use crate::recover;

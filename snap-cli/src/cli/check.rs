@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use serde_json::{Value, json};
 
 use super::{Context, Verb, output};
-use crate::check::{Finding, Report, Wish, check, repair::repair};
+use crate::check::{Depth, Finding, Options, Report, check, repair::repair};
 use crate::error::{Kind, Result};
 use crate::store::Store;
 use crate::store::family;
@@ -53,13 +53,16 @@ impl Verb for Args {
                 other => other?,
             },
         };
-        let wish = Wish {
+        let options = Options {
             only,
-            deep: self.deep,
+            depth: match self.deep {
+                true => Depth::Content,
+                false => Depth::Metadata,
+            },
         };
         for store in &stores {
             let mut bar = super::progress::Bar::new("reading");
-            let mut report = check(store, &wish, &mut |done| bar.tell(done))?;
+            let mut report = check(store, &options, &mut |done| bar.tell(done))?;
             drop(bar);
             if self.repair {
                 repair(store, &mut report);

@@ -6,7 +6,7 @@ use cowlfs::control::Stats;
 use serde_json::json;
 
 use super::{Context, Verb, output};
-use crate::container::daemon;
+use crate::container::query;
 use crate::error::{Error, Result};
 use crate::recover;
 use crate::store::name::ContainerName;
@@ -29,7 +29,7 @@ impl Verb for Args {
         let name = ContainerName::parse(&self.name)?;
         let store = context.store_of(&name)?;
         let container = recover::open(&store, &name)?;
-        let Some(stats) = daemon::stats(&store, container.id())? else {
+        let Some(stats) = query::stats(&store, container.id())? else {
             return Err(Error::failed(format!("{name} is not mounted"))
                 .hint(format!("mount it with: cowl mount {name}")));
         };

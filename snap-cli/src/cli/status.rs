@@ -9,7 +9,7 @@ use super::{Context, Verb, output};
 use crate::container::browse::{self, Browse};
 use crate::container::durability::epoch;
 use crate::container::state::Mounted;
-use crate::container::{Container, daemon, dead, detach};
+use crate::container::{Container, dead, detach, query};
 use crate::error::{Kind, Result};
 use crate::host::users::{Hold, User};
 use crate::recover;
@@ -176,7 +176,7 @@ fn one(container: &Container<'_>) -> Result<Value> {
     );
     let users = detach::users(state.pid, state.device()?)?;
     object.insert("users".to_owned(), shown_users(&users));
-    let known = match daemon::ask(container.store(), container.id()) {
+    let known = match query::ask(container.store(), container.id()) {
         Ok(known) => known,
         // It hides neither what is known without it nor the other containers.
         Err(error) if error.kind == Kind::Busy => {

@@ -181,7 +181,7 @@ pub fn open(
         }
     };
     let own = Uuid::new_v4();
-    let folder = folder_in(&daemon::ensure_run_dir(store, id)?, own);
+    let folder = folder_in(&state::ensure_run_dir(store, id)?, own);
     disk::ensure_dir(&folder)?;
     let started = mount::launch(store, &folder.join("log"), |command| {
         command.arg("--snapshot").arg(snapshot.to_string());

@@ -15,6 +15,7 @@ pub mod external;
 pub mod lxc;
 pub mod lxc_snaps;
 pub mod mount;
+pub mod query;
 pub mod state;
 
 use std::time::{Duration, Instant};
@@ -158,7 +159,7 @@ impl<'s> Container<'s> {
             .collect::<Result<Vec<_>>>()?
             .into_iter()
             .all(|there| there);
-        let written = daemon::written_layer(self.store, self.id)?;
+        let written = query::written_layer(self.store, self.id)?;
         let goes_on = fits && whole && written.is_none_or(|layer| layer == next.body.head);
         if goes_on {
             // Its writer may not have come to that. Rare enough for the plainest way.
@@ -174,7 +175,7 @@ impl<'s> Container<'s> {
 
     /// Whether a living daemon, if there is one, writes to the head that the manifest names.
     fn writes_to_head(&self) -> Result<bool> {
-        let written = daemon::written_layer(self.store, self.id)?;
+        let written = query::written_layer(self.store, self.id)?;
         Ok(written.is_none_or(|layer| layer == self.record.body.head))
     }
 

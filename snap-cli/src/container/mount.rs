@@ -146,7 +146,7 @@ impl Container<'_> {
     /// Starts a daemon and waits until the mount is there.
     fn start(&self, place: &Path, transient: bool, nosuid: bool) -> Result<()> {
         reserve::make_room_to_remove(self.store)?;
-        let log = daemon::ensure_run_dir(self.store, self.id)?.join("log");
+        let log = state::ensure_run_dir(self.store, self.id)?.join("log");
         // Until it has noted that it is there: were we killed before, others would take the container for
         // one that nobody has mounted, and freeze the layer that it is about to write to.
         let held = self.lock.for_child()?;

@@ -69,7 +69,7 @@ pub struct RunState {
     /// The mount's file system; daemons of earlier versions did not note it.
     #[serde(default)]
     pub device: Option<Device>,
-    /// The store of the container, as [`Store::run_key`] names it; daemons of earlier versions did not note it.
+    /// The store of the container, as [`RunDirs::key`](crate::store::run::RunDirs::key) names it; daemons of earlier versions did not note it.
     #[serde(default)]
     pub store: Option<String>,
 }
@@ -206,6 +206,13 @@ pub fn remove_unfinished(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Makes the directory for the run-time files of a container that the caller has locked.
+pub fn ensure_run_dir(store: &Store, id: ContainerId) -> Result<PathBuf> {
+    let dir = store.run().make(id)?;
+    remove_unfinished(&dir)?;
+    Ok(dir)
+}
+
 /// Forgets the state.
 pub fn remove(store: &Store, id: ContainerId) -> Result<()> {
     disk::remove_if_there(&state_file(store, id))
@@ -235,7 +242,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
         let id = ContainerId::fresh();
-        daemon::ensure_run_dir(&store, id).unwrap();
+        ensure_run_dir(&store, id).unwrap();
         assert_eq!(look(&store, id).unwrap(), Mounted::No);
 
         let odd = PathBuf::from(std::ffi::OsString::from_vec(b"/a\xff\nb".to_vec()));
@@ -267,7 +274,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
         let id = ContainerId::fresh();
-        daemon::ensure_run_dir(&store, id).unwrap();
+        ensure_run_dir(&store, id).unwrap();
         let now = state("/x".into(), "that of a container".to_owned());
         write(&store, id, &now).unwrap();
         let mode = crate::store::lock::Mode::Exclusive;
@@ -282,7 +289,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
         let id = ContainerId::fresh();
-        daemon::ensure_run_dir(&store, id).unwrap();
+        ensure_run_dir(&store, id).unwrap();
         let of = |key: &str| RunState {
             store: Some(key.to_owned()),
             ..state("/x".into(), host::boot_id().unwrap())

@@ -10,7 +10,6 @@ use std::process::{Command, ExitStatus};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 
-use crate::container::daemon;
 use crate::container::state::{self, Mounted};
 use crate::error::{Error, Result};
 use crate::recover;
@@ -21,7 +20,7 @@ use crate::store::name::ContainerName;
 /// Runs a command in the container and answers with its exit code, or 128 and the signal's number.
 pub fn exec(store: &Store, name: &ContainerName, command: &[OsString]) -> Result<u8> {
     let mut container = recover::open(store, name)?;
-    daemon::ensure_run_dir(store, container.id())?;
+    state::ensure_run_dir(store, container.id())?;
     let session = store.session();
     // Tells other runs of exec that the mount is needed, from before it is there.
     let running = Lock::take(

@@ -1,7 +1,7 @@
 //! The mount of a daemon that died, or that a command was about to replace when it was killed.
 
 use crate::container::state::{self, Mounted, RunState};
-use crate::container::{Container, daemon, dead};
+use crate::container::{Container, dead, query};
 use crate::error::{Error, Result};
 use cowl_layers::shown::Show as _;
 
@@ -21,9 +21,7 @@ fn unmount_dead(container: &Container<'_>) -> Result<Option<RunState>> {
         Mounted::Alive(state) if !state.replacing => return Ok(None),
         // A command was killed just before it unmounted, or between that and the new mount. A daemon that was
         // unmounted writes to no layer.
-        Mounted::Alive(state)
-            if state.is_here()? || daemon::written_layer(store, id)?.is_some() =>
-        {
+        Mounted::Alive(state) if state.is_here()? || query::written_layer(store, id)?.is_some() => {
             let replacing = false;
             state::write(store, id, &RunState { replacing, ..state })?;
             return Ok(None);
