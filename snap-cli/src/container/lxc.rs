@@ -2,20 +2,13 @@
 //! containers for clones.
 
 use std::fs::Permissions;
-use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use cowl_layers::name::Name;
-use cowl_layers::sys;
-use cowl_layers::sys::stat::FileKind;
-use cowl_layers::sys::within::{self, Links, Named};
-use cowl_layers::view::Found;
-use rustix::fs::OFlags;
 use serde_json::Map;
 
-use super::{Container, Swap};
+use super::{Container, Swap, external};
 use crate::error::{Error, Result};
 use crate::host::files;
 use crate::lxc::config;
@@ -40,7 +33,7 @@ pub fn of(link: &Lxc) -> LxcContainer {
 
 /// The user and group of this machine that are root in an LXC container whose config is `text`, where that is
 /// not root itself.
-pub(super) fn mapped_root(link: &Lxc, text: &[u8]) -> Result<Option<(u32, u32)>> {
+pub(crate) fn mapped_root(link: &Lxc, text: &[u8]) -> Result<Option<(u32, u32)>> {
     let own = config::mapped_root(text);
     if own.is_some() || config::get(text, config::INCLUDE).is_none() {
         return Ok(own);
@@ -50,26 +43,26 @@ pub(super) fn mapped_root(link: &Lxc, text: &[u8]) -> Result<Option<(u32, u32)>>
 }
 
 /// Where a container is mounted for LXC: the one of its two places that its config names.
-pub(super) fn place(store: &Store, id: ContainerId, text: &[u8]) -> PathBuf {
-    let mapped = store.mapped_dir(id);
+pub(crate) fn place(store: &Store, id: ContainerId, text: &[u8]) -> PathBuf {
+    let mapped = store.paths().mapped_dir(id);
     let named = config::get(text, config::ROOTFS).unwrap_or_default();
     let named = named.strip_prefix(b"dir:").unwrap_or(named);
     match named == mapped.as_os_str().as_bytes() {
         true => mapped,
-        false => store.mount_dir(id),
+        false => store.paths().mount_dir(id),
     }
 }
 
 /// The lines that are cowl's in a container's LXC config, which else says `text`.
-pub(super) fn ours(
+pub(crate) fn ours(
     store: &Store,
     id: ContainerId,
     name: &ContainerName,
     (link, text): (&Lxc, &[u8]),
 ) -> Result<Ours> {
     let rootfs = match mapped_root(link, text)? {
-        Some(_) => store.mapped_dir(id),
-        None => store.mount_dir(id),
+        Some(_) => store.paths().mapped_dir(id),
+        None => store.paths().mount_dir(id),
     };
     let program = std::env::current_exe()
         .map_err(|e| Error::failed("cannot find the cowl program itself").because(e))?;
@@ -112,7 +105,7 @@ pub fn stop(store: &Store, name: &ContainerName) -> Result<Option<LxcContainer>>
 }
 
 /// What to type when a running LXC container is in the way; `None` when it is none, or does not run.
-pub(super) fn how_to_stop(container: &Container<'_>, who: &str) -> Option<String> {
+pub(crate) fn how_to_stop(container: &Container<'_>, who: &str) -> Option<String> {
     let lxc = of(container.manifest().lxc.as_ref()?);
     if !matches!(lxc.state(), Ok(tools::State::Running { .. })) {
         return None;
@@ -132,7 +125,7 @@ pub(super) fn how_to_stop(container: &Container<'_>, who: &str) -> Option<String
 }
 
 /// The config of an LXC container.
-pub(super) fn read_config(link: &Lxc) -> Result<Vec<u8>> {
+pub(crate) fn read_config(link: &Lxc) -> Result<Vec<u8>> {
     files::read(&link.config())
 }
 
@@ -166,11 +159,6 @@ impl Container<'_> {
         let ours = ours(self.store, self.id, self.name(), (link, &kept.0))?;
         self.config = Some(Blob(attach(&kept.0, &ours)));
         Ok(())
-    }
-
-    /// Finishes what a change leaves to be done outside the store.
-    pub fn finish_outside(self) -> Result<()> {
-        super::moving::finish(self).map(drop)
     }
 }
 
@@ -251,8 +239,9 @@ impl Copy {
         container.options()
     }
 
-    /// Makes the container that it was prepared for one of LXC's.
-    pub fn join(mut self, mut container: Container<'_>) -> Result<Vec<String>> {
+    /// Makes the container that it was prepared for one of LXC's. The caller completes the change outside the store
+    /// (`recover::complete_outside`).
+    pub fn join(mut self, container: &mut Container<'_>) -> Result<Vec<String>> {
         let mut next = container.manifest().clone();
         if let Some(link) = &next.lxc {
             return Err(Error::failed(format!(
@@ -273,7 +262,6 @@ impl Copy {
         }
         self.fill(container.store, container.id, &mut next)?;
         container.commit(next, None, |_| Ok(Swap::Done))?;
-        container.finish_outside()?;
         Ok(self.notes)
     }
 
@@ -311,7 +299,7 @@ impl Copy {
         let config = Blob(attach(&plain, &ours));
         link.original = Some(Blob(plain));
         link.written = config.clone();
-        super::moving::mark(store, id, &super::moving::Leftover::default())?;
+        external::mark(store, id, &external::Leftover::default())?;
         manifest.adopted = Some(Adopted {
             rootfs,
             // It never was there.
@@ -338,7 +326,7 @@ fn check_free(lxcpath: &Path, name: &ContainerName) -> Result<()> {
 }
 
 /// What brings the LXC container of a destroyed container back; `None` when it is none, or never went.
-pub(super) fn back(
+pub(crate) fn back(
     store: &Store,
     id: ContainerId,
     manifest: &ContainerManifest,
@@ -357,11 +345,11 @@ pub(super) fn back(
         ))
         .hint("move that one away first (lxc-copy -R)"));
     }
-    super::moving::begin_writing(store, id, link.written.clone()).map(Some)
+    external::begin_writing(store, id, link.written.clone()).map(Some)
 }
 
 /// Makes the folder of a new LXC container.
-pub(super) fn ensure_dir(link: &Lxc) -> Result<()> {
+pub(crate) fn ensure_dir(link: &Lxc) -> Result<()> {
     let dir = link.dir();
     if disk::is_there(&dir)? {
         return Ok(());
@@ -371,57 +359,4 @@ pub(super) fn ensure_dir(link: &Lxc) -> Result<()> {
     std::fs::set_permissions(&dir, Permissions::from_mode(0o770))
         .map_err(|e| Error::at("set the mode of", &dir, e))?;
     disk::sync_parent(&dir)
-}
-
-/// Whether the container keeps its host name in etc/hostname: then mounting it is worth while.
-fn has_hostname(container: &Container<'_>) -> Result<bool> {
-    let view = container.store.view(&container.manifest().stack)?;
-    let look = || -> cowl_layers::Result<bool> {
-        let etc = view.lookup(&view.root()?, &Name::new(b"etc")?)?;
-        Ok(match etc {
-            Found::Dir(etc) => {
-                let found = view.lookup(&etc, &Name::new(b"hostname")?)?;
-                // A link may lead to a file: the mount shows it. Nothing else is written to.
-                match found {
-                    Found::File(found) => {
-                        matches!(found.stat.kind(), FileKind::Regular | FileKind::Symlink)
-                    }
-                    Found::Dir(_) | Found::Absent | Found::Whiteout => false,
-                }
-            }
-            // A link may lead to one: the mount tells.
-            Found::File(_) => true,
-            Found::Absent | Found::Whiteout => false,
-        })
-    };
-    look().map_err(|error| Error::failed("cannot look for etc/hostname").because(error))
-}
-
-/// Writes the host name into the container, where it keeps one.
-pub(super) fn write_hostname(container: &Container<'_>, name: &str) -> Result<()> {
-    if !has_hostname(container)? {
-        return Ok(());
-    }
-    let before = matches!(container.mounted()?, super::state::Mounted::Alive(_));
-    let place = container.mount_noted(None, true)?;
-    let written = write_hostname_at(&place, name);
-    if !before {
-        container.unmount(false)?;
-    }
-    written
-}
-
-fn write_hostname_at(place: &Path, name: &str) -> Result<()> {
-    let at = |error: cowl_layers::Error| Error::at("write etc/hostname in", place, error);
-    let root = sys::dir::open_root(place).map_err(at)?;
-    let access = OFlags::WRONLY | OFlags::TRUNC;
-    let found = within::open(root.as_fd(), b"etc/hostname", Links::InTree, access).map_err(at)?;
-    let mut file = match found {
-        Named::File(file) => std::fs::File::from(file),
-        // Like LXC: a container that keeps no name there is given none.
-        Named::Nothing | Named::Other(_) => return Ok(()),
-    };
-    std::io::Write::write_all(&mut file, format!("{name}\n").as_bytes())
-        .and_then(|()| file.sync_all())
-        .map_err(|e| Error::at("write etc/hostname in", place, e))
 }
