@@ -8,9 +8,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::state::{self, Mounted, RunState};
-use super::{Container, Swap, daemon, detach, lxc};
+use super::{Container, Swap, daemon, detach};
 use crate::error::{Error, Kind, Result};
 use crate::host::reach;
+use crate::lxc::binding;
 use crate::shell::quoted;
 use crate::store::Store;
 use crate::store::lock::Lock;
@@ -87,7 +88,7 @@ impl Container<'_> {
     /// Where it is mounted when nobody says otherwise.
     pub(crate) fn place(&self) -> Result<PathBuf> {
         Ok(match &self.manifest().lxc {
-            Some(link) => lxc::place(self.store, self.id, &lxc::read_config(link)?),
+            Some(link) => binding::mount_point(self.store, self.id, &binding::read_config(link)?),
             None => self.store.paths().mount_dir(self.id),
         })
     }
@@ -100,7 +101,7 @@ impl Container<'_> {
         });
         let root = match &self.manifest().lxc {
             Some(link) if place != self.store.paths().mount_dir(self.id) => {
-                lxc::mapped_root(link, &lxc::read_config(link)?)?
+                binding::mapped_root(link, &binding::read_config(link)?)?
             }
             _ => None,
         };

@@ -11,10 +11,11 @@ use cowl_layers::sys::stat::FileKind;
 use serde_json::Map;
 
 use crate::container::external::{self, Leftover};
-use crate::container::{Container, Swap, lxc};
+use crate::container::{Container, Swap};
 use crate::error::{Error, Result};
 use crate::host::files;
 use crate::host::{inside, mountinfo, users};
+use crate::lxc::binding;
 use crate::lxc::{self as tools, LxcContainer, config, snapshots};
 use crate::recover::{self, moving};
 use crate::shell::quoted;
@@ -221,8 +222,8 @@ pub fn renew(store: &Store, name: &ContainerName) -> Result<bool> {
     let Some(link) = &container.manifest().lxc else {
         return Ok(false);
     };
-    let now = lxc::read_config(link)?;
-    let ours = lxc::ours(store, container.id(), name, (link, &now))?;
+    let now = binding::read_config(link)?;
+    let ours = binding::own_lines(store, container.id(), name, (link, &now))?;
     let with = config::attach(&now, &ours);
     if with == now {
         return Ok(false);
@@ -447,7 +448,7 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
     };
     if let Some(link) = &manifest.lxc {
         // Whatever is wrong with the lines is told before anything is moved.
-        lxc::ours(store, id, name, (link, &link.written.0))?;
+        binding::own_lines(store, id, name, (link, &link.written.0))?;
     }
     // Nobody else is to finish, or take back, what we are about to do.
     let lock = store.lock_container(id)?;

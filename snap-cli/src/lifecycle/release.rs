@@ -5,9 +5,10 @@ use std::os::unix::fs::MetadataExt;
 
 use crate::archive::export_dir;
 use crate::container::external::{self, Leftover};
-use crate::container::{Container, Swap, dead, lxc};
+use crate::container::{Container, Swap, dead};
 use crate::error::{Error, Result};
 use crate::lxc as tools;
+use crate::lxc::binding;
 use crate::recover::moving;
 use crate::store::layers;
 use crate::store::making::Making;
@@ -47,7 +48,7 @@ pub fn plan(container: &Container<'_>, drop_snapshots: bool) -> Result<How> {
         )));
     }
     if let Some(link) = &manifest.lxc {
-        let lxc = lxc::of(link);
+        let lxc = binding::of(link);
         if let tools::State::Running { word, .. } = lxc.state()? {
             return Err(Error::busy(format!("{name} is {word}")).hint(format!(
                 "stop it: lxc-stop {}; then type: {}",

@@ -7,7 +7,7 @@ use serde_json::Map;
 use super::freeze;
 use crate::container::{Container, durability};
 use crate::error::{Error, Result};
-use crate::lxc::snapshots;
+use crate::lxc::{binding, snapshots};
 use crate::store::disk;
 use crate::store::making::Making;
 use crate::store::manifest::{
@@ -75,10 +75,7 @@ fn after_lxc(manifest: &ContainerManifest) -> Result<u64> {
     let Some(lxc) = &manifest.lxc else {
         return Ok(0);
     };
-    let container = crate::lxc::LxcContainer {
-        lxcpath: lxc.lxcpath.clone(),
-        name: lxc.name.clone(),
-    };
+    let container = binding::of(lxc);
     snapshots::next_number(&snapshots::folder(&container)?)
 }
 

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use crate::cli::{Context, Verb, output};
 use crate::error::{Error, Result};
-use crate::lxc;
+use crate::lxc::binding;
 use crate::lxc::locked::{LockedSnapshots, find};
 use crate::lxc::snapshots::LxcSnapshot;
 use crate::recover;
@@ -39,13 +39,7 @@ impl Verb for Args {
             ))
             .hint(format!("`cowl show {name}` tells what it is")));
         };
-        let place = LockedSnapshots::open(
-            lxc::LxcContainer {
-                lxcpath: lxc.lxcpath,
-                name: lxc.name,
-            },
-            store.session().patience,
-        )?;
+        let place = LockedSnapshots::open(binding::of(&lxc), store.session().patience)?;
         if !self.dry_run {
             finish(&container, &place)?;
         }
