@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::restore::losses;
+use super::losses::losses;
 use super::{Context, Verb, output, read_state};
 use crate::archive::oci::{self, Step};
 use crate::archive::unfinished::{UnfinishedFile, UnfinishedFolder, pack};

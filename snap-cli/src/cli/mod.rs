@@ -19,6 +19,7 @@ mod hook;
 mod hooks;
 mod import;
 mod list;
+mod losses;
 mod ls;
 mod lxc;
 mod man;
