@@ -12,9 +12,9 @@
 //! - [`recover`]: opening a container; completion or rollback of what was interrupted.
 //! - [`snapshot`]: taking, restoring, pruning, comparing and merging the states of an open container.
 //! - [`container`]: one container: its lock, its manifest and commits, its mount, its durability.
+//! - [`archive`]: trees in and out.
 //! - [`config`]: settings for all commands.
 //! - [`store`]: paths, manifests, locks, garbage collection.
-//! - [`archive`]: trees in and out.
 //! - [`host`]: the machine outside: mounts, processes, scripts of the machine's owner.
 //! - [`error`]: kinds and exit codes.
 //! - [`delta`]: trees compared, merged and measured.

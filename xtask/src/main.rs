@@ -16,6 +16,7 @@ mod promises;
 mod run;
 mod setup;
 mod soak;
+mod structure;
 mod test;
 
 use std::process::ExitCode;
@@ -37,8 +38,10 @@ enum Command {
     Demo(demo::Options),
     /// Set up and run everything that a change must pass
     Test(test::Options),
-    /// Check the rules of the source tree: imports between rooms, unsafe, file sizes
+    /// Check the rules of the source tree: imports between modules, cycles, unsafe, file sizes
     Check,
+    /// Print figures about the source tree: files, functions, methods per type, cycles
+    Structure,
     /// Run random operations on a mount and on a plain folder, with as many seeds as one likes
     Differential(differential::Options),
     /// Cut the power of a disk under a mount, at many moments, and look at what is left
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Check => checks::run(),
+        Command::Structure => structure::run(),
         Command::Differential(options) => differential::run(&options),
         Command::PowerCut(options) => power_cut::run(&options),
         Command::Soak(options) => soak::run(&options),

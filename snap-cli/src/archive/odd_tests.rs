@@ -199,6 +199,7 @@ fn an_acl_has_the_last_word_over_the_mode() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn gnu_tar_makes_the_same_of_odd_archives() {
     if !is_root() {
         return;

@@ -11,7 +11,7 @@ use std::path::Path;
 use cowl_layers::error::Errno;
 use cowl_layers::format::{NumberMark, XattrSpace, foreign};
 use cowl_layers::sys::stat::{self, FileKind};
-use cowl_layers::sys::{attr, copy, dir, node, xattr};
+use cowl_layers::sys::{attr, copy, dir, node, remove, xattr};
 
 use super::directories::Directories;
 use super::dirs::Dirs;
@@ -287,7 +287,7 @@ impl<'a> Unpack<'a> {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
-        match node::remove_tree(place, name) {
+        match remove::remove_tree(place, name) {
             Err(error) if error.errno() != Errno::NOENT => Err(error).context("can't remove", path),
             Ok(()) | Err(_) => Ok(()),
         }

@@ -89,6 +89,7 @@ fn lines(changes: &[Change]) -> Vec<String> {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn a_diff_says_what_happened() {
     if !is_root() {
         return;

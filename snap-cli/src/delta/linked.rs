@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use cowl_layers::error::Errno;
 use cowl_layers::sys::stat::{FileKind, Stat};
-use cowl_layers::sys::{dir, node};
+use cowl_layers::sys::{dir, node, remove};
 use uuid::Uuid;
 
 use super::error::{Context as _, Result};
@@ -118,7 +118,7 @@ impl Linked {
     pub(crate) fn finish(&mut self) -> Result<()> {
         match self.aside.take() {
             Some((name, _)) => {
-                node::remove_tree(self.places.root(), &name).context("cannot remove", &name)
+                remove::remove_tree(self.places.root(), &name).context("cannot remove", &name)
             }
             None => Ok(()),
         }

@@ -183,6 +183,7 @@ impl World {
         }
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm for each operation")]
     fn act(&mut self, act: &Act) {
         let (Act::Change(which, _)
         | Act::Snapshot(which)

@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::fs::SeekFrom;
 
 use crate::error::{Errno, Error, Result};
-use crate::sys::{fault, order};
+use crate::sys::fault;
+use crate::sys::write_back::start_write_back;
 
 /// One step of a copy, in bytes; between two steps others get their turn.
 const STEP: u64 = 4 << 20;
@@ -62,7 +63,7 @@ pub fn copy_content(
             let next = end.min(step + STEP);
             copy_range(src, dst, step, next)?;
             if waited_for && len > STEP {
-                order::begin_write_back(dst, step, next - step)?;
+                start_write_back(dst, step, next - step)?;
             }
             step = next;
         }
