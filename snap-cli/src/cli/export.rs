@@ -4,18 +4,19 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::restore::losses;
+use super::losses::losses;
 use super::{Context, Verb, output, read_state};
 use crate::archive::oci::{self, Step};
 use crate::archive::unfinished::{UnfinishedFile, UnfinishedFolder, pack};
 use crate::archive::{Compression, Report, changeset, export, export_dir};
 use crate::container::durability::epoch;
-use crate::container::whole::Outgoing;
 use crate::error::{Error, Result};
+use crate::lifecycle::whole::Outgoing;
 use crate::snapshot::{Losses, State, loss, resolve};
 use crate::store::Store;
 use crate::store::lock::Lock;
 use crate::store::manifest::LayerId;
+use crate::store::measure;
 use crate::store::name::{Address, Range, SnapshotName};
 use crate::tree::error::{OnProgress, Progress};
 use cowl_layers::shown::Show as _;
@@ -84,7 +85,7 @@ impl Verb for Args {
             let loss = state.loss(&store)?;
             let view = store.view(&state.stack)?;
             sink.write(
-                store.known_size(&state.stack)?,
+                measure::known_size(&store, &state.stack)?,
                 |out, compression, progress| {
                     let loss = loss.as_deref();
                     Ok(export::tar(&view, loss, out, compression, progress)?)
@@ -151,7 +152,7 @@ impl Args {
             "{}:{snapshot}",
             source.container.as_str().to_ascii_lowercase()
         );
-        let total = store.known_size(&state.stack)?;
+        let total = measure::known_size(&store, &state.stack)?;
         let target = Path::new(&self.target);
         let mut bar = output::Bar::new("exporting");
         let mut progress = |done| bar.tell(Progress { total, ..done });
@@ -267,7 +268,7 @@ pub(super) fn write_folder(
     let (store, state, _reading) = read_state(context, source)?;
     state.refuse_loss(&store, losses)?;
     let view = store.view(&state.stack)?;
-    let total = store.known_size(&state.stack)?;
+    let total = measure::known_size(&store, &state.stack)?;
     let mut bar = output::Bar::new(doing);
     let unfinished = UnfinishedFolder::new(target)?;
     let mut progress = |done| bar.tell(Progress { total, ..done });

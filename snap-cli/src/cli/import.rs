@@ -9,9 +9,9 @@ use super::create::images;
 use super::{Context, Verb, output};
 use crate::archive::input::{self, Input};
 use crate::archive::unfinished::UnfinishedFile;
-use crate::container::create::{Source, create};
-use crate::container::whole::{self, Incoming};
 use crate::error::{Error, Result};
+use crate::lifecycle::create::{Source, create};
+use crate::lifecycle::whole::{self, Incoming};
 use crate::store::Store;
 use crate::store::name::ContainerName;
 

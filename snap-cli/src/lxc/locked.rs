@@ -17,7 +17,7 @@ use super::snapshots::{self, GOING, LxcSnapshot};
 use super::staging::{self, lock_dir};
 use crate::error::{Error, Result};
 use crate::store::disk;
-use crate::store::layers::remove_tree;
+use crate::store::disk::remove_tree;
 use crate::store::name::nearest;
 
 /// An LXC container with its snapshots, alone: nobody else restores or removes here while this lives.

@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::host::{files, inside, mountinfo, users};
 use crate::shell::quoted;
 use crate::store::disk;
-use crate::store::layers::remove_tree;
+use crate::store::disk::remove_tree;
 use crate::tree::error::OnProgress;
 
 /// Files of a snapshot that belong to it and not to the container.

@@ -18,7 +18,7 @@ use super::layout::{self, Rootfs};
 use crate::error::{Error, Result};
 use crate::host::files;
 use crate::store::disk;
-use crate::store::layers::remove_tree;
+use crate::store::disk::remove_tree;
 
 /// What the names of folders that are being made begin with.
 const STAGING: &str = ".cowl-restore.";

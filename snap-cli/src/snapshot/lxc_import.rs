@@ -7,8 +7,8 @@ use std::os::unix::fs::MetadataExt as _;
 use jiff::tz::TimeZone;
 use serde_json::{Map, Value, json};
 
-use super::Container;
 use crate::archive::import;
+use crate::container::Container;
 use crate::container::Swap;
 use crate::error::{Error, Result};
 use crate::lxc::copy::copy;
@@ -16,7 +16,8 @@ use crate::lxc::layout::{self, Rootfs};
 use crate::lxc::locked::{LockedSnapshots, refuse_base, refuse_unfinished};
 use crate::lxc::snapshots::LxcSnapshot;
 use crate::store::bytes::Blob;
-use crate::store::layers::{Making, remove_tree};
+use crate::store::disk::remove_tree;
+use crate::store::making::Making;
 use crate::store::manifest::{
     ContainerManifest, LayerId, LayerKind, SnapshotId, SnapshotKind, SnapshotManifest, SnapshotRef,
 };
@@ -83,7 +84,7 @@ pub fn bring(
     let notes = fill(store, base, &tree.rootfs()?, progress)?;
     // It must not be named before its data is there.
     making.sync_content()?;
-    if let Err(error) = store.measured(base) {
+    if let Err(error) = crate::store::measure::measured(store, base) {
         log::debug!("cannot measure a layer: {error}");
     }
     let mut next = container.manifest().clone();
@@ -96,10 +97,10 @@ pub fn bring(
         config: Some(Blob(layout::with_folder(&tree.config()?, &home))),
         extra: Map::new(),
     };
-    let path = store.snapshot_file(container.id(), id);
+    let path = store.paths().snapshot_file(container.id(), id);
     disk::write_new(&path, &Record::first(body))?;
     making.will_sync(path);
-    making.will_sync(store.snapshots_dir(container.id()));
+    making.will_sync(store.paths().snapshots_dir(container.id()));
     insert(&mut next, new_ref(id, &name, base, tree)?);
     let done = container.commit(next, Some(making), |_| Ok(Swap::Done));
     super::take::drop_if_unnamed(container, id)?;
@@ -114,10 +115,10 @@ fn fill(
     from: &Rootfs,
     progress: OnProgress<'_>,
 ) -> Result<Vec<String>> {
-    let tree = store.layer_tree(base);
+    let tree = store.paths().layer_tree(base);
     let Rootfs::Folder(path) = from else {
         // What an overlay shows is made a plain folder first, in which nothing is a mark.
-        let plain = store.layer_work(base);
+        let plain = store.paths().layer_work(base);
         let mut notes = copy(from, &plain, progress)?;
         notes.extend(fill(store, base, &Rootfs::Folder(plain.clone()), progress)?);
         remove_tree(&plain)?;

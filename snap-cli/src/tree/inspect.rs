@@ -7,9 +7,9 @@ use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::view::{Found, View};
 
 use super::error::{Context as _, ErrorKind, Result, TreeError};
-use super::find::LastLink;
+use super::find::{self, LastLink};
+use super::path;
 use super::walk::{Step, Walk, open_content};
-use super::{find, path};
 
 /// Something that was found.
 #[derive(Clone, Debug)]

@@ -4,10 +4,10 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::cli::{Context, Verb, output};
-use crate::container::Container;
 use crate::container::lxc::Copy;
 use crate::error::{Error, Result};
 use crate::lxc::lxcpath;
+use crate::recover;
 use crate::store::name::ContainerName;
 
 /// Make a container one of LXC's, so that lxc-start starts it
@@ -52,7 +52,10 @@ impl Verb for Args {
             (None, None) => return Err(Error::usage("neither --like nor --config-file is given")),
         };
         let place = copy.options();
-        for note in copy.join(Container::open(&store, &name)?)? {
+        let mut container = recover::open(&store, &name)?;
+        let notes = copy.join(&mut container)?;
+        recover::complete_outside(container)?;
+        for note in notes {
             output::note(&note);
         }
         output::note(&format!("start it with: lxc-start {place}"));

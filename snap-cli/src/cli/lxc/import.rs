@@ -3,11 +3,11 @@
 use std::ffi::OsString;
 
 use crate::cli::{Context, Verb, output};
-use crate::container::Container;
 use crate::error::{Error, Result};
-use crate::lxc;
+use crate::lxc::binding;
 use crate::lxc::locked::{LockedSnapshots, find};
 use crate::lxc::snapshots::LxcSnapshot;
+use crate::recover;
 use crate::snapshot::lxc_import::{bring, finish};
 use crate::store::name::ContainerName;
 use cowl_layers::shown::Show as _;
@@ -32,20 +32,14 @@ impl Verb for Args {
     fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
         let store = context.store_of(&name)?;
-        let mut container = Container::open(&store, &name)?;
+        let mut container = recover::open(&store, &name)?;
         let Some(lxc) = container.manifest().lxc.clone() else {
             return Err(Error::failed(format!(
                 "{name} is no LXC container: it has no such snapshots"
             ))
             .hint(format!("`cowl show {name}` tells what it is")));
         };
-        let place = LockedSnapshots::open(
-            lxc::LxcContainer {
-                lxcpath: lxc.lxcpath,
-                name: lxc.name,
-            },
-            store.session().patience,
-        )?;
+        let place = LockedSnapshots::open(binding::of(&lxc), store.session().patience)?;
         if !self.dry_run {
             finish(&container, &place)?;
         }

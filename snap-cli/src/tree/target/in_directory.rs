@@ -11,9 +11,11 @@ use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::sys::{copy, dir, node, stat, xattr};
 use rustix::fs::OFlags;
 
-use super::super::attrs::Attrs;
-use super::super::path::{split, split_first};
-use super::super::position::Position;
+use super::super::{
+    attrs::Attrs,
+    path::{split, split_first},
+    position::Position,
+};
 use super::{Target, absent_is_none, others};
 
 /// A tree below a directory, for example a mount point.

@@ -13,9 +13,11 @@ use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_overlay::inode::Inode;
 use cowl_overlay::{Caller, Op, OpenHow, Overlay, RenameFlags, SetAttr, Writer};
 
-use super::super::attrs::Attrs;
-use super::super::content::Blocks;
-use super::super::path::{common, split, split_first};
+use super::super::{
+    attrs::Attrs,
+    content::Blocks,
+    path::{common, split, split_first},
+};
 use super::{Target, absent_is_none, others};
 
 /// The overlay in process, over layers that are not mounted.

@@ -87,7 +87,7 @@ impl World {
 
     /// Writes straight into the head, which is enough for whole files in folders that are there.
     pub(crate) fn write(&self, path: &str, content: &str) {
-        let head = self.store().layer_tree(self.manifest("web").1.head);
+        let head = self.store().paths().layer_tree(self.manifest("web").1.head);
         let path = head.join(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, content).unwrap();
@@ -196,8 +196,8 @@ impl World {
     pub(crate) fn edit(&self, change: impl FnOnce(&Fs)) {
         let (store, manifest) = (self.store(), self.manifest("web").1);
         let (tree, work) = (
-            store.layer_tree(manifest.head),
-            store.layer_work(manifest.head),
+            store.paths().layer_tree(manifest.head),
+            store.paths().layer_work(manifest.head),
         );
         let upper = Upper::open(&tree, &work, store.space()).unwrap();
         let lowers = store.open_layers(manifest.below_head()).unwrap();

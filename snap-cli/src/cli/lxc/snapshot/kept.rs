@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use super::front::Front;
-use crate::container::Container;
-use crate::container::adopt::{Candidate, What, adopt};
 use crate::error::{Error, Kind, Result};
+use crate::lifecycle::adopt::{Candidate, What, adopt};
+use crate::recover;
 use crate::store::manifest::ContainerManifest;
 use crate::store::name::ContainerName;
 use crate::store::{Store, disk};
@@ -24,7 +24,7 @@ impl Front<'_> {
     pub(super) fn kept(&self) -> Result<Option<Kept>> {
         match self.look()? {
             Some(kept) if kept.manifest.moving.is_some() => {
-                match Container::open(&kept.store, &kept.manifest.name) {
+                match recover::open(&kept.store, &kept.manifest.name) {
                     Ok(container) => drop(container),
                     Err(error) if error.kind == Kind::NotFound => {}
                     Err(error) => return Err(error),

@@ -11,11 +11,13 @@ use crate::cli::text::read_text;
 use crate::container::Container;
 use crate::error::{Error, Result};
 use crate::host::hooks::Event;
+use crate::lifecycle::clone::clone;
 use crate::lxc::locked::LockedSnapshots;
 use crate::lxc::snapshots::{self, LxcSnapshot};
+use crate::recover;
 use crate::snapshot::lxc_import;
 use crate::snapshot::remove::{plan, remove};
-use crate::snapshot::restore::{clone, restore};
+use crate::snapshot::restore::restore;
 use crate::snapshot::take::{Wish, take};
 use crate::snapshot::{Losses, resolve};
 use crate::store::Store;
@@ -34,7 +36,7 @@ impl Front<'_> {
         let name = &manifest.name;
         self.context
             .hooked(Event::Snapshot, &store, name, None, |facts| {
-                let mut container = Container::open(&store, name)?;
+                let mut container = recover::open(&store, name)?;
                 let taken = take(&mut container, &wish)?;
                 facts.tell("COWL_SNAPSHOT", taken.as_str());
                 self.context.keep_depth(&mut container);
@@ -52,7 +54,7 @@ impl Front<'_> {
         };
         for tree in snapshots::list(&snapshots::folder(&self.container)?)? {
             if lxc_import::became(&kept.manifest, &tree)?.is_some() {
-                let container = Container::open(&kept.store, &kept.manifest.name)?;
+                let container = recover::open(&kept.store, &kept.manifest.name)?;
                 lxc_import::finish(&container, &self.place()?)?;
                 break;
             }
@@ -78,7 +80,7 @@ impl Front<'_> {
             }
             (One::Lxcs(tree), Some(kept), None) => {
                 // It becomes cowl's first: then what is there now stays too.
-                let mut container = Container::open(&kept.store, &kept.manifest.name)?;
+                let mut container = recover::open(&kept.store, &kept.manifest.name)?;
                 let brought = self.bring(&mut container, &self.place()?, &tree)?;
                 drop(container);
                 self.go_back(&kept, &brought)
@@ -131,9 +133,9 @@ impl Front<'_> {
         refuse_loss(store, &target)?;
         let to = Some(found.name.as_str());
         let done = self.context.hooked(Event::Restore, store, name, to, |_| {
-            let mut container = Container::open(store, name)?;
+            let mut container = recover::open(store, name)?;
             let restored = restore(&mut container, &found.name)?;
-            container.finish_outside()?;
+            recover::complete_outside(container)?;
             Ok(restored)
         })?;
         self.context.settle(store, name);
@@ -181,7 +183,7 @@ impl Front<'_> {
         let ids: Vec<_> = snapshots.iter().map(|snapshot| snapshot.id).collect();
         self.context
             .hooked(Event::Rm, store, name, Some(&names), |_| {
-                let mut container = Container::open(store, name)?;
+                let mut container = recover::open(store, name)?;
                 let removal = plan(&container, &ids, false)?;
                 remove(&mut container, &removal.going)?;
                 removal

@@ -3,15 +3,18 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use super::moving::{self, Leftover};
-use super::{Container, Swap, lxc};
 use crate::archive::export_dir;
+use crate::container::external::{self, Leftover};
+use crate::container::{Container, Swap, dead};
 use crate::error::{Error, Result};
 use crate::lxc as tools;
-use crate::store::layers::Making;
+use crate::lxc::binding;
+use crate::recover::moving;
+use crate::store::layers;
+use crate::store::making::Making;
 use crate::store::manifest::{ContainerManifest, LayerId, LayerKind};
 use crate::store::outside::Moving;
-use crate::store::usage::head_layers;
+use crate::store::usage::{References, head_layers};
 use crate::tree::error::OnProgress;
 
 /// How the root file system is given back.
@@ -45,22 +48,22 @@ pub fn plan(container: &Container<'_>, drop_snapshots: bool) -> Result<How> {
         )));
     }
     if let Some(link) = &manifest.lxc {
-        let lxc = lxc::of(link);
+        let lxc = binding::of(link);
         if let tools::State::Running { word, .. } = lxc.state()? {
             return Err(Error::busy(format!("{name} is {word}")).hint(format!(
                 "stop it: lxc-stop {}; then type: {}",
                 lxc.options(),
-                container.store.session().who
+                container.store().session().who
             )));
         }
     }
-    if let Some(found) = moving::foreign(&adopted.rootfs)? {
+    if let Some(found) = external::foreign(&adopted.rootfs)? {
         return Err(Error::failed(format!(
             "where the root file system is to go, there is something: {found}"
         ))
         .hint(format!(
             "it is no part of the container; move it away, then type: {}",
-            container.store.session().who
+            container.store().session().who
         )));
     }
     Ok(match untouched(container)? {
@@ -71,11 +74,11 @@ pub fn plan(container: &Container<'_>, drop_snapshots: bool) -> Result<How> {
 
 /// The layer that was the root file system, if it is still all that the container is, and only its own.
 fn untouched(container: &Container<'_>) -> Result<Option<LayerId>> {
-    let (store, manifest) = (container.store, container.manifest());
+    let (store, manifest) = (container.store(), container.manifest());
     let (Some(adopted), [head, base]) = (&manifest.adopted, manifest.stack.as_slice()) else {
         return Ok(None);
     };
-    let tree = store.layer_tree(*base);
+    let tree = store.paths().layer_tree(*base);
     let meta = std::fs::symlink_metadata(&tree).map_err(|e| Error::at("look at", &tree, e))?;
     if meta.ino() != adopted.inode || !store.is_untouched(*head, *base)? {
         return Ok(None);
@@ -85,13 +88,13 @@ fn untouched(container: &Container<'_>) -> Result<Option<LayerId>> {
 
 /// Whether another container stands on the layer, or a destroyed one that may still come back.
 fn used_by_others(container: &Container<'_>, layer: LayerId) -> Result<bool> {
-    let (store, manifest) = (container.store, container.manifest());
+    let (store, manifest) = (container.store(), container.manifest());
     let mut own = usize::from(head_layers(manifest).contains(&layer));
     for snapshot in &manifest.snapshots {
-        let stack = store.snapshot(container.id, snapshot.id)?.stack;
+        let stack = store.snapshot(container.id(), snapshot.id)?.stack;
         own += usize::from(stack.contains(&layer));
     }
-    Ok(store.named()?.times(layer) > own)
+    Ok(References::of(store)?.times(layer) > own)
 }
 
 /// Gives the root file system back, and tells what people should know. The container is gone from the store.
@@ -101,13 +104,13 @@ pub fn release(
     progress: OnProgress<'_>,
 ) -> Result<Vec<String>> {
     plan(&container, drop_snapshots)?;
-    container.refuse_stranded()?;
+    dead::refuse_stranded(&container)?;
     container.unmount(false)?;
-    let store = container.store;
+    let store = container.store();
     // Alone: nobody reads the layer that moves, or begins to stand on it.
     let alone = store.alone()?;
     if let Some(base) = untouched(&container)? {
-        if store.is_held(base)? {
+        if layers::is_held(store, base)? {
             // What is written to the folder afterwards would show there.
             let name = container.name();
             return Err(
@@ -116,23 +119,23 @@ pub fn release(
             );
         }
         commit(&mut container, base, None)?;
-        return moving::released(container, Some(alone));
+        return moving::finish_release(container, Some(alone));
     }
     drop(alone);
     let mut making = Making::begin(store)?;
     let plain = making.layer(LayerKind::Base, &[], &[])?;
-    let tree = store.layer_tree(plain);
+    let tree = store.paths().layer_tree(plain);
     let view = store.view(&container.manifest().stack)?;
     export_dir::fill(&view, &tree, progress)?;
     making.sync_content()?;
     making.frees_something();
     commit(&mut container, plain, Some(making))?;
-    moving::released(container, None)
+    moving::finish_release(container, None)
 }
 
 /// From here on the release is finished, whatever happens.
 fn commit(container: &mut Container<'_>, plain: LayerId, making: Option<Making<'_>>) -> Result<()> {
-    moving::mark(container.store, container.id, &Leftover::default())?;
+    external::mark(container.store(), container.id(), &Leftover::default())?;
     let next = ContainerManifest {
         head: plain,
         stack: vec![plain],

@@ -1,8 +1,10 @@
 //! Giving a container another name. Everything of it is found by its id, so that a mount stays as it is.
 
-use super::{Container, Swap};
+use crate::container::Swap;
 use crate::error::{Error, Result};
+use crate::recover;
 use crate::store::Store;
+use crate::store::family;
 use crate::store::manifest::ContainerManifest;
 use crate::store::name::ContainerName;
 
@@ -13,14 +15,14 @@ pub fn rename(store: &Store, old: &ContainerName, new: &ContainerName) -> Result
     }
     // What is wrong with the old name is told before anything about the new one.
     store.find_id(old)?;
-    let claim = store.claim(new)?;
+    let claim = family::claim(store, new)?;
     let done = claimed(store, old, new);
     claim.remove()?;
     done
 }
 
 fn claimed(store: &Store, old: &ContainerName, new: &ContainerName) -> Result<()> {
-    let mut container = Container::open(store, old)?;
+    let mut container = recover::open(store, old)?;
     let next = ContainerManifest {
         name: new.clone(),
         ..container.manifest().clone()

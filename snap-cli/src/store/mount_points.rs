@@ -9,92 +9,81 @@
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::OFlags;
 
+use super::disk;
 use super::manifest::ContainerId;
-use super::{Store, disk};
+use super::paths::{MAPPED, MNT, Paths, ROOTFS};
 use crate::error::{Error, Result};
-
-/// Mount points that only the store's owner can reach.
-pub(super) const MNT: &str = "mnt";
-/// Mount points that a mapped root can reach as well.
-pub(super) const MAPPED: &str = "mapped";
-/// The mount point in a directory of `mapped`.
-const ROOTFS: &str = "rootfs";
 
 const PRIVATE: u32 = 0o700;
 const GROUP_PASSES: u32 = 0o710;
 const ALL_PASS: u32 = 0o711;
 
-impl Store {
-    /// Returns the default mount point of a container.
-    pub fn mount_dir(&self, id: ContainerId) -> PathBuf {
-        self.root.join(MNT).join(id.to_string())
+/// Creates `place`, one of the two mount points above. `group` is the host gid of the container's root, which may
+/// reach a mapped one.
+pub fn create(paths: &Paths, id: ContainerId, place: &Path, group: Option<u32>) -> Result<()> {
+    if place == paths.mapped_dir(id) {
+        let parent = paths.mapped_parent(id);
+        disk::ensure_dir(&paths.root().join(MAPPED))?;
+        set_mode(&paths.root().join(MAPPED), ALL_PASS)?;
+        disk::ensure_dir(&parent)?;
+        admit(&parent, group)?;
     }
+    disk::ensure_dir(place)
+}
 
-    fn mapped_parent(&self, id: ContainerId) -> PathBuf {
-        self.root.join(MAPPED).join(id.to_string())
-    }
+/// Lets the root of a container with an id map pass through `mnt`, for one start of a container whose config
+/// names a mount point there, as configs of older versions do.
+pub fn admit_to_mnt(paths: &Paths, group: u32) -> Result<()> {
+    admit(&paths.root().join(MNT), Some(group))
+}
 
-    /// Returns the mount point of a container with an id map, for LXC.
-    pub fn mapped_dir(&self, id: ContainerId) -> PathBuf {
-        self.mapped_parent(id).join(ROOTFS)
-    }
+/// Users whose access to `mnt` is taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// All but the owner and a mapped root that was admitted: in a store of an older version others may have access.
+    ToOtherUsers,
+    /// All but the owner.
+    ToMappedRoots,
+}
 
-    /// Creates `place`, one of the two mount points above. `group` is the host gid of the container's root, which may
-    /// reach a mapped one.
-    pub fn make_place(&self, id: ContainerId, place: &Path, group: Option<u32>) -> Result<()> {
-        if place == self.mapped_dir(id) {
-            let parent = self.mapped_parent(id);
-            disk::ensure_dir(&self.root.join(MAPPED))?;
-            set_mode(&self.root.join(MAPPED), ALL_PASS)?;
-            disk::ensure_dir(&parent)?;
-            admit(&parent, group)?;
-        }
-        disk::ensure_dir(place)
+/// Closes `mnt` to users that have access to it.
+pub fn close_mnt(paths: &Paths, closed: Closed) -> Result<()> {
+    let dir = paths.root().join(MNT);
+    let meta = match std::fs::symlink_metadata(&dir) {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Error::at("inspect", &dir, error)),
+    };
+    let open = match closed {
+        Closed::ToOtherUsers => 0o007,
+        Closed::ToMappedRoots => 0o077,
+    };
+    match meta.mode() & open {
+        0 => Ok(()),
+        _ => admit(&dir, None),
     }
+}
 
-    /// Lets the root of a container with an id map pass through `mnt`, for one start of a container whose config
-    /// names a mount point there, as configs of older versions do.
-    pub fn admit_to_mnt(&self, group: u32) -> Result<()> {
-        admit(&self.root.join(MNT), Some(group))
-    }
+/// Whether the path is in one of the two directories of mount points.
+pub(super) fn is_one(paths: &Paths, path: &Path) -> bool {
+    [MNT, MAPPED]
+        .iter()
+        .any(|places| path.starts_with(paths.root().join(places)))
+}
 
-    /// Closes `mnt`: to all users, for a store of an older version; with `mapped`, also to the mapped root that was
-    /// admitted last.
-    pub fn close_mnt(&self, mapped: bool) -> Result<()> {
-        let dir = self.root.join(MNT);
-        let meta = match std::fs::symlink_metadata(&dir) {
-            Ok(meta) => meta,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(Error::at("inspect", &dir, error)),
-        };
-        let open = if mapped { 0o077 } else { 0o007 };
-        match meta.mode() & open {
-            0 => Ok(()),
-            _ => admit(&dir, None),
-        }
-    }
-
-    /// Whether the path is in one of the two directories of mount points.
-    pub(super) fn is_place(&self, path: &Path) -> bool {
-        [MNT, MAPPED]
-            .iter()
-            .any(|places| path.starts_with(self.root.join(places)))
-    }
-
-    /// Removes a container's mount points.
-    pub fn remove_places(&self, id: ContainerId) -> Result<()> {
-        remove_place(&self.mount_dir(id))?;
-        remove_place(&self.mapped_parent(id))
-    }
+/// Removes a container's mount points.
+pub fn remove(paths: &Paths, id: ContainerId) -> Result<()> {
+    remove_dir(&paths.mount_dir(id))?;
+    remove_dir(&paths.mapped_parent(id))
 }
 
 /// Removes a container's directory in one of the two directories of mount points. Only empty directories are removed,
 /// because a container may still be mounted there.
-pub(super) fn remove_place(dir: &Path) -> Result<()> {
+pub(super) fn remove_dir(dir: &Path) -> Result<()> {
     // In `mnt`, this name would be inside the container if it were still mounted.
     let inner = dir.parent().filter(|places| places.ends_with(MAPPED));
     let inner = inner.map(|_| dir.join(ROOTFS));
@@ -146,6 +135,7 @@ fn admit(dir: &Path, group: Option<u32>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Store;
     use crate::store::tests::session;
 
     fn mode(path: &Path) -> u32 {
@@ -165,10 +155,10 @@ mod tests {
         assert_eq!(mode(&mnt), PRIVATE);
         // One who was admitted stays so until that start is over.
         let group = rustix::process::getegid().as_raw();
-        store.admit_to_mnt(group).unwrap();
+        admit_to_mnt(store.paths(), group).unwrap();
         let store = Store::open(&root, session()).unwrap();
         assert_eq!(mode(&mnt), GROUP_PASSES);
-        store.close_mnt(true).unwrap();
+        close_mnt(store.paths(), Closed::ToMappedRoots).unwrap();
         assert_eq!(mode(&mnt), PRIVATE);
     }
 
@@ -182,7 +172,7 @@ mod tests {
         std::fs::remove_dir(root.join(MNT)).unwrap();
         std::os::unix::fs::symlink(&other, root.join(MNT)).unwrap();
         let store = Store::open(&root, session()).unwrap();
-        store.close_mnt(false).unwrap_err();
+        close_mnt(store.paths(), Closed::ToOtherUsers).unwrap_err();
         assert_eq!(mode(&other), 0o755);
     }
 
@@ -191,20 +181,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
         let id = ContainerId::fresh();
-        let place = store.mapped_dir(id);
+        let place = store.paths().mapped_dir(id);
         let group = rustix::process::getegid().as_raw();
         for (group, expected) in [(Some(group), GROUP_PASSES), (None, PRIVATE)] {
-            store.make_place(id, &place, group).unwrap();
+            create(store.paths(), id, &place, group).unwrap();
             assert!(place.is_dir());
             assert_eq!(mode(place.parent().unwrap()), expected);
             assert_eq!(mode(&store.root().join(MAPPED)), ALL_PASS);
         }
-        store.remove_places(id).unwrap();
+        remove(store.paths(), id).unwrap();
         assert_eq!(disk::names(&store.root().join(MAPPED)).unwrap().len(), 0);
         // What stands in the way in `mnt` is a container's, and stays.
-        let own = store.mount_dir(id).join(ROOTFS);
+        let own = store.paths().mount_dir(id).join(ROOTFS);
         std::fs::create_dir_all(&own).unwrap();
-        store.remove_places(id).unwrap_err();
+        remove(store.paths(), id).unwrap_err();
         assert!(own.is_dir());
     }
 }

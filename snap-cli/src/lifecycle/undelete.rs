@@ -1,8 +1,11 @@
 //! Bringing destroyed containers back.
 
-use super::Container;
+use crate::container::lxc;
 use crate::error::{Error, Result};
+use crate::recover;
+use crate::store::deleted;
 use crate::store::deleted::Deleted;
+use crate::store::family;
 use crate::store::manifest::{ContainerId, ContainerManifest};
 use crate::store::name::ContainerName;
 use crate::store::{Store, disk};
@@ -12,9 +15,9 @@ use crate::store::{Store, disk};
 pub fn undelete(store: &Store, deleted: &Deleted, new: Option<&ContainerName>) -> Result<()> {
     let name = match new {
         Some(new) => new.clone(),
-        None => store.deleted_manifest(deleted)?.body.name,
+        None => deleted::manifest(store, deleted)?.body.name,
     };
-    let claim = store.claim(&name).map_err(|error| match new {
+    let claim = family::claim(store, &name).map_err(|error| match new {
         Some(_) => error,
         None => error.hint(format!(
             "bring it back under another name: cowl undelete {name} NEW"
@@ -29,7 +32,7 @@ fn claimed(store: &Store, id: ContainerId, name: &ContainerName) -> Result<()> {
     // Keeps collection away, and anybody else who brings it back.
     let reading = store.share()?;
     let lock = store.lock_container(id)?;
-    let found = store.deleted()?.into_iter().find(|one| one.id == id);
+    let found = deleted::list(store)?.into_iter().find(|one| one.id == id);
     let Some(deleted) = found else {
         lock.remove()?;
         return Err(
@@ -37,9 +40,9 @@ fn claimed(store: &Store, id: ContainerId, name: &ContainerName) -> Result<()> {
                 .hint("`cowl undelete --list` shows what is"),
         );
     };
-    let record = store.deleted_manifest(&deleted)?;
+    let record = deleted::manifest(store, &deleted)?;
     store.open_layers(&record.body.stack)?;
-    let moving = super::lxc::back(store, id, &record.body)?;
+    let moving = lxc::back(store, id, &record.body)?;
     // What was there for one mount is brought back to stay.
     let stays = record.body.ephemeral.is_none();
     if record.body.name != *name || moving.is_some() || !stays {
@@ -51,8 +54,8 @@ fn claimed(store: &Store, id: ContainerId, name: &ContainerName) -> Result<()> {
         };
         disk::replace(&deleted.dir.join("container.json"), &record.next(renamed))?;
     }
-    store.bring_back(&deleted)?;
+    deleted::bring_back(store, &deleted)?;
     drop((lock, reading));
     // What is outside the store comes back with it.
-    Container::open(store, name).map(drop)
+    recover::open(store, name).map(drop)
 }

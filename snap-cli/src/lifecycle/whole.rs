@@ -11,12 +11,15 @@ use cowl_layers::format::XattrSpace;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Container, durability, lxc};
 use crate::archive::Compression;
 use crate::archive::bundle::{self, Part, Whole};
+use crate::container::{durability, lxc};
 use crate::error::{Error, Kind, Result};
+use crate::recover;
+use crate::snapshot::freeze;
 use crate::store::bytes::Blob;
-use crate::store::layers::Making;
+use crate::store::family;
+use crate::store::making::Making;
 use crate::store::manifest::{
     ContainerManifest, LayerId, LayerManifest, Marks, SnapshotId, SnapshotManifest,
 };
@@ -114,8 +117,8 @@ impl Outgoing {
     /// Prepares the export of a container. What was written since the last snapshot is frozen first, as
     /// for a clone; the container is what it was.
     pub fn prepare(store: &Store, name: &ContainerName) -> Result<Self> {
-        let mut container = Container::open(store, name)?;
-        container.freeze()?;
+        let mut container = recover::open(store, name)?;
+        freeze::freeze(&mut container)?;
         let reading = store.share()?;
         let mut manifest = container.manifest().clone();
         let config = lxc::config_copy(&container);
@@ -131,7 +134,7 @@ impl Outgoing {
         let (mut layers, mut parts) = (Vec::new(), Vec::new());
         let mut total = Some(0);
         for id in &order {
-            let layer = disk::read::<LayerManifest>(&store.layer_file(*id))?.body;
+            let layer = disk::read::<LayerManifest>(&store.paths().layer_file(*id))?.body;
             let bytes = layer.measured.map(|measured| measured.bytes);
             total = total.zip(bytes).map(|(total, bytes)| total + bytes);
             // What it takes is another disk's to say.
@@ -225,7 +228,7 @@ pub fn import(
     let name = name.unwrap_or(&manifest.container.name).clone();
     let snapshots = manifest.container.snapshots.len();
     let config = manifest.config.clone();
-    let claim = store.claim(&name).map_err(|error| match error.kind {
+    let claim = family::claim(store, &name).map_err(|error| match error.kind {
         Kind::Failed => error.hint("give it another name: cowl import FILE NAME"),
         _ => error,
     })?;
@@ -284,7 +287,7 @@ fn import_claimed(
         };
         let made = making.layer_as(layer)?;
         new.insert(id, made);
-        let tree = store.layer_tree(made);
+        let tree = store.paths().layer_tree(made);
         archive.layer(&id.to_string(), &tree, (from, store.space()), &mut progress)?;
     }
     archive.finish()?;
@@ -316,19 +319,19 @@ fn import_claimed(
             stack,
             ..state.clone()
         };
-        let path = store.snapshot_file(id, snapshot.id);
+        let path = store.paths().snapshot_file(id, snapshot.id);
         disk::write_new(&path, &Record::first(state))?;
         making.will_sync(path);
         let beyond = |prefix: &str| next_after(&snapshot.name, prefix);
         container.next_snap = container.next_snap.max(beyond("snap"));
         container.next_auto = container.next_auto.max(beyond("auto"));
     }
-    making.will_sync(store.snapshots_dir(id));
+    making.will_sync(store.paths().snapshots_dir(id));
     let top = below.first().copied().unwrap_or(container.head);
-    container.head = making.head(&below, &store.layer_tree(top))?;
+    container.head = making.head(&below, &store.paths().layer_tree(top))?;
     container.stack = [&[container.head], below.as_slice()].concat();
     making.sync()?;
-    match disk::replace(&store.container_file(id), &Record::first(container)) {
+    match disk::replace(&store.paths().container_file(id), &Record::first(container)) {
         Ok(()) => making.done(),
         Err(error) => {
             // It may be there already: only its name was not put on the disk for sure.

@@ -10,17 +10,17 @@ use std::process::{Command, ExitStatus};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 
-use super::state::{self, Mounted};
-use super::{Container, daemon};
+use crate::container::state::{self, Mounted};
 use crate::error::{Error, Result};
+use crate::recover;
 use crate::store::Store;
 use crate::store::lock::{Lock, Mode};
 use crate::store::name::ContainerName;
 
 /// Runs a command in the container and answers with its exit code, or 128 and the signal's number.
 pub fn exec(store: &Store, name: &ContainerName, command: &[OsString]) -> Result<u8> {
-    let mut container = Container::open(store, name)?;
-    daemon::ensure_run_dir(store, container.id())?;
+    let mut container = recover::open(store, name)?;
+    state::ensure_run_dir(store, container.id())?;
     let session = store.session();
     // Tells other runs of exec that the mount is needed, from before it is there.
     let running = Lock::take(
@@ -39,7 +39,7 @@ pub fn exec(store: &Store, name: &ContainerName, command: &[OsString]) -> Result
 
 /// Takes down a mount that was made for exec, after the last one.
 fn leave(store: &Store, name: &ContainerName) -> Result<()> {
-    let container = match Container::open(store, name) {
+    let container = match recover::open(store, name) {
         Ok(container) => container,
         // Destroyed meanwhile: nothing is mounted.
         Err(error) if error.kind == crate::error::Kind::NotFound => return Ok(()),
@@ -54,7 +54,7 @@ fn leave(store: &Store, name: &ContainerName) -> Result<()> {
         return Ok(());
     }
     match container.unmount(false) {
-        Ok(_) => container.end_if_ephemeral().map(drop),
+        Ok(_) => recover::end_if_ephemeral(container).map(drop),
         Err(error) if error.kind == crate::error::Kind::Busy => {
             log::warn!("{name} stays mounted: {error}");
             Ok(())

@@ -3,18 +3,21 @@
 
 use std::path::{Path, PathBuf};
 
-use super::state::Mounted;
-use super::{Container, Swap, lxc, moving};
+use crate::container::state::Mounted;
+use crate::container::{Container, Swap, destroy, external};
 use crate::error::{Error, Kind, Result};
 use crate::host::files;
 use crate::host::process;
 use crate::host::reach;
+use crate::lxc::binding;
 use crate::lxc::config;
+use crate::recover;
 use crate::shell::quoted;
 use crate::snapshot::depth;
 use crate::store::Store;
 use crate::store::bytes::Blob;
 use crate::store::manifest::{ContainerId, ContainerManifest};
+use crate::store::mount_points::{self, Closed};
 use crate::store::outside::Lxc;
 use cowl_layers::shown::Show as _;
 
@@ -72,8 +75,8 @@ fn open(store: &Store, id: ContainerId, to_unmount: bool) -> Result<Option<Conta
     };
     let name = record.body.name;
     let opened = match to_unmount {
-        true => Container::open_to_unmount(store, &name).map(|(container, _)| container),
-        false => Container::open(store, &name),
+        true => recover::open_to_unmount(store, &name).map(|(container, _)| container),
+        false => recover::open(store, &name),
     };
     match opened {
         Ok(container) if container.id() == id => Ok(Some(container)),
@@ -139,22 +142,22 @@ fn admit(mut container: Container<'_>) -> Result<()> {
     let Some(link) = container.manifest().lxc.clone() else {
         return Ok(());
     };
-    let text = lxc::read_config(&link)?;
-    let place = lxc::place(store, id, &text);
-    let Some((user, group)) = lxc::mapped_root(&link, &text)? else {
+    let text = binding::read_config(&link)?;
+    let place = binding::mount_point(store, id, &text);
+    let Some((user, group)) = binding::mapped_root(&link, &text)? else {
         return Ok(());
     };
-    if place == store.mapped_dir(id) {
-        store.close_mnt(true)?;
+    if place == store.paths().mapped_dir(id) {
+        mount_points::close_mnt(store.paths(), Closed::ToMappedRoots)?;
     } else {
         // Written by an older version, or the map was added since. LXC has read the config already: this start
         // goes through the place that all share; the next one finds a place of its own.
-        store.admit_to_mnt(group)?;
-        let ours = lxc::ours(store, id, container.name(), (&link, &text))?;
-        container.config = Some(Blob(config::attach(&text, &ours)));
+        mount_points::admit_to_mnt(store.paths(), group)?;
+        let ours = binding::own_lines(store, id, container.name(), (&link, &text))?;
+        container.write_config_with_next(Blob(config::attach(&text, &ours)));
         let next = container.manifest().clone();
         container.commit(next, None, |_| Ok(Swap::Done))?;
-        container.finish_outside()?;
+        recover::complete_outside(container)?;
     }
     if let Some(dir) = reach::blocked_for(&place, user, group)? {
         log::warn!(
@@ -175,7 +178,7 @@ pub fn post_stop(store: &Store, id: ContainerId, caller: &Caller) -> Result<()> 
     };
     match who(container.manifest(), id, caller)? {
         Who::Itself | Who::Moved(_) => {
-            store.close_mnt(true)?;
+            mount_points::close_mnt(store.paths(), Closed::ToMappedRoots)?;
             container.unmount(false).map(drop)
         }
         Who::Copy => Ok(()),
@@ -206,9 +209,9 @@ pub fn destroy(store: &Store, id: ContainerId, caller: &Caller) -> Result<()> {
             ))
             .hint(format!("type: cowl restore {name} SNAP (cowl list {name} shows them)")))
         }
-        Who::Itself | Who::Moved(_) => container.destroy().map(drop),
+        Who::Itself | Who::Moved(_) => destroy::destroy(container).map(drop),
         // It has no files of its own, so LXC leaves its folder, half made or not: nobody needs it.
-        Who::Copy if stands_on(caller, id)? => moving::remove_copy(&caller.config),
+        Who::Copy if stands_on(caller, id)? => external::remove_copy(&caller.config),
         Who::Copy => Ok(()),
     }
 }

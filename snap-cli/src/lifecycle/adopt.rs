@@ -10,17 +10,18 @@ use cowl_layers::format::XattrSpace;
 use cowl_layers::sys::stat::FileKind;
 use serde_json::Map;
 
-use super::moving::{self, Leftover};
-use super::{Container, Swap, lxc};
+use crate::container::external::{self, Leftover};
+use crate::container::{Container, Swap};
 use crate::error::{Error, Result};
 use crate::host::files;
 use crate::host::{inside, mountinfo, users};
-use crate::lxc::config;
-use crate::lxc::snapshots;
-use crate::lxc::{self as tools, LxcContainer};
+use crate::lxc::binding;
+use crate::lxc::{self as tools, LxcContainer, config, snapshots};
+use crate::recover::{self, moving};
 use crate::shell::quoted;
 use crate::store::bytes::Blob;
-use crate::store::layers::Making;
+use crate::store::family;
+use crate::store::making::Making;
 use crate::store::manifest::{ContainerManifest, LayerKind};
 use crate::store::name::ContainerName;
 use crate::store::outside::{Adopted, Lxc, Moving};
@@ -110,14 +111,14 @@ impl Candidate {
                     quoted(&self.rootfs)
                 )));
             }
-            return home.join(&asked);
+            return family::join(home, &asked);
         }
-        for store in Store::family(home.home(), home.session())? {
+        for store in family::stores(home.home(), home.session())? {
             if mountinfo::holding(store.root())?.id == mount.id {
                 return Ok(store);
             }
         }
-        home.join(&mount.at.join(".cowl"))
+        family::join(home, &mount.at.join(".cowl"))
     }
 }
 
@@ -199,7 +200,7 @@ fn refuse_adopted(home: &Store, container: &LxcContainer) -> Result<()> {
 pub fn known(home: &Store, container: &LxcContainer) -> Result<Option<(Store, ContainerName)>> {
     let wanted = container.dir().canonicalize();
     let wanted = wanted.unwrap_or_else(|_| container.dir());
-    for store in Store::family(home.home(), home.session())? {
+    for store in family::stores(home.home(), home.session())? {
         for (_, record) in store.containers()? {
             let Ok(record) = record else { continue };
             let Some(link) = &record.body.lxc else {
@@ -217,20 +218,20 @@ pub fn known(home: &Store, container: &LxcContainer) -> Result<Option<(Store, Co
 /// Writes the lines of an adopted container's LXC config as they are to be: where the program or the store
 /// has moved, or somebody took them out. False when they are.
 pub fn renew(store: &Store, name: &ContainerName) -> Result<bool> {
-    let mut container = Container::open(store, name)?;
+    let mut container = recover::open(store, name)?;
     let Some(link) = &container.manifest().lxc else {
         return Ok(false);
     };
-    let now = lxc::read_config(link)?;
-    let ours = lxc::ours(store, container.id, name, (link, &now))?;
+    let now = binding::read_config(link)?;
+    let ours = binding::own_lines(store, container.id(), name, (link, &now))?;
     let with = config::attach(&now, &ours);
     if with == now {
         return Ok(false);
     }
-    container.config = Some(Blob(with));
+    container.write_config_with_next(Blob(with));
     let next = container.manifest().clone();
     container.commit(next, None, |_| Ok(Swap::Done))?;
-    container.finish_outside()?;
+    recover::complete_outside(container)?;
     Ok(true)
 }
 
@@ -277,7 +278,7 @@ fn check_place(home: &Store, rootfs: &Path) -> Result<()> {
             "the root file system of this machine can't be adopted",
         ));
     }
-    for store in Store::family(home.home(), home.session())? {
+    for store in family::stores(home.home(), home.session())? {
         let root = store.root().canonicalize();
         let root = root.map_err(|e| Error::at("use", store.root(), e))?;
         if rootfs.starts_with(&root) || root.starts_with(rootfs) {
@@ -317,13 +318,13 @@ fn check_place(home: &Store, rootfs: &Path) -> Result<()> {
 
 /// Refuses the folder that only says where a container's files went.
 fn refuse_marker(rootfs: &Path) -> Result<()> {
-    if !disk::is_there(&rootfs.join(moving::README))? {
+    if !disk::is_there(&rootfs.join(external::README))? {
         return Ok(());
     }
     Err(Error::failed(format!(
         "the files of {} are cowl's already: see {} in it",
         rootfs.shown(),
-        moving::README
+        external::README
     ))
     .hint("cowl list shows all containers"))
 }
@@ -391,7 +392,7 @@ fn look_through(rootfs: &Path, space: XattrSpace) -> Result<usize> {
 pub fn adopt(store: &Store, candidate: &Candidate, name: &ContainerName) -> Result<Vec<String>> {
     let rootfs = &candidate.rootfs;
     let outside = look_through(rootfs, store.space())?;
-    let claim = store.claim(name)?;
+    let claim = family::claim(store, name)?;
     let done = one_at_a_time(store, candidate, name);
     claim.remove()?;
     done?;
@@ -410,7 +411,7 @@ pub fn adopt(store: &Store, candidate: &Candidate, name: &ContainerName) -> Resu
 }
 
 fn one_at_a_time(store: &Store, candidate: &Candidate, name: &ContainerName) -> Result<()> {
-    let alone = store.adopting()?;
+    let alone = family::lock_adoption(store)?;
     let rootfs = &candidate.rootfs;
     // Somebody may have taken it over, or begun to use it, meanwhile.
     let meta = std::fs::symlink_metadata(rootfs).map_err(|e| Error::at("adopt", rootfs, e))?;
@@ -447,30 +448,24 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
     };
     if let Some(link) = &manifest.lxc {
         // Whatever is wrong with the lines is told before anything is moved.
-        lxc::ours(store, id, name, (link, &link.written.0))?;
+        binding::own_lines(store, id, name, (link, &link.written.0))?;
     }
     // Nobody else is to finish, or take back, what we are about to do.
     let lock = store.lock_container(id)?;
-    moving::mark(store, id, &Leftover::default())?;
+    external::mark(store, id, &Leftover::default())?;
     // Nobody writes to it any more, and from here on the store answers for what is in it.
     disk::sync_all(rootfs)?;
     making.sync()?;
     let record = Record::first(manifest);
-    if let Err(error) = disk::replace(&store.container_file(id), &record) {
+    if let Err(error) = disk::replace(&store.paths().container_file(id), &record) {
         // It may be there already: the next command takes it back.
         making.leave();
         return Err(error);
     }
     making.done()?;
-    let mut container = Container {
-        store,
-        id,
-        record,
-        config: None,
-        lock,
-    };
+    let mut container = Container::from_locked(store, id, record, lock);
     if let Err(error) = moving::move_in(&container) {
-        if moving::finish(container)?.is_some() {
+        if moving::complete(container)?.is_some() {
             // Only the sync of the move failed.
             return Err(error.hint(format!(
                 "{name} is adopted, but a power cut may take it back: inspect the disk"
@@ -483,13 +478,13 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
         return Err(error.hint(hint));
     }
     // Whoever began to use it just before it moved would write to a layer.
-    let tree = store.layer_tree(base);
+    let tree = store.paths().layer_tree(base);
     if let Err(error) = refuse_users(&tree, rootfs, &store.session().who) {
         disk::rename(&tree, rootfs)?;
-        moving::take_back(container)?;
+        moving::roll_back_adoption(container)?;
         return Err(error);
     }
-    moving::adopted(&mut container)
+    moving::finish_adoption(&mut container)
 }
 
 impl Candidate {

@@ -7,8 +7,10 @@ use serde_json::Map;
 use crate::archive::image::{self, Images};
 use crate::archive::{import, input};
 use crate::error::{Error, Result};
-use crate::store::layers::Making;
+use crate::store::family;
+use crate::store::making::Making;
 use crate::store::manifest::{ContainerId, ContainerManifest, LayerId, LayerKind};
+use crate::store::measure;
 use crate::store::name::ContainerName;
 use crate::store::record::Record;
 use crate::store::{Store, disk};
@@ -34,7 +36,7 @@ pub fn create(
     images: Images,
     progress: OnProgress<'_>,
 ) -> Result<Vec<String>> {
-    let claim = store.claim(name)?;
+    let claim = family::claim(store, name)?;
     let made = import_into(store, name, source, images, progress);
     claim.remove()?;
     made
@@ -55,7 +57,7 @@ fn import_into(
     }
     let mut making = Making::begin(store)?;
     let base = making.layer(LayerKind::Base, &[], &[])?;
-    let tree = store.layer_tree(base);
+    let tree = store.paths().layer_tree(base);
     let imported = match source {
         Source::Path(path) => import::path(path, &tree, store.space(), progress),
         Source::Tree(archive) => import::opened(*archive, &tree, store.space(), progress),
@@ -67,7 +69,7 @@ fn import_into(
     // A container must not be there before its data is: this is the one command that copies data.
     making.sync_content()?;
     // Now its names are at hand; later somebody would wait for it. It can be counted then all the same.
-    if let Err(error) = store.measured(base) {
+    if let Err(error) = measure::measured(store, base) {
         log::debug!("cannot measure a layer: {error}");
     }
     over_layers(store, making, name, &[base], Map::new())?;
@@ -99,7 +101,7 @@ pub fn over_layers_and(
     let Some(top) = below.first() else {
         return Err(Error::damaged("a state without any layer"));
     };
-    let head = making.head(below, &store.layer_tree(*top))?;
+    let head = making.head(below, &store.paths().layer_tree(*top))?;
     let id = making.container()?;
     let mut manifest = ContainerManifest {
         settings,
@@ -107,7 +109,7 @@ pub fn over_layers_and(
     };
     more(id, &mut manifest)?;
     making.sync()?;
-    match disk::replace(&store.container_file(id), &Record::first(manifest)) {
+    match disk::replace(&store.paths().container_file(id), &Record::first(manifest)) {
         Ok(()) => making.done()?,
         Err(error) => {
             // It may be there already: only its name was not put on the disk for sure.

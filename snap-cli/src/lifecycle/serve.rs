@@ -1,16 +1,17 @@
-//! The daemon's side: what `cowl serve` does in the process that [`super::mount`] started.
+//! The daemon's side: what `cowl serve` does in the process that [`crate::container::mount`] started.
 
-use std::io::Write;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 
 use cowlfs::config::Config;
 use uuid::Uuid;
 
-use super::state::{self, RunState};
-use super::{daemon, durability, ephemeral, mount};
+use crate::container::mount::say_ready;
+use crate::container::state::{self, RunState};
+use crate::container::{daemon, durability};
 use crate::error::{Error, Result};
 use crate::host;
+use crate::recover;
 use crate::store::Store;
 use crate::store::disk::Filesystem;
 use crate::store::lock::{Lock, Mode};
@@ -67,7 +68,7 @@ pub fn serve(store: &Store, id: ContainerId, place: &Path, how: How) -> Result<(
         .and_then(|filesystem| serve_locked(store, id, (place, how), daemon, filesystem));
     alive.remove()?;
     served?;
-    ephemeral::after_serving(store, id)?;
+    recover::end_after_serving(store, id)?;
     // The thread that did so ends with the session. Nobody waits for this process any more.
     durability::make_durable(store, id, &filesystem)
 }
@@ -86,8 +87,8 @@ fn serve_locked(
     let lowers = store.layer_trees(manifest.below_head())?;
     store.layer_trees(&[manifest.head])?;
     let upper = (
-        store.layer_tree(manifest.head),
-        store.layer_work(manifest.head),
+        store.paths().layer_tree(manifest.head),
+        store.paths().layer_work(manifest.head),
     );
     let mut config = Config::new(lowers, Some(upper), place.to_path_buf());
     config.space = Some(store.space());
@@ -99,7 +100,7 @@ fn serve_locked(
     config.mount.source = manifest.name.to_string();
     config.mount.nosuid = how.nosuid;
     config.mount.nodev = how.nosuid;
-    config.reach = vec![store.root().to_path_buf(), store.run_dir(id)];
+    config.reach = vec![store.root().to_path_buf(), store.run().dir(id)];
     let mut state = RunState {
         pid: std::process::id(),
         mountpoint: place.to_path_buf(),
@@ -109,7 +110,7 @@ fn serve_locked(
         nosuid: how.nosuid,
         replacing: false,
         device: None,
-        store: Some(store.run_key().to_owned()),
+        store: Some(store.run().key().to_owned()),
     };
     log::info!("mounting {} at {}", manifest.name, place.shown());
     cowlfs::serve(config, |device| {
@@ -156,19 +157,4 @@ fn let_go_of_lock() -> Result<()> {
     let lost = |error: std::io::Error| Error::failed("cannot let go of the lock").because(error);
     let null = std::fs::File::open("/dev/null").map_err(lost)?;
     rustix::stdio::dup2_stdin(&null).map_err(|e| lost(e.into()))
-}
-
-/// Tells the command that waits, and lets go of its pipe.
-pub(super) fn say_ready() -> Result<()> {
-    let lost =
-        |error: std::io::Error| Error::failed("cannot tell that the mount is there").because(error);
-    let mut out = std::io::stdout();
-    out.write_all(mount::READY.as_bytes())
-        .and_then(|()| out.flush())
-        .map_err(lost)?;
-    let null = std::fs::File::options()
-        .write(true)
-        .open("/dev/null")
-        .map_err(lost)?;
-    rustix::stdio::dup2_stdout(&null).map_err(|e| lost(e.into()))
 }
