@@ -1,5 +1,7 @@
-//! Opening the folders of a stack in a way that keeps nobody else from unmounting what they lie on,
-//! and leaves no trace in what is only read.
+//! Opens the directories of a stack through private mounts.
+//!
+//! So the file systems below the layers can be unmounted from the tree while the overlay is mounted, and reads of lower
+//! layers update no atime.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -10,29 +12,37 @@ use crate::shown::Show as _;
 use crate::sys;
 use crate::sys::private::{Through, mount_of};
 
-/// A layer's root directory, to be read, and whether it is reached through a private mount.
+/// Opens the root directory of a layer for reading. Reports whether it is accessed through a private mount.
 pub(super) fn for_reading(path: &Path) -> Result<(OwnedFd, bool)> {
     let plain = sys::dir::open_root(path)?;
     Ok(match mount_of(plain.as_fd(), Through::Reading) {
         Ok(private) => (private, true),
         Err(error) => {
-            log::debug!("no private mount of {}: {error}", path.shown());
+            log::debug!(
+                "cannot create a private mount of {}: {error}",
+                path.shown()
+            );
             (plain, false)
         }
     })
 }
 
-/// An upper's root folder and its work folder, given as plain descriptors and paths. Both go through one
-/// mount, for nothing can be renamed from one mount to another. Reports whether it is a private one.
+/// Reopens an upper layer's root and its work directory, given as descriptors and paths, through a private mount.
+///
+/// Both are accessed through one mount, because a rename between two mounts fails with EXDEV, even on one file system.
+/// Reports whether that mount is private.
 pub(super) fn for_writing(
     plain: [OwnedFd; 2],
     paths: [&Path; 2],
     through: Through,
 ) -> ([OwnedFd; 2], bool) {
     match through_one_mount(&plain, paths, through) {
-        Ok(folders) => (folders, true),
+        Ok(dirs) => (dirs, true),
         Err(error) => {
-            log::debug!("no private mount of {}: {error}", paths[0].shown());
+            log::debug!(
+                "cannot create a private mount of {}: {error}",
+                paths[0].shown()
+            );
             (plain, false)
         }
     }
@@ -55,12 +65,12 @@ fn through_one_mount(
     let mount = mount_of(sys::dir::open_root(&common)?.as_fd(), through)?;
     let open = |path: &Path, plain: &OwnedFd| -> Result<OwnedFd> {
         let below = path.strip_prefix(&common).map_err(|_| Errno::INVAL)?;
-        let folder = sys::dir::open_dir(mount.as_fd(), below.as_os_str().as_bytes())?;
-        let (found, wanted) = (sys::stat::stat_fd(&folder)?, sys::stat::stat_fd(plain)?);
+        let dir = sys::dir::open_dir(mount.as_fd(), below.as_os_str().as_bytes())?;
+        let (found, wanted) = (sys::stat::stat_fd(&dir)?, sys::stat::stat_fd(plain)?);
         if (found.dev, found.ino) == (wanted.dev, wanted.ino) {
-            Ok(folder)
+            Ok(dir)
         } else {
-            // Something else is mounted on the way there, which a private mount leaves out.
+            // Another file system is mounted on the path; a private mount does not include it.
             Err(Error::Errno(Errno::XDEV))
         }
     };

@@ -1,4 +1,4 @@
-//! The one layer of a stack that is written, with its work folder.
+//! The layer of a stack that is written, with its work directory.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -15,12 +15,12 @@ use crate::sys::node::RenameHow;
 use crate::sys::order::Order;
 use crate::sys::private::Through;
 
-/// The layer that is written.
+/// The writable layer of a stack.
 #[derive(Debug)]
 pub struct Upper {
-    /// The tree.
+    /// The layer.
     pub layer: Arc<Layer>,
-    /// Where new things are made.
+    /// The directory in which new objects are created.
     pub work: Arc<WorkDir>,
     whiteouts: Whiteouts,
     order: Order,
@@ -29,17 +29,18 @@ pub struct Upper {
 }
 
 impl Upper {
-    /// Opens, checks, locks and cleans. The two folders must lie on one file system, because what is
-    /// made in the work folder gets its place by a rename.
+    /// Opens, checks and locks an upper layer, completes its journal, and cleans its work directory.
+    ///
+    /// Both directories must be on one file system, because objects are moved from the work directory by a rename.
     pub fn open(upper: &Path, work: &Path, space: XattrSpace) -> Result<Arc<Self>, SetupError> {
         Self::of(Through::Writing, Layer::open(upper, space)?, work)
     }
 
-    /// The same for a layer that is open already, with a word on access times.
+    /// Like [`Self::open`], for a layer that is open already. `through` determines whether reads update the atime.
     pub fn of(through: Through, layer: Arc<Layer>, work: &Path) -> Result<Arc<Self>, SetupError> {
         let path = layer.path().to_path_buf();
         let upper = path.as_path();
-        let at = |error| SetupError::at("cannot use the work folder", work, error);
+        let at = |error| SetupError::at("cannot use the work directory", work, error);
         let outer = sys::dir::open_root(work).map_err(at)?;
         let root = sys::dir::open_root(upper)
             .map_err(|error| SetupError::at("cannot use the layer", upper, error))?;
@@ -49,7 +50,7 @@ impl Upper {
         check_separate(upper, work, &layer, &outer)?;
         let locks = [
             lock::for_writing("upper layer", upper, layer.root_fd())?,
-            lock::for_writing("work folder", work, outer.as_fd())?,
+            lock::for_writing("work directory", work, outer.as_fd())?,
         ];
         let inner = match sys::node::mkdir(outer.as_fd(), b"work", 0o700) {
             Ok(()) => sys::dir::open_dir(outer.as_fd(), b"work"),
@@ -59,8 +60,8 @@ impl Upper {
             Err(error) => Err(error),
         }
         .map_err(at)?;
-        // What is made in there must be nobody's until it has its own rights: a default ACL would be
-        // inherited by every copied-up file.
+        // No other user may access a new object before its permissions are set. A default ACL would be inherited by
+        // every copied-up file.
         for acl in [ACL_DEFAULT, ACL_ACCESS] {
             match sys::xattr::remove(inner.as_fd(), acl) {
                 Err(error) if !matches!(error.errno(), Errno::NODATA | Errno::OPNOTSUPP) => {
@@ -72,7 +73,7 @@ impl Upper {
         let work = WorkDir::new(inner);
         super::journal::finish(&layer, &work).map_err(at)?;
         work.clean().map_err(at)?;
-        check_marks(&layer, &work)?;
+        check_xattrs(&layer, &work)?;
         let whiteouts = Whiteouts::prepare(&work, outer.as_fd(), layer.space()).map_err(at)?;
         let order = Order::of(layer.root_fd());
         let early = Early::of(layer.root_fd());
@@ -86,8 +87,9 @@ impl Upper {
         }))
     }
 
-    /// Turns the lock for writing into one for reading, which lives as long as the returned descriptor:
-    /// the layer is a lower from here on, and at no moment without a lock.
+    /// Converts the exclusive lock of the layer to a shared one, held by the returned descriptor.
+    ///
+    /// The layer is a lower layer from now on. It is never without a lock in between.
     pub fn freeze(&self) -> Result<OwnedFd> {
         let [lock, _] = &self.locks;
         let shared = lock.try_clone().map_err(|_| Errno::MFILE)?;
@@ -95,7 +97,7 @@ impl Upper {
         Ok(shared)
     }
 
-    /// Opens the index that kernel overlayfs left in the work directory; None without one.
+    /// Opens the index that kernel overlayfs left in the work directory; `None` if there is none.
     pub fn kernel_index(&self) -> Result<Option<OwnedFd>> {
         let [_, outer] = &self.locks;
         match sys::dir::open_dir(outer.as_fd(), b"index") {
@@ -105,22 +107,22 @@ impl Upper {
         }
     }
 
-    /// The form in which this upper hides names.
+    /// Returns the form of the layer's whiteouts.
     pub fn whiteout_form(&self) -> WhiteoutForm {
         self.whiteouts.form()
     }
 
-    /// In which order its file system brings to the disk what it is given.
+    /// Returns the order in which the layer's file system makes changes durable.
     pub fn order(&self) -> Order {
         self.order
     }
 
-    /// When its file system starts write-back early.
+    /// Returns the cases in which the layer's file system starts writeback early.
     pub fn early(&self) -> Early {
         self.early
     }
 
-    /// Hides `name` in `dir`, which must have no such name yet in this layer.
+    /// Creates a whiteout at `name` in `dir`. The name must not exist in this layer.
     pub fn whiteout_new(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
         match self.whiteouts.form() {
             WhiteoutForm::Device => self.whiteouts.make(dir, name),
@@ -131,17 +133,18 @@ impl Upper {
         }
     }
 
-    /// Makes a whiteout in the work folder, for `dir`.
+    /// Creates a whiteout in the work directory, and prepares `dir` for it.
     pub fn stage_whiteout(&self, dir: BorrowedFd<'_>) -> Result<super::Staged> {
         let staged = self.whiteouts.stage()?;
         if self.whiteouts.form() == WhiteoutForm::MarkedFile {
-            self.mark_folder(dir)?;
+            self.mark_dir(dir)?;
         }
         Ok(staged)
     }
 
-    /// To be called before the whiteout `name` in `from` is moved to the folder `dir`: a listing of that
-    /// must know that it may be a marked file.
+    /// Prepares `dir` for the whiteout `name` that is about to be moved there from `from`.
+    ///
+    /// If it is an xattr whiteout, `dir` needs opaque=x, without which listings do not check for those.
     pub fn ready_for_whiteout(
         &self,
         dir: BorrowedFd<'_>,
@@ -151,13 +154,14 @@ impl Upper {
         if sys::stat::stat_at(from, name)?.is_whiteout_device() {
             return Ok(());
         }
-        self.mark_folder(dir)
+        self.mark_dir(dir)
     }
 
-    fn mark_folder(&self, dir: BorrowedFd<'_>) -> Result<()> {
-        let mark = self.layer.space().opaque().as_bytes();
-        if sys::xattr::get(dir, mark)?.is_none() {
-            sys::xattr::set(dir, mark, OPAQUE_XATTR_WHITEOUTS)?;
+    /// Sets opaque=x, unless the directory has an opaque xattr.
+    fn mark_dir(&self, dir: BorrowedFd<'_>) -> Result<()> {
+        let opaque = self.layer.space().opaque().as_bytes();
+        if sys::xattr::get(dir, opaque)?.is_none() {
+            sys::xattr::set(dir, opaque, OPAQUE_XATTR_WHITEOUTS)?;
         }
         Ok(())
     }
@@ -170,16 +174,16 @@ fn check_separate(
     outer: &OwnedFd,
 ) -> Result<(), SetupError> {
     let stat = sys::stat::stat_fd(outer)
-        .map_err(|error| SetupError::at("cannot use the work folder", work, error))?;
+        .map_err(|error| SetupError::at("cannot use the work directory", work, error))?;
     let usage = |what: String, hint: &str| SetupError::new(SetupKind::Usage, what, hint);
     if stat.dev != layer.dev() {
         return Err(usage(
             format!(
-                "upperdir {} and workdir {} lie on different file systems",
+                "upperdir {} and workdir {} are on different file systems",
                 shown(upper),
                 shown(work)
             ),
-            "name a work folder on the upper's file system",
+            "specify a work directory on the file system of the upper layer",
         ));
     }
     let inside = |inner: &Path, outer: &Path| match (inner.canonicalize(), outer.canonicalize()) {
@@ -189,18 +193,18 @@ fn check_separate(
     if inside(work, upper) || inside(upper, work) {
         return Err(usage(
             format!(
-                "upperdir {} and workdir {} lie in one another",
+                "one of upperdir {} and workdir {} contains the other",
                 shown(upper),
                 shown(work)
             ),
-            "name two separate folders",
+            "specify two separate directories",
         ));
     }
     Ok(())
 }
 
-/// A layer without extended attributes could hide nothing and move no folder: better said at once.
-fn check_marks(layer: &Layer, work: &Arc<WorkDir>) -> Result<(), SetupError> {
+/// Checks that marker xattrs can be set. Without them, a rename of a directory would fail later.
+fn check_xattrs(layer: &Layer, work: &Arc<WorkDir>) -> Result<(), SetupError> {
     let tried = work.stage(|dir, name| {
         sys::node::mkdir(dir, name, 0o700)?;
         let fd = sys::dir::open_path(dir, name)?;
@@ -208,7 +212,7 @@ fn check_marks(layer: &Layer, work: &Arc<WorkDir>) -> Result<(), SetupError> {
     });
     match tried {
         Ok(_) => Ok(()),
-        // Nothing can be told; whoever mounts it may do so to make room.
+        // On a full disk the check is inconclusive. The mount must succeed, so that files can be removed.
         Err(error) if matches!(error.errno(), Errno::NOSPC | Errno::DQUOT) => {
             log::warn!("the disk of {} is full", shown(layer.path()));
             Ok(())
@@ -216,7 +220,7 @@ fn check_marks(layer: &Layer, work: &Arc<WorkDir>) -> Result<(), SetupError> {
         Err(error) => {
             let hint = match error.errno() {
                 Errno::OPNOTSUPP | Errno::PERM => {
-                    "the upper layer's file system must keep extended attributes"
+                    "use an upper layer on a file system with extended attributes"
                 }
                 _ => "",
             };
