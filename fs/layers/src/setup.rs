@@ -20,7 +20,11 @@ pub enum SetupKind {
 
 /// An error that prevented a mount.
 #[derive(Debug, thiserror::Error)]
-#[error("{what}{}{}", .source.map(|e| format!(": {e}")).unwrap_or_default(), if .hint.is_empty() { String::new() } else { format!(" ({})", .hint) })]
+#[error(
+    "{what}{}{}",
+    .source.map(|e| format!(": {e}")).unwrap_or_default(),
+    if .hint.is_empty() { String::new() } else { format!(" ({})", .hint) }
+)]
 pub struct SetupError {
     /// The category.
     pub kind: SetupKind,
