@@ -11,7 +11,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 /// The maximum number of cached descriptors, whatever the limit of the process.
-const MOST: u64 = 2048;
+const MAX_CAPACITY: u64 = 2048;
 
 static OPEN: LazyLock<Mutex<LruCache<u64, Arc<OwnedFd>>>> = LazyLock::new(|| {
     let capacity = NonZeroUsize::new(*CAPACITY).unwrap_or(NonZeroUsize::MIN);
@@ -21,7 +21,7 @@ static OPEN: LazyLock<Mutex<LruCache<u64, Arc<OwnedFd>>>> = LazyLock::new(|| {
 /// The capacity of the cache: a quarter of the process's soft limit, within bounds.
 static CAPACITY: LazyLock<usize> = LazyLock::new(|| {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let capacity = (limit.unwrap_or(u64::MAX) / 4).clamp(16, MOST);
+    let capacity = (limit.unwrap_or(u64::MAX) / 4).clamp(16, MAX_CAPACITY);
     usize::try_from(capacity).unwrap_or(16)
 });
 

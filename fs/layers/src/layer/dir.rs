@@ -16,7 +16,7 @@ use crate::shown::Show as _;
 use crate::sys;
 
 /// The maximum depth of a directory whose parent is opened through `..`, if the descriptor cache is large.
-const UP_AT_MOST: u32 = 256;
+const MAX_UP_DEPTH: u32 = 256;
 
 /// A directory of one layer.
 pub struct LayerDir {
@@ -174,14 +174,16 @@ impl LayerDir {
     /// `..` by walking up to the mount's root (`path_connected`), in time proportional to the depth. For directories
     /// where that takes longer than reopening the nearest part of the chain, this does nothing.
     pub fn leave(&self) {
-        if self.depth > UP_AT_MOST && descriptors::has_room() {
+        if self.depth > MAX_UP_DEPTH && descriptors::has_room() {
             return;
         }
         let DirLocation::Child { parent, .. } = self.location.read().clone() else {
             return;
         };
-        if matches!(*parent.location.read(), DirLocation::Root | DirLocation::Removed(_))
-            || descriptors::is_open(parent.key)
+        if matches!(
+            *parent.location.read(),
+            DirLocation::Root | DirLocation::Removed(_)
+        ) || descriptors::is_open(parent.key)
         {
             return;
         }

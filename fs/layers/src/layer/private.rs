@@ -18,10 +18,7 @@ pub(super) fn for_reading(path: &Path) -> Result<(OwnedFd, bool)> {
     Ok(match mount_of(plain.as_fd(), Through::Reading) {
         Ok(private) => (private, true),
         Err(error) => {
-            log::debug!(
-                "cannot create a private mount of {}: {error}",
-                path.shown()
-            );
+            log::debug!("cannot create a private mount of {}: {error}", path.shown());
             (plain, false)
         }
     })

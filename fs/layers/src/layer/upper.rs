@@ -175,7 +175,7 @@ fn check_separate(
 ) -> Result<(), SetupError> {
     let stat = sys::stat::stat_fd(outer)
         .map_err(|error| SetupError::at("cannot use the work directory", work, error))?;
-    let usage = |what: String, hint: &str| SetupError::new(SetupKind::Usage, what, hint);
+    let usage = |text: String, hint: &str| SetupError::new(SetupKind::Usage, text, hint);
     if stat.dev != layer.dev() {
         return Err(usage(
             format!(
@@ -224,8 +224,8 @@ fn check_xattrs(layer: &Layer, work: &Arc<WorkDir>) -> Result<(), SetupError> {
                 }
                 _ => "",
             };
-            let what = format!("cannot set {} below", layer.space().opaque());
-            Err(SetupError::at(&what, layer.path(), error).hint(hint))
+            let failed = format!("cannot set {} in", layer.space().opaque());
+            Err(SetupError::at(&failed, layer.path(), error).hint(hint))
         }
     }
 }

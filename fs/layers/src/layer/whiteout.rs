@@ -201,9 +201,7 @@ mod tests {
         let prepare = || Whiteouts::prepare(&work, shared_dir.as_fd(), space).unwrap();
         let whiteouts = prepare();
         for name in ["a", "b"] {
-            whiteouts
-                .make(shared_dir.as_fd(), name.as_bytes())
-                .unwrap();
+            whiteouts.make(shared_dir.as_fd(), name.as_bytes()).unwrap();
         }
         let shared = dir.path().join("whiteout");
         let (ino, links) = ino_and_links(&shared);

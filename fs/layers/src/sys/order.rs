@@ -35,7 +35,7 @@ pub enum Order {
 impl Order {
     /// Determines the order of the file system that holds `dir`.
     pub fn of(dir: BorrowedFd<'_>) -> Self {
-        match known(dir) {
+        match determine(dir) {
             Ok(order) => order,
             Err(error) => {
                 log::debug!("cannot identify the file system, every copy-up is synced: {error}");
@@ -98,7 +98,7 @@ fn device(dir: BorrowedFd<'_>) -> std::io::Result<String> {
     Ok(format!("{}:{}", major(device), minor(device)))
 }
 
-fn known(dir: BorrowedFd<'_>) -> std::io::Result<Order> {
+fn determine(dir: BorrowedFd<'_>) -> std::io::Result<Order> {
     let kind = kind(dir)?;
     if kind == BTRFS {
         return Ok(Order::NamesFirst);
@@ -159,7 +159,10 @@ fn is_usual_xfs(options: &str) -> bool {
         .any(|option| option.starts_with("logdev=") || option.starts_with("rtdev="))
 }
 
-/// Whether an ext4 has a journal on its own device. Without a journal, it commits changes in no particular order.
+/// Whether an ext4 has a journal on its own device.
+///
+/// Without a journal, changes are committed in no particular order. With one on another device, a commit does not
+/// always flush the device that holds the content.
 ///
 /// jbd2 has a /proc directory for each journal, named by the device and, if the journal is a file on it, the file's
 /// inode number (8).
