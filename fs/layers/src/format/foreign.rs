@@ -23,8 +23,9 @@ pub fn is_attribute(name: &[u8]) -> bool {
     name.starts_with(XATTR_PREFIX)
 }
 
-/// Returns the name of the whiteout that hides `name`; `None` if it would be longer than NAME_MAX, or if `name` is
-/// itself a marker.
+/// Returns the name of the whiteout that hides `name`.
+///
+/// Returns `None` if it would be longer than NAME_MAX, or if `name` is itself a marker.
 pub fn whiteout_name(name: &[u8]) -> Option<Vec<u8>> {
     let whiteout = [PREFIX, name].concat();
     (whiteout.len() <= NAME_MAX && !is_mark(name)).then_some(whiteout)

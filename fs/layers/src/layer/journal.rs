@@ -93,8 +93,9 @@ pub(super) fn finish(upper: &Arc<Layer>, work: &WorkDir) -> Result<()> {
     Ok(())
 }
 
-/// Creates one link, unless its name exists (the link was created before the interruption, or the name was hidden
-/// since) or its directory was removed.
+/// Creates one link, unless its name exists or its directory was removed.
+///
+/// The name exists if the link was created before the interruption, or if the name was hidden since.
 fn link_if_free(upper: &Arc<Layer>, work: &WorkDir, inode: &[u8], path: &[u8]) -> Result<()> {
     let mut parts: Vec<&[u8]> = path.split(|&byte| byte == b'/').collect();
     let Some(last) = parts.pop() else {

@@ -99,7 +99,7 @@ impl Layer {
 
     /// Returns the layer's id, a hash of the file system's id and the root's inode number and birth time.
     ///
-    /// It does not depend on the path, and is constant as long as the root directory exists.
+    /// It identifies the layer, does not depend on the path, and is constant as long as the root directory exists.
     pub fn id(&self) -> u64 {
         self.id
     }

@@ -19,8 +19,9 @@ use crate::sys;
 use crate::sys::node::RenameHow;
 use crate::sys::stat::FileKind;
 
-/// The name of the shared whiteout in the work directory that the user specified, next to `work`, which holds all
-/// temporary objects.
+/// The name of the shared whiteout in the work directory that the user specified.
+///
+/// It is next to `work`, which holds all temporary objects.
 const SHARED: &[u8] = b"whiteout";
 
 /// The form of whiteouts on a file system.

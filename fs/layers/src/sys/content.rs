@@ -85,8 +85,9 @@ mod tests {
     use crate::sys::node;
     use crate::sys::private::{Through, mount_of};
 
-    /// Each of these must be refused without blocking. Both access modes are tried, because an open of a FIFO blocks
-    /// with O_RDONLY, but not with O_RDWR.
+    /// Checks that objects of each other type are refused without blocking.
+    ///
+    /// Both access modes are tried, because an open of a FIFO blocks with O_RDONLY, but not with O_RDWR.
     #[test]
     fn nothing_but_a_regular_file_has_content() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,6 @@
-//! Copies the content of files: shares blocks if the file system supports it, otherwise copies data and preserves
-//! holes.
+//! Copies the content of files.
+//!
+//! Blocks are shared if the file system supports it. Otherwise only data is copied, and holes are preserved.
 
 use std::os::fd::{AsFd, BorrowedFd};
 

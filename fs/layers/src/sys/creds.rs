@@ -13,8 +13,9 @@ use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use crate::error::{Errno, Error, Result};
 
 thread_local! {
-    /// Whether this thread has its own umask (unshare(2) with CLONE_FS). Otherwise a change would affect all threads
-    /// of the process.
+    /// Whether this thread has its own umask (unshare(2) with CLONE_FS).
+    ///
+    /// Otherwise a change would affect all threads of the process.
     static OWN_UMASK: Cell<bool> = const { Cell::new(false) };
     /// The file system ids of this thread, once they were set. Setting an unchanged id costs as much as a change.
     static IDS: Cell<Option<(Uid, Gid)>> = const { Cell::new(None) };

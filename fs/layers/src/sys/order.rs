@@ -1,5 +1,6 @@
-//! The order in which a file system makes changes durable, and the calls that ensure that a file's content is durable
-//! no later than its name. docs/decisions/0012 has the reasons.
+//! The order in which a file system makes changes durable.
+//!
+//! [`Order`] ensures that a file's content is durable no later than its name. docs/decisions/0012 has the reasons.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};

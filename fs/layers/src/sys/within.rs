@@ -1,10 +1,10 @@
-//! Opens files by path inside a tree with untrusted content: a container's root file system, or a directory that
-//! another user may write to.
+//! Opens files by path inside a tree with untrusted content.
 //!
-//! Any name in such a tree can be a link out of it, a device, a FIFO, or a file with a lease. The path is therefore
-//! resolved beneath the tree (openat2(2)), without magic links and without crossing a mount. The first descriptor is
-//! an O_PATH one, which neither blocks nor has side effects. Its type is checked, and only a regular file is then
-//! opened, through /proc/self/fd with O_NONBLOCK (a lease fails with EAGAIN instead of blocking).
+//! Such a tree is a container's root file system, or a directory that another user may write to. Any name in such a
+//! tree can be a link out of it, a device, a FIFO, or a file with a lease. The path is therefore resolved beneath the
+//! tree (openat2(2)), without magic links and without crossing a mount. The first descriptor is an O_PATH one, which
+//! neither blocks nor has side effects. Its type is checked, and only a regular file is then opened, through
+//! /proc/self/fd with O_NONBLOCK (a lease fails with EAGAIN instead of blocking).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 

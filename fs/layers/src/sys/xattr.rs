@@ -119,8 +119,9 @@ fn absent_as_none(result: Result<Vec<u8>>) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// Retries `call` with a larger buffer until the result fits. The size is not queried first, because it may grow
-/// before the second call.
+/// Retries `call` with a larger buffer until the result fits.
+///
+/// The size is not queried first, because it may grow before the second call.
 fn sized(mut call: impl FnMut(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>> {
     let mut buffer = vec![0_u8; 256];
     loop {
