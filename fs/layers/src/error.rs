@@ -1,6 +1,6 @@
-//! What can go wrong below the protocol adapter, as one small value with a total mapping to an errno.
+//! The error type of everything below the FUSE adapter. Every error maps to an errno.
 //!
-//! Nothing here allocates: "no such name" is the most common answer of a file system.
+//! An [`Error`] never allocates: ENOENT is the most frequent result of a file system's lookups.
 
 use std::fmt;
 
@@ -14,15 +14,15 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// A system call on a layer failed, or the operation is refused with this errno.
     Errno(Errno),
-    /// A layer holds something that the format does not allow; the text says what.
+    /// A layer violates the on-disk format; the text describes how.
     Damaged(&'static str),
 }
 
 impl Error {
-    /// No such name.
+    /// ENOENT.
     pub const NOT_FOUND: Self = Self::Errno(Errno::NOENT);
 
-    /// The errno that the caller of the file system sees.
+    /// Returns the errno that a program on the mount gets.
     pub fn errno(self) -> Errno {
         match self {
             Self::Errno(errno) => errno,
@@ -30,8 +30,10 @@ impl Error {
         }
     }
 
-    /// Whether this says that a name is absent. Only ENOENT and ENOTDIR do: any other error goes up,
-    /// because an I/O error taken for "absent" would bring back what lies below.
+    /// Whether the error means that a name is absent: ENOENT or ENOTDIR.
+    ///
+    /// All other errors must be propagated. If an I/O error were treated as "absent", an object that this layer hides
+    /// would reappear from a lower layer.
     pub fn is_absent(self) -> bool {
         matches!(self, Self::Errno(Errno::NOENT | Errno::NOTDIR))
     }
@@ -53,7 +55,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Errno(errno) => errno.fmt(f),
-            Self::Damaged(what) => write!(f, "damaged layer: {what}"),
+            Self::Damaged(violation) => write!(f, "damaged layer: {violation}"),
         }
     }
 }

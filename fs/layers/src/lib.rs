@@ -1,11 +1,11 @@
 //! Layer directories in kernel overlayfs's on-disk format, without FUSE and without policy.
 //!
-//! The modules, from the bottom up; imports go down only:
+//! The modules, from the bottom up. A module imports only from those above it in this list:
 //!
-//! - [`name`], [`error`], [`shown`], [`setup`]: names, errors, and text for a terminal.
-//! - [`sys`]: system calls that know nothing of layers. The only module with `unsafe`.
-//! - [`format`]: the marks as they are on disk. Pure.
-//! - [`layer`]: one layer, no merging.
+//! - [`name`], [`error`], [`shown`], [`setup`]: names, errors, and their escaping for display.
+//! - [`sys`]: system calls, without any knowledge of layers. The only module with `unsafe`.
+//! - [`format`]: the on-disk encoding of markers. Pure functions, no I/O.
+//! - [`layer`]: a single layer, without merging.
 //! - [`view`]: the merged content of several layers, read-only, without a mount.
 
 pub mod error;

@@ -1,4 +1,4 @@
-//! One file name: bytes, never text.
+//! File names, which are bytes and not text.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -9,17 +9,17 @@ use triomphe::ThinArc;
 
 use crate::error::{Errno, Error, Result};
 
-/// The longest name in bytes (NAME_MAX of every Linux file system that can be a layer).
+/// The maximum length of a name in bytes, on every Linux file system that can hold a layer.
 pub const NAME_MAX: usize = 255;
 
-/// One component of a path: 1 to 255 bytes without `/` and NUL, neither `.` nor `..`. Copies share them.
+/// A path component: 1 to 255 bytes without `/` and NUL, neither `.` nor `..`.
 ///
-/// One word wide, because millions of them are held.
+/// Clones share the bytes. The type is one word wide, because millions of names are cached.
 #[derive(Clone)]
 pub struct Name(ThinArc<(), u8>);
 
 impl Name {
-    /// Checks and takes a name. ENAMETOOLONG above 255 bytes; EINVAL for what is no name.
+    /// Validates a name. Fails with ENAMETOOLONG above 255 bytes, and with EINVAL if it is not a path component.
     pub fn new(bytes: impl AsRef<[u8]>) -> Result<Self> {
         let bytes = bytes.as_ref();
         if bytes.len() > NAME_MAX {
@@ -36,13 +36,13 @@ impl Name {
         Ok(Self(ThinArc::from_header_and_slice((), bytes)))
     }
 
-    /// `.` and `..`, which only listings have.
-    pub fn dots(number: usize) -> Self {
-        let dots = b"..".get(..number).unwrap_or(b"..");
+    /// Returns `.` for 1 and `..` for 2. Only directory listings contain these names.
+    pub fn dots(count: usize) -> Self {
+        let dots = b"..".get(..count).unwrap_or(b"..");
         Self(ThinArc::from_header_and_slice((), dots))
     }
 
-    /// The bytes of the name.
+    /// Returns the bytes of the name.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0.slice
     }
@@ -89,7 +89,7 @@ impl Ord for Name {
 }
 
 impl Hash for Name {
-    /// As the bytes alone, by which maps are asked too.
+    /// Hashes as `[u8]` does, which [`std::borrow::Borrow`] requires of map keys.
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.as_bytes().hash(state);
     }

@@ -1,40 +1,44 @@
-//! Why a mount could not be made: for people, with what, which path, and what to do.
+//! Errors of mounting, for display: the failed step, the path, the cause and a hint.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 use crate::shown::Show as _;
 
-/// What kind of trouble it is; the manager maps it to its exit code.
+/// The category of a [`SetupError`]; `cowl` maps it to an exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SetupKind {
-    /// A wrong option or a path that can't serve.
+    /// An invalid option or an unsuitable path.
     Usage,
-    /// Somebody else uses a layer.
+    /// Another mount uses a layer.
     Busy,
-    /// The machine lacks something, or a right is missing.
+    /// The host lacks a feature, or this process lacks a privilege.
     Host,
-    /// The layers hold what they must not.
+    /// A layer violates the on-disk format.
     Damaged,
 }
 
-/// Why a mount could not be made.
+/// An error that prevented a mount.
 #[derive(Debug, thiserror::Error)]
-#[error("{what}{}{}", .source.map(|e| format!(": {e}")).unwrap_or_default(), if .hint.is_empty() { String::new() } else { format!(" ({})", .hint) })]
+#[error(
+    "{what}{}{}",
+    .source.map(|e| format!(": {e}")).unwrap_or_default(),
+    if .hint.is_empty() { String::new() } else { format!(" ({})", .hint) }
+)]
 pub struct SetupError {
-    /// The kind.
+    /// The category.
     pub kind: SetupKind,
-    /// What went wrong, with the path.
+    /// The failed step, with the path.
     pub what: String,
-    /// What to do next; may be empty.
+    /// The remedy, as an imperative sentence; may be empty.
     pub hint: String,
-    /// The error below, where there is one.
+    /// The underlying error, if any.
     #[source]
     pub source: Option<Error>,
 }
 
 impl SetupError {
-    /// An error without a cause below.
+    /// Creates an error without an underlying one.
     pub fn new(kind: SetupKind, what: impl Into<String>, hint: impl Into<String>) -> Self {
         Self {
             kind,
@@ -44,7 +48,7 @@ impl SetupError {
         }
     }
 
-    /// An error of a call on `path`.
+    /// Creates an error from a failed system call on `path`.
     pub fn at(what: &str, path: &Path, source: impl Into<Error>) -> Self {
         let source = source.into();
         let kind = match source {
@@ -59,14 +63,14 @@ impl SetupError {
         }
     }
 
-    /// The same with a hint.
+    /// Replaces the hint.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = hint.into();
         self
     }
 
-    /// The same with another kind.
+    /// Replaces the category.
     #[must_use]
     pub fn kind(mut self, kind: SetupKind) -> Self {
         self.kind = kind;
@@ -74,7 +78,7 @@ impl SetupError {
     }
 }
 
-/// A path for a message.
+/// Returns a path in its displayable form.
 pub fn shown(path: &Path) -> String {
     PathBuf::from(path).shown().to_string()
 }

@@ -96,8 +96,9 @@ pub struct Allowed {
     pub colors: bool,
 }
 
-/// Escapes all characters of a message that are not visible, except for tabs and those in `allowed`. This is the last
-/// step before a message is written.
+/// Escapes all characters of a message that are not visible, except for tabs and those in `allowed`.
+///
+/// This is the last step before a message is written.
 pub fn plain(text: &str, allowed: Allowed) -> Cow<'_, str> {
     let stays = |c: char| c == '\t' || (c == '\n' && allowed.lines);
     if !text.chars().any(|c| is_unsafe(c) && !stays(c)) {
@@ -121,12 +122,12 @@ pub fn plain(text: &str, allowed: Allowed) -> Cow<'_, str> {
 
 /// Returns the sequence at the start of `text` that sets a foreground color, bold, dim or underline, or resets them.
 fn color(text: &str) -> Option<&str> {
-    const SEEN: [&str; 13] = [
+    const CODES: [&str; 13] = [
         "0", "1", "2", "4", "31", "32", "33", "34", "35", "36", "1;31", "1;33", "1;36",
     ];
     let inner = text.strip_prefix("\u{1b}[")?;
     let (code, _) = inner.split_once('m')?;
-    let known = code.is_empty() || SEEN.contains(&code);
+    let known = code.is_empty() || CODES.contains(&code);
     known.then(|| text.get(..code.len() + 3)).flatten()
 }
 
@@ -170,7 +171,7 @@ mod tests {
                 "\\u{2066}\\u{2069}\\u{feff}\\u{2028}",
             ),
             (b"\xff\xc3(\xe2\x80", "\\xff\\xc3(\\xe2\\x80"),
-            // Not the same as a name with an escape character in it.
+            // A literal backslash must be distinguishable from an escape.
             (b"\\x1b", "\\\\x1b"),
             (b"", ""),
         ] {

@@ -1,40 +1,42 @@
-//! Marks of fuse-overlayfs and of tar layers, which are names instead of attributes. Pure.
+//! Markers of fuse-overlayfs and of container image layers, which are file names instead of xattrs. Pure.
 
-/// Stands before the name that is hidden.
+/// The prefix of a whiteout; the hidden name follows.
 const PREFIX: &[u8] = b".wh.";
-/// Every name that begins so is a mark about its folder or about nothing.
+/// The prefix of markers that are not whiteouts: `.wh..wh..opq` and AUFS's metadata.
 const PREFIX_OF_PREFIX: &[u8] = b".wh..wh.";
-/// In a folder: it hides what lies below it.
+/// The name of a file that makes its directory opaque.
 pub const OPAQUE_NAME: &[u8] = b".wh..wh..opq";
-/// On a folder, with the value `y`: the same.
+/// The xattr that makes a directory opaque if its value is `y`.
 pub const OPAQUE_ATTRIBUTE: &[u8] = b"user.fuseoverlayfs.opaque";
-/// fuse-overlayfs's own attributes.
-const ATTRIBUTES: &[u8] = b"user.fuseoverlayfs.";
-/// The longest name.
+/// The prefix of fuse-overlayfs's xattrs.
+const XATTR_PREFIX: &[u8] = b"user.fuseoverlayfs.";
+/// The maximum length of a name.
 const NAME_MAX: usize = 255;
 
-/// Whether a name is a mark.
+/// Whether a file name is a marker.
 pub fn is_mark(name: &[u8]) -> bool {
     name.starts_with(PREFIX)
 }
 
-/// Whether an attribute is fuse-overlayfs's own.
+/// Whether an xattr belongs to fuse-overlayfs.
 pub fn is_attribute(name: &[u8]) -> bool {
-    name.starts_with(ATTRIBUTES)
+    name.starts_with(XATTR_PREFIX)
 }
 
-/// The name that hides `name`; `None` where it would be too long to exist.
+/// Returns the name of the whiteout that hides `name`.
+///
+/// Returns `None` if it would be longer than NAME_MAX, or if `name` is itself a marker.
 pub fn whiteout_name(name: &[u8]) -> Option<Vec<u8>> {
-    let mark = [PREFIX, name].concat();
-    (mark.len() <= NAME_MAX && !is_mark(name)).then_some(mark)
+    let whiteout = [PREFIX, name].concat();
+    (whiteout.len() <= NAME_MAX && !is_mark(name)).then_some(whiteout)
 }
 
-/// The name that a mark hides, if it hides one.
-pub fn hidden_name(mark: &[u8]) -> Option<&[u8]> {
-    if mark.starts_with(PREFIX_OF_PREFIX) {
+/// Returns the name that a whiteout hides; `None` for any other name.
+pub fn hidden_name(marker: &[u8]) -> Option<&[u8]> {
+    if marker.starts_with(PREFIX_OF_PREFIX) {
         return None;
     }
-    let name = mark.strip_prefix(PREFIX)?;
+    let name = marker.strip_prefix(PREFIX)?;
     (!matches!(name, b"" | b"." | b"..")).then_some(name)
 }
 

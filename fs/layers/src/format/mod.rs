@@ -1,7 +1,7 @@
-//! What the marks of kernel overlayfs look like on disk. Pure: no system calls, no paths.
+//! The on-disk encoding of overlayfs's markers, and of cowl's own. Pure: no system calls, no paths.
 //!
-//! The source of every rule is the kernel's Documentation/filesystems/overlayfs.rst; docs/format.md
-//! has the table of what each reader understands.
+//! The rules are those of the kernel's Documentation/filesystems/overlayfs.rst. docs/format.md lists which markers
+//! each reader understands.
 
 pub mod foreign;
 pub mod number;
@@ -14,7 +14,7 @@ pub use number::NumberMark;
 pub use redirect::Redirect;
 pub use xattr_names::{ACL_ACCESS, ACL_DEFAULT, CAPABILITY, XattrSpace};
 
-/// The value of the opaque mark: the folder hides what lies below it.
+/// The value of the opaque xattr of a directory that hides the layers below.
 pub const OPAQUE: &[u8] = b"y";
-/// The value of the opaque mark of a folder that holds whiteouts in the form of marked files.
+/// The value of the opaque xattr of a directory that contains xattr whiteouts.
 pub const OPAQUE_XATTR_WHITEOUTS: &[u8] = b"x";

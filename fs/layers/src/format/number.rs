@@ -1,16 +1,16 @@
-//! cowl's own mark: the inode number that an object keeps over its copy-up.
+//! The xattr `cowl.ino`: the inode number that an object retains across its copy-up.
 //!
-//! The number is borrowed from an inode of a lower layer, so the mark names that layer; a reader
-//! whose stack lacks the layer must ignore the mark, because the number may have been given away.
+//! The number belongs to an inode of a lower layer, so the xattr names that layer. A reader whose stack does not
+//! contain the layer must ignore the xattr, because the number may belong to another object by now.
 
 use crate::error::{Error, Result};
 
-/// The value of the mark `cowl.ino`: a version byte, the layer's id, the number (little endian).
+/// The value of the xattr `cowl.ino`: a version byte, the layer's id and the inode number, both little endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NumberMark {
-    /// The id of the layer whose inode lends the number.
+    /// The id of the layer that contains the inode.
     pub layer: u64,
-    /// The number.
+    /// The inode number in that layer.
     pub ino: u64,
 }
 
@@ -18,10 +18,10 @@ const VERSION: u8 = 1;
 const LEN: usize = 17;
 
 impl NumberMark {
-    /// Reads a mark; `None` for a version that this reader does not know.
+    /// Parses a value; `None` if its version is unknown.
     pub fn parse(value: &[u8]) -> Result<Option<Self>> {
         let Some((&version, rest)) = value.split_first() else {
-            return Err(Error::Damaged("an empty number mark"));
+            return Err(Error::Damaged("the xattr cowl.ino is empty"));
         };
         if version != VERSION {
             return Ok(None);
@@ -29,7 +29,7 @@ impl NumberMark {
         let (Some(layer), Some(ino), LEN) =
             (rest.first_chunk::<8>(), rest.last_chunk::<8>(), value.len())
         else {
-            return Err(Error::Damaged("a number mark of the wrong length"));
+            return Err(Error::Damaged("the xattr cowl.ino has the wrong length"));
         };
         Ok(Some(Self {
             layer: u64::from_le_bytes(*layer),
@@ -37,7 +37,7 @@ impl NumberMark {
         }))
     }
 
-    /// The value to store.
+    /// Returns the value to store.
     pub fn to_value(self) -> Vec<u8> {
         let mut value = Vec::with_capacity(LEN);
         value.push(VERSION);

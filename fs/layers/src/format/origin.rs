@@ -1,16 +1,17 @@
-//! The kernel's file handles, as its `origin` marks hold them and its index names its entries: by them a
-//! copied-up object says which lower inode it came from. Only read here.
+//! The file handles of kernel overlayfs, in its `origin` xattrs and in the names of its index entries.
+//!
+//! A handle identifies the lower inode that an object was copied up from. cowl only reads them.
 
-/// Version and magic byte (the kernel's struct ovl_fb).
+/// Version and magic byte (`OVL_FH_VERSION` and `OVL_FH_MAGIC` in `struct ovl_fb`).
 const HEAD: [u8; 2] = [0x00, 0xfb];
-/// Head, length, flags, type, and the file system's UUID.
+/// The length of the header: version, magic, length, flags, type, and the file system's UUID.
 const BEFORE_HANDLE: usize = 21;
-/// The flag that the handle belongs to a file of the upper.
+/// The flag of a handle that refers to the upper layer (`OVL_FH_FLAG_PATH_UPPER`).
 const IN_UPPER: u8 = 1 << 2;
 
-/// The handle that an entry of the index is named by, in hexadecimal digits: that of the lower inode that
-/// it was copied up from. Its kind and its bytes, as name_to_handle_at(2) tells them; `None` for any
-/// other name.
+/// Decodes the name of an index entry: hexadecimal digits of the handle of the lower inode.
+///
+/// Returns the handle's type and bytes, as from name_to_handle_at(2); `None` for any other name.
 pub fn handle_of_entry(name: &[u8]) -> Option<(i32, Vec<u8>)> {
     let (digits, rest) = name.as_chunks::<2>();
     if !rest.is_empty() {

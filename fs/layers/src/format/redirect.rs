@@ -1,25 +1,25 @@
-//! Redirect marks: under which name the layers below know an object.
+//! Redirect xattrs, which name the path of an object in the layers below.
 
 use std::fmt;
 
 use crate::error::{Error, Result};
 use crate::name::Name;
 
-/// The parsed value of a redirect mark.
+/// The parsed value of a redirect xattr.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Redirect {
-    /// Another name in the same folder.
+    /// Another name in the same directory.
     Sibling(Name),
-    /// A path from the root of the layers below; here without the leading slash, never empty.
+    /// A path from the root of the layers below. Never empty; stored here without the leading slash.
     Path(Box<[u8]>),
 }
 
 impl Redirect {
-    /// Reads a mark. A value with a slash must begin with one; no component may be empty, `.` or `..`.
+    /// Parses a value. A value that contains a slash must begin with one; no component may be empty, `.` or `..`.
     pub fn parse(value: &[u8]) -> Result<Self> {
-        // podman's and older kernels' values may end in a NUL.
+        // podman and older kernels write a trailing NUL.
         let value = value.strip_suffix(b"\0").unwrap_or(value);
-        let damaged = |_| Error::Damaged("a redirect mark that is no path");
+        let damaged = |_| Error::Damaged("the value of a redirect xattr is not a valid path");
         match value.strip_prefix(b"/") {
             Some(path) => {
                 for part in path.split(|&byte| byte == b'/') {
@@ -31,7 +31,7 @@ impl Redirect {
         }
     }
 
-    /// The value to store.
+    /// Returns the value to store.
     pub fn to_value(&self) -> Vec<u8> {
         match self {
             Self::Sibling(name) => name.as_bytes().to_vec(),

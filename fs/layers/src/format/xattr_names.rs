@@ -1,8 +1,7 @@
-//! The names of the marks, and how names on disk and names seen through a mount map to each other.
+//! The names of marker xattrs, and the mapping between xattr names on disk and on the mount.
 //!
-//! An overlay's own attributes never show through it. A name that a user sets through the mount and
-//! that would be one of them is stored with one `overlay.` more, as the kernel does, so that overlays
-//! can be stacked on each other.
+//! An overlay's marker xattrs are not visible on its mount. If a user sets an xattr of such a name on the mount, it is
+//! stored with an additional `overlay.`, as the kernel's overlayfs does, so that overlays can be stacked.
 
 use std::borrow::Cow;
 
@@ -13,12 +12,12 @@ pub const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
 /// The xattr of the file capabilities.
 pub const CAPABILITY: &[u8] = b"security.capability";
 
-/// Which attributes carry the marks.
+/// The namespace of the marker xattrs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum XattrSpace {
-    /// `trusted.overlay.*`: wants CAP_SYS_ADMIN in the initial user namespace.
+    /// `trusted.overlay.*`, which needs CAP_SYS_ADMIN in the initial user namespace.
     Trusted,
-    /// `user.overlay.*`: the kernel's `userxattr` mounts, for unprivileged users.
+    /// `user.overlay.*`, as in the kernel's `userxattr` mounts, for unprivileged users.
     User,
 }
 
@@ -37,45 +36,45 @@ macro_rules! names {
 }
 
 names! {
-    /// The common beginning of all marks.
+    /// Returns the common prefix of all marker xattrs.
     prefix = "";
-    /// A folder that hides what lies below it.
+    /// Returns the name of the xattr of a directory that hides the layers below.
     opaque = "opaque";
-    /// Where the layers below have this object.
+    /// Returns the name of the xattr that holds an object's path in the layers below.
     redirect = "redirect";
-    /// A file whose content lies below.
+    /// Returns the name of the xattr of a file whose content is in a lower layer.
     metacopy = "metacopy";
-    /// A whiteout in the form of an empty regular file.
+    /// Returns the name of the xattr that makes an empty regular file a whiteout.
     whiteout = "whiteout";
-    /// The number that this object shows (cowl's own, see [`crate::format::NumberMark`]).
+    /// Returns the name of the xattr that holds an object's visible inode number (see [`crate::format::NumberMark`]).
     ino = "cowl.ino";
-    /// A character device 0:0 that a user made (cowl's own, see [`crate::format::zero_device`]).
+    /// Returns the name of the xattr of a user's character device 0:0 (see [`crate::format::zero_device`]).
     node = "cowl.node";
-    /// A folder that holds such devices (cowl's own).
+    /// Returns the name of the xattr of a directory that contains such devices.
     nodes = "cowl.nodes";
-    /// The mark `whiteout` of an overlay above this one.
+    /// Returns the name of the whiteout xattr of an overlay that is stacked on this one.
     escaped_whiteout = "overlay.whiteout";
-    /// The mark `opaque` of an overlay above this one.
+    /// Returns the name of the opaque xattr of an overlay that is stacked on this one.
     escaped_opaque = "overlay.opaque";
-    /// The beginning of an escaped mark: one that belongs to an overlay above this one.
+    /// Returns the prefix of the marker xattrs of an overlay that is stacked on this one.
     escaped = "overlay.";
 }
 
 impl XattrSpace {
-    /// How an attribute's name on disk shows through the mount; `None` hides it.
+    /// Maps an xattr's name on disk to its name on the mount; `None` if it is not visible there.
     pub fn to_mount(self, disk: &[u8]) -> Option<Cow<'_, [u8]>> {
-        let Some(mark) = disk.strip_prefix(self.prefix().as_bytes()) else {
+        let Some(marker) = disk.strip_prefix(self.prefix().as_bytes()) else {
             return Some(Cow::Borrowed(disk));
         };
-        let inner = mark.strip_prefix(b"overlay.")?;
+        let inner = marker.strip_prefix(b"overlay.")?;
         Some(Cow::Owned([self.prefix().as_bytes(), inner].concat()))
     }
 
-    /// Under which name an attribute named through the mount lies on disk.
+    /// Maps an xattr's name on the mount to its name on disk.
     pub fn to_disk(self, mount: &[u8]) -> Cow<'_, [u8]> {
         match mount.strip_prefix(self.prefix().as_bytes()) {
             None => Cow::Borrowed(mount),
-            Some(mark) => Cow::Owned([self.escaped().as_bytes(), mark].concat()),
+            Some(marker) => Cow::Owned([self.escaped().as_bytes(), marker].concat()),
         }
     }
 }
@@ -116,7 +115,7 @@ mod tests {
                 assert_eq!(&*space.to_disk(name), name);
             }
         }
-        // The other space's marks are ordinary names.
+        // Marker xattrs of the other namespace are ordinary xattrs.
         assert_eq!(
             XattrSpace::User
                 .to_mount(b"trusted.overlay.opaque")

@@ -1,23 +1,26 @@
-//! A character device 0:0 that a user made. As it is it would be a whiteout, so it lies on disk as an
-//! empty regular file with two marks: `cowl.node`, which says what it shows, and the escaped
-//! `overlay.whiteout`, by which an overlay above, that knows nothing of cowl, takes it for a whiteout.
-//! Its folder has `cowl.nodes`, so that a listing knows where to look, and the escaped
-//! `overlay.opaque=x`, which the kernel asks for where whiteouts are files.
+//! Character devices 0:0 that a user created.
+//!
+//! On disk, such a device would be a whiteout. It is therefore stored as an empty regular file with two xattrs:
+//! `cowl.node` identifies it, and the escaped `overlay.whiteout` makes a kernel overlayfs that is stacked on the mount
+//! treat it as a whiteout. Its directory has the xattr `cowl.nodes`, so that listings check only such directories for
+//! devices, and the escaped `overlay.opaque=x`, without which the kernel ignores xattr whiteouts in a listing.
 
 use super::{OPAQUE_XATTR_WHITEOUTS, XattrSpace};
 
-/// The value of `cowl.node`: a version byte. There is only one device that needs this.
+/// The value of `cowl.node`: a version byte. It needs no device number, because only 0:0 is stored this way.
 pub const NODE: &[u8] = &[1];
 
-/// The value of `cowl.nodes`: a version byte, and whether the escaped opaque mark beside it was set for
-/// the kernel only. Then users do not see it.
+/// The value of `cowl.nodes` if cowl set the directory's escaped opaque xattr, which is then not visible to users.
+///
+/// The first byte is a version.
 pub const NODES_WITH_OPAQUE: &[u8] = &[1, 1];
-/// The same where the folder's escaped opaque mark is a user's.
+/// The value of `cowl.nodes` if a user set the directory's escaped opaque xattr.
 pub const NODES: &[u8] = &[1, 0];
 
 impl XattrSpace {
-    /// The escaped mark among an object's attributes that no user set, if there is one. `value` tells
-    /// the value of an attribute on disk.
+    /// Returns the escaped xattr of an object that cowl set and no user, if any.
+    ///
+    /// `value` returns the value of an xattr on disk.
     pub fn not_a_users<E>(
         self,
         value: impl Fn(&str) -> Result<Option<Vec<u8>>, E>,

@@ -1,6 +1,6 @@
-//! The open folder descriptors: a bounded number, the least recently used go first.
+//! A cache of open directory descriptors with a bounded size and LRU eviction.
 //!
-//! Never one descriptor an inode: a hard limit of 20,000 open files is common, and trees are larger.
+//! One descriptor for each inode is not possible: a hard limit of 20,000 open files is common, and trees are larger.
 
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
@@ -10,46 +10,48 @@ use std::sync::{Arc, LazyLock};
 use lru::LruCache;
 use parking_lot::Mutex;
 
-/// At most so many folders are kept open, whatever the limit of the process.
-const MOST: u64 = 2048;
+/// The maximum number of cached descriptors, whatever the limit of the process.
+const MAX_CAPACITY: u64 = 2048;
 
 static OPEN: LazyLock<Mutex<LruCache<u64, Arc<OwnedFd>>>> = LazyLock::new(|| {
-    let keep = NonZeroUsize::new(*KEEP).unwrap_or(NonZeroUsize::MIN);
-    Mutex::new(LruCache::new(keep))
+    let capacity = NonZeroUsize::new(*CAPACITY).unwrap_or(NonZeroUsize::MIN);
+    Mutex::new(LruCache::new(capacity))
 });
 
-/// How many are kept.
-static KEEP: LazyLock<usize> = LazyLock::new(|| {
+/// The capacity of the cache: a quarter of the process's soft limit, within bounds.
+static CAPACITY: LazyLock<usize> = LazyLock::new(|| {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let keep = (limit.unwrap_or(u64::MAX) / 4).clamp(16, MOST);
-    usize::try_from(keep).unwrap_or(16)
+    let capacity = (limit.unwrap_or(u64::MAX) / 4).clamp(16, MAX_CAPACITY);
+    usize::try_from(capacity).unwrap_or(16)
 });
 
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
-/// A key that no other folder has had.
+/// Returns a key that was never used before in this process.
 pub(crate) fn new_key() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// The descriptor kept under `key`.
+/// Returns the cached descriptor of `key`, and marks it as recently used.
 pub(crate) fn get(key: u64) -> Option<Arc<OwnedFd>> {
     OPEN.lock().get(&key).cloned()
 }
 
-/// Whether so many are kept that going up a long chain seldom opens one anew.
+/// Whether the cache is so large that a walk up a long chain of directories rarely has to reopen one.
 pub(crate) fn has_room() -> bool {
-    *KEEP >= 128
+    *CAPACITY >= 128
 }
 
-/// Whether a descriptor is kept under `key`; that is no use of it.
+/// Whether the descriptor of `key` is cached. Does not count as a use of it.
 pub(crate) fn is_open(key: u64) -> bool {
     OPEN.lock().contains(&key)
 }
 
-/// Which directories of a long chain are kept when it is opened from its beginning: the last ones, and above
-/// them some at equal distances, so that the next chain begins at one of those and not at the root. They are a
-/// part of what is kept, for a directory that lies in several layers has as many chains.
+/// The selection of directories that are cached when a long chain is opened from its root.
+///
+/// The deepest ones are cached, and above them some at equal distances, so that the next open of a chain begins at one
+/// of those instead of the root. Together they use only a part of the capacity, because a directory that exists in
+/// several layers has as many chains.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Spaced {
     near: usize,
@@ -58,33 +60,33 @@ pub(crate) struct Spaced {
 
 impl Spaced {
     pub(crate) fn over(length: usize) -> Self {
-        Self::of(length, *KEEP)
+        Self::with_capacity(length, *CAPACITY)
     }
 
-    fn of(length: usize, keep: usize) -> Self {
+    fn with_capacity(length: usize, capacity: usize) -> Self {
         Self {
-            near: (keep / 8).max(1),
-            step: (length / (keep / 8).max(1)).max(1),
+            near: (capacity / 8).max(1),
+            step: (length / (capacity / 8).max(1)).max(1),
         }
     }
 
-    /// Whether the one with so many of the chain below it is kept.
+    /// Whether to cache the directory that has `below` directories of the chain below it.
     pub(crate) fn keeps(self, below: usize) -> bool {
         !self.is_far(below) || below.is_multiple_of(self.step)
     }
 
-    /// Whether it is none of the last ones.
+    /// Whether the directory with `below` directories below it is not among the deepest ones.
     pub(crate) fn is_far(self, below: usize) -> bool {
         below >= self.near
     }
 }
 
-/// Keeps a descriptor. The one that has to go for it is closed outside the lock.
+/// Caches a descriptor. An evicted one is closed after the cache is unlocked.
 pub(crate) fn put(key: u64, fd: Arc<OwnedFd>) {
     let _closed = OPEN.lock().push(key, fd);
 }
 
-/// Lets go of a descriptor.
+/// Removes a descriptor from the cache. It is closed after the cache is unlocked.
 pub(crate) fn forget(key: u64) {
     let _closed = OPEN.lock().pop(&key);
 }
@@ -95,12 +97,12 @@ mod tests {
 
     #[test]
     fn a_chain_keeps_no_more_than_there_is_room_for() {
-        for keep in [16, 64, 2048] {
-            for length in [1, 5, keep - 1, keep, 3 * keep, 100 * keep] {
-                let spaced = Spaced::of(length, keep);
+        for capacity in [16, 64, 2048] {
+            for length in [1, 5, capacity - 1, capacity, 3 * capacity, 100 * capacity] {
+                let spaced = Spaced::with_capacity(length, capacity);
                 let kept = (0..length).filter(|below| spaced.keeps(*below)).count();
-                assert!(kept <= keep, "{kept} of {length}, {keep} at most");
-                assert!(kept >= length.min(keep / 8), "{kept} of {length}");
+                assert!(kept <= capacity, "{kept} of {length}, {capacity} at most");
+                assert!(kept >= length.min(capacity / 8), "{kept} of {length}");
             }
         }
     }

@@ -1,5 +1,7 @@
-//! Directories inside one layer: reached from the parent by name, so that no path is ever too long and a rename of
-//! a directory above needs no change below.
+//! Directories of one layer.
+//!
+//! A directory refers to its parent and its name there, not to a path. So no path exceeds PATH_MAX, and a rename of a
+//! directory needs no update of those below it.
 
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,7 +17,7 @@ use crate::sys;
 
 /// The largest depth of a directory whose parent is opened through `..`, if there are enough descriptors to do
 /// without.
-const UP_AT_MOST: u32 = 256;
+const MAX_UP_DEPTH: u32 = 256;
 
 /// The access for which a directory is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,20 +42,20 @@ pub struct LayerDir {
     layer: Arc<Layer>,
     key: u64,
     ino: u64,
-    /// The number of directories above it when it was found.
+    /// The number of directories above it at the time of the lookup.
     depth: u32,
-    place: RwLock<Place>,
+    location: RwLock<DirLocation>,
 }
 
 #[derive(Clone)]
-enum Place {
+enum DirLocation {
     Root,
     Child {
         parent: Arc<LayerDir>,
         name: Name,
     },
-    /// It was removed while it is still referenced.
-    Gone(Arc<OwnedFd>),
+    /// Unlinked while still referenced.
+    Removed(Arc<OwnedFd>),
 }
 
 impl LayerDir {
@@ -64,45 +66,47 @@ impl LayerDir {
             key: descriptors::new_key(),
             ino,
             depth: 0,
-            place: RwLock::new(Place::Root),
+            location: RwLock::new(DirLocation::Root),
         })
     }
 
-    /// Returns the directory `name` in `parent`; `ino` is its inode number, by which it is recognized.
+    /// Refers to the directory `name` in `parent`, without opening it.
+    ///
+    /// When it is opened, its inode number is compared with `ino`, to detect a rename or removal.
     pub fn child(parent: &Arc<Self>, name: Name, ino: u64) -> Arc<Self> {
         Arc::new(Self {
             layer: parent.layer.clone(),
             key: descriptors::new_key(),
             ino,
             depth: parent.depth.saturating_add(1),
-            place: RwLock::new(Place::Child {
+            location: RwLock::new(DirLocation::Child {
                 parent: parent.clone(),
                 name,
             }),
         })
     }
 
-    /// Returns the layer.
+    /// Returns the layer of the directory.
     pub fn layer(&self) -> &Arc<Layer> {
         &self.layer
     }
 
-    /// Returns a number of this location alone, for as long as the process lives.
+    /// Returns a number that identifies this object and is never reused by the process.
     pub fn key(&self) -> u64 {
         self.key
     }
 
-    /// Its inode number on disk.
+    /// Returns the inode number on disk.
     pub fn ino(&self) -> u64 {
         self.ino
     }
 
-    /// A descriptor of the folder, to find names in it with; O_PATH or more.
+    /// Returns a descriptor for `*at` calls, O_PATH or readable.
     pub fn fd(&self) -> Result<Arc<OwnedFd>> {
         Ok(self.opened(Access::Find)?.0)
     }
 
-    /// A descriptor that the folder can be read with, once and from its beginning.
+    /// Returns a descriptor for one pass of getdents64(2) from the start of the directory.
     pub(super) fn readable(&self) -> Result<Arc<OwnedFd>> {
         match self.opened(Access::Read)? {
             (fd, Opened::ToRead) => Ok(fd),
@@ -129,32 +133,33 @@ impl LayerDir {
         if let Some(fd) = descriptors::get(self.key) {
             return Ok((fd, Opened::ToFind));
         }
-        let (parent, name) = match self.place.read().clone() {
-            Place::Root => return Ok((self.layer.root.clone(), Opened::ToFind)),
-            Place::Gone(fd) => return Ok((fd, Opened::ToFind)),
-            Place::Child { parent, name } => (parent, name),
+        let (parent, name) = match self.location.read().clone() {
+            DirLocation::Root => return Ok((self.layer.root.clone(), Opened::ToFind)),
+            DirLocation::Removed(fd) => return Ok((fd, Opened::ToFind)),
+            DirLocation::Child { parent, name } => (parent, name),
         };
-        // Upwards to the nearest open folder, then down again, without recursion: trees are deep.
-        let mut way: Vec<(u64, u64, Name)> = vec![(self.key, self.ino, name)];
+        // Go up to the nearest open directory, then open those below it. Recursion would overflow the stack in a
+        // deep tree.
+        let mut chain: Vec<(u64, u64, Name)> = vec![(self.key, self.ino, name)];
         let mut above = parent;
         let mut fd = loop {
             if let Some(fd) = descriptors::get(above.key) {
                 break fd;
             }
-            let place = above.place.read().clone();
-            match place {
-                Place::Root => break above.layer.root.clone(),
-                Place::Gone(fd) => break fd,
-                Place::Child { parent, name } => {
-                    way.push((above.key, above.ino, name));
+            let location = above.location.read().clone();
+            match location {
+                DirLocation::Root => break above.layer.root.clone(),
+                DirLocation::Removed(fd) => break fd,
+                DirLocation::Child { parent, name } => {
+                    chain.push((above.key, above.ino, name));
                     above = parent;
                 }
             }
         };
-        let spaced = descriptors::Spaced::over(way.len());
+        let spaced = descriptors::Spaced::over(chain.len());
         let mut far = Vec::new();
-        while let Some((key, ino, name)) = way.pop() {
-            let next = if access == Access::Read && way.is_empty() {
+        while let Some((key, ino, name)) = chain.pop() {
+            let next = if access == Access::Read && chain.is_empty() {
                 sys::dir::open_dir_to_read(fd.as_fd(), &name)?
             } else {
                 sys::dir::open_dir(fd.as_fd(), &name)?
@@ -163,14 +168,15 @@ impl LayerDir {
                 return Err(Error::Errno(Errno::STALE));
             }
             fd = Arc::new(next);
-            if spaced.keeps(way.len()) {
+            if spaced.keeps(chain.len()) {
                 descriptors::put(key, fd.clone());
-                if spaced.is_far(way.len()) {
+                if spaced.is_far(chain.len()) {
                     far.push(key);
                 }
             }
         }
-        // They are of use once those below them are not: not to be evicted before.
+        // Mark the far ones as used last, so that the deeper ones are evicted before them: the far ones are needed
+        // only when those below them are no longer cached.
         for key in far {
             let _used = descriptors::get(key);
         }
@@ -181,30 +187,32 @@ impl LayerDir {
         Ok((fd, opened))
     }
 
-    /// Keeps the directory above open, through `..` of this one, where it was closed meanwhile.
+    /// Reopens the parent directory through `..` and caches it, if its descriptor was evicted.
     ///
-    /// To be called by a walk that goes back up: a chain of directories that is deeper than there are
-    /// descriptors would have to be opened from its beginning again. Nothing is lost where it fails.
+    /// A tree walk calls this when it leaves a directory. Otherwise, in a tree that is deeper than the cache is large,
+    /// the chain would be reopened from its root. Failures are ignored, because this is only an optimization.
     ///
-    /// In a mount whose root is not its file system's, as a layer's own mount is, the kernel answers `..` by
-    /// following the way up to that root (`path_connected`). Where that takes longer than opening the nearest
-    /// part of the chain again, this does nothing.
+    /// If a mount's root is not the root of its file system, as in the private mount of a layer, the kernel resolves
+    /// `..` by walking up to the mount's root (`path_connected`), in time proportional to the depth. For directories
+    /// where that takes longer than reopening the nearest part of the chain, this does nothing.
     pub fn leave(&self) {
-        if self.depth > UP_AT_MOST && descriptors::has_room() {
+        if self.depth > MAX_UP_DEPTH && descriptors::has_room() {
             return;
         }
-        let Place::Child { parent, .. } = self.place.read().clone() else {
+        let DirLocation::Child { parent, .. } = self.location.read().clone() else {
             return;
         };
-        if matches!(*parent.place.read(), Place::Root | Place::Gone(_))
-            || descriptors::is_open(parent.key)
+        if matches!(
+            *parent.location.read(),
+            DirLocation::Root | DirLocation::Removed(_)
+        ) || descriptors::is_open(parent.key)
         {
             return;
         }
         let Some(fd) = descriptors::get(self.key) else {
             return;
         };
-        // Only ever the directory that is meant: this one may have been moved.
+        // After a concurrent move, `..` may be another directory than `parent`.
         if let Ok(above) = sys::dir::open_dir(fd.as_fd(), b"..")
             && sys::stat::stat_fd(&above).is_ok_and(|stat| stat.ino == parent.ino)
         {
@@ -212,18 +220,19 @@ impl LayerDir {
         }
     }
 
-    /// Where it lies, from the layer's root, without a leading slash; empty for the root.
-    /// ESTALE when it was removed.
+    /// Returns the path relative to the layer's root, without a leading slash; empty for the root.
+    ///
+    /// Fails with ESTALE if the directory or one above it was removed.
     pub fn path_in_layer(&self) -> Result<Vec<u8>> {
         let mut names = Vec::new();
-        let mut place = self.place.read().clone();
+        let mut location = self.location.read().clone();
         loop {
-            place = match place {
-                Place::Root => break,
-                Place::Gone(_) => return Err(Error::Errno(Errno::STALE)),
-                Place::Child { parent, name } => {
+            location = match location {
+                DirLocation::Root => break,
+                DirLocation::Removed(_) => return Err(Error::Errno(Errno::STALE)),
+                DirLocation::Child { parent, name } => {
                     names.push(name);
-                    parent.place.read().clone()
+                    parent.location.read().clone()
                 }
             };
         }
@@ -231,37 +240,40 @@ impl LayerDir {
         Ok(names.join(&b'/'))
     }
 
-    /// Whether both are the same folder of the same layer.
+    /// Whether both are the same directory of the same layer.
     pub fn same_place(&self, other: &Self) -> bool {
         self.key == other.key || (self.layer.id() == other.layer.id() && self.ino == other.ino)
     }
 
-    /// To be held while the folder is moved or removed on disk: who asks for its way meanwhile waits.
+    /// Locks the directory's location. The caller holds the lock while it moves or removes the directory on disk.
+    ///
+    /// Other threads that read the location block until the lock is released, so that they see neither the old
+    /// location after the move nor the new one before it.
     pub fn moving(&self) -> Moving<'_> {
-        Moving(self.place.write())
+        Moving(self.location.write())
     }
 
-    /// Told when the folder is removed while it is still known; `fd` keeps it.
+    /// Records that the directory was removed. Later operations on it use the descriptor `fd`.
     pub fn gone(&self, fd: Arc<OwnedFd>) {
-        *self.place.write() = Place::Gone(fd);
+        *self.location.write() = DirLocation::Removed(fd);
     }
 }
 
-/// A folder whose place is just changing.
-pub struct Moving<'a>(RwLockWriteGuard<'a, Place>);
+/// The locked location of a directory that is being moved or removed.
+pub struct Moving<'a>(RwLockWriteGuard<'a, DirLocation>);
 
 impl Moving<'_> {
-    /// It was moved.
+    /// Records the new location.
     pub fn to(mut self, parent: &Arc<LayerDir>, name: Name) {
-        *self.0 = Place::Child {
+        *self.0 = DirLocation::Child {
             parent: parent.clone(),
             name,
         };
     }
 
-    /// It was removed; `fd` keeps it.
+    /// Records that the directory was removed. Later operations on it use the descriptor `fd`.
     pub fn gone(mut self, fd: Arc<OwnedFd>) {
-        *self.0 = Place::Gone(fd);
+        *self.0 = DirLocation::Removed(fd);
     }
 }
 
@@ -274,13 +286,14 @@ impl fmt::Debug for Moving<'_> {
 impl Drop for LayerDir {
     fn drop(&mut self) {
         descriptors::forget(self.key);
-        // A long chain of parents that all end here would drop recursively, one stack frame each.
-        let mut place = std::mem::replace(self.place.get_mut(), Place::Root);
-        while let Place::Child { parent, .. } = place {
+        // If this drops the last reference to a long chain of parents, each would be dropped recursively, which
+        // overflows the stack.
+        let mut location = std::mem::replace(self.location.get_mut(), DirLocation::Root);
+        while let DirLocation::Child { parent, .. } = location {
             let Some(mut parent) = Arc::into_inner(parent) else {
                 break;
             };
-            place = std::mem::replace(parent.place.get_mut(), Place::Root);
+            location = std::mem::replace(parent.location.get_mut(), DirLocation::Root);
         }
     }
 }

@@ -1,6 +1,8 @@
-//! What fuse-overlayfs leaves in layers where it may neither make devices nor set trusted attributes,
-//! and what tar layers hold: `.wh.NAME` hides NAME, `.wh..wh..opq` and an attribute make a folder opaque.
-//! Read only where the mount is told to: on a plain folder these are ordinary names.
+//! Reads the markers of fuse-overlayfs and of container image layers.
+//!
+//! fuse-overlayfs uses them if it can neither create devices nor set trusted xattrs: `.wh.NAME` hides NAME, and
+//! `.wh..wh..opq` or an xattr makes a directory opaque. They are read only if the mount option requests it, because
+//! in other directories these are ordinary names.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -12,62 +14,65 @@ use crate::sys;
 use crate::sys::dir::RawEntry;
 use crate::sys::stat::{FileKind, Stat};
 
-/// The name beside `name` that hides it in the layers below, if the layer's folder `dir` has it.
+/// Returns the attributes of the whiteout `.wh.NAME` in `dir`, if it exists.
 pub(super) fn whiteout_of(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Stat>> {
     match whiteout_name(name) {
-        Some(mark) => there(dir, &mark),
+        Some(whiteout) => stat_if_present(dir, &whiteout),
         None => Ok(None),
     }
 }
 
-/// Whether the folder `name` in `dir` hides what lies below it.
+/// Whether the directory `name` in `dir` is opaque.
 pub(super) fn is_opaque(dir: BorrowedFd<'_>, name: &[u8]) -> Result<bool> {
-    let attribute = sys::xattr::get_at(dir, name, OPAQUE_ATTRIBUTE)?;
-    if attribute.is_some_and(|value| value == b"y") || whiteout_of(dir, name)?.is_some() {
+    let xattr = sys::xattr::get_at(dir, name, OPAQUE_ATTRIBUTE)?;
+    if xattr.is_some_and(|value| value == b"y") || whiteout_of(dir, name)?.is_some() {
         return Ok(true);
     }
     let inner = sys::dir::open_dir(dir, name)?;
-    Ok(there(inner.as_fd(), OPAQUE_NAME)?.is_some())
+    Ok(stat_if_present(inner.as_fd(), OPAQUE_NAME)?.is_some())
 }
 
-/// Takes the marks out of a listing, and returns the names that they hide.
+/// Removes the markers from a listing, and returns the names that they hide.
 pub(super) fn take_marks(names: &mut Vec<RawEntry>) -> Vec<Box<[u8]>> {
-    let marks: Vec<_> = names.extract_if(.., |entry| is_mark(&entry.name)).collect();
-    marks
+    let markers: Vec<_> = names.extract_if(.., |entry| is_mark(&entry.name)).collect();
+    markers
         .iter()
-        .filter_map(|mark| hidden_name(&mark.name))
+        .filter_map(|marker| hidden_name(&marker.name))
         .filter(|hidden| !names.iter().any(|entry| *entry.name == **hidden))
         .map(Into::into)
         .collect()
 }
 
 impl Upper {
-    /// Puts a whiteout of our own in the place of a foreign one, before a change of `name` in `dir`: our
-    /// plans are made for whiteouts that stand where the name stands.
+    /// Replaces a foreign whiteout of `name` in `dir` with one in overlayfs's format.
+    ///
+    /// To be called before `name` is changed: the steps of removals and renames assume that a whiteout is at the name
+    /// that it hides.
     pub fn settle(&self, dir: &LayerDir, name: &[u8]) -> Result<()> {
-        let Some(mark) = whiteout_name(name) else {
+        let Some(whiteout) = whiteout_name(name) else {
             return Ok(());
         };
         let fd = dir.fd()?;
         let fd = (*fd).as_fd();
-        if there(fd, &mark)?.is_none() {
+        if stat_if_present(fd, &whiteout)?.is_none() {
             return Ok(());
         }
-        match there(fd, name)? {
+        match stat_if_present(fd, name)? {
             None => self.whiteout_new(fd, name)?,
-            // The mark says that this folder is opaque, and would say it of the next one with its name.
+            // Beside a directory, the whiteout makes it opaque. It would also apply to the next directory of that
+            // name, so it is replaced with an xattr on this one.
             Some(stat) if stat.kind() == FileKind::Directory => {
-                let folder = sys::dir::open_path(fd, name)?;
+                let inner = sys::dir::open_path(fd, name)?;
                 let opaque = self.layer.space().opaque().as_bytes();
-                sys::xattr::set(folder.as_fd(), opaque, OPAQUE)?;
+                sys::xattr::set(inner.as_fd(), opaque, OPAQUE)?;
             }
             Some(_) => {}
         }
-        sys::remove::remove_tree(fd, &mark)
+        sys::remove::remove_tree(fd, &whiteout)
     }
 }
 
-fn there(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Stat>> {
+fn stat_if_present(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Stat>> {
     match sys::stat::stat_at(dir, name) {
         Ok(stat) => Ok(Some(stat)),
         Err(error) if error.is_absent() => Ok(None),

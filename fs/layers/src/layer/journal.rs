@@ -1,5 +1,7 @@
-//! The journal of one kind of step that is not a single call: linking a copied-up file under several
-//! names. An entry is a file with the names beside the file to link; a mount that finds one finishes it.
+//! The journal for linking a copied-up file under several names, which is not atomic.
+//!
+//! An entry consists of two files in the work directory: the inode to link, and a list of its paths. The next mount
+//! completes the entries that an interrupted one left.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -17,61 +19,61 @@ use crate::sys::order::Order;
 const LIST: &[u8] = b"links-";
 const INODE: &[u8] = b"inode-";
 
-/// An entry that is on disk.
+/// An entry on disk.
 #[derive(Debug)]
 pub struct Entry {
     list: Vec<u8>,
     inode: Vec<u8>,
 }
 
-/// Writes an entry: `staged` is to get the names `paths` (from the upper's root).
+/// Writes an entry for linking `staged` at `paths`, which are relative to the root of the upper layer.
 pub fn write(
     work: &Arc<WorkDir>,
     staged: Staged,
     paths: &[Vec<u8>],
     order: Order,
 ) -> Result<Entry> {
-    let own = staged.name().to_vec();
+    let suffix = staged.name().to_vec();
     let entry = Entry {
-        list: [LIST, &own].concat(),
-        inode: [INODE, &own].concat(),
+        list: [LIST, &suffix].concat(),
+        inode: [INODE, &suffix].concat(),
     };
     let (list, file) =
         work.stage(|dir, name| sys::node::create(dir, name, 0o600, OFlags::WRONLY))?;
     sys::copy::write_all(&file, &paths.join(&0), 0)?;
     order.content_first(&file, Copied::Written)?;
     staged.commit(work.fd(), &entry.inode, RenameHow::NoReplace)?;
-    // The list is what makes the entry count, so it comes last.
+    // The list makes the entry valid, so it is committed last: a list without its inode could not be completed.
     if let Err(error) = list.commit(work.fd(), &entry.list, RenameHow::NoReplace) {
         sys::node::unlink(work.fd(), &entry.inode)?;
         return Err(error);
     }
-    // Before the first of the names.
+    // The entry must be durable before the first link.
     order.name_first(work.fd())?;
     Ok(entry)
 }
 
 impl Entry {
-    /// The name in the work folder of the file that gets the names.
+    /// Returns the name, in the work directory, of the inode to link.
     pub fn inode_name(&self) -> &[u8] {
         &self.inode
     }
 
-    /// Ends the entry: everything is in place.
+    /// Removes the entry after all links were created.
     pub fn remove(self, work: &WorkDir) -> Result<()> {
-        // The file first: a list whose file is gone asks for nothing.
+        // Remove the inode first: a list without an inode has no effect, so a crash in between is harmless.
         sys::node::unlink(work.fd(), &self.inode)?;
         sys::node::unlink(work.fd(), &self.list)
     }
 }
 
-/// Finishes what a killed mount left in the journal; to be called before the work folder is cleaned.
+/// Completes the entries that an interrupted mount left. To be called before the work directory is cleaned.
 pub(super) fn finish(upper: &Arc<Layer>, work: &WorkDir) -> Result<()> {
     for entry in sys::dir::entries(work.fd())? {
-        let Some(own) = entry.name.strip_prefix(LIST) else {
+        let Some(suffix) = entry.name.strip_prefix(LIST) else {
             continue;
         };
-        let inode = [INODE, own].concat();
+        let inode = [INODE, suffix].concat();
         let file = sys::content::open(work.fd(), &entry.name, OFlags::RDONLY)?;
         let mut list = Vec::new();
         std::io::Read::read_to_end(&mut std::fs::File::from(file), &mut list).map_err(|error| {
@@ -91,8 +93,9 @@ pub(super) fn finish(upper: &Arc<Layer>, work: &WorkDir) -> Result<()> {
     Ok(())
 }
 
-/// Links unless the name is taken (the step was done, or the name was hidden since) or its folder is
-/// not there any more.
+/// Creates one link, unless its name exists or its directory was removed.
+///
+/// The name exists if the link was created before the interruption, or if the name was hidden since.
 fn link_if_free(upper: &Arc<Layer>, work: &WorkDir, inode: &[u8], path: &[u8]) -> Result<()> {
     let mut parts: Vec<&[u8]> = path.split(|&byte| byte == b'/').collect();
     let Some(last) = parts.pop() else {
@@ -124,7 +127,7 @@ mod tests {
     use crate::layer::Upper;
     use std::os::unix::fs::MetadataExt;
 
-    /// A kill after each step of linking one file under three names.
+    /// Interrupts the linking of one file under three names after each step.
     #[test]
     fn a_mount_finishes_what_a_kill_interrupted() {
         for done in 0..=3 {

@@ -1,4 +1,4 @@
-//! What one layer's folder holds.
+//! Directory listings of one layer.
 
 use std::os::fd::AsFd;
 
@@ -10,31 +10,31 @@ use crate::name::Name;
 use crate::sys;
 use crate::sys::stat::FileKind;
 
-/// One name in one layer's folder.
+/// An entry of a directory in one layer.
 #[derive(Clone, Debug)]
 pub struct LayerEntry {
     /// The name.
     pub name: Name,
-    /// Its type.
+    /// The type of the object.
     pub kind: FileKind,
-    /// Inode number on disk.
+    /// The inode number on disk.
     pub ino: u64,
-    /// It hides the name in the layers below and is nothing itself.
+    /// Whether the entry is a whiteout, which hides the name in the layers below.
     pub whiteout: bool,
 }
 
-/// Reads a directory of a layer, whiteouts included; those that are marked files only if markers count.
+/// Lists a directory of a layer, including whiteouts. Xattr whiteouts are recognized only with `Markers::Read`.
 pub fn list(dir: &LayerDir, markers: Markers) -> Result<Vec<LayerEntry>> {
     let open = dir.readable()?;
     let fd = (*open).as_fd();
     let space = dir.layer().space();
-    let marks_here = sys::xattr::list_open(fd)?;
-    let has = |mark: &str| marks_here.iter().any(|name| **name == *mark.as_bytes());
-    let marked_files = markers == Markers::Read
+    let xattrs = sys::xattr::list_open(fd)?;
+    let has = |marker: &str| xattrs.iter().any(|name| **name == *marker.as_bytes());
+    let has_xattr_whiteouts = markers == Markers::Read
         && has(space.opaque())
         && sys::xattr::get(fd, space.opaque().as_bytes())?
             .is_some_and(|value| value == OPAQUE_XATTR_WHITEOUTS);
-    let devices = has(space.nodes());
+    let has_devices = has(space.nodes());
     let mut raw = sys::dir::read(&open)?;
     let hidden = if dir.layer().is_foreign() {
         foreign::take_marks(&mut raw)
@@ -60,12 +60,12 @@ pub fn list(dir: &LayerDir, markers: Markers) -> Result<Vec<LayerEntry>> {
         };
         let whiteout = match kind {
             FileKind::CharDevice => sys::stat::stat_at(fd, &entry.name)?.is_whiteout_device(),
-            FileKind::Regular if marked_files => {
+            FileKind::Regular if has_xattr_whiteouts => {
                 sys::xattr::get_at(fd, &entry.name, space.whiteout().as_bytes())?.is_some()
             }
             _ => false,
         };
-        if devices
+        if has_devices
             && kind == FileKind::Regular
             && !whiteout
             && zero_device::is_at(fd, &entry.name, space)?
@@ -82,10 +82,10 @@ pub fn list(dir: &LayerDir, markers: Markers) -> Result<Vec<LayerEntry>> {
     Ok(found)
 }
 
-/// The number that `name` keeps from before its copy-up; `None` also when it is gone by now.
+/// Returns the inode number that `name` retains from before its copy-up; `None` if it has none or does not exist.
 pub fn number_at(dir: &LayerDir, name: &[u8]) -> Result<Option<NumberMark>> {
-    let mark = dir.layer().space().ino();
-    match sys::xattr::get_at((*dir.fd()?).as_fd(), name, mark.as_bytes()) {
+    let xattr = dir.layer().space().ino();
+    match sys::xattr::get_at((*dir.fd()?).as_fd(), name, xattr.as_bytes()) {
         Ok(Some(raw)) => NumberMark::parse(&raw),
         Ok(None) => Ok(None),
         Err(error) if error.is_absent() => Ok(None),

@@ -1,4 +1,4 @@
-//! Locks on layers: one mount writes an upper, any number read a lower, and nobody does both.
+//! Locks on layers: exclusive for an upper layer and its work directory, shared for lower layers.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -10,27 +10,27 @@ use crate::error::Result;
 use crate::setup::{SetupError, SetupKind, shown};
 use crate::sys;
 
-/// How long to wait for a lock: an unmounted daemon needs a moment to let go.
+/// The time limit for a lock. The daemon of an unmounted file system releases its locks shortly after the unmount.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Locks a folder for the one mount that writes there; `what` names it in the message.
+/// Takes the exclusive lock of a mount that writes to a directory. `role` describes the directory in the message.
 pub(super) fn for_writing(
-    what: &str,
+    role: &str,
     path: &Path,
     dir: BorrowedFd<'_>,
 ) -> Result<OwnedFd, SetupError> {
-    patiently(path, || sys::dir::lock_exclusive(dir))?.ok_or_else(|| {
+    retry(path, || sys::dir::lock_exclusive(dir))?.ok_or_else(|| {
         SetupError::new(
             SetupKind::Busy,
-            format!("the {what} {} is in use by another mount", shown(path)),
-            "unmount that one first; two mounts that write one layer would destroy it",
+            format!("the {role} {} is in use by another mount", shown(path)),
+            "unmount that one first; two mounts that write one layer would corrupt it",
         )
     })
 }
 
-/// Takes the shared lock that keeps a lower from being written or collected.
+/// Takes the shared lock that prevents a lower layer from being written or garbage-collected.
 pub fn for_reading(layer: &Layer) -> Result<OwnedFd, SetupError> {
-    patiently(layer.path(), || sys::dir::lock_shared(layer.root_fd()))?.ok_or_else(|| {
+    retry(layer.path(), || sys::dir::lock_shared(layer.root_fd()))?.ok_or_else(|| {
         SetupError::new(
             SetupKind::Busy,
             format!("another mount writes to the layer {}", shown(layer.path())),
@@ -39,38 +39,40 @@ pub fn for_reading(layer: &Layer) -> Result<OwnedFd, SetupError> {
     })
 }
 
-fn patiently(
+/// Retries `take` until it returns a lock, for up to [`PATIENCE`].
+fn retry(
     path: &Path,
     take: impl Fn() -> Result<Option<OwnedFd>>,
 ) -> Result<Option<OwnedFd>, SetupError> {
     let deadline = Instant::now() + PATIENCE;
-    let mut asked = false;
+    let mut notified = false;
     loop {
         let lock = take().map_err(|error| SetupError::at("cannot lock", path, error))?;
         if lock.is_some() || Instant::now() >= deadline {
             return Ok(lock);
         }
-        if !asked {
-            asked = true;
-            ask_holders(path);
+        if !notified {
+            notified = true;
+            notify_holders(path);
         }
         thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// Has daemons that hold a lock on a layer check whether their mount is gone but for copies in other mount
-/// namespaces that no process uses: then they end.
-fn ask_holders(path: &Path) {
+/// Signals the daemons that hold a lock on a layer to check whether their mount is still in use.
+///
+/// A daemon exits if the only remaining mounts are copies in other mount namespaces that no process uses.
+fn notify_holders(path: &Path) {
     let (Ok(meta), Ok(locks)) = (std::fs::metadata(path), sys::flocks::read()) else {
         return;
     };
     let ino = std::os::unix::fs::MetadataExt::ino(&meta);
     for lock in locks.iter().filter(|lock| lock.ino == ino) {
         match sys::process::ask_to_check(lock.pid) {
-            Ok(true) => log::debug!("asked pid {} whether its mount is in use", lock.pid),
-            // Of another version, or no daemon.
+            Ok(true) => log::debug!("notified pid {} to check its mount", lock.pid),
+            // The process is a daemon of another version, or not a daemon.
             Ok(false) => {}
-            Err(error) => log::debug!("cannot ask pid {}: {error}", lock.pid),
+            Err(error) => log::debug!("cannot notify pid {}: {error}", lock.pid),
         }
     }
 }

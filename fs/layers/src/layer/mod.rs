@@ -1,4 +1,4 @@
-//! One tree on disk, and the stack that such trees make. No merging: that is [`crate::view`].
+//! Access to a single layer, without merging; see [`crate::view`] for the merged tree.
 
 mod descriptors;
 mod dir;
@@ -34,7 +34,7 @@ use crate::setup::SetupError;
 use crate::shown::Show as _;
 use crate::sys;
 
-/// One tree: a folder somewhere, opened once. Only the topmost of a stack is ever written.
+/// A layer: a directory tree whose root is open. Only the topmost layer of a stack is written.
 #[derive(Clone, Debug)]
 pub struct Layer {
     path: PathBuf,
@@ -45,14 +45,14 @@ pub struct Layer {
     ino: u64,
     space: XattrSpace,
     foreign: bool,
-    /// Its root was reached through a mount with `nodev`.
+    /// Whether the root was opened through a mount with `nodev`.
     no_devices: bool,
-    /// It was said that names in it look like marks.
+    /// Whether the warning about names that may be foreign markers was logged.
     warned: Arc<AtomicBool>,
 }
 
 impl Layer {
-    /// Opens the tree at `path`, whose markers lie in `space`. Opening takes no lock and changes nothing.
+    /// Opens the layer at `path`, whose marker xattrs are in the namespace `space`.
     pub fn open(path: &Path, space: XattrSpace) -> Result<Arc<Self>, SetupError> {
         let at = |error| SetupError::at("cannot use the layer", path, error);
         let (root, reached) = private::for_reading(path).map_err(at)?;
@@ -61,8 +61,8 @@ impl Layer {
             .map_err(at)?
             .unwrap_or_default();
         let file_system = match sys::stat::statvfs(&root).map_err(at)?.f_fsid {
-            // FUSE has no id to tell, and numbers of two such file systems must not meet.
-            0 => place_id(path),
+            // FUSE has no fsid. Without a substitute, inode numbers of two such file systems would collide.
+            0 => path_id(path),
             id => id,
         };
         let id = mix(&[
@@ -85,7 +85,7 @@ impl Layer {
         }))
     }
 
-    /// Like [`Layer::open`], with the markers of fuse-overlayfs and of tar layers.
+    /// Opens a layer in which the markers of fuse-overlayfs and of container image layers are read as well.
     pub fn open_foreign(path: &Path, space: XattrSpace) -> Result<Arc<Self>, SetupError> {
         let mut layer = Arc::unwrap_or_clone(Self::open(path, space)?);
         layer.foreign = true;
@@ -100,62 +100,65 @@ impl Layer {
         Arc::new(layer)
     }
 
-    /// A number that stays the layer's own as long as its root folder lives, whatever its path, and
-    /// is no other layer's: made of the file system's id and the root's inode and birth time.
+    /// Returns the layer's id, a hash of the file system's id and the root's inode number and birth time.
+    ///
+    /// It identifies the layer, does not depend on the path, and is constant as long as the root directory exists.
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// The path it was opened by.
+    /// Returns the path that the layer was opened at.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The device its root lies on.
+    /// Returns the device number of the root.
     pub fn dev(&self) -> u64 {
         self.dev
     }
 
-    /// Where its marks lie.
+    /// Returns the namespace of the marker xattrs.
     pub fn space(&self) -> XattrSpace {
         self.space
     }
 
-    /// Whether marks of fuse-overlayfs and of tar layers count.
+    /// Whether the markers of fuse-overlayfs and of container image layers are read.
     pub fn is_foreign(&self) -> bool {
         self.foreign
     }
 
-    /// Whether the kernel refuses to open devices in it, because it was reached through a mount with `nodev`.
+    /// Whether the layer is accessed through a mount with `nodev`, on which the kernel refuses to open devices.
     pub fn has_no_devices(&self) -> bool {
         self.no_devices
     }
 
-    /// Told when a name is met that another program would take for a mark; says so once.
+    /// Logs a warning about a name that fuse-overlayfs would treat as a marker, once for each layer.
     fn note_likely_mark(&self, name: &[u8]) {
         if !self.warned.swap(true, Ordering::Relaxed) {
             log::warn!(
-                "the layer {} has the name {}: if fuse-overlayfs or a container image made it, it hides \
-                 something, and the mount wants the option fuse_overlayfs",
+                "the layer {} contains the name {}: if it is a whiteout of fuse-overlayfs or a container image, \
+                 mount with the option fuse_overlayfs",
                 self.path.shown(),
                 name.escape_ascii()
             );
         }
     }
 
-    /// The root folder's O_PATH descriptor.
+    /// Returns the O_PATH descriptor of the root directory.
     pub fn root_fd(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }
 
-    /// The root folder.
+    /// Returns the root directory.
     pub fn root_dir(self: &Arc<Self>) -> Arc<LayerDir> {
         LayerDir::root(self.clone())
     }
 
-    /// The number that an inode of this layer shows: its own on the file system of the topmost
-    /// layer, else one made of the file system's id and its own, so that two file systems do not
-    /// meet and the layer's place in the stack does not matter.
+    /// Returns the visible inode number of the inode `ino` of this layer.
+    ///
+    /// On the file system `base_dev` of the topmost layer, that is `ino` itself. Otherwise it is a hash of the file
+    /// system's id and `ino`, so that numbers of two file systems do not collide and do not depend on the layer's
+    /// position in the stack.
     pub fn number(&self, base_dev: u64, ino: u64) -> u64 {
         if self.dev == base_dev {
             ino
@@ -165,16 +168,17 @@ impl Layer {
     }
 }
 
-/// What stands for a file system's id where there is none: the layer's place.
-fn place_id(path: &Path) -> u64 {
-    let place = path.canonicalize();
-    let place = place.as_deref().unwrap_or(path).as_os_str().as_bytes();
-    let words: Vec<u64> = place.iter().map(|byte| u64::from(*byte)).collect();
+/// Returns a substitute for the id of a file system that has none: a hash of the layer's path.
+fn path_id(path: &Path) -> u64 {
+    let canonical = path.canonicalize();
+    let bytes = canonical.as_deref().unwrap_or(path).as_os_str().as_bytes();
+    let words: Vec<u64> = bytes.iter().map(|byte| u64::from(*byte)).collect();
     mix(&words)
 }
 
-/// FNV-1a over 64-bit words, finished so that all bits count. Part of the format: the ids in number
-/// marks are made with it.
+/// Hashes 64-bit words with FNV-1a and a final mixing step.
+///
+/// Must not change: the layer ids in `cowl.ino` xattrs are computed with it.
 fn mix(words: &[u64]) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for byte in words.iter().flat_map(|word| word.to_le_bytes()) {
@@ -184,8 +188,9 @@ fn mix(words: &[u64]) -> u64 {
 }
 
 impl XattrSpace {
-    /// The space that this process can write: trusted.* asks for CAP_SYS_ADMIN in the initial user
-    /// namespace, whose id map is the whole range.
+    /// Returns the namespace that this process can write.
+    ///
+    /// `trusted.*` needs CAP_SYS_ADMIN in the initial user namespace, which is recognized by its complete id map.
     pub fn detect() -> Self {
         if sys::process::is_initial_admin() {
             Self::Trusted

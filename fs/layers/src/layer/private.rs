@@ -1,5 +1,7 @@
-//! Opens the directories of a stack without keeping their file systems from being unmounted, and without updating
-//! access times in layers that are only read.
+//! Opens the directories of a stack through private mounts.
+//!
+//! So the file systems below the layers can be unmounted from the tree while the overlay is mounted, and reads of lower
+//! layers update no atime.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -31,8 +33,10 @@ pub(super) fn for_reading(path: &Path) -> Result<(OwnedFd, Reached)> {
     })
 }
 
-/// Opens an upper's root directory and its work directory, given as descriptors and paths, through a private mount
-/// if possible. Both go through one mount, because nothing can be renamed from one mount to another.
+/// Reopens an upper layer's root and its work directory, given as descriptors and paths, through a private mount.
+///
+/// Both are accessed through one mount, because a rename between two mounts fails with EXDEV, even on one file system.
+/// Reports whether that mount is private.
 pub(super) fn for_writing(
     plain: [OwnedFd; 2],
     paths: [&Path; 2],
@@ -64,12 +68,12 @@ fn through_one_mount(
     let mount = mount_of(sys::dir::open_root(&common)?.as_fd(), through)?;
     let open = |path: &Path, plain: &OwnedFd| -> Result<OwnedFd> {
         let below = path.strip_prefix(&common).map_err(|_| Errno::INVAL)?;
-        let folder = sys::dir::open_dir(mount.as_fd(), below.as_os_str().as_bytes())?;
-        let (found, wanted) = (sys::stat::stat_fd(&folder)?, sys::stat::stat_fd(plain)?);
+        let dir = sys::dir::open_dir(mount.as_fd(), below.as_os_str().as_bytes())?;
+        let (found, wanted) = (sys::stat::stat_fd(&dir)?, sys::stat::stat_fd(plain)?);
         if (found.dev, found.ino) == (wanted.dev, wanted.ino) {
-            Ok(folder)
+            Ok(dir)
         } else {
-            // Something else is mounted on the way there, which a private mount leaves out.
+            // Another file system is mounted on the path; a private mount does not include it.
             Err(Error::Errno(Errno::XDEV))
         }
     };

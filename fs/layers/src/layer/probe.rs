@@ -1,4 +1,4 @@
-//! What one layer says of one name.
+//! Lookup of a name in one layer, with its markers.
 
 use std::os::fd::AsFd;
 
@@ -9,37 +9,37 @@ use crate::format::{NumberMark, OPAQUE, Redirect, XattrSpace};
 use crate::sys;
 use crate::sys::stat::{FileKind, Stat};
 
-/// What one layer says of one name, for [`crate::view::resolve`].
+/// The meaning of a name in one layer, for [`crate::view::resolve`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Seen {
-    /// Nothing: the layers below decide.
+    /// The layer does not contain the name; the lookup continues below.
     Absent,
-    /// The name is hidden: the layers below are not asked.
+    /// The name is hidden; the lookup ends.
     Whiteout,
-    /// A folder.
+    /// A directory.
     Dir {
-        /// It hides what lies below.
+        /// Whether it hides the layers below.
         opaque: bool,
-        /// The layers below know it under this name.
+        /// Its path in the layers below, if different.
         redirect: Option<Redirect>,
     },
-    /// Anything else.
+    /// An object of any other type.
     File {
-        /// Its content lies below.
+        /// Whether its content is in a lower layer.
         metacopy: bool,
-        /// Where.
+        /// The path of the content, if different.
         redirect: Option<Redirect>,
     },
 }
 
-/// [`Seen`] with what was read beside it; for a present name only.
+/// The result of a lookup in one layer that found an object.
 #[derive(Clone, Debug)]
 pub struct Probe {
     /// The meaning.
     pub seen: Seen,
-    /// lstat of the object.
+    /// The object's attributes.
     pub stat: Stat,
-    /// The number that it keeps from before its copy-up.
+    /// The inode number that it retains from before its copy-up.
     pub number: Option<NumberMark>,
 }
 
@@ -84,13 +84,13 @@ pub fn probe(dir: &LayerDir, name: &[u8], markers: Markers) -> Result<Option<Pro
     } else if marks || empty {
         let space = dir.layer().space();
         let names = sys::xattr::list_at((*fd).as_fd(), name)?;
-        let has = |mark: &str| names.iter().any(|name| **name == *mark.as_bytes());
+        let has = |marker: &str| names.iter().any(|name| **name == *marker.as_bytes());
         if empty && has(space.node()) && zero_device::is_at((*fd).as_fd(), name, space)? {
             found.stat = zero_device::shown(stat);
         }
         if marks {
-            let get = |mark: &str| sys::xattr::get_at((*fd).as_fd(), name, mark.as_bytes());
-            read_marks(space, &names, get, &mut found)?;
+            let get = |marker: &str| sys::xattr::get_at((*fd).as_fd(), name, marker.as_bytes());
+            read_markers(space, &names, get, &mut found)?;
         }
     }
     if let Seen::Dir { opaque, .. } = &mut found.seen
@@ -117,7 +117,7 @@ impl Seen {
     }
 }
 
-fn read_marks(
+fn read_markers(
     space: XattrSpace,
     names: &[Box<[u8]>],
     get: impl Fn(&str) -> Result<Option<Vec<u8>>>,
@@ -127,8 +127,8 @@ fn read_marks(
     if !names.iter().any(|name| name.starts_with(prefix)) {
         return Ok(());
     }
-    let has = |mark: &str| names.iter().any(|name| **name == *mark.as_bytes());
-    let value = |mark: &str| if has(mark) { get(mark) } else { Ok(None) };
+    let has = |marker: &str| names.iter().any(|name| **name == *marker.as_bytes());
+    let value = |marker: &str| if has(marker) { get(marker) } else { Ok(None) };
     if let Some(raw) = value(space.ino())? {
         found.number = NumberMark::parse(&raw)?;
     }
@@ -136,19 +136,19 @@ fn read_marks(
         found.seen = Seen::Whiteout;
         return Ok(());
     }
-    let redirect_mark = match value(space.redirect())? {
+    let found_redirect = match value(space.redirect())? {
         Some(raw) => Some(Redirect::parse(&raw)?),
         None => None,
     };
     match &mut found.seen {
         Seen::Dir { opaque, redirect } => {
             *opaque = value(space.opaque())?.is_some_and(|raw| raw == OPAQUE);
-            *redirect = redirect_mark;
+            *redirect = found_redirect;
         }
         Seen::File { metacopy, redirect } => {
             *metacopy = found.stat.kind() == FileKind::Regular && has(space.metacopy());
             if *metacopy {
-                *redirect = redirect_mark;
+                *redirect = found_redirect;
             }
         }
         Seen::Absent | Seen::Whiteout => {}

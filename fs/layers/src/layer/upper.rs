@@ -1,4 +1,4 @@
-//! The one layer of a stack that is written, with its work folder.
+//! The layer of a stack that is written, with its work directory.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -16,12 +16,12 @@ use crate::sys::node::RenameHow;
 use crate::sys::order::Order;
 use crate::sys::private::Through;
 
-/// The layer that is written.
+/// The writable layer of a stack.
 #[derive(Debug)]
 pub struct Upper {
-    /// The tree.
+    /// The layer.
     pub layer: Arc<Layer>,
-    /// Where new things are made.
+    /// The directory in which new objects are created.
     pub work: Arc<WorkDir>,
     whiteouts: Whiteouts,
     order: Order,
@@ -30,9 +30,9 @@ pub struct Upper {
 }
 
 impl Upper {
-    /// Opens an upper and its work directory: takes their locks, completes or rolls back what an interrupted mount
-    /// left, and probes the file system. The two directories must lie on one file system, because objects are
-    /// moved from the work directory to their place by a rename.
+    /// Opens, checks and locks an upper layer, completes its journal, and cleans its work directory.
+    ///
+    /// Both directories must be on one file system, because objects are moved from the work directory by a rename.
     pub fn open(upper: &Path, work: &Path, space: XattrSpace) -> Result<Arc<Self>, SetupError> {
         Self::of(Through::Writing, Layer::open(upper, space)?, work)
     }
@@ -60,8 +60,9 @@ impl Upper {
         }
     }
 
-    /// Turns the lock for writing into one for reading, which lives as long as the returned descriptor:
-    /// the layer is a lower from here on, and at no moment without a lock.
+    /// Converts the exclusive lock of the layer to a shared one, held by the returned descriptor.
+    ///
+    /// The layer is a lower layer from now on. It is never without a lock in between.
     pub fn freeze(&self) -> Result<OwnedFd> {
         let [lock, _] = &self.locks;
         let shared = lock.try_clone().map_err(|_| Errno::MFILE)?;
@@ -69,7 +70,7 @@ impl Upper {
         Ok(shared)
     }
 
-    /// Opens the index that kernel overlayfs left in the work directory; None without one.
+    /// Opens the index that kernel overlayfs left in the work directory; `None` if there is none.
     pub fn kernel_index(&self) -> Result<Option<OwnedFd>> {
         let [_, outer] = &self.locks;
         match sys::dir::open_dir(outer.as_fd(), b"index") {
@@ -79,22 +80,22 @@ impl Upper {
         }
     }
 
-    /// The form in which this upper hides names.
+    /// Returns the form of the layer's whiteouts.
     pub fn whiteout_form(&self) -> WhiteoutForm {
         self.whiteouts.form()
     }
 
-    /// In which order its file system brings to the disk what it is given.
+    /// Returns the order in which the layer's file system makes changes durable.
     pub fn order(&self) -> Order {
         self.order
     }
 
-    /// When its file system starts write-back early.
+    /// Returns the cases in which the layer's file system starts writeback early.
     pub fn early(&self) -> Early {
         self.early
     }
 
-    /// Hides `name` in `dir`, which must have no such name yet in this layer.
+    /// Creates a whiteout at `name` in `dir`. The name must not exist in this layer.
     pub fn whiteout_new(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
         match self.whiteouts.form() {
             WhiteoutForm::Device => self.whiteouts.make(dir, name),
@@ -105,17 +106,18 @@ impl Upper {
         }
     }
 
-    /// Makes a whiteout in the work folder, for `dir`.
+    /// Creates a whiteout in the work directory, and prepares `dir` for it.
     pub fn stage_whiteout(&self, dir: BorrowedFd<'_>) -> Result<super::Staged> {
         let staged = self.whiteouts.stage()?;
         if self.whiteouts.form() == WhiteoutForm::MarkedFile {
-            self.mark_folder(dir)?;
+            self.mark_dir(dir)?;
         }
         Ok(staged)
     }
 
-    /// To be called before the whiteout `name` in `from` is moved to the folder `dir`: a listing of that
-    /// must know that it may be a marked file.
+    /// Prepares `dir` for the whiteout `name` that is about to be moved there from `from`.
+    ///
+    /// If it is an xattr whiteout, `dir` needs opaque=x, without which listings do not check for those.
     pub fn ready_for_whiteout(
         &self,
         dir: BorrowedFd<'_>,
@@ -125,13 +127,14 @@ impl Upper {
         if sys::stat::stat_at(from, name)?.is_whiteout_device() {
             return Ok(());
         }
-        self.mark_folder(dir)
+        self.mark_dir(dir)
     }
 
-    fn mark_folder(&self, dir: BorrowedFd<'_>) -> Result<()> {
-        let mark = self.layer.space().opaque().as_bytes();
-        if sys::xattr::get(dir, mark)?.is_none() {
-            sys::xattr::set(dir, mark, OPAQUE_XATTR_WHITEOUTS)?;
+    /// Sets opaque=x, unless the directory has an opaque xattr.
+    fn mark_dir(&self, dir: BorrowedFd<'_>) -> Result<()> {
+        let opaque = self.layer.space().opaque().as_bytes();
+        if sys::xattr::get(dir, opaque)?.is_none() {
+            sys::xattr::set(dir, opaque, OPAQUE_XATTR_WHITEOUTS)?;
         }
         Ok(())
     }

@@ -19,8 +19,9 @@ use crate::sys;
 use crate::sys::node::RenameHow;
 use crate::sys::stat::FileKind;
 
-/// The name of the shared whiteout in the work directory that the user specified, next to `work`, which holds all
-/// temporary objects.
+/// The name of the shared whiteout in the work directory that the user specified.
+///
+/// It is next to `work`, which holds all temporary objects.
 const SHARED: &[u8] = b"whiteout";
 
 /// The form of whiteouts on a file system.
@@ -37,7 +38,7 @@ pub enum WhiteoutForm {
 pub(super) struct Whiteouts {
     work: Arc<WorkDir>,
     /// The directory of the shared whiteout.
-    place: OwnedFd,
+    shared_dir: OwnedFd,
     space: XattrSpace,
     form: WhiteoutForm,
     /// Cleared once the file system has refused a link.
@@ -46,39 +47,39 @@ pub(super) struct Whiteouts {
 }
 
 impl Whiteouts {
-    /// Determines the form of whiteouts, and creates the shared one in `place` if there is space for it.
+    /// Determines the form of whiteouts, and creates the shared one in `shared_dir` if there is space for it.
     pub(super) fn prepare(
         work: &Arc<WorkDir>,
-        place: BorrowedFd<'_>,
+        shared_dir: BorrowedFd<'_>,
         space: XattrSpace,
     ) -> Result<Self> {
-        let mut made = Self {
+        let mut whiteouts = Self {
             work: work.clone(),
-            place: place.try_clone_to_owned().map_err(|_| Errno::MFILE)?,
+            shared_dir: shared_dir.try_clone_to_owned().map_err(|_| Errno::MFILE)?,
             space,
             form: WhiteoutForm::Device,
             can_link: AtomicBool::new(true),
             renewing: Mutex::new(()),
         };
-        let kept = kept(place, space)?;
-        if kept == Some(WhiteoutForm::Device) {
-            return Ok(made);
+        let earlier = earlier_form(shared_dir, space)?;
+        if earlier == Some(WhiteoutForm::Device) {
+            return Ok(whiteouts);
         }
-        match made.renew() {
+        match whiteouts.renew() {
             Ok(()) => {}
             Err(Error::Errno(Errno::PERM | Errno::OPNOTSUPP | Errno::INVAL | Errno::ACCESS)) => {
-                made.form = WhiteoutForm::MarkedFile;
-                if kept.is_none() {
-                    made.renew().or_else(unless_full)?;
+                whiteouts.form = WhiteoutForm::MarkedFile;
+                if earlier.is_none() {
+                    whiteouts.renew().or_else(unless_full)?;
                 }
             }
             Err(error) => {
                 unless_full(error)?;
                 // A full disk does not show whether devices can be created. A whiteout of an earlier mount does.
-                made.form = kept.unwrap_or(WhiteoutForm::Device);
+                whiteouts.form = earlier.unwrap_or(WhiteoutForm::Device);
             }
         }
-        Ok(made)
+        Ok(whiteouts)
     }
 
     /// Returns the form of the whiteouts.
@@ -112,7 +113,7 @@ impl Whiteouts {
     }
 
     fn link(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
-        let link = || sys::node::link(self.place.as_fd(), SHARED, dir, name);
+        let link = || sys::node::link(self.shared_dir.as_fd(), SHARED, dir, name);
         match link() {
             // The link limit was reached, or the shared whiteout was removed or could not be created before.
             Err(Error::Errno(Errno::MLINK | Errno::NOENT)) => {}
@@ -130,7 +131,7 @@ impl Whiteouts {
     /// Replaces the shared whiteout with a new one.
     fn renew(&self) -> Result<()> {
         let (staged, ()) = self.work.stage(|work, name| self.make_own(work, name))?;
-        staged.commit(self.place.as_fd(), SHARED, RenameHow::Replace)
+        staged.commit(self.shared_dir.as_fd(), SHARED, RenameHow::Replace)
     }
 
     fn make_own(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
@@ -146,8 +147,8 @@ impl Whiteouts {
 }
 
 /// Returns the form of the shared whiteout that an earlier mount left. Any other object with its name is removed.
-fn kept(place: BorrowedFd<'_>, space: XattrSpace) -> Result<Option<WhiteoutForm>> {
-    let stat = match sys::stat::stat_at(place, SHARED) {
+fn earlier_form(dir: BorrowedFd<'_>, space: XattrSpace) -> Result<Option<WhiteoutForm>> {
+    let stat = match sys::stat::stat_at(dir, SHARED) {
         Ok(stat) => stat,
         Err(error) if error.is_absent() => return Ok(None),
         Err(error) => return Err(error),
@@ -155,12 +156,12 @@ fn kept(place: BorrowedFd<'_>, space: XattrSpace) -> Result<Option<WhiteoutForm>
     if stat.is_whiteout_device() {
         return Ok(Some(WhiteoutForm::Device));
     }
-    let mark = space.whiteout().as_bytes();
+    let xattr = space.whiteout().as_bytes();
     let marked = stat.kind() == FileKind::Regular
         && stat.size == 0
-        && sys::xattr::get_at(place, SHARED, mark)?.is_some();
+        && sys::xattr::get_at(dir, SHARED, xattr)?.is_some();
     if !marked {
-        sys::remove::remove_tree(place, SHARED)?;
+        sys::remove::remove_tree(dir, SHARED)?;
     }
     Ok(marked.then_some(WhiteoutForm::MarkedFile))
 }
@@ -197,30 +198,30 @@ mod tests {
         std::fs::create_dir(dir.path().join("work")).unwrap();
         let work = work(&dir.path().join("work"));
         let space = XattrSpace::detect();
-        let place = sys::dir::open_root(dir.path()).unwrap();
-        let prepare = || Whiteouts::prepare(&work, place.as_fd(), space).unwrap();
+        let shared_dir = sys::dir::open_root(dir.path()).unwrap();
+        let prepare = || Whiteouts::prepare(&work, shared_dir.as_fd(), space).unwrap();
         let whiteouts = prepare();
         for name in ["a", "b"] {
-            whiteouts.make(place.as_fd(), name.as_bytes()).unwrap();
+            whiteouts.make(shared_dir.as_fd(), name.as_bytes()).unwrap();
         }
         let shared = dir.path().join("whiteout");
         let (ino, links) = ino_and_links(&shared);
         assert_eq!(links, 3);
         assert_eq!(ino_and_links(&dir.path().join("a")).0, ino);
-        let taken = whiteouts.make(place.as_fd(), b"a").unwrap_err();
+        let taken = whiteouts.make(shared_dir.as_fd(), b"a").unwrap_err();
         assert_eq!(taken.errno(), Errno::EXIST);
 
-        // The next mount goes on with it; removed, it is made anew.
+        // The next mount uses the same one. If it is removed, a new one is created.
         let form = whiteouts.form();
         let whiteouts = prepare();
         assert_eq!(whiteouts.form(), form);
         assert_eq!(ino_and_links(&shared).0, ino);
         std::fs::remove_file(&shared).unwrap();
-        whiteouts.make(place.as_fd(), b"c").unwrap();
+        whiteouts.make(shared_dir.as_fd(), b"c").unwrap();
         assert_ne!(ino_and_links(&dir.path().join("c")).0, ino);
         assert_eq!(ino_and_links(&shared).1, 2);
 
-        // What is no whiteout is not taken for one.
+        // An object of another type at that name is replaced.
         std::fs::remove_file(&shared).unwrap();
         std::fs::create_dir(&shared).unwrap();
         prepare();

@@ -1,4 +1,4 @@
-//! The work folder: things are made here under a name of their own, and get their place by one rename.
+//! The work directory. New objects are created in it under temporary names and moved into the layer by one rename.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::sys;
 use crate::sys::node::RenameHow;
 
-/// The folder `work` inside the work folder that the user named, as kernel overlayfs has it.
+/// The directory `work` inside the work directory that the user specified, as in kernel overlayfs.
 #[derive(Debug)]
 pub struct WorkDir {
     fd: OwnedFd,
@@ -23,13 +23,14 @@ impl WorkDir {
         })
     }
 
-    /// The folder's descriptor.
+    /// Returns the descriptor of the directory.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 
-    /// Removes what an earlier mount left behind. Nothing in here has a name in any layer, so
-    /// nothing of the user's can be lost.
+    /// Removes the leftovers of an earlier mount.
+    ///
+    /// No object in the directory has a name in any layer, so no user data is lost.
     pub fn clean(&self) -> Result<()> {
         for entry in sys::dir::entries(self.fd())? {
             sys::remove::remove_tree(self.fd(), &entry.name)?;
@@ -37,8 +38,9 @@ impl WorkDir {
         Ok(())
     }
 
-    /// A place for something new; `make` gets the folder and the name to make it under. What it made
-    /// is removed again unless it is committed.
+    /// Creates a temporary object with `make`, which gets the directory and a name.
+    ///
+    /// The object is removed when the returned [`Staged`] is dropped, unless it was committed.
     pub fn stage<T>(
         self: &Arc<Self>,
         make: impl FnOnce(BorrowedFd<'_>, &[u8]) -> Result<T>,
@@ -47,54 +49,55 @@ impl WorkDir {
         let staged = Staged {
             work: self.clone(),
             name: format!("#{number:x}").into_bytes(),
-            there: true,
+            exists: true,
         };
-        // When making fails half-way, dropping `staged` removes what is there.
+        // If `make` fails, dropping `staged` removes a partially created object.
         let made = make(self.fd(), &staged.name)?;
         Ok((staged, made))
     }
 }
 
-/// Something in the work folder, on its way to its place.
+/// A temporary object in the work directory.
 #[derive(Debug)]
 pub struct Staged {
     work: Arc<WorkDir>,
     name: Vec<u8>,
-    there: bool,
+    exists: bool,
 }
 
 impl Staged {
-    /// Its name in the work folder.
+    /// Returns the name in the work directory.
     pub fn name(&self) -> &[u8] {
         &self.name
     }
 
-    /// The work folder.
+    /// Returns the descriptor of the work directory.
     pub fn dir(&self) -> BorrowedFd<'_> {
         self.work.fd()
     }
 
-    /// An O_PATH descriptor of it.
+    /// Opens an O_PATH descriptor of the object.
     pub fn open_path(&self) -> Result<OwnedFd> {
         sys::dir::open_path(self.work.fd(), &self.name)
     }
 
-    /// Gives it its place. With [`RenameHow::Exchange`] what was there comes to the work folder and
-    /// is removed.
+    /// Moves the object to `name` in `dir`.
+    ///
+    /// With [`RenameHow::Exchange`], the replaced object is moved to the work directory and removed.
     pub fn commit(mut self, dir: BorrowedFd<'_>, name: &[u8], how: RenameHow) -> Result<()> {
         sys::node::rename(self.work.fd(), &self.name, dir, name, how)?;
-        self.there = how == RenameHow::Exchange;
+        self.exists = how == RenameHow::Exchange;
         Ok(())
     }
 }
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        if self.there
+        if self.exists
             && let Err(error) = sys::remove::remove_tree(self.work.fd(), &self.name)
         {
             log::warn!(
-                "cannot remove {} from the work folder: {error}; the next mount will",
+                "cannot remove {} from the work directory: {error}; the next mount will",
                 self.name.escape_ascii()
             );
         }

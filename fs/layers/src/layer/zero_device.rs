@@ -1,4 +1,4 @@
-//! Making and knowing a character device 0:0 that a user made; see [`crate::format::zero_device`].
+//! Creates and recognizes character devices 0:0 that users create; see [`crate::format::zero_device`].
 
 use std::os::fd::BorrowedFd;
 
@@ -8,17 +8,17 @@ use crate::format::{OPAQUE_XATTR_WHITEOUTS, XattrSpace};
 use crate::sys;
 use crate::sys::stat::{FileKind, Stat};
 
-/// Whether a user who makes this would make what is a whiteout on disk.
+/// Whether a device that a user creates would be a whiteout on disk.
 pub fn is_zero_device(kind: FileKind, rdev: u64) -> bool {
     kind == FileKind::CharDevice && rdev == 0
 }
 
-/// Whether an object could be such a device as it lies on disk.
+/// Whether an object on disk may represent such a device, judging by its attributes.
 pub(super) fn may_be(kind: FileKind, size: u64) -> bool {
     kind == FileKind::Regular && size == 0
 }
 
-/// What the device shows where `stat` is what lies on disk.
+/// Returns the visible attributes of a device, computed from the attributes `stat` on disk.
 pub fn shown(stat: Stat) -> Stat {
     Stat {
         mode: FileKind::CharDevice.mode_bits() | stat.perm(),
@@ -29,20 +29,22 @@ pub fn shown(stat: Stat) -> Stat {
     }
 }
 
-/// Whether the empty regular file `name` in `dir` shows as a device.
+/// Whether the empty regular file `name` in `dir` represents a device.
 pub(super) fn is_at(dir: BorrowedFd<'_>, name: &[u8], space: XattrSpace) -> Result<bool> {
-    let mark = sys::xattr::get_at(dir, name, space.node().as_bytes())?;
-    Ok(mark.is_some_and(|value| value == NODE))
+    let xattr = sys::xattr::get_at(dir, name, space.node().as_bytes())?;
+    Ok(xattr.is_some_and(|value| value == NODE))
 }
 
-/// Makes the empty regular file `fd` one that shows as a device.
+/// Sets the xattrs that make the empty regular file `fd` represent a device.
 pub fn mark(fd: BorrowedFd<'_>, space: XattrSpace) -> Result<()> {
     sys::xattr::set(fd, space.node().as_bytes(), NODE)?;
     sys::xattr::set(fd, space.escaped_whiteout().as_bytes(), b"")
 }
 
-/// Tells the folder that it holds such a device. To be done before the device gets its name in it: a
-/// listing looks for devices only where this is said.
+/// Sets the xattrs of a directory that contains such a device.
+///
+/// To be called before the device is linked into the directory: listings check for devices only in directories with
+/// these xattrs.
 pub fn mark_folder(dir: BorrowedFd<'_>, space: XattrSpace) -> Result<()> {
     let nodes = space.nodes().as_bytes();
     if sys::xattr::get(dir, nodes)?.is_some() {
@@ -56,7 +58,9 @@ pub fn mark_folder(dir: BorrowedFd<'_>, space: XattrSpace) -> Result<()> {
     sys::xattr::set(dir, opaque, OPAQUE_XATTR_WHITEOUTS)
 }
 
-/// Told before a user sets the escaped opaque mark of a folder: from here on it is the user's.
+/// Records that a directory's escaped opaque xattr belongs to a user from now on, and is visible.
+///
+/// To be called before the user's value is set.
 pub fn opaque_is_a_users(dir: BorrowedFd<'_>, space: XattrSpace) -> Result<()> {
     let nodes = space.nodes().as_bytes();
     match sys::xattr::get(dir, nodes)? {

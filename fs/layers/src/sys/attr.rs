@@ -1,4 +1,4 @@
-//! Owner, mode, times, size of an object that is named by a descriptor (O_PATH will do, but for size).
+//! Sets the owner, mode, times and size of an object by its descriptor, which may be O_PATH except for the size.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -8,14 +8,14 @@ use crate::error::{Errno, Result};
 use crate::sys::stat::Time;
 use crate::sys::{by_descriptor, fault, proc_path};
 
-/// A change of one of the two times.
+/// A change of a timestamp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SetTime {
-    /// Leave it.
+    /// No change (UTIME_OMIT).
     Keep,
-    /// The kernel's present time.
+    /// The current time of the kernel (UTIME_NOW).
     Now,
-    /// This moment.
+    /// A specific time.
     At(Time),
 }
 
@@ -38,7 +38,7 @@ impl SetTime {
     }
 }
 
-/// Sets permission bits. Not for symbolic links, whose mode Linux does not change.
+/// Sets the permission bits. Must not be called for symbolic links, whose mode Linux cannot change.
 pub fn chmod(fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
     fault::hit()?;
     let mode = Mode::from_raw_mode(mode & 0o7777);
@@ -48,7 +48,7 @@ pub fn chmod(fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
     )?)
 }
 
-/// Sets owner and group; `None` leaves one.
+/// Sets the owner and group; `None` leaves one unchanged.
 pub fn chown(fd: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
     fault::hit()?;
     Ok(rustix::fs::chownat(
@@ -60,7 +60,7 @@ pub fn chown(fd: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) -> Result<(
     )?)
 }
 
-/// Sets access and modification time.
+/// Sets the access and modification times.
 pub fn utimens(fd: BorrowedFd<'_>, atime: SetTime, mtime: SetTime) -> Result<()> {
     fault::hit()?;
     let times = Timestamps {
@@ -68,7 +68,7 @@ pub fn utimens(fd: BorrowedFd<'_>, atime: SetTime, mtime: SetTime) -> Result<()>
         last_modification: mtime.to_kernel(),
     };
     match rustix::fs::utimensat(fd, "", &times, AtFlags::EMPTY_PATH) {
-        // Before Linux 5.8 there is no such flag.
+        // Linux before 5.8 rejects AT_EMPTY_PATH.
         Err(Errno::INVAL) => {}
         done => return Ok(done?),
     }

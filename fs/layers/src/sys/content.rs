@@ -85,8 +85,9 @@ mod tests {
     use crate::sys::node;
     use crate::sys::private::{Through, mount_of};
 
-    /// Each of these must be refused at once: opened with O_RDWR a FIFO would never wait, with O_RDONLY it
-    /// would.
+    /// Checks that objects of each other type are refused without blocking.
+    ///
+    /// Both access modes are tried, because an open of a FIFO blocks with O_RDONLY, but not with O_RDWR.
     #[test]
     fn nothing_but_a_regular_file_has_content() {
         let dir = tempfile::tempdir().unwrap();
@@ -109,7 +110,7 @@ mod tests {
                 Err(error) => assert_eq!(error.errno(), Errno::PERM),
             }
         }
-        // Without the right to make mounts there is one way only.
+        // Without the privilege to mount, only the first sequence is tested.
         let private = mount_of(plain.as_fd(), Through::Writing).ok();
         for flags in [OFlags::RDONLY, OFlags::RDWR] {
             for name in &names {
@@ -133,7 +134,7 @@ mod tests {
         assert!(outside.is_err());
     }
 
-    /// Where the check fails, the mount still refuses: no driver is asked.
+    /// Checks that a private mount refuses devices by itself, before any check of the type.
     #[test]
     fn a_private_mount_has_no_devices() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,6 @@
-//! Copying the content of a file: shared blocks where the file system can, else the data alone, with
-//! holes kept.
+//! Copies the content of files.
+//!
+//! Blocks are shared if the file system supports it. Otherwise only data is copied, and holes are preserved.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -9,19 +10,20 @@ use crate::error::{Errno, Error, Result};
 use crate::sys::fault;
 use crate::sys::write_back::start_write_back;
 
-/// One step of a copy, in bytes; between two steps others get their turn.
+/// The maximum size of a step of a copy, in bytes. Between two steps, other threads can access the files.
 const STEP: u64 = 4 << 20;
 
-/// Up to here a file without holes is read and written in one step: copy_file_range goes through a pipe,
-/// and looking for holes takes two calls.
+/// The maximum size of a file that is copied with plain reads and writes, if it has no holes.
+///
+/// For small files that is faster: copy_file_range splices through a pipe, and the search for holes takes two calls.
 const SMALL: u64 = 64 << 10;
 
-/// How the content of a file was copied.
+/// The way in which the content of a file was copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Copied {
-    /// Both files have the same blocks.
+    /// Both files share blocks.
     Shared,
-    /// It was written, or there was none.
+    /// The data was written, or the file is empty.
     Written,
 }
 
@@ -49,7 +51,10 @@ pub fn copy_data(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, len: u64) -> Result<(
     copy_content(src, dst, len, WriteBack::Later).map(drop)
 }
 
-/// Like [`copy_data`]; returns how the content was copied.
+/// Copies content like [`copy_data`], and returns the way in which it was copied.
+///
+/// With `waited_for`, writeback of each step starts as soon as it is copied, because the caller will wait for writeback
+/// of the whole file.
 pub fn copy_content(
     src: BorrowedFd<'_>,
     dst: BorrowedFd<'_>,
@@ -89,12 +94,12 @@ pub fn copy_content(
     Ok(Copied::Written)
 }
 
-/// The next run of data at or after `at`; `None` when only a hole is left.
+/// Returns the next data extent at or after `at`; `None` if only a hole follows.
 fn next_data(src: BorrowedFd<'_>, at: u64, len: u64) -> Result<Option<(u64, u64)>> {
     let start = match rustix::fs::seek(src, SeekFrom::Data(at)) {
         Ok(start) => start,
         Err(Errno::NXIO) => return Ok(None),
-        // A file system without SEEK_DATA: everything is data.
+        // The file system does not support SEEK_DATA; treat everything as data.
         Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some((at, len))),
         Err(error) => return Err(error.into()),
     };
@@ -114,7 +119,7 @@ fn copy_range(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, start: u64, end: u64) ->
     while from < end {
         let want = usize::try_from(end - from).unwrap_or(usize::MAX);
         match rustix::fs::copy_file_range(src, Some(&mut from), dst, Some(&mut to), want) {
-            // The file got shorter under us: what is gone reads as zero, as a hole.
+            // The file was truncated concurrently. The rest of the copy stays a hole.
             Ok(0) => return Ok(()),
             Ok(_) => {}
             Err(Errno::INTR) => {}
@@ -127,8 +132,9 @@ fn copy_range(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, start: u64, end: u64) ->
     Ok(())
 }
 
-/// Returns how far there was something to copy: what is gone when the file got shorter under us reads as
-/// zero, as a hole.
+/// Copies a range with reads and writes, and returns the offset where the data ended.
+///
+/// That is before `end` if the file was truncated concurrently. The rest of the copy stays a hole.
 fn read_write(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, start: u64, end: u64) -> Result<u64> {
     let most = usize::try_from(end - start).unwrap_or(usize::MAX);
     let mut buffer = vec![0_u8; most.min(256 << 10)];
@@ -148,7 +154,7 @@ fn read_write(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, start: u64, end: u64) ->
     Ok(at)
 }
 
-/// Writes all of `data` at `at`.
+/// Writes all of `data` at the offset `at`.
 pub fn write_all(dst: impl AsFd, data: &[u8], at: u64) -> Result<()> {
     let mut done = 0;
     while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
@@ -157,7 +163,7 @@ pub fn write_all(dst: impl AsFd, data: &[u8], at: u64) -> Result<()> {
     Ok(())
 }
 
-/// Writes what there is room for of `data` at `at`, at least one byte, and says how much that was.
+/// Writes as much of `data` as possible at the offset `at`, at least one byte, and returns the number of bytes.
 pub fn write_some(dst: impl AsFd, data: &[u8], at: u64) -> Result<usize> {
     match rustix::io::retry_on_intr(|| rustix::io::pwrite(&dst, data, at))? {
         0 if !data.is_empty() => Err(Error::Errno(Errno::IO)),
@@ -181,7 +187,7 @@ mod tests {
 
     use super::*;
 
-    /// Bytes around every size at which the way changes, and holes, arrive as they were.
+    /// Copies files of sizes around each threshold, and files with holes, and compares the content.
     #[test]
     fn every_size_is_copied_whole_and_holes_stay() {
         for len in [0, 1, 4096, SMALL - 1, SMALL, SMALL + 1, 9 << 20] {
@@ -206,7 +212,7 @@ mod tests {
         }
     }
 
-    /// What is not there any more reads as zero.
+    /// Checks that the rest of a file that was truncated during the copy reads as zeros.
     #[test]
     fn a_file_that_got_shorter_is_copied_to_its_old_size() {
         let (src, dst) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());

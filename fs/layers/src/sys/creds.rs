@@ -1,7 +1,7 @@
-//! Acting as the caller of a request: owner, group and umask of what a thread makes.
+//! Impersonates the caller of a request: file system user and group id, and umask, of the current thread.
 //!
-//! With the caller's file system ids in place the layer's own file system does what it would do for
-//! a plain folder: ownership, setgid folders, default ACLs, the drop of setgid for outsiders.
+//! With the caller's file system ids, the layer's file system itself applies ownership, setgid directories, default
+//! ACLs, and the clearing of setgid for callers outside of the group, as in a plain directory.
 
 use std::cell::Cell;
 
@@ -13,16 +13,17 @@ use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use crate::error::{Errno, Error, Result};
 
 thread_local! {
-    /// Whether this thread has its own umask (CLONE_FS undone), without which a change of it would
-    /// be seen by every thread of the process.
+    /// Whether this thread has its own umask (unshare(2) with CLONE_FS).
+    ///
+    /// Otherwise a change would affect all threads of the process.
     static OWN_UMASK: Cell<bool> = const { Cell::new(false) };
-    /// The file system ids of this thread, once they were set: to set what is there costs as much as a change.
+    /// The file system ids of this thread, once they were set. Setting an unchanged id costs as much as a change.
     static IDS: Cell<Option<(Uid, Gid)>> = const { Cell::new(None) };
 }
 
-/// The file system ids that the calling thread has.
+/// Returns the file system ids of the current thread.
 fn ids() -> (Uid, Gid) {
-    // A thread starts with the effective ones, which this process does not change.
+    // They initially equal the effective ids, which this process does not change.
     IDS.get().unwrap_or_else(|| (geteuid(), getegid()))
 }
 
@@ -42,18 +43,18 @@ fn set_group(gid: Gid) {
     IDS.set(Some((uid, gid)));
 }
 
-/// Who is behind a request, in the layers' ids.
+/// The caller of a request, with ids as in the layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// File system user id.
+    /// The file system user id.
     pub uid: u32,
-    /// File system group id.
+    /// The file system group id.
     pub gid: u32,
-    /// Bits that a new object's mode loses, unless the folder has a default ACL.
+    /// The umask, which does not apply if the directory has a default ACL.
     pub umask: u32,
 }
 
-/// Puts the thread's own ids back, whatever happened in between.
+/// Restores the ids and the umask of the thread when it is dropped, also on errors and panics.
 struct Restore {
     uid: Uid,
     gid: Gid,
@@ -62,30 +63,32 @@ struct Restore {
 
 impl Drop for Restore {
     fn drop(&mut self) {
-        // The order matters: the user first, so that the right to set the group is back.
+        // Restore the user first, because setting the group needs its capabilities.
         set_user(self.uid);
         set_group(self.gid);
         rustix::process::umask(self.umask);
     }
 }
 
-fn enter(who: Identity) -> Result<Restore> {
+fn enter(caller: Identity) -> Result<Restore> {
     if !OWN_UMASK.get() {
         unshare(CloneFlags::CLONE_FS).map_err(Error::from)?;
         OWN_UMASK.set(true);
     }
-    let umask = rustix::process::umask(Mode::from_raw_mode(who.umask & 0o777));
+    let umask = rustix::process::umask(Mode::from_raw_mode(caller.umask & 0o777));
     let (uid, gid) = ids();
-    set_group(Gid::from_raw(who.gid));
-    set_user(Uid::from_raw(who.uid));
+    set_group(Gid::from_raw(caller.gid));
+    set_user(Uid::from_raw(caller.uid));
     Ok(Restore { uid, gid, umask })
 }
 
-/// Runs `make` as [`as_caller`] does, but keeps a setgid bit that is asked for: whether the caller may
-/// have it was decided by the kernel, which knows the caller's supplementary groups.
-pub fn as_creator<T>(who: Identity, mut make: impl FnMut() -> Result<T>) -> Result<T> {
-    as_caller(who, || {
-        if who.uid == 0 {
+/// Runs `make` like [`as_caller`], but retains a setgid bit in the requested mode.
+///
+/// The kernel has already decided whether the caller may set it, and unlike the layer's file system it knows the
+/// caller's supplementary groups.
+pub fn as_creator<T>(caller: Identity, mut make: impl FnMut() -> Result<T>) -> Result<T> {
+    as_caller(caller, || {
+        if caller.uid == 0 {
             make()
         } else {
             with_added(CapabilitySet::FSETID, &mut make)
@@ -93,13 +96,14 @@ pub fn as_creator<T>(who: Identity, mut make: impl FnMut() -> Result<T>) -> Resu
     })
 }
 
-/// Runs `make` with the caller's ids and umask. When the layer refuses it for lack of a right that
-/// the kernel already granted to the caller (a process with CAP_DAC_OVERRIDE or CAP_MKNOD that is not
-/// root), it is run once more with our own rights added.
-pub fn as_caller<T>(who: Identity, mut make: impl FnMut() -> Result<T>) -> Result<T> {
-    let _restore = enter(who)?;
+/// Runs `make` with the caller's ids and umask.
+///
+/// If it fails with EACCES or EPERM for a caller other than root, it is retried with capabilities of the daemon: the
+/// kernel has already granted the operation to the caller, which may have CAP_DAC_OVERRIDE or CAP_MKNOD.
+pub fn as_caller<T>(caller: Identity, mut make: impl FnMut() -> Result<T>) -> Result<T> {
+    let _restore = enter(caller)?;
     match make() {
-        Err(Error::Errno(Errno::ACCESS | Errno::PERM)) if who.uid != 0 => with_added(
+        Err(Error::Errno(Errno::ACCESS | Errno::PERM)) if caller.uid != 0 => with_added(
             CapabilitySet::DAC_OVERRIDE | CapabilitySet::MKNOD | CapabilitySet::FOWNER,
             make,
         ),
@@ -107,17 +111,18 @@ pub fn as_caller<T>(who: Identity, mut make: impl FnMut() -> Result<T>) -> Resul
     }
 }
 
-/// Runs `act` without CAP_FSETID, so that the layer drops setuid and setgid as it does for a caller
-/// without that right; as a member of `group`, which keeps the setgid bit of a file that belongs to it
-/// and that the group may not execute.
+/// Runs `act` without CAP_FSETID and with `group` as the file system group id.
+///
+/// The layer's file system then clears setuid and setgid as for a caller without that capability. For a member of the
+/// file's group it retains the setgid bit of a file that is not group-executable.
 pub fn dropping_setid<T>(group: u32, act: impl FnOnce() -> Result<T>) -> Result<T> {
-    struct Back(Gid);
-    impl Drop for Back {
+    struct RestoreGroup(Gid);
+    impl Drop for RestoreGroup {
         fn drop(&mut self) {
             set_group(self.0);
         }
     }
-    let _back = Back(ids().1);
+    let _restore = RestoreGroup(ids().1);
     set_group(Gid::from_raw(group));
     without_setid(act)
 }

@@ -1,4 +1,4 @@
-//! Folder descriptors: opening, and reading what is in one.
+//! Opens, reads, locks and syncs directories.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -9,65 +9,65 @@ use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags, RawDir};
 use crate::error::{Errno, Result};
 use crate::sys::stat::FileKind;
 
-/// One entry as the folder itself tells it.
+/// A directory entry as getdents64(2) returns it.
 #[derive(Clone, Debug)]
 pub struct RawEntry {
-    /// The name's bytes.
+    /// The name.
     pub name: Box<[u8]>,
-    /// The type, where the file system tells it in the folder.
+    /// The type; `None` if the file system does not report it (DT_UNKNOWN).
     pub kind: Option<FileKind>,
-    /// The inode number told in the folder.
+    /// The inode number.
     pub ino: u64,
 }
 
-/// Opens a folder by its path, following links (for what a user names on the command line).
+/// Opens a directory by its path, with O_PATH. Follows links, because the path is from a user.
 pub fn open_root(path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(CWD, path, flags, Mode::empty())?)
 }
 
-/// Opens the folder `name` in `dir` as an O_PATH descriptor, following no link.
+/// Opens the directory `name` in `dir`, with O_PATH. Does not follow links.
 pub fn open_dir(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(dir, name, flags, Mode::empty())?)
 }
 
-/// The same as one that can be read.
+/// Opens the directory `name` in `dir` for reading. Does not follow links.
 pub fn open_dir_to_read(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(dir, name, flags, Mode::empty())?)
 }
 
-/// Opens anything named `name` in `dir` as an O_PATH descriptor, following no link.
+/// Opens the object `name` in `dir`, of any type, with O_PATH. Does not follow links.
 pub fn open_path(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(dir, name, flags, Mode::empty())?)
 }
 
-/// A readable descriptor of the folder behind an O_PATH one.
+/// Opens a directory for reading, given any descriptor of it.
 pub fn reopen_dir(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(dir, ".", flags, Mode::empty())?)
 }
 
-/// Syncs the file system that a directory lies on.
+/// Syncs the file system that holds a directory.
 pub fn sync_fs(dir: BorrowedFd<'_>) -> Result<()> {
     Ok(rustix::fs::syncfs(reopen_dir(dir)?)?)
 }
 
-/// Reads a whole folder, without `.` and `..`, in the file system's order.
+/// Returns all entries of a directory except for `.` and `..`, in the order of the file system.
 pub fn entries(dir: BorrowedFd<'_>) -> Result<Vec<RawEntry>> {
     read(&reopen_dir(dir)?)
 }
 
-/// The same by a descriptor that can be read and is at its beginning.
+/// Like [`entries`], for a descriptor that is open for reading and at offset 0.
 pub fn read(fd: &OwnedFd) -> Result<Vec<RawEntry>> {
     let mut found = Vec::new();
     let mut buffer = [MaybeUninit::uninit(); 32 * 1024];
     let mut raw = RawDir::new(fd, &mut buffer);
     while let Some(entry) = raw.next() {
         let entry = match entry {
-            // A folder that was removed while open has nothing in it.
+            // An open directory that was removed is empty.
             Err(Errno::NOENT) => break,
             other => other?,
         };
@@ -97,18 +97,21 @@ fn kind_of(kind: FileType) -> Option<FileKind> {
     })
 }
 
-/// Takes the exclusive lock of a folder for as long as the returned descriptor lives;
-/// `None` when somebody else holds it.
+/// Takes an exclusive flock on a directory, which the returned descriptor holds.
+///
+/// Returns `None` if another open file description holds a lock on it.
 pub fn lock_exclusive(dir: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
     lock(dir, FlockOperation::NonBlockingLockExclusive)
 }
 
-/// Takes a shared lock of a folder; `None` when somebody holds the exclusive one.
+/// Takes a shared flock on a directory, which the returned descriptor holds.
+///
+/// Returns `None` if another open file description holds an exclusive lock on it.
 pub fn lock_shared(dir: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
     lock(dir, FlockOperation::NonBlockingLockShared)
 }
 
-/// Turns an exclusive lock into a shared one.
+/// Converts an exclusive flock to a shared one.
 pub fn lock_to_shared(lock: &OwnedFd) -> Result<()> {
     Ok(rustix::fs::flock(
         lock,
@@ -125,7 +128,7 @@ fn lock(dir: BorrowedFd<'_>, how: FlockOperation) -> Result<Option<OwnedFd>> {
     }
 }
 
-/// Writes a folder's entries to the disk.
+/// Makes the entries of a directory durable (fsync(2)).
 pub fn sync_dir(dir: BorrowedFd<'_>) -> Result<()> {
     crate::sys::fault::hit()?;
     Ok(rustix::fs::fsync(reopen_dir(dir)?)?)

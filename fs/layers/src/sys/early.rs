@@ -63,8 +63,9 @@ impl Early {
     }
 }
 
-/// Starts writeback of all dirty pages of a file, without waiting. An error is only logged: the caller's operation
-/// does not depend on it.
+/// Starts writeback of all dirty pages of a file, without waiting.
+///
+/// An error is only logged: the caller's operation does not depend on it.
 pub fn start(file: impl AsFd) {
     if let Err(error) = start_write_back(file.as_fd(), 0, 0) {
         log::debug!("cannot start writeback: {error}");

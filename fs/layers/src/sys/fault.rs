@@ -1,6 +1,6 @@
-//! Fault injection: in tests, the k-th changing system call of a thread fails.
+//! Fault injection: in tests, the k-th system call of a thread that changes a file system fails.
 //!
-//! In a shipped binary every call here is empty and vanishes.
+//! Without the feature `fault-injection`, every function here is empty and inlined.
 
 use crate::error::Errno;
 
@@ -17,25 +17,25 @@ mod armed {
         static NO_DEVICES: Cell<bool> = const { Cell::new(false) };
     }
 
-    /// Lets `good` changing calls of this thread pass; every later one fails with EIO.
+    /// Lets `good` changes by this thread succeed, and all later ones fail with EIO.
     pub fn arm(good: u64) {
         LEFT.set(Some(good));
         ONCE.set(false);
     }
 
-    /// Lets `good` changing calls of this thread pass; the next one fails with EIO, and no other.
+    /// Lets `good` changes by this thread succeed, the next one fail with EIO, and all later ones succeed.
     pub fn arm_once(good: u64) {
         LEFT.set(Some(good));
         ONCE.set(true);
     }
 
-    /// Ends the injection and returns how many changing calls were seen since the last time.
+    /// Ends the injection, and returns the number of changes since the last call.
     pub fn disarm() -> u64 {
         LEFT.set(None);
         SEEN.replace(0)
     }
 
-    /// Whether this thread's file systems refuse to make devices, as some do.
+    /// Sets whether the creation of devices by this thread fails with EPERM, as on some file systems.
     pub fn refuse_devices(refuse: bool) {
         NO_DEVICES.set(refuse);
     }
@@ -68,26 +68,26 @@ mod armed {
 #[cfg(any(test, feature = "fault-injection"))]
 pub use armed::{arm, arm_once, disarm, refuse_devices};
 
-/// Asked before every changing system call.
+/// Returns an injected error, if one is due. To be called before every system call that changes a file system.
 #[cfg(any(test, feature = "fault-injection"))]
 pub(crate) fn hit() -> Result<(), Errno> {
     armed::hit()
 }
 
-/// Asked before every changing system call.
+/// Returns an injected error, if one is due. To be called before every system call that changes a file system.
 #[cfg(not(any(test, feature = "fault-injection")))]
 #[inline(always)]
 pub(crate) fn hit() -> Result<(), Errno> {
     Ok(())
 }
 
-/// Asked before a device is made.
+/// Returns an injected error, if one is due. To be called before a device is created.
 #[cfg(any(test, feature = "fault-injection"))]
 pub(crate) fn device() -> Result<(), Errno> {
     armed::device()
 }
 
-/// Asked before a device is made.
+/// Returns an injected error, if one is due. To be called before a device is created.
 #[cfg(not(any(test, feature = "fault-injection")))]
 #[inline(always)]
 pub(crate) fn device() -> Result<(), Errno> {

@@ -1,17 +1,17 @@
-//! Who holds flock(2) locks, as /proc/locks tells. Parsing is apart from reading.
+//! The held flock(2) locks, from /proc/locks. Parsing is separate from reading.
 
 use crate::error::{Errno, Result};
 
-/// One held lock.
+/// A held lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flock {
-    /// The process that took it.
+    /// The process that took the lock.
     pub pid: u32,
-    /// The inode's number. The device is left out: some file systems tell another one than stat does.
+    /// The inode number. The device is omitted, because for some file systems it differs from that of stat(2).
     pub ino: u64,
 }
 
-/// Reads the table's text. Those who only wait for a lock hold nothing; lines of another form are left out.
+/// Parses the table. Processes that wait for a lock, locks of other types and malformed lines are skipped.
 pub fn parse(text: &str) -> Vec<Flock> {
     text.lines().filter_map(line).collect()
 }
@@ -26,7 +26,7 @@ fn line(line: &str) -> Option<Flock> {
     Some(Flock { pid, ino })
 }
 
-/// All that this process may see.
+/// Reads the locks of all processes that are visible in the pid namespace.
 pub fn read() -> Result<Vec<Flock>> {
     std::fs::read_to_string("/proc/locks")
         .map(|text| parse(&text))

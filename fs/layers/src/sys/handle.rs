@@ -1,32 +1,33 @@
-//! File handles: what a file system calls an inode for good, also after its number was given away.
+//! File handles, which identify an inode even after its number was reused.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::error::{Errno, Result};
 
-/// The most bytes that a handle has (MAX_HANDLE_SZ of the kernel).
-const MOST: usize = 128;
+/// The maximum size of a handle in bytes (the kernel's MAX_HANDLE_SZ).
+const MAX_BYTES: usize = 128;
 
-/// struct file_handle of the kernel, with room for its bytes.
+/// The kernel's `struct file_handle`, with a buffer for the handle.
 #[repr(C)]
 struct Raw {
     bytes: u32,
     kind: i32,
-    handle: [u8; MOST],
+    handle: [u8; MAX_BYTES],
 }
 
-/// The handle of an open object (an O_PATH descriptor will do), its kind and its bytes; `None` where the file system has none.
+/// Returns the type and the bytes of the handle of an object, whose descriptor may be O_PATH.
+///
+/// Returns `None` if the file system does not support handles.
 pub fn of(fd: BorrowedFd<'_>) -> Result<Option<(i32, Vec<u8>)>> {
     let mut raw = Raw {
-        bytes: MOST as u32,
+        bytes: MAX_BYTES as u32,
         kind: 0,
-        handle: [0; MOST],
+        handle: [0; MAX_BYTES],
     };
     let mut mount: i32 = 0;
-    // SAFETY: the descriptor is open for the call's length; the path is an empty C string; `raw` is laid
-    // out as struct file_handle and says itself how many bytes follow; `mount` is an int. The kernel
-    // writes to the last two only.
+    // SAFETY: the descriptor is open during the call; the path is an empty C string; `raw` has the layout of struct
+    // file_handle and contains the size of its buffer; `mount` is an int. The kernel writes only to the last two.
     let done = unsafe {
         libc::syscall(
             libc::SYS_name_to_handle_at,

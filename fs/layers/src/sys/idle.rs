@@ -1,58 +1,59 @@
-//! How deep the machine's idle CPUs sleep.
+//! CPU latency requests, which limit how deep idle CPUs sleep.
 //!
-//! The rule is the kernel's (Documentation/power/pm_qos_interface.rst): whoever holds /dev/cpu_dma_latency open
-//! says how many microseconds a CPU may take to wake up, and the strictest counts. At zero an idle CPU does
-//! not sleep: it looks out for work. When the descriptor is closed, also by a kill, the wish is gone.
+//! A process that holds /dev/cpu_dma_latency open requests a maximum wake-up latency in microseconds, and the kernel
+//! applies the lowest request (Documentation/power/pm_qos_interface.rst). At zero an idle CPU polls for work instead of
+//! sleeping. The request ends when the descriptor is closed, also if the process is killed.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 
-/// What the kernel itself takes for "any".
+/// The kernel's default latency, which is no limit (`PM_QOS_CPU_LATENCY_DEFAULT_VALUE`).
 const ANY: i32 = 2_000_000_000;
-/// On a larger machine the CPUs that have nothing to do with a mount would be kept awake for it.
+/// The maximum number of CPUs. On a larger machine, a request would keep many CPUs awake that no mount uses.
 const FEW_CPUS: usize = 8;
 
-/// A wish for CPUs that wake up at once.
+/// A request for CPUs that wake up without latency.
 #[derive(Debug)]
 pub struct Wish {
     device: File,
-    wished: bool,
+    active: bool,
 }
 
 impl Wish {
-    /// Wishes nothing yet. Fails where this process may not wish.
+    /// Opens the device, with an inactive request. Fails without the permission to open it.
     pub fn new() -> io::Result<Self> {
         let device = OpenOptions::new()
             .write(true)
             .open("/dev/cpu_dma_latency")?;
         Ok(Self {
             device,
-            wished: false,
+            active: false,
         })
     }
 
-    /// Wishes it, or no longer. Every idle CPU is woken up once for a change.
+    /// Activates or deactivates the request. The kernel wakes up every idle CPU once for each change.
     pub fn be(&mut self, on: bool) -> io::Result<()> {
-        if self.wished != on {
-            let most: i32 = if on { 0 } else { ANY };
-            self.device.write_all(&most.to_ne_bytes())?;
-            self.wished = on;
+        if self.active != on {
+            let limit: i32 = if on { 0 } else { ANY };
+            self.device.write_all(&limit.to_ne_bytes())?;
+            self.active = on;
         }
         Ok(())
     }
 }
 
-/// Whether this is a virtual machine whose idle CPUs halt, so that a wake-up goes by way of the host, and a
-/// small one.
+/// Whether this is a small virtual machine whose idle CPUs halt.
+///
+/// Waking such a CPU takes an exit to the host.
 pub fn is_small_guest_that_halts() -> bool {
     let driver = std::fs::read("/sys/devices/system/cpu/cpuidle/current_driver");
-    // Those of the machine, and not only those that this process may run on: the wish is for all.
+    // Count all CPUs, and not only those in this process's affinity mask: the request affects all of them.
     let online = std::fs::read_to_string("/sys/devices/system/cpu/online");
     driver.is_ok_and(|name| name.trim_ascii() == b"haltpoll")
         && online.is_ok_and(|cpus| count(&cpus).is_some_and(|cpus| cpus <= FEW_CPUS))
 }
 
-/// How many numbers a list like `0-3,8` names.
+/// Counts the CPUs in a list such as `0-3,8`.
 fn count(list: &str) -> Option<usize> {
     let ranges = list.trim().split(',').map(|range| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
@@ -81,10 +82,10 @@ mod tests {
             Ok(mut wish) => {
                 for on in [false, true, true, false] {
                     wish.be(on).unwrap();
-                    assert_eq!(wish.wished, on);
+                    assert_eq!(wish.active, on);
                 }
             }
-            // Nobody but root may, and in a container not even root can.
+            // Only root may open the device, and in a container it may be absent or denied.
             Err(error) => assert!(
                 matches!(
                     error.kind(),

@@ -1,6 +1,6 @@
-//! Thin, safe calls to the kernel: the only room with `unsafe`, libc, nix and rustix.
+//! Thin safe wrappers of system calls. The only module with `unsafe`, and the one that uses libc, nix and rustix.
 //!
-//! Nothing here knows what a layer is. Every call that changes something first asks [`fault`], so
+//! It has no knowledge of layers. Every system call that changes a file system is preceded by a call of [`fault`], so
 //! that a test can make the k-th change fail.
 
 pub mod attr;
@@ -36,21 +36,22 @@ use smallvec::SmallVec;
 
 use crate::error::Errno;
 
-/// A short path kept on the stack.
+/// A path buffer on the stack, for short paths.
 pub(crate) type PathBuf = SmallVec<[u8; 304]>;
 
-/// `/proc/self/fd/N`: the object behind an O_PATH descriptor, for calls that take no such descriptor.
-/// Following this link ends at the object itself, also when it is a symbolic link.
+/// Returns `/proc/self/fd/N`, for system calls that do not accept an O_PATH descriptor.
+///
+/// The kernel resolves this link to the object itself, and does not follow the object if it is a symbolic link.
 pub(crate) fn proc_path(fd: BorrowedFd<'_>) -> PathBuf {
     let mut path = PathBuf::new();
-    // Writing to a SmallVec can't fail; the error type is the trait's.
+    // Writing to a SmallVec cannot fail; the trait requires the error type.
     if write!(path, "/proc/self/fd/{}", fd.as_raw_fd()).is_err() {
         path.clear();
     }
     path
 }
 
-/// `/proc/self/fd/N/name`, for calls that know no `*at` form.
+/// Returns `/proc/self/fd/N/name`, for system calls without an `*at` form.
 pub(crate) fn proc_path_at(dir: BorrowedFd<'_>, name: &[u8]) -> PathBuf {
     let mut path = proc_path(dir);
     path.push(b'/');
@@ -58,8 +59,10 @@ pub(crate) fn proc_path_at(dir: BorrowedFd<'_>, name: &[u8]) -> PathBuf {
     path
 }
 
-/// Makes a call on a descriptor, and where that is an O_PATH one, which such calls refuse with EBADF, the same
-/// by its path in /proc: the way through there costs more than many a call.
+/// Runs `direct`, a system call on a descriptor, and then `by_path`, through /proc, if the descriptor is O_PATH.
+///
+/// Such calls reject an O_PATH descriptor with EBADF. The direct call is tried first, because the resolution of a path
+/// in /proc often costs more than the call.
 pub(crate) fn by_descriptor<T>(
     direct: impl FnOnce() -> Result<T, Errno>,
     by_path: impl FnOnce() -> Result<T, Errno>,

@@ -1,4 +1,4 @@
-//! Making and ending a FUSE mount with the kernel's own calls, no helper program.
+//! Mounts and unmounts FUSE file systems with system calls, without fusermount.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -13,30 +13,32 @@ use crate::error::Result;
 use crate::sys::private::Through;
 use crate::sys::users::Device;
 
-/// Flags and strings of a mount.
+/// The options of a mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MountOptions {
-    /// What stands as the source in the mount table.
+    /// The source in the mount table.
     pub source: String,
-    /// What stands behind `fuse.` in the mount table.
+    /// The file system type in the mount table, after `fuse.`.
     pub subtype: String,
-    /// No writes.
+    /// Mounted read-only.
     pub read_only: bool,
     /// setuid and setgid bits have no effect.
     pub nosuid: bool,
-    /// Devices can't be opened.
+    /// Devices cannot be opened.
     pub nodev: bool,
-    /// Nothing can be executed.
+    /// Files cannot be executed.
     pub noexec: bool,
-    /// Reads don't move access times.
+    /// Reads do not update the atime.
     pub noatime: bool,
-    /// Users other than the mounting one may enter.
+    /// Users other than the one who mounts have access.
     pub allow_other: bool,
 }
 
 impl MountOptions {
-    /// How the layer that is written is to be used: the daemon's reads are the users', and where theirs
-    /// move no access time its own must not either.
+    /// Returns the kind of private mount for the upper layer.
+    ///
+    /// The daemon reads the layer on behalf of users, so if the mount does not update atimes, the private mount must
+    /// not update them either.
     pub fn through(&self) -> Through {
         if self.noatime || self.read_only {
             Through::WritingNoAtime
@@ -46,7 +48,7 @@ impl MountOptions {
     }
 }
 
-/// The /dev/fuse descriptor of a file system that is mounted nowhere yet.
+/// A FUSE file system that is not attached to the tree yet.
 #[derive(Debug)]
 pub struct PreparedMount {
     mount: OwnedFd,
@@ -59,8 +61,10 @@ pub fn open_device() -> Result<OwnedFd> {
 }
 
 impl PreparedMount {
-    /// Makes the file system behind `device`. The kernel's INIT request waits to be read there;
-    /// nothing shows in the mount table before [`PreparedMount::attach`].
+    /// Creates the file system that is served through `device`, a descriptor of /dev/fuse.
+    ///
+    /// The kernel queues the INIT request there. The mount table does not list the mount before
+    /// [`PreparedMount::attach`].
     pub fn new(device: BorrowedFd<'_>, options: &MountOptions) -> Result<Self> {
         let context = rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
         let context = context.as_fd();
@@ -86,12 +90,12 @@ impl PreparedMount {
         Ok(Self { mount })
     }
 
-    /// Puts the mount at its place in the tree.
+    /// Attaches the mount at a path.
     pub fn attach(self, at: &Path) -> Result<()> {
         attach(self.mount, at)
     }
 
-    /// Its device number, by which it is known again.
+    /// Returns the device number, which identifies the file system.
     pub fn device(&self) -> Result<Device> {
         Device::of_fd(&self.mount)
     }
@@ -113,27 +117,29 @@ fn attributes(options: &MountOptions) -> MountAttrFlags {
     flags
 }
 
-/// Has the kernel read ahead so many KiB in files of the file system with this device number. The protocol can
-/// only lower what it begins with (128).
+/// Sets the kernel's read-ahead for a file system, in KiB.
+///
+/// It is set through sysfs, because the FUSE protocol can only lower the initial value (128).
 pub fn read_ahead(device: Device, kib: u32) -> std::io::Result<()> {
     let Device { major, minor } = device;
-    let place = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
-    std::fs::write(place, kib.to_string())
+    let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    std::fs::write(path, kib.to_string())
 }
 
-/// Puts a detached mount, which is in no tree, at a place in the tree.
+/// Attaches a detached mount at a path.
 pub fn attach(mount: impl AsFd, at: &Path) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     Ok(rustix::mount::move_mount(mount, "", CWD, at, flags)?)
 }
 
-/// Ends a mount; EBUSY when something in it is in use.
+/// Unmounts the mount at a path; fails with EBUSY if it is in use.
 pub fn unmount(at: &Path) -> Result<()> {
     Ok(rustix::mount::unmount(at, UnmountFlags::NOFOLLOW)?)
 }
 
-/// Changes the flags of the mount at `at`, those of its file system too: EBUSY when it is to become
-/// read-only and a file is open for writing.
+/// Changes the flags of the mount at `at`, including those of its superblock.
+///
+/// A change to read-only fails with EBUSY if a file is open for writing.
 pub fn remount(at: &Path, options: &MountOptions) -> Result<()> {
     let mut flags = MountFlags::empty();
     for (wanted, flag) in [
@@ -148,7 +154,7 @@ pub fn remount(at: &Path, options: &MountOptions) -> Result<()> {
     Ok(rustix::mount::mount_remount(at, flags, "")?)
 }
 
-/// Takes a mount out of the tree at once; it ends when its last user is gone.
+/// Detaches the mount at a path from the tree. The kernel ends it when it is no longer in use.
 pub fn unmount_lazily(at: &Path) -> Result<()> {
     let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
     Ok(rustix::mount::unmount(at, flags)?)

@@ -21,8 +21,9 @@ use super::users::{self, Device};
 use crate::error::{Errno, Result};
 use crate::shown::Show as _;
 
-/// The time limit for a thread that resolves a path in another namespace, where a process of that namespace may serve
-/// a file system on the path.
+/// The time limit for a thread that resolves a path in another namespace.
+///
+/// A process of that namespace may serve a file system on the path and never reply.
 pub const HASTY: Duration = Duration::from_secs(2);
 /// The time limit for a thread that resolves no such path. It is longer than any scheduling delay.
 pub const PATIENT: Duration = Duration::from_secs(20);
@@ -190,11 +191,11 @@ fn is_mount(fd: impl AsFd, mount: &Mount) -> Result<bool> {
     Ok(stat.stx_mnt_id == mount.id && Device::of_fd(&fd)? == mount.device)
 }
 
-/// Moves this thread, and all threads that it starts later, to a new mount namespace that contains only the mounts
-/// that the paths `keep` are on. Paths that do not exist are ignored.
+/// Moves this thread to a new mount namespace that contains only the mounts that the paths `keep` are on.
 ///
-/// The mounts there are private, so mounts and unmounts elsewhere do not propagate to it. The working directory
-/// becomes `/`. Without the privilege to create a namespace, nothing changes.
+/// Threads that it starts later are in that namespace as well. Paths that do not exist are ignored. The mounts there
+/// are private, so mounts and unmounts elsewhere do not propagate to it. The working directory becomes `/`. Without the
+/// privilege to create a namespace, nothing changes.
 pub fn leave(keep: &[&Path], device: Device) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;

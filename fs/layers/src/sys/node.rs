@@ -1,4 +1,4 @@
-//! Making, linking, moving and removing names.
+//! Creates, links, renames and removes directory entries.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -8,13 +8,13 @@ use crate::error::Result;
 use crate::sys::fault;
 use crate::sys::stat::FileKind;
 
-/// Makes a folder; the thread's umask applies.
+/// Creates a directory. The thread's umask applies.
 pub fn mkdir(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> Result<()> {
     fault::hit()?;
     Ok(rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(mode))?)
 }
 
-/// Makes an empty regular file, a fifo, a socket or a device; the thread's umask applies.
+/// Creates an empty regular file, a FIFO, a socket or a device. The thread's umask applies.
 pub fn mknod(dir: BorrowedFd<'_>, name: &[u8], kind: FileKind, mode: u32, rdev: u64) -> Result<()> {
     fault::hit()?;
     if matches!(kind, FileKind::CharDevice | FileKind::BlockDevice) {
@@ -30,7 +30,7 @@ pub fn mknod(dir: BorrowedFd<'_>, name: &[u8], kind: FileKind, mode: u32, rdev: 
     )?)
 }
 
-/// Makes and opens a new regular file; EEXIST when the name is taken by anything.
+/// Creates and opens a regular file; fails with EEXIST if the name exists. The thread's umask applies.
 pub fn create(dir: BorrowedFd<'_>, name: &[u8], mode: u32, access: OFlags) -> Result<OwnedFd> {
     fault::hit()?;
     let flags = access | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -42,13 +42,13 @@ pub fn create(dir: BorrowedFd<'_>, name: &[u8], mode: u32, access: OFlags) -> Re
     )?)
 }
 
-/// Makes a symbolic link.
+/// Creates a symbolic link.
 pub fn symlink(dir: BorrowedFd<'_>, name: &[u8], target: &[u8]) -> Result<()> {
     fault::hit()?;
     Ok(rustix::fs::symlinkat(target, dir, name)?)
 }
 
-/// Gives the object `from` in `from_dir` another name; follows no link.
+/// Creates a hard link to the object `from` in `from_dir`. Does not follow links.
 pub fn link(from_dir: BorrowedFd<'_>, from: &[u8], dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
     fault::hit()?;
     Ok(rustix::fs::linkat(
@@ -60,7 +60,7 @@ pub fn link(from_dir: BorrowedFd<'_>, from: &[u8], dir: BorrowedFd<'_>, name: &[
     )?)
 }
 
-/// Gives an open object (O_PATH will do) another name. The object must still have a name.
+/// Creates a hard link to the object behind a descriptor, which may be O_PATH. Its link count must not be 0.
 pub fn link_fd(fd: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
     fault::hit()?;
     let path = crate::sys::proc_path(fd);
@@ -73,32 +73,32 @@ pub fn link_fd(fd: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &[u8]) -> Result<(
     )?)
 }
 
-/// Removes a name that is no folder.
+/// Removes a name of an object that is not a directory.
 pub fn unlink(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
     fault::hit()?;
     Ok(rustix::fs::unlinkat(dir, name, AtFlags::empty())?)
 }
 
-/// Removes an empty folder.
+/// Removes an empty directory.
 pub fn rmdir(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
     fault::hit()?;
     Ok(rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)?)
 }
 
-/// How a rename treats what is there.
+/// The mode of a rename: its treatment of the target and the old name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RenameHow {
-    /// Replace the target when there is one.
+    /// Replaces an existing target.
     Replace,
-    /// EEXIST when there is a target.
+    /// Fails with EEXIST if the target exists (RENAME_NOREPLACE).
     NoReplace,
-    /// Swap the two.
+    /// Exchanges both objects (RENAME_EXCHANGE).
     Exchange,
-    /// Replace, and leave a 0:0 device at the old name.
+    /// Replaces an existing target, and leaves a device 0:0 at the old name (RENAME_WHITEOUT).
     Whiteout,
 }
 
-/// renameat2.
+/// Renames an object (renameat2(2)).
 pub fn rename(
     from_dir: BorrowedFd<'_>,
     from: &[u8],

@@ -1,5 +1,6 @@
-//! In which order a file system brings to the disk what it was given, and how to make sure that a file's
-//! content is there no later than its next name. The reasons are in docs/decisions/0012.
+//! The order in which a file system makes changes durable.
+//!
+//! [`Order`] ensures that a file's content is durable no later than its name. docs/decisions/0012 has the reasons.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -10,46 +11,47 @@ use super::copy::Copied;
 use super::write_back::write_back;
 use crate::error::Result;
 
-/// ext2, ext3 and ext4.
+/// The magic number of ext2, ext3 and ext4.
 pub(super) const EXT4: u64 = 0xef53;
 pub(super) const XFS: u64 = 0x5846_5342;
 pub(super) const BTRFS: u64 = 0x9123_683e;
 
 const MOUNTS: &str = "/proc/self/mountinfo";
 
-/// What is known of a file system.
+/// The order in which a file system makes changes durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// One journal takes all changes of names and of where content lies, in their order, and every
-    /// commit flushes the disk: content that was handed to the disk and recorded before a rename is there
-    /// when the rename is.
+    /// One journal records changes of names and of extents in their order, and each commit flushes the disk's cache.
+    ///
+    /// So content that was written, with its extents recorded, before a rename is durable when the rename is.
     Journal,
-    /// A name may be on the disk long before what it names, also where that holds attributes alone.
+    /// A name may become durable long before the object, even if the object has no content and only xattrs.
     NamesFirst,
-    /// Nothing: what is to be there first must be synced first.
+    /// No order is known. Changes that must be durable before others are synced before them.
     Unknown,
-    /// Nothing is asked for: a power cut may cost what was not written.
+    /// No order is required: the mount is `volatile`, and a power cut may lose unwritten data.
     Careless,
 }
 
 impl Order {
-    /// What is known of the file system that holds `dir`.
+    /// Determines the order of the file system that holds `dir`.
     pub fn of(dir: BorrowedFd<'_>) -> Self {
-        match known(dir) {
+        match determine(dir) {
             Ok(order) => order,
             Err(error) => {
-                log::debug!("every copy-up is synced, for the file system is not known: {error}");
+                log::debug!("cannot identify the file system, every copy-up is synced: {error}");
                 Self::Unknown
             }
         }
     }
 
-    /// To be called before `file`, whose content was copied as `copied` says, gets its name: when the name
-    /// is on the disk, so is the content.
+    /// Ensures that the content of `file` is durable no later than its name.
+    ///
+    /// To be called before the file is linked or renamed. `copied` is the way in which its content was copied.
     pub fn content_first(self, file: impl AsFd, copied: Copied) -> Result<()> {
         match (self, copied) {
             (Self::Careless, _) => Ok(()),
-            // What it shares is on the disk, and that it does went through the journal.
+            // The shared blocks are durable already, and the journal contains the change of the extents.
             (Self::Journal, Copied::Shared) => Ok(()),
             (Self::Journal, Copied::Written) => write_back(file.as_fd()),
             (Self::NamesFirst | Self::Unknown, _) => {
@@ -58,7 +60,9 @@ impl Order {
         }
     }
 
-    /// The same for a file without content of its own.
+    /// Ensures that the attributes and xattrs of a file without content are durable no later than its name.
+    ///
+    /// To be called before the file is linked or renamed.
     pub fn attributes_first(self, file: impl AsFd) -> Result<()> {
         match self {
             Self::NamesFirst => super::copy::sync(file, super::copy::SyncScope::All),
@@ -66,8 +70,9 @@ impl Order {
         }
     }
 
-    /// To be called between two changes of names, the first of them in `dir`: when the second is on the
-    /// disk, so is the first.
+    /// Ensures that a change of a name in `dir` is durable no later than a second one.
+    ///
+    /// To be called between the two changes.
     pub fn name_first(self, dir: BorrowedFd<'_>) -> Result<()> {
         match self {
             Self::Careless | Self::Journal => Ok(()),
@@ -76,7 +81,7 @@ impl Order {
     }
 }
 
-/// The type of the file system that holds `dir`, and its options where they are known.
+/// Returns the magic number of the file system that holds `dir`, and the mount options of an ext4 if they are known.
 pub(super) fn kind_and_options(dir: BorrowedFd<'_>) -> std::io::Result<(u64, Option<String>)> {
     let kind = kind(dir)?;
     if kind != EXT4 {
@@ -96,7 +101,7 @@ fn device(dir: BorrowedFd<'_>) -> std::io::Result<String> {
     Ok(format!("{}:{}", major(device), minor(device)))
 }
 
-fn known(dir: BorrowedFd<'_>) -> std::io::Result<Order> {
+fn determine(dir: BorrowedFd<'_>) -> std::io::Result<Order> {
     let kind = kind(dir)?;
     if kind == BTRFS {
         return Ok(Order::NamesFirst);
@@ -121,7 +126,7 @@ fn known(dir: BorrowedFd<'_>) -> std::io::Result<Order> {
     })
 }
 
-/// The options of the file system on `device`, in a table as /proc/self/mountinfo is one.
+/// Returns the superblock options of the file system on `device` from a table in mountinfo's format.
 fn options<'t>(table: &'t str, device: &str) -> Option<&'t str> {
     table
         .lines()
@@ -132,7 +137,10 @@ fn options<'t>(table: &'t str, device: &str) -> Option<&'t str> {
         .nth(2)
 }
 
-/// Not `data=writeback` nor `data=journal`, which go other ways, nor a commit that overtakes others' flush.
+/// Whether the options of an ext4 leave its usual order intact.
+///
+/// `data=writeback`, `data=journal`, `nodelalloc` and `dioread_lock` write content in another order, and
+/// `journal_async_commit` writes a commit block without waiting for the blocks before it.
 fn is_usual_ext4(options: &str) -> bool {
     options.split(',').all(|option| {
         option == "data=ordered"
@@ -147,22 +155,27 @@ fn is_usual_ext4(options: &str) -> bool {
     })
 }
 
-/// Log and content on one device.
+/// Whether an XFS has its log and its content on one device, so that one flush covers both.
 fn is_usual_xfs(options: &str) -> bool {
     !options
         .split(',')
         .any(|option| option.starts_with("logdev=") || option.starts_with("rtdev="))
 }
 
-/// Whether an ext4 has a journal, and on its own device: jbd2 keeps a folder for each, named by the device
-/// and, when it is a file on it, by the file's number. (An ext4 without one commits nothing in order.)
+/// Whether an ext4 has a journal on its own device.
+///
+/// Without a journal, changes are committed in no particular order. With one on another device, a commit does not
+/// always flush the device that holds the content.
+///
+/// jbd2 has a /proc directory for each journal, named by the device and, if the journal is a file on it, the file's
+/// inode number (8).
 fn has_own_journal(device: &str) -> std::io::Result<bool> {
     let link = std::fs::read_link(Path::new("/sys/dev/block").join(device))?;
     let Some(name) = link.file_name().and_then(|name| name.to_str()) else {
         return Ok(false);
     };
-    let place = PathBuf::from(format!("/proc/fs/jbd2/{name}-8"));
-    place.try_exists()
+    let journal = PathBuf::from(format!("/proc/fs/jbd2/{name}-8"));
+    journal.try_exists()
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A mount of our own, which nobody else sees, of a folder that others have mounted.
+//! Private mounts: detached copies of a mount that are not visible to any other process.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -7,24 +7,25 @@ use rustix::mount::OpenTreeFlags;
 
 use crate::error::{Errno, Error, Result};
 
-/// What goes through a private mount.
+/// The kind of access through a private mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Through {
-    /// Reading, which leaves no trace: no access time moves.
+    /// Reads that do not update the atime.
     Reading,
-    /// Everything.
+    /// Reads and writes.
     Writing,
-    /// Writing, and reading that leaves no trace.
+    /// Writes, and reads that do not update the atime.
     WritingNoAtime,
 }
 
-/// The folder behind `dir` through a mount of its own. As long as the descriptor lives, the file
-/// system lives; but its place in the tree can be unmounted by whoever mounted it there (an open
-/// descriptor would make it busy). What is mounted below the folder is left out. The kernel's overlayfs
-/// does the same to its layers. Devices cannot be opened through it.
+/// Opens the directory behind `dir` through a new private mount.
 ///
-/// Fails where making mounts is not allowed. A user namespace may not change what holds for access
-/// times and read-only mounts above it: then as much is set as can be.
+/// The descriptor keeps the file system alive, but unlike a descriptor of the original mount it does not make that
+/// mount busy, so it can be unmounted from the tree. Mounts below the directory are not included. Devices cannot be
+/// opened through the mount. Kernel overlayfs accesses its layers through such mounts as well.
+///
+/// Fails without the privilege to mount. In a user namespace, the atime and read-only flags of an inherited mount may
+/// be locked; then as many flags are set as possible.
 pub fn mount_of(dir: BorrowedFd<'_>, through: Through) -> Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -32,17 +33,17 @@ pub fn mount_of(dir: BorrowedFd<'_>, through: Through) -> Result<OwnedFd> {
     let mount = rustix::mount::open_tree(dir, "", flags)?;
     let read_only = libc::MOUNT_ATTR_RDONLY;
     let noatime = libc::MOUNT_ATTR_NOATIME;
-    // Any process may give up these. Nodes can be made on such a mount, and the client's kernel opens those
-    // that the overlay shows. Not noexec: what the kernel maps by passthrough is a file of this mount.
+    // These can always be set. nodev does not prevent mknod, and devices that the overlay shows are opened through the
+    // FUSE mount. noexec must not be set: a file that is mapped by passthrough belongs to this mount.
     let always = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID;
-    let wishes: &[u64] = match through {
+    let candidates: &[u64] = match through {
         Through::Reading => &[read_only | noatime, read_only, 0],
         Through::Writing => &[0],
         Through::WritingNoAtime => &[noatime, 0],
     };
     let mut last = Err(Error::Errno(Errno::PERM));
-    for wish in wishes {
-        last = set(mount.as_fd(), *wish | always);
+    for flags in candidates {
+        last = set(mount.as_fd(), *flags | always);
         if last.is_ok() {
             break;
         }
@@ -50,18 +51,18 @@ pub fn mount_of(dir: BorrowedFd<'_>, through: Through) -> Result<OwnedFd> {
     last.map(|()| mount)
 }
 
-/// Sets attributes of a mount, and that mounts made elsewhere do not appear in it.
+/// Sets attributes of a mount, and makes it private, so that mounts elsewhere do not propagate to it.
 fn set(mount: BorrowedFd<'_>, attributes: u64) -> Result<()> {
     let noatime = attributes & libc::MOUNT_ATTR_NOATIME != 0;
     let wanted = libc::mount_attr {
         attr_set: attributes,
-        // The ways to keep access times exclude each other: the old one has to go.
+        // The atime modes are one field of several bits, which must be cleared before a mode is set.
         attr_clr: if noatime { libc::MOUNT_ATTR__ATIME } else { 0 },
         propagation: libc::MS_PRIVATE,
         userns_fd: 0,
     };
-    // SAFETY: the descriptor is open, the path is an empty string with its NUL, and `wanted` is a whole
-    // struct of the size that is passed, which the kernel only reads.
+    // SAFETY: the descriptor is open, the path is an empty NUL-terminated string, and `wanted` is a complete struct of
+    // the size that is passed, which the kernel only reads.
     let done = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,

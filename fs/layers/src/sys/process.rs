@@ -1,4 +1,4 @@
-//! The daemon's own process: going to the background, limits.
+//! The daemon's process (fork to the background, limits, memory), and /proc/PID/status of other processes.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -15,26 +15,27 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::error::{Errno, Result};
 
-/// The child's end of the pipe on which it tells its parent how the start went.
+/// The child's end of the pipe on which it reports to its parent whether the mount succeeded.
 #[derive(Debug)]
 pub struct ReadyPipe(File);
 
-/// Which side of the fork this is.
+/// The result of a fork to the background.
 #[derive(Debug)]
 pub enum Background {
-    /// The process that was started; the text is empty when the child got ready, else why not.
+    /// This is the original process. The text is empty if the child is ready, otherwise its error message.
     Parent(String),
-    /// The daemon to be.
+    /// This is the daemon.
     Child(ReadyPipe),
 }
 
-/// Forks. The parent waits until the child says that it is ready, or why it can't be.
+/// Forks. In the parent, waits until the child reports that it is ready, or an error.
+///
 /// To be called before the process has a second thread.
 pub fn to_background() -> io::Result<Background> {
     let (reader, writer): (OwnedFd, OwnedFd) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    // SAFETY: the process has one thread (main calls this first), so the child has no lock or other
-    // state that belonged to a thread which does not exist in it.
+    // SAFETY: the process has one thread (main calls this first), so the child inherits no lock or other state of a
+    // thread that does not exist in it.
     match unsafe { fork() }.map_err(io::Error::from)? {
         ForkResult::Parent { .. } => {
             drop(writer);
@@ -42,7 +43,9 @@ pub fn to_background() -> io::Result<Background> {
             File::from(reader).read_to_end(&mut text)?;
             Ok(Background::Parent(match text.split_first() {
                 Some((b'+', [])) => String::new(),
-                Some((b'-', why)) => String::from_utf8(why.to_vec()).map_err(io::Error::other)?,
+                Some((b'-', error)) => {
+                    String::from_utf8(error.to_vec()).map_err(io::Error::other)?
+                }
                 _ => "the daemon ended before it was ready".into(),
             }))
         }
@@ -55,7 +58,7 @@ pub fn to_background() -> io::Result<Background> {
 }
 
 impl ReadyPipe {
-    /// Tells the parent that the mount is there, and lets go of the terminal and the folder.
+    /// Reports to the parent that the file system is mounted, and releases the terminal and the working directory.
     pub fn ready(mut self) -> io::Result<()> {
         rustix::process::chdir("/")?;
         let null = rustix::fs::openat(CWD, "/dev/null", OFlags::RDWR, Mode::empty())?;
@@ -65,14 +68,14 @@ impl ReadyPipe {
         self.0.write_all(b"+")
     }
 
-    /// Tells the parent why there will be no mount.
-    pub fn failed(mut self, why: &str) -> io::Result<()> {
+    /// Reports to the parent that the mount failed.
+    pub fn failed(mut self, error: &str) -> io::Result<()> {
         self.0.write_all(b"-")?;
-        self.0.write_all(why.as_bytes())
+        self.0.write_all(error.as_bytes())
     }
 }
 
-/// Raises the soft limit of open files to the hard one and returns it.
+/// Raises the soft limit of open files (RLIMIT_NOFILE) to the hard limit, and returns it.
 pub fn raise_open_files() -> u64 {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -85,30 +88,31 @@ pub fn raise_open_files() -> u64 {
     }
 }
 
-/// Whether a read of this descriptor would come back at once, if only with an error.
+/// Whether a read of the descriptor would not block. It may still fail.
 pub fn is_readable(fd: &OwnedFd) -> bool {
-    let mut asked = [PollFd::new(fd, PollFlags::IN)];
-    poll(&mut asked, Some(&Timespec::default())) != Ok(0)
+    let mut fds = [PollFd::new(fd, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::default())) != Ok(0)
 }
 
-/// For how long this process has had CPUs so far.
+/// Returns the CPU time that this process has used.
 pub fn cpu_time() -> Duration {
     let spent = clock_gettime(ClockId::ProcessCPUTime);
     Duration::try_from(spent).unwrap_or_default()
 }
 
-/// Gives memory that was freed back to the machine: the C library's allocator keeps it otherwise, and a
-/// walk over a large tree would cost its memory for as long as the mount lives.
+/// Returns freed memory to the kernel (malloc_trim(3)).
+///
+/// Otherwise glibc's allocator retains it, and the memory that a walk over a large tree used stays allocated for the
+/// lifetime of the mount.
 pub fn give_memory_back() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: takes a number and touches nothing but the allocator's own free lists, under its own locks.
+    // SAFETY: malloc_trim takes a number, and accesses only the allocator's free lists, under its own locks.
     unsafe {
         libc::malloc_trim(0);
     }
 }
 
-/// The memory that this process takes for itself, in bytes: what it shares with other processes, such as
-/// the program's text, is left out.
+/// Returns the anonymous memory of this process in bytes (RssAnon), which excludes shared pages such as program text.
 pub fn own_memory() -> Result<u64> {
     let status = status(std::process::id())?.unwrap_or_default();
     Ok(parse_own_memory(&status).unwrap_or(0))
@@ -119,32 +123,36 @@ fn parse_own_memory(status: &[u8]) -> Option<u64> {
     Some(kilobytes.trim().parse::<u64>().ok()? << 10)
 }
 
-/// The supplementary groups of a thread; none of one that is gone or can't be seen from here. They can't
-/// change under a request, because the thread that made it waits for the answer.
+/// Returns the supplementary groups of a thread; empty if it has ended or is in an invisible pid namespace.
+///
+/// The groups of a request's caller cannot change during the request, because the thread waits for the reply.
 pub fn groups(pid: u32) -> Result<Vec<u32>> {
     Ok(status(pid)?.map_or_else(Vec::new, |status| parse_groups(&status)))
 }
 
-/// Whether a thread in our own user namespace has a capability; `None` of one that is elsewhere, gone or
-/// out of sight.
+/// Whether a thread in the daemon's user namespace has a capability.
+///
+/// Returns `None` if it is in another user namespace, has ended, or is in an invisible pid namespace.
 pub fn has_capability(pid: u32, which: CapabilitySet) -> Result<Option<bool>> {
     let Some(status) = status(pid)? else {
         return Ok(None);
     };
-    let space = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/user"));
-    match (space("self"), space(&pid.to_string())) {
-        (Ok(ours), Ok(theirs)) if ours == theirs => {}
-        // Where its namespace can't be read it is not ours to ask.
+    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/user"));
+    match (namespace("self"), namespace(&pid.to_string())) {
+        (Ok(own), Ok(other)) if own == other => {}
+        // In another user namespace the capability does not apply. An unreadable link is treated in the same way.
         _ => return Ok(None),
     }
     let held = parse_line(&status, b"CapEff:").and_then(|text| u64::from_str_radix(text, 16).ok());
     Ok(held.map(|bits| CapabilitySet::from_bits_retain(bits).contains(which)))
 }
 
-/// The signal by which a daemon is asked to check whether its mount is still in use.
+/// The signal that requests a daemon to check whether its mount is still in use.
 pub const CHECK: nix::sys::signal::Signal = nix::sys::signal::Signal::SIGUSR2;
 
-/// Sends [`CHECK`] to a process, if it is one that waits for it: others would be killed by it.
+/// Sends [`CHECK`] to a process that has blocked the signal, and reports whether it was sent.
+///
+/// Daemons block it and read it synchronously. It would kill a process that does not handle it.
 pub fn ask_to_check(pid: u32) -> Result<bool> {
     let blocked = status(pid)?.and_then(|status| {
         let mask = u64::from_str_radix(parse_line(&status, b"SigBlk:")?, 16).ok()?;
@@ -159,21 +167,21 @@ pub fn ask_to_check(pid: u32) -> Result<bool> {
     Ok(blocked == Some(true))
 }
 
-/// What can be seen of a process from outside.
+/// The state of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// Its state, as proc(5) names it: 'T' of one that was stopped.
+    /// The state code of proc_pid_status(5), such as 'T' for stopped.
     pub state: char,
-    /// It was killed: it does nothing any more, also where the kernel still works on its end.
+    /// Whether it is dead or has SIGKILL pending. It executes no more code, even if the kernel has not reaped it yet.
     pub killed: bool,
 }
 
-/// Inspects a process; `None` of one that is gone or can't be seen from here.
+/// Inspects a process; `None` if it has ended or is in an invisible pid namespace.
 pub fn inspect(pid: u32) -> Option<Seen> {
     parse_seen(&status(pid).ok()??)
 }
 
-/// Whether there is no process of this id; `false` where that is not known.
+/// Whether no process has this id; `false` if that is unknown.
 pub fn is_gone(pid: u32) -> bool {
     let pid = i32::try_from(pid)
         .ok()
@@ -191,7 +199,7 @@ fn parse_seen(status: &[u8]) -> Option<Seen> {
     Some(Seen { state, killed })
 }
 
-/// What proc(5)'s status tells of a thread; `None` of one that is gone or can't be seen from here.
+/// Reads /proc/PID/status of a thread; `None` if it has ended or is in an invisible pid namespace.
 fn status(pid: u32) -> Result<Option<Vec<u8>>> {
     if pid == 0 {
         return Ok(None);
@@ -205,8 +213,9 @@ fn status(pid: u32) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// What stands behind `label` at the beginning of a line. The name of the program stands above the rest,
-/// with line ends escaped, so nobody can put in a line of his own.
+/// Returns the rest of the line that begins with `label`.
+///
+/// A process cannot inject lines through its command name: the kernel escapes newlines in it.
 fn parse_line<'a>(status: &'a [u8], label: &[u8]) -> Option<&'a str> {
     let mut lines = status.split(|&byte| byte == b'\n');
     let rest = lines.find_map(|line| line.strip_prefix(label))?;

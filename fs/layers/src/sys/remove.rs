@@ -133,8 +133,9 @@ impl Removal<'_> {
         Ok(())
     }
 
-    /// Removes the deepest level after all its entries were read. It is empty, unless entries moved during their
-    /// removal.
+    /// Removes the deepest level after all its entries were read.
+    ///
+    /// It is empty, unless entries moved during their removal.
     fn leave(&mut self) -> Result<()> {
         let Some((level, above)) = self.levels.split_last_mut() else {
             return Ok(());
@@ -211,8 +212,9 @@ fn open_up(level: &mut Level) -> Result<bool> {
     Ok(true)
 }
 
-/// Reads one buffer of names and unlinks those that are not directories; false at the end of the directory. A name
-/// that cannot be removed is left in `stuck`.
+/// Reads one buffer of names and unlinks those that are not directories; false at the end of the directory.
+///
+/// A name that cannot be removed is stored in `stuck`.
 fn read_on(
     level: &mut Level,
     buffer: &mut [MaybeUninit<u8>],

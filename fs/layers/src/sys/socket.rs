@@ -1,4 +1,4 @@
-//! What std does not tell of a socket.
+//! Socket operations that the standard library lacks.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -12,8 +12,9 @@ use rustix::net::{AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketT
 
 use crate::error::{Errno, Result};
 
-/// Connects to a unix socket. A listener that accepts nothing has a queue that is full some time: then this ends
-/// with EAGAIN after `patience`.
+/// Connects to a Unix socket, with a timeout.
+///
+/// If the listener does not accept connections and its backlog is full, this fails with EAGAIN after `patience`.
 pub fn connect(path: &Path, patience: Duration) -> io::Result<UnixStream> {
     let flags = SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -22,7 +23,7 @@ pub fn connect(path: &Path, patience: Duration) -> io::Result<UnixStream> {
     Ok(UnixStream::from(socket))
 }
 
-/// Returns the id of the process that listens at the other end; 0 of one that can't be seen from here.
+/// Returns the id of the process that listens at the other end; 0 if it is in an invisible pid namespace.
 pub fn peer_process(stream: &UnixStream) -> io::Result<u32> {
     let mut peer = libc::ucred {
         pid: 0,
@@ -30,8 +31,8 @@ pub fn peer_process(stream: &UnixStream) -> io::Result<u32> {
         gid: 0,
     };
     let mut size = libc::socklen_t::try_from(size_of_val(&peer)).map_err(io::Error::other)?;
-    // SAFETY: the descriptor is open, and the kernel writes no more than `size` bytes, all of `peer`, in which
-    // every value is valid.
+    // SAFETY: the descriptor is open, and the kernel writes at most `size` bytes, the size of `peer`, in which every
+    // bit pattern is valid.
     let done = unsafe {
         libc::getsockopt(
             stream.as_raw_fd(),
@@ -47,7 +48,7 @@ pub fn peer_process(stream: &UnixStream) -> io::Result<u32> {
     Ok(u32::try_from(peer.pid).unwrap_or(0))
 }
 
-/// Whether the other end of a stream has hung up, or its process is gone.
+/// Whether the other end of a stream was closed, by the process or by its death.
 pub fn peer_is_gone(stream: impl AsFd) -> Result<bool> {
     let mut byte = [0_u8; 1];
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;

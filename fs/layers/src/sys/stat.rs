@@ -1,4 +1,4 @@
-//! What the kernel says of an object, in plain numbers.
+//! Attributes of objects and file systems.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -6,12 +6,12 @@ use rustix::fs::{AtFlags, StatxFlags};
 
 use crate::error::{Errno, Result};
 
-/// A moment: seconds since 1970 (negative before) and nanoseconds.
+/// A timestamp.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time {
-    /// Seconds since 1970-01-01 UTC.
+    /// Seconds since 1970-01-01 UTC; negative before.
     pub secs: i64,
-    /// 0 to 999,999,999.
+    /// Nanoseconds, 0 to 999,999,999.
     pub nanos: u32,
 }
 
@@ -20,13 +20,13 @@ pub struct Time {
 pub enum FileKind {
     /// A regular file.
     Regular,
-    /// A folder.
+    /// A directory.
     Directory,
     /// A symbolic link.
     Symlink,
-    /// A named pipe.
+    /// A FIFO.
     Fifo,
-    /// A socket's name.
+    /// A Unix socket.
     Socket,
     /// A character device.
     CharDevice,
@@ -35,7 +35,7 @@ pub enum FileKind {
 }
 
 impl FileKind {
-    /// The kind that a mode's type bits name; an unknown type reads as a regular file.
+    /// Returns the type that a mode contains. An unknown type becomes a regular file.
     pub fn from_mode(mode: u32) -> Self {
         match mode & 0o170_000 {
             0o040_000 => Self::Directory,
@@ -48,7 +48,7 @@ impl FileKind {
         }
     }
 
-    /// The type bits of a mode (`S_IFMT`).
+    /// Returns the type bits of a mode (`S_IFMT`).
     pub fn mode_bits(self) -> u32 {
         match self {
             Self::Directory => 0o040_000,
@@ -62,16 +62,16 @@ impl FileKind {
     }
 }
 
-/// What stat(2) says.
+/// The attributes of an object (stat(2)).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stat {
-    /// Device that holds the object.
+    /// Device number of the file system.
     pub dev: u64,
-    /// Inode number there.
+    /// Inode number.
     pub ino: u64,
     /// Type and permission bits.
     pub mode: u32,
-    /// Hard links.
+    /// Number of hard links.
     pub nlink: u64,
     /// Owner.
     pub uid: u32,
@@ -79,32 +79,32 @@ pub struct Stat {
     pub gid: u32,
     /// Device number of a device node, in the C library's encoding.
     pub rdev: u64,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// Blocks of 512 bytes.
+    /// Allocated blocks of 512 bytes.
     pub blocks: u64,
-    /// Preferred size of a transfer.
+    /// Preferred size of an I/O operation.
     pub blksize: u32,
-    /// Last read.
+    /// Time of the last access.
     pub atime: Time,
-    /// Last change of the content.
+    /// Time of the last change of the content.
     pub mtime: Time,
-    /// Last change of the attributes.
+    /// Time of the last change of the inode.
     pub ctime: Time,
 }
 
 impl Stat {
-    /// The object's type.
+    /// Returns the type of the object.
     pub fn kind(&self) -> FileKind {
         FileKind::from_mode(self.mode)
     }
 
-    /// Permission bits with setuid, setgid and sticky.
+    /// Returns the permission bits, including setuid, setgid and sticky.
     pub fn perm(&self) -> u32 {
         self.mode & 0o7777
     }
 
-    /// Whether this is a character device 0:0, overlayfs's whiteout.
+    /// Whether the object is a character device 0:0, overlayfs's whiteout.
     pub fn is_whiteout_device(&self) -> bool {
         self.kind() == FileKind::CharDevice && self.rdev == 0
     }
@@ -138,7 +138,7 @@ fn from_kernel(s: &rustix::fs::Stat) -> Stat {
     }
 }
 
-/// lstat of a name in a folder.
+/// Returns the attributes of `name` in `dir`. Does not follow links.
 pub fn stat_at(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Stat> {
     Ok(from_kernel(&rustix::fs::statat(
         dir,
@@ -147,12 +147,12 @@ pub fn stat_at(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Stat> {
     )?))
 }
 
-/// stat of an open object (an O_PATH descriptor will do).
+/// Returns the attributes of the object behind a descriptor, which may be O_PATH.
 pub fn stat_fd(fd: impl AsFd) -> Result<Stat> {
     Ok(from_kernel(&rustix::fs::fstat(fd)?))
 }
 
-/// Birth time where the file system keeps one.
+/// Returns the birth time of an object; `None` if the file system does not record it.
 pub fn birth_time(fd: impl AsFd) -> Result<Option<Time>> {
     let got = match rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME) {
         Ok(got) => got,
@@ -166,19 +166,18 @@ pub fn birth_time(fd: impl AsFd) -> Result<Option<Time>> {
     }))
 }
 
-/// Whether nothing can be written through the mount that `fd` was opened by.
+/// Whether the mount that `fd` was opened through is read-only; `false` if that is unknown.
 pub fn is_read_only(fd: impl AsFd) -> bool {
-    // One that can't be asked counts as one that can be written.
     statvfs(fd).is_ok_and(|all| all.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
 }
 
-/// Whether `fd` lies on overlayfs of the kernel, whose files lie on another file system in turn.
+/// Whether `fd` is on kernel overlayfs, whose files are stored on another file system.
 pub fn is_on_overlayfs(fd: impl AsFd) -> Result<bool> {
     // statfs(2): OVERLAYFS_SUPER_MAGIC.
     Ok(rustix::fs::fstatfs(fd)?.f_type == 0x794c_7630)
 }
 
-/// What statvfs says of the file system that holds `fd`.
+/// Returns the statistics of the file system that holds `fd`.
 pub fn statvfs(fd: impl AsFd) -> Result<rustix::fs::StatVfs> {
     Ok(rustix::fs::fstatvfs(fd)?)
 }

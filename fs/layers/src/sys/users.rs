@@ -117,8 +117,9 @@ impl From<(u32, u32)> for Device {
     }
 }
 
-/// Lists all processes except `except` that use the file system `dev`. Processes that end in the meantime, or that
-/// this one may not inspect, are omitted.
+/// Lists all processes except `except` that use the file system `dev`.
+///
+/// Processes that end in the meantime, or that this one may not inspect, are omitted.
 pub fn of(dev: Device, except: &[u32]) -> Result<Vec<User>> {
     let mut users = Vec::new();
     for pid in pids()? {
@@ -166,14 +167,17 @@ pub fn command(proc: &Path) -> String {
     }
 }
 
-/// Whether the target of a /proc link is on `dev`. Asks only the kernel and never the file system, which may be the
-/// one that hangs.
+/// Whether the target of a /proc link is on `dev`.
+///
+/// Sends no request to the file system, which may hang.
 fn lies_on(link: &Path, dev: Device) -> bool {
     Device::of_path(link).is_ok_and(|found| found == dev)
 }
 
-/// Lists the uses of a process. All threads are inspected: a thread may have directories and descriptors of its own,
-/// and the main thread may have ended before the others.
+/// Lists the uses of the file system `dev` by a process.
+///
+/// All threads are inspected: a thread may have directories and descriptors of its own, and the main thread may have
+/// ended before the others.
 fn holds(pid: u32, dev: Device) -> Vec<Hold> {
     let mut holds = Vec::new();
     let (mut with_files, mut with_memory) = (None, false);

@@ -1,10 +1,10 @@
-//! Opens files by path inside a tree with untrusted content: a container's root file system, or a directory that
-//! another user may write to.
+//! Opens files by path inside a tree with untrusted content.
 //!
-//! Any name in such a tree can be a link out of it, a device, a FIFO, or a file with a lease. The path is therefore
-//! resolved beneath the tree (openat2(2)), without magic links and without crossing a mount. The first descriptor is
-//! an O_PATH one, which neither blocks nor has side effects. Its type is checked, and only a regular file is then
-//! opened, through /proc/self/fd with O_NONBLOCK (a lease fails with EAGAIN instead of blocking).
+//! Such a tree is a container's root file system, or a directory that another user may write to. Any name in such a
+//! tree can be a link out of it, a device, a FIFO, or a file with a lease. The path is therefore resolved beneath the
+//! tree (openat2(2)), without magic links and without crossing a mount. The first descriptor is an O_PATH one, which
+//! neither blocks nor has side effects. Its type is checked, and only a regular file is then opened, through
+//! /proc/self/fd with O_NONBLOCK (a lease fails with EAGAIN instead of blocking).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -106,23 +106,23 @@ mod tests {
     #[test]
     fn links_lead_nowhere_outside() {
         let (dir, root) = tree();
-        let place = dir.path().join("root");
+        let path = dir.path().join("root");
         let outside = dir.path().join("outside");
-        let link = |to: &Path, at: &str| symlink(to, place.join(at)).unwrap();
+        let link = |to: &Path, at: &str| symlink(to, path.join(at)).unwrap();
         link(Path::new("../../outside"), "etc/up");
         link(&outside, "etc/absolute");
         link(Path::new("/outside"), "etc/rooted");
-        link(Path::new("etc"), "folder");
+        link(Path::new("etc"), "linked");
         link(Path::new("/proc/self/root/etc/passwd"), "etc/magic");
         link(Path::new("round"), "etc/round");
-        // `..` stops at the tree's root, as it does for a process in there.
+        // `..` stops at the tree's root, as for a process in a chroot.
         assert_eq!(text(&root, "etc/up", Links::InTree).as_deref(), Some("own"));
         assert_eq!(
             text(&root, "etc/rooted", Links::InTree).as_deref(),
             Some("own")
         );
         assert_eq!(
-            text(&root, "folder/file", Links::InTree).as_deref(),
+            text(&root, "linked/file", Links::InTree).as_deref(),
             Some("text")
         );
         for path in [
@@ -137,7 +137,7 @@ mod tests {
         for path in [
             "etc/up",
             "etc/rooted",
-            "folder/file",
+            "linked/file",
             "../outside",
             "/etc/passwd",
         ] {
@@ -152,10 +152,10 @@ mod tests {
     #[test]
     fn what_is_no_regular_file_is_not_opened() {
         let (dir, root) = tree();
-        let place = dir.path().join("root/etc");
-        let made = dir::open_root(&place).unwrap();
+        let path = dir.path().join("root/etc");
+        let made = dir::open_root(&path).unwrap();
         crate::sys::node::mknod(made.as_fd(), b"fifo", FileKind::Fifo, 0o600, 0).unwrap();
-        drop(std::os::unix::net::UnixListener::bind(place.join("socket")).unwrap());
+        drop(std::os::unix::net::UnixListener::bind(path.join("socket")).unwrap());
         for (path, kind) in [
             ("etc/fifo", FileKind::Fifo),
             ("etc/socket", FileKind::Socket),

@@ -1,4 +1,4 @@
-//! Extended attributes of what a descriptor (O_PATH will do) or a name in a folder stands for.
+//! Extended attributes of an object, by descriptor (which may be O_PATH) or by name in a directory.
 
 use std::os::fd::BorrowedFd;
 
@@ -7,24 +7,26 @@ use rustix::fs::XattrFlags;
 use crate::error::{Errno, Result};
 use crate::sys::{by_descriptor, fault, proc_path, proc_path_at, xattr_at};
 
-/// The value of `name`, or `None` where there is none or the file system keeps none.
+/// Returns the value of the xattr `name`; `None` if the object has none, or the file system does not support xattrs.
 pub fn get(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Vec<u8>>> {
     absent_as_none(value(fd, name))
 }
 
-/// The value of `name`; ENODATA where there is none, EOPNOTSUPP where the file system keeps none.
+/// Returns the value of the xattr `name`.
+///
+/// Fails with ENODATA if the object has none, and with EOPNOTSUPP if the file system does not support xattrs.
 pub fn value(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>> {
     let path = proc_path(fd);
     sized(|buffer| {
-        let again = &mut *buffer;
-        match rustix::fs::fgetxattr(fd, name, again) {
+        let reborrowed = &mut *buffer;
+        match rustix::fs::fgetxattr(fd, name, reborrowed) {
             Err(Errno::BADF) => rustix::fs::getxattr(path.as_slice(), name, buffer),
             done => done,
         }
     })
 }
 
-/// The same for the object `entry` in `dir`, following no link.
+/// Returns the value of the xattr `name` of the object `entry` in `dir`, like [`get`]. Does not follow links.
 pub fn get_at(dir: BorrowedFd<'_>, entry: &[u8], name: &[u8]) -> Result<Option<Vec<u8>>> {
     absent_as_none(sized(|buffer| {
         xattr_at::get(dir, entry, name, buffer).unwrap_or_else(|| {
@@ -34,28 +36,28 @@ pub fn get_at(dir: BorrowedFd<'_>, entry: &[u8], name: &[u8]) -> Result<Option<V
     }))
 }
 
-/// Whether the attribute `name` is a second view of an ACL: XFS lists its ACLs under these names, too.
+/// Whether the xattr `name` is an alias of an ACL: XFS lists its ACLs under these names, too.
 ///
-/// Neither [`list`] nor [`all`] returns them. Copied as attributes of their own they would outlive a removal
-/// of the ACL, and become the ACL again where they are written to XFS.
+/// [`list`] and [`all`] omit them. Copied as separate xattrs, they would survive a removal of the ACL, and become the
+/// ACL again when they are written to an XFS.
 pub fn is_alias(name: &[u8]) -> bool {
     name == b"trusted.SGI_ACL_FILE" || name == b"trusted.SGI_ACL_DEFAULT"
 }
 
-/// All names but those of [aliases](is_alias), each without its NUL.
+/// Lists the names of all xattrs except for [aliases](is_alias), without the terminating NUL.
 pub fn list(fd: BorrowedFd<'_>) -> Result<Vec<Box<[u8]>>> {
     let path = proc_path(fd);
     let raw = sized(|buffer| rustix::fs::listxattr(path.as_slice(), buffer));
     Ok(split(&absent_as_none(raw)?.unwrap_or_default()))
 }
 
-/// The same by a descriptor that is no O_PATH one, in one look.
+/// Like [`list`], for a descriptor that is not O_PATH. Takes one system call and no path through /proc.
 pub fn list_open(fd: BorrowedFd<'_>) -> Result<Vec<Box<[u8]>>> {
     let raw = sized(|buffer| rustix::fs::flistxattr(fd, buffer));
     Ok(split(&absent_as_none(raw)?.unwrap_or_default()))
 }
 
-/// All names of the object `entry` in `dir`, following no link.
+/// Lists the names of the xattrs of the object `entry` in `dir`, like [`list`]. Does not follow links.
 pub fn list_at(dir: BorrowedFd<'_>, entry: &[u8]) -> Result<Vec<Box<[u8]>>> {
     let call = |buffer: &mut [u8]| {
         xattr_at::list(dir, entry, buffer).unwrap_or_else(|| {
@@ -65,7 +67,7 @@ pub fn list_at(dir: BorrowedFd<'_>, entry: &[u8]) -> Result<Vec<Box<[u8]>>> {
     };
     let mut small = [0_u8; 512];
     match call(&mut small) {
-        // Nearly every file has none: no allocation for those.
+        // Most files have no xattrs; avoid an allocation for them.
         Ok(0) | Err(Errno::NOTSUP) => Ok(Vec::new()),
         Ok(n) => Ok(split(small.get(..n).unwrap_or_default())),
         Err(Errno::RANGE) => {
@@ -76,7 +78,7 @@ pub fn list_at(dir: BorrowedFd<'_>, entry: &[u8]) -> Result<Vec<Box<[u8]>>> {
     }
 }
 
-/// Sets a value. `flags` are XATTR_CREATE and XATTR_REPLACE as setxattr(2) takes them.
+/// Sets an xattr. `flags` are XATTR_CREATE and XATTR_REPLACE, as for setxattr(2).
 pub fn set_with(fd: BorrowedFd<'_>, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
     fault::hit()?;
     let flags = XattrFlags::from_bits_retain(flags);
@@ -86,18 +88,18 @@ pub fn set_with(fd: BorrowedFd<'_>, name: &[u8], value: &[u8], flags: u32) -> Re
     )?)
 }
 
-/// Sets a value, whether there was one or not.
+/// Creates or replaces an xattr.
 pub fn set(fd: BorrowedFd<'_>, name: &[u8], value: &[u8]) -> Result<()> {
     set_with(fd, name, value, 0)
 }
 
-/// Removes an attribute; ENODATA where there is none.
+/// Removes an xattr; fails with ENODATA if it does not exist.
 pub fn remove(fd: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
     fault::hit()?;
     Ok(rustix::fs::removexattr(proc_path(fd).as_slice(), name)?)
 }
 
-/// All attributes with their values, sorted by name.
+/// Returns all xattrs with their values, sorted by name.
 pub fn all(fd: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let mut found = Vec::new();
     for name in list(fd)? {
@@ -117,7 +119,9 @@ fn absent_as_none(result: Result<Vec<u8>>) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// Calls with a growing buffer until the answer fits: it may grow between two calls.
+/// Retries `call` with a larger buffer until the result fits.
+///
+/// The size is not queried first, because it may grow before the second call.
 fn sized(mut call: impl FnMut(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>> {
     let mut buffer = vec![0_u8; 256];
     loop {

@@ -1,5 +1,6 @@
-//! Attributes of a name in a folder by one call each, listxattrat(2) and getxattrat(2) of Linux 6.13: the way
-//! through /proc/self/fd that older calls need costs more than the attributes.
+//! listxattrat(2) and getxattrat(2), which exist since Linux 6.13.
+//!
+//! Older calls need a path through /proc/self/fd, whose resolution takes longer than the read of the xattrs.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -9,11 +10,11 @@ use smallvec::SmallVec;
 
 use crate::error::Errno;
 
-/// The same on all architectures but alpha and mips.
+/// The system call number, equal on all architectures except alpha and mips.
 const GETXATTRAT: libc::c_long = 464;
 const LISTXATTRAT: libc::c_long = 465;
 
-/// This kernel, or what filters our calls, has none of the two.
+/// Set when the kernel lacks the calls, or a seccomp filter rejects them.
 static MISSING: AtomicBool =
     AtomicBool::new(cfg!(any(target_arch = "mips", target_arch = "mips64")));
 
@@ -25,16 +26,16 @@ struct Args {
     flags: u32,
 }
 
-type Text = SmallVec<[u8; 264]>;
+type CName = SmallVec<[u8; 264]>;
 
-/// With a NUL behind it. Names have none in them.
-fn text(bytes: &[u8]) -> Text {
-    let mut text = Text::from_slice(bytes);
-    text.push(0);
-    text
+/// Appends the terminating NUL to a name, which does not contain a NUL.
+fn c_name(bytes: &[u8]) -> CName {
+    let mut name = CName::from_slice(bytes);
+    name.push(0);
+    name
 }
 
-/// The names, each with a NUL; `None` where the call is missing.
+/// Reads the names of all xattrs, each with a terminating NUL; `None` if the call is not available.
 pub(super) fn list(
     dir: BorrowedFd<'_>,
     entry: &[u8],
@@ -43,9 +44,9 @@ pub(super) fn list(
     if MISSING.load(Ordering::Relaxed) {
         return None;
     }
-    let entry = text(entry);
-    // SAFETY: `entry` ends with a NUL and lives over the call; the kernel writes at most `len` bytes to
-    // `buffer`, which is borrowed for writing.
+    let entry = c_name(entry);
+    // SAFETY: `entry` ends with a NUL and outlives the call; the kernel writes at most `len` bytes to `buffer`, which
+    // is mutably borrowed.
     let done = unsafe {
         libc::syscall(
             LISTXATTRAT,
@@ -59,7 +60,7 @@ pub(super) fn list(
     result(done)
 }
 
-/// The value of `name`; `None` where the call is missing.
+/// Reads the value of the xattr `name`; `None` if the call is not available.
 pub(super) fn get(
     dir: BorrowedFd<'_>,
     entry: &[u8],
@@ -69,14 +70,14 @@ pub(super) fn get(
     if MISSING.load(Ordering::Relaxed) {
         return None;
     }
-    let (entry, name) = (text(entry), text(name));
+    let (entry, name) = (c_name(entry), c_name(name));
     let mut args = Args {
         value: buffer.as_mut_ptr() as u64,
         size: u32::try_from(buffer.len()).unwrap_or(u32::MAX),
         flags: 0,
     };
-    // SAFETY: both texts end with a NUL and live over the call; `args` names `buffer`, which is borrowed for
-    // writing, and no more bytes than it has.
+    // SAFETY: both names end with a NUL and outlive the call; `args` points to `buffer`, which is mutably borrowed,
+    // with a size not larger than its length.
     let done = unsafe {
         libc::syscall(
             GETXATTRAT,
@@ -97,7 +98,7 @@ fn result(done: libc::c_long) -> Option<Result<usize, Errno>> {
     }
     let error = std::io::Error::last_os_error();
     match Errno::from_io_error(&error).unwrap_or(Errno::IO) {
-        // Reading attributes gives neither, but a filter that does not know the calls does.
+        // The calls themselves return neither for a read, but a seccomp filter that does not know them returns EPERM.
         Errno::NOSYS | Errno::PERM => {
             MISSING.store(true, Ordering::Relaxed);
             None

@@ -1,4 +1,4 @@
-//! Merging the listings of the layers' folders.
+//! Merged listings of directories.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -10,30 +10,30 @@ use crate::layer::{LayerDir, LayerEntry, Markers, list, number_at};
 use crate::name::Name;
 use crate::sys::stat::FileKind;
 
-/// One name of a folder, and the place that says what it is.
+/// A name in a merged directory, with the entry of the topmost layer that contains it.
 #[derive(Clone, Debug)]
 pub struct Line {
     /// The name.
     pub name: Name,
-    /// Its type.
+    /// The type.
     pub kind: FileKind,
-    /// Inode number on disk.
+    /// The inode number on disk.
     pub ino: u64,
-    /// Which of the folder's places.
+    /// The index, among the merged directories, of the one that contains the entry.
     pub place: usize,
-    /// The name is hidden there.
+    /// Whether the entry is a whiteout.
     pub whiteout: bool,
 }
 
 impl View {
-    /// The names of a folder, each once, sorted by their bytes, without what is hidden.
+    /// Lists a directory, without hidden names, sorted by the bytes of the names.
     pub fn list(&self, dir: &DirNode) -> Result<Vec<Listed>> {
         let mut lines = self.lines(&dir.locs, None)?;
         lines.retain(|line| !line.whiteout);
         self.listed(dir, lines)
     }
 
-    /// The same, with the names that a layer hides.
+    /// Lists a directory, including hidden names, sorted by the bytes of the names.
     pub fn list_raw(&self, dir: &DirNode) -> Result<Vec<Listed>> {
         let lines = self.lines(&dir.locs, None)?;
         self.listed(dir, lines)
@@ -52,29 +52,30 @@ impl View {
         listed.collect()
     }
 
-    /// The number that a line shows.
-    pub fn line_number(&self, places: &[Arc<LayerDir>], line: &Line) -> Result<u64> {
-        let Some(place) = places.get(line.place) else {
+    /// Returns the visible inode number of an entry of the directory that is merged from `dirs`.
+    pub fn line_number(&self, dirs: &[Arc<LayerDir>], line: &Line) -> Result<u64> {
+        let Some(dir) = dirs.get(line.place) else {
             return Ok(line.ino);
         };
-        let mark = if self.markers(place.layer()) == Markers::Read && !line.whiteout {
-            number_at(place, &line.name)?
+        let retained = if self.markers(dir.layer()) == Markers::Read && !line.whiteout {
+            number_at(dir, &line.name)?
         } else {
             None
         };
-        Ok(self.number_of(place.layer(), line.ino, mark))
+        Ok(self.number_of(dir.layer(), line.ino, retained))
     }
 
-    /// The names of a folder that lies at these places, each once, in no order, with those that are hidden
-    /// and with no system call for a single one.
-    pub fn lines(&self, places: &[Arc<LayerDir>], known: Option<Known<'_>>) -> Result<Vec<Line>> {
+    /// Lists the directory that is merged from `dirs`, including hidden names, in no particular order.
+    ///
+    /// The directories that `known` covers are not read. Unlike [`Self::list`], this reads no `cowl.ino` xattrs.
+    pub fn lines(&self, dirs: &[Arc<LayerDir>], known: Option<Known<'_>>) -> Result<Vec<Line>> {
         let mut lines = Vec::new();
         let mut seen = HashSet::new();
-        let read = known.map_or(places.len(), |known| known.above);
-        for (at, place) in places.iter().enumerate().take(read) {
+        let read = known.map_or(dirs.len(), |known| known.above);
+        for (at, dir) in dirs.iter().enumerate().take(read) {
             // The first layer that has the name decides. The last one's need not be remembered.
-            let last = at + 1 == places.len();
-            for entry in list(place, self.markers(place.layer()))? {
+            let last = at + 1 == dirs.len();
+            for entry in list(dir, self.markers(dir.layer()))? {
                 let new = if at == 0 && last {
                     true
                 } else if last {

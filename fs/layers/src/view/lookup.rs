@@ -1,4 +1,4 @@
-//! Asking the layers for a name, as [`super::resolve`] directs.
+//! Lookup of names in the layers of a stack, by the rules of [`super::resolve`].
 
 use std::sync::Arc;
 
@@ -11,8 +11,8 @@ use crate::layer::{Layer, LayerDir, Markers, Probe, Seen, probe};
 use crate::name::Name;
 use crate::sys::stat::FileKind;
 
-/// What one layer had: the folder and name where it lies, and what it is.
-struct Hit {
+/// An object that was found in one layer.
+struct LayerHit {
     dir: Arc<LayerDir>,
     name: Name,
     probe: Probe,
@@ -21,18 +21,19 @@ struct Hit {
 #[derive(Default)]
 struct Gathered {
     dirs: Vec<Arc<LayerDir>>,
-    top: Option<Hit>,
-    data: Option<Hit>,
+    top: Option<LayerHit>,
+    data: Option<LayerHit>,
 }
 
 impl View {
-    /// What `name` in `dir` means.
+    /// Looks up `name` in `dir`.
     pub fn lookup(&self, dir: &DirNode, name: &Name) -> Result<Found> {
         self.lookup_below(&dir.locs, dir.below.as_ref(), name, None)
     }
 
-    /// The same for a folder that lies at these places of a whole stack. Those whose names are known
-    /// are asked only where they have the name.
+    /// Looks up `name` in a merged directory, given as its directories in the layers of a complete stack.
+    ///
+    /// The directories that `known` covers are accessed only if they contain the name.
     pub fn lookup_at(
         &self,
         locs: &[Arc<LayerDir>],
@@ -52,7 +53,7 @@ impl View {
         let mut fold = Fold::new(name.clone());
         let mut got = Gathered::default();
         let mut next = 0;
-        // From a redirect with a path on, all layers below count, also those where `dir` is not.
+        // A redirect with a path applies to all layers below, including those in which `dir` does not exist.
         let mut layer_at = 0;
         let mut last = None;
         while let Some(target) = fold.target() {
@@ -65,7 +66,7 @@ impl View {
                     next = at + 1;
                     last = Some(loc);
                     let hit = probe(loc, name, self.markers(loc.layer()))?;
-                    let hit = hit.map(|probe| Hit {
+                    let hit = hit.map(|probe| LayerHit {
                         dir: loc.clone(),
                         name: name.clone(),
                         probe,
@@ -73,7 +74,7 @@ impl View {
                     got.take(&mut fold, hit);
                 }
                 Target::Path(path) => {
-                    // Searched for only here: with many layers it would be most of a lookup's cost.
+                    // Determine the position only here: with many layers, the search would dominate a lookup.
                     if let Some(loc) = last.take() {
                         layer_at = self.position(loc.layer())? + 1;
                     }
@@ -105,21 +106,23 @@ impl View {
             .iter()
             .position(|own| Arc::ptr_eq(own, layer))
             .ok_or(Error::Damaged(
-                "a folder of a layer that is not in the stack",
+                "a directory of a layer that is not in the stack",
             ))
     }
 
-    /// Walks `path` inside one layer. Folders on the way may be opaque (then nothing further down
-    /// counts) or have a redirect (then the layers further down are asked under another path).
-    fn walk(&self, layer: &Arc<Layer>, path: &[u8], fold: &mut Fold) -> Result<Option<Hit>> {
+    /// Looks up `path` in one layer.
+    ///
+    /// If a directory on the path is opaque, the search ends with this layer. If one has a redirect, it changes the
+    /// path for the layers below.
+    fn walk(&self, layer: &Arc<Layer>, path: &[u8], fold: &mut Fold) -> Result<Option<LayerHit>> {
         let mut dir = layer.root_dir();
         let mut below = path.to_vec();
         let mut stop_after = false;
         let parts: Vec<&[u8]> = path.split(|&byte| byte == b'/').collect();
-        let Some((last, way)) = parts.split_last() else {
+        let Some((last, parents)) = parts.split_last() else {
             return Ok(None);
         };
-        for (depth, part) in way.iter().enumerate() {
+        for (depth, part) in parents.iter().enumerate() {
             let Some(found) = probe(&dir, part, self.markers(layer))? else {
                 if stop_after {
                     fold.stop();
@@ -130,7 +133,7 @@ impl View {
                 fold.stop();
                 return Ok(None);
             };
-            // A redirect with a path counts also below an opaque folder, as in the kernel.
+            // A redirect with a path also applies below an opaque directory, as in the kernel.
             stop_after = match redirect {
                 Some(Redirect::Path(_)) => *opaque,
                 Some(Redirect::Sibling(_)) | None => stop_after || *opaque,
@@ -154,7 +157,7 @@ impl View {
         {
             *opaque = true;
         }
-        Ok(Some(Hit {
+        Ok(Some(LayerHit {
             dir,
             name,
             probe: seen,
@@ -194,13 +197,13 @@ impl View {
             }));
         }
         if let Some(data) = &got.data {
-            // The content's size is the metacopy's own; its blocks are where it lies.
+            // A metacopy has the size of the content, but not its blocks.
             stat.blocks = data.probe.stat.blocks;
         }
         if let Some(data) = &got.data
             && data.probe.stat.kind() != FileKind::Regular
         {
-            // A redirect can lead anywhere in its layer: to a device of the host, for one.
+            // An untrusted redirect can lead to any object in its layer, for example a device node of the host.
             return Err(Error::Damaged(
                 "a metacopy whose content is not a regular file",
             ));
@@ -222,7 +225,7 @@ impl View {
 }
 
 impl Gathered {
-    fn take(&mut self, fold: &mut Fold, hit: Option<Hit>) {
+    fn take(&mut self, fold: &mut Fold, hit: Option<LayerHit>) {
         let Some(hit) = hit else { return };
         let is_dir = matches!(hit.probe.seen, Seen::Dir { .. });
         match fold.step(&hit.probe.seen) {
@@ -239,7 +242,7 @@ impl Gathered {
     }
 }
 
-impl Hit {
+impl LayerHit {
     fn as_dir(&self) -> Arc<LayerDir> {
         LayerDir::child(&self.dir, self.name.clone(), self.probe.stat.ino)
     }
@@ -252,8 +255,8 @@ impl Hit {
     }
 }
 
-/// The regular file `path` of a data-only layer. No marks count there, and no links are followed.
-fn find_data(layer: &Arc<Layer>, path: &[u8]) -> Result<Option<Hit>> {
+/// Looks up the regular file `path` in a data-only layer. Ignores markers, and does not follow links.
+fn find_data(layer: &Arc<Layer>, path: &[u8]) -> Result<Option<LayerHit>> {
     let mut dir = layer.root_dir();
     let mut parts = path.split(|&byte| byte == b'/').peekable();
     while let Some(part) = parts.next() {
@@ -264,7 +267,7 @@ fn find_data(layer: &Arc<Layer>, path: &[u8]) -> Result<Option<Hit>> {
         match (parts.peek().is_some(), found.stat.kind()) {
             (true, FileKind::Directory) => dir = LayerDir::child(&dir, name, found.stat.ino),
             (false, FileKind::Regular) => {
-                return Ok(Some(Hit {
+                return Ok(Some(LayerHit {
                     dir,
                     name,
                     probe: found,
@@ -276,9 +279,9 @@ fn find_data(layer: &Arc<Layer>, path: &[u8]) -> Result<Option<Hit>> {
     Ok(None)
 }
 
-/// `path`, of `total` components counted at the start, after the one at `depth` from the front turned
-/// out to have a redirect. Earlier redirects may have made the front longer or shorter, so the
-/// components are counted from the back.
+/// Applies the redirect of the component at `depth` to `path`, which originally had `total` components.
+///
+/// Earlier redirects may have changed the number of components before it, so the position is counted from the end.
 fn redirected(path: &[u8], depth: usize, total: usize, redirect: &Redirect) -> Vec<u8> {
     let parts: Vec<&[u8]> = path.split(|&byte| byte == b'/').collect();
     let after = total - depth - 1;
@@ -302,7 +305,7 @@ mod tests {
         assert_eq!(redirected(b"a/b/c", 0, 3, &sibling), b"x/b/c");
         assert_eq!(redirected(b"a/b/c", 1, 3, &sibling), b"a/x/c");
         assert_eq!(redirected(b"a/b/c", 1, 3, &path), b"q/r/s/c");
-        // The first redirect lengthened the front; the second is the old second component's.
+        // The first redirect added components. The second one is that of the original second component.
         assert_eq!(redirected(b"q/r/s/b/c", 1, 3, &sibling), b"q/r/s/x/c");
     }
 }

@@ -1,7 +1,7 @@
-//! What a stack of trees shows: the merged view, read-only, without a mount and without root.
+//! The merged tree of a stack of layers, read-only, without a mount and without privileges.
 //!
-//! It keeps nothing between two calls. The overlay adds inodes and writing; the snapshot manager
-//! compares, exports and flattens with it.
+//! It caches nothing between two calls. The overlay adds inodes and writing; `cowl` uses it to compare, export and
+//! flatten.
 
 mod listing;
 mod lookup;
@@ -49,80 +49,80 @@ enum Extent {
 pub struct Listed {
     /// The name.
     pub name: Name,
-    /// Its type; for a whiteout (raw listings only) a character device.
+    /// The type; for a whiteout (raw listings only) a character device.
     pub kind: FileKind,
-    /// The number that it shows.
+    /// The visible inode number.
     pub ino: u64,
-    /// The name is hidden here (raw listings only).
+    /// Whether the name is hidden (raw listings only).
     pub whiteout: bool,
 }
 
-/// What a name means.
+/// The result of a lookup.
 #[derive(Clone, Debug)]
 pub enum Found {
-    /// No layer has it.
+    /// No layer contains the name.
     Absent,
-    /// A layer hides it.
+    /// A whiteout hides the name.
     Whiteout,
-    /// A folder.
+    /// A directory.
     Dir(DirNode),
-    /// Anything else.
+    /// An object of any other type.
     File(FileNode),
 }
 
-/// A folder of the view.
+/// A merged directory.
 #[derive(Clone, Debug)]
 pub struct DirNode {
-    /// Where it lies, topmost first, never empty; the attributes are the first one's.
+    /// The merged directories in the layers, topmost first, never empty. The first one has the attributes.
     pub locs: Vec<Arc<LayerDir>>,
-    /// The path under which layers below this view's last would be asked; `None`: they would not be.
+    /// The path to look up in layers below this view; `None` if they do not contribute.
     pub below: Option<LayerPath>,
-    /// The redirect mark on the topmost place.
+    /// The redirect xattr of the topmost directory.
     pub redirect: Option<Redirect>,
-    /// Attributes on disk.
+    /// The attributes on disk.
     pub stat: Stat,
-    /// The number that it shows.
+    /// The visible inode number.
     pub ino: u64,
 }
 
-/// What is no folder.
+/// An object other than a directory.
 #[derive(Clone, Debug)]
 pub struct FileNode {
-    /// Where its name, owner, mode, times and attributes lie.
+    /// The location of its name, attributes and xattrs.
     pub loc: Loc,
-    /// Where its content lies when that is elsewhere (metacopy).
+    /// The location of its content, if different (metacopy).
     pub data: Option<Loc>,
-    /// Its content lies below this view, at `below`.
+    /// Whether its content is in a layer below this view, at the path `below`.
     pub data_missing: bool,
-    /// See [`DirNode::below`].
+    /// The path to look up in layers below this view; `None` if they do not contribute.
     pub below: Option<LayerPath>,
-    /// The redirect mark at `loc`.
+    /// The redirect xattr at `loc`.
     pub redirect: Option<Redirect>,
-    /// Attributes, with size and blocks of the content.
+    /// The attributes, with the size and blocks of the content.
     pub stat: Stat,
-    /// The number that it shows.
+    /// The visible inode number.
     pub ino: u64,
 }
 
-/// A name in a folder of one layer.
+/// The location of an object: a name in a directory of one layer.
 #[derive(Clone, Debug)]
 pub struct Loc {
-    /// The folder.
+    /// The directory.
     pub dir: Arc<LayerDir>,
     /// The name.
     pub name: Name,
 }
 
-/// Attributes with their values.
+/// Xattrs with their values.
 pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 impl View {
-    /// A whole stack, topmost first: below its last layer there is nothing.
+    /// Creates the view of a complete stack, topmost first.
     pub fn new(layers: Vec<Arc<Layer>>) -> Self {
         Self::with(layers, Extent::Whole)
     }
 
-    /// A range of a stack: there are further layers below.
+    /// Creates the view of a range of a stack, which has further layers below.
     pub fn part(layers: Vec<Arc<Layer>>) -> Self {
         Self::with(layers, Extent::Part)
     }
@@ -137,25 +137,27 @@ impl View {
         }
     }
 
-    /// The same over data-only layers, topmost first: nothing in them shows, but a metacopy with a path
-    /// for a redirect finds its content there when no other layer has it.
+    /// Adds data-only layers, topmost first.
+    ///
+    /// They are not visible, but the content of a metacopy that has a redirect with a path is looked up there if no
+    /// other layer contains it.
     #[must_use]
     pub fn over_data(mut self, data: Vec<Arc<Layer>>) -> Self {
         self.data = data;
         self
     }
 
-    /// The data-only layers, topmost first.
+    /// Returns the data-only layers, topmost first.
     pub fn data_only(&self) -> &[Arc<Layer>] {
         &self.data
     }
 
-    /// The layers, topmost first.
+    /// Returns the layers, topmost first.
     pub fn layers(&self) -> &[Arc<Layer>] {
         &self.layers
     }
 
-    /// The root folder, merged of all layers' roots.
+    /// Returns the root directory, merged from the roots of all layers.
     pub fn root(&self) -> Result<DirNode> {
         let locs: Vec<_> = self.layers.iter().map(Layer::root_dir).collect();
         let top = locs
@@ -191,34 +193,36 @@ impl View {
         self.extent == Extent::Part
     }
 
-    /// The number that an object shows: the one that it kept from before a copy-up, as long as the
-    /// layer that lent it is in the stack; else its own.
-    pub fn number(&self, layer: &Layer, stat: &Stat, mark: Option<NumberMark>) -> u64 {
-        self.number_of(layer, stat.ino, mark)
+    /// Returns the visible inode number of an object.
+    ///
+    /// That is the number from before its copy-up, if the layer that the number belongs to is in the stack; otherwise
+    /// its own.
+    pub fn number(&self, layer: &Layer, stat: &Stat, retained: Option<NumberMark>) -> u64 {
+        self.number_of(layer, stat.ino, retained)
     }
 
-    fn number_of(&self, layer: &Layer, ino: u64, mark: Option<NumberMark>) -> u64 {
-        if let Some(mark) = mark
-            && let Some(lender) = self.layers.iter().find(|l| l.id() == mark.layer)
+    fn number_of(&self, layer: &Layer, ino: u64, retained: Option<NumberMark>) -> u64 {
+        if let Some(retained) = retained
+            && let Some(origin) = self.layers.iter().find(|l| l.id() == retained.layer)
         {
-            return lender.number(self.base_dev, mark.ino);
+            return origin.number(self.base_dev, retained.ino);
         }
         layer.number(self.base_dev, ino)
     }
 }
 
 impl Loc {
-    /// An O_PATH descriptor.
+    /// Opens an O_PATH descriptor of the object.
     pub fn open_path(&self) -> Result<OwnedFd> {
         sys::dir::open_path((*self.dir.fd()?).as_fd(), &self.name)
     }
 
-    /// Opens the regular file for reading.
+    /// Opens a regular file for reading. Fails with EIO for an object of any other type.
     pub fn open_read(&self) -> Result<OwnedFd> {
         self.open(rustix::fs::OFlags::RDONLY)
     }
 
-    /// Opens the regular file; EIO where it is anything else.
+    /// Opens a regular file. Fails with EIO for an object of any other type.
     pub fn open(&self, flags: rustix::fs::OFlags) -> Result<OwnedFd> {
         let dir = self.dir.fd()?;
         match self.dir.layer().has_no_devices() {
@@ -227,29 +231,29 @@ impl Loc {
         }
     }
 
-    /// lstat.
+    /// Returns the attributes of the object. Does not follow links.
     pub fn stat(&self) -> Result<Stat> {
         sys::stat::stat_at((*self.dir.fd()?).as_fd(), &self.name)
     }
 
-    /// The target of a symbolic link.
+    /// Returns the target of a symbolic link.
     pub fn readlink(&self) -> Result<Vec<u8>> {
         sys::dir::readlink((*self.dir.fd()?).as_fd(), &self.name)
     }
 
-    /// Whether both are the same name in the same folder of the same layer.
+    /// Whether both are the same name in the same directory of the same layer.
     pub fn same_place(&self, other: &Self) -> bool {
         self.name == other.name && self.dir.same_place(&other.dir)
     }
 
-    /// All attributes as they lie on disk, marks included.
+    /// Returns all xattrs on disk, including markers.
     pub fn xattrs(&self) -> Result<Xattrs> {
         sys::xattr::all(self.open_path()?.as_fd())
     }
 }
 
 impl DirNode {
-    /// Whether both lie at the same places: then everything below them is the same too.
+    /// Whether both are merged from the same directories. Then everything below them is equal as well.
     pub fn same_place(&self, other: &Self) -> bool {
         self.locs.len() == other.locs.len()
             && self
@@ -259,42 +263,42 @@ impl DirNode {
                 .all(|(one, two)| one.same_place(two))
     }
 
-    /// Keeps the directories above open for a walk that goes back up ([`LayerDir::leave`]).
+    /// Reopens the parent directories for a walk that returns to them ([`LayerDir::leave`]).
     pub fn leave(&self) {
         self.locs.iter().for_each(|loc| loc.leave());
     }
 
-    /// All attributes as they lie on disk, marks included.
+    /// Returns all xattrs on disk, including markers.
     pub fn xattrs(&self) -> Result<Xattrs> {
         let top = self
             .locs
             .first()
-            .ok_or(crate::Error::Damaged("a folder that lies nowhere"))?;
+            .ok_or(crate::Error::Damaged("a directory that is in no layer"))?;
         sys::xattr::all((*top.fd()?).as_fd())
     }
 }
 
 impl FileNode {
-    /// Where its content lies.
+    /// Returns the location of the content.
     pub fn data_loc(&self) -> &Loc {
         self.data.as_ref().unwrap_or(&self.loc)
     }
 }
 
-/// Drops overlay's marks. What stays has the names that it has on disk.
+/// Removes the marker xattrs from a list. The remaining ones have their names on disk.
 pub fn without_marks(space: XattrSpace, mut on_disk: Xattrs) -> Xattrs {
-    let value = |mark: &str| {
-        let found = on_disk.iter().find(|(name, _)| name == mark.as_bytes());
+    let value = |xattr: &str| {
+        let found = on_disk.iter().find(|(name, _)| name == xattr.as_bytes());
         Ok::<_, Infallible>(found.map(|(_, value)| value.clone()))
     };
-    let Ok(ours) = space.not_a_users(value);
+    let Ok(hidden) = space.not_a_users(value);
     on_disk.retain(|(name, _)| {
-        space.to_mount(name).is_some() && ours.is_none_or(|ours| name != ours.as_bytes())
+        space.to_mount(name).is_some() && hidden.is_none_or(|hidden| name != hidden.as_bytes())
     });
     on_disk
 }
 
-/// Drops overlay's marks and puts escaped names back to what a user set.
+/// Removes the marker xattrs from a list, and unescapes the names of the others, as they are visible on a mount.
 pub fn user_xattrs(space: XattrSpace, on_disk: Xattrs) -> Xattrs {
     without_marks(space, on_disk)
         .into_iter()

@@ -1,5 +1,7 @@
-//! The names of a folder's places together: which of them has which name. Made once of their listings,
-//! where a folder lies in many layers and they do not change, so that a name costs as much as it has places.
+//! An index from the names in a merged directory to the layers that contain them.
+//!
+//! It is built once from the listings of the lower layers, which do not change. A lookup then accesses only the layers
+//! that contain the name, instead of all layers of the directory.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,71 +13,75 @@ use crate::error::Result;
 use crate::layer::{LayerDir, LayerEntry, list};
 use crate::name::Name;
 
-/// One name: what the topmost place that has it says, and which places those are.
+/// A name in the index: the entry of the topmost directory that contains it, and the indices of all that do.
 #[derive(Debug)]
-pub(super) struct Places {
+pub(super) struct IndexedName {
     pub(super) top: LayerEntry,
     at: SmallVec<[u16; 4]>,
 }
 
-/// The names of the lower places of a folder.
+/// An index of the names in the lower directories of a merged directory.
 #[derive(Debug, Default)]
-pub struct PlaceNames(HashMap<Name, Places>);
+pub struct PlaceNames(HashMap<Name, IndexedName>);
 
-/// The same for a folder with `above` places above those.
+/// An index of names, for a merged directory with `above` further directories that the index does not cover.
 #[derive(Clone, Copy, Debug)]
 pub struct Known<'a> {
-    /// How many places come before the first of those.
+    /// The number of directories above those that the index covers.
     pub above: usize,
-    /// Their names.
+    /// The index.
     pub names: &'a PlaceNames,
 }
 
 impl PlaceNames {
-    /// How many names there are.
+    /// Returns the number of names.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is none.
+    /// Whether the index contains no names.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Places> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &IndexedName> {
         self.0.values()
     }
 }
 
-impl Places {
+impl IndexedName {
     pub(super) fn first(&self) -> usize {
         self.at.first().map_or(0, |at| usize::from(*at))
     }
 }
 
 impl Known<'_> {
-    /// The first place from `from` on that may have `name`: any of those above, and of the others those that
-    /// do.
+    /// Returns the index of the next directory, from `from` on, that may contain `name`.
+    ///
+    /// Any directory that the index of names does not cover may contain it.
     pub(super) fn next(&self, from: usize, name: &Name) -> Option<usize> {
         if from < self.above {
             return Some(from);
         }
-        let places = self.names.0.get(name)?;
-        let mut at = places.at.iter().map(|at| usize::from(*at) + self.above);
+        let indexed = self.names.0.get(name)?;
+        let mut at = indexed.at.iter().map(|at| usize::from(*at) + self.above);
         at.find(|at| *at >= from)
     }
 }
 
 impl View {
-    /// Reads the names of places that do not change.
-    pub fn place_names(&self, places: &[Arc<LayerDir>]) -> Result<PlaceNames> {
+    /// Builds the index of directories that do not change.
+    pub fn place_names(&self, dirs: &[Arc<LayerDir>]) -> Result<PlaceNames> {
         let mut names = PlaceNames::default();
-        for (at, place) in (0_u16..).zip(places) {
-            for entry in list(place, self.markers(place.layer()))? {
-                let known = names.0.entry(entry.name.clone()).or_insert_with(|| Places {
-                    top: entry,
-                    at: SmallVec::new(),
-                });
+        for (at, dir) in (0_u16..).zip(dirs) {
+            for entry in list(dir, self.markers(dir.layer()))? {
+                let known = names
+                    .0
+                    .entry(entry.name.clone())
+                    .or_insert_with(|| IndexedName {
+                        top: entry,
+                        at: SmallVec::new(),
+                    });
                 known.at.push(at);
             }
         }

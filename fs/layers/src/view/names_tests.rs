@@ -1,4 +1,4 @@
-//! Where the names of places are known, everything must look as where they are asked one by one.
+//! Checks that listings and lookups with cached names ([`Known`]) have the same results as without.
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -15,33 +15,33 @@ use crate::sys::stat::FileKind;
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
-/// What lies under a name in one layer.
+/// A generated object in one layer.
 #[derive(Clone, Debug)]
-enum Thing {
+enum Object {
     File,
     Whiteout,
-    /// A regular file whose content lies below.
+    /// A regular file whose content is in a lower layer, optionally at another name.
     Metacopy(Option<usize>),
     Dir {
         opaque: bool,
-        /// The name, or the path from the root, by which the layers below know it.
+        /// The name, or with a second name the path from the root, in the layers below.
         redirect: Option<(usize, Option<usize>)>,
-        inside: Vec<(usize, Thing)>,
+        inside: Vec<(usize, Object)>,
     },
 }
 
-fn thing() -> impl Strategy<Value = Thing> {
+fn object() -> impl Strategy<Value = Object> {
     let leaf = prop_oneof![
-        3 => Just(Thing::File),
-        2 => Just(Thing::Whiteout),
-        1 => proptest::option::of(0..NAMES.len()).prop_map(Thing::Metacopy),
+        3 => Just(Object::File),
+        2 => Just(Object::Whiteout),
+        1 => proptest::option::of(0..NAMES.len()).prop_map(Object::Metacopy),
     ];
     leaf.prop_recursive(2, 12, 5, |inner| {
         let redirect = (0..NAMES.len(), proptest::option::of(0..NAMES.len()));
         let redirect = proptest::option::weighted(0.3, redirect);
         let inside = proptest::collection::vec((0..NAMES.len(), inner), 0..5);
         (proptest::bool::weighted(0.2), redirect, inside).prop_map(|(opaque, redirect, inside)| {
-            Thing::Dir {
+            Object::Dir {
                 opaque,
                 redirect,
                 inside,
@@ -50,23 +50,23 @@ fn thing() -> impl Strategy<Value = Thing> {
     })
 }
 
-fn mark(path: &Path, name: &str, value: &[u8]) {
+fn set_xattr(path: &Path, name: &str, value: &[u8]) {
     let dir = sys::dir::open_root(path.parent().unwrap()).unwrap();
     let file = path.file_name().unwrap().as_encoded_bytes();
     let fd = sys::dir::open_path(dir.as_fd(), file).unwrap();
     sys::xattr::set(fd.as_fd(), name.as_bytes(), value).unwrap();
 }
 
-fn plant(folder: &Path, space: XattrSpace, things: &[(usize, Thing)]) {
-    for (name, thing) in things {
-        let path = folder.join(NAMES[*name]);
+fn create(parent: &Path, space: XattrSpace, objects: &[(usize, Object)]) {
+    for (name, object) in objects {
+        let path = parent.join(NAMES[*name]);
         if path.symlink_metadata().is_ok() {
             continue;
         }
-        match thing {
-            Thing::File => std::fs::write(&path, b"x").unwrap(),
-            Thing::Whiteout => {
-                let dir = sys::dir::open_root(folder).unwrap();
+        match object {
+            Object::File => std::fs::write(&path, b"x").unwrap(),
+            Object::Whiteout => {
+                let dir = sys::dir::open_root(parent).unwrap();
                 sys::node::mknod(
                     dir.as_fd(),
                     NAMES[*name].as_bytes(),
@@ -76,37 +76,37 @@ fn plant(folder: &Path, space: XattrSpace, things: &[(usize, Thing)]) {
                 )
                 .unwrap();
             }
-            Thing::Metacopy(to) => {
+            Object::Metacopy(to) => {
                 std::fs::write(&path, b"x").unwrap();
-                mark(&path, space.metacopy(), b"");
+                set_xattr(&path, space.metacopy(), b"");
                 if let Some(to) = to {
-                    mark(&path, space.redirect(), NAMES[*to].as_bytes());
+                    set_xattr(&path, space.redirect(), NAMES[*to].as_bytes());
                 }
             }
-            Thing::Dir {
+            Object::Dir {
                 opaque,
                 redirect,
                 inside,
             } => {
                 std::fs::create_dir(&path).unwrap();
                 if *opaque {
-                    mark(&path, space.opaque(), OPAQUE);
+                    set_xattr(&path, space.opaque(), OPAQUE);
                 }
                 match redirect {
-                    Some((to, None)) => mark(&path, space.redirect(), NAMES[*to].as_bytes()),
+                    Some((to, None)) => set_xattr(&path, space.redirect(), NAMES[*to].as_bytes()),
                     Some((to, Some(further))) => {
                         let to = format!("/{}/{}", NAMES[*to], NAMES[*further]);
-                        mark(&path, space.redirect(), to.as_bytes());
+                        set_xattr(&path, space.redirect(), to.as_bytes());
                     }
                     None => {}
                 }
-                plant(&path, space, inside);
+                create(&path, space, inside);
             }
         }
     }
 }
 
-/// Compares a folder and all below it; counts what was compared.
+/// Compares a directory and everything below it. Returns the number of comparisons.
 fn same(view: &View, dir: &DirNode, depth: usize) -> usize {
     let mut compared = 0;
     for above in 0..=dir.locs.len().min(2) {
@@ -144,14 +144,14 @@ proptest! {
     #[test]
     fn known_names_change_nothing(
         layers in proptest::collection::vec(
-            proptest::collection::vec((0..NAMES.len(), thing()), 0..5), 1..7)
+            proptest::collection::vec((0..NAMES.len(), object()), 0..5), 1..7)
     ) {
         let dir = tempfile::tempdir().unwrap();
         let space = XattrSpace::detect();
         let paths: Vec<PathBuf> = (0..layers.len()).map(|at| dir.path().join(at.to_string())).collect();
-        for (path, things) in paths.iter().zip(&layers) {
+        for (path, objects) in paths.iter().zip(&layers) {
             std::fs::create_dir(path).unwrap();
-            plant(path, space, things);
+            create(path, space, objects);
         }
         for foreign in [false, true] {
             let open = |path: &PathBuf| if foreign { Layer::open_foreign(path, space) } else { Layer::open(path, space) };

@@ -1,50 +1,50 @@
-//! What a name means over the layers: the one place that says so. Pure.
+//! The merge rules: the meaning of a name in a stack of layers. Pure.
 //!
-//! Lookup, listing, removal, rename and flattening all ask this. The rules are those of the kernel's
-//! overlayfs: the first layer that has the name decides its kind; a whiteout or an opaque folder ends
-//! the search; folders merge; a metacopy file goes on until the content is found; a redirect changes
-//! under which name the layers further down are asked.
+//! Lookup, listing, removal, rename and flattening all use this implementation. The rules are those of kernel
+//! overlayfs: the topmost layer that contains the name determines its type; a whiteout or an opaque directory ends the
+//! search; directories are merged; a metacopy continues the search until its content is found; a redirect changes the
+//! path that is looked up in the layers below.
 
 use crate::format::Redirect;
 use crate::layer::Seen;
 use crate::name::Name;
 
-/// Under which name the next layer is asked.
+/// The path to look up in the next layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// This name in the folder that the parent is there.
+    /// A name in the parent directory, as far as that exists in the layer.
     InParent(Name),
-    /// This path from the layer's root, without a leading slash.
+    /// A path from the layer's root, without a leading slash.
     Path(Box<[u8]>),
 }
 
-/// What has been found so far.
+/// The result of the search so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// No layer had the name yet.
+    /// No layer contained the name yet.
     Nothing,
     /// The name is hidden.
     Whiteout,
-    /// A folder; further layers' folders merge.
+    /// A directory; those of further layers are merged with it.
     Dir,
-    /// A file whose content is still to be found.
+    /// A file whose content was not found yet.
     Metacopy,
     /// A complete file.
     File,
 }
 
-/// What a layer's answer means for the result.
+/// The contribution of one layer to the result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Use {
-    /// The object found here is the top of the result.
+    /// The topmost object, which determines the type and the attributes.
     Top,
-    /// A folder that merges below the top.
+    /// A directory that is merged with the topmost one.
     Merge,
-    /// A file that holds the content of the metacopy above.
+    /// A file that contains the content of the metacopy above.
     Data,
-    /// A further metacopy on the way to the content: nothing of it shows.
+    /// A further metacopy between the topmost one and the content; not visible.
     Pass,
-    /// Nothing of it shows.
+    /// No contribution.
     Nothing,
 }
 
@@ -57,7 +57,7 @@ pub struct Fold {
 }
 
 impl Fold {
-    /// A search for `name`.
+    /// Starts a search for `name`.
     pub fn new(name: Name) -> Self {
         Self {
             kind: Kind::Nothing,
@@ -66,17 +66,17 @@ impl Fold {
         }
     }
 
-    /// What was found.
+    /// Returns the result so far.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// Under which name the next layer is to be asked; `None` when no further layer counts.
+    /// Returns the path to look up in the next layer; `None` if the search has ended.
     pub fn target(&self) -> Option<&Target> {
         (!self.stopped).then_some(&self.target)
     }
 
-    /// Takes one layer's answer.
+    /// Adds the result of the lookup in the next layer.
     pub fn step(&mut self, seen: &Seen) -> Use {
         match (self.kind, seen) {
             (_, Seen::Absent) => Use::Nothing,
@@ -107,7 +107,7 @@ impl Fold {
                     (false, false) => Use::Data,
                 }
             }
-            // A file below a folder, a folder below a metacopy, a whiteout below either.
+            // A file below a directory, a directory below a metacopy, or a whiteout below either ends the search.
             _ => {
                 self.stopped = true;
                 Use::Nothing
@@ -115,7 +115,7 @@ impl Fold {
         }
     }
 
-    /// Ends the search: something on the way to a redirect's target hides it.
+    /// Ends the search, because an object on the path to a redirect's target hides the target.
     pub fn stop(&mut self) {
         if self.kind == Kind::Nothing {
             self.kind = Kind::Whiteout;
@@ -123,7 +123,7 @@ impl Fold {
         self.stopped = true;
     }
 
-    /// Asks the layers further down under another path: a folder on the way has a redirect of its own.
+    /// Changes the path for further layers, because a directory on the path has a redirect itself.
     pub fn retarget(&mut self, path: Box<[u8]>) {
         self.target = Target::Path(path);
     }
@@ -140,7 +140,7 @@ impl Fold {
     }
 }
 
-/// `path` with another last component.
+/// Replaces the last component of a path.
 pub fn replace_last(path: &[u8], name: &[u8]) -> Vec<u8> {
     match path.iter().rposition(|&byte| byte == b'/') {
         Some(slash) => [path.get(..=slash).unwrap_or_default(), name].concat(),
@@ -148,7 +148,7 @@ pub fn replace_last(path: &[u8], name: &[u8]) -> Vec<u8> {
     }
 }
 
-/// `path` with one more component; an empty path is the root.
+/// Appends a component to a path; an empty path is the root.
 pub fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
     if path.is_empty() {
         name.to_vec()
@@ -161,7 +161,7 @@ pub fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    fn every_mark() -> Vec<Seen> {
+    fn every_result() -> Vec<Seen> {
         let redirects = [
             None,
             Some(Redirect::Sibling(Name::new("s").unwrap())),
@@ -183,19 +183,19 @@ mod tests {
         all
     }
 
-    /// The rules once more, said differently: over the whole sequence at once instead of step by step.
-    fn expected(marks: &[Seen]) -> (Kind, Vec<usize>) {
-        let Some(first) = marks.iter().position(|seen| *seen != Seen::Absent) else {
+    /// An independent implementation of the rules, over the whole sequence instead of step by step.
+    fn expected(layers: &[Seen]) -> (Kind, Vec<usize>) {
+        let Some(first) = layers.iter().position(|seen| *seen != Seen::Absent) else {
             return (Kind::Nothing, vec![]);
         };
-        match &marks[first] {
+        match &layers[first] {
             Seen::Absent => unreachable!(),
             Seen::Whiteout => (Kind::Whiteout, vec![]),
             Seen::File {
                 metacopy: false, ..
             } => (Kind::File, vec![first]),
             Seen::File { metacopy: true, .. } => {
-                for (at, seen) in marks.iter().enumerate().skip(first + 1) {
+                for (at, seen) in layers.iter().enumerate().skip(first + 1) {
                     match seen {
                         Seen::Absent | Seen::File { metacopy: true, .. } => {}
                         Seen::File {
@@ -208,7 +208,7 @@ mod tests {
             }
             Seen::Dir { .. } => {
                 let mut merged = vec![];
-                for (at, seen) in marks.iter().enumerate().skip(first) {
+                for (at, seen) in layers.iter().enumerate().skip(first) {
                     match seen {
                         Seen::Absent => {}
                         Seen::Dir { opaque, .. } => {
@@ -227,16 +227,16 @@ mod tests {
 
     #[test]
     fn every_sequence_of_marks_in_up_to_three_layers() {
-        let marks = every_mark();
+        let results = every_result();
         let mut sequences: Vec<Vec<Seen>> = vec![vec![]];
         let mut tried = 0;
         for _ in 0..3 {
             sequences = sequences
                 .iter()
                 .flat_map(|sequence| {
-                    marks.iter().map(|mark| {
+                    results.iter().map(|seen| {
                         let mut longer = sequence.clone();
-                        longer.push(mark.clone());
+                        longer.push(seen.clone());
                         longer
                     })
                 })
