@@ -18,8 +18,7 @@ const TEST_CODE: &[&str] = &[
     "benches/",
 ];
 
-const PRINTED: &str =
-    "output for users goes through one writer, which escapes control characters";
+const PRINTED: &str = "output for users goes through one writer, which escapes control characters";
 
 /// Words that are confined to certain path prefixes, each with the reason.
 const CONFINED: [(&str, &[&str], &str); 5] = [

@@ -101,7 +101,11 @@ fn configuration() -> Result<String> {
             .lines()
             .any(|line| line.split(':').next() == Some(name))
     };
-    let nobody = if has_group("nogroup") { "nogroup" } else { "nobody" };
+    let nobody = if has_group("nogroup") {
+        "nogroup"
+    } else {
+        "nobody"
+    };
     Ok(format!(
         "[features]\nposix_fallocate = {{}}\nrename_ctime = {{}}\nstat_st_birthtime = {{}}\n\
          utimensat = {{}}\nutime_now = {{}}\n\
@@ -205,7 +209,9 @@ fn judge(plain: &Results, ours: &Results) -> Result<Vec<String>> {
                 problems.push(format!("{name} is skipped on the mount only"));
             }
             Verdict::Passed if excepted.contains(name) => {
-                problems.push(format!("{name} passes: remove it from the list of exceptions"));
+                problems.push(format!(
+                    "{name} passes: remove it from the list of exceptions"
+                ));
             }
             Verdict::Passed | Verdict::Skipped => {}
         }

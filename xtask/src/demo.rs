@@ -281,7 +281,5 @@ fn expect_same(subject: &str, found: &str, expected: &str) -> Result<()> {
         note(&format!("{subject}: same digest"));
         return Ok(());
     }
-    failure(format!(
-        "{subject}: digest {found}, expected {expected}"
-    ))
+    failure(format!("{subject}: digest {found}, expected {expected}"))
 }
