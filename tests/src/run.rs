@@ -265,7 +265,7 @@ pub fn shrink(
     }
 }
 
-/// A step with its paths as text.
+/// Formats a step, with its paths as text.
 #[must_use]
 pub fn show(step: &Step) -> String {
     let text = match step {

@@ -124,7 +124,8 @@ pub fn beside(build: &str, script: &str) {
     }
 }
 
-/// Like [`beside()`], with the content in a lower layer only, for tests of copy-ups.
+/// Runs `script` on content that `build` creates, in a mount with the content in a lower layer, and in a plain directory:
+/// for tests of copy-ups. The outputs must be equal.
 #[track_caller]
 pub fn beside_lower(build: &str, script: &str) {
     over(Content::Lower, build, script);

@@ -93,7 +93,7 @@ pub fn content(archive: &[u8]) -> Content {
     Sha256::digest(archive).into()
 }
 
-/// Creates a store on a disk, runs the verbs on it, and unplugs the disk. An image of the disk before the run is
+/// Creates a store on a disk, runs the verbs on it, and detaches the disk. An image of the disk before the run is
 /// written to `before`.
 #[must_use]
 pub fn run(
