@@ -1,4 +1,4 @@
-//! Renames and pushes of a layer, which must not depend on how much there is; and the plan of a rename.
+//! Benchmarks of renames and `push_layer`, whose cost must not depend on the number of objects, and of the rename plan.
 #![allow(
     clippy::unwrap_used,
     missing_docs,
@@ -12,8 +12,8 @@ use cowl_overlay::RenameFlags;
 use cowl_overlay::plan::{self, MovedObject, NameState, UpperHas};
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 
-fn rename_folder(c: &mut Criterion) {
-    let mut group = c.benchmark_group("rename-folder");
+fn rename_directory(c: &mut Criterion) {
+    let mut group = c.benchmark_group("rename-directory");
     group.sample_size(10);
     for files in [10, 10_000] {
         let make = || {
@@ -71,7 +71,7 @@ fn push_layer(c: &mut Criterion) {
     group.finish();
 }
 
-/// Pure: every state of both names.
+/// Measures the pure function, for every state of both names.
 fn rename_plan(c: &mut Criterion) {
     let uppers = [UpperHas::Nothing, UpperHas::Whiteout, UpperHas::Object];
     let states: Vec<NameState> = uppers
@@ -93,5 +93,5 @@ fn rename_plan(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, rename_folder, push_layer, rename_plan);
+criterion_group!(benches, rename_directory, push_layer, rename_plan);
 criterion_main!(benches);

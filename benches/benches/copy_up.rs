@@ -1,4 +1,4 @@
-//! Copy-up: of content, of attributes alone, with holes, and where the base shares blocks.
+//! Benchmarks of copy-up: with data, of attributes only, of sparse files, and with reflinks.
 #![allow(
     clippy::unwrap_used,
     missing_docs,
@@ -17,9 +17,9 @@ use criterion::{
 
 const LARGE: usize = 16 << 20;
 
-/// Where the layers lie, and one lower file; a new stage for each copy-up.
-fn stage(place: &Path, size: usize, sparse: bool) -> Stage {
-    Stage::new_in(place, 1, |_, path| {
+/// Creates an overlay in `directory` over one lower file; each copy-up needs a new one.
+fn stage(directory: &Path, size: usize, sparse: bool) -> Stage {
+    Stage::new_in(directory, 1, |_, path| {
         let path = path.join("file");
         match sparse {
             true => {
@@ -33,7 +33,7 @@ fn stage(place: &Path, size: usize, sparse: bool) -> Stage {
     .unwrap()
 }
 
-/// Opens the file for writing.
+/// Opens the file for writing, which copies it up.
 fn write(stage: Stage) -> Stage {
     let op = stage.overlay.begin();
     let file = op.find(b"file").unwrap();
@@ -85,10 +85,10 @@ fn copy_up(c: &mut Criterion) {
     measure(&mut group, BenchmarkId::new("sparse", LARGE), make, write);
     match Reflinks::new() {
         Ok(reflinks) => {
-            let make = || stage(&reflinks.place(), LARGE, false);
+            let make = || stage(&reflinks.mount_point(), LARGE, false);
             measure(&mut group, BenchmarkId::new("reflink", LARGE), make, write);
         }
-        Err(error) => eprintln!("copy-up/reflink is LEFT OUT: {error}"),
+        Err(error) => eprintln!("copy-up/reflink was LEFT OUT: {error}"),
     }
     group.finish();
 }
@@ -100,7 +100,7 @@ fn run(command: &mut Command) -> Result<(), Failure> {
     }
 }
 
-/// An XFS in a file, for as long as this lives.
+/// An XFS in an image file, which is mounted until this is dropped.
 struct Reflinks {
     dir: tempfile::TempDir,
 }
@@ -109,26 +109,29 @@ impl Reflinks {
     fn new() -> Result<Self, Failure> {
         let dir = tempfile::tempdir_in("/var/tmp")?;
         let made = Self { dir };
-        let (place, image) = (made.place(), made.dir.path().join("image"));
-        std::fs::create_dir(&place)?;
+        let (mount_point, image) = (made.mount_point(), made.dir.path().join("image"));
+        std::fs::create_dir(&mount_point)?;
         std::fs::File::create(&image)?.set_len(1 << 30)?;
         let mut mkfs = Command::new("mkfs.xfs");
         run(mkfs.arg("-q").arg(&image))?;
         let mut mount = Command::new("mount");
-        run(mount.args(["-o", "loop"]).args([&image, &place]))?;
+        run(mount.args(["-o", "loop"]).args([&image, &mount_point]))?;
         Ok(made)
     }
 
-    fn place(&self) -> PathBuf {
+    fn mount_point(&self) -> PathBuf {
         self.dir.path().join("xfs")
     }
 }
 
 impl Drop for Reflinks {
     fn drop(&mut self) {
-        let ended = Command::new("umount").arg("-q").arg(self.place()).status();
+        let ended = Command::new("umount")
+            .arg("-q")
+            .arg(self.mount_point())
+            .status();
         if let Err(error) = ended {
-            eprintln!("cannot unmount {}: {error}", self.place().display());
+            eprintln!("cannot unmount {}: {error}", self.mount_point().display());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Names and listings, and what a name means over the layers.
+//! Benchmarks of lookup, readdir, and the resolution of a name over the layers.
 #![allow(
     clippy::unwrap_used,
     missing_docs,
@@ -17,8 +17,8 @@ fn lookup(c: &mut Criterion) {
     for layers in [2, 64] {
         let stage = Stage::new(layers, spread(layers, 1000)).unwrap();
         let root = stage.overlay.root();
-        for (what, text) in [("hit", "f999"), ("absent", "no")] {
-            group.bench_function(BenchmarkId::new(what, layers), |b| {
+        for (case, text) in [("hit", "f999"), ("absent", "no")] {
+            group.bench_function(BenchmarkId::new(case, layers), |b| {
                 b.iter(|| black_box(stage.overlay.begin().lookup(root, &name(text)).unwrap()));
             });
         }
@@ -42,7 +42,7 @@ fn readdir(c: &mut Criterion) {
     group.finish();
 }
 
-/// Pure: how long the rule itself takes, without a system call.
+/// Measures the pure resolution of a merged directory, without system calls.
 fn fold(c: &mut Criterion) {
     let dir = Seen::Dir {
         opaque: false,
@@ -50,9 +50,9 @@ fn fold(c: &mut Criterion) {
     };
     let mut group = c.benchmark_group("resolve");
     for layers in [2_usize, 64] {
-        group.bench_function(BenchmarkId::new("merged-folder", layers), |b| {
+        group.bench_function(BenchmarkId::new("merged-directory", layers), |b| {
             b.iter(|| {
-                let mut fold = Fold::new(name("folder"));
+                let mut fold = Fold::new(name("directory"));
                 for _ in 0..layers {
                     black_box(fold.step(&dir));
                 }

@@ -1,6 +1,5 @@
-//! The table of known inodes under several threads: each makes names known, finds them by number, and
-//! forgets them, as the kernel's requests do. Threads that disturb each other show as times that grow with
-//! their number.
+//! Benchmark of the inode table with several threads. Each thread looks names up, gets the inodes by number, and
+//! forgets them, as the kernel's requests do. Contention shows as times that grow with the number of threads.
 #![allow(
     clippy::unwrap_used,
     missing_docs,
@@ -17,7 +16,7 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
 const NAMES: usize = 256;
 
-/// One thread's share of the names, `rounds` times.
+/// Processes one thread's share of the names `rounds` times.
 fn share(stage: &Stage, names: &[Name], rounds: u64) {
     let root = stage.overlay.root();
     for _ in 0..rounds {
@@ -32,7 +31,7 @@ fn share(stage: &Stage, names: &[Name], rounds: u64) {
     }
 }
 
-/// The same number of names for every number of threads: the time is that of all of them.
+/// Measures the same total number of names for every number of threads.
 fn table(c: &mut Criterion) {
     let stage = Stage::new(1, spread(1, NAMES)).unwrap();
     let names: Vec<Name> = (0..NAMES).map(|file| name(&format!("f{file}"))).collect();

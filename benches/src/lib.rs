@@ -1,4 +1,4 @@
-//! What the benchmarks share: an overlay on temporary folders, in process, without a mount.
+//! Shared code of the benchmarks: an in-process overlay over temporary directories, without a mount.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use cowl_layers::layer::{Layer, Upper};
 use cowl_overlay::{Behaviour, Caller, Overlay};
 use tempfile::TempDir;
 
-/// Everybody's caller.
+/// The caller of all operations.
 pub const ROOT: Caller = Caller {
     pid: 0,
     uid: 0,
@@ -17,20 +17,21 @@ pub const ROOT: Caller = Caller {
     umask: 0o022,
 };
 
-/// An error of making a benchmark's stage.
+/// Error of setting up a benchmark.
 pub type Failure = Box<dyn std::error::Error>;
 
-/// Layers in a temporary folder, and an overlay over them.
+/// An overlay over layers in a temporary directory.
 #[derive(Debug)]
 pub struct Stage {
     /// The overlay.
     pub overlay: Overlay,
-    place: TempDir,
+    dir: TempDir,
     uppers: u32,
 }
 
 impl Stage {
-    /// `layers` lowers, filled by `fill` with their number (0 is the topmost), below a fresh upper.
+    /// Creates an overlay with an empty upper layer over `layers` lower layers. `fill` fills each lower layer, by its
+    /// number; 0 is the topmost.
     pub fn new(
         layers: usize,
         fill: impl Fn(usize, &Path) -> std::io::Result<()>,
@@ -38,16 +39,16 @@ impl Stage {
         Self::new_in(Path::new("/var/tmp"), layers, fill)
     }
 
-    /// The same in another folder.
+    /// Like [`Stage::new`], in the directory `parent`.
     pub fn new_in(
         parent: &Path,
         layers: usize,
         fill: impl Fn(usize, &Path) -> std::io::Result<()>,
     ) -> Result<Self, Failure> {
-        let place = tempfile::tempdir_in(parent)?;
+        let dir = tempfile::tempdir_in(parent)?;
         let mut lowers = Vec::new();
         for number in 0..layers {
-            let path = place.path().join(format!("lower{number}"));
+            let path = dir.path().join(format!("lower{number}"));
             std::fs::create_dir(&path)?;
             fill(number, &path)?;
             lowers.push(Layer::open(&path, XattrSpace::detect())?);
@@ -56,24 +57,24 @@ impl Stage {
             metacopy: true,
             ..Behaviour::default()
         };
-        let upper = make_upper(place.path(), 0)?;
+        let upper = make_upper(dir.path(), 0)?;
         let overlay = Overlay::new(Some(upper), lowers, behaviour)?;
         Ok(Self {
             overlay,
-            place,
+            dir,
             uppers: 1,
         })
     }
 
-    /// A fresh upper, for a push.
+    /// Creates an empty upper layer for `push_layer`.
     pub fn next_upper(&mut self) -> Result<Arc<Upper>, Failure> {
-        let upper = make_upper(self.place.path(), self.uppers)?;
+        let upper = make_upper(self.dir.path(), self.uppers)?;
         self.uppers += 1;
         Ok(upper)
     }
 }
 
-/// So many files, spread over so many layers: what [`Stage::new`] fills them with.
+/// Returns a function for [`Stage::new`] that distributes `files` files over `layers` layers.
 pub fn spread(layers: usize, files: usize) -> impl Fn(usize, &Path) -> std::io::Result<()> {
     move |number, path| {
         for file in (number..files).step_by(layers) {
@@ -83,21 +84,21 @@ pub fn spread(layers: usize, files: usize) -> impl Fn(usize, &Path) -> std::io::
     }
 }
 
-/// A name.
+/// Converts text to a name.
 ///
 /// # Panics
 ///
-/// When it can't be one.
+/// If `text` is not a valid name.
 #[must_use]
-#[allow(clippy::expect_used, reason = "of the benchmarks' own making")]
+#[allow(clippy::expect_used, reason = "the benchmarks use valid names only")]
 pub fn name(text: &str) -> Name {
-    Name::new(text).expect("a name")
+    Name::new(text).expect("a valid name")
 }
 
-fn make_upper(place: &Path, number: u32) -> Result<Arc<Upper>, Failure> {
+fn make_upper(dir: &Path, number: u32) -> Result<Arc<Upper>, Failure> {
     let (tree, work) = (
-        place.join(format!("upper{number}")),
-        place.join(format!("work{number}")),
+        dir.join(format!("upper{number}")),
+        dir.join(format!("work{number}")),
     );
     std::fs::create_dir(&tree)?;
     std::fs::create_dir(&work)?;

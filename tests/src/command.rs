@@ -1,7 +1,7 @@
-//! Running a program in a test: what it said, its exit code, and how many bytes it wrote.
+//! Runs programs in tests, and records their output, exit code and number of bytes written.
 //!
-//! Output goes to files, not pipes, so that a background process which keeps its parent's
-//! standard output open cannot hang the test.
+//! Output goes to files, not pipes, so that a background process that inherits its parent's standard output cannot hang
+//! the test.
 
 use std::ffi::OsStr;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -12,20 +12,20 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
-/// A program that takes longer than this is killed, and the test fails.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// Timeout after which a program is killed and the test fails.
+const TIMEOUT: Duration = Duration::from_secs(300);
 
-/// What the kernel accounted to a process and to the children it waited for (`/proc/PID/io`).
+/// I/O counters of a process and of the children it has waited for (`/proc/PID/io`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Io {
-    /// Bytes handed to write calls of any kind, copy_file_range included.
+    /// Bytes passed to write calls of any kind, including copy_file_range.
     pub wchar: u64,
-    /// Bytes of page cache made dirty.
+    /// Bytes of dirtied page cache.
     pub write_bytes: u64,
 }
 
 impl Io {
-    /// Reads `/proc/PID/io`; a process that ended but was not waited for still has it.
+    /// Reads `/proc/PID/io`, which exists until the process is reaped.
     pub fn of(pid: u32) -> std::io::Result<Io> {
         let text = std::fs::read_to_string(format!("/proc/{pid}/io"))?;
         let field = |name: &str| {
@@ -39,7 +39,7 @@ impl Io {
         })
     }
 
-    /// What was written since `earlier`.
+    /// Returns the difference to `earlier`.
     #[must_use]
     pub fn since(self, earlier: Io) -> Io {
         Io {
@@ -49,64 +49,64 @@ impl Io {
     }
 }
 
-/// What a program did.
+/// Results of a program.
 #[derive(Debug)]
 pub struct Output {
-    /// The command line, for messages.
+    /// Command line, for messages.
     pub line: String,
-    /// Exit code; 128 + signal when it was killed, as a shell says it.
+    /// Exit code; 128 + signal if a signal killed the program, as in a shell.
     pub code: i32,
     /// Standard output as bytes.
     pub stdout: Vec<u8>,
     /// Standard error as bytes.
     pub stderr: Vec<u8>,
-    /// What it wrote.
+    /// Bytes that it wrote.
     pub io: Io,
-    /// How long it took.
+    /// Elapsed time.
     pub took: Duration,
 }
 
 impl Output {
-    /// Panics with everything there is to know unless the program succeeded.
+    /// Panics with a full report unless the program succeeded.
     #[track_caller]
     pub fn ok(self) -> Output {
         assert_eq!(self.code, 0, "must succeed: {}", self.report());
         self
     }
 
-    /// Panics unless it ended with `code` and each of `words` stands in its standard error.
+    /// Panics unless the program ended with `code` and its standard error contains each of `words`, ignoring case.
     #[track_caller]
     pub fn fails(self, code: i32, words: &[&str]) -> Output {
         assert_eq!(self.code, code, "wrong exit code: {}", self.report());
-        let said = self.err().to_lowercase();
+        let message = self.err().to_lowercase();
         for word in words {
             assert!(
-                said.contains(&word.to_lowercase()),
+                message.contains(&word.to_lowercase()),
                 "message lacks {word:?}: {}",
                 self.report()
             );
         }
         assert!(
-            !said.contains("panicked"),
+            !message.contains("panicked"),
             "a panic is not a message: {}",
             self.report()
         );
         self
     }
 
-    /// Standard output as text, without the line end.
+    /// Returns standard output as text, without trailing whitespace.
     #[must_use]
     pub fn out(&self) -> String {
         show(&self.stdout).trim_end().to_owned()
     }
 
-    /// Standard error as text.
+    /// Returns standard error as text.
     #[must_use]
     pub fn err(&self) -> String {
         show(&self.stderr)
     }
 
-    /// Standard output as JSON.
+    /// Parses standard output as JSON.
     #[track_caller]
     #[must_use]
     pub fn json(&self) -> serde_json::Value {
@@ -114,7 +114,7 @@ impl Output {
             .unwrap_or_else(|error| panic!("not JSON ({error}): {}", self.report()))
     }
 
-    /// Everything, for a failure's message.
+    /// Returns a full report, for panic messages.
     #[must_use]
     pub fn report(&self) -> String {
         format!(
@@ -128,13 +128,13 @@ impl Output {
     }
 }
 
-/// Bytes as text when they are UTF-8, escaped when they are not.
+/// Converts bytes to text; bytes that are not UTF-8 are escaped.
 #[must_use]
 pub fn show(bytes: &[u8]) -> String {
     std::str::from_utf8(bytes).map_or_else(|_| bytes.escape_ascii().to_string(), str::to_owned)
 }
 
-/// Runs `program` with `args` to its end.
+/// Runs `program` with `args`, and waits for it.
 #[track_caller]
 pub fn run<S: AsRef<OsStr>>(
     program: impl AsRef<OsStr>,
@@ -159,7 +159,7 @@ pub fn sh_in(dir: &Path, script: &str) -> Output {
     run_command(command, b"")
 }
 
-/// Runs a prepared command, with `input` as its standard input.
+/// Runs a prepared command with `input` as its standard input.
 #[track_caller]
 pub fn run_command(mut command: Command, input: &[u8]) -> Output {
     let line = format!("{command:?}");
@@ -204,22 +204,22 @@ pub fn run_command(mut command: Command, input: &[u8]) -> Output {
     }
 }
 
-/// Waits for the end without reaping, reads what was written, then reaps.
+/// Waits for the child without reaping it, reads its I/O counters, then reaps it.
 fn finish(child: &mut Child, line: &str) -> (ExitStatus, Io) {
     let start = Instant::now();
     let pid = Pid::from_child(child);
-    let look = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
-    while waitid(WaitId::Pid(pid), look)
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+    while waitid(WaitId::Pid(pid), options)
         .expect("waiting for a child")
         .is_none()
     {
-        if start.elapsed() > PATIENCE {
+        if start.elapsed() > TIMEOUT {
             child.kill().expect("killing a child");
             child.wait().expect("waiting for a child");
-            panic!("`{line}` did not end within {PATIENCE:?}");
+            panic!("`{line}` did not end within {TIMEOUT:?}");
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    let io = Io::of(child.id()).expect("reading what an ended process wrote");
+    let io = Io::of(child.id()).expect("reading the counters of an exited process");
     (child.wait().expect("waiting for a child"), io)
 }

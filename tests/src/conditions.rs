@@ -1,28 +1,28 @@
-//! What a test needs of the machine. A test that can't run says so on standard error and in the
-//! file that `COWL_SKIP_LOG` names; `cargo xtask test` counts the lines and fails when there are
-//! more than the machine excuses, so that nothing is ever skipped in silence.
+//! Requirements of tests. A test that cannot run reports that on standard error and in the file that `COWL_SKIP_LOG`
+//! names. `cargo xtask test` counts these lines and fails if there are more than the machine explains, so that no test
+//! is skipped silently.
 
 use std::io::Write;
 
-/// Something a test can't do without.
+/// A requirement of a test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
-    /// Effective user 0 with the power to mount.
+    /// Effective user 0 with the privilege to mount.
     Root,
     /// A usable `/dev/fuse`.
     Fuse,
-    /// The kernel's own overlayfs.
+    /// The kernel's overlayfs.
     KernelOverlay,
-    /// `mmdebstrap` and a Debian mirror, or a root filesystem made earlier.
+    /// `mmdebstrap` and a Debian mirror, or a cached root filesystem.
     Debian,
-    /// A program of the system.
+    /// A program in PATH.
     Program(&'static str),
-    /// A filesystem that the kernel knows.
+    /// A file system type that the kernel supports.
     Filesystem(&'static str),
 }
 
 impl Need {
-    /// Why this machine can't, if it can't.
+    /// Returns the reason if the machine does not meet the requirement.
     fn missing(self) -> Option<String> {
         match self {
             Need::Root => (!rustix::process::geteuid().is_root()).then(|| "not root".to_owned()),
@@ -36,7 +36,7 @@ impl Need {
             Need::Filesystem(name) => lacks_filesystem(name),
             Need::Debian => crate::rootfs::debian_tar()
                 .err()
-                .map(|error| format!("no Debian root filesystem: {error}")),
+                .map(|error| format!("cannot obtain a Debian root filesystem: {error}")),
             Need::Program(name) => crate::programs::in_path(name)
                 .is_none()
                 .then(|| format!("no program {name}; `cargo xtask setup` installs it")),
@@ -44,29 +44,29 @@ impl Need {
     }
 }
 
-/// Why the kernel can't mount a filesystem of this type. Its module is loaded when there is one.
+/// Returns the reason if the kernel cannot mount file systems of this type. Tries to load its module.
 fn lacks_filesystem(name: &str) -> Option<String> {
-    let known = || {
+    let supported = || {
         std::fs::read_to_string("/proc/filesystems").map(|text| {
             text.lines()
                 .any(|line| line.split_whitespace().next_back() == Some(name))
         })
     };
-    match known() {
+    match supported() {
         Ok(true) => return None,
         Err(error) => return Some(format!("cannot read /proc/filesystems: {error}")),
         Ok(false) => {}
     }
     if crate::programs::in_path("modprobe").is_some() {
-        let said = crate::command::run("modprobe", [name]);
-        if said.code == 0 && known().unwrap_or(false) {
+        let output = crate::command::run("modprobe", [name]);
+        if output.code == 0 && supported().unwrap_or(false) {
             return None;
         }
     }
     Some(format!("the kernel has no {name}"))
 }
 
-/// True when all of `needs` are met; else notes that the calling test was skipped, and why.
+/// Returns whether all of `needs` are met; otherwise reports the calling test as skipped.
 #[must_use]
 pub fn can(needs: &[Need]) -> bool {
     match needs.iter().find_map(|need| need.missing()) {
@@ -78,21 +78,22 @@ pub fn can(needs: &[Need]) -> bool {
     }
 }
 
-/// The name of the test that runs on this thread, with the modules that it is in.
+/// Returns the name of the test that runs on this thread, with its modules.
 #[must_use]
 pub fn test_name() -> String {
     let thread = std::thread::current();
-    // With one thread for all tests it is the main thread, which bears another name.
+    // With --test-threads=1 the test runs on the main thread, which does not have the name of the test.
     match thread.name() {
         Some(name) if name != "main" => name.to_owned(),
         _ => "a test".to_owned(),
     }
 }
 
-/// Notes that the calling test was skipped. Where nothing counts the skips (plain `cargo test`), the test fails
-/// instead: it would pass without having run.
+/// Reports the calling test as skipped. If skips are not counted (plain `cargo test`), the test fails instead, because
+/// it would pass without having run.
 ///
 /// # Panics
+/// Without `COWL_SKIP_LOG`, unless `COWL_SKIP` is set.
 /// Without `COWL_SKIP_LOG`, unless `COWL_SKIP` is set.
 pub fn skipped(reason: &str) {
     let line = format!("SKIP {}: {}", test_name(), reason.replace('\n', " "));

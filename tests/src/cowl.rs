@@ -1,4 +1,4 @@
-//! The snapshot manager as a user calls it, on a store of its own.
+//! Runs `cowl` as a user does, on a store of the test.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::MetadataExt;
@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::command::{Output, run_command};
 use crate::scratch::Scratch;
 
-/// A store for one test, and whatever else the test puts beside it.
+/// A store for one test, in a directory that the test may use for other files.
 #[derive(Debug)]
 pub struct Store {
     scratch: Scratch,
@@ -18,20 +18,20 @@ pub struct Store {
 }
 
 impl Store {
-    /// A store that does not exist yet: the first command makes it.
+    /// Returns a store that does not exist yet. The first command creates it.
     #[must_use]
     pub fn for_test() -> Store {
         Store::in_scratch(Scratch::for_test())
     }
 
-    /// The same, in a folder that there is.
+    /// Returns a store in an existing directory, which the first command creates.
     #[must_use]
     pub fn in_scratch(scratch: Scratch) -> Store {
         let path = scratch.join("store");
         Store { scratch, path }
     }
 
-    /// The same on a file system that `make` mounts at a name in the test's folder.
+    /// Returns a store on a file system that `make` mounts at a name in the test's directory.
     #[must_use]
     pub fn on(make: impl FnOnce(&Scratch, &str) -> PathBuf) -> Store {
         let scratch = Scratch::for_test();
@@ -39,21 +39,21 @@ impl Store {
         Store { scratch, path }
     }
 
-    /// Where the store is.
+    /// Returns the path of the store.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The folder that the store is in, for a test's other files.
+    /// Returns the directory that contains the store, for other files of the test.
     #[must_use]
     pub fn scratch(&self) -> &Scratch {
         &self.scratch
     }
 
-    /// The directories, one per container, in which root's mounts of this store keep their run-time files.
+    /// Returns the directories, one per container, in which root's mounts of this store keep their run-time files.
     ///
-    /// Found by the rule that docs/format.md gives: uuid, device and inode of the store.
+    /// The path follows docs/format.md: uuid, device and inode of the store.
     #[must_use]
     pub fn run_dirs(&self) -> Vec<PathBuf> {
         let Some(dir) = run_dir_of(&self.path) else {
@@ -61,7 +61,7 @@ impl Store {
         };
         let entries = std::fs::read_dir(dir).into_iter().flatten();
         let paths = entries.map(|entry| entry.expect("an entry").path());
-        // Beside them there is a link to the store.
+        // The directory also contains a symlink to the store.
         paths.filter(|path| !path.is_symlink()).collect()
     }
 
@@ -71,7 +71,7 @@ impl Store {
         self.cowl_with(args, b"")
     }
 
-    /// The same with something on standard input.
+    /// Runs `cowl --store STORE ARGS` with `input` as standard input.
     #[track_caller]
     pub fn cowl_with<S: AsRef<OsStr>>(
         &self,
@@ -81,7 +81,7 @@ impl Store {
         run_command(self.command(args), input)
     }
 
-    /// The command line, to be changed before it runs.
+    /// Returns the command for `cowl --store STORE ARGS`, to be modified before it runs.
     #[must_use]
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(crate::programs::cowl());
@@ -89,7 +89,7 @@ impl Store {
         command
     }
 
-    /// Makes a container from a folder or a tar.
+    /// Creates a container from a directory or a tar.
     #[track_caller]
     pub fn create(&self, name: &str, from: &Path) {
         let args: [&OsStr; 4] = [
@@ -101,20 +101,20 @@ impl Store {
         self.cowl(args).ok();
     }
 
-    /// Mounts a container (or finds it mounted) and gives the place.
+    /// Mounts a container if necessary, and returns the mount point.
     #[track_caller]
     #[must_use]
     pub fn mount(&self, name: &str) -> PathBuf {
-        let place = PathBuf::from(self.cowl(["mount", name]).ok().out());
+        let mount_point = PathBuf::from(self.cowl(["mount", name]).ok().out());
         assert!(
-            crate::mount::at(&place).is_some(),
-            "{} is no mount point",
-            place.display()
+            crate::mount::at(&mount_point).is_some(),
+            "{} is not a mount point",
+            mount_point.display()
         );
-        place
+        mount_point
     }
 
-    /// Runs a shell line in a container; it must succeed.
+    /// Runs a shell line in a container, which must succeed.
     #[track_caller]
     pub fn exec(&self, name: &str, line: &str) -> Output {
         let mut command = self.command(["exec", name, "--", "sh", "-euc", line]);
@@ -124,13 +124,13 @@ impl Store {
         run_command(command, b"").ok()
     }
 
-    /// Restores, so that it can't be mistyped.
+    /// Restores a snapshot, which must succeed.
     #[track_caller]
     pub fn restore(&self, name: &str, snapshot: &str) -> Output {
         self.cowl(["restore", name, snapshot]).ok()
     }
 
-    /// The process id of the daemon that serves a container.
+    /// Returns the process id of the daemon that serves a container.
     #[track_caller]
     #[must_use]
     pub fn pid(&self, name: &str) -> u32 {
@@ -142,7 +142,7 @@ impl Store {
             .unwrap_or_else(|| panic!("no pid: {}", status.report()))
     }
 
-    /// The names of a container's snapshots, oldest first, by `list --json`.
+    /// Returns the names of a container's snapshots, oldest first, from `list --json`.
     #[track_caller]
     #[must_use]
     pub fn snapshots(&self, name: &str) -> Vec<String> {
@@ -165,18 +165,21 @@ impl Store {
             .collect()
     }
 
-    /// Bytes on disk below the store, mounts left out; each inode counts once.
+    /// Returns the disk usage of the store in bytes, without mounts; each inode counts once.
     #[must_use]
     pub fn disk_usage(&self) -> u64 {
         let args = [OsString::from("-skx"), self.path.clone().into_os_string()];
-        let said = crate::command::run("du", args).ok().out();
-        let kilobytes: Option<u64> = said.split_whitespace().next().and_then(|n| n.parse().ok());
-        1024 * kilobytes.unwrap_or_else(|| panic!("du said {said:?}"))
+        let output = crate::command::run("du", args).ok().out();
+        let kilobytes: Option<u64> = output
+            .split_whitespace()
+            .next()
+            .and_then(|n| n.parse().ok());
+        1024 * kilobytes.unwrap_or_else(|| panic!("unexpected output of du: {output:?}"))
     }
 }
 
 impl Drop for Store {
-    /// Nothing else removes them before the machine is restarted.
+    /// Removes the run-time files, which otherwise remain until the next boot.
     fn drop(&mut self) {
         if let Some(dir) = run_dir_of(&self.path)
             && let Err(error) = std::fs::remove_dir_all(&dir)
@@ -187,7 +190,7 @@ impl Drop for Store {
     }
 }
 
-/// Where root's mounts of the store at `path` have their run-time files; nothing where there is no store.
+/// Returns the directory for run-time files of root's mounts of the store at `path`, if the store exists.
 #[must_use]
 pub fn run_dir_of(path: &Path) -> Option<PathBuf> {
     let meta = std::fs::metadata(path).ok()?;
@@ -197,7 +200,7 @@ pub fn run_dir_of(path: &Path) -> Option<PathBuf> {
     Some(PathBuf::from(format!("/run/cowl/{uuid}-{dev:x}-{ino:x}")))
 }
 
-/// The first value with this key, at any depth.
+/// Returns the first value with the given key, at any depth.
 #[must_use]
 pub fn find<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
     match value {

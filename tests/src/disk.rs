@@ -1,4 +1,4 @@
-//! A disk in memory with an ext4 on it: what a test waits for on a real one is mostly its journal.
+//! An ext4 file system in memory, because most of the time of a test on a real disk is spent waiting for the journal.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -7,42 +7,42 @@ use crate::command::run;
 use crate::mount::wait_until;
 use crate::scratch::Scratch;
 
-/// Where memory is a filesystem.
+/// A tmpfs on every machine.
 const MEMORY: &str = "/dev/shm";
-/// Room for some runs at a time; only what is written takes memory.
+/// Size of the image, sufficient for several concurrent runs. The image is sparse, so only written blocks take memory.
 const SIZE: u64 = 4 << 30;
 
-/// An ext4 in memory, mounted for as long as this lives.
+/// An ext4 file system in memory, mounted until this is dropped.
 #[derive(Debug)]
 pub struct Disk {
     scratch: Scratch,
 }
 
 impl Disk {
-    /// Makes one.
+    /// Creates and mounts a file system.
     #[track_caller]
     #[must_use]
     pub fn new(test: &str) -> Disk {
         let scratch = Scratch::new_in(Path::new(MEMORY), test);
-        let (image, place) = (scratch.join("image"), scratch.make("disk"));
+        let (image, mount_point) = (scratch.join("image"), scratch.make("disk"));
         std::fs::File::create(&image)
             .and_then(|file| file.set_len(SIZE))
-            .expect("making a disk image");
+            .expect("creating a disk image");
         let quiet: [&OsStr; 3] = ["-q".as_ref(), "-F".as_ref(), image.as_ref()];
         run("mkfs.ext4", quiet).ok();
         let options: &OsStr = "loop,discard".as_ref();
-        let args: [&OsStr; 4] = ["-o".as_ref(), options, image.as_ref(), place.as_ref()];
+        let args: [&OsStr; 4] = ["-o".as_ref(), options, image.as_ref(), mount_point.as_ref()];
         run("mount", args).ok();
         Disk { scratch }
     }
 
-    /// Where it is mounted.
+    /// Returns the mount point.
     #[must_use]
     pub fn path(&self) -> std::path::PathBuf {
         self.scratch.join("disk")
     }
 
-    /// A folder beside the disk: in memory itself, on another filesystem.
+    /// Returns a directory on another file system, also in memory.
     #[must_use]
     pub fn beside(&self) -> &Scratch {
         &self.scratch
@@ -51,10 +51,10 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        let place = self.path();
-        // Daemons let go of their layers a moment after their mounts are gone.
+        let mount_point = self.path();
+        // A daemon releases its layers shortly after its mount is gone.
         wait_until("the disk to be free", || {
-            crate::mount::plain_unmount(&place).is_ok()
+            crate::mount::plain_unmount(&mount_point).is_ok()
         });
     }
 }

@@ -1,33 +1,33 @@
-//! Which number stands for which object: a number never changes while its object lives, and never
-//! stands for two. What is one object is told by the plain folder, by inode number and birth time.
+//! Checks the identity of objects by inode number: the number of an object never changes while it exists, and two
+//! objects never share one. The plain directory defines which objects are the same, by inode number and birth time.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::random::Held;
 use crate::tree::Tree;
 
-/// Numbers from here on are given for as long as a mount lives, where two objects would have one
+/// Lower bound of the numbers that are valid for one mount only, used if two objects would otherwise share a number
 /// (docs/format.md, section 4).
-const FOR_ONE_MOUNT: u64 = 1 << 63;
+const TEMPORARY: u64 = 1 << 63;
 
-/// The numbers that were seen so far: of the plain object, and on the mount.
+/// The numbers seen so far: for each object of the plain directory, its number on the mount.
 #[derive(Debug, Default)]
 pub struct Numbers {
     known: BTreeMap<(u64, (i64, u32)), u64>,
 }
 
 impl Numbers {
-    /// Forgets everything: the numbers may change here.
+    /// Discards all numbers, if they may change at this point.
     pub fn forget(&mut self) {
         self.known.clear();
     }
 
-    /// Told of a new mount.
+    /// Discards the numbers that are not valid in a new mount.
     pub fn mounted_anew(&mut self) {
-        self.known.retain(|_, number| *number < FOR_ONE_MOUNT);
+        self.known.retain(|_, number| *number < TEMPORARY);
     }
 
-    /// Compares the numbers of the same objects on both sides, those that are held open too.
+    /// Compares the numbers of the same objects on both sides, including objects that are held open.
     pub fn check(
         &mut self,
         (mounted, plain): (&Tree, &Tree),
@@ -35,8 +35,8 @@ impl Numbers {
     ) -> Result<(), String> {
         let names = mounted.iter().filter_map(|(path, entry)| {
             let other = plain.get(path)?;
-            let what = format!("/{}", path.escape_ascii());
-            Some((what, (other.ino, other.born), entry.ino))
+            let label = format!("/{}", path.escape_ascii());
+            Some((label, (other.ino, other.born), entry.ino))
         });
         let held = held.iter().zip(plainly).enumerate();
         let held = held.filter_map(|(slot, (here, there))| {
@@ -46,18 +46,18 @@ impl Numbers {
         let mut objects = BTreeMap::new();
         let mut wrong = Vec::new();
         let mut seen = BTreeSet::new();
-        for (what, object, number) in names.chain(held) {
+        for (label, object, number) in names.chain(held) {
             let before = *self.known.entry(object).or_insert(number);
             if before != number {
-                wrong.push(format!("{what}: was {before}, is {number}"));
+                wrong.push(format!("{label}: was {before}, is {number}"));
             }
-            let other = objects.entry(number).or_insert((object, what.clone()));
+            let other = objects.entry(number).or_insert((object, label.clone()));
             if other.0 != object {
-                wrong.push(format!("{number} stands for {what} and {}", other.1));
+                wrong.push(format!("{number} is the number of {label} and {}", other.1));
             }
             seen.insert(object);
         }
-        // What is gone may come again as another object.
+        // The number of a removed object may be reused for another one.
         self.known.retain(|object, _| seen.contains(object));
         if wrong.is_empty() {
             return Ok(());

@@ -1,5 +1,5 @@
-//! Filesystems of other kinds below a test's folder: in memory, or in a file that is mounted by a
-//! loop device. Whoever makes one asks [`crate::conditions`] first whether the machine can.
+//! File systems of various types for tests: in memory, or in an image file on a loop device. The caller first checks
+//! with [`crate::conditions`] whether the machine supports the type.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -8,32 +8,32 @@ use crate::command::run;
 use crate::conditions::Need;
 use crate::scratch::Scratch;
 
-/// A filesystem that can be written.
+/// A writable file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// ext4 in a file.
+    /// ext4 in an image file.
     Ext4,
-    /// XFS in a file; reflink on, as mkfs has it.
+    /// XFS in an image file, with reflinks, the default of mkfs.
     Xfs,
-    /// btrfs in a file.
+    /// btrfs in an image file.
     Btrfs,
-    /// Memory, with extended attributes.
+    /// tmpfs, with xattrs.
     Tmpfs,
-    /// Memory, and no extended attributes at all.
+    /// ramfs, without xattrs.
     Ramfs,
 }
 
-/// A filesystem that is packed once from a folder and never written.
+/// A read-only file system that is created from a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Packed {
-    /// squashfs: whole seconds only, no ACLs.
+    /// squashfs: times in whole seconds, no ACLs.
     Squashfs,
     /// EROFS.
     Erofs,
 }
 
 impl Kind {
-    /// What the machine must have for it.
+    /// Returns the requirements on the machine.
     #[must_use]
     pub fn needs(self) -> Vec<Need> {
         let mut needs = vec![Need::Filesystem(self.name())];
@@ -41,7 +41,7 @@ impl Kind {
         needs
     }
 
-    /// The name of the file system type.
+    /// Returns the name of the file system type.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -62,31 +62,31 @@ impl Kind {
         }
     }
 
-    /// Makes one and mounts it at `name` in `scratch`.
+    /// Creates a file system and mounts it at `name` in `scratch`.
     #[track_caller]
     #[must_use]
     pub fn mount(self, scratch: &Scratch, name: &str) -> PathBuf {
-        let place = scratch.make(name);
+        let mount_point = scratch.make(name);
         let Some((program, quiet)) = self.maker() else {
             run(
                 "mount",
                 [OsStr::new("-t"), self.name().as_ref(), "none".as_ref()]
                     .into_iter()
-                    .chain([place.as_os_str()]),
+                    .chain([mount_point.as_os_str()]),
             )
             .ok();
-            return place;
+            return mount_point;
         };
         let image = scratch.join(format!("{name}.image"));
-        // XFS refuses less than 300 MiB; the file is a hole but for what is written.
+        // XFS requires 300 MiB. The image is sparse.
         let file = std::fs::File::create(&image).expect("an image file");
         file.set_len(320 << 20).expect("the size of an image file");
         run(program, [OsStr::new(quiet), image.as_os_str()]).ok();
-        mount_loop(self.name(), "loop", &image, &place);
-        place
+        mount_loop(self.name(), "loop", &image, &mount_point);
+        mount_point
     }
 
-    /// Mounts the image of an earlier [`Kind::mount`] again, on a new loop device, once the old one is free.
+    /// Mounts the image of an earlier [`Kind::mount`] again, on a new loop device, after the old one was released.
     #[track_caller]
     pub fn mount_again(self, scratch: &Scratch, name: &str) {
         let image = scratch.join(format!("{name}.image"));
@@ -98,18 +98,18 @@ impl Kind {
 /// Waits until no loop device uses `image`: another mount namespace may hold its file system for a moment.
 #[track_caller]
 pub fn wait_detached(image: &Path) {
-    crate::mount::wait_until("the loop device is free", || {
+    crate::mount::wait_until("the loop device to be released", || {
         let used = run("losetup", ["-j".as_ref(), image.as_os_str()]);
         used.ok().stdout.is_empty()
     });
 }
 
-/// An ext4 of its own with room for `files` small files, mounted at `name` in `scratch`: what it writes for
-/// itself is the same in every run, wherever the machine's own file systems have room left.
+/// Creates an ext4 with space for `files` small files, and mounts it at `name` in `scratch`. Unlike the machine's own
+/// file systems, it writes the same amount of its own metadata in every run.
 #[track_caller]
 #[must_use]
 pub fn ext4_for(files: u32, scratch: &Scratch, name: &str) -> PathBuf {
-    let place = scratch.make(name);
+    let mount_point = scratch.make(name);
     let image = scratch.join(format!("{name}.image"));
     let file = std::fs::File::create(&image).expect("an image file");
     file.set_len(u64::from(files) * (16 << 10))
@@ -125,12 +125,12 @@ pub fn ext4_for(files: u32, scratch: &Scratch, name: &str) -> PathBuf {
         ],
     )
     .ok();
-    mount_loop("ext4", "loop", &image, &place);
-    place
+    mount_loop("ext4", "loop", &image, &mount_point);
+    mount_point
 }
 
 impl Packed {
-    /// What the machine must have for it.
+    /// Returns the requirements on the machine.
     #[must_use]
     pub fn needs(self) -> Vec<Need> {
         match self {
@@ -139,48 +139,52 @@ impl Packed {
         }
     }
 
-    /// Packs the folder `tree` and mounts the result at `name` in `scratch`.
+    /// Packs the directory `tree`, and mounts the result at `name` in `scratch`.
     #[track_caller]
     #[must_use]
     pub fn mount(self, tree: &Path, scratch: &Scratch, name: &str) -> PathBuf {
-        let place = scratch.make(name);
+        let mount_point = scratch.make(name);
         let image = scratch.join(format!("{name}.image"));
         let (tree, file) = (tree.as_os_str(), image.as_os_str());
         match self {
             Packed::Squashfs => {
                 let options = ["-quiet", "-no-progress", "-xattrs"].map(OsStr::new);
                 run("mksquashfs", [tree, file].into_iter().chain(options)).ok();
-                mount_loop("squashfs", "loop,ro", &image, &place);
+                mount_loop("squashfs", "loop,ro", &image, &mount_point);
             }
             Packed::Erofs => {
                 run("mkfs.erofs", [OsStr::new("--quiet"), file, tree]).ok();
-                mount_loop("erofs", "loop,ro", &image, &place);
+                mount_loop("erofs", "loop,ro", &image, &mount_point);
             }
         }
-        place
+        mount_point
     }
 }
 
 #[track_caller]
-fn mount_loop(kind: &str, options: &str, image: &Path, place: &Path) {
+fn mount_loop(kind: &str, options: &str, image: &Path, mount_point: &Path) {
     let words = ["-t", kind, "-o", options].map(OsStr::new);
-    let paths = [image.as_os_str(), place.as_os_str()];
+    let paths = [image.as_os_str(), mount_point.as_os_str()];
     run("mount", words.into_iter().chain(paths)).ok();
 }
 
-/// A second sight of `tree` at `name` in `scratch`, through which nothing can be written.
+/// Creates a read-only bind mount of `tree` at `name` in `scratch`.
 #[track_caller]
 #[must_use]
 pub fn read_only_bind(tree: &Path, scratch: &Scratch, name: &str) -> PathBuf {
-    let place = scratch.make(name);
-    let bind = [OsStr::new("--bind"), tree.as_os_str(), place.as_os_str()];
+    let mount_point = scratch.make(name);
+    let bind = [
+        OsStr::new("--bind"),
+        tree.as_os_str(),
+        mount_point.as_os_str(),
+    ];
     run("mount", bind).ok();
     let again = ["-o", "remount,bind,ro"].map(OsStr::new);
-    run("mount", again.into_iter().chain([place.as_os_str()])).ok();
-    place
+    run("mount", again.into_iter().chain([mount_point.as_os_str()])).ok();
+    mount_point
 }
 
-/// Copies a tree with everything that it has; `preserve` as cp(1) takes it.
+/// Copies a tree; `preserve` is the argument of cp's option.
 #[track_caller]
 pub fn copy(from: &Path, to: &Path, preserve: &str) {
     let words = ["-dRT".to_owned(), format!("--preserve={preserve}")];

@@ -1,5 +1,5 @@
-//! A store laid out by hand, as docs/format.md describes it, so that a container can be made of any
-//! layers. That it works shows that the page says what another program needs to know.
+//! Writes a store directly, following docs/format.md, so that a container can consist of arbitrary layers. This also
+//! tests that the page is sufficient for another implementation.
 
 use std::fs::DirBuilder;
 use std::io::Result;
@@ -13,10 +13,10 @@ use crate::tree::hex;
 
 const CREATED: &str = "2026-01-02T03:04:05Z";
 
-/// Makes a store at `root` with one container, over `lowers` (topmost first), which are moved into it.
-/// With `base` the lowest of them is one: it is never merged with others.
+/// Creates a store at `root` with one container over `lowers` (topmost first), which are moved into the store. With
+/// `base`, the lowest layer is a base, which is never merged with others.
 pub fn make(root: &Path, container: &str, lowers: &[PathBuf], base: bool) -> Result<()> {
-    for (folder, mode) in [
+    for (directory, mode) in [
         ("", 0o755),
         ("layers", 0o700),
         ("containers", 0o700),
@@ -25,15 +25,15 @@ pub fn make(root: &Path, container: &str, lowers: &[PathBuf], base: bool) -> Res
         ("locks", 0o700),
         ("trash", 0o700),
     ] {
-        DirBuilder::new().mode(mode).create(root.join(folder))?;
+        DirBuilder::new().mode(mode).create(root.join(directory))?;
     }
     write(
         &root.join("store.json"),
         json!({ "uuid": id(), "marks": "trusted" }),
     )?;
     let mut over: Vec<String> = Vec::new();
-    for (place, lower) in lowers.iter().rev().enumerate() {
-        let kind = if place == 0 && base { "base" } else { "delta" };
+    for (index, lower) in lowers.iter().rev().enumerate() {
+        let kind = if index == 0 && base { "base" } else { "delta" };
         let layer = layer(root, kind, &over)?;
         std::fs::rename(lower, root.join("layers").join(&layer).join("tree"))?;
         over.insert(0, layer);
@@ -44,11 +44,11 @@ pub fn make(root: &Path, container: &str, lowers: &[PathBuf], base: bool) -> Res
     if let Some(top) = over.first() {
         crate::layers::copy_root(&tree(top), &tree(&head))?;
     }
-    let folder = root.join("containers").join(id());
-    DirBuilder::new().mode(0o700).create(&folder)?;
+    let directory = root.join("containers").join(id());
+    DirBuilder::new().mode(0o700).create(&directory)?;
     DirBuilder::new()
         .mode(0o700)
-        .create(folder.join("snapshots"))?;
+        .create(directory.join("snapshots"))?;
     let stack: Vec<&String> = [&head].into_iter().chain(&over).collect();
     let manifest = json!({
         "name": container,
@@ -61,14 +61,14 @@ pub fn make(root: &Path, container: &str, lowers: &[PathBuf], base: bool) -> Res
         "created": CREATED,
         "settings": {},
     });
-    write(&folder.join("container.json"), manifest)
+    write(&directory.join("container.json"), manifest)
 }
 
-/// The layers of a container, topmost first.
+/// Returns the layers of a container, topmost first.
 pub fn stack(root: &Path, container: &str) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    for folder in std::fs::read_dir(root.join("containers"))? {
-        let text = std::fs::read(folder?.path().join("container.json"))?;
+    for directory in std::fs::read_dir(root.join("containers"))? {
+        let text = std::fs::read(directory?.path().join("container.json"))?;
         let manifest: Value = serde_json::from_slice(&text)?;
         if manifest["name"] != container {
             continue;
@@ -84,11 +84,13 @@ pub fn stack(root: &Path, container: &str) -> Result<Vec<PathBuf>> {
 
 fn layer(root: &Path, kind: &str, over: &[String]) -> Result<String> {
     let layer = id();
-    let folder = root.join("layers").join(&layer);
-    DirBuilder::new().mode(0o700).create(&folder)?;
-    DirBuilder::new().mode(0o700).create(folder.join("work"))?;
+    let directory = root.join("layers").join(&layer);
+    DirBuilder::new().mode(0o700).create(&directory)?;
+    DirBuilder::new()
+        .mode(0o700)
+        .create(directory.join("work"))?;
     let manifest = json!({ "kind": kind, "over": over, "created": CREATED });
-    write(&folder.join("layer.json"), manifest)?;
+    write(&directory.join("layer.json"), manifest)?;
     Ok(layer)
 }
 
@@ -99,11 +101,11 @@ fn id() -> String {
 fn write(path: &Path, body: Value) -> Result<()> {
     let mut fields: Map<String, Value> = match body {
         Value::Object(fields) => fields,
-        other => panic!("no object: {other}"),
+        other => panic!("not an object: {other}"),
     };
     fields.insert("format".to_owned(), 1.into());
     fields.insert("generation".to_owned(), 1.into());
-    // Keys are sorted in a serde_json map.
+    // The checksum requires sorted keys, which a serde_json map guarantees.
     let sum = hex(&Sha256::digest(serde_json::to_vec(&fields)?));
     fields.insert("checksum".to_owned(), format!("sha256:{sum}").into());
     std::fs::write(path, serde_json::to_vec_pretty(&fields)?)

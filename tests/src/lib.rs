@@ -1,14 +1,14 @@
-//! What the end-to-end tests share: finding the programs, a real root filesystem, mounts that
-//! clean up after themselves, reading and comparing whole trees, random operations.
+//! Shared code of the end-to-end tests: the programs under test, a Debian root filesystem, mounts that are removed at
+//! the end of a test, reading and comparison of trees, random operations.
 //!
-//! This package must not know how cowl works inside: it depends on none of its crates, and checks
-//! only what a user could see. That keeps a wrong idea from being right on both sides.
+//! This package does not depend on cowl's crates and tests only externally visible behavior, so that a wrong assumption
+//! is not shared between code and test.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "everything here runs in tests, where a panic with its place is the report"
+    reason = "everything here runs in tests, where a panic reports the failure"
 )]
 
 pub mod beside;

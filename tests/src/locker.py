@@ -1,4 +1,4 @@
-"""A process that holds files open and locks them, as it is told: a line in, a line out.
+"""Holds files open and locks them for a test: reads a command per line, and prints a result per line.
 
 Leases and locks of open file descriptions (OFD) have no safe call in Rust's crates.
 """
@@ -92,7 +92,7 @@ signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])
 for line in sys.stdin:
     verb, *words = line.split()
     try:
-        said = globals()["do_" + verb](*words)
-        print("ok" if said is None else said, flush=True)
+        result = globals()["do_" + verb](*words)
+        print("ok" if result is None else result, flush=True)
     except OSError as error:
         print(errno.errorcode[error.errno], flush=True)

@@ -1,4 +1,4 @@
-//! Real LXC containers for tests: busybox ones, in a folder of the test's own, and a store beside it.
+//! LXC containers for tests: busybox containers in a directory of the test, and a store next to it.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::conditions::Need;
 use crate::cowl::Store;
 use crate::scratch::Scratch;
 
-/// What every test with a running container needs.
+/// Requirements of every test with a running container.
 pub const NEEDS: &[Need] = &[
     Need::Root,
     Need::Fuse,
@@ -19,23 +19,23 @@ pub const NEEDS: &[Need] = &[
     Need::Program("busybox"),
 ];
 
-/// How long a container may take for what it does by itself.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Timeout for state changes of a container.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A folder of LXC containers, and a store. What runs at the end is stopped.
+/// A directory of LXC containers, and a store. Drop stops the containers.
 #[derive(Debug)]
 pub struct Lxc {
     store: Store,
     path: PathBuf,
-    /// One test at a time: LXC's programs work in mount namespaces of their own, each of which holds a copy
-    /// of every mount there is, and so keeps another test's mounts busy.
+    /// Serializes the tests: LXC's programs create mount namespaces, each of which holds copies of all mounts and
+    /// thereby keeps the mounts of other tests busy.
     _alone: MutexGuard<'static, ()>,
 }
 
 static ALONE: Mutex<()> = Mutex::new(());
 
 impl Lxc {
-    /// Both empty.
+    /// Creates an empty directory and a store.
     #[must_use]
     pub fn for_test() -> Lxc {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -48,31 +48,31 @@ impl Lxc {
         }
     }
 
-    /// The store.
+    /// Returns the store.
     #[must_use]
     pub fn store(&self) -> &Store {
         &self.store
     }
 
-    /// The folder for a test's other files.
+    /// Returns the directory for other files of the test.
     #[must_use]
     pub fn scratch(&self) -> &Scratch {
         self.store.scratch()
     }
 
-    /// The folder of the containers.
+    /// Returns the directory of the containers.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// A container's folder.
+    /// Returns the directory of a container.
     #[must_use]
     pub fn dir(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
-    /// What a container's config says.
+    /// Reads the config of a container.
     #[track_caller]
     #[must_use]
     pub fn config(&self, name: &str) -> String {
@@ -81,12 +81,12 @@ impl Lxc {
             .unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
     }
 
-    /// Makes a container of busybox alone: nothing of this machine is mounted in it, so that its folders
-    /// are its own. It has a host name on its disk, as a distribution has.
+    /// Creates a container of busybox only. Removes the bind mounts and the network of the host from its config, so
+    /// that its directories are its own, and writes /etc/hostname as a distribution does.
     #[track_caller]
     pub fn create(&self, name: &str) {
         self.tool("create", name, ["-t", "busybox"]).ok();
-        let of_the_machine = |line: &str| {
+        let depends_on_host = |line: &str| {
             line.starts_with("lxc.net.")
                 || line.starts_with("lxc.apparmor.")
                 || (line.starts_with("lxc.mount.entry") && line.contains("lib"))
@@ -94,7 +94,7 @@ impl Lxc {
         let text: String = self
             .config(name)
             .split_inclusive('\n')
-            .filter(|line| !of_the_machine(line))
+            .filter(|line| !depends_on_host(line))
             .collect();
         let text = format!(
             "{text}lxc.net.0.type = empty\n\nlxc.apparmor.profile = unconfined\n  # the end\n\n"
@@ -127,7 +127,7 @@ impl Lxc {
         command::run_command(command, b"")
     }
 
-    /// Takes a container over.
+    /// Adopts a container.
     #[track_caller]
     pub fn adopt(&self, name: &str) -> Output {
         let args: [OsString; 4] = [
@@ -139,38 +139,40 @@ impl Lxc {
         self.store.cowl(args)
     }
 
-    /// Starts it and waits until it runs.
+    /// Starts a container and waits until it runs.
     #[track_caller]
     pub fn start(&self, name: &str) {
         self.tool("start", name, ["-d"]).ok();
         self.wait_for(name, "RUNNING");
     }
 
-    /// Kills it.
+    /// Kills a container.
     #[track_caller]
     pub fn kill(&self, name: &str) {
         self.tool("stop", name, ["-k"]).ok();
         self.wait_for(name, "STOPPED");
     }
 
-    /// Its state, in LXC's word.
+    /// Returns the state of a container, as LXC names it.
     #[track_caller]
     #[must_use]
     pub fn state(&self, name: &str) -> String {
-        let said = self.tool("info", name, ["-s", "-H"]).out();
-        said.rsplit(':')
+        let output = self.tool("info", name, ["-s", "-H"]).out();
+        output
+            .rsplit(':')
             .next()
             .unwrap_or_default()
             .trim()
             .to_owned()
     }
 
-    /// Its first process.
+    /// Returns the pid of the container's init.
     #[track_caller]
     #[must_use]
     pub fn pid(&self, name: &str) -> Option<u32> {
-        let said = self.tool("info", name, ["-p", "-H"]).out();
-        said.rsplit(':')
+        let output = self.tool("info", name, ["-p", "-H"]).out();
+        output
+            .rsplit(':')
             .next()
             .and_then(|pid| pid.trim().parse().ok())
     }
@@ -183,17 +185,17 @@ impl Lxc {
         });
     }
 
-    /// Waits for something that comes by itself.
+    /// Polls `there` until it returns true.
     #[track_caller]
     pub fn wait(&self, what: &str, there: impl Fn() -> bool) {
         let start = Instant::now();
         while !there() {
-            assert!(start.elapsed() < PATIENCE, "waited in vain for {what}");
+            assert!(start.elapsed() < TIMEOUT, "timed out waiting for {what}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// Runs a shell line in a running container; it must succeed. What it said.
+    /// Runs a shell line in a running container, which must succeed. Returns its output.
     #[track_caller]
     pub fn run(&self, name: &str, line: &str) -> String {
         self.tool("attach", name, ["--", "/bin/sh", "-c", line])
@@ -201,9 +203,10 @@ impl Lxc {
             .out()
     }
 
-    /// Starts a container whose ids begin at 100000, runs a shell line in it, and kills it. Returns the output.
+    /// Starts a container whose ids begin at 100000, runs a shell line in it, and kills it. Returns the output of the
+    /// line.
     ///
-    /// Root may use these ids in the mount namespace of the commands only: a subid file is mounted there.
+    /// A subid file that permits these ids to root is mounted in the mount namespace of the commands only.
     #[track_caller]
     pub fn run_mapped(&self, name: &str, line: &str) -> String {
         let ids = self.scratch().join("subid");
@@ -225,13 +228,13 @@ impl Lxc {
         output
     }
 
-    /// Takes the mount away that a stop may have left: any process of this machine that makes a mount
-    /// namespace meanwhile keeps a mount busy for a moment.
+    /// Unmounts a container after its stop. Retries while the mount is busy: a process that creates a mount namespace
+    /// meanwhile holds a copy of it for a moment.
     #[track_caller]
     pub fn unmounted(&self, name: &str) {
         self.wait(&format!("{name} to be unmounted"), || {
-            let said = self.store.cowl(["umount", name]);
-            said.code == 0 || said.err().contains("is not mounted")
+            let output = self.store.cowl(["umount", name]);
+            output.code == 0 || output.err().contains("is not mounted")
         });
     }
 }
@@ -247,7 +250,7 @@ impl Drop for Lxc {
                 .arg("-n")
                 .arg(&name)
                 .arg("-k");
-            // One that does not run is none to be stopped.
+            // lxc-stop prints an error for containers that do not run.
             stop.stderr(std::process::Stdio::null());
             if let Err(error) = stop.status() {
                 eprintln!("cannot stop {}: {error}", name.display());

@@ -1,4 +1,4 @@
-//! Mounts that a test makes and that are gone when it ends, whatever happens in between.
+//! Mounts for tests, which are removed when the test ends, also after a panic.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -8,23 +8,23 @@ use std::time::{Duration, Instant};
 
 use rustix::mount::{UnmountFlags, unmount};
 
-/// How long a mount may take to appear and a daemon to end.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Timeout for a mount to appear and for a daemon to exit.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// One line of `/proc/self/mountinfo`.
+/// A line of `/proc/self/mountinfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mounted {
-    /// Where.
+    /// Mount point.
     pub place: PathBuf,
-    /// The filesystem's type, e.g. `fuse.cowlfs`.
+    /// Type of the file system, e.g. `fuse.cowlfs`.
     pub kind: String,
-    /// What is mounted, as the filesystem names it.
+    /// Source of the mount, as the file system reports it.
     pub source: String,
-    /// Options of this mount and of the filesystem, joined by commas.
+    /// Options of this mount and of the file system, separated by commas.
     pub options: String,
 }
 
-/// Everything that is mounted, oldest first.
+/// Returns all mounts, oldest first.
 #[must_use]
 pub fn all() -> Vec<Mounted> {
     let text = std::fs::read("/proc/self/mountinfo").expect("/proc/self/mountinfo");
@@ -34,10 +34,10 @@ pub fn all() -> Vec<Mounted> {
 }
 
 fn parse(line: &[u8]) -> Option<Mounted> {
-    // Paths have no bare space, so the first " - " is the separator.
-    let at = line.windows(3).position(|three| three == b" - ")?;
-    let first: Vec<&[u8]> = line[..at].split(|byte| *byte == b' ').collect();
-    let second: Vec<&[u8]> = line[at + 3..].split(|byte| *byte == b' ').collect();
+    // Spaces in paths are escaped, so the first " - " is the separator.
+    let separator = line.windows(3).position(|three| three == b" - ")?;
+    let first: Vec<&[u8]> = line[..separator].split(|byte| *byte == b' ').collect();
+    let second: Vec<&[u8]> = line[separator + 3..].split(|byte| *byte == b' ').collect();
     let options = [first.get(5)?, second.get(2).unwrap_or(&&b""[..])]
         .map(|text| text.escape_ascii().to_string())
         .join(",");
@@ -49,7 +49,7 @@ fn parse(line: &[u8]) -> Option<Mounted> {
     })
 }
 
-/// Undoes mountinfo's `\040`.
+/// Decodes mountinfo's octal escapes, such as `\040`.
 fn unescape(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -71,50 +71,52 @@ fn unescape(text: &[u8]) -> Vec<u8> {
     out
 }
 
-/// What is mounted exactly at `place`, the topmost.
+/// Returns the topmost mount exactly at `mount_point`.
 #[must_use]
-pub fn at(place: &Path) -> Option<Mounted> {
-    all().into_iter().rfind(|mounted| mounted.place == place)
+pub fn at(mount_point: &Path) -> Option<Mounted> {
+    all()
+        .into_iter()
+        .rfind(|mounted| mounted.place == mount_point)
 }
 
-/// Mount points at or below `path`, oldest first.
+/// Returns the mount points at or below `path`, oldest first.
 #[must_use]
 pub fn below(path: &Path) -> Vec<PathBuf> {
     all()
         .into_iter()
         .map(|mounted| mounted.place)
-        .filter(|place| place.starts_with(path))
+        .filter(|mount_point| mount_point.starts_with(path))
         .collect()
 }
 
-/// Unmounts as `umount` does.
-pub fn plain_unmount(place: &Path) -> std::io::Result<()> {
-    Ok(unmount(place, UnmountFlags::NOFOLLOW)?)
+/// Unmounts, as `umount` does.
+pub fn plain_unmount(mount_point: &Path) -> std::io::Result<()> {
+    Ok(unmount(mount_point, UnmountFlags::NOFOLLOW)?)
 }
 
-/// Unmounts a file system that is not in use. A child process has a copy of each descriptor of this process between
-/// fork and exec, so this may take a moment.
+/// Unmounts a file system that is not in use. Retries for a while: a child that has forked but not yet exec'd holds
+/// copies of this process's descriptors.
 #[track_caller]
-pub fn unmount_free(place: &Path) {
+pub fn unmount_free(mount_point: &Path) {
     let start = Instant::now();
     loop {
-        match plain_unmount(place) {
+        match plain_unmount(mount_point) {
             Ok(()) => return,
             Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {}
-            Err(error) => panic!("cannot unmount {}: {error}", place.display()),
+            Err(error) => panic!("cannot unmount {}: {error}", mount_point.display()),
         }
         assert!(
-            start.elapsed() < PATIENCE,
-            "{} is in use after {PATIENCE:?}, by: {}",
-            place.display(),
-            users(place).join("; ")
+            start.elapsed() < TIMEOUT,
+            "{} is in use after {TIMEOUT:?}, by: {}",
+            mount_point.display(),
+            users(mount_point).join("; ")
         );
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
-/// The processes that have something below `place` open, as text.
-fn users(place: &Path) -> Vec<String> {
+/// Returns the processes and mounts that use `mount_point`, as text.
+fn users(mount_point: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let dir = process.path();
@@ -124,7 +126,7 @@ fn users(place: &Path) -> Vec<String> {
         let used: Vec<_> = links
             .iter()
             .filter_map(|link| std::fs::read_link(link).ok())
-            .filter(|target| target.starts_with(place))
+            .filter(|target| target.starts_with(mount_point))
             .map(|target| target.display().to_string())
             .collect();
         if !used.is_empty() {
@@ -138,7 +140,7 @@ fn users(place: &Path) -> Vec<String> {
         }
     }
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let path = format!("{}/", place.display());
+    let path = format!("{}/", mount_point.display());
     found.extend(
         mounts
             .lines()
@@ -148,31 +150,31 @@ fn users(place: &Path) -> Vec<String> {
     found
 }
 
-/// Unmounts; when something is still open there, takes it out of sight (`umount -l`).
-pub fn detach(place: &Path) -> std::io::Result<()> {
-    match unmount(place, UnmountFlags::NOFOLLOW) {
+/// Unmounts; if the mount is busy, detaches it lazily (`umount -l`).
+pub fn detach(mount_point: &Path) -> std::io::Result<()> {
+    match unmount(mount_point, UnmountFlags::NOFOLLOW) {
         Ok(()) => Ok(()),
         Err(_) => Ok(unmount(
-            place,
+            mount_point,
             UnmountFlags::DETACH | UnmountFlags::NOFOLLOW,
         )?),
     }
 }
 
-/// Waits until `done` says so.
+/// Polls `done` until it returns true.
 #[track_caller]
 pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
         assert!(
-            start.elapsed() < PATIENCE,
-            "waited {PATIENCE:?} in vain: {what}"
+            start.elapsed() < TIMEOUT,
+            "timed out after {TIMEOUT:?} waiting for {what}"
         );
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
-/// The folders of one overlay: lowers topmost first, and the pair of writable ones.
+/// The layers of one overlay: lowers, topmost first, and the upper with its work directory.
 #[derive(Debug, Clone)]
 pub struct Stack {
     /// Read-only layers, topmost first.
@@ -182,7 +184,7 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// The `-o` text for it, `extra` appended.
+    /// Returns the mount options for these layers, with `extra` appended.
     #[must_use]
     pub fn options(&self, extra: &str) -> OsString {
         let mut text = OsString::from("lowerdir=");
@@ -205,7 +207,7 @@ impl Stack {
         text
     }
 
-    /// The same layers to be read only: the upper becomes the topmost lower.
+    /// Returns a read-only stack of the same layers: the upper becomes the topmost lower.
     #[must_use]
     pub fn read_only(&self) -> Stack {
         let upper = self.upper.iter().map(|(upper, _)| upper.clone());
@@ -215,7 +217,7 @@ impl Stack {
         }
     }
 
-    /// A merge of `layers` (topmost first) that only reads. The kernel wants at least two.
+    /// Creates a read-only stack of `layers`, topmost first. The kernel requires at least two.
     #[must_use]
     pub fn of(layers: &[&Path]) -> Stack {
         Stack {
@@ -225,7 +227,7 @@ impl Stack {
     }
 }
 
-/// A mounted overlay; dropping it unmounts it, lazily as a last resort.
+/// A mounted overlay. Drop unmounts it, lazily as a last resort.
 #[derive(Debug)]
 pub struct Overlay {
     place: PathBuf,
@@ -233,35 +235,35 @@ pub struct Overlay {
 }
 
 impl Overlay {
-    /// Mounts `stack` with the program under test, in the foreground so that its end is seen.
+    /// Mounts `stack` with the program under test, in the foreground, so that its exit is noticed.
     #[track_caller]
     #[must_use]
-    pub fn cowlfs(stack: &Stack, place: &Path, extra: &str) -> Overlay {
-        Overlay::cowlfs_at(&crate::programs::cowlfs(), stack, place, extra)
+    pub fn cowlfs(stack: &Stack, mount_point: &Path, extra: &str) -> Overlay {
+        Overlay::cowlfs_at(&crate::programs::cowlfs(), stack, mount_point, extra)
     }
 
-    /// The same with the program at `program`.
+    /// Mounts `stack` with the program at `program`, in the foreground.
     #[track_caller]
     #[must_use]
-    pub fn cowlfs_at(program: &Path, stack: &Stack, place: &Path, extra: &str) -> Overlay {
-        Overlay::started(Command::new(program).arg("-f"), stack, place, extra)
+    pub fn cowlfs_at(program: &Path, stack: &Stack, mount_point: &Path, extra: &str) -> Overlay {
+        Overlay::started(Command::new(program).arg("-f"), stack, mount_point, extra)
     }
 
-    /// Mounts `stack` with the program under test, which writes to the file `log` what the kernel asks it.
+    /// Mounts `stack` with the program under test, which logs the kernel's requests to the file `log`.
     #[track_caller]
     #[must_use]
-    pub fn cowlfs_logging(stack: &Stack, place: &Path, extra: &str, log: &Path) -> Overlay {
+    pub fn cowlfs_logging(stack: &Stack, mount_point: &Path, extra: &str, log: &Path) -> Overlay {
         let log = std::fs::File::create(log).expect("the log");
         let mut program = Command::new(crate::programs::cowlfs());
-        Overlay::started(program.arg("-d").stderr(log), stack, place, extra)
+        Overlay::started(program.arg("-d").stderr(log), stack, mount_point, extra)
     }
 
     #[track_caller]
-    fn started(program: &mut Command, stack: &Stack, place: &Path, extra: &str) -> Overlay {
+    fn started(program: &mut Command, stack: &Stack, mount_point: &Path, extra: &str) -> Overlay {
         let mut daemon = program
             .arg("-o")
             .arg(stack.options(extra))
-            .arg(place)
+            .arg(mount_point)
             .stdin(Stdio::null())
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start {program:?}: {error}"));
@@ -269,25 +271,25 @@ impl Overlay {
             if let Some(status) = daemon.try_wait().expect("waiting for the daemon") {
                 panic!("{program:?} ended instead of mounting: {status}");
             }
-            at(place).is_some_and(|mounted| mounted.kind.starts_with("fuse"))
+            at(mount_point).is_some_and(|mounted| mounted.kind.starts_with("fuse"))
         });
         Overlay {
-            place: place.to_owned(),
+            place: mount_point.to_owned(),
             daemon: Some(daemon),
         }
     }
 
-    /// Mounts `stack` with the kernel's overlayfs, whose marks ours must agree with.
+    /// Mounts `stack` with the kernel's overlayfs, whose on-disk format cowlfs shares.
     #[track_caller]
     #[must_use]
-    pub fn kernel(stack: &Stack, place: &Path) -> Overlay {
-        Overlay::kernel_with(stack, place, "index=off,xino=off")
+    pub fn kernel(stack: &Stack, mount_point: &Path) -> Overlay {
+        Overlay::kernel_with(stack, mount_point, "index=off,xino=off")
     }
 
-    /// The same with more options.
+    /// Mounts `stack` with the kernel's overlayfs and additional options.
     #[track_caller]
     #[must_use]
-    pub fn kernel_with(stack: &Stack, place: &Path, extra: &str) -> Overlay {
+    pub fn kernel_with(stack: &Stack, mount_point: &Path, extra: &str) -> Overlay {
         let options = stack.options(&format!("redirect_dir=on,metacopy=on,{extra}"));
         let args = [
             OsStr::new("-t"),
@@ -295,10 +297,10 @@ impl Overlay {
             "overlay".as_ref(),
             "-o".as_ref(),
         ];
-        // A process that starts in a mount namespace of its own, as daemons do, holds copies of all mounts for a
-        // moment: for the kernel, an upper that was unmounted just now is then still in use.
+        // Retry on EBUSY: a process that starts in a new mount namespace, such as a daemon, holds copies of all mounts
+        // for a moment, so the kernel considers an upper that was just unmounted as still in use.
         let mount = || {
-            let places: [&OsStr; 2] = [options.as_ref(), place.as_ref()];
+            let places: [&OsStr; 2] = [options.as_ref(), mount_point.as_ref()];
             crate::command::run("mount", args.into_iter().chain(places))
         };
         let mut mounted = mount();
@@ -311,31 +313,31 @@ impl Overlay {
         });
         mounted.ok();
         Overlay {
-            place: place.to_owned(),
+            place: mount_point.to_owned(),
             daemon: None,
         }
     }
 
-    /// Where it is mounted.
+    /// Returns the mount point.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.place
     }
 
-    /// The daemon's process id.
+    /// Returns the process id of the daemon.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.daemon.as_ref().map(Child::id)
     }
 
-    /// Unmounts as a user would, and waits for the daemon, which must end well.
+    /// Unmounts normally and waits for the daemon, which must exit with success.
     #[track_caller]
     pub fn unmount(self) {
         unmount_free(&self.place);
         self.ended();
     }
 
-    /// Waits until the daemon has ended, which it must do well.
+    /// Waits for the daemon, which must exit with success.
     #[track_caller]
     pub fn ended(mut self) {
         if let Some(mut daemon) = self.daemon.take() {
@@ -351,7 +353,7 @@ impl Overlay {
         }
     }
 
-    /// Kills the daemon (SIGKILL) and takes the dead mount away.
+    /// Kills the daemon with SIGKILL and detaches the dead mount.
     #[track_caller]
     pub fn kill(mut self) {
         if let Some(mut daemon) = self.daemon.take() {
@@ -385,7 +387,7 @@ impl Drop for Overlay {
     }
 }
 
-/// Bytes of a path.
+/// Returns the bytes of a path.
 #[must_use]
 pub fn bytes(path: &Path) -> &[u8] {
     path.as_os_str().as_bytes()

@@ -1,6 +1,5 @@
-//! Somebody who looks at everything in a tree, all the time, beside what a test does in it. Looking changes
-//! nothing, so the test's results must not change; and whoever looks must not meet errors that are no
-//! answer.
+//! A thread that reads everything in a tree while a test changes it. Reads must not affect the results of the test, and
+//! must not fail with unexpected errors.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +12,7 @@ use rustix::io::Errno;
 use crate::random::{Op, Outcome, RelPath, Rng, Side, Who};
 use crate::tree;
 
-/// A thread that looks.
+/// A concurrent reader.
 #[derive(Debug)]
 pub struct Noise {
     stop: Arc<AtomicBool>,
@@ -21,19 +20,19 @@ pub struct Noise {
 }
 
 impl Noise {
-    /// Begins to look at what is in `root`.
+    /// Starts to read the tree at `root`.
     #[must_use]
     pub fn begin(root: &Path, seed: u64) -> Noise {
         let stop = Arc::new(AtomicBool::new(false));
         let (root, ended) = (root.to_owned(), stop.clone());
-        let thread = std::thread::spawn(move || look(root, Rng::new(seed), &ended));
+        let thread = std::thread::spawn(move || read_randomly(root, Rng::new(seed), &ended));
         Noise {
             stop,
             thread: Some(thread),
         }
     }
 
-    /// Ends it, and says what it met that it should not.
+    /// Stops the thread, and returns an error if it got unexpected errors.
     pub fn end(mut self) -> Result<(), String> {
         self.stop.store(true, Ordering::Relaxed);
         let wrong = match self.thread.take() {
@@ -42,7 +41,10 @@ impl Noise {
         };
         match wrong.first() {
             None => Ok(()),
-            Some(first) => Err(format!("who looks on met {} errors: {first}", wrong.len())),
+            Some(first) => Err(format!(
+                "the concurrent reader got {} unexpected errors: {first}",
+                wrong.len()
+            )),
         }
     }
 }
@@ -53,25 +55,25 @@ impl Drop for Noise {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            eprintln!("who looked on panicked");
+            eprintln!("the concurrent reader panicked");
         }
     }
 }
 
-fn look(root: PathBuf, mut rng: Rng, stop: &AtomicBool) -> Vec<String> {
-    // A umask of one's own, which `Side` sets with every step.
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).expect("a umask of one's own");
+fn read_randomly(root: PathBuf, mut rng: Rng, stop: &AtomicBool) -> Vec<String> {
+    // `Side` sets the umask for every operation. Without this, that would change the umask of the other threads.
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).expect("a umask of this thread");
     let mut side = Side::new(&root);
     let mut wrong = Vec::new();
     let mut known: Vec<RelPath> = Vec::new();
     let mut steps = 0;
     while !stop.load(Ordering::Relaxed) && wrong.len() < 10 {
         if steps % 64 == 0 {
-            // Names may go while they are listed.
+            // If a directory is removed during the listing, the previous paths are used.
             known = tree::paths(&root).map_or(known, |paths| paths.all);
         }
         steps += 1;
-        // Leave some of the machine to the test itself.
+        // Leaves CPU time to the test itself.
         std::thread::sleep(Duration::from_micros(200));
         if known.is_empty() {
             continue;
@@ -88,7 +90,7 @@ fn look(root: PathBuf, mut rng: Rng, stop: &AtomicBool) -> Vec<String> {
             _ => Op::Readlink { path },
         };
         if let Outcome::Failed(error) = side.perform(&op, Who::ROOT)
-            && !is_answer(error)
+            && !is_expected(error)
         {
             wrong.push(format!("{op:?}: {error}"));
         }
@@ -96,8 +98,8 @@ fn look(root: PathBuf, mut rng: Rng, stop: &AtomicBool) -> Vec<String> {
     wrong
 }
 
-/// What a look at a name that goes or changes meanwhile may meet, or at what is no file or folder.
-fn is_answer(error: Errno) -> bool {
+/// Returns whether an error is possible for a path that is removed or replaced concurrently, or that has another type.
+fn is_expected(error: Errno) -> bool {
     matches!(
         error,
         Errno::NOENT

@@ -1,5 +1,4 @@
-//! Two trees that must stay the same whatever is done to both: a mounted stack of layers and a plain
-//! folder.
+//! Two trees that must stay equal under the same operations: a mounted stack of layers and a plain directory.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -10,58 +9,58 @@ use crate::mount::{Overlay, Stack};
 use crate::tree::{self, Compare, Tree};
 use crate::{layers, layout};
 
-/// The container's name.
+/// Name of the container.
 const NAME: &str = "c";
-/// How long what was closed may count as open.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Timeout for closed files to be released.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the first tree of the pair is.
+/// Implementation of the tested tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Under {
-    /// A container of cowl's.
+    /// A container of cowl.
     Container,
-    /// A stack that cowlfs mounts, with these options.
+    /// A stack that cowlfs mounts with these options.
     Cowlfs(&'static str),
-    /// The kernel's overlayfs, to try the test itself.
+    /// The kernel's overlayfs, to validate the test itself.
     Kernel,
-    /// A plain folder, for the same.
+    /// A plain directory, to validate the test itself.
     Plain,
 }
 
 impl Under {
-    /// Whether it is cowl's own.
+    /// Returns whether cowlfs mounts the tree.
     #[must_use]
     pub fn is_ours(self) -> bool {
         matches!(self, Under::Container | Under::Cowlfs(_))
     }
 }
 
-/// A snapshot that was taken.
+/// A snapshot, with the tree at that time.
 #[derive(Debug)]
-struct Taken {
+struct Snapshot {
     name: String,
     tree: Tree,
 }
 
-/// A mounted stack, and a plain folder that must stay the same.
+/// A mounted stack, and the plain directory that it must be equal to.
 #[derive(Debug)]
 pub struct Pair {
-    /// Where the mounted one shows.
+    /// Path of the mounted tree.
     pub tested: PathBuf,
-    /// The plain one.
+    /// Path of the plain directory.
     pub plain: PathBuf,
     mounted: Option<Overlay>,
     under: Under,
     stack: Stack,
-    /// Everything lies in here; the store itself only for containers.
+    /// The store, which is used for containers only. Its scratch directory contains all other files.
     store: Store,
-    taken: Vec<Taken>,
+    taken: Vec<Snapshot>,
     pushed: u32,
 }
 
 impl Pair {
-    /// A pair of a stack of `lowers` (topmost first) and the folder `plain` with what it shows. It is
-    /// not mounted yet. With `base` the lowest layer is a container's base.
+    /// Creates a pair of a stack of `lowers` (topmost first) and the directory `plain`, which has the merged content.
+    /// The stack is not mounted yet. With `base`, the lowest layer is a base of the container.
     #[must_use]
     pub fn new(
         store: Store,
@@ -83,7 +82,7 @@ impl Pair {
             Under::Plain => layers::copy_tree(&plain, &tested),
             Under::Cowlfs(_) | Under::Kernel => {
                 let (upper, work) = (scratch.make("upper"), scratch.make("work"));
-                // The topmost layer gives the root its attributes.
+                // The root directory gets its attributes from the topmost layer.
                 layers::copy_root(&stack.lowers[0], &upper).expect("the root's attributes");
                 stack.upper = Some((upper, work));
             }
@@ -100,7 +99,7 @@ impl Pair {
         }
     }
 
-    /// Goes on where somebody else has written: `stack` with its upper is mounted by cowlfs.
+    /// Creates a pair over an existing `stack`, whose upper another program has written. It is mounted by cowlfs.
     #[must_use]
     pub fn over(store: Store, stack: Stack, plain: PathBuf, options: &'static str) -> Pair {
         let tested = store.scratch().make("tested");
@@ -116,7 +115,7 @@ impl Pair {
         }
     }
 
-    /// Mounts it.
+    /// Mounts the stack.
     pub fn mount(&mut self) {
         match self.under {
             Under::Container => self.tested = self.store.mount(NAME),
@@ -128,35 +127,34 @@ impl Pair {
         }
     }
 
-    /// Unmounts it; nothing in it may be open.
+    /// Unmounts the stack; no file in it may be open.
     pub fn unmount(&mut self) {
         if self.under == Under::Container {
-            self.when_free(&["umount", NAME]).ok();
+            self.retry_while_busy(&["umount", NAME]).ok();
         } else if let Some(mounted) = self.mounted.take() {
             mounted.unmount();
         }
     }
 
-    /// Runs a command, again for as long as it says that something is in use: the daemon hears of the last
-    /// close a moment after it.
-    fn when_free(&self, arguments: &[&str]) -> Output {
+    /// Runs a command, and retries while it reports that the container is in use: RELEASE reaches the daemon
+    /// asynchronously after the last close.
+    fn retry_while_busy(&self, arguments: &[&str]) -> Output {
         let start = Instant::now();
         loop {
             let output = self.store.cowl(arguments);
-            if output.code != 4 || start.elapsed() > PATIENCE {
+            if output.code != 4 || start.elapsed() > TIMEOUT {
                 return output;
             }
         }
     }
 
-    /// Whether a snapshot can be taken while it is mounted.
+    /// Returns whether a snapshot can be taken while the stack is mounted.
     #[must_use]
     pub fn can_push(&self) -> bool {
         self.under == Under::Container
     }
 
-    /// Makes the layer that was written so far one that is only read, while it is mounted where that
-    /// can be done (`true`).
+    /// Freezes the upper layer. With `live`, the stack stays mounted if it can.
     pub fn snapshot(&mut self, live: bool) {
         let live = live && self.under == Under::Container;
         if !live {
@@ -166,8 +164,9 @@ impl Pair {
             Under::Container => {
                 let tree = tree::read(&self.plain).expect("reading the plain tree");
                 let name = format!("s{}", self.taken.len());
-                self.when_free(&["snapshot", NAME, "--name", &name]).ok();
-                self.taken.push(Taken { name, tree });
+                self.retry_while_busy(&["snapshot", NAME, "--name", &name])
+                    .ok();
+                self.taken.push(Snapshot { name, tree });
             }
             Under::Cowlfs(_) | Under::Kernel => {
                 self.pushed += 1;
@@ -186,7 +185,7 @@ impl Pair {
         }
     }
 
-    /// Merges some adjacent layers. Nothing in it may be open.
+    /// Merges some adjacent layers. No file in them may be open.
     pub fn flatten(&mut self, which: u64, mounted: bool) {
         if self.under != Under::Container {
             return;
@@ -201,7 +200,7 @@ impl Pair {
         };
         let range = match which % 3 {
             0 => String::new(),
-            // From the base up to a snapshot, from a snapshot up to now.
+            // From the base to a snapshot, or from a snapshot to the head.
             1 if count > 0 => format!("..{}", name(which / 3 % count)),
             2 if count > 1 => format!("{}..", name(which / 3 % (count - 1))),
             _ => String::new(),
@@ -210,8 +209,8 @@ impl Pair {
         if !range.is_empty() {
             arguments.push(&range);
         }
-        let output = self.when_free(&arguments);
-        // A snapshot whose layers were merged with others is no end of a range any more.
+        let output = self.retry_while_busy(&arguments);
+        // After its layers were merged, a snapshot cannot be the end of a range.
         if output.code != 1 || !output.err().contains("does not lie below") {
             output.ok();
         }
@@ -220,21 +219,24 @@ impl Pair {
         }
     }
 
-    /// Every snapshot must still show what was there when it was taken. It must not be mounted.
+    /// Verifies that every snapshot has the content from when it was taken. The stack must not be mounted.
     pub fn check_snapshots(&self) -> Result<(), String> {
         for (index, taken) in self.taken.iter().enumerate() {
             let copy = format!("copy{index}");
             self.store.cowl(["restore", NAME, &taken.name, &copy]).ok();
-            let place = self.store.mount(&copy);
-            let what = format!("snapshot {} (first) and what was there then", taken.name);
-            let found = tree::read(&place).map_err(|error| format!("{what}: {error}"))?;
-            self.when_free(&["umount", &copy]).ok();
+            let mount_point = self.store.mount(&copy);
+            let what = format!(
+                "snapshot {} (first) and the tree when it was taken",
+                taken.name
+            );
+            let found = tree::read(&mount_point).map_err(|error| format!("{what}: {error}"))?;
+            self.retry_while_busy(&["umount", &copy]).ok();
             same(&what, &found, &taken.tree, Compare::HISTORY)?;
         }
         Ok(())
     }
 
-    /// All layers, to be read only.
+    /// Returns a read-only stack of all layers.
     #[must_use]
     pub fn read_only(&self) -> Stack {
         if self.under == Under::Container {
@@ -246,13 +248,13 @@ impl Pair {
         self.stack.read_only()
     }
 
-    /// Where everything lies.
+    /// Returns the directory of all files of the pair.
     #[must_use]
     pub fn scratch(&self) -> &crate::scratch::Scratch {
         self.store.scratch()
     }
 
-    /// The trees at `place` and of the plain folder, which must be the same.
+    /// Compares the tree at `place` with the plain directory, and returns both.
     pub fn compare(
         &self,
         when: &str,
@@ -268,12 +270,12 @@ impl Pair {
 
 impl Drop for Pair {
     fn drop(&mut self) {
-        // What a failure left mounted: the scratch folder detaches it, and its daemon ends.
+        // After a failure the mount may still exist: the scratch directory detaches it, and its daemon ends.
         drop(self.mounted.take());
     }
 }
 
-/// Says in what two trees differ; the first is the mounted one.
+/// Returns an error that lists the differences between two trees; the first is the mounted one.
 pub fn same(when: &str, mounted: &Tree, plain: &Tree, compare: Compare) -> Result<(), String> {
     let lines = tree::differences(mounted, plain, compare);
     if lines.is_empty() {

@@ -1,27 +1,27 @@
-//! Where the programs under test are. `COWL_BIN` and `COWLFS_BIN` name them when they lie
-//! elsewhere; otherwise they are beside the test itself, in cargo's target folder.
+//! Locates the programs under test: the paths in `COWL_BIN` and `COWLFS_BIN`, or the directory of the test itself in
+//! Cargo's target directory.
 
 use std::path::{Path, PathBuf};
 
-/// The snapshot manager.
+/// Returns the path of `cowl`, the snapshot manager.
 #[must_use]
 pub fn cowl() -> PathBuf {
     find("cowl", "COWL_BIN")
 }
 
-/// The overlay.
+/// Returns the path of `cowlfs`, the overlay.
 #[must_use]
 pub fn cowlfs() -> PathBuf {
     find("cowlfs", "COWLFS_BIN")
 }
 
-/// True when the overlay under test is our own, not one that `COWLFS_BIN` put in its place.
+/// Returns whether the overlay under test is cowlfs, not another program that `COWLFS_BIN` names.
 #[must_use]
 pub fn overlay_is_ours() -> bool {
     cowlfs().file_name().is_some_and(|name| name == "cowlfs")
 }
 
-/// The full path of a program of the system, if there is one.
+/// Searches PATH for a program.
 #[must_use]
 pub fn in_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
@@ -36,12 +36,12 @@ fn find(name: &str, variable: &str) -> PathBuf {
     }
     let test = std::env::current_exe().expect("the path of this test");
     // target/debug/deps/test-hash -> target/debug
-    let folder = test
+    let directory = test
         .ancestors()
         .nth(2)
         .map(Path::to_owned)
-        .expect("a target folder");
-    let program = folder.join(name);
+        .expect("a target directory");
+    let program = directory.join(name);
     assert!(
         program.is_file(),
         "{} is not built: run `cargo build --workspace` first, or `cargo xtask test`",

@@ -1,5 +1,4 @@
-//! What a mount's daemon was asked for, by kind of request: the measure of a piece of work that holds on a
-//! noisy machine, too.
+//! Counts a daemon's requests by kind. Unlike elapsed times, the counts are reproducible on a busy machine.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -11,14 +10,14 @@ use serde_json::Value;
 
 use crate::mount::{Overlay, Stack};
 
-/// How long the counts must stand still before a piece of work counts as over: the kernel lets go of files
-/// and forgets names after the calls that made it do so.
-const STILL: Duration = Duration::from_millis(50);
+/// Time for which the counts must not change before work is considered complete: the kernel sends RELEASE and FORGET
+/// after the calls that cause them.
+const SETTLE_TIME: Duration = Duration::from_millis(50);
 
-/// Counts by kind.
+/// Number of requests by kind.
 pub type Counts = BTreeMap<String, u64>;
 
-/// A mount whose daemon can be asked.
+/// A mount whose daemon reports statistics.
 #[derive(Debug)]
 pub struct Counted {
     overlay: Overlay,
@@ -26,7 +25,7 @@ pub struct Counted {
 }
 
 impl Counted {
-    /// Mounts `stack` at `place`; the socket lies beside it.
+    /// Mounts `stack` at `place`, with the control socket next to it.
     #[track_caller]
     #[must_use]
     pub fn mount(stack: &Stack, place: &Path, extra: &str) -> Counted {
@@ -41,7 +40,7 @@ impl Counted {
         }
     }
 
-    /// The mount.
+    /// Returns the mount.
     #[must_use]
     pub fn overlay(&self) -> &Overlay {
         &self.overlay
@@ -53,20 +52,20 @@ impl Counted {
         self.overlay.unmount();
     }
 
-    /// What the daemon says of itself.
+    /// Returns the daemon's statistics.
     #[track_caller]
     #[must_use]
     pub fn stats(&self) -> Value {
         ask(&self.socket, "{\"ask\":\"stats\"}")
     }
 
-    /// The counts, once they stand still.
+    /// Returns the counts after they have stopped changing.
     #[track_caller]
     #[must_use]
     pub fn counts(&self) -> Counts {
         let mut before = counts(&self.stats());
         loop {
-            std::thread::sleep(STILL);
+            std::thread::sleep(SETTLE_TIME);
             let now = counts(&self.stats());
             if now == before {
                 return now;
@@ -75,7 +74,7 @@ impl Counted {
         }
     }
 
-    /// What `work` makes the kernel ask for.
+    /// Returns the requests that `work` causes.
     #[track_caller]
     pub fn during(&self, work: impl FnOnce()) -> Counts {
         let before = self.counts();
@@ -91,7 +90,7 @@ impl Counted {
     }
 }
 
-/// Asks a daemon.
+/// Sends one request to a control socket, and returns the answer.
 #[track_caller]
 #[must_use]
 pub fn ask(socket: &Path, question: &str) -> Value {
@@ -114,25 +113,25 @@ fn counts(stats: &Value) -> Counts {
         .collect()
 }
 
-/// All of them.
+/// Returns the sum over all kinds.
 #[must_use]
 pub fn total(counts: &Counts) -> u64 {
     counts.values().sum()
 }
 
-/// One line of a table: how many for each of `units`, in all and by kind.
+/// Formats a row of a table: requests per unit, in total and by kind.
 #[must_use]
 pub fn line(what: &str, units: u64, counts: &Counts) -> String {
-    let each = |count: u64| count as f64 / units as f64;
+    let per_unit = |count: u64| count as f64 / units as f64;
     let mut kinds: Vec<_> = counts.iter().collect();
     kinds.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
     let kinds: Vec<_> = kinds
         .iter()
-        .map(|(kind, count)| format!("{kind} {:.2}", each(**count)))
+        .map(|(kind, count)| format!("{kind} {:.2}", per_unit(**count)))
         .collect();
     format!(
         "{what:28} {:7.2}  {}",
-        each(total(counts)),
+        per_unit(total(counts)),
         kinds.join(", ")
     )
 }

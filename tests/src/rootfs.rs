@@ -1,6 +1,5 @@
-//! A real Debian root filesystem, made once by mmdebstrap and kept as a tar in cargo's target
-//! folder. Packages for a later `dpkg -i` lie in its `/root/debs` and `/root/large`, so that
-//! nothing needs a network once it is made.
+//! A Debian root filesystem, which mmdebstrap creates once and which is cached as a tar in Cargo's target directory.
+//! Its `/root/debs` and `/root/large` contain packages for `dpkg -i`, so that tests need no network.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Error, Result};
@@ -9,7 +8,7 @@ use std::process::{Command, Stdio};
 
 /// The Debian release.
 pub const SUITE: &str = "bookworm";
-/// Packages that are not installed and wait in `/root/debs`. `tzdata` is there for its many links.
+/// Packages in `/root/debs`, which are not installed. `tzdata` contains many links.
 pub const DEBS: [&str; 6] = [
     "less",
     "hello",
@@ -18,7 +17,7 @@ pub const DEBS: [&str; 6] = [
     "libmagic-mgc",
     "tzdata",
 ];
-/// Packages of some thousand files and of large programs, waiting in `/root/large`.
+/// Packages in `/root/large`, with thousands of files and with large programs.
 pub const LARGE: [&str; 7] = [
     "cpp-12",
     "libisl23",
@@ -28,21 +27,21 @@ pub const LARGE: [&str; 7] = [
     "manpages",
     "manpages-dev",
 ];
-/// Changes when what the tar must hold does.
+/// Version of the content of the tars; part of the file names in the cache.
 const EDITION: u32 = 2;
 
-/// What a root filesystem was made of.
+/// Source of a root filesystem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Debian, by mmdebstrap or debootstrap.
+    /// Debian, created by mmdebstrap or debootstrap.
     Debian,
-    /// One static busybox and its links: when Debian can't be had.
+    /// A static busybox with its links, if Debian is not available.
     Busybox,
 }
 
-/// The tar of a Debian root filesystem, made now if it was not made before.
+/// Returns the tar of a Debian root filesystem, and creates it if it is not cached.
 pub fn debian_tar() -> Result<PathBuf> {
-    let tar = cache_folder()?.join(format!(
+    let tar = cache_dir()?.join(format!(
         "debian-{SUITE}-{}-{EDITION}.tar",
         std::env::consts::ARCH
     ));
@@ -56,31 +55,31 @@ pub fn debian_tar() -> Result<PathBuf> {
     Ok(tar)
 }
 
-/// The tar of a root filesystem with nothing but busybox in it.
+/// Returns the tar of a root filesystem that contains only busybox, and creates it if it is not cached.
 pub fn busybox_tar() -> Result<PathBuf> {
-    let tar = cache_folder()?.join(format!("busybox-{EDITION}.tar"));
+    let tar = cache_dir()?.join(format!("busybox-{EDITION}.tar"));
     make_once(&tar, busybox)?;
     Ok(tar)
 }
 
-/// Where made things are kept: `COWL_CACHE`, else a folder in cargo's target folder.
-fn cache_folder() -> Result<PathBuf> {
-    let folder = match std::env::var_os("COWL_CACHE") {
-        Some(folder) => PathBuf::from(folder),
+/// Returns the directory of the cache: `COWL_CACHE`, or a directory in Cargo's target directory.
+fn cache_dir() -> Result<PathBuf> {
+    let dir = match std::env::var_os("COWL_CACHE") {
+        Some(dir) => PathBuf::from(dir),
         None => {
             let program = std::env::current_exe()?;
             program
                 .ancestors()
-                .find(|folder| folder.join("CACHEDIR.TAG").is_file())
-                .ok_or_else(|| Error::other("not in a cargo target folder; set COWL_CACHE"))?
+                .find(|directory| directory.join("CACHEDIR.TAG").is_file())
+                .ok_or_else(|| Error::other("not in a cargo target directory; set COWL_CACHE"))?
                 .join("rootfs")
         }
     };
-    std::fs::create_dir_all(&folder)?;
-    Ok(folder)
+    std::fs::create_dir_all(&dir)?;
+    Ok(dir)
 }
 
-/// Runs `make` for `tar` unless it is there; one at a time, other processes included.
+/// Runs `make` for `tar` unless it exists. A lock file excludes other threads and processes.
 fn make_once(tar: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let lock = OpenOptions::new()
         .create(true)
@@ -97,9 +96,9 @@ fn make_once(tar: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
 }
 
 fn mmdebstrap(tar: &Path) -> Result<()> {
-    let fetch = |folder: &str, packages: &[&str]| {
+    let fetch = |directory: &str, packages: &[&str]| {
         format!(
-            "--customize-hook=mkdir -p \"$1/root/{folder}\" && cd \"$1/root/{folder}\" && \
+            "--customize-hook=mkdir -p \"$1/root/{directory}\" && cd \"$1/root/{directory}\" && \
              APT_CONFIG=\"$MMDEBSTRAP_APT_CONFIG\" apt-get -o APT::Sandbox::User=root download {}",
             packages.join(" ")
         )
@@ -121,7 +120,7 @@ fn mmdebstrap(tar: &Path) -> Result<()> {
     }
 }
 
-/// The mirror of `SUITE` that apt itself is told to use.
+/// Returns the mirror of `SUITE` in apt's configuration.
 fn configured_mirror() -> Option<String> {
     let output = Command::new("apt-get")
         .args([
@@ -149,14 +148,14 @@ fn debootstrap(tar: &Path) -> Result<()> {
     let mut command = Command::new("debootstrap");
     command.args(["--variant=minbase", SUITE]).arg(dir.path());
     quietly(command)?;
-    for (folder, packages) in [("root/debs", &DEBS[..]), ("root/large", &LARGE)] {
-        let folder = dir.path().join(folder);
-        std::fs::create_dir_all(&folder)?;
+    for (name, packages) in [("root/debs", &DEBS[..]), ("root/large", &LARGE)] {
+        let directory = dir.path().join(name);
+        std::fs::create_dir_all(&directory)?;
         let mut command = Command::new("apt-get");
         command
             .args(["-o", "APT::Sandbox::User=root", "download"])
             .args(packages)
-            .current_dir(&folder);
+            .current_dir(&directory);
         quietly(command)?;
     }
     pack(dir.path(), tar)
@@ -168,8 +167,8 @@ fn busybox(tar: &Path) -> Result<()> {
         .tempdir_in("/var/tmp")?;
     let bin = dir.path().join("usr/bin");
     std::fs::create_dir_all(&bin)?;
-    for folder in ["dev", "proc", "sys", "tmp", "root", "etc", "var/lib"] {
-        std::fs::create_dir_all(dir.path().join(folder))?;
+    for name in ["dev", "proc", "sys", "tmp", "root", "etc", "var/lib"] {
+        std::fs::create_dir_all(dir.path().join(name))?;
     }
     std::os::unix::fs::symlink("usr/bin", dir.path().join("bin"))?;
     std::fs::write(
@@ -196,7 +195,7 @@ fn pack(dir: &Path, tar: &Path) -> Result<()> {
     quietly(command)
 }
 
-/// Runs a command; its words are shown only when it fails.
+/// Runs a command, and prints its output only if it fails.
 fn quietly(mut command: Command) -> Result<()> {
     let log = tempfile::NamedTempFile::new()?;
     let program = command.get_program().display().to_string();
@@ -209,8 +208,8 @@ fn quietly(mut command: Command) -> Result<()> {
     if status.success() {
         return Ok(());
     }
-    let said = std::fs::read(log.path())?;
-    let last: Vec<_> = said.rsplitn(6, |byte| *byte == b'\n').take(5).collect();
+    let output = std::fs::read(log.path())?;
+    let last: Vec<_> = output.rsplitn(6, |byte| *byte == b'\n').take(5).collect();
     let last = last
         .into_iter()
         .rev()
@@ -221,7 +220,7 @@ fn quietly(mut command: Command) -> Result<()> {
     )))
 }
 
-/// Unpacks `tar` into `dir` with everything that it keeps.
+/// Unpacks `tar` into `dir` with all attributes.
 pub fn unpack(tar: &Path, dir: &Path) -> Result<()> {
     let mut command = Command::new("tar");
     command.args([

@@ -1,4 +1,4 @@
-//! A run of random steps on a pair, and the search for the fewest steps that still fail.
+//! Runs random steps on a pair, and searches for the shortest sequence of steps that still fails.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -8,46 +8,46 @@ use crate::pair::Pair;
 use crate::random::{Generator, Op, Side, Who};
 use crate::tree::{self, Compare, Paths, Tree};
 
-/// One step of a run.
+/// A step of a run.
 #[derive(Debug, Clone)]
 pub enum Step {
-    /// An operation on both trees.
+    /// Performs an operation on both trees.
     Do(Op, Who),
-    /// The mounted one is unmounted and mounted again.
+    /// Unmounts the mounted tree and mounts it again.
     MountAnew,
-    /// What was written becomes a lower layer; `live`: without unmounting.
+    /// Freezes the upper layer into a lower layer.
     Snapshot {
-        /// While it is mounted.
+        /// Whether the tree stays mounted.
         live: bool,
     },
-    /// Adjacent layers are merged.
+    /// Merges adjacent layers.
     Flatten {
-        /// Which ones.
+        /// Number that selects the layers.
         which: u64,
-        /// By the command that mounts anew itself.
+        /// Whether the container is mounted, so that the command mounts it again.
         mounted: bool,
     },
-    /// Both trees are read and compared, with the numbers of all objects.
+    /// Reads and compares both trees, including the inode numbers of all objects.
     Compare,
 }
 
-/// Why a run failed, and what was done until then.
+/// A failed run.
 #[derive(Debug)]
 pub struct Failure {
-    /// What was wrong.
+    /// Description of the problem.
     pub what: String,
-    /// All steps, the failing one last.
+    /// All steps up to and including the failing one.
     pub steps: Vec<Step>,
 }
 
-/// A number from the environment.
+/// Reads a number from the environment.
 #[must_use]
 pub fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().expect("a number"))
 }
 
-/// Runs `body`, which notes its steps, and turns a panic into a failure that can be shrunk like any
-/// other (a daemon that ends makes one, say).
+/// Runs `body`, which records its steps, and converts a panic (for example because a daemon exited) into a failure,
+/// which can be shrunk.
 pub fn caught(body: impl FnOnce(&mut Vec<Step>) -> Result<(), String>) -> Result<(), Failure> {
     let mut steps = Vec::new();
     let what = match catch_unwind(AssertUnwindSafe(|| body(&mut steps))) {
@@ -58,24 +58,24 @@ pub fn caught(body: impl FnOnce(&mut Vec<Step>) -> Result<(), String>) -> Result
     Err(Failure { what, steps })
 }
 
-/// How random steps come.
+/// Parameters of random steps.
 #[derive(Debug, Clone, Copy)]
 pub struct Course {
-    /// Which ones.
+    /// Seed.
     pub seed: u64,
-    /// How many.
+    /// Number of steps.
     pub count: u64,
-    /// Out of a hundred operations, how many are another user's than root.
+    /// Percentage of operations by users other than root.
     pub others: u64,
-    /// With devices 0:0, as an overlay on top would make them.
+    /// Whether to create devices 0:0, as an overlay on top would.
     pub whiteouts: bool,
-    /// With somebody who looks at everything meanwhile.
+    /// Whether another thread reads the tree concurrently.
     pub noise: bool,
 }
 
 impl Course {
-    /// What must happen at one moment of a run, besides random operations: two new mounts, a snapshot
-    /// while it is mounted, one while it is not, a flatten.
+    /// Returns the fixed event at a step of a run, if any. Over a run there are two new mounts, live and unmounted
+    /// snapshots, and a flatten.
     fn event(self, index: u64) -> Option<Step> {
         let part = (self.count / 7).max(1);
         if index == 0 || !index.is_multiple_of(part) {
@@ -108,8 +108,8 @@ impl Course {
     }
 }
 
-/// Runs steps on a mounted pair: those that are given, or random ones. Every step is noted in `steps`
-/// before it is made. Returns what the mount shows at the end.
+/// Runs steps on a mounted pair: those in `replay`, or random ones. Records every step in `steps` before it is
+/// performed. Returns the final tree of the mount.
 pub fn run(
     course: Course,
     pair: &mut Pair,
@@ -133,7 +133,7 @@ pub fn run(
             Some(step) => step.clone(),
             None => {
                 if index.is_multiple_of(4) {
-                    known = tree::paths(&pair.plain).expect("the plain folder");
+                    known = tree::paths(&pair.plain).expect("the plain directory");
                 }
                 course.step(index, &mut generator, &known)
             }
@@ -149,7 +149,7 @@ pub fn run(
             let got = tested.perform(op, *who);
             if got != expected {
                 return Err(format!(
-                    "{when}\n  plain folder: {}\n  mounted:      {}",
+                    "{when}\n  plain directory: {}\n  mounted:         {}",
                     short(&format!("{expected:?}")),
                     short(&format!("{got:?}"))
                 ));
@@ -164,7 +164,7 @@ pub fn run(
         if !matches!(step, Step::Compare) {
             check(pair, &sides, &mut seen, &format!("before {when}"))?;
         }
-        sides = event(&step, pair, sides, &mut seen);
+        sides = perform_event(&step, pair, sides, &mut seen);
         check(pair, &sides, &mut seen, &when)?;
         noise = begin(pair, index);
     }
@@ -174,8 +174,9 @@ pub fn run(
     check(pair, &sides, &mut seen, "after the operations")
 }
 
-/// Makes a step that is no operation. What can't be open meanwhile is closed on both sides.
-fn event(
+/// Performs a step that is not an operation. If it requires an unmount, closes the descriptors and mappings on both
+/// sides.
+fn perform_event(
     step: &Step,
     pair: &mut Pair,
     sides: [Side; 2],
@@ -187,7 +188,7 @@ fn event(
     if let Step::Snapshot { live: true } = step
         && pair.can_push()
     {
-        // Everything stays open and mapped.
+        // Descriptors and mappings stay open.
         for side in &sides {
             side.sync_mappings();
         }
@@ -203,7 +204,7 @@ fn event(
         Step::Snapshot { .. } => pair.snapshot(false),
         Step::Flatten { which, mounted } => {
             pair.flatten(*which, *mounted);
-            // The layers that lent numbers are gone.
+            // The layers that determined the numbers no longer exist.
             if let Some(numbers) = numbers {
                 numbers.forget();
             }
@@ -237,12 +238,12 @@ fn check(
     Ok(mounted)
 }
 
-/// Leaves out ever smaller parts for as long as it still fails.
+/// Removes ever smaller parts of the steps as long as the run still fails.
 pub fn shrink(
     mut steps: Vec<Step>,
     run: impl Fn(&[Step]) -> Result<(), Failure>,
 ) -> (Vec<Step>, String) {
-    let mut what = "the same".to_owned();
+    let mut what = "the original failure".to_owned();
     let mut part = steps.len().div_ceil(2).max(1);
     loop {
         let mut start = 0;
@@ -264,14 +265,14 @@ pub fn shrink(
     }
 }
 
-/// A step with its paths as text.
+/// Formats a step, with its paths as text.
 #[must_use]
 pub fn show(step: &Step) -> String {
     let text = match step {
         Step::Do(op, who) => format!("{op:?} by {who:?}"),
         other => format!("{other:?}"),
     };
-    // Paths are lists of bytes: show "[97, 47, 98]" as "a/b".
+    // Paths are lists of bytes: print "[97, 47, 98]" as "a/b".
     let mut out = String::new();
     let mut rest = text.as_str();
     while let Some((before, after)) = rest.split_once('[') {

@@ -1,10 +1,10 @@
-//! A folder for one test, on a real disk filesystem (`/tmp` may be a tmpfs), removed at its end
-//! together with whatever is still mounted in it.
+//! A directory for one test, on a disk file system (`/tmp` may be a tmpfs). Drop removes it, together with everything
+//! that is still mounted in it.
 
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
-/// A temporary folder.
+/// A temporary directory.
 #[derive(Debug)]
 pub struct Scratch {
     dir: Option<tempfile::TempDir>,
@@ -12,8 +12,8 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Makes one for the calling test, with the beginning of its name: sockets and podman's directories have short
-    /// limits on paths.
+    /// Creates one for the calling test. Its name contains only the beginning of the test's name, because sockets and
+    /// podman's directories have short limits on paths.
     #[must_use]
     pub fn for_test() -> Scratch {
         let test = crate::conditions::test_name();
@@ -22,33 +22,38 @@ impl Scratch {
         Scratch::new(&start.replace(' ', "-"))
     }
 
-    /// Makes one below `COWL_TEST_DIR`, `/var/tmp` when that is not set.
+    /// Creates one below `COWL_TEST_DIR`, or below `/var/tmp` if that is not set.
     #[must_use]
     pub fn new(test: &str) -> Scratch {
         let parent = std::env::var_os("COWL_TEST_DIR").unwrap_or_else(|| "/var/tmp".into());
         Scratch::new_in(Path::new(&parent), test)
     }
 
-    /// Makes one in `parent`.
+    /// Creates one in `parent`.
     #[must_use]
     pub fn new_in(parent: &Path, test: &str) -> Scratch {
         let dir = tempfile::Builder::new()
             .prefix(&format!("cowl-{test}-"))
             .tempdir_in(parent)
-            .unwrap_or_else(|error| panic!("no folder in {}: {error}", parent.display()));
-        let path = dir.path().canonicalize().expect("the folder's real path");
+            .unwrap_or_else(|error| {
+                panic!("cannot create a directory in {}: {error}", parent.display())
+            });
+        let path = dir
+            .path()
+            .canonicalize()
+            .expect("the canonical path of the directory");
         Scratch {
             dir: Some(dir),
             path,
         }
     }
 
-    /// Makes and returns a folder in it.
+    /// Creates a directory in it, and returns its path.
     #[must_use]
     pub fn make(&self, name: &str) -> PathBuf {
         let path = self.path.join(name);
         std::fs::create_dir_all(&path)
-            .unwrap_or_else(|error| panic!("cannot make {}: {error}", path.display()));
+            .unwrap_or_else(|error| panic!("cannot create {}: {error}", path.display()));
         path
     }
 }

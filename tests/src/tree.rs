@@ -1,5 +1,4 @@
-//! Reading a whole tree, and saying in what two trees differ: everything lstat tells, content,
-//! extended attributes, which names are one file.
+//! Reads trees and compares them: all stat fields, content, xattrs and hard links.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,16 +11,16 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, readlinkat, 
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
-/// A time after this one is "now": two trees made one after the other can't agree on it.
+/// Times after this one count as the current time, which two trees that are created one after the other do not share.
 pub const NOW: i64 = 1_700_000_000;
 
-/// Extended attributes by name.
+/// Xattrs by name.
 pub type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
 
-/// What one name stands for.
+/// The object at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// What it is.
+    /// Type of the object.
     pub kind: FileType,
     /// Permission bits with setuid, setgid and sticky.
     pub mode: u32,
@@ -29,9 +28,9 @@ pub struct Entry {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Number of names; of no meaning for folders.
+    /// Link count; 0 for directories.
     pub nlink: u64,
-    /// Size; of no meaning for folders.
+    /// Size; 0 for directories.
     pub size: u64,
     /// Device number, for devices.
     pub rdev: u64,
@@ -39,22 +38,22 @@ pub struct Entry {
     pub mtime: (i64, u32),
     /// Inode number.
     pub ino: u64,
-    /// Inode number as the folder's listing tells it.
+    /// Inode number in the directory listing.
     pub listed_ino: u64,
-    /// When it was made, where the filesystem tells; never compared.
+    /// Birth time, if the file system reports it; never compared.
     pub born: (i64, u32),
-    /// Target, for symbolic links.
+    /// Target, for symlinks.
     pub target: Option<Vec<u8>>,
     /// SHA-256 of the content, for files.
     pub content: Option<[u8; 32]>,
-    /// Every extended attribute.
+    /// All xattrs.
     pub xattrs: Xattrs,
 }
 
-/// A tree: path relative to its root (empty for the root itself) to what is there.
+/// A tree: the object at each path relative to the root; the path of the root is empty.
 pub type Tree = BTreeMap<Vec<u8>, Entry>;
 
-/// Reads the tree at `root`, staying on one filesystem.
+/// Reads the tree at `root`, without crossing mount points.
 pub fn read(root: &Path) -> Result<Tree> {
     let fd = openat(
         CWD,
@@ -165,7 +164,7 @@ fn hash(dir: BorrowedFd<'_>, name: &[u8]) -> Result<[u8; 32]> {
     }
 }
 
-/// The extended attributes of `name` in `dir`, not following a symbolic link.
+/// Returns the xattrs of `name` in `dir`. Does not follow symlinks.
 pub fn xattrs(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Xattrs> {
     let mut path = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
     path.extend_from_slice(name);
@@ -189,21 +188,21 @@ pub fn xattrs(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Xattrs> {
     Ok(all)
 }
 
-/// The paths in a tree, its root's own empty one left out.
+/// The paths in a tree, without its root.
 #[derive(Debug, Clone, Default)]
 pub struct Paths {
-    /// All of them.
+    /// All paths.
     pub all: Vec<Vec<u8>>,
-    /// Those that are folders.
+    /// The paths of directories.
     pub folders: Vec<Vec<u8>>,
 }
 
-/// The paths below `root`; cheaper than reading everything.
+/// Returns the paths below `root`, without reading the objects.
 pub fn paths(root: &Path) -> Result<Paths> {
     let mut paths = Paths::default();
     let mut open = vec![root.to_owned()];
-    while let Some(folder) = open.pop() {
-        for entry in std::fs::read_dir(&folder)? {
+    while let Some(directory) = open.pop() {
+        for entry in std::fs::read_dir(&directory)? {
             let entry = entry?;
             let path = entry.path();
             let below = path.strip_prefix(root).map_err(std::io::Error::other)?;
@@ -220,16 +219,16 @@ pub fn paths(root: &Path) -> Result<Paths> {
     Ok(paths)
 }
 
-/// What a comparison leaves out, and what it checks beyond.
+/// Fields that a comparison includes.
 #[derive(Debug, Clone, Copy)]
 pub struct Compare {
-    /// Number of names, of files.
+    /// Link counts of files.
     pub nlink: bool,
-    /// That names which are one file in one tree are one file in the other.
+    /// Hard links: paths that refer to one file in one tree must do so in the other.
     pub groups: bool,
-    /// Modification times, the exact ones of now too.
+    /// Exact modification times, including current ones.
     pub exact_times: bool,
-    /// Inode numbers: for one filesystem at two moments.
+    /// Inode numbers, for one file system at two times.
     pub numbers: bool,
 }
 
@@ -241,21 +240,21 @@ impl Compare {
         exact_times: false,
         numbers: false,
     };
-    /// The same tree seen twice.
+    /// One tree that is read twice.
     pub const SAME: Compare = Compare {
         nlink: true,
         groups: true,
         exact_times: true,
         numbers: false,
     };
-    /// A tree and its copy by another reader which counts names in the layer, not in the merge.
+    /// A tree and a copy by a program that reports the link counts of the layer, not of the merge.
     pub const READER: Compare = Compare {
         nlink: false,
         groups: true,
         exact_times: true,
         numbers: false,
     };
-    /// One filesystem before and after.
+    /// One file system, before and after an operation.
     pub const IDENTICAL: Compare = Compare {
         nlink: true,
         groups: true,
@@ -264,7 +263,7 @@ impl Compare {
     };
 }
 
-/// In what `b` differs from `a`, one line each; empty when they are the same.
+/// Returns the differences of `b` from `a`, one per line; empty if they are equal.
 #[must_use]
 pub fn differences(a: &Tree, b: &Tree, compare: Compare) -> Vec<String> {
     let mut lines = Vec::new();
@@ -277,9 +276,13 @@ pub fn differences(a: &Tree, b: &Tree, compare: Compare) -> Vec<String> {
     }
     for (path, left) in a {
         let Some(right) = b.get(path) else { continue };
-        let (left, right) = (normal(left, compare), normal(right, compare));
+        let (left, right) = (normalized(left, compare), normalized(right, compare));
         if left != right {
-            lines.push(format!("{}: {}", show(path), in_what(&left, &right)));
+            lines.push(format!(
+                "{}: {}",
+                show(path),
+                describe_differences(&left, &right)
+            ));
         }
     }
     if compare.groups {
@@ -300,7 +303,7 @@ pub fn differences(a: &Tree, b: &Tree, compare: Compare) -> Vec<String> {
     lines
 }
 
-fn normal(entry: &Entry, compare: Compare) -> Entry {
+fn normalized(entry: &Entry, compare: Compare) -> Entry {
     let mut entry = entry.clone();
     entry.listed_ino = 0;
     entry.born = (0, 0);
@@ -313,15 +316,15 @@ fn normal(entry: &Entry, compare: Compare) -> Entry {
     if !compare.exact_times && entry.mtime.0 >= NOW {
         entry.mtime = (NOW, 0);
     }
-    // What passes through a fifo moves the times of the kernel's own inode only: FUSE is not told
-    // (S_NOCMTIME on everything that is no regular file).
+    // I/O on a fifo updates the times of the kernel's own inode only, without a FUSE request (the kernel's FUSE sets
+    // S_NOCMTIME on all types other than regular files).
     if entry.kind == FileType::Fifo && !compare.exact_times {
         entry.mtime = (NOW, 0);
     }
     entry
 }
 
-fn in_what(a: &Entry, b: &Entry) -> String {
+fn describe_differences(a: &Entry, b: &Entry) -> String {
     let mut parts = Vec::new();
     let mut field = |name: &str, left: String, right: String| {
         if left != right {
@@ -363,7 +366,7 @@ fn show_xattrs(all: &Xattrs) -> String {
     format!("{{{}}}", all.iter().map(show).collect::<Vec<_>>().join(" "))
 }
 
-/// Each path that shares its inode with others, with the first of them.
+/// Returns, for each path, the first path with the same inode.
 fn groups(tree: &Tree) -> BTreeMap<&[u8], &[u8]> {
     let mut by_ino: BTreeMap<u64, Vec<&[u8]>> = BTreeMap::new();
     for (path, entry) in tree {
@@ -378,7 +381,7 @@ fn groups(tree: &Tree) -> BTreeMap<&[u8], &[u8]> {
     groups
 }
 
-/// Names whose number in the listing is not the one that stat tells.
+/// Returns the paths whose inode number in the directory listing differs from that of stat.
 #[must_use]
 pub fn wrong_listed_numbers(tree: &Tree) -> Vec<String> {
     tree.iter()
@@ -394,7 +397,7 @@ pub fn wrong_listed_numbers(tree: &Tree) -> Vec<String> {
         .collect()
 }
 
-/// Panics, naming at most twenty differences, unless the trees are the same.
+/// Panics with at most twenty differences unless the trees are equal.
 #[track_caller]
 pub fn assert_same(what: &str, a: &Tree, b: &Tree, compare: Compare) {
     let lines = differences(a, b, compare);
@@ -410,7 +413,7 @@ pub fn assert_same(what: &str, a: &Tree, b: &Tree, compare: Compare) {
     );
 }
 
-/// Bytes as hexadecimal digits.
+/// Formats bytes as hexadecimal digits.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

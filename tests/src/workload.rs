@@ -1,6 +1,6 @@
-//! The same work on a mounted stack and on a plain folder, whatever the layers lie on: everything
-//! that touches a name once, then random operations; compared after each part, in numbers too, and
-//! after a new mount.
+//! Runs the same work on a mounted stack and on a plain directory, for layers on any file system: scripted changes that
+//! cover every name once, then random operations. Trees and inode numbers are compared after each part and after a new
+//! mount.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -15,28 +15,28 @@ use crate::random::{Generator, Op, Outcome, Side, Who};
 use crate::scratch::Scratch;
 use crate::tree::{self, Compare, Tree};
 
-/// A stack, and the plain folder that it must look like.
+/// A stack, and the plain directory that it must be equal to.
 #[derive(Debug)]
 struct Case<'a> {
-    /// For messages.
-    what: &'a str,
+    /// Description for messages.
+    label: &'a str,
     /// The layers.
     stack: Stack,
-    /// The plain folder; on the upper's kind of filesystem, whose limits hold for both.
+    /// The plain directory, on a file system of the same type as the upper, so that the same limits apply to both.
     plain: PathBuf,
-    /// Which random operations come.
+    /// Seed of the random operations.
     seed: u64,
-    /// How many of them.
+    /// Number of random operations.
     steps: u64,
-    /// Options of the mount beyond the layers.
+    /// Mount options in addition to the layers.
     options: &'a str,
 }
 
-/// Puts a folder `known` into `layer` and the same into `plain`: what [`CHANGES`] works on.
+/// Creates the same directory `known` in `layer` and in `plain`, which [`CHANGES`] changes.
 #[track_caller]
 pub fn plant(layer: &Path, plain: &Path) {
-    for place in [layer, plain] {
-        sh_in(place, KNOWN).ok();
+    for path in [layer, plain] {
+        sh_in(path, KNOWN).ok();
     }
 }
 
@@ -49,7 +49,7 @@ const KNOWN: &str = "
     truncate -s 1M sparse; echo end >> sparse; seq 30000 > big
     find . -exec touch -h -d '2012-03-04 05:06:07' {} +";
 
-/// What leaves every mark, and meets every way of bringing something up.
+/// Changes that leave every kind of marker and trigger every kind of copy-up.
 const CHANGES: &str = "
     cd known
     echo more >> append; chmod 600 mode; chown 1000:1001 owner; touch -d '2001-02-03 04:05:06' times
@@ -63,30 +63,30 @@ const CHANGES: &str = "
     mkfifo fifo; mknod full c 1 7; rm null; ln -s kept/big link; mkdir -p a/b/c; rmdir a/b/c
     touch -d '2013-01-01' kept moved";
 
-/// The same with extended attributes, for bases that have them.
-const ATTRIBUTES: &str = "
+/// Changes of extended attributes, for file systems that support them.
+const XATTRS: &str = "
     cd known
     setfattr -n user.a -v b attribute; setfattr -n trusted.c -v d attribute
     setfattr -h -n trusted.e -v f link; setfattr -n trusted.overlay.opaque -v y kept
     setfattr -n user.g -v h moved; setfattr -x user.a attribute; setcap cap_net_raw=p owner";
 
-fn other() -> u64 {
+fn seed_offset() -> u64 {
     std::env::var("COWL_OTHER").map_or(0, |text| text.parse().unwrap())
 }
 
-/// Three generated layers, topmost first, and the plain folder that they must look like.
+/// Generates three layers, topmost first, and the plain directory that they must be equal to.
 #[track_caller]
 #[must_use]
 pub fn generated(scratch: &Scratch, seed: u64) -> (Vec<PathBuf>, PathBuf) {
-    let seed = seed + other();
-    let place = scratch.make("generated");
-    let (lowers, plain) = crate::layers::make_three(&place, Wish::of(seed)).unwrap();
+    let seed = seed + seed_offset();
+    let directory = scratch.make("generated");
+    let (lowers, plain) = crate::layers::make_three(&directory, Wish::of(seed)).unwrap();
     plant(lowers.last().unwrap(), &plain);
     crate::layers::copy_root(&lowers[0], &plain).unwrap();
     (lowers, plain)
 }
 
-/// `upper` and `work` in `base`; the upper's root has the attributes of the topmost layer's.
+/// Creates `upper` and `work` in `base`; the root of the upper gets the attributes of the topmost layer's root.
 #[track_caller]
 #[must_use]
 pub fn upper_on(base: &Path, top: &Path) -> (PathBuf, PathBuf) {
@@ -97,94 +97,94 @@ pub fn upper_on(base: &Path, top: &Path) -> (PathBuf, PathBuf) {
     (upper, work)
 }
 
-/// The same work on `stack` and on `plain`, seen to be the same after each part.
+/// Runs the work on `stack` and on `plain`, and compares them after each part.
 #[track_caller]
 pub fn exercise(scratch: &Scratch, what: &str, stack: Stack, plain: PathBuf, seed: u64) {
     let case = Case {
-        what,
+        label: what,
         stack,
         plain,
-        seed: seed + other(),
+        seed: seed + seed_offset(),
         steps: 150,
         options: "dev,suid",
     };
     exercise_case(scratch, &case);
 }
 
-/// Whether the machine can mount layers, with what is needed `more`.
+/// Returns whether the machine can mount layers and meets the requirements `more`.
 #[must_use]
 pub fn ready(more: &[Vec<Need>]) -> bool {
     let needs = [&[Need::Root, Need::Fuse][..], &more.concat()].concat();
-    // Modes of what is made are compared.
+    // A fixed umask, because the modes of created objects are compared.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     can(&needs)
 }
 
-/// Mounts, works, compares, mounts anew, compares; leaves nothing mounted. The base can be unmounted
-/// as soon as this returns.
+/// Mounts, works, compares, mounts again, and compares. Everything is unmounted on return, so that the caller can
+/// unmount the base.
 #[track_caller]
 fn exercise_case(scratch: &Scratch, case: &Case<'_>) {
     let tested = scratch.make("tested");
     let mount = || Overlay::cowlfs(&case.stack, &tested, case.options);
     let mounted = mount();
-    let first = same(case, "before any change", &tested);
-    touch_half(&first, &[&tested, &case.plain]);
-    let second = same(case, "after copy-ups that change nothing", &tested);
-    identical(case, "over copy-ups", &first, &second);
+    let first = assert_equal(case, "before any change", &tested);
+    copy_up_half(&first, &[&tested, &case.plain]);
+    let second = assert_equal(case, "after copy-ups that change nothing", &tested);
+    assert_identical(case, "over copy-ups", &first, &second);
 
-    for script in [CHANGES, ATTRIBUTES] {
+    for script in [CHANGES, XATTRS] {
         sh_in(&tested, script).ok();
         sh_in(&case.plain, script).ok();
-        same(case, "after the scripted changes", &tested);
+        assert_equal(case, "after the scripted changes", &tested);
     }
     random(case, &tested);
-    let last = same(case, "after random operations", &tested);
+    let last = assert_equal(case, "after random operations", &tested);
     mounted.unmount();
 
     let mounted = mount();
-    let again = same(case, "after a new mount", &tested);
-    identical(case, "over a new mount", &last, &again);
-    // Random operations may have left anything.
+    let again = assert_equal(case, "after a new mount", &tested);
+    assert_identical(case, "over a new mount", &last, &again);
+    // The random operations may have removed or replaced anything, so create a new directory.
     let on = "mkdir later; echo again > later/file; [ ! -d known ] || mv known later/known";
     sh_in(&tested, on).ok();
     sh_in(&case.plain, on).ok();
-    same(case, "going on after a new mount", &tested);
+    assert_equal(case, "going on after a new mount", &tested);
     mounted.unmount();
 }
 
-/// Compares with the plain folder, and checks what a tree must keep to by itself.
+/// Compares the mount with the plain directory, and checks its listed inode numbers and st_dev.
 #[track_caller]
-fn same(case: &Case<'_>, when: &str, place: &Path) -> Tree {
-    let found = tree::read(place).expect("reading the mount");
-    let plain = tree::read(&case.plain).expect("reading the plain folder");
-    let what = format!("{}, {when}", case.what);
+fn assert_equal(case: &Case<'_>, when: &str, mount: &Path) -> Tree {
+    let found = tree::read(mount).expect("reading the mount");
+    let plain = tree::read(&case.plain).expect("reading the plain directory");
+    let what = format!("{}, {when}", case.label);
     tree::assert_same(&what, &found, &plain, Compare::HISTORY);
     let wrong = tree::wrong_listed_numbers(&found);
     assert!(wrong.is_empty(), "{what}: {wrong:?}");
     let device = |path: &Path| path.symlink_metadata().expect("a file in the mount").dev();
-    let root = device(place);
+    let root = device(mount);
     for path in found.keys() {
         use std::os::unix::ffi::OsStrExt;
-        let path = place.join(std::ffi::OsStr::from_bytes(path));
+        let path = mount.join(std::ffi::OsStr::from_bytes(path));
         assert_eq!(device(&path), root, "{what}: st_dev of {}", path.display());
     }
     found
 }
 
 #[track_caller]
-fn identical(case: &Case<'_>, when: &str, before: &Tree, after: &Tree) {
-    let what = format!("{}, numbers and times {when}", case.what);
+fn assert_identical(case: &Case<'_>, when: &str, before: &Tree, after: &Tree) {
+    let what = format!("{}, numbers and times {when}", case.label);
     tree::assert_same(&what, before, after, Compare::IDENTICAL);
 }
 
-/// Every second object is brought up by something that changes nothing: files are opened for writing,
-/// folders get the mode that they have.
+/// Copies up every second object without changing it: opens files for writing, and sets the current mode of
+/// directories.
 #[track_caller]
-fn touch_half(tree: &Tree, places: &[&Path]) {
+fn copy_up_half(tree: &Tree, roots: &[&Path]) {
     use std::os::unix::ffi::OsStrExt;
     for (path, entry) in tree.iter().step_by(2) {
-        for place in places {
-            let path = place.join(std::ffi::OsStr::from_bytes(path));
+        for root in roots {
+            let path = root.join(std::ffi::OsStr::from_bytes(path));
             match entry.kind {
                 rustix::fs::FileType::RegularFile => {
                     drop(
@@ -211,10 +211,10 @@ fn random(case: &Case<'_>, tested: &Path) {
     let mut known = tree::Paths::default();
     for step in 0..case.steps {
         if step.is_multiple_of(8) {
-            known = tree::paths(&case.plain).expect("paths of the plain folder");
+            known = tree::paths(&case.plain).expect("paths of the plain directory");
         }
         let op = generator.next(&known);
-        // btrfs lists the names of trusted.* to everybody, who then can't read them.
+        // btrfs lists trusted.* xattrs to all users, who cannot read them.
         let lists = matches!(op, Op::Xattrs { .. } | Op::FdXattrs { .. });
         let user = if generator.rng().chance(15) && !lists {
             1000
@@ -224,17 +224,17 @@ fn random(case: &Case<'_>, tested: &Path) {
         let who = Who::user(user);
         let (got, expected) = (one.perform(&op, who), two.perform(&op, who));
         assert_eq!(
-            alike(&op, got),
-            alike(&op, expected),
-            "{}: mounted, then plain, in step {step} as {user}: {op:?}",
-            case.what
+            normalize(&op, got),
+            normalize(&op, expected),
+            "{}: mounted, then plain, in step {step} as user {user}: {op:?}",
+            case.label
         );
     }
 }
 
-/// What file systems say differently: rename(2) over a folder with something in it may give either
-/// error (XFS gives EEXIST); tmpfs knows no end of a folder to seek to.
-fn alike(op: &Op, outcome: Outcome) -> Outcome {
+/// Maps errors that differ between file systems to one value. A rename over a nonempty directory fails with ENOTEMPTY
+/// or, on XFS, with EEXIST. On tmpfs, lseek to the end of a directory fails with EINVAL.
+fn normalize(op: &Op, outcome: Outcome) -> Outcome {
     match (op, outcome) {
         (Op::Rename { flags, .. }, Outcome::Failed(Errno::EXIST)) if flags.is_empty() => {
             Outcome::Failed(Errno::NOTEMPTY)

@@ -1,14 +1,14 @@
-//! The rules of the source tree that no compiler checks: the order of modules, where `unsafe` and `fuser` may
-//! appear, how long a file may be.
+//! Checks the rules of the source tree that the compiler does not enforce: the order of modules, the modules that may
+//! use `unsafe` and `fuser`, and the length of files.
 
 use std::path::{Path, PathBuf};
 
 use crate::run::{Result, failure, note, root};
 
-/// No file is longer.
-const LONGEST: usize = 600;
+/// Maximum number of lines of a file.
+const MAX_LINES: usize = 600;
 
-/// Code that prints for developers.
+/// Prefixes of code that prints for developers.
 const TEST_CODE: &[&str] = &[
     "fs/overlay/tests/",
     "snap-cli/tests/",
@@ -18,10 +18,9 @@ const TEST_CODE: &[&str] = &[
     "benches/",
 ];
 
-const PRINTED: &str =
-    "what is printed for people goes through one writer, which leaves it plain text";
+const PRINTED: &str = "output for users goes through one writer, which escapes control characters";
 
-/// Words that may stand only below some folders, with the reason.
+/// Words that are confined to certain path prefixes, each with the reason.
 const CONFINED: [(&str, &[&str], &str); 5] = [
     (
         "unsafe",
@@ -30,25 +29,25 @@ const CONFINED: [(&str, &[&str], &str); 5] = [
     ),
     (
         "fuser",
-        // The second is a disk that a test pulls out, and no part of cowl.
+        // The second is the simulated disk of the power-cut tests, not a part of cowl.
         &["fs/cowlfs/src/fuse/", "tests/src/power_cut/disk.rs"],
         "only one module depends on the protocol library",
     ),
     (
         "display",
         TEST_CODE,
-        "a name may hold escape sequences for a terminal: write it with Show::shown",
+        "a name may contain terminal escape sequences: print it with Show::shown",
     ),
     ("println", TEST_CODE, PRINTED),
     ("eprintln", TEST_CODE, PRINTED),
 ];
 
-/// Runs every check; a failure names each place.
+/// Runs every check; a failure lists all violations.
 pub(crate) fn run() -> Result<()> {
     let root = root()?;
     let mut files = Vec::new();
-    for folder in ["fs", "snap-cli", "tests", "benches", "xtask"] {
-        collect(&root.join(folder), &mut files)?;
+    for directory in ["fs", "snap-cli", "tests", "benches", "xtask"] {
+        collect(&root.join(directory), &mut files)?;
     }
     files.sort();
     let mut problems = Vec::new();
@@ -60,9 +59,9 @@ pub(crate) fn run() -> Result<()> {
             .display()
             .to_string();
         let lines = text.lines().count();
-        if lines > LONGEST {
+        if lines > MAX_LINES {
             problems.push(format!(
-                "{path}: {lines} lines, more than {LONGEST}: split it"
+                "{path}: {lines} lines, more than {MAX_LINES}: split it"
             ));
         }
         let code = code_only(&text);
@@ -73,7 +72,7 @@ pub(crate) fn run() -> Result<()> {
     problems.extend(crate::structure::check(&root)?);
     problems.extend(crate::promises::check(&root)?);
     if problems.is_empty() {
-        note(&format!("{} source files keep the rules", files.len()));
+        note(&format!("{} source files follow the rules", files.len()));
         return Ok(());
     }
     failure(format!(
@@ -82,9 +81,9 @@ pub(crate) fn run() -> Result<()> {
     ))
 }
 
-/// Adds the Rust files below a directory.
-pub(crate) fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
-    for entry in std::fs::read_dir(folder)? {
+/// Adds the Rust files below `directory` to `files`.
+pub(crate) fn collect(directory: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
         if path.is_dir() {
             collect(&path, files)?;
@@ -97,9 +96,9 @@ pub(crate) fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 
 fn confined(path: &str, code: &str) -> Vec<String> {
     let mut problems = Vec::new();
-    for (word, homes, reason) in CONFINED {
-        // The words stand in the table above, too.
-        if homes.iter().any(|home| path.starts_with(home)) || path.starts_with("xtask/") {
+    for (word, prefixes, reason) in CONFINED {
+        // This crate contains the words in the table above.
+        if prefixes.iter().any(|prefix| path.starts_with(prefix)) || path.starts_with("xtask/") {
             continue;
         }
         for (number, line) in code.lines().enumerate() {
@@ -107,7 +106,7 @@ fn confined(path: &str, code: &str) -> Vec<String> {
                 problems.push(format!(
                     "{path}:{}: `{word}` outside {}: {reason}",
                     number + 1,
-                    homes.join(" and ")
+                    prefixes.join(" and ")
                 ));
             }
         }
@@ -120,7 +119,7 @@ fn words(line: &str) -> impl Iterator<Item = &str> {
         .filter(|word| !word.is_empty())
 }
 
-/// Drops line comments and the inside of one-line strings, keeping the number of lines.
+/// Removes line comments and the contents of one-line strings; the number of lines does not change.
 fn code_only(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for line in text.lines() {

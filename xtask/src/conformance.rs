@@ -1,7 +1,8 @@
-//! Two published test suites on a cowlfs mount: pjdfstest (what each system call must do and
-//! refuse) and fsx (that what was written is what is read). What pjdfstest finds wrong with the
-//! filesystem below is not held against us; what it finds wrong with us alone must stand in the
-//! list of exceptions with a reason, and an exception that has come to pass must leave the list.
+//! Runs two published test suites on a cowlfs mount: pjdfstest (behavior and errors of each system call) and fsx (data
+//! integrity of random reads and writes).
+//!
+//! A pjdfstest test that also fails on the file system below the mount is ignored. A test that fails only on the mount
+//! must be in the list of exceptions, with a reason. An exception whose test passes must be removed from the list.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use crate::run::{Result, Run, failure, note, root, target, title};
 const PJDFSTEST: &str = "0.2.2";
 const FSX: &str = "0.3.2";
 
-/// Which tests there are and what became of each.
+/// The verdict for each test, by name.
 type Results = BTreeMap<String, Verdict>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +24,7 @@ enum Verdict {
     Skipped,
 }
 
-/// Installs the suites when needed and runs them.
+/// Installs the suites if necessary, and runs them.
 pub(crate) fn run() -> Result<()> {
     title("conformance: pjdfstest and fsx");
     let tools = target()?.join("tools");
@@ -37,13 +38,13 @@ pub(crate) fn run() -> Result<()> {
     let scratch = tempfile::Builder::new()
         .prefix("cowl-conformance-")
         .tempdir_in(parent)?;
-    // Users without privilege must get through to the tests' folders.
+    // pjdfstest runs tests as unprivileged users, which need to traverse this directory.
     Run::new("chmod")
         .arg("755")
         .arg(scratch.path())
         .unseen()
         .run()?;
-    let place = |name: &str| -> Result<PathBuf> {
+    let make_dir = |name: &str| -> Result<PathBuf> {
         let path = scratch.path().join(name);
         std::fs::create_dir(&path)?;
         Ok(path)
@@ -51,17 +52,17 @@ pub(crate) fn run() -> Result<()> {
     let config = scratch.path().join("pjdfstest.toml");
     std::fs::write(&config, configuration()?)?;
 
-    let plain = pjdfstest(&tools, &config, &place("plain")?)?;
+    let plain = pjdfstest(&tools, &config, &make_dir("plain")?)?;
     let stack = Stack {
-        lowers: vec![place("lower")?],
-        upper: Some((place("upper")?, place("work")?)),
+        lowers: vec![make_dir("lower")?],
+        upper: Some((make_dir("upper")?, make_dir("work")?)),
     };
-    // Another overlay can be put in its place, to see what this one is held against.
+    // COWLFS_BIN substitutes another overlay, to compare its results with those of cowlfs.
     let program = match std::env::var_os("COWLFS_BIN") {
         Some(program) => PathBuf::from(program),
         None => target()?.join("debug/cowlfs"),
     };
-    let mount = Overlay::cowlfs_at(&program, &stack, &place("mount")?, "dev,suid");
+    let mount = Overlay::cowlfs_at(&program, &stack, &make_dir("mount")?, "dev,suid");
     let ours = pjdfstest(&tools, &config, mount.path())?;
     let verdict = judge(&plain, &ours)?;
     crate::fsx::run(&tools.join("bin/fsx"), scratch.path(), mount.path())?;
@@ -92,15 +93,19 @@ fn install(tools: &Path, name: &str, version: &str) -> Result<()> {
         .run()
 }
 
-/// pjdfstest's configuration: what Linux has, and two users that every Debian has.
+/// Returns pjdfstest's configuration: the features that Linux has, and two users that exist on every Debian.
 fn configuration() -> Result<String> {
     let groups = std::fs::read_to_string("/etc/group")?;
-    let has = |name: &str| {
+    let has_group = |name: &str| {
         groups
             .lines()
             .any(|line| line.split(':').next() == Some(name))
     };
-    let nobody = if has("nogroup") { "nogroup" } else { "nobody" };
+    let nobody = if has_group("nogroup") {
+        "nogroup"
+    } else {
+        "nobody"
+    };
     Ok(format!(
         "[features]\nposix_fallocate = {{}}\nrename_ctime = {{}}\nstat_st_birthtime = {{}}\n\
          utimensat = {{}}\nutime_now = {{}}\n\
@@ -109,13 +114,13 @@ fn configuration() -> Result<String> {
     ))
 }
 
-fn pjdfstest(tools: &Path, config: &Path, place: &Path) -> Result<Results> {
+fn pjdfstest(tools: &Path, config: &Path, directory: &Path) -> Result<Results> {
     let (_, text) = Run::new(tools.join("bin/pjdfstest"))
         .arg("-c")
         .arg(config)
         .arg("-p")
-        .arg(place)
-        // Another filesystem, for what must not go across.
+        .arg(directory)
+        // A second file system, for operations that must fail with EXDEV.
         .args(["-s", "/dev/shm"])
         .code_and_text()?;
     let results = parse(&text);
@@ -127,7 +132,7 @@ fn pjdfstest(tools: &Path, config: &Path, place: &Path) -> Result<Results> {
     };
     note(&format!(
         "{}: {} passed, {} failed, {} skipped",
-        place.display(),
+        directory.display(),
         count(Verdict::Passed),
         count(Verdict::Failed),
         count(Verdict::Skipped)
@@ -135,13 +140,13 @@ fn pjdfstest(tools: &Path, config: &Path, place: &Path) -> Result<Results> {
     if count(Verdict::Passed) < 100 {
         return failure(format!("pjdfstest did not run:\n{text}"));
     }
-    for line in explained(&text) {
+    for line in explanations(&text) {
         note(&format!("  {line}"));
     }
     Ok(results)
 }
 
-/// Reads `name    ok`, `name    FAILED`, `name    skipped`.
+/// Parses lines of the forms `name    ok`, `name    FAILED` and `name    skipped`.
 fn parse(text: &str) -> Results {
     text.lines()
         .filter_map(|line| {
@@ -157,8 +162,8 @@ fn parse(text: &str) -> Results {
         .collect()
 }
 
-/// Each failure with what was said of it.
-fn explained(text: &str) -> Vec<String> {
+/// Returns the name of each failed test, followed by its explanation.
+fn explanations(text: &str) -> Vec<String> {
     let mut lines = Vec::new();
     let mut failing = false;
     for line in text.lines() {
@@ -176,7 +181,8 @@ fn explained(text: &str) -> Vec<String> {
     lines
 }
 
-/// What is wrong, by the list of exceptions.
+/// Returns the differences between the mount and the file system below that the list of exceptions does not cover, and
+/// outdated entries of the list.
 fn judge(plain: &Results, ours: &Results) -> Result<Vec<String>> {
     let list = root()?.join("tests/conformance/pjdfstest.exceptions");
     let mut excepted = BTreeSet::new();
@@ -186,7 +192,7 @@ fn judge(plain: &Results, ours: &Results) -> Result<Vec<String>> {
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        // Names have `::` in them; the reason comes after ": ".
+        // Test names contain `::`; the reason follows ": ".
         match line.split_once(": ") {
             Some((name, _reason)) => {
                 excepted.insert(name.to_owned());
@@ -198,12 +204,14 @@ fn judge(plain: &Results, ours: &Results) -> Result<Vec<String>> {
         let below = plain.get(name).copied();
         match verdict {
             Verdict::Failed if excepted.contains(name) || below == Some(Verdict::Failed) => {}
-            Verdict::Failed => problems.push(format!("{name} fails on the mount alone")),
+            Verdict::Failed => problems.push(format!("{name} fails on the mount only")),
             Verdict::Skipped if below == Some(Verdict::Passed) && !excepted.contains(name) => {
-                problems.push(format!("{name} is skipped on the mount alone"));
+                problems.push(format!("{name} is skipped on the mount only"));
             }
             Verdict::Passed if excepted.contains(name) => {
-                problems.push(format!("{name} passes: take it off the list of exceptions"));
+                problems.push(format!(
+                    "{name} passes: remove it from the list of exceptions"
+                ));
             }
             Verdict::Passed | Verdict::Skipped => {}
         }
@@ -213,7 +221,7 @@ fn judge(plain: &Results, ours: &Results) -> Result<Vec<String>> {
     }
     for name in excepted.iter().filter(|name| !ours.contains_key(*name)) {
         problems.push(format!(
-            "{name} is on the list of exceptions, and there is no such test"
+            "{name} is on the list of exceptions, but does not exist"
         ));
     }
     Ok(problems)

@@ -1,6 +1,5 @@
-//! The whole job on a real Debian root filesystem, each command line shown, ending with a proof
-//! that does not come from cowl: GNU tar's digest of the restored tree equals the one taken before
-//! the damage.
+//! Runs every main operation on a Debian root filesystem and prints each command line. The final check is independent
+//! of cowl: GNU tar's digest of the restored tree must equal the digest that was taken before the damage.
 
 use std::path::{Path, PathBuf};
 
@@ -9,10 +8,10 @@ use cowl_tests::scratch::Scratch;
 
 use crate::run::{Result, Run, failure, note, target, title};
 
-/// How `cargo xtask demo` is called.
+/// Options of `cargo xtask demo`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Use a busybox root filesystem even where Debian can be had
+    /// Use a busybox root filesystem even if Debian is available
     #[arg(long)]
     busybox: bool,
 }
@@ -25,7 +24,7 @@ struct Demo {
     kind: Kind,
 }
 
-/// Runs it.
+/// Runs the demo, and prints the daemons' logs if it fails.
 pub(crate) fn run(options: &Options) -> Result<()> {
     crate::setup::run()?;
     title("build");
@@ -53,20 +52,20 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         scratch,
         kind,
     };
-    let result = demo.all(&tar);
+    let result = demo.run_all(&tar);
     if result.is_err() {
-        demo.rescue();
+        demo.print_logs();
     }
     result
 }
 
 fn root_filesystem(busybox: bool) -> Result<(PathBuf, Kind)> {
     if !busybox {
-        note("mmdebstrap --variant=minbase bookworm (made once, then kept)");
+        note("mmdebstrap --variant=minbase bookworm (cached after the first run)");
         match rootfs::debian_tar() {
             Ok(tar) => return Ok((tar, Kind::Debian)),
             Err(error) => note(&format!(
-                "!! Debian can't be had here, so this demo uses a busybox tree and installs no \
+                "!! cannot obtain Debian, so this demo uses a busybox tree and installs no \
                  package: {error}"
             )),
         }
@@ -75,7 +74,7 @@ fn root_filesystem(busybox: bool) -> Result<(PathBuf, Kind)> {
 }
 
 impl Demo {
-    fn all(&self, tar: &Path) -> Result<()> {
+    fn run_all(&self, tar: &Path) -> Result<()> {
         title("create and mount");
         self.cowl(["create", "web", "--from"]).arg(tar).run()?;
         let mount = PathBuf::from(self.cowl(["mount", "web"]).output()?);
@@ -86,7 +85,7 @@ impl Demo {
         )?;
         self.changes_before(&mount)?;
 
-        title("what the tree is now, told by GNU tar alone");
+        title("digest of the tree, by GNU tar");
         let before = digest(&mount)?;
         note(&format!("digest before: {before}"));
 
@@ -99,7 +98,7 @@ impl Demo {
         let damaged = digest(&mount)?;
         note(&format!("digest after the damage: {damaged}"));
         if damaged == before {
-            return failure("the damage changed nothing: this proves nothing");
+            return failure("the damage did not change the tree, so the demo proves nothing");
         }
         self.cowl(["list"]).run()?;
         self.cowl(["list", "web"]).run()?;
@@ -109,18 +108,18 @@ impl Demo {
         self.cowl(["restore", "web", "snap0"]).run()?;
         self.cowl(["list", "web"]).run()?;
         self.cowl(["status", "web"]).run()?;
-        // A mounted container is mounted again in the same place.
+        // A mounted container is mounted again at the same path.
         let restored = digest(Path::new(&self.cowl(["mount", "web"]).output()?))?;
         note(&format!("digest of the restored tree: {restored}"));
-        same("web, restored", &restored, &before)?;
+        expect_same("web, restored", &restored, &before)?;
         self.exec("web", "ls /usr/bin | wc -l")?;
 
         title("restore to a new name, clone");
         self.cowl(["restore", "web", "snap0", "web2"]).run()?;
         self.cowl(["clone", "web@snap0", "web3"]).run()?;
         for name in ["web2", "web3"] {
-            let place = self.cowl(["mount", name]).output()?;
-            same(name, &digest(Path::new(&place))?, &before)?;
+            let mount = self.cowl(["mount", name]).output()?;
+            expect_same(name, &digest(Path::new(&mount))?, &before)?;
             self.cowl(["umount", name]).run()?;
         }
 
@@ -146,11 +145,12 @@ impl Demo {
         note(&format!("before the damage:  {before}"));
         note(&format!("after the damage:   {damaged}"));
         note(&format!("after the restore:  {restored}"));
-        note("the restored tree is the one before the damage");
+        note("the restored tree is identical to the tree before the damage");
         Ok(())
     }
 
-    /// Links, attributes and capabilities, so that the proof is about more than plain files.
+    /// Creates links, xattrs, ACLs, capabilities and special files, so that the comparison covers more than plain
+    /// files.
     fn changes_before(&self, mount: &Path) -> Result<()> {
         let root = mount.display();
         Run::shell(&format!(
@@ -173,7 +173,7 @@ impl Demo {
             "web",
             "echo 'edited by mistake' >> /etc/passwd; rm -f /etc/hostname /etc/motd",
         )?;
-        // A busybox tree has not all of them.
+        // A busybox tree lacks some of these directories.
         self.exec(
             "web",
             "for dir in /var/lib /usr/share; do if [ -d $dir ]; then mv $dir $dir.away; fi; done",
@@ -209,12 +209,12 @@ impl Demo {
             unpacked.display()
         ))
         .run()?;
-        same("the unpacked export", &digest(&unpacked)?, before)
+        expect_same("the unpacked export", &digest(&unpacked)?, before)
     }
 
     fn overlay_alone(&self) -> Result<()> {
-        title("cowlfs alone, in fuse-overlayfs's command line");
-        let [lower, upper, work, place] = ["a", "u", "w", "m"].map(|name| self.scratch.make(name));
+        title("cowlfs alone, with fuse-overlayfs's command line");
+        let [lower, upper, work, mount] = ["a", "u", "w", "m"].map(|name| self.scratch.make(name));
         std::fs::write(lower.join("file"), "from below\n")?;
         let options = format!(
             "lowerdir={},upperdir={},workdir={}",
@@ -224,16 +224,16 @@ impl Demo {
         );
         Run::new(&self.cowlfs)
             .args(["-o", &options])
-            .arg(&place)
+            .arg(&mount)
             .run()?;
         Run::shell(&format!(
             "cd '{}' && cat file && echo changed >> file && rm -f nothing && cat '{}' && ls -l '{}'",
-            place.display(),
+            mount.display(),
             lower.join("file").display(),
             upper.display()
         ))
         .run()?;
-        Run::new("umount").arg(&place).run()
+        Run::new("umount").arg(&mount).run()
     }
 
     fn cowl<const N: usize>(&self, words: [&str; N]) -> Run {
@@ -249,19 +249,19 @@ impl Demo {
             .run()
     }
 
-    /// After a failure: say what the daemons said, for the folder goes away.
-    fn rescue(&self) {
+    /// Prints the daemons' logs after a failure, before the scratch directory is removed.
+    fn print_logs(&self) {
         let logs = format!(
             "s='{}'/store; tail -n 20 /run/cowl/*-$(stat -c %D-%i \"$s\")/*/log \"$s\"/run/*/log",
             self.scratch.display()
         );
         if let Err(problem) = Run::shell(&logs).run() {
-            note(&format!("no logs: {problem}"));
+            note(&format!("cannot print the logs: {problem}"));
         }
     }
 }
 
-/// The digest that anybody can take of a tree: GNU tar's archive of it, names in order.
+/// Returns the SHA-256 digest of GNU tar's archive of a tree, with sorted names.
 fn digest(tree: &Path) -> Result<String> {
     let line = format!(
         "tar -C '{}' --sort=name --numeric-owner --acls --xattrs --xattrs-include='*' --format=posix \
@@ -273,15 +273,13 @@ fn digest(tree: &Path) -> Result<String> {
         .split_whitespace()
         .next()
         .map(str::to_owned)
-        .ok_or_else(|| crate::run::Failure("sha256sum said nothing".to_owned()))
+        .ok_or_else(|| crate::run::Failure("sha256sum printed nothing".to_owned()))
 }
 
-fn same(what: &str, found: &str, expected: &str) -> Result<()> {
+fn expect_same(subject: &str, found: &str, expected: &str) -> Result<()> {
     if found == expected {
-        note(&format!("{what}: the same digest"));
+        note(&format!("{subject}: same digest"));
         return Ok(());
     }
-    failure(format!(
-        "{what}: digest {found}, and before it was {expected}"
-    ))
+    failure(format!("{subject}: digest {found}, expected {expected}"))
 }

@@ -1,32 +1,32 @@
-//! Random operations on a mount and on a plain folder, for as many seeds as one likes.
+//! Runs random operations on a mount and on a plain directory, for a given number of seeds.
 
 use crate::run::{Result, Run};
 
 const JOBS: u64 = 2;
 const STEPS: u64 = 400;
 
-/// How `cargo xtask differential` is called.
+/// Options of `cargo xtask differential`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// How many seeds, each of both tests
+    /// Number of seeds for each of the two tests
     #[arg(value_name = "N", default_value_t = 1000)]
     seeds: u64,
-    /// The first one; the tests of every change take those from 1 on
+    /// First seed; `cargo xtask test` uses the seeds from 1 on
     #[arg(long, value_name = "S", default_value_t = 1_000_000)]
     first: u64,
-    /// How many at a time
+    /// Number of seeds that run concurrently
     #[arg(long, value_name = "N", default_value_t = JOBS)]
     jobs: u64,
-    /// How many operations in a seed
+    /// Number of operations per seed
     #[arg(long, value_name = "N", default_value_t = STEPS)]
     steps: u64,
-    /// Look for the fewest operations that fail
+    /// Search for the shortest sequence of operations that fails
     #[arg(long)]
     shrink: bool,
 }
 
 impl Options {
-    /// This many seeds from `first` on.
+    /// Returns options for `seeds` seeds from `first` on, with defaults for the rest.
     pub(crate) fn with(seeds: u64, first: u64) -> Self {
         Self {
             seeds,
@@ -38,7 +38,7 @@ impl Options {
     }
 }
 
-/// Runs them.
+/// Builds the programs and runs the differential tests.
 pub(crate) fn run(options: &Options) -> Result<()> {
     Run::cargo()?
         .args(["build", "--workspace", "--bins", "--locked"])

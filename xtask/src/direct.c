@@ -1,4 +1,4 @@
-/* Opens with O_DIRECT whatever has `/fsx-` in its path: fsx itself knows no such mode. */
+/* Adds O_DIRECT to every open of a path that contains `/fsx-`: fsx has no option for it. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>

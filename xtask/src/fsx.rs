@@ -1,25 +1,25 @@
-//! fsx on a mount: that what was written is what is read, over random writes, cuts, holes, copies
-//! and mappings.
+//! Runs fsx on a mount, which verifies data after random writes, truncations, hole punches, copies and stores through
+//! mappings.
 
 use std::path::{Path, PathBuf};
 
 use crate::run::{Result, Run, failure, note, target};
 
-/// The least number of operations over all modes.
+/// Minimum number of operations over all modes.
 const OPERATIONS: u32 = 100_000;
 
-/// One way to read and write a file.
+/// A combination of I/O methods.
 struct Mode {
     name: &'static str,
-    /// Operations of one run.
+    /// Number of operations of one run.
     operations: u32,
-    /// Whether mappings take part.
+    /// Whether the file is also accessed through mappings.
     mapped: bool,
     /// Whether the file is opened with O_DIRECT.
     direct: bool,
 }
 
-/// Each is run with each of [`SEEDS`].
+/// All modes. Each runs with each of [`SEEDS`].
 const MODES: [Mode; 4] = [
     Mode {
         name: "plain",
@@ -46,13 +46,13 @@ const MODES: [Mode; 4] = [
         direct: true,
     },
 ];
-/// Fixed, so that a failure can be repeated.
+/// Fixed seeds, so that a failure is reproducible.
 const SEEDS: [u32; 2] = [1, 2];
 
-/// Runs every mode in the folder `place`. What a failed run leaves is kept below the target folder.
-pub(crate) fn run(program: &Path, scratch: &Path, place: &Path) -> Result<()> {
-    let kept = target()?.join("fsx");
-    std::fs::create_dir_all(&kept)?;
+/// Runs every mode in `directory`. The artifacts of failed runs are kept below the target directory.
+pub(crate) fn run(program: &Path, scratch: &Path, directory: &Path) -> Result<()> {
+    let artifacts = target()?.join("fsx");
+    std::fs::create_dir_all(&artifacts)?;
     let direct = direct_library(scratch)?;
     let mut done = 0;
     for mode in &MODES {
@@ -60,21 +60,21 @@ pub(crate) fn run(program: &Path, scratch: &Path, place: &Path) -> Result<()> {
         std::fs::write(&config, configuration(mode))?;
         for seed in SEEDS {
             let (count, seed) = (mode.operations.to_string(), seed.to_string());
-            // One -q: errors are still told, with the log of operations that led to one.
+            // With one -q, fsx still prints errors, with the log of the operations before.
             let mut fsx = Run::new(program)
                 .args(["-q", "-N", &count, "-S", &seed, "-P"])
-                .arg(&kept)
+                .arg(&artifacts)
                 .arg("-f")
                 .arg(&config)
-                .arg(place.join(format!("fsx-{}-{seed}", mode.name)));
+                .arg(directory.join(format!("fsx-{}-{seed}", mode.name)));
             if mode.direct {
                 fsx = fsx.env("LD_PRELOAD", &direct);
             }
             if let Err(problem) = fsx.run() {
                 return failure(format!(
-                    "fsx, {}, seed {seed}: {problem}\n  what should be in the file is in {}",
+                    "fsx, {}, seed {seed}: {problem}\n  the expected content of the file is in {}",
                     mode.name,
-                    kept.display()
+                    artifacts.display()
                 ));
             }
             done += mode.operations;
@@ -96,7 +96,7 @@ fn configuration(mode: &Mode) -> String {
     )
 }
 
-/// Builds the library that adds O_DIRECT to fsx's opens.
+/// Builds the library that adds O_DIRECT to fsx's open calls.
 fn direct_library(scratch: &Path) -> Result<PathBuf> {
     let source = scratch.join("direct.c");
     let library = scratch.join("direct.so");

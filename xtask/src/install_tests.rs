@@ -17,10 +17,10 @@ fn options(destdir: &Path) -> Options {
     }
 }
 
-/// All files, links and empty folders below a folder.
-fn content(folder: &Path) -> BTreeSet<String> {
+/// Returns the paths of all files, symlinks and empty directories below `directory`.
+fn content(directory: &Path) -> BTreeSet<String> {
     let find = "find . ! -type d -o -type d -empty";
-    sh_in(folder, find)
+    sh_in(directory, find)
         .ok()
         .out()
         .lines()
@@ -73,17 +73,17 @@ fn what_is_installed_works_and_goes_again() {
     )
     .ok();
 
-    // What its owner changed stays, through a new install and at the end.
+    // Changed and added files survive a reinstallation and the removal.
     std::fs::write(&config, "wait = 3\n").unwrap();
     let hook = system.join("etc/cowl/hooks.d/pre-snapshot.d/mine");
     std::fs::write(&hook, "#!/bin/sh\n").unwrap();
     install(&options).unwrap();
     assert_eq!(std::fs::read_to_string(&config).unwrap(), "wait = 3\n");
-    let place = Where {
+    let target = Where {
         prefix: options.prefix.clone(),
         destdir: system.clone(),
     };
-    uninstall(&place).unwrap();
+    uninstall(&target).unwrap();
     let left: Vec<_> = content(&system)
         .into_iter()
         .filter(|path| {
@@ -100,7 +100,7 @@ fn what_is_installed_works_and_goes_again() {
             "./etc/cowl/hooks.d/pre-snapshot.d/mine"
         ]
     );
-    assert!(uninstall(&place).unwrap_err().0.contains("not installed"));
+    assert!(uninstall(&target).unwrap_err().0.contains("not installed"));
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn systemd_takes_the_units() {
         ..options(Path::new("/"))
     };
     let system = System::new(&options.prefix, Path::new("/")).unwrap();
-    // The programs must be there where the units say; nothing else of the machine is touched.
+    // systemd-analyze requires the programs at the paths in the units. Only the temporary directory is written.
     let bin = options.prefix.join("bin");
     std::fs::create_dir_all(&bin).unwrap();
     symlink(cowl_tests::programs::cowl(), bin.join("cowl")).unwrap();
@@ -144,8 +144,8 @@ fn systemd_takes_the_units() {
          cowl-snapshot-weekly@web.timer cowl-mount@web.service cowl-prune.service cowl-prune.timer",
         units.display()
     );
-    let said = sh(&line).ok();
-    let ours: Vec<_> = said
+    let output = sh(&line).ok();
+    let ours: Vec<_> = output
         .err()
         .lines()
         .filter(|l| l.contains("cowl"))

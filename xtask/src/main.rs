@@ -1,7 +1,7 @@
-//! The project's own commands. `cargo xtask setup` makes a machine ready, `cargo xtask demo` shows
-//! the whole of what cowl does on a real Debian, `cargo xtask test` is what a change must pass.
+//! The project's own commands. `cargo xtask setup` prepares a machine, `cargo xtask demo` shows all main operations on
+//! a Debian root filesystem, and `cargo xtask test` runs the tests that every change must pass.
 //!
-//! This program may know how the repository is laid out; it must not link the crates it tests.
+//! This crate depends on the layout of the repository. It must not link the crates that it tests.
 
 mod bench;
 mod checks;
@@ -34,39 +34,39 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Install what building, testing and the demo need (Debian packages; /dev/fuse)
+    /// Install the dependencies of the build, the tests and the demo (Debian packages, /dev/fuse)
     Setup,
-    /// Set up, build, and run cowl's whole job on a real Debian root filesystem, ending with a proof
+    /// Run all main operations of cowl on a Debian root filesystem, and verify the result with GNU tar
     Demo(demo::Options),
-    /// Set up and run everything that a change must pass
+    /// Set up the machine and run every test that a change must pass
     Test(test::Options),
     /// Check the rules of the source tree: imports between modules, cycles, unsafe, file sizes
     Check,
-    /// Run the commands of the README's transcript, and write their output into the README and docs/transcript.svg
+    /// Run the commands of the README's transcript, and write their output to README.md and docs/transcript.svg
     Transcript,
-    /// Print how often words occur that docs/style.md is about
+    /// Print the frequency of the words that docs/style.md covers
     Language,
-    /// Print figures about the source tree: files, functions, methods per type, cycles
+    /// Print metrics of the source tree: files, functions, methods per type, cycles
     Structure,
-    /// Run random operations on a mount and on a plain folder, with as many seeds as one likes
+    /// Run random operations on a mount and on a plain directory, and compare the results
     Differential(differential::Options),
-    /// Cut the power of a disk under a mount, at many moments, and look at what is left
+    /// Cut the power of a disk below a mount at many moments, and check the remaining data
     PowerCut(power_cut::Options),
-    /// Run what takes too long for every change: power cuts, random operations, a million files, conformance
+    /// Run the long tests: power cuts, random operations, a million files, conformance
     Soak(soak::Options),
-    /// Measure what snapshots cost, beside lxc-snapshot, copies, reflinks and btrfs
+    /// Measure the cost of snapshots and of a mount, compared with other implementations
     Bench(bench::Options),
-    /// Write docs/man anew, from the text of the help
+    /// Regenerate docs/man from the help texts
     Man,
-    /// Write the shells' completion scripts into target/dist/completions
+    /// Write shell completion scripts to target/dist/completions
     Completions,
-    /// Build and install programs, manual, completions, systemd units and the APT hook
+    /// Build and install the programs, man pages, completions, systemd units and the APT hook
     Install(install::Options),
-    /// Take away what `install` put into a system; settings and hooks of your own stay
+    /// Remove the files that `install` installed; modified settings and added hooks remain
     Uninstall(install::Where),
-    /// Pack what `install` installs as a tar in target/dist, with a checksum
+    /// Pack the files that `install` installs into a tar in target/dist, with a checksum
     Dist(install::Dist),
-    /// Run pjdfstest and fsx on a cowlfs mount and compare with the filesystem below it
+    /// Run pjdfstest and fsx on a cowlfs mount, and compare with the file system below it
     Conformance,
 }
 

@@ -1,28 +1,27 @@
-//! Power cuts, as many as one likes, on each file system that layers are likely to lie on. The last of the
-//! tests it runs gives up the promise (`volatile`; with `--store`, syncs that do nothing), and must be seen to
-//! lose.
+//! Runs power cuts on each supported file system. The last test gives up the guarantee (`volatile`, or with `--store`
+//! syncs that do nothing) and must observe data loss, which proves that the rig detects it.
 
 use crate::run::{Result, Run, note};
 
-/// How `cargo xtask power-cut` is called.
+/// Options of `cargo xtask power-cut`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// How many cuts, on each file system
+    /// Number of cuts on each file system
     #[arg(value_name = "N", default_value_t = 100)]
     cuts: u64,
-    /// The first seed; one run of the programs is cut at 50 moments
+    /// First seed; each run of the programs is cut at 50 moments
     #[arg(long, value_name = "S", default_value_t = 1000)]
     seed: u64,
-    /// Only this file system, or only the run without syncs
+    /// Run only the tests of this file system, or only those without syncs
     #[arg(long, value_parser = ["ext4", "xfs", "btrfs", "volatile"])]
     only: Option<String>,
     /// Cut the power of a store while all verbs run, instead of that of a mount
     #[arg(long)]
     store: bool,
-    /// Mount options of the file system
+    /// Set mount options of the file system
     #[arg(long, value_name = "TEXT", default_value = "")]
     base_options: String,
-    /// More for mkfs
+    /// Pass additional arguments to mkfs
     #[arg(
         long,
         value_name = "TEXT",
@@ -33,7 +32,7 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// All file systems, as they are made and mounted by default.
+    /// Returns options for all file systems, with the default arguments of mkfs and mount.
     pub(crate) fn with(cuts: u64, seed: u64, store: bool) -> Self {
         Self {
             cuts,
@@ -46,7 +45,7 @@ impl Options {
     }
 }
 
-/// Runs the cuts.
+/// Runs the power-cut tests.
 pub(crate) fn run(options: &Options) -> Result<()> {
     crate::namespace::enter();
     crate::setup::run()?;
@@ -74,7 +73,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         ])
         .args(["--", "--nocapture", "--test-threads=1"])
         .args(["a_cut", "without"].map(|tests| format!("{rig}::{tests}")))
-        .args(left_out(options.only.as_deref()))
+        .args(skips(options.only.as_deref()))
         .env("COWLFS_BIN", crate::run::target()?.join("release/cowlfs"))
         .env("COWL_BIN", crate::run::target()?.join("release/cowl"))
         .env("COWL_CUTS", options.cuts.to_string())
@@ -82,12 +81,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .env("COWL_BASE_OPTIONS", &options.base_options)
         .env("COWL_MKFS", &options.mkfs)
         .run()?;
-    note("nothing was lost that was promised, and losses are seen where nothing is promised");
+    note("no guaranteed data was lost, and losses were detected where nothing is guaranteed");
     Ok(())
 }
 
-/// Arguments that make libtest skip every test except that of `only`.
-fn left_out(only: Option<&str>) -> Vec<&'static str> {
+/// Returns the arguments that make libtest skip every test except that of `only`.
+fn skips(only: Option<&str>) -> Vec<&'static str> {
     let tests = [
         ("ext4", "on_ext4"),
         ("xfs", "on_xfs"),
@@ -102,14 +101,14 @@ fn left_out(only: Option<&str>) -> Vec<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use super::left_out;
+    use super::skips;
 
     #[test]
     fn one_file_system_leaves_the_others_out() {
-        assert!(left_out(None).is_empty());
+        assert!(skips(None).is_empty());
         let wanted = [
             "--skip", "on_ext4", "--skip", "on_xfs", "--skip", "without_",
         ];
-        assert_eq!(left_out(Some("btrfs")), wanted);
+        assert_eq!(skips(Some("btrfs")), wanted);
     }
 }

@@ -1,4 +1,4 @@
-//! Every test that the pages of promises name as the holder of one must exist, and run.
+//! Checks that every test that a page of promises names exists and runs.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ const PAGES: [&str; 3] = [
     "docs/lxc-snapshot.md",
 ];
 
-/// What the pages promise that no test holds.
+/// Returns the promises whose test does not exist or does not run.
 pub(crate) fn check(root: &Path) -> Result<Vec<String>> {
     let mut problems = Vec::new();
     for page in PAGES {
@@ -18,12 +18,12 @@ pub(crate) fn check(root: &Path) -> Result<Vec<String>> {
         let mut count = 0;
         for (file, test) in named(&text) {
             count += 1;
-            let why = match home(root, file)? {
-                Some(path) => lacks(&std::fs::read_to_string(path)?, test),
-                None => Some("there is no such file, or more than one"),
+            let problem = match file_path(root, file)? {
+                Some(path) => defect(&std::fs::read_to_string(path)?, test),
+                None => Some("there is no such file, or there is more than one"),
             };
-            if let Some(why) = why {
-                problems.push(format!("{page}: {file}::{test}: {why}"));
+            if let Some(problem) = problem {
+                problems.push(format!("{page}: {file}::{test}: {problem}"));
             }
         }
         if count == 0 {
@@ -33,18 +33,22 @@ pub(crate) fn check(root: &Path) -> Result<Vec<String>> {
     Ok(problems)
 }
 
-/// The tests that the tables name: `FILE::TEST` between backticks.
+/// Returns the file and the test of each `FILE::TEST` between backticks in a table.
 fn named(page: &str) -> impl Iterator<Item = (&str, &str)> {
     let rows = page.lines().filter(|line| line.starts_with('|'));
     rows.flat_map(|row| row.split('`').skip(1).step_by(2))
         .filter_map(|word| word.split_once("::"))
 }
 
-/// The file that a table calls `file`: `fs/CRATE/src/...` or `snap-cli/src/...` for tests beside the code, `fs/NAME` or
-/// `snap-cli/NAME` for the crate's own tests, `NAME` for an end-to-end test. `AREA/NAME` says in which area, where
-/// several have a file of that name.
-fn home(root: &Path, file: &str) -> Result<Option<PathBuf>> {
-    let (folder, name) = match file.split_once('/') {
+/// Returns the path of the file that a table calls `file`, if there is exactly one.
+///
+/// - `fs/CRATE/src/...` and `snap-cli/src/...` are unit tests in the code;
+/// - `fs/NAME` and `snap-cli/NAME` are tests of the package;
+/// - `NAME` is an end-to-end test.
+///
+/// `AREA/NAME` selects the area if several have a file of that name.
+fn file_path(root: &Path, file: &str) -> Result<Option<PathBuf>> {
+    let (package, name) = match file.split_once('/') {
         Some((_, below)) if below.contains("src/") => {
             let path = root.join(format!("{file}.rs"));
             return Ok(path.try_exists()?.then_some(path));
@@ -53,7 +57,7 @@ fn home(root: &Path, file: &str) -> Result<Option<PathBuf>> {
         Some(("snap-cli", name)) => ("snap-cli", name),
         _ => ("tests", file),
     };
-    let tests = root.join(folder).join("tests");
+    let tests = root.join(package).join("tests");
     if name.contains('/') {
         let path = tests.join(format!("{name}.rs"));
         return Ok(path.try_exists()?.then_some(path));
@@ -69,14 +73,14 @@ fn home(root: &Path, file: &str) -> Result<Option<PathBuf>> {
     Ok(only.filter(|_| found.is_empty()))
 }
 
-/// Why a file's text does not hold the test `name`, if it does not.
-fn lacks(code: &str, name: &str) -> Option<&'static str> {
+/// Returns the reason why the test `name` in `code` does not run, if it does not.
+fn defect(code: &str, name: &str) -> Option<&'static str> {
     let function = format!("fn {name}(");
     let lines: Vec<&str> = code.lines().collect();
-    let Some(at) = lines.iter().position(|line| line.contains(&function)) else {
+    let Some(index) = lines.iter().position(|line| line.contains(&function)) else {
         return Some("there is no such test");
     };
-    let above = lines.iter().take(at).rev();
+    let above = lines.iter().take(index).rev();
     let attributes: Vec<_> = above
         .map(|line| line.trim())
         .take_while(|line| line.starts_with("#[") || line.starts_with("//"))
@@ -85,7 +89,7 @@ fn lacks(code: &str, name: &str) -> Option<&'static str> {
         return Some("it is ignored");
     }
     if !attributes.contains(&"#[test]") {
-        return Some("it is no test");
+        return Some("it is not a test");
     }
     None
 }
@@ -112,20 +116,24 @@ mod tests {
             ("lxc/adopt", "tests/tests/lxc/adopt.rs"),
             ("snap-cli/src/store/lock", "snap-cli/src/store/lock.rs"),
         ] {
-            assert_eq!(home(&root, file).unwrap(), Some(root.join(path)), "{file}");
+            assert_eq!(
+                file_path(&root, file).unwrap(),
+                Some(root.join(path)),
+                "{file}"
+            );
         }
-        // Two areas have one.
-        assert_eq!(home(&root, "snap-cli/undo").unwrap(), None);
-        assert_eq!(home(&root, "nothing").unwrap(), None);
+        // Two areas have a file of this name.
+        assert_eq!(file_path(&root, "snap-cli/undo").unwrap(), None);
+        assert_eq!(file_path(&root, "nothing").unwrap(), None);
     }
 
     #[test]
     fn a_test_that_is_not_there_or_does_not_run_holds_nothing() {
         let code =
             "#[test]\nfn a() {}\n/// x\n#[test]\n#[ignore = \"slow\"]\nfn b() {}\n\nfn c() {}\n";
-        assert_eq!(lacks(code, "a"), None);
-        assert_eq!(lacks(code, "b"), Some("it is ignored"));
-        assert_eq!(lacks(code, "c"), Some("it is no test"));
-        assert_eq!(lacks(code, "d"), Some("there is no such test"));
+        assert_eq!(defect(code, "a"), None);
+        assert_eq!(defect(code, "b"), Some("it is ignored"));
+        assert_eq!(defect(code, "c"), Some("it is not a test"));
+        assert_eq!(defect(code, "d"), Some("there is no such test"));
     }
 }

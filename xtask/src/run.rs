@@ -1,4 +1,4 @@
-//! Running programs in the open: every command line is printed before it runs.
+//! Runs programs, and prints every command line first.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-/// Why a command of this program failed, as one says it to a person.
+/// Failure of an xtask command, with a message for the user.
 #[derive(Debug)]
 pub(crate) struct Failure(pub(crate) String);
 
-/// What everything here returns.
+/// Result of an xtask command.
 pub(crate) type Result<T> = std::result::Result<T, Failure>;
 
 impl fmt::Display for Failure {
@@ -26,12 +26,12 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-/// A failure with this text.
+/// Returns a failure with the message `text`.
 pub(crate) fn failure<T>(text: impl Into<String>) -> Result<T> {
     Err(Failure(text.into()))
 }
 
-/// Says something. Standard output may be gone (a closed pipe): then there is nobody to tell.
+/// Prints a line to standard output. If that fails (a closed pipe), it exits the process, because no reader is left.
 pub(crate) fn note(text: &str) {
     let mut out = std::io::stdout().lock();
     if writeln!(out, "{text}").and_then(|()| out.flush()).is_err() {
@@ -39,7 +39,7 @@ pub(crate) fn note(text: &str) {
     }
 }
 
-/// Announces a part of the work.
+/// Prints a heading.
 pub(crate) fn title(text: &str) {
     let bold = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     note(&if bold {
@@ -49,7 +49,7 @@ pub(crate) fn title(text: &str) {
     });
 }
 
-/// The repository's root folder.
+/// Returns the root directory of the repository.
 pub(crate) fn root() -> Result<PathBuf> {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
@@ -57,22 +57,22 @@ pub(crate) fn root() -> Result<PathBuf> {
         .ok_or_else(|| Failure("this program was built outside the repository".to_owned()))
 }
 
-/// Cargo's target folder: where this program itself lies.
+/// Returns Cargo's target directory, which contains this program.
 pub(crate) fn target() -> Result<PathBuf> {
     let program = std::env::current_exe()?;
     program
         .ancestors()
-        .find(|folder| folder.join("CACHEDIR.TAG").is_file())
+        .find(|directory| directory.join("CACHEDIR.TAG").is_file())
         .map(Path::to_owned)
         .ok_or_else(|| {
             Failure(format!(
-                "{} is not in a cargo target folder",
+                "{} is not in a cargo target directory",
                 program.display()
             ))
         })
 }
 
-/// A command line that is printed, then run.
+/// A command line that is printed before it runs.
 #[derive(Debug)]
 pub(crate) struct Run {
     command: Command,
@@ -81,7 +81,7 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// Starts a command line.
+    /// Creates a command line that runs `program`.
     pub(crate) fn new(program: impl AsRef<OsStr>) -> Run {
         let words = vec![program.as_ref().to_owned()];
         let mut command = Command::new(program);
@@ -93,7 +93,8 @@ impl Run {
         }
     }
 
-    /// A line for the shell, with `set -e`; a part of a pipe that fails makes the whole fail.
+    /// Creates a bash command line with `set -euo pipefail`: the failure of any part of a pipeline fails the whole
+    /// line.
     pub(crate) fn shell(line: &str) -> Run {
         let mut command = Command::new("bash");
         command
@@ -106,7 +107,7 @@ impl Run {
         }
     }
 
-    /// Cargo, the same one that runs this program, at the repository's root.
+    /// Creates a command line of the Cargo that runs this program, in the root of the repository.
     pub(crate) fn cargo() -> Result<Run> {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut run = Run::new(cargo);
@@ -117,31 +118,31 @@ impl Run {
         Ok(run)
     }
 
-    /// Adds a word.
+    /// Appends an argument.
     pub(crate) fn arg(mut self, word: impl AsRef<OsStr>) -> Run {
         self.words.push(word.as_ref().to_owned());
         self.command.arg(word);
         self
     }
 
-    /// Adds words.
+    /// Appends arguments.
     pub(crate) fn args<S: AsRef<OsStr>>(self, words: impl IntoIterator<Item = S>) -> Run {
         words.into_iter().fold(self, Run::arg)
     }
 
-    /// Sets a variable of its environment.
+    /// Sets an environment variable for the program.
     pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Run {
         self.command.env(name, value);
         self
     }
 
-    /// Runs it in this folder.
-    pub(crate) fn within(mut self, folder: &Path) -> Run {
-        self.command.current_dir(folder);
+    /// Sets the working directory of the program.
+    pub(crate) fn within(mut self, directory: &Path) -> Run {
+        self.command.current_dir(directory);
         self
     }
 
-    /// Does not print the command line.
+    /// Suppresses the printed command line.
     pub(crate) fn unseen(mut self) -> Run {
         self.shown = false;
         self
@@ -161,7 +162,7 @@ impl Run {
         }
     }
 
-    /// Runs it; its output goes where ours goes.
+    /// Runs the program, which inherits standard output and standard error.
     pub(crate) fn run(mut self) -> Result<()> {
         self.announce();
         let start = Instant::now();
@@ -179,7 +180,7 @@ impl Run {
         ))
     }
 
-    /// Runs it and takes its standard output, without the line end.
+    /// Runs the program and returns its standard output without trailing whitespace.
     pub(crate) fn output(mut self) -> Result<String> {
         self.announce();
         self.command.stdout(Stdio::piped()).stderr(Stdio::inherit());
@@ -188,7 +189,7 @@ impl Run {
             .output()
             .map_err(|error| self.cannot_start(&error))?;
         let text = String::from_utf8(output.stdout)
-            .map_err(|_| Failure(format!("`{}` printed what is not UTF-8", self.line())))?;
+            .map_err(|_| Failure(format!("`{}` printed invalid UTF-8", self.line())))?;
         if !output.status.success() {
             return failure(format!(
                 "`{}` ended with {}\n{text}",
@@ -199,7 +200,8 @@ impl Run {
         Ok(text.trim_end().to_owned())
     }
 
-    /// Runs it and gives the exit code, all it printed and nothing printed here.
+    /// Runs the program and returns its exit code and its combined output. Prints no output, and does not check the
+    /// code.
     pub(crate) fn code_and_text(mut self) -> Result<(Option<i32>, String)> {
         self.announce();
         let output = self

@@ -1,11 +1,11 @@
-//! Making a fresh Debian machine ready: packages, `/dev/fuse`, the kernel's overlayfs, rustfmt and
-//! clippy. Quick when everything is there.
+//! Prepares a Debian machine: packages, `/dev/fuse`, the kernel's overlayfs, rustfmt and clippy. Returns quickly if
+//! everything is installed.
 
 use std::path::Path;
 
 use crate::run::{Result, Run, failure, note, title};
 
-/// What the build, the tests and the demo need of Debian.
+/// Debian packages that the build, the tests and the demo need.
 const PACKAGES: &[&str] = &[
     "acl",
     "attr",
@@ -47,14 +47,14 @@ const PACKAGES: &[&str] = &[
     "zstd",
 ];
 
-/// Installs what is missing.
+/// Installs missing dependencies.
 pub(crate) fn run() -> Result<()> {
     title("setup");
     packages()?;
     fuse()?;
     overlay()?;
     components()?;
-    note("everything is there");
+    note("all dependencies are installed");
     Ok(())
 }
 
@@ -71,15 +71,15 @@ fn packages() -> Result<()> {
     }
     if !rustix::process::geteuid().is_root() {
         return failure(format!(
-            "packages are missing and only root can install them; type:\n  \
+            "packages are missing, and only root can install them; run:\n  \
              sudo apt-get update && sudo apt-get install -y --no-install-recommends {list}"
         ));
     }
     let apt = || Run::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive");
-    // One source that can't be reached must not keep the others from being used.
+    // An unreachable source must not prevent the use of the others.
     if let Err(problem) = apt().args(["update", "-qq"]).run() {
         note(&format!(
-            "going on with the package lists that are there: {problem}"
+            "continuing with the cached package lists: {problem}"
         ));
     }
     apt()
@@ -88,12 +88,12 @@ fn packages() -> Result<()> {
         .run()
 }
 
-/// Packages that are not installed; all of them where there is no dpkg to ask.
+/// Returns the packages that are not installed; without dpkg, all of them.
 fn missing() -> Result<Vec<&'static str>> {
     if cowl_tests::programs::in_path("dpkg-query").is_none() {
         return Ok(PACKAGES.to_vec());
     }
-    // It fails when it does not know one of them, and still tells the rest.
+    // dpkg-query fails if it does not know one of the packages, but still reports the others.
     let (_, text) = Run::new("dpkg-query")
         .args(["-W", "-f", "${Package} ${db:Status-Status}\\n"])
         .args(PACKAGES)
@@ -127,7 +127,7 @@ fn fuse() -> Result<()> {
             "cannot open /dev/fuse ({first}); as root: modprobe fuse, and chmod 0666 /dev/fuse"
         ));
     }
-    // Either may be refused in a container, where the other is enough.
+    // In a container, one of the two may be refused while the other is sufficient.
     for attempt in [Run::new("modprobe").arg("fuse"), node()] {
         if open().is_ok() {
             break;
@@ -155,13 +155,13 @@ fn overlay() -> Result<()> {
     }
     if let Err(problem) = Run::new("modprobe").arg("overlay").run() {
         note(&format!(
-            "no kernel overlayfs, its tests will be skipped: {problem}"
+            "cannot load the kernel's overlayfs, its tests will be skipped: {problem}"
         ));
     }
     Ok(())
 }
 
-/// rustfmt and clippy, which a minimal toolchain lacks.
+/// Installs rustfmt and clippy, which a minimal toolchain lacks.
 fn components() -> Result<()> {
     for (program, component) in [("cargo-fmt", "rustfmt"), ("cargo-clippy", "clippy")] {
         if cowl_tests::programs::in_path(program).is_none() {

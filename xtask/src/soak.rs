@@ -1,20 +1,20 @@
-//! The tests that take too long to run for every change: power cuts, random operations, trees of a million files.
+//! Runs the tests that take too long for every change: power cuts, random operations, trees of a million files.
 
 use std::time::Instant;
 
 use crate::run::{Result, Run, failure, note, title};
 use crate::{conformance, differential, power_cut};
 
-/// How `cargo xtask soak` is called.
+/// Options of `cargo xtask soak`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Power cuts on each file system, of a mount and of a store
+    /// Number of power cuts on each file system, for a mount and for a store
     #[arg(long, default_value_t = 200, value_name = "N")]
     cuts: u64,
-    /// Seeds of random operations, each of both tests
+    /// Number of seeds for each of the two tests with random operations
     #[arg(long, default_value_t = 200, value_name = "N")]
     seeds: u64,
-    /// Files of the large tree
+    /// Number of files in the large tree
     #[arg(long, default_value_t = 1_000_000, value_name = "N")]
     files: u64,
     /// First seed of the cuts and of the operations; by default the current time

@@ -1,5 +1,5 @@
-//! The terminal transcript of the README: runs a few commands on a real root filesystem, and writes their output with
-//! times as Markdown and as an animated picture.
+//! Generates the terminal transcript of the README: runs commands on a Debian root filesystem, and writes their output
+//! with times as Markdown and as an animated SVG.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -11,10 +11,10 @@ use cowl_tests::scratch::Scratch;
 
 use crate::run::{Failure, Result, Run, note, root, target};
 
-/// Output lines of one command that are shown; of longer output, the last ones.
+/// Maximum number of output lines per command; of longer output, the last lines are shown.
 const SHOWN: usize = 3;
 
-/// Command lines, without `#` in front. The first word `cowl` is the program that was built.
+/// Command lines, without the prompt `#`. `cowl` is the program that was built.
 const SCRIPT: [&str; 7] = [
     "cowl snapshot web -m 'before the upgrade'",
     "cowl exec web -- apt-get -qq -y --allow-remove-essential purge coreutils",
@@ -41,15 +41,15 @@ pub(crate) fn run() -> Result<()> {
         .run()?;
     let tar = rootfs::debian_tar().map_err(|error| Failure(error.to_string()))?;
     let scratch = Scratch::new("transcript");
-    let world = World {
+    let environment = Environment {
         programs: target()?.join("release"),
         store: scratch.join("store"),
     };
     let create = format!("cowl create web --from {}", tar.display());
-    world.shell(&create)?;
-    world.shell("cowl mount web")?;
-    let steps: Result<Vec<Step>> = SCRIPT.iter().map(|line| world.step(line)).collect();
-    world.shell("cowl umount web")?;
+    environment.shell(&create)?;
+    environment.shell("cowl mount web")?;
+    let steps: Result<Vec<Step>> = SCRIPT.iter().map(|line| environment.step(line)).collect();
+    environment.shell("cowl umount web")?;
     let steps = steps?;
     let markdown = markdown(&steps);
     note(&markdown);
@@ -57,13 +57,14 @@ pub(crate) fn run() -> Result<()> {
     replace_in_readme(&markdown)
 }
 
-struct World {
+struct Environment {
     programs: PathBuf,
     store: PathBuf,
 }
 
-impl World {
-    /// Runs a line in a shell that finds the built programs first. Standard error is part of the output.
+impl Environment {
+    /// Runs a line in a shell whose PATH begins with the directory of the built programs. Returns its combined standard
+    /// output and error, and the elapsed time.
     fn shell(&self, line: &str) -> Result<(String, Duration)> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let others = std::env::split_paths(&path);
@@ -95,7 +96,7 @@ impl World {
     }
 }
 
-/// Milliseconds for `cowl` itself; the time of a program that runs in the container is not of interest.
+/// Returns the time of a `cowl` command. The time of a program that runs in the container is not shown.
 fn time(step: &Step) -> Option<String> {
     let is_program = step.line.contains(" exec ") || step.line.contains('|');
     (!is_program).then(|| format!("{} ms", step.took.as_millis()))
@@ -117,18 +118,18 @@ fn markdown(steps: &[Step]) -> String {
     text
 }
 
-/// A terminal in which the lines appear one after another.
+/// Returns an SVG image of a terminal in which the lines appear one after another.
 fn svg(steps: &[Step]) -> Result<String> {
     const LINE: usize = 20;
     let mut rows = Vec::new();
-    let mut at = 0.5;
+    let mut delay = 0.5;
     for step in steps {
-        rows.push((at, "c", format!("# {}", step.line), time(step)));
-        at += 0.8;
+        rows.push((delay, "c", format!("# {}", step.line), time(step)));
+        delay += 0.8;
         for line in &step.output {
-            rows.push((at, "o", line.clone(), None));
+            rows.push((delay, "o", line.clone(), None));
         }
-        at += 0.9;
+        delay += 0.9;
     }
     let height = rows.len() * LINE + 28;
     let mut out = String::new();
@@ -142,16 +143,16 @@ fn svg(steps: &[Step]) -> Result<String> {
          <rect width=\"820\" height=\"{height}\" rx=\"8\" fill=\"#14181d\"/>\n"
     )
     .map_err(failed)?;
-    for (index, (at, class, line, time)) in rows.iter().enumerate() {
+    for (index, (delay, class, line, time)) in rows.iter().enumerate() {
         let y = (index + 1) * LINE + 10;
         let text = escape(line);
         writeln!(
             out,
-            "<text class=\"{class}\" x=\"16\" y=\"{y}\" style=\"animation-delay:{at:.1}s\">{text}</text>"
+            "<text class=\"{class}\" x=\"16\" y=\"{y}\" style=\"animation-delay:{delay:.1}s\">{text}</text>"
         )
         .map_err(failed)?;
         if let Some(time) = time {
-            let later = at + 0.5;
+            let later = delay + 0.5;
             writeln!(
                 out,
                 "<text class=\"t\" x=\"804\" y=\"{y}\" text-anchor=\"end\" \
@@ -170,18 +171,18 @@ fn escape(text: &str) -> String {
         .replace('>', "&gt;")
 }
 
-/// Replaces the text between the two comments of the README.
+/// Replaces the text between the two marker comments in the README.
 fn replace_in_readme(markdown: &str) -> Result<()> {
     const BEGIN: &str = "<!-- written by `cargo xtask transcript`: begin -->\n";
     const END: &str = "<!-- written by `cargo xtask transcript`: end -->";
     let path = root()?.join("README.md");
     let page = std::fs::read_to_string(&path)?;
-    let (before, rest) = page
-        .split_once(BEGIN)
-        .ok_or_else(|| Failure("README.md has no place for the transcript".to_owned()))?;
-    let (_, after) = rest
-        .split_once(END)
-        .ok_or_else(|| Failure("README.md has no end of the transcript".to_owned()))?;
+    let (before, rest) = page.split_once(BEGIN).ok_or_else(|| {
+        Failure("README.md lacks the comment at the beginning of the transcript".to_owned())
+    })?;
+    let (_, after) = rest.split_once(END).ok_or_else(|| {
+        Failure("README.md lacks the comment at the end of the transcript".to_owned())
+    })?;
     std::fs::write(&path, format!("{before}{BEGIN}\n{markdown}\n{END}{after}"))?;
     Ok(())
 }

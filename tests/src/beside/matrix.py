@@ -24,7 +24,7 @@ OTHER = 1001
 
 
 def field(target, name, flags=0):
-    """Returns one field of a path or a descriptor, using a mask of that field alone."""
+    """Returns one field of a path or a descriptor, with a mask of that field only."""
     mask, form, at = FIELDS[name]
     buffer = ctypes.create_string_buffer(256)
     if isinstance(target, int):
@@ -37,7 +37,7 @@ def field(target, name, flags=0):
 
 @contextlib.contextmanager
 def acting(uid):
-    """Runs the calls within as another user, without the capabilities of root."""
+    """Runs the body as another user, without the capabilities of root."""
     os.setegid(uid)
     os.seteuid(uid)
     try:
@@ -82,7 +82,7 @@ def sent(fd, source):
 
 
 def by_path(call):
-    """An operation on the path, with nothing open before."""
+    """Returns an operation on the path, without a descriptor that was opened before."""
 
     def run(case):
         yield
@@ -93,12 +93,12 @@ def by_path(call):
 
 
 def by_new(flags, call):
-    """An operation on a new descriptor."""
+    """Returns an operation on a new descriptor."""
     return by_path(lambda case: opened(case.f, flags, lambda fd: call(fd, case)))
 
 
 def by_old(flags, call):
-    """An operation on a descriptor that was opened before the attributes were queried."""
+    """Returns an operation on a descriptor that was opened before the attributes were queried."""
 
     def run(case):
         with case.actor():
@@ -112,7 +112,7 @@ def by_old(flags, call):
 
 
 def bits_after(flags, call):
-    """Like by_old; the mode gets its setuid and setgid bits while the descriptor is open."""
+    """Returns an operation like that of by_old; setuid and setgid are set after the descriptor was opened."""
 
     def run(case):
         case.take()
@@ -140,7 +140,7 @@ def bits_after_by_other_name(case):
 
 
 def old_mapping(keep):
-    """A store through an older mapping, whose descriptor is closed before the store unless kept."""
+    """Returns a store through an existing mapping. Unless `keep`, its descriptor is closed before the store."""
 
     def run(case):
         with case.actor():
@@ -399,7 +399,7 @@ def run_all():
                 continue
             true = field(target, case.asked, FORCE_SYNC)
             if cached != true:
-                stale.append(f"{case.name} by {case.uid}: {name}: {case.asked} is {cached}, in truth {true}")
+                stale.append(f"{case.name} by {case.uid}: {name}: {case.asked} is {cached}, expected {true}")
             shown = cached != case.before[name] if "time" in case.asked or case.asked == "blocks" else cached
             if (case.name, case.asked) in ELSEWHERE or case.asked == "atime" and case.name in READS:
                 continue
@@ -411,7 +411,7 @@ def run_all():
                 # Those of a merged directory are those of the topmost layer.
                 continue
             if case.asked == "mode":
-                # As above: a passthrough write clears the bits, even one of root.
+                # A passthrough write clears setuid and setgid, even one by root (docs/semantics.md).
                 if case.uid == 0 and "bits set after" in case.name:
                     continue
                 shown = oct(cached)
@@ -425,7 +425,7 @@ def run_all():
 
 
 class ProgramCase(Case):
-    """An operation on a program that runs as root, or with a capability, and that other users may write."""
+    """An operation on a setuid or privileged program that other users may write."""
 
     def give(self):
         if self.asked == "capability":
@@ -441,13 +441,13 @@ class ProgramCase(Case):
 
 
 KINDS = (0o6777, "capability")
-# The file is no longer a program after these.
+# These operations truncate the program, so that it cannot be executed.
 NO_PROGRAM = ("open to cut", "open to cut and read", "open to read and cut")
 
 
 def program_cases():
     global CONTENT, SIZE
-    # It prints its credentials and ignores data behind its end.
+    # cat prints the credentials of its process, and the kernel ignores data after the end of an ELF file.
     CONTENT = open("/bin/cat", "rb").read()
     CONTENT += bytes(-len(CONTENT) % PAGE) + bytes(2 * PAGE)
     SIZE = len(CONTENT)
@@ -468,7 +468,7 @@ def plant_programs():
 
 
 def runs_as(path, name="cat"):
-    """Returns the effective ids and capabilities of a program that another user runs, or the error."""
+    """Returns the effective ids and capabilities of a program that another user executes, or the error."""
     out, into = os.pipe()
 
     def run():
@@ -477,8 +477,8 @@ def runs_as(path, name="cat"):
 
     child(run, uid=OTHER, gid=OTHER)
     os.close(into)
-    with open(out) as said:
-        status = dict(line.split(":", 1) for line in said if ":" in line)
+    with open(out) as output:
+        status = dict(line.split(":", 1) for line in output if ":" in line)
     if not status:
         return "nothing"
     return f"user {status['Uid'].split()[1]}, group {status['Gid'].split()[1]}, capabilities {status['CapEff'].strip()}"
@@ -492,7 +492,7 @@ def run_programs():
         next(case.steps)
         if case.asked not in unchanged:
             unchanged[case.asked] = runs_as(case.f)
-        # The kernel has cached the attributes and may use them.
+        # Fills the kernel's attribute cache, which execve may use.
         os.stat(case.f)
         for _ in case.steps:
             pass

@@ -1,7 +1,7 @@
-//! The same script in a mount and in a plain folder with the same content: both must say the same.
+//! Runs the same script in a mount and in a plain directory with the same content, and compares the output.
 //!
-//! The scripts are Python: they fork, become other users, map files and give descriptors to each
-//! other as the programs do that a container runs, which a test process with threads can't.
+//! The scripts are written in Python: like the programs in a container, they fork, change users, map files and pass
+//! descriptors, which a multithreaded test process cannot do.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,49 +13,49 @@ use crate::scratch::Scratch;
 
 const PRELUDE: &str = include_str!("prelude.py");
 
-/// Every operation beside every attribute: the functions `plant_all` and `run_all` for the attributes,
-/// `plant_programs` and `run_programs` for what programs may do afterwards.
+/// Combinations of every operation with every attribute: the functions `plant_all` and `run_all` for attributes,
+/// `plant_programs` and `run_programs` for the execution of changed programs.
 pub const MATRIX: &str = include_str!("matrix.py");
 
-/// What every such test needs.
+/// Requirements of every test of this kind.
 pub const NEEDS: [Need; 3] = [Need::Root, Need::Fuse, Need::Program("python3")];
 
-/// Where the content lies that a script finds.
+/// Layer with the initial content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
-    /// In a layer that is only read, so that every change copies up.
+    /// A lower layer, so that every change causes a copy-up.
     Lower,
-    /// In the layer that is written.
+    /// The upper layer.
     Upper,
 }
 
-/// A mount beside a plain folder with the same content.
+/// A mount and a plain directory with the same content.
 #[derive(Debug)]
 pub struct Beside {
-    /// The mount. It goes before the folder that it lies in.
+    /// The mount. It is dropped before its directory.
     pub mount: Overlay,
-    /// The mount's layers.
+    /// Layers of the mount.
     pub stack: Stack,
-    /// The plain folder.
+    /// The plain directory.
     pub plain: PathBuf,
-    /// Where everything lies.
+    /// The directory of all files.
     pub scratch: Scratch,
 }
 
 impl Beside {
-    /// Makes both; the script `build` fills them.
+    /// Creates both, and fills them with the script `build`.
     #[track_caller]
     #[must_use]
     pub fn new(content: Content, build: &str) -> Beside {
         Beside::with(content, build, "")
     }
 
-    /// Like [`Beside::new`], with more options for the mount.
+    /// Creates both with additional mount options, and fills them with the script `build`.
     #[track_caller]
     #[must_use]
     pub fn with(content: Content, build: &str, options: &str) -> Beside {
         let scratch = Scratch::for_test();
-        // Other users go through it.
+        // Other users need to traverse this directory.
         open_to_all(&scratch);
         let plain = scratch.make("plain");
         let stack = Stack {
@@ -66,8 +66,8 @@ impl Beside {
         if content == Content::Lower {
             python(&scratch.join("lower"), build).ok();
         }
-        // The mount's own folder is the upper's.
-        open_as(&plain, &scratch.join("upper"));
+        // The root of the mount has the attributes of the upper's root.
+        copy_mode(&plain, &scratch.join("upper"));
         let options = ["suid,dev", options].join(",");
         let options = options.trim_end_matches(',');
         let mount = Overlay::cowlfs(&stack, &scratch.make("mount"), options);
@@ -82,41 +82,41 @@ impl Beside {
         }
     }
 
-    /// Unmounts and mounts anew: what is seen then comes from the layers alone.
+    /// Unmounts and mounts again, so that the state comes from the layers only.
     #[track_caller]
     #[must_use]
     pub fn remounted(self) -> Beside {
-        let place = self.mount.path().to_owned();
+        let mount_point = self.mount.path().to_owned();
         self.mount.unmount();
         Beside {
-            mount: Overlay::cowlfs(&self.stack, &place, "suid,dev"),
+            mount: Overlay::cowlfs(&self.stack, &mount_point, "suid,dev"),
             ..self
         }
     }
 
-    /// Runs a script in both; it must succeed and say the same. Returns what it said.
+    /// Runs a script in both, which must succeed and print the same. Returns the output.
     #[track_caller]
     pub fn same(&self, script: &str) -> String {
         let ours = python(self.mount.path(), script);
         let theirs = python(&self.plain, script).ok();
-        let (said, wanted) = (ours.out(), theirs.out());
-        for (line, (one, two)) in said.lines().zip(wanted.lines()).enumerate() {
+        let (output, expected) = (ours.out(), theirs.out());
+        for (line, (one, two)) in output.lines().zip(expected.lines()).enumerate() {
             assert_eq!(
                 one,
                 two,
-                "line {} differs from a plain folder (right); {}",
+                "line {} differs from a plain directory (right); {}",
                 line + 1,
                 ours.report()
             );
         }
         ours.ok();
-        assert_eq!(said, wanted, "one of the two says more");
-        said
+        assert_eq!(output, expected, "one of the outputs has more lines");
+        output
     }
 }
 
-/// Runs `script` over the content that `build` makes, in a mount where it lies in a lower layer, in one
-/// where it lies in the upper, and in a plain folder: all must say the same.
+/// Runs `script` on content that `build` creates, in three directories: a mount with the content in a lower layer, a
+/// mount with it in the upper layer, and a plain directory. The outputs must be equal.
 #[track_caller]
 pub fn beside(build: &str, script: &str) {
     for content in [Content::Lower, Content::Upper] {
@@ -124,7 +124,8 @@ pub fn beside(build: &str, script: &str) {
     }
 }
 
-/// The same with the content in a lower layer alone: for what is about copying up.
+/// Runs `script` on content that `build` creates, in a mount with the content in a lower layer, and in a plain directory:
+/// for tests of copy-ups. The outputs must be equal.
 #[track_caller]
 pub fn beside_lower(build: &str, script: &str) {
     over(Content::Lower, build, script);
@@ -141,12 +142,12 @@ fn over(content: Content, build: &str, script: &str) {
     beside.mount.unmount();
 }
 
-/// Runs a script in a folder.
+/// Runs a script in a directory.
 #[track_caller]
 #[must_use]
 pub fn python(dir: &Path, script: &str) -> Output {
     let mut command = Command::new("python3");
-    // From its standard input, so that a failure's message does not repeat the whole of it.
+    // The script is passed on standard input, so that a failure's report does not contain it.
     command
         .args(["-X", "utf8", "-"])
         .current_dir(dir)
@@ -154,7 +155,7 @@ pub fn python(dir: &Path, script: &str) -> Output {
     run_command(command, format!("{PRELUDE}\n{script}\n").as_bytes())
 }
 
-fn open_as(from: &Path, path: &Path) {
+fn copy_mode(from: &Path, path: &Path) {
     let copied =
         std::fs::metadata(from).and_then(|meta| std::fs::set_permissions(path, meta.permissions()));
     copied.unwrap_or_else(|error| panic!("cannot open {}: {error}", path.display()));

@@ -1,5 +1,5 @@
-# What the scripts of tests/src/beside share. A script runs in a mount and in a plain folder, and must
-# print the same in both; what it asserts must hold in both.
+# Shared functions of the scripts of tests/src/beside. A script runs in a mount and in a plain directory, and must print
+# the same in both. Its assertions must hold in both.
 import ctypes, errno, fcntl, glob, mmap, os, random, signal, stat, struct, sys, threading, time
 
 sys.stdout.reconfigure(line_buffering=True)
@@ -18,7 +18,7 @@ def check(result):
 
 
 def err(call, *args, **named):
-    """What the call returned, or the name of its error."""
+    """Returns the result of a call, or the name of its error."""
     try:
         return call(*args, **named)
     except OSError as error:
@@ -41,7 +41,7 @@ def read(path):
 
 
 def of(what):
-    """Kind, mode, owner, links, size of a path or a descriptor."""
+    """Returns type, mode, owner, link count and size of a path or a descriptor."""
     s = os.stat(what, follow_symlinks=False) if isinstance(what, (str, bytes)) else os.fstat(what)
     size = s.st_size if not stat.S_ISDIR(s.st_mode) else "-"
     links = s.st_nlink if not stat.S_ISDIR(s.st_mode) else "-"
@@ -49,7 +49,7 @@ def of(what):
 
 
 def hold_only(numbers):
-    """Gives all capabilities up but those with these numbers."""
+    """Drops all capabilities except those with these numbers."""
     bits = sum(1 << n for n in numbers)
     low, high = bits & 0xFFFFFFFF, bits >> 32
     header = struct.pack("<Ii", 0x20080522, 0)
@@ -57,8 +57,9 @@ def hold_only(numbers):
 
 
 def child(run, uid=0, gid=0, groups=(), umask=0o022, hold=None):
-    """Runs `run` in a process of its own, as somebody else; its failure is ours. `hold`: numbers of the
-    capabilities that it has, when they are not to follow from the user."""
+    """Runs `run` in a child process with the given credentials, and raises an error if it fails.
+
+    `hold`: numbers of the capabilities of the child, unless those of its user apply."""
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
@@ -94,7 +95,7 @@ def renameat2(old, new, flags):
 
 
 def aligned(data):
-    """A page-aligned buffer, as O_DIRECT wants it."""
+    """Returns a page-aligned buffer with `data`, as O_DIRECT requires."""
     buffer = mmap.mmap(-1, max(len(data), 1))
     buffer[: len(data)] = data
     return buffer
@@ -106,7 +107,7 @@ def times(path):
 
 
 def moved(path, change):
-    """Which of the three times a change moves. The clock of files ticks every few milliseconds."""
+    """Returns the names of the times that `change` updates. File timestamps have a granularity of milliseconds."""
     before = times(path)
     time.sleep(0.012)
     change()
@@ -115,7 +116,7 @@ def moved(path, change):
 
 
 def acl(*entries):
-    """The value of a POSIX ACL attribute, of (tag, permissions, id)."""
+    """Returns the value of a POSIX ACL xattr from tuples (tag, permissions, id)."""
     tags = {"u": 1, "user": 2, "g": 4, "group": 8, "mask": 16, "o": 32}
     value = struct.pack("<I", 2)
     for tag, bits, who in sorted(entries, key=lambda e: (tags[e[0]], e[2])):

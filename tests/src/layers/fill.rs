@@ -1,5 +1,4 @@
-//! Filling one layer by hand with everything there is, and with the marks that hide, move or stand for
-//! what lies below.
+//! Fills a layer with objects of all types and with markers of the overlay format.
 
 use std::ffi::OsStr;
 use std::io::Result;
@@ -15,20 +14,20 @@ use super::merge::{is_whiteout, list, set_times};
 use super::{METACOPY, OPAQUE, REDIRECT};
 use crate::random::{Rng, acl};
 
-/// What may be in a layer.
+/// Kinds of objects in a layer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Style {
-    /// Marks: there is something below.
+    /// Markers, which require a layer below.
     pub marks: bool,
-    /// Files with several names.
+    /// Hard links.
     pub links: bool,
-    /// Whiteouts that hide nothing.
+    /// Whiteouts that hide no object.
     pub stray: bool,
-    /// Everything that there is.
+    /// All types and attributes.
     pub rich: bool,
 }
 
-/// How many of the names are plain ones.
+/// Number of simple names at the beginning of `NAMES`.
 const PLAIN: usize = 10;
 const NAMES: [&[u8]; 13] = [
     b"a",
@@ -46,7 +45,7 @@ const NAMES: [&[u8]; 13] = [
     b"\x01\x80 %s",
 ];
 
-/// Puts random things into `layer`, which is to lie over what looks like `below`.
+/// Creates random objects in `layer`, which will be stacked over a layer with the merged content `below`.
 pub(super) fn fill(layer: &Path, below: &Path, style: Style, rng: &mut Rng) -> Result<()> {
     let mut filler = Filler {
         rng,
@@ -61,14 +60,14 @@ pub(super) fn fill(layer: &Path, below: &Path, style: Style, rng: &mut Rng) -> R
 struct Filler<'a> {
     rng: &'a mut Rng,
     style: Style,
-    /// The whole tree below.
+    /// Root of the merged tree below.
     root: &'a Path,
-    /// Files that were made here.
+    /// Regular files that were created in this layer.
     files: Vec<PathBuf>,
 }
 
 impl Filler<'_> {
-    /// Fills the folder `dir` of the layer; `below` is what it merges with.
+    /// Fills the directory `dir` of the layer, which merges with `below`.
     fn fill(&mut self, dir: &Path, below: Option<&Path>, depth: u32) -> Result<()> {
         let names = if self.style.rich {
             &NAMES[..]
@@ -81,12 +80,12 @@ impl Filler<'_> {
             if path.symlink_metadata().is_ok() {
                 continue;
             }
-            let under = below.map(|folder| folder.join(name));
+            let under = below.map(|directory| directory.join(name));
             let hides = under
                 .as_ref()
                 .is_some_and(|path| path.symlink_metadata().is_ok());
             match self.rng.below(if self.style.rich { 30 } else { 24 }) {
-                0..5 if depth < 3 => self.folder(&path, under, depth)?,
+                0..5 if depth < 3 => self.directory(&path, under, depth)?,
                 5..9 => self.file(dir, &path)?,
                 14..18 if self.style.marks && (hides || self.style.stray) => whiteout(&path)?,
                 24..27 if self.style.marks && depth < 3 => self.moved(dir, &path, below, depth)?,
@@ -97,18 +96,18 @@ impl Filler<'_> {
         Ok(())
     }
 
-    fn folder(&mut self, path: &Path, below: Option<PathBuf>, depth: u32) -> Result<()> {
+    fn directory(&mut self, path: &Path, below: Option<PathBuf>, depth: u32) -> Result<()> {
         std::fs::create_dir(path)?;
         let opaque = self.style.marks && self.rng.chance(25);
         if opaque {
             lsetxattr(path, OPAQUE, b"y", XattrFlags::empty())?;
         }
-        let merges = below.filter(|below| is_folder(below) && !opaque);
+        let merges = below.filter(|below| is_directory(below) && !opaque);
         self.fill(path, merges.as_deref(), depth + 1)
     }
 
-    /// What a rename within one folder leaves: the object under its new name, with a redirect to the old
-    /// one, where a whiteout hides what lies below.
+    /// Creates the result of a rename within one directory: the object at its new name with a redirect to the old name,
+    /// and a whiteout at the old name.
     fn moved(&mut self, dir: &Path, path: &Path, below: Option<&Path>, depth: u32) -> Result<()> {
         let Some(below) = below else { return Ok(()) };
         let name = self.rng.pick(&NAMES);
@@ -122,8 +121,8 @@ impl Filler<'_> {
         let Ok(meta) = from.symlink_metadata() else {
             return Ok(());
         };
-        // Either form is allowed for a sibling.
-        let mark = if self.rng.chance(50) {
+        // Both forms of a redirect are valid for a sibling.
+        let redirect = if self.rng.chance(50) {
             name.to_vec()
         } else {
             let whole = from
@@ -133,17 +132,17 @@ impl Filler<'_> {
         };
         if meta.is_dir() {
             std::fs::create_dir(path)?;
-            lsetxattr(path, REDIRECT, &mark, XattrFlags::empty())?;
+            lsetxattr(path, REDIRECT, &redirect, XattrFlags::empty())?;
             whiteout(&old)?;
             self.fill(path, Some(&from), depth + 1)?;
         } else if meta.is_file() && meta.len() > 0 {
-            self.metacopy(path, Some(&from), Some(&mark))?;
+            self.metacopy(path, Some(&from), Some(&redirect))?;
             whiteout(&old)?;
         }
         Ok(())
     }
 
-    /// A file whose content lies below, in `from`.
+    /// Creates a metacopy of the file `from` below.
     fn metacopy(
         &mut self,
         path: &Path,
@@ -164,7 +163,7 @@ impl Filler<'_> {
         Ok(())
     }
 
-    /// A file, sometimes with other names beside it or elsewhere.
+    /// Creates a file, sometimes with additional hard links.
     fn file(&mut self, dir: &Path, path: &Path) -> Result<()> {
         if self.style.rich && self.style.links && !self.files.is_empty() && self.rng.chance(15) {
             let other = self.rng.pick(&self.files);
@@ -213,11 +212,11 @@ fn whiteout(path: &Path) -> Result<()> {
     Ok(mknodat(CWD, path, FileType::CharacterDevice, mode, device)?)
 }
 
-fn is_folder(path: &Path) -> bool {
+fn is_directory(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|meta| meta.is_dir())
 }
 
-/// Gives everything owners, modes, attributes and old times; folders after what is in them.
+/// Sets owners, modes, xattrs and old times; those of a directory after those of its entries.
 fn finish(path: &Path, rich: bool, rng: &mut Rng) -> Result<()> {
     let meta = path.symlink_metadata()?;
     if is_whiteout(&meta) {
@@ -239,9 +238,9 @@ fn finish(path: &Path, rich: bool, rng: &mut Rng) -> Result<()> {
         AtFlags::SYMLINK_NOFOLLOW,
     )?;
     if !meta.is_symlink() {
-        let folder = [0o755, 0o755, 0o777, 0o2775, 0o1777, 0o700];
+        let directory = [0o755, 0o755, 0o777, 0o2775, 0o1777, 0o700];
         let file = [0o644, 0o644, 0o600, 0o666, 0o4755, 0o2755];
-        let mode = rng.pick(if meta.is_dir() { &folder } else { &file });
+        let mode = rng.pick(if meta.is_dir() { &directory } else { &file });
         chmodat(CWD, path, Mode::from_raw_mode(mode), AtFlags::empty())?;
     }
     if rng.chance(25) {

@@ -1,5 +1,5 @@
-//! Laying one layer over a plain tree, as a merge would show it, said once more and differently from
-//! the program under test: over whole trees, layer by layer from the bottom.
+//! Merges one layer onto a plain tree. This is an independent implementation of the merge, on complete trees and layer
+//! by layer from the bottom.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -16,32 +16,32 @@ use rustix::fs::{
 
 use super::{MARKS, METACOPY, OPAQUE, REDIRECT};
 
-/// Makes `onto` what `layer` shows over `below`.
+/// Writes the merge of `layer` over `below` to `onto`.
 pub(super) fn merge(layer: &Path, below: &Path, onto: &Path) -> Result<()> {
     Merge {
         root: below,
         made: BTreeMap::new(),
     }
-    .folder(Some(layer), Some(below), onto)
+    .directory(Some(layer), Some(below), onto)
 }
 
 struct Merge<'a> {
     root: &'a Path,
-    /// What was made of which object, so that names of one file stay one file.
+    /// The copy of each inode, so that hard links are preserved.
     made: BTreeMap<u64, PathBuf>,
 }
 
 impl Merge<'_> {
-    fn folder(&mut self, layer: Option<&Path>, below: Option<&Path>, onto: &Path) -> Result<()> {
+    fn directory(&mut self, layer: Option<&Path>, below: Option<&Path>, onto: &Path) -> Result<()> {
         let mut names: BTreeSet<OsString> = BTreeSet::new();
-        for folder in layer.iter().chain(below.iter()) {
-            for path in list(folder)? {
+        for directory in layer.iter().chain(below.iter()) {
+            for path in list(directory)? {
                 names.extend(path.file_name().map(OsStr::to_owned));
             }
         }
         for name in names {
-            let there = |folder: Option<&Path>| {
-                let path = folder.map(|folder| folder.join(&name));
+            let there = |directory: Option<&Path>| {
+                let path = directory.map(|directory| directory.join(&name));
                 path.filter(|path| path.symlink_metadata().is_ok())
             };
             let (upper, lower) = (there(layer), there(below));
@@ -61,7 +61,8 @@ impl Merge<'_> {
         }
     }
 
-    /// What the layer has under a name; `lower` lies below the same name, in the folder `beside`.
+    /// Writes the object that `upper` has in the layer. `lower` is the object of the same name in `beside`, the
+    /// directory below.
     fn object(
         &mut self,
         upper: &Path,
@@ -73,22 +74,23 @@ impl Merge<'_> {
         if is_whiteout(&meta) {
             return Ok(());
         }
-        let lower = match mark(upper, REDIRECT)? {
+        let lower = match marker(upper, REDIRECT)? {
             Some(value) => match value.strip_prefix(b"/") {
                 Some(path) => Some(self.root.join(OsStr::from_bytes(path))),
-                None => beside.map(|folder| folder.join(OsStr::from_bytes(&value))),
+                None => beside.map(|directory| directory.join(OsStr::from_bytes(&value))),
             },
             None => lower,
         };
         if meta.is_dir() {
-            let merges = mark(upper, OPAQUE)?.as_deref() != Some(b"y");
+            let merges = marker(upper, OPAQUE)?.as_deref() != Some(b"y");
             let is_dir = |path: &PathBuf| path.symlink_metadata().is_ok_and(|meta| meta.is_dir());
             let below = lower.filter(is_dir).filter(|_| merges);
             std::fs::create_dir(target)?;
-            return self.folder(Some(upper), below.as_deref(), target);
+            return self.directory(Some(upper), below.as_deref(), target);
         }
-        if mark(upper, METACOPY)?.is_some() {
-            let content = lower.ok_or_else(|| std::io::Error::other("no content below"))?;
+        if marker(upper, METACOPY)?.is_some() {
+            let content =
+                lower.ok_or_else(|| std::io::Error::other("a metacopy without a file below"))?;
             copy_content(&content, target)?;
             return copy_attributes(upper, &meta, target);
         }
@@ -99,7 +101,7 @@ impl Merge<'_> {
         let meta = source.symlink_metadata()?;
         if meta.is_dir() {
             std::fs::create_dir(target)?;
-            return self.folder(None, Some(source), target);
+            return self.directory(None, Some(source), target);
         }
         self.file(source, &meta, target)
     }
@@ -115,7 +117,7 @@ impl Merge<'_> {
     }
 }
 
-fn mark(path: &Path, name: &str) -> Result<Option<Vec<u8>>> {
+fn marker(path: &Path, name: &str) -> Result<Option<Vec<u8>>> {
     let mut value = vec![0; 4096];
     match rustix::fs::lgetxattr(path, name, &mut value[..]) {
         Ok(length) => {
@@ -127,7 +129,7 @@ fn mark(path: &Path, name: &str) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// With its holes, which std::fs::copy fills.
+/// Copies content with holes, which std::fs::copy would fill.
 fn copy_content(source: &Path, target: &Path) -> Result<()> {
     use std::os::unix::fs::FileExt;
     let (from, to) = (File::open(source)?, File::create(target)?);
@@ -215,7 +217,7 @@ pub(super) fn is_whiteout(meta: &std::fs::Metadata) -> bool {
     FileType::from_raw_mode(meta.mode()) == FileType::CharacterDevice && meta.rdev() == 0
 }
 
-/// Gives the folder `to` the attributes of `from`.
+/// Sets the attributes of the directory `to` to those of `from`.
 pub fn copy_root(from: &Path, to: &Path) -> Result<()> {
     copy_attributes(from, &from.symlink_metadata()?, to)
 }

@@ -1,5 +1,5 @@
-//! Layers in kernel overlayfs's format, made by hand or by the kernel itself, and the plain tree that
-//! they must look like when they are merged.
+//! Generates layers in the format of kernel overlayfs, directly or through the kernel itself, and the plain tree that
+//! their merge must be equal to.
 
 mod fill;
 mod merge;
@@ -14,31 +14,31 @@ use crate::{command, tree};
 
 pub use merge::copy_root;
 
-/// The marks, in the space that root uses.
+/// Marker xattrs, in the namespace that root uses.
 pub(crate) const OPAQUE: &str = "trusted.overlay.opaque";
 pub(crate) const REDIRECT: &str = "trusted.overlay.redirect";
 pub(crate) const METACOPY: &str = "trusted.overlay.metacopy";
 pub(crate) const MARKS: &[u8] = b"trusted.overlay.";
 
-/// How layers are to be.
+/// Properties of the generated layers.
 #[derive(Debug, Clone, Copy)]
 pub struct Wish {
-    /// Which ones.
+    /// Seed.
     pub seed: u64,
-    /// Whiteouts that hide nothing, too. They mean nothing, but the kernel lists them, so that such
-    /// layers can't be compared with what it shows.
+    /// Whether to add whiteouts that hide no object. The kernel lists them, so such layers cannot be compared with a
+    /// mount of kernel overlayfs.
     pub stray: bool,
-    /// Files with several names: in every layer, or in the topmost alone, so that none of those names
-    /// is hidden by another layer.
+    /// Where to create hard links: in every layer, or only in the topmost, so that no other layer hides one of the
+    /// names.
     pub links: Links,
-    /// With ACLs, sockets, odd names, moved objects and metacopies.
+    /// Whether to add ACLs, sockets, unusual names, moved objects and metacopies.
     pub rich: bool,
-    /// The upper two layers come from random operations on a mount of the kernel's overlayfs.
+    /// Whether random operations on a mount of kernel overlayfs create the two upper layers.
     pub by_kernel: bool,
 }
 
 impl Wish {
-    /// Layers made by hand, which the kernel shows too.
+    /// Returns the properties of directly written layers that the kernel can mount with the same result.
     #[must_use]
     pub fn of(seed: u64) -> Wish {
         Wish {
@@ -55,16 +55,16 @@ impl Wish {
     }
 }
 
-/// Where files with several names may be.
+/// Location of hard links.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Links {
-    /// Everywhere.
+    /// In all layers.
     Everywhere,
-    /// In the topmost layer.
+    /// In the topmost layer only.
     OnTop,
 }
 
-/// Three lower layers, topmost first, and the merged plain tree.
+/// Creates three lower layers, topmost first, and the merged plain tree.
 pub fn make_three(dir: &Path, wish: Wish) -> Result<(Vec<PathBuf>, PathBuf)> {
     let mut rng = Rng::new(wish.seed ^ 0x6c61_7965_7273);
     let mut plain = make(dir, "plain");
@@ -123,7 +123,7 @@ fn write_through_kernel(dir: &Path, below: &[PathBuf], layer: &Path, seed: u64) 
             known = tree::paths(kernel.path())?;
         }
         let who = generator.who(5);
-        // What comes of it does not matter: the tree that is there at the end does.
+        // The outcome is irrelevant, only the final tree is used.
         let outcome = side.perform(&generator.next(&known), who);
         if std::env::var_os("COWL_TRACE_LAYERS").is_some() {
             eprintln!("{outcome:?}");
@@ -137,11 +137,11 @@ fn write_through_kernel(dir: &Path, below: &[PathBuf], layer: &Path, seed: u64) 
 fn make(dir: &Path, name: &str) -> PathBuf {
     let path = dir.join(name);
     std::fs::create_dir_all(&path)
-        .unwrap_or_else(|error| panic!("cannot make {}: {error}", path.display()));
+        .unwrap_or_else(|error| panic!("cannot create {}: {error}", path.display()));
     path
 }
 
-/// A copy with everything that a tree has.
+/// Copies a tree with all attributes.
 #[track_caller]
 pub fn copy_tree(from: &Path, to: &Path) {
     command::run("cp", [OsStr::new("-aT"), from.as_ref(), to.as_ref()]).ok();

@@ -1,7 +1,7 @@
-//! A disk with a log: a file system of one file in this process, with a loop device on the file. The loop
-//! device hands every request of the file system on it to us, writes directly and flushes as fsync, and
-//! waits for our answer; so the log has them all, in their order. (It knows no FUA: the kernel makes a flush
-//! after the write of it.)
+//! A disk with a log: a FUSE file system in this process that contains one file, with a loop device on that file. The
+//! loop device forwards every request of the file system on it, writes with direct I/O and flushes as fsync, and waits
+//! for the reply. So the log contains all requests in order. (The loop device does not support FUA: the kernel sends a
+//! flush after such a write.)
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -21,32 +21,32 @@ use rustix::fs::SeekFrom;
 use crate::random::rng::Rng;
 use crate::scratch::Scratch;
 
-/// How large a disk is. XFS wants 300 MiB.
+/// Size of a disk. XFS requires 300 MiB.
 const SIZE: u64 = 400 << 20;
-/// What a disk writes whole or not at all.
+/// Size of an atomic write of the disk.
 const BLOCK: usize = 4096;
 const TTL: Duration = Duration::from_secs(3600);
-/// The one file's number.
+/// Inode number of the file.
 const FILE: INodeNo = INodeNo(2);
-/// How many requests are worked on at a time.
+/// Number of requests that are processed concurrently.
 const QUEUE: usize = 8;
 
-/// One request, with the moments (numbers that count up) at which it came and was done.
+/// A request, with the times of its arrival and completion. Times are numbers that count up.
 #[derive(Debug)]
 enum Event {
     Write {
-        at: u64,
+        offset: u64,
         data: Vec<u8>,
-        came: u64,
+        arrived: u64,
         done: u64,
     },
     Flush {
-        came: u64,
+        arrived: u64,
         done: u64,
     },
 }
 
-/// What the disk was given since it was watched.
+/// The requests since logging began.
 #[derive(Debug, Default)]
 pub struct Log {
     clock: AtomicU64,
@@ -55,7 +55,7 @@ pub struct Log {
 }
 
 impl Log {
-    /// This moment.
+    /// Returns the current time.
     #[must_use]
     pub fn now(&self) -> u64 {
         self.clock.load(Ordering::SeqCst)
@@ -75,21 +75,21 @@ impl Log {
         }
     }
 
-    /// How many writes and flushes there were.
+    /// Returns the number of writes and flushes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.events().len()
     }
 
-    /// True when there were none.
+    /// Returns whether there were no requests.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.events().is_empty()
     }
 
-    /// Makes `image`, which is as the disk was when watching began, what a cut at `moment` leaves of it:
-    /// what was flushed, and `percent` of the rest.
-    pub fn replay(&self, image: &File, moment: u64, percent: u64, coin: &mut Rng) {
+    /// Turns `image`, a copy of the disk from when logging began, into the state after a power cut at `moment`: flushed
+    /// writes survive, and the other blocks with a probability of `percent`.
+    pub fn replay(&self, image: &File, moment: u64, percent: u64, rng: &mut Rng) {
         let mut events = self.events();
         events.sort_by_key(|event| match event {
             Event::Write { done, .. } | Event::Flush { done, .. } => *done,
@@ -97,135 +97,138 @@ impl Log {
         let flushed = events
             .iter()
             .filter_map(|event| match event {
-                Event::Flush { came, done } if *done <= moment => Some(*came),
+                Event::Flush { arrived, done } if *done <= moment => Some(*arrived),
                 _ => None,
             })
             .max()
             .unwrap_or(0);
         for event in events.iter() {
             let Event::Write {
-                at,
+                offset,
                 data,
-                came,
+                arrived,
                 done,
             } = event
             else {
                 continue;
             };
-            if *came > moment {
+            if *arrived > moment {
                 continue;
             }
             let stable = *done < flushed;
             for (index, block) in data.chunks(BLOCK).enumerate() {
-                if stable || coin.chance(percent) {
-                    let at = at + (index * BLOCK) as u64;
-                    image.write_all_at(block, at).expect("writing the image");
+                if stable || rng.chance(percent) {
+                    let offset = offset + (index * BLOCK) as u64;
+                    image
+                        .write_all_at(block, offset)
+                        .expect("writing the image");
                 }
             }
         }
     }
 }
 
-/// The disk. Its slowness is what lets requests overtake each other.
+/// The simulated disk. Random delays let requests overtake each other.
 #[derive(Debug)]
 pub struct Disk {
     image: PathBuf,
-    place: PathBuf,
+    mount_point: PathBuf,
     device: String,
     log: Arc<Log>,
     session: Option<fuser::BackgroundSession>,
 }
 
 impl Disk {
-    /// Makes an empty one in `scratch` and plugs it in.
+    /// Creates an empty disk in `scratch` and attaches it.
     #[must_use]
     pub fn new(scratch: &Scratch) -> Disk {
-        let (image, place) = (scratch.join("disk.image"), scratch.make("disk"));
+        let (image, mount_point) = (scratch.join("disk.image"), scratch.make("disk"));
         let file = File::options()
             .read(true)
             .write(true)
             .create_new(true)
             .open(&image)
-            .expect("making an image");
-        file.set_len(SIZE).expect("making an image");
+            .expect("creating an image");
+        file.set_len(SIZE).expect("creating an image");
         let log = Arc::new(Log::default());
         let mut config = fuser::Config::default();
         config.n_threads = Some(QUEUE);
-        let served = Served {
+        let filesystem = DiskFile {
             file,
             log: log.clone(),
         };
-        let session = fuser::spawn_mount(served, &place, &config).expect("mounting the disk");
-        let served = place.join("file");
+        let session =
+            fuser::spawn_mount(filesystem, &mount_point, &config).expect("mounting the disk");
+        let path = mount_point.join("file");
         let args: [&OsStr; 4] = [
             "--direct-io=on".as_ref(),
             "--find".as_ref(),
             "--show".as_ref(),
-            served.as_os_str(),
+            path.as_os_str(),
         ];
         let device = crate::command::run("losetup", args).ok().out();
         Disk {
             image,
-            place,
+            mount_point,
             device,
             log,
             session: Some(session),
         }
     }
 
-    /// The block device.
+    /// Returns the path of the block device.
     #[must_use]
     pub fn device(&self) -> &str {
         &self.device
     }
 
-    /// What it is given.
+    /// Returns the log of requests.
     #[must_use]
     pub fn log(&self) -> Arc<Log> {
         self.log.clone()
     }
 
-    /// Keeps a copy of what is on it as `to`, and remembers from here on what it is given. What comes while
-    /// it is copied is in the log, and in the copy or not: the journal may be committed at any time.
+    /// Starts logging, and copies the disk to `to`. Requests during the copy are in the log, and may be in the copy as
+    /// well, because the journal may be committed at any time.
     pub fn watch(&self, to: &Path) {
         self.log.watching.store(true, Ordering::SeqCst);
         copy(&self.image, to);
     }
 
-    /// Pulls it out; what used it has been unmounted.
+    /// Detaches the disk, which must be unmounted.
     pub fn unplug(mut self) {
         self.log.watching.store(false, Ordering::SeqCst);
         crate::command::run("losetup", ["--detach", &self.device]).ok();
-        // Another test's mount namespace may hold a copy for a moment.
-        crate::mount::unmount_free(&self.place);
-        // Its threads end with the mount.
+        // Another test's mount namespace may hold a copy of the mount for a moment.
+        crate::mount::unmount_free(&self.mount_point);
+        // The session's threads end with the mount.
         drop(self.session.take());
     }
 }
 
-/// Copies an image's data, not its holes.
+/// Copies the data of a sparse image.
 pub fn copy(from: &Path, to: &Path) {
     let from = File::open(from).expect("opening an image");
-    let to = File::create(to).expect("making an image");
-    to.set_len(SIZE).expect("making an image");
-    let mut at = 0;
-    while let Ok(start) = rustix::fs::seek(&from, SeekFrom::Data(at)) {
+    let to = File::create(to).expect("creating an image");
+    to.set_len(SIZE).expect("creating an image");
+    let mut offset = 0;
+    while let Ok(start) = rustix::fs::seek(&from, SeekFrom::Data(offset)) {
         let end = rustix::fs::seek(&from, SeekFrom::Hole(start)).expect("the end of the data");
         let length = usize::try_from(end - start).expect("a length");
         let mut data = vec![0; length];
         from.read_exact_at(&mut data, start)
             .expect("reading an image");
         to.write_all_at(&data, start).expect("writing an image");
-        at = end;
+        offset = end;
     }
 }
 
-struct Served {
+struct DiskFile {
     file: File,
     log: Arc<Log>,
 }
 
-impl Served {
+impl DiskFile {
     fn attr(ino: INodeNo) -> FileAttr {
         let file = ino == FILE;
         FileAttr {
@@ -251,39 +254,41 @@ impl Served {
         }
     }
 
-    /// As long as this write takes: most are quick, some are overtaken by many.
-    fn linger(came: u64) {
-        let mut luck = Rng::new(came);
-        let micros = if luck.chance(15) {
-            luck.below(20_000)
+    /// Delays a write: most take little time, some are overtaken by many others.
+    fn delay(arrived: u64) {
+        let mut rng = Rng::new(arrived);
+        let micros = if rng.chance(15) {
+            rng.below(20_000)
         } else {
-            luck.below(300)
+            rng.below(300)
         };
         std::thread::sleep(Duration::from_micros(micros));
     }
 }
 
-impl Filesystem for Served {
+impl Filesystem for DiskFile {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         config
             .add_capabilities(InitFlags::FUSE_ASYNC_DIO)
-            .map_err(|lacks| std::io::Error::other(format!("{lacks:?}")))?;
+            .map_err(|missing| {
+                std::io::Error::other(format!("unsupported capabilities: {missing:?}"))
+            })?;
         config
             .set_max_write(1 << 20)
             .map(drop)
-            .map_err(|most| std::io::Error::other(format!("at most {most}")))
+            .map_err(|limit| std::io::Error::other(format!("max_write is limited to {limit}")))
     }
 
     fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
         if name == "file" {
-            reply.entry(&TTL, &Served::attr(FILE), Generation(0));
+            reply.entry(&TTL, &DiskFile::attr(FILE), Generation(0));
         } else {
             reply.error(Errno::ENOENT);
         }
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        reply.attr(&TTL, &Served::attr(ino));
+        reply.attr(&TTL, &DiskFile::attr(ino));
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -296,14 +301,14 @@ impl Filesystem for Served {
         _: &Request,
         _: INodeNo,
         _: FileHandle,
-        at: u64,
+        offset: u64,
         size: u32,
         _: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
         let mut data = vec![0; size as usize];
-        match self.file.read_exact_at(&mut data, at) {
+        match self.file.read_exact_at(&mut data, offset) {
             Ok(()) => reply.data(&data),
             Err(_) => reply.error(Errno::EIO),
         }
@@ -314,33 +319,33 @@ impl Filesystem for Served {
         _: &Request,
         _: INodeNo,
         _: FileHandle,
-        at: u64,
+        offset: u64,
         data: &[u8],
         _: WriteFlags,
         _: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let came = self.log.tick();
+        let arrived = self.log.tick();
         if self.log.watching.load(Ordering::SeqCst) {
-            Served::linger(came);
+            DiskFile::delay(arrived);
         }
-        if self.file.write_all_at(data, at).is_err() {
+        if self.file.write_all_at(data, offset).is_err() {
             return reply.error(Errno::EIO);
         }
         self.log.note(Event::Write {
-            at,
+            offset,
             data: data.to_vec(),
-            came,
+            arrived,
             done: self.log.tick(),
         });
         reply.written(u32::try_from(data.len()).unwrap_or_default());
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        let came = self.log.tick();
+        let arrived = self.log.tick();
         let done = self.log.tick();
-        self.log.note(Event::Flush { came, done });
+        self.log.note(Event::Flush { arrived, done });
         reply.ok();
     }
 

@@ -1,4 +1,4 @@
-//! Cuts, and what is found after each.
+//! Makes power cuts, and checks the state after each.
 
 use std::fs::File;
 use std::path::Path;
@@ -10,12 +10,12 @@ use crate::mount::Overlay;
 use crate::random::rng::Rng;
 use crate::scratch::Scratch;
 
-/// What was found after all cuts.
+/// Findings after all cuts.
 #[derive(Debug, Default)]
 pub struct Findings {
-    /// How many cuts left something wrong.
+    /// Number of cuts after which something was wrong.
     pub bad_cuts: usize,
-    /// What, one line each.
+    /// The problems, one per line.
     pub lines: Vec<String>,
 }
 
@@ -26,24 +26,24 @@ impl std::ops::AddAssign for Findings {
     }
 }
 
-/// The cuts to make of one run.
+/// Power cuts of one run.
 #[derive(Debug, Clone, Copy)]
 pub struct Cuts<'r> {
-    /// The requests of the disk.
+    /// The log of the disk.
     pub log: &'r Log,
-    /// The image of the disk when the log began.
+    /// The image of the disk when logging began.
     pub before: &'r Path,
-    /// The first and the last moment of the run.
+    /// First and last time of the run.
     pub span: (u64, u64),
-    /// How many cuts to make.
+    /// Number of cuts.
     pub count: u64,
-    /// The seed of the moments and of the blocks that survive.
+    /// Seed of the times of the cuts and of the blocks that survive.
     pub seed: u64,
 }
 
 impl Cuts<'_> {
-    /// Makes the cuts, each as an image of its own in `scratch`, and has `inspect` list what is wrong with an
-    /// image and a moment. Images are removed.
+    /// Makes the cuts. Each cut is an image in `scratch`, which is removed afterwards. `inspect` gets the image and the
+    /// time of the cut, and returns the problems.
     pub fn make(
         &self,
         scratch: &Scratch,
@@ -51,21 +51,22 @@ impl Cuts<'_> {
     ) -> Findings {
         let mut findings = Findings::default();
         for cut in 0..self.count {
-            let mut coin = Rng::new(self.seed ^ cut << 20);
+            let mut rng = Rng::new(self.seed ^ cut << 20);
             let (from, to) = self.span;
-            let moment = from + coin.below(to - from);
-            // All of what was not flushed, nothing of it, or some.
-            let percent = coin.pick(&[0, 30, 50, 70, 100]);
-            // Not one name for all: another mount namespace may hold the last image for a moment.
+            let moment = from + rng.below(to - from);
+            // Percentage of the unflushed blocks that survive.
+            let percent = rng.pick(&[0, 30, 50, 70, 100]);
+            // A new name for each image, because another mount namespace may hold the previous one for a moment.
             let image = scratch.join(format!("cut{cut}.image"));
             disk::copy(self.before, &image);
             let file = File::options().write(true).open(&image).unwrap();
-            self.log.replay(&file, moment, percent, &mut coin);
+            self.log.replay(&file, moment, percent, &mut rng);
             drop(file);
             let wrong = inspect(&image, moment);
             std::fs::remove_file(&image).unwrap();
             findings.bad_cuts += usize::from(!wrong.is_empty());
-            let when = format!("cut {cut} at {moment}, {percent} % of the unflushed kept");
+            let when =
+                format!("cut {cut} at {moment}, {percent} % of the unflushed blocks survive");
             let lines = wrong.into_iter().map(|line| format!("{when}: {line}"));
             findings.lines.extend(lines);
         }
@@ -73,7 +74,7 @@ impl Cuts<'_> {
     }
 }
 
-/// Makes the cuts and judges every subject after each. Without `durable`, synced changes may be lost.
+/// Makes the cuts, and judges every subject after each. Without `durable`, synced changes may be lost.
 #[must_use]
 pub fn cut_often(
     scratch: &Scratch,
@@ -83,12 +84,12 @@ pub fn cut_often(
     durable: bool,
 ) -> Findings {
     cuts.make(scratch, |image, moment| {
-        look(scratch, base, image, past, moment, durable)
+        judge_image(scratch, base, image, past, moment, durable)
     })
 }
 
-/// Mounts what a cut left and looks at every subject.
-fn look(
+/// Mounts the layers as they are after a cut, and judges every subject.
+fn judge_image(
     scratch: &Scratch,
     base: &Base,
     image: &Path,
@@ -96,26 +97,26 @@ fn look(
     moment: u64,
     durable: bool,
 ) -> Vec<String> {
-    let place = scratch.make("after");
-    base.mount_image(image, &place);
-    let overlay = Overlay::cowlfs(&stack(&place), &scratch.make("mount"), &base.overlay);
+    let mount_point = scratch.make("after");
+    base.mount_image(image, &mount_point);
+    let overlay = Overlay::cowlfs(&stack(&mount_point), &scratch.make("mount"), &base.overlay);
     let mut wrong: Vec<String> = past
         .subjects
         .iter()
         .filter_map(|(subject, steps)| judge(subject, steps, overlay.path(), moment, durable).err())
         .collect();
-    let work = place.join("work/work");
+    let work = mount_point.join("work/work");
     let left = std::fs::read_dir(&work).unwrap().count();
     if left > 0 {
-        wrong.push(format!("{left} things are left in the work folder"));
+        wrong.push(format!("{left} entries are left in the work directory"));
     }
     overlay.unmount();
-    crate::mount::unmount_free(&place);
+    crate::mount::unmount_free(&mount_point);
     wrong
 }
 
-/// Whether what is seen of a subject is what it was before its steps or after one that had begun, and
-/// after the last one that was on the disk.
+/// Verifies that a subject has one of the permitted states: not older than the last step that was durable at the time
+/// of the cut, and not newer than the last step that had begun.
 fn judge(
     subject: &Subject,
     steps: &[Step],
@@ -123,21 +124,24 @@ fn judge(
     moment: u64,
     durable: bool,
 ) -> Result<(), String> {
-    let on_disk = |step: &Step| durable && step.durable.is_some_and(|at| at <= moment);
-    let least = steps.iter().rposition(on_disk).map_or(0, |at| at + 1);
+    let is_durable = |step: &Step| durable && step.durable.is_some_and(|at| at <= moment);
+    let least = steps
+        .iter()
+        .rposition(is_durable)
+        .map_or(0, |index| index + 1);
     let most = steps.iter().filter(|step| step.began <= moment).count();
-    let mut said = Vec::new();
+    let mut mismatches = Vec::new();
     for state in least..=most.max(least) {
         match subject.shows(root, state, state == least) {
             Ok(()) => return Ok(()),
-            Err(why) => said.push(format!("not {state} ({why})")),
+            Err(reason) => mismatches.push(format!("not {state} ({reason})")),
         }
     }
     Err(format!(
-        "{:?} {} (synced: {}) shows none of its states {least} to {most}: {}",
+        "{:?} {} (synced: {}) has none of the states {least} to {most}: {}",
         subject.kind,
         subject.id,
         subject.synced,
-        said.join("; ")
+        mismatches.join("; ")
     ))
 }

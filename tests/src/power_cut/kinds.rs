@@ -1,4 +1,4 @@
-//! What is done to one file or a few, step by step, and what may be found of it.
+//! Operations on one or a few files, in steps, and the states that are permitted after a cut.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::Write;
@@ -10,50 +10,50 @@ use rustix::fs::{CWD, Timespec, Timestamps, XattrFlags};
 
 use crate::random::rng::Rng;
 
-/// How many folders the files lie in.
+/// Number of directories that contain the files.
 pub const FOLDERS: usize = 7;
-/// When the lower files were changed last.
+/// Modification time of the lower files, in seconds.
 const LONG_AGO: u64 = 1_000_000_000;
 const XATTR: &str = "user.cut";
 
-/// What happens to a subject.
+/// An operation on a subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Bytes are appended to a lower file.
+    /// Appends bytes to a lower file.
     Append,
-    /// A lower file is cut to nothing as it is opened, and written anew.
+    /// Opens a lower file with O_TRUNC and writes new content.
     Rewrite,
-    /// One byte in the middle of a lower file is written.
+    /// Overwrites one byte in the middle of a lower file.
     Poke,
-    /// The same in a file of many MiB.
+    /// Overwrites one byte in the middle of a lower file of 16 MiB.
     PokeBig,
-    /// chmod, chown, an attribute; then bytes are appended.
+    /// Changes mode, owner and an xattr of a lower file, then appends bytes.
     Metadata,
-    /// A lower file is renamed.
+    /// Renames a lower file.
     Rename,
-    /// A lower file is renamed over another.
+    /// Renames a lower file over another.
     RenameOver,
-    /// A lower file is written to, then renamed over another.
+    /// Appends to a lower file, then renames it over another.
     AppendRename,
-    /// A lower file is removed.
+    /// Removes a lower file.
     Unlink,
-    /// Written beside it, synced, renamed over it; as dpkg does.
+    /// Writes a new file, syncs it, and renames it over the lower file, as dpkg does.
     Replace,
-    /// One of three names of a lower file is appended to.
+    /// Appends to one of three hard links of a lower file.
     Group,
-    /// A lower file gets one more name.
+    /// Creates a hard link to a lower file.
     Link,
-    /// A lower folder with a file is renamed.
+    /// Renames a lower directory that contains a file.
     RenameDir,
-    /// A lower folder is emptied and removed, and made anew.
+    /// Empties and removes a lower directory, and creates it again.
     RemoveDir,
-    /// A new file.
+    /// Creates a new file.
     New,
-    /// The owner of a lower symbolic link.
+    /// Changes the owner of a lower symlink.
     Lchown,
 }
 
-/// All of them, those more often that a careless copy-up would lose.
+/// All kinds. Those that an incorrect copy-up would lose occur more often.
 pub const KINDS: &[Kind] = &[
     Kind::Append,
     Kind::Append,
@@ -79,47 +79,47 @@ pub const KINDS: &[Kind] = &[
     Kind::Lchown,
 ];
 
-/// What is found wrong.
+/// Result of a check, with a description of the problem.
 pub type Verdict = Result<(), String>;
 
-/// A file, or a few that belong together, and what happens to it.
+/// One or a few related files, with an operation on them.
 #[derive(Debug, Clone)]
 pub struct Subject {
-    /// What happens.
+    /// The operation.
     pub kind: Kind,
-    /// Its number, which names it and makes its content.
+    /// Number that determines the names and the content.
     pub id: usize,
-    /// Whether the program asks for its change to be on the disk.
+    /// Whether the program syncs its changes.
     pub synced: bool,
-    /// Whether a rename that was not synced may show both names: btrfs writes the new name with any sync
-    /// of another file, and the whiteout with the next commit.
+    /// Whether both names may exist after a rename that was not synced: on btrfs, the fsync of another file may write
+    /// the new name, and the whiteout follows with the next commit.
     pub both_names: bool,
 }
 
 impl Subject {
-    /// The subject's main name.
+    /// Returns the main path of the subject.
     fn path(&self, root: &Path) -> PathBuf {
         self.named(root, "f")
     }
 
-    /// Another name of it.
-    fn named(&self, root: &Path, what: &str) -> PathBuf {
-        root.join(format!("d{}/{what}{}", self.id % FOLDERS, self.id))
+    /// Returns another path in the same directory.
+    fn named(&self, root: &Path, prefix: &str) -> PathBuf {
+        root.join(format!("d{}/{prefix}{}", self.id % FOLDERS, self.id))
     }
 
-    fn other_folder(&self, root: &Path) -> PathBuf {
-        let folder = (self.id + 1) % FOLDERS;
-        root.join(format!("d{folder}/third{}", self.id))
+    fn other_directory(&self, root: &Path) -> PathBuf {
+        let directory = (self.id + 1) % FOLDERS;
+        root.join(format!("d{directory}/third{}", self.id))
     }
 
     fn bytes(&self, salt: u64, length: usize) -> Vec<u8> {
-        // No byte is zero: one that is was never written. The pattern fits no block, so that a block in
-        // another's place is seen.
+        // No byte is zero, so that blocks that were never written are detected. The period is not a divisor of the
+        // block size, so that misplaced blocks are detected.
         const PATTERN: usize = 4093;
-        let mut luck = Rng::new((self.id as u64) << 8 | salt);
+        let mut rng = Rng::new((self.id as u64) << 8 | salt);
         let mut out = Vec::with_capacity(length + PATTERN);
         while out.len() < length.min(PATTERN) {
-            out.extend(luck.number().to_le_bytes().map(|byte| byte | 1));
+            out.extend(rng.number().to_le_bytes().map(|byte| byte | 1));
         }
         out.truncate(length.min(PATTERN));
         while out.len() < length {
@@ -129,14 +129,14 @@ impl Subject {
         out
     }
 
-    /// What the lower file holds.
+    /// Returns the content of the lower file.
     fn original(&self) -> Vec<u8> {
-        let mut luck = Rng::new(self.id as u64);
+        let mut rng = Rng::new(self.id as u64);
         let length = match self.kind {
             Kind::PokeBig => 16 << 20,
-            _ if luck.chance(40) => 1 + luck.below(4000),
-            _ if luck.chance(70) => luck.below(60_000) + 4000,
-            _ => luck.below(1_500_000) + 60_000,
+            _ if rng.chance(40) => 1 + rng.below(4000),
+            _ if rng.chance(70) => rng.below(60_000) + 4000,
+            _ => rng.below(1_500_000) + 60_000,
         };
         self.bytes(1, usize::try_from(length).unwrap_or_default())
     }
@@ -149,7 +149,7 @@ impl Subject {
         self.bytes(3, 1 + self.id * 91 % 50_000)
     }
 
-    /// Makes what the lower layer has of it.
+    /// Creates the subject's files in the lower layer.
     pub fn plant(&self, lower: &Path) {
         let main = self.path(lower);
         match self.kind {
@@ -168,13 +168,13 @@ impl Subject {
             }
             Kind::Group => {
                 std::fs::hard_link(&main, self.named(lower, "second")).unwrap();
-                std::fs::hard_link(&main, self.other_folder(lower)).unwrap();
+                std::fs::hard_link(&main, self.other_directory(lower)).unwrap();
             }
             _ => {}
         }
     }
 
-    /// How many steps there are.
+    /// Returns the number of steps.
     #[must_use]
     pub fn steps(&self) -> usize {
         match self.kind {
@@ -185,7 +185,7 @@ impl Subject {
         }
     }
 
-    /// Takes the `step`-th step, from 1; true when what it did was synced.
+    /// Performs step number `step`, counted from 1. Returns whether the change was synced.
     #[expect(clippy::too_many_lines, reason = "one arm for each operation")]
     pub fn take(&self, root: &Path, step: usize) -> bool {
         let path = self.path(root);
@@ -221,15 +221,15 @@ impl Subject {
             (Kind::Rename, _) => {
                 let to = self.named(root, "to");
                 std::fs::rename(&path, &to).unwrap();
-                self.sync(&File::open(&to).unwrap()) && self.sync_folder(root)
+                self.sync(&File::open(&to).unwrap()) && self.sync_directory(root)
             }
             (Kind::RenameOver | Kind::AppendRename, _) => {
                 std::fs::rename(&path, self.named(root, "over")).unwrap();
-                self.synced && self.sync_folder(root)
+                self.synced && self.sync_directory(root)
             }
             (Kind::Unlink, _) => {
                 std::fs::remove_file(&path).unwrap();
-                self.synced && self.sync_folder(root)
+                self.synced && self.sync_directory(root)
             }
             (Kind::Replace, _) => {
                 let new = self.named(root, "dpkg-new");
@@ -237,15 +237,15 @@ impl Subject {
                 file.write_all(&self.other()).unwrap();
                 file.sync_all().unwrap();
                 std::fs::rename(&new, &path).unwrap();
-                self.synced && self.sync_folder(root)
+                self.synced && self.sync_directory(root)
             }
             (Kind::Link, _) => {
                 std::fs::hard_link(&path, self.named(root, "to")).unwrap();
-                self.synced && self.sync_folder(root)
+                self.synced && self.sync_directory(root)
             }
             (Kind::RenameDir, _) => {
                 std::fs::rename(&path, self.named(root, "to")).unwrap();
-                self.synced && self.sync_folder(root)
+                self.synced && self.sync_directory(root)
             }
             (Kind::RemoveDir, 1) => {
                 std::fs::remove_file(path.join("in")).unwrap();
@@ -253,16 +253,16 @@ impl Subject {
             }
             (Kind::RemoveDir, 2) => {
                 std::fs::remove_dir(&path).unwrap();
-                self.synced && self.sync_folder(root)
+                self.synced && self.sync_directory(root)
             }
             (Kind::RemoveDir, _) => {
                 std::fs::create_dir(&path).unwrap();
-                self.synced && self.sync_folder(root)
+                self.synced && self.sync_directory(root)
             }
             (Kind::New, _) => {
                 let mut file = File::create_new(&path).unwrap();
                 file.write_all(&self.other()).unwrap();
-                self.sync(&file) && self.sync_folder(root)
+                self.sync(&file) && self.sync_directory(root)
             }
             (Kind::Lchown, _) => {
                 std::os::unix::fs::lchown(&path, Some(77), Some(78)).unwrap();
@@ -272,7 +272,7 @@ impl Subject {
         }
     }
 
-    /// One way or the other: what fdatasync(2) promises of the content is no less.
+    /// Syncs with either fdatasync or fsync; both guarantee that the content is durable.
     fn sync_content(&self, file: &File) -> bool {
         if self.synced && self.id.is_multiple_of(2) {
             file.sync_data().unwrap();
@@ -288,27 +288,27 @@ impl Subject {
         self.synced
     }
 
-    fn sync_folder(&self, root: &Path) -> bool {
-        let folder = root.join(format!("d{}", self.id % FOLDERS));
-        File::open(folder).unwrap().sync_all().unwrap();
+    fn sync_directory(&self, root: &Path) -> bool {
+        let directory = root.join(format!("d{}", self.id % FOLDERS));
+        File::open(directory).unwrap().sync_all().unwrap();
         true
     }
 
-    /// Whether `root` shows the state after `step` steps; `exact` when it is on the disk, else what a
-    /// plain file system may lose of what was written may be missing.
+    /// Verifies that `root` has the state after `step` steps. Unless `exact`, data that was not synced may be missing,
+    /// as on a plain file system.
     pub fn shows(&self, root: &Path, step: usize, exact: bool) -> Verdict {
         let path = self.path(root);
         let original = self.original();
         let whole = |path: &Path| content(path, &original, b"", true);
         let grown = |path: &Path| content(path, &original, &self.tail(), exact);
         match (self.kind, step) {
-            (Kind::New, 0) => gone(&path),
+            (Kind::New, 0) => expect_absent(&path),
             (Kind::New, _) => content(&path, b"", &self.other(), exact),
             (Kind::Metadata, 0..=3) => whole(&path).and_then(|()| self.attributes(&path, step)),
             (Kind::Metadata, _) => grown(&path).and_then(|()| self.attributes(&path, step)),
             (Kind::RenameOver | Kind::AppendRename, 0) => whole(&path)
                 .and_then(|()| content(&self.named(root, "over"), &self.other(), b"", true))
-                .and_then(|()| old(&path)),
+                .and_then(|()| expect_unmodified(&path)),
             (Kind::RenameOver, _) => self
                 .moved(root, exact)
                 .and_then(|()| whole(&self.named(root, "over"))),
@@ -319,25 +319,25 @@ impl Subject {
                 .and_then(|()| grown(&self.named(root, "over"))),
             (Kind::Lchown, _) => {
                 let found = path.symlink_metadata().map_err(|e| e.to_string())?.uid();
-                same("owner", found, if step == 0 { 0 } else { 77 })
+                expect_equal("owner", found, if step == 0 { 0 } else { 77 })
             }
             (Kind::RenameDir | Kind::RemoveDir, 0) => whole(&path.join("in")),
             (Kind::RenameDir, _) => {
                 let moved = self.named(root, "to").join("in");
                 self.moved(root, exact).and_then(|()| whole(&moved))
             }
-            (Kind::RemoveDir, 1 | 3) => gone(&path.join("in")).and_then(|()| {
+            (Kind::RemoveDir, 1 | 3) => expect_absent(&path.join("in")).and_then(|()| {
                 let found = path.symlink_metadata().map_err(|e| e.to_string())?;
-                same("is a folder", found.is_dir(), true)
+                expect_equal("is a directory", found.is_dir(), true)
             }),
-            (Kind::RemoveDir, _) => gone(&path),
+            (Kind::RemoveDir, _) => expect_absent(&path),
             (Kind::Group, _) => self.group(root, step, exact),
             (Kind::Link, _) => whole(&path).and_then(|()| {
                 let other = self.named(root, "to");
                 if step == 0 {
-                    return gone(&other);
+                    return expect_absent(&other);
                 }
-                same("number", inode(&path)?, inode(&other)?)
+                expect_equal("inode number", inode(&path)?, inode(&other)?)
             }),
             (Kind::Append, 1) => grown(&path),
             (Kind::Rewrite | Kind::Replace, 1) => {
@@ -349,7 +349,7 @@ impl Subject {
                 let middle = new.len() / 2;
                 new[middle] = b'!';
                 match content(&path, &new, b"", true) {
-                    // The byte was not written yet.
+                    // The byte may not have been written yet.
                     Err(_) if !exact => whole(&path),
                     other => other,
                 }
@@ -357,17 +357,17 @@ impl Subject {
             (Kind::Rename, 1) => {
                 let to = self.named(root, "to");
                 self.moved(root, exact)
-                    .and_then(|()| whole(&to).and_then(|()| old(&to)))
+                    .and_then(|()| whole(&to).and_then(|()| expect_unmodified(&to)))
             }
-            (Kind::Unlink, 1) => gone(&path),
-            _ => whole(&path).and_then(|()| old(&path)),
+            (Kind::Unlink, 1) => expect_absent(&path),
+            _ => whole(&path).and_then(|()| expect_unmodified(&path)),
         }
     }
 
-    /// The old name is free.
+    /// Verifies that the old name does not exist, unless `both_names` permits it.
     fn moved(&self, root: &Path, exact: bool) -> Verdict {
         let path = self.path(root);
-        match gone(&path) {
+        match expect_absent(&path) {
             Err(_) if self.both_names && !exact && path.is_file() => {
                 content(&path, &self.original(), b"", true)
             }
@@ -378,40 +378,52 @@ impl Subject {
         }
     }
 
-    /// All names of one file are that file.
+    /// Verifies that all names refer to one file.
     fn group(&self, root: &Path, step: usize, exact: bool) -> Verdict {
         let (path, second) = (self.path(root), self.named(root, "second"));
-        let third = self.other_folder(root);
+        let third = self.other_directory(root);
         let tail = if step == 0 { Vec::new() } else { self.tail() };
         content(&path, &self.original(), &tail, exact)?;
-        same("number of the second name", inode(&second)?, inode(&path)?)?;
-        same("number of the third name", inode(&third)?, inode(&path)?)
+        expect_equal(
+            "inode number of the second name",
+            inode(&second)?,
+            inode(&path)?,
+        )?;
+        expect_equal(
+            "inode number of the third name",
+            inode(&third)?,
+            inode(&path)?,
+        )
     }
 
     fn attributes(&self, path: &Path, step: usize) -> Verdict {
         let found = path.symlink_metadata().map_err(|e| e.to_string())?;
-        // A change of the owner takes the setuid and setgid bits, as writing does.
+        // chown clears the setuid and setgid bits, as a write does.
         let mode = match step {
             0 => 0o640,
             1 => 0o6711,
             _ => 0o0711,
         };
-        same("mode", found.mode() & 0o7777, mode)?;
+        expect_equal("mode", found.mode() & 0o7777, mode)?;
         let owner = if step >= 2 { (1234, 2345) } else { (0, 0) };
-        same("owner", (found.uid(), found.gid()), owner)?;
+        expect_equal("owner", (found.uid(), found.gid()), owner)?;
         let mut value = [0; 16];
         let xattr = match rustix::fs::getxattr(path, XATTR, &mut value) {
             Ok(length) => value[..length].to_vec(),
             Err(rustix::io::Errno::NODATA) => Vec::new(),
-            Err(error) => return Err(format!("its attribute: {error}")),
+            Err(error) => return Err(format!("xattr: {error}")),
         };
         let expected: &[u8] = if step >= 3 { b"value" } else { b"" };
-        same("attribute", xattr.as_slice(), expected)?;
-        if step < 4 { old(path) } else { Ok(()) }
+        expect_equal("xattr", xattr.as_slice(), expected)?;
+        if step < 4 {
+            expect_unmodified(path)
+        } else {
+            Ok(())
+        }
     }
 }
 
-/// A lower file.
+/// Creates a lower file.
 fn plain(path: &Path, data: &[u8]) {
     let mut file = OpenOptions::new()
         .write(true)
@@ -433,18 +445,18 @@ fn plain(path: &Path, data: &[u8]) {
     rustix::fs::utimensat(CWD, path, &times, rustix::fs::AtFlags::empty()).unwrap();
 }
 
-/// The file was not written to.
-fn old(path: &Path) -> Verdict {
+/// Verifies that the modification time is that of the lower file.
+fn expect_unmodified(path: &Path) -> Verdict {
     let found = path.symlink_metadata().and_then(|found| found.modified());
     let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(LONG_AGO);
-    same("time", found.map_err(|e| e.to_string())?, long_ago)
+    expect_equal("time", found.map_err(|e| e.to_string())?, long_ago)
 }
 
-fn same<T: PartialEq + std::fmt::Debug>(what: &str, found: T, expected: T) -> Verdict {
+fn expect_equal<T: PartialEq + std::fmt::Debug>(label: &str, found: T, expected: T) -> Verdict {
     if found == expected {
         return Ok(());
     }
-    Err(format!("{what}: found {found:?}, not {expected:?}"))
+    Err(format!("{label}: found {found:?}, expected {expected:?}"))
 }
 
 fn inode(path: &Path) -> Result<u64, String> {
@@ -453,36 +465,36 @@ fn inode(path: &Path) -> Result<u64, String> {
         .map_err(|error| format!("{}: {error}", path.display()))
 }
 
-fn gone(path: &Path) -> Verdict {
+fn expect_absent(path: &Path) -> Verdict {
     match path.symlink_metadata() {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(format!("{}: {error}", path.display())),
-        Ok(_) => Err(format!("{} is there", path.display())),
+        Ok(_) => Err(format!("{} exists", path.display())),
     }
 }
 
-/// `whole` is there whatever happened; of `tail` a part may be missing or zero, unless `exact`.
+/// Verifies the content of a file: `whole` must be complete; unless `exact`, parts of `tail` may be missing or zero.
 fn content(path: &Path, whole: &[u8], tail: &[u8], exact: bool) -> Verdict {
-    let say = |text: String| Err(format!("{}: {text}", path.display()));
+    let fail = |text: String| Err(format!("{}: {text}", path.display()));
     let found = match std::fs::read(path) {
         Ok(found) => found,
-        Err(error) => return say(error.to_string()),
+        Err(error) => return fail(error.to_string()),
     };
     let (least, most) = (whole.len(), whole.len() + tail.len());
     if found.len() < least || found.len() > most || (exact && found.len() != most) {
-        return say(format!("{} bytes, not {least} to {most}", found.len()));
+        return fail(format!("{} bytes, expected {least} to {most}", found.len()));
     }
     let (start, rest) = found.split_at(least);
     if start != whole {
-        let at = start.iter().zip(whole).position(|(a, b)| a != b);
+        let offset = start.iter().zip(whole).position(|(a, b)| a != b);
         let zeros = start.iter().filter(|byte| **byte == 0).count();
-        return say(format!(
-            "wrong from byte {at:?} of {least}, {zeros} are zero"
+        return fail(format!(
+            "mismatch at byte {offset:?} of {least}, {zeros} bytes are zero"
         ));
     }
     let fits = |(found, written): (&u8, &u8)| found == written || (!exact && *found == 0);
     if !rest.iter().zip(tail).all(fits) {
-        return say("what was written is something else".to_owned());
+        return fail("the appended data differs".to_owned());
     }
     Ok(())
 }

@@ -20,7 +20,7 @@ pub mod work;
 
 use crate::conditions::{Need, can};
 
-/// Whether the machine can run a test on a file system of the type `kind`. `programs` are needed in addition.
+/// Returns whether the machine can run a test on a file system of the type `kind` that also requires `programs`.
 #[must_use]
 pub fn can_cut(kind: &'static str, programs: &[&'static str]) -> bool {
     let make = match kind {

@@ -1,4 +1,5 @@
-//! A store on the logged disk: all verbs, a concurrent writer, and the time at which each state was acknowledged.
+//! Runs all verbs on a store on the logged disk, concurrently with a writer, and records when each state was
+//! acknowledged.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -17,14 +18,14 @@ use crate::command::{Output, run_command};
 use crate::random::rng::Rng;
 use crate::scratch::Scratch;
 
-/// How many file names the writer reuses.
+/// Number of file names that the writer uses.
 const FILES: u64 = 50;
-/// The container that is mounted and written to during the whole run.
+/// The container that stays mounted and is written to during the whole run.
 pub const LIVE: &str = "live";
-/// The container that is mounted only for a command.
+/// The container that is mounted only for single commands.
 pub const IDLE: &str = "idle";
 
-/// How the programs under test run.
+/// The mode in which the programs under test run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Care {
     /// Unmodified.
@@ -42,22 +43,22 @@ pub type Content = [u8; 32];
 pub struct Fact {
     /// NAME, or NAME@SNAP.
     pub address: String,
-    /// When it was acknowledged.
+    /// Time of the acknowledgment.
     pub from: u64,
-    /// When the command began that removed or renamed it.
+    /// Time at which a command began to remove or rename it.
     pub until: Option<u64>,
-    /// When it was acknowledged as durable.
+    /// Time of the acknowledgment as durable.
     pub durable: Option<u64>,
-    /// Its content, if that does not change.
+    /// Its content, unless that may change.
     pub content: Option<Content>,
 }
 
-/// Everything that was acknowledged, and the span of the run.
+/// All recorded facts, and the span of the run.
 #[derive(Debug)]
 pub struct Past {
     /// The facts.
     pub facts: Vec<Fact>,
-    /// The first and the last moment of the run.
+    /// First and last time of the run.
     pub span: (u64, u64),
 }
 
@@ -92,7 +93,7 @@ pub fn content(archive: &[u8]) -> Content {
     Sha256::digest(archive).into()
 }
 
-/// Creates a store on a disk, runs the verbs on it, and unplugs the disk. An image of the disk before the run is
+/// Creates a store on a disk, runs the verbs on it, and detaches the disk. An image of the disk before the run is
 /// written to `before`.
 #[must_use]
 pub fn run(
@@ -106,7 +107,7 @@ pub fn run(
         store: store_on(&place),
         beside: scratch.make("beside"),
         log: disk.log(),
-        luck: Rng::new(seed),
+        rng: Rng::new(seed),
         care,
         facts: Vec::new(),
         made: 0,
@@ -119,15 +120,16 @@ pub fn run(
     crate::command::run("sync", ["-f".as_ref(), place.as_os_str()]).ok();
     disk.watch(before);
     let began = work.log.now();
-    let over = AtomicBool::new(false);
-    let quiet = Mutex::new(());
+    let finished = AtomicBool::new(false);
+    let writer_lock = Mutex::new(());
     std::thread::scope(|scope| {
-        scope.spawn(|| write_on(&mounted, seed, &over, &quiet));
+        scope.spawn(|| write_without_sync(&mounted, seed, &finished, &writer_lock));
         if seed % 2 == 0 {
-            scope.spawn(|| commit_often(&place, &over));
+            scope.spawn(|| commit_often(&place, &finished));
         }
-        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work.all(&quiet)));
-        over.store(true, Ordering::SeqCst);
+        let done =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work.all(&writer_lock)));
+        finished.store(true, Ordering::SeqCst);
         if let Err(panic) = done {
             std::panic::resume_unwind(panic);
         }
@@ -142,14 +144,14 @@ pub fn run(
 }
 
 /// Writes, appends and renames in the container without a sync, as a program would.
-fn write_on(root: &Path, seed: u64, over: &AtomicBool, quiet: &Mutex<()>) {
-    let mut luck = Rng::new(seed ^ 77);
-    while !over.load(Ordering::SeqCst) {
+fn write_without_sync(root: &Path, seed: u64, finished: &AtomicBool, writer_lock: &Mutex<()>) {
+    let mut rng = Rng::new(seed ^ 77);
+    while !finished.load(Ordering::SeqCst) {
         {
-            let _mine = quiet.lock().unwrap_or_else(PoisonError::into_inner);
-            let name = root.join(format!("n{}", luck.below(FILES)));
-            let text = vec![b'a' + u8::try_from(luck.below(26)).unwrap_or(0); 20_000];
-            match luck.below(4) {
+            let _guard = writer_lock.lock().unwrap_or_else(PoisonError::into_inner);
+            let name = root.join(format!("n{}", rng.below(FILES)));
+            let text = vec![b'a' + u8::try_from(rng.below(26)).unwrap_or(0); 20_000];
+            match rng.below(4) {
                 0 => std::fs::write(&name, &text).unwrap(),
                 1 => {
                     let mut file = std::fs::File::options()
@@ -168,19 +170,19 @@ fn write_on(root: &Path, seed: u64, over: &AtomicBool, quiet: &Mutex<()>) {
                 }
                 _ => match std::fs::remove_file(&name) {
                     Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                        panic!("removing {}: {error}", name.display());
+                        panic!("cannot remove {}: {error}", name.display());
                     }
                     _ => {}
                 },
             }
         }
-        std::thread::sleep(Duration::from_micros(luck.below(5000)));
+        std::thread::sleep(Duration::from_micros(rng.below(5000)));
     }
 }
 
 /// The verbs. Each is executed in every run.
 #[derive(Clone, Copy, Debug)]
-enum Deed {
+enum Verb {
     Snapshot(&'static str),
     IdleSnapshot(&'static str),
     Change,
@@ -198,32 +200,32 @@ enum Deed {
     Undelete,
 }
 
-const DEEDS: &[Deed] = &[
-    Deed::Snapshot(""),
-    Deed::Snapshot(""),
-    Deed::Snapshot("--sync"),
-    Deed::Snapshot("--sync"),
-    Deed::Snapshot("--no-sync"),
-    Deed::Change,
-    Deed::IdleSnapshot(""),
-    Deed::Change,
-    Deed::IdleSnapshot("--sync"),
-    Deed::Change,
-    Deed::IdleSnapshot("--no-sync"),
-    Deed::Change,
-    Deed::Restore,
-    Deed::Change,
-    Deed::Undo,
-    Deed::LiveRestore,
-    Deed::Clone,
-    Deed::CloneSnapshot,
-    Deed::Flatten,
-    Deed::Rename,
-    Deed::Create,
-    Deed::Import,
-    Deed::Remove,
-    Deed::Destroy,
-    Deed::Undelete,
+const VERBS: &[Verb] = &[
+    Verb::Snapshot(""),
+    Verb::Snapshot(""),
+    Verb::Snapshot("--sync"),
+    Verb::Snapshot("--sync"),
+    Verb::Snapshot("--no-sync"),
+    Verb::Change,
+    Verb::IdleSnapshot(""),
+    Verb::Change,
+    Verb::IdleSnapshot("--sync"),
+    Verb::Change,
+    Verb::IdleSnapshot("--no-sync"),
+    Verb::Change,
+    Verb::Restore,
+    Verb::Change,
+    Verb::Undo,
+    Verb::LiveRestore,
+    Verb::Clone,
+    Verb::CloneSnapshot,
+    Verb::Flatten,
+    Verb::Rename,
+    Verb::Create,
+    Verb::Import,
+    Verb::Remove,
+    Verb::Destroy,
+    Verb::Undelete,
 ];
 
 /// Returns the snapshot's name in NAME@SNAP.
@@ -235,7 +237,7 @@ struct Work {
     store: PathBuf,
     beside: PathBuf,
     log: Arc<Log>,
-    luck: Rng,
+    rng: Rng,
     care: Care,
     facts: Vec<Fact>,
     made: u32,
@@ -260,51 +262,51 @@ impl Work {
         }
     }
 
-    fn all(&mut self, quiet: &Mutex<()>) {
-        let mut deck = DEEDS.to_vec();
+    fn all(&mut self, writer_lock: &Mutex<()>) {
+        let mut deck = VERBS.to_vec();
         while !deck.is_empty() {
-            let at = usize::try_from(self.luck.below(deck.len() as u64)).unwrap_or(0);
-            let deed = deck.swap_remove(at);
-            self.act(deed, quiet);
-            std::thread::sleep(Duration::from_millis(self.luck.below(60)));
+            let index = usize::try_from(self.rng.below(deck.len() as u64)).unwrap_or(0);
+            let verb = deck.swap_remove(index);
+            self.act(verb, writer_lock);
+            std::thread::sleep(Duration::from_millis(self.rng.below(60)));
         }
     }
 
-    fn act(&mut self, deed: Deed, quiet: &Mutex<()>) {
-        match deed {
-            Deed::Snapshot(how) => self.snapshot(LIVE, how),
-            Deed::IdleSnapshot(how) => self.snapshot(IDLE, how),
-            Deed::Change => self.change(),
-            Deed::Remove => self.remove(),
-            Deed::Restore => self.restore(),
-            Deed::Undo => self.undo(),
-            Deed::LiveRestore => {
+    fn act(&mut self, verb: Verb, writer_lock: &Mutex<()>) {
+        match verb {
+            Verb::Snapshot(how) => self.snapshot(LIVE, how),
+            Verb::IdleSnapshot(how) => self.snapshot(IDLE, how),
+            Verb::Change => self.change(),
+            Verb::Remove => self.remove(),
+            Verb::Restore => self.restore(),
+            Verb::Undo => self.undo(),
+            Verb::LiveRestore => {
                 let Some(address) = self.one_of(LIVE) else {
                     return;
                 };
                 {
-                    let _still = quiet.lock().unwrap_or_else(PoisonError::into_inner);
+                    let _guard = writer_lock.lock().unwrap_or_else(PoisonError::into_inner);
                     self.cowl(["restore", LIVE, snapshot_of(&address)]).ok();
                 }
                 self.new_snapshots(LIVE, None);
             }
-            Deed::Clone => self.clone_of(LIVE),
-            Deed::CloneSnapshot => {
+            Verb::Clone => self.clone_of(LIVE),
+            Verb::CloneSnapshot => {
                 if let Some(address) = self.one_of(IDLE).or_else(|| self.one_of(LIVE)) {
                     self.clone_of(&address);
                 }
             }
-            Deed::Flatten => {
+            Verb::Flatten => {
                 self.cowl(["flatten", IDLE]).ok();
             }
-            Deed::Rename => self.rename(),
-            Deed::Create => {
+            Verb::Rename => self.rename(),
+            Verb::Create => {
                 let name = self.name("made");
                 self.create(&name);
             }
-            Deed::Import => self.import(),
-            Deed::Destroy => self.destroy(),
-            Deed::Undelete => {
+            Verb::Import => self.import(),
+            Verb::Destroy => self.destroy(),
+            Verb::Undelete => {
                 self.destroy_and_back();
             }
         }
@@ -334,8 +336,8 @@ impl Work {
         let now = self.log.now();
         let inner = format!("{address}@");
         for fact in &mut self.facts {
-            let it = fact.address == address || fact.address.starts_with(&inner);
-            if it && fact.until.is_none() {
+            let matches = fact.address == address || fact.address.starts_with(&inner);
+            if matches && fact.until.is_none() {
                 fact.until = Some(now);
             }
         }
@@ -349,7 +351,7 @@ impl Work {
             .filter(|fact| fact.until.is_none() && fact.address.starts_with(&inner))
             .map(|fact| fact.address.clone())
             .collect();
-        (!known.is_empty()).then(|| self.luck.pick(&known))
+        (!known.is_empty()).then(|| self.rng.pick(&known))
     }
 
     /// Returns a random container other than the two that are written to.
@@ -360,7 +362,7 @@ impl Work {
             .filter(|fact| fact.address != LIVE && fact.address != IDLE)
             .map(|fact| fact.address.clone())
             .collect();
-        (!known.is_empty()).then(|| self.luck.pick(&known))
+        (!known.is_empty()).then(|| self.rng.pick(&known))
     }
 
     fn create(&mut self, name: &str) {
@@ -399,7 +401,7 @@ impl Work {
 
     /// Writes to a container that is mounted for this purpose only.
     fn change(&mut self) {
-        let number = self.luck.below(1000);
+        let number = self.rng.below(1000);
         let root = PathBuf::from(self.cowl(["mount", IDLE]).ok().out());
         for file in 0..6 {
             let text = format!("{number} ").repeat(2000);

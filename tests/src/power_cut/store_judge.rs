@@ -11,7 +11,7 @@ use super::work::Base;
 use crate::command::{Output, run_command};
 use crate::scratch::Scratch;
 
-/// The number of states by result.
+/// Number of states by result.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Counts {
     /// Marked durable and intact.
@@ -105,11 +105,11 @@ impl After {
 
     /// Runs a command that must succeed; otherwise its output is added to `wrong`.
     fn must(&self, args: &[&str], wrong: &mut Vec<String>) -> Option<Output> {
-        let done = self.cowl(args);
-        if done.code == 0 {
-            return Some(done);
+        let output = self.cowl(args);
+        if output.code == 0 {
+            return Some(output);
         }
-        wrong.push(done.report());
+        wrong.push(output.report());
         None
     }
 
@@ -121,20 +121,20 @@ impl After {
         };
         for fact in &past.facts {
             let gone = fact.until.is_some_and(|until| until <= self.moment);
-            let Some(is) = shown.get(&fact.address) else {
+            let Some(state) = shown.get(&fact.address) else {
                 if fact.from <= self.moment && !gone {
                     wrong.push(format!(
-                        "{} was acknowledged, and is not there",
+                        "{} was acknowledged, but does not exist",
                         fact.address
                     ));
                 }
                 continue;
             };
-            if fact.durable.is_some_and(|at| at <= self.moment) && *is == Shown::Incomplete {
-                wrong.push(format!("{} was durable, and is incomplete", fact.address));
+            if fact.durable.is_some_and(|at| at <= self.moment) && *state == Shown::Incomplete {
+                wrong.push(format!("{} was durable, but is incomplete", fact.address));
             }
             let Some(known) = fact.content else { continue };
-            if *is == Shown::Incomplete {
+            if *state == Shown::Incomplete {
                 self.refuses(&fact.address, &mut wrong);
                 incomplete.push((fact.address.as_str(), known));
                 continue;
@@ -145,14 +145,14 @@ impl After {
                 false => {
                     counts.broken += 1;
                     wrong.push(format!(
-                        "{} is marked durable, and is not whole",
+                        "{} is marked durable, but its content differs",
                         fact.address
                     ));
                 }
             }
         }
         self.check(&shown, &mut wrong);
-        // Repaired by now, and exported without a comment.
+        // The repair has accepted these states, so export does not mark them any more.
         for (address, known) in incomplete {
             let export = self.must(&["export", address, "-"], &mut wrong);
             match export.is_some_and(|export| content(&export.stdout) == known) {
@@ -195,7 +195,7 @@ impl After {
                 None => Shown::Durable,
                 Some("incomplete") => Shown::Incomplete,
                 Some(other) => {
-                    wrong.push(format!("{name} stands on what is {other} in another boot"));
+                    wrong.push(format!("{name} is {other} in another boot"));
                     continue;
                 }
             };
@@ -222,7 +222,7 @@ impl After {
     fn check(&self, shown: &HashMap<String, Shown>, wrong: &mut Vec<String>) {
         let losses = shown
             .values()
-            .filter(|is| **is == Shown::Incomplete)
+            .filter(|state| **state == Shown::Incomplete)
             .count();
         for (args, expected) in [
             (&["check"][..], losses),
@@ -230,12 +230,15 @@ impl After {
             (&["check"], 0),
             (&["check", "--deep"], 0),
         ] {
-            let Some(said) = self.must(args, wrong) else {
+            let Some(output) = self.must(args, wrong) else {
                 continue;
             };
-            let told = said.out().matches("is incomplete").count();
-            if told != expected || said.out().contains("damaged:") {
-                wrong.push(format!("{expected} incomplete: {}", said.report()));
+            let reported = output.out().matches("is incomplete").count();
+            if reported != expected || output.out().contains("damaged:") {
+                wrong.push(format!(
+                    "expected {expected} incomplete states: {}",
+                    output.report()
+                ));
             }
         }
         let used = self.script(

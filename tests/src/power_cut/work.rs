@@ -1,4 +1,4 @@
-//! Programs that use the mount, some at once, and what they were told.
+//! Runs programs on the mount, several at a time, and records which changes are acknowledged as durable.
 
 use std::fs::File;
 use std::io::Write;
@@ -14,19 +14,19 @@ use crate::mount::{Overlay, Stack};
 use crate::random::rng::Rng;
 use crate::scratch::Scratch;
 
-/// How many programs work at a time.
+/// Number of concurrent programs.
 const PROGRAMS: usize = 4;
 
-/// The file system that layers lie on.
+/// The file system that contains the layers.
 #[derive(Debug, Clone)]
 pub struct Base {
-    /// Its type.
+    /// Type of the file system.
     pub kind: String,
-    /// Its mount options.
+    /// Mount options of the file system.
     pub options: String,
-    /// More arguments for mkfs.
+    /// Additional arguments for mkfs.
     pub mkfs: String,
-    /// Options of the overlay.
+    /// Mount options of the overlay.
     pub overlay: String,
 }
 
@@ -48,7 +48,7 @@ impl Base {
         }
     }
 
-    /// Makes the file system on a new disk with a log, and mounts it. Returns the mount point too.
+    /// Creates the file system on a new disk with a log, and mounts it. Returns the disk and the mount point.
     #[must_use]
     pub fn make(&self, scratch: &Scratch) -> (Disk, PathBuf) {
         let disk = Disk::new(scratch);
@@ -70,27 +70,27 @@ impl Base {
     }
 }
 
-/// One step that was taken, in moments of the disk.
+/// A completed step, in times of the disk.
 #[derive(Debug, Clone, Copy)]
 pub struct Step {
-    /// When it began: nothing of it can be there before.
+    /// Time at which it began. Before that, no part of it may be visible.
     pub began: u64,
-    /// When it was over.
+    /// Time at which it ended.
     pub ended: u64,
-    /// When the program was told that it is on the disk, if it was.
+    /// Time at which the change was acknowledged as durable, if it was.
     pub durable: Option<u64>,
 }
 
-/// What happened.
+/// The history of a run.
 #[derive(Debug)]
 pub struct Past {
-    /// Every subject with the steps taken.
+    /// All subjects with their steps.
     pub subjects: Vec<(Subject, Vec<Step>)>,
-    /// The first and the last moment.
+    /// First and last time of the run.
     pub span: (u64, u64),
 }
 
-/// The layers on a disk that is mounted at `place`.
+/// Returns the layers on a disk that is mounted at `place`.
 #[must_use]
 pub fn stack(place: &Path) -> Stack {
     Stack {
@@ -106,8 +106,8 @@ pub fn mount(base: &Base, device: &str, place: &Path) {
     crate::command::run("mount", args.iter().map(AsRef::as_ref).chain([place])).ok();
 }
 
-/// Makes layers on a disk, has programs work in a mount of them, and unplugs it. The disk as it was before
-/// goes to `before`.
+/// Creates layers on a disk, runs programs in a mount of them, and detaches the disk. An image of the disk before the
+/// run is written to `before`.
 #[must_use]
 pub fn run(
     scratch: &Scratch,
@@ -117,24 +117,24 @@ pub fn run(
     before: &Path,
 ) -> (Past, std::sync::Arc<Log>) {
     let (disk, place) = base.make(scratch);
-    let mut luck = Rng::new(seed);
+    let mut rng = Rng::new(seed);
     let subjects: Vec<Subject> = (0..count)
         .map(|id| Subject {
             kind: if id % 60 == 59 {
                 Kind::PokeBig
             } else {
-                luck.pick(KINDS)
+                rng.pick(KINDS)
             },
             id,
-            synced: luck.chance(30),
+            synced: rng.chance(30),
             both_names: base.kind == "btrfs",
         })
         .collect();
-    for folder in ["upper", "work", "lower"] {
-        std::fs::create_dir(place.join(folder)).unwrap();
+    for name in ["upper", "work", "lower"] {
+        std::fs::create_dir(place.join(name)).unwrap();
     }
-    for folder in 0..FOLDERS {
-        std::fs::create_dir(place.join(format!("lower/d{folder}"))).unwrap();
+    for number in 0..FOLDERS {
+        std::fs::create_dir(place.join(format!("lower/d{number}"))).unwrap();
     }
     for subject in &subjects {
         subject.plant(&place.join("lower"));
@@ -144,9 +144,10 @@ pub fn run(
     disk.watch(before);
     let overlay = Overlay::cowlfs(&stack(&place), &scratch.make("mount"), &base.overlay);
     let began = log.now();
-    // With and without others that commit the journal: either hides something.
+    // Half of the runs have no other process that commits the journal: such commits can hide a missing sync, and can
+    // expose a wrong order of writes.
     let alone = seed % 2 == 1 && !base.overlay.contains("volatile");
-    let subjects = work(overlay.path(), &place, &log, subjects, (seed, alone));
+    let subjects = run_programs(overlay.path(), &place, &log, subjects, (seed, alone));
     let span = (began, log.now());
     overlay.unmount();
     crate::mount::unmount_free(&place);
@@ -154,8 +155,9 @@ pub fn run(
     (Past { subjects, span }, log)
 }
 
-/// All subjects' steps, by some programs, while others write to the same disk and sync all of it.
-fn work(
+/// Performs the steps of all subjects in several threads, while other threads write to the same file system and sync
+/// it.
+fn run_programs(
     root: &Path,
     base: &Path,
     log: &Log,
@@ -171,9 +173,9 @@ fn work(
             .map(|program| {
                 let (next, subjects, done) = (&next, &subjects, &done);
                 scope.spawn(move || {
-                    let mut luck = Rng::new(seed ^ (program as u64) << 32);
+                    let mut rng = Rng::new(seed ^ (program as u64) << 32);
                     while let Some(subject) = subjects.get(next.fetch_add(1, Ordering::SeqCst)) {
-                        let steps = steps(subject, root, log, &mut luck);
+                        let steps = steps(subject, root, log, &mut rng);
                         done.lock().unwrap().push((subject.clone(), steps));
                     }
                 })
@@ -182,7 +184,7 @@ fn work(
         if !alone {
             scope.spawn(|| commit_often(base, &over));
         }
-        scope.spawn(|| sync_at_times(base, log, &over, &syncs));
+        scope.spawn(|| sync_periodically(base, log, &over, &syncs));
         for program in programs {
             program.join().unwrap();
         }
@@ -199,13 +201,13 @@ fn work(
     done
 }
 
-fn steps(subject: &Subject, root: &Path, log: &Log, luck: &mut Rng) -> Vec<Step> {
+fn steps(subject: &Subject, root: &Path, log: &Log, rng: &mut Rng) -> Vec<Step> {
     (1..=subject.steps())
         .map(|step| {
             let began = log.now();
             let synced = subject.take(root, step);
             let ended = log.now();
-            std::thread::sleep(Duration::from_micros(luck.below(6000)));
+            std::thread::sleep(Duration::from_micros(rng.below(6000)));
             Step {
                 began,
                 ended,
@@ -215,29 +217,28 @@ fn steps(subject: &Subject, root: &Path, log: &Log, luck: &mut Rng) -> Vec<Step>
         .collect()
 }
 
-/// A program beside the overlay, whose fsync commits the file system's journal with whatever is in it.
+/// Writes and fsyncs a file next to the overlay, which commits the file system's journal with all pending metadata.
 pub(super) fn commit_often(base: &Path, over: &AtomicBool) {
     let mut file = File::create(base.join("database")).unwrap();
-    let mut luck = Rng::new(file.metadata().unwrap().ino());
+    let mut rng = Rng::new(file.metadata().unwrap().ino());
     while !over.load(Ordering::SeqCst) {
         file.write_all(b"a record").unwrap();
         file.sync_all().unwrap();
-        std::thread::sleep(Duration::from_micros(luck.below(10_000)));
+        std::thread::sleep(Duration::from_micros(rng.below(10_000)));
     }
 }
 
-/// Now and then, all that was done is synced. It is the layers' file system that is: since Linux 6.16
-/// syncfs(2) of a FUSE mount does not ask for it, and sync(2) would be about every disk of the machine.
-fn sync_at_times(base: &Path, log: &Log, over: &AtomicBool, syncs: &Mutex<Vec<(u64, u64)>>) {
-    let place: PathBuf = base.to_owned();
-    let folder = File::open(place).unwrap();
+/// Syncs all completed steps periodically. It syncs the file system of the layers: since Linux 6.16, syncfs(2) on a
+/// FUSE mount does not send a request, and sync(2) would sync every disk of the machine.
+fn sync_periodically(base: &Path, log: &Log, over: &AtomicBool, syncs: &Mutex<Vec<(u64, u64)>>) {
+    let directory = File::open(base).unwrap();
     let mut rounds = 0;
     while !over.load(Ordering::SeqCst) {
         std::thread::sleep(Duration::from_millis(100));
         rounds += 1;
         if rounds % 15 == 0 {
             let from = log.now();
-            rustix::fs::syncfs(&folder).unwrap();
+            rustix::fs::syncfs(&directory).unwrap();
             syncs.lock().unwrap().push((from, log.now()));
         }
     }

@@ -1,5 +1,5 @@
-//! Which operations come: a small generator with a seed, biased towards names that exist, towards
-//! few names (so that operations meet), and towards what overlays get wrong.
+//! Generates random operations from a seed. Prefers existing names, few names (so that operations affect the same
+//! objects), and cases that are error-prone in overlays.
 
 use std::collections::VecDeque;
 
@@ -27,7 +27,7 @@ const NAMES: [&[u8]; 15] = [
     b"\xff\xfe\n",
     b"g",
 ];
-/// How many names that went are remembered.
+/// Maximum number of removed or renamed paths that are remembered.
 const GONE: usize = 12;
 const MODES: [u32; 10] = [
     0o644, 0o600, 0o755, 0o700, 0o777, 0o000, 0o4755, 0o2755, 0o2775, 0o1777,
@@ -42,20 +42,20 @@ const XATTRS: [&str; 7] = [
     "user.long-name.with.dots",
 ];
 
-/// Makes operations for one run.
+/// A generator of operations for one run.
 #[derive(Debug)]
 pub struct Generator {
     rng: Rng,
     whiteouts: bool,
     portable: bool,
-    /// Names that something had not long ago: what comes there next meets what the layers keep of it.
+    /// Recently removed or renamed paths. Reusing one tests whether stale state of the layers shows through.
     gone: Vec<RelPath>,
-    /// What is left of a story.
+    /// Remaining operations of the current story.
     next: VecDeque<Op>,
 }
 
 impl Generator {
-    /// Starts at `seed`.
+    /// Creates a generator with `seed`.
     #[must_use]
     pub fn new(seed: u64) -> Generator {
         Generator {
@@ -67,36 +67,36 @@ impl Generator {
         }
     }
 
-    /// With what an overlay on top of the tree would do: devices 0:0, and renames that leave one.
+    /// Adds the operations of an overlay on top of the tree: devices 0:0, and RENAME_WHITEOUT.
     #[must_use]
     pub fn with_whiteouts(mut self) -> Generator {
         self.whiteouts = true;
         self
     }
 
-    /// Without what file systems answer differently, or overlays on overlays.
+    /// Omits operations whose results differ between file systems, or on an overlay above another overlay.
     #[must_use]
     pub fn portable(mut self) -> Generator {
         self.portable = true;
         self
     }
 
-    /// For decisions that are not operations.
+    /// Returns the random numbers, for other decisions of the test.
     pub fn rng(&mut self) -> &mut Rng {
         &mut self.rng
     }
 
-    /// The next operation, for a tree in which `known` paths exist.
+    /// Returns the next operation, for a tree in which the paths `known` exist.
     pub fn next(&mut self, known: &Paths) -> Op {
         loop {
-            let op = self.any(known);
+            let op = self.random_op(known);
             if !self.portable || is_portable(&op) {
                 return op;
             }
         }
     }
 
-    fn any(&mut self, known: &Paths) -> Op {
+    fn random_op(&mut self, known: &Paths) -> Op {
         if self.next.is_empty() && self.rng.chance(8) {
             self.next = self.story(known).into();
         }
@@ -109,9 +109,9 @@ impl Generator {
             0..24 => self.descriptor(known),
             24..31 => self.mapping(),
             31..62 => self.name(known),
-            62..82 => self.attribute(known),
+            62..82 => self.attribute_change(known),
             82..85 => {
-                // Only names: descriptors are of no interest to a listing.
+                // Only operations on names: those on descriptors do not affect a listing.
                 let inner = Box::new(self.name(known));
                 let path = match &*inner {
                     Op::Unlink { path } | Op::Rename { from: path, .. } => parent(path),
@@ -120,11 +120,11 @@ impl Generator {
                 Op::ListWhile { path, inner }
             }
             _ if self.rng.chance(2) => Op::DropCaches,
-            _ => self.look(known),
+            _ => self.inspection(known),
         }
     }
 
-    /// Who does it: mostly root.
+    /// Returns the user, groups and umask for the next operation. The user is not root in `others` percent of cases.
     pub fn who(&mut self, others: u64) -> Who {
         let umask = self.rng.pick(&[0o022, 0o022, 0o022, 0, 0o077, 0o027]);
         let id = if self.rng.chance(others) {
@@ -170,7 +170,7 @@ impl Generator {
         }
     }
 
-    /// A path that exists, mostly.
+    /// Returns a path that exists, in most cases.
     pub(super) fn old(&mut self, known: &Paths) -> RelPath {
         if !known.all.is_empty() && self.rng.chance(88) {
             return self.rng.pick(&known.all);
@@ -178,7 +178,7 @@ impl Generator {
         self.new_path(known)
     }
 
-    /// A folder that exists, mostly.
+    /// Returns a directory that exists, in most cases.
     pub(super) fn folder(&mut self, known: &Paths) -> RelPath {
         if !known.folders.is_empty() && self.rng.chance(88) {
             return self.rng.pick(&known.folders);
@@ -186,9 +186,10 @@ impl Generator {
         self.old(known)
     }
 
-    /// A path that exists and is to go from there; a folder in so many of a hundred cases.
-    fn leaving(&mut self, known: &Paths, folders: u64) -> RelPath {
-        let path = if self.rng.chance(folders) {
+    /// Returns an existing path that the next operation removes or renames, and remembers it. It is a directory in
+    /// `directories` percent of cases.
+    fn departing(&mut self, known: &Paths, directories: u64) -> RelPath {
+        let path = if self.rng.chance(directories) {
             self.folder(known)
         } else {
             self.old(known)
@@ -200,7 +201,7 @@ impl Generator {
         path
     }
 
-    /// A name in a folder that exists, mostly; the name itself may exist or not.
+    /// Returns a path whose parent directory exists, in most cases. The path itself may exist.
     pub(super) fn new_path(&mut self, known: &Paths) -> RelPath {
         if !self.gone.is_empty() && self.rng.chance(35) {
             return self.rng.pick(&self.gone);
@@ -254,7 +255,7 @@ impl Generator {
         }
     }
 
-    /// Long ago, so that the exact value can be compared.
+    /// Returns a time in the past, so that the exact value can be compared.
     fn seconds(&mut self) -> i64 {
         i64::try_from(self.rng.below(1_600_000_000)).unwrap_or_default()
     }
@@ -400,13 +401,13 @@ impl Generator {
                 }
             }
             10..12 => Op::Rmdir {
-                path: self.leaving(known, 85),
+                path: self.departing(known, 85),
             },
             12 => Op::RemoveTree {
-                path: self.leaving(known, 85),
+                path: self.departing(known, 85),
             },
             13..17 => Op::Unlink {
-                path: self.leaving(known, 0),
+                path: self.departing(known, 0),
             },
             17..26 => {
                 let mut flags = self.rng.pick(&[
@@ -418,7 +419,7 @@ impl Generator {
                 if self.whiteouts && self.rng.chance(30) {
                     flags |= RenameFlags::WHITEOUT;
                 }
-                let from = self.leaving(known, 45);
+                let from = self.departing(known, 45);
                 let to = if self.rng.chance(45) {
                     self.old(known)
                 } else {
@@ -461,7 +462,7 @@ impl Generator {
         }
     }
 
-    fn attribute(&mut self, known: &Paths) -> Op {
+    fn attribute_change(&mut self, known: &Paths) -> Op {
         let path = self.old(known);
         match self.rng.below(20) {
             0..5 => Op::Chmod {
@@ -511,7 +512,7 @@ impl Generator {
         }
     }
 
-    fn look(&mut self, known: &Paths) -> Op {
+    fn inspection(&mut self, known: &Paths) -> Op {
         let path = self.old(known);
         match self.rng.below(20) {
             0..5 => Op::Read { path },
@@ -541,7 +542,7 @@ impl Generator {
             2..4 => ("system.posix_acl_access", acl(self.rng.below(8))),
             4 => ("system.posix_acl_default", acl(self.rng.below(8))),
             5 => ("user.long-name.with.dots", vec![b'v'; 1500]),
-            // As an overlay on top of this one would set it: a name like any other.
+            // An overlay on top of this one sets this name; cowlfs must store it escaped.
             9 => ("trusted.overlay.opaque", b"y".to_vec()),
             6..8 => (
                 "trusted.three",

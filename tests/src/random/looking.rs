@@ -1,4 +1,4 @@
-//! Looking at one tree, and what came of it in a form that two trees can be compared by.
+//! Operations that read a tree. Their outcomes are comparable between two trees.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::MaybeUninit;
@@ -18,7 +18,7 @@ impl Side {
             Op::Read { path } => {
                 let fd =
                     rustix::fs::openat(root, path, OFlags::RDONLY | NO_TERMINAL, Mode::empty())?;
-                // A terminal, /dev/full and the like never end.
+                // Reads of terminals, /dev/full and similar devices do not end.
                 let kind = FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode);
                 if matches!(kind, FileType::CharacterDevice | FileType::Fifo) {
                     return Ok(Outcome::Done);
@@ -60,13 +60,12 @@ impl Side {
                     |name, buffer| rustix::fs::lgetxattr(&path, name, buffer),
                 )
             }
-            other => panic!("nobody performs {other:?}"),
+            other => panic!("unhandled operation {other:?}"),
         }
     }
 
-    /// Reads half of a folder, does something, reads the rest. What was there before and afterwards as
-    /// the same object was there all the time: it must come once. Nothing may come twice, or come that
-    /// was there neither before nor afterwards.
+    /// Reads half of a directory, performs `inner`, and reads the rest. A name that refers to the same object before
+    /// and after must be listed exactly once. No name may be listed twice, or listed without existing before or after.
     pub(super) fn list_while(&mut self, path: &[u8], inner: &Op) -> Result<Outcome> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | NO_TERMINAL;
         let open = |side: &Side| rustix::fs::openat(&side.root, path, flags, Mode::empty());
@@ -76,19 +75,19 @@ impl Side {
                 .map(|entry| entry.map(|e| (e.file_name().to_bytes().to_vec(), e.ino())))
                 .collect()
         };
-        // A descriptor of its own: the listing below begins anew.
+        // A separate descriptor, because the listing below must start at the beginning.
         let before = numbers(&open(self)?)?;
-        // Little room, so that the listing really is in pieces: it holds one of the longest names.
-        let mut room = [MaybeUninit::<u8>::uninit(); 320];
-        let mut listing = RawDir::new(&dir, &mut room);
-        let mut came: Vec<Vec<u8>> = Vec::new();
+        // A small buffer, which forces several getdents calls. It holds one entry with a name of maximum length.
+        let mut buffer = [MaybeUninit::<u8>::uninit(); 320];
+        let mut listing = RawDir::new(&dir, &mut buffer);
+        let mut listed: Vec<Vec<u8>> = Vec::new();
         let mut outcome = None;
         loop {
-            if came.len() >= before.len() / 2 && outcome.is_none() {
+            if listed.len() >= before.len() / 2 && outcome.is_none() {
                 outcome = Some(self.attempt(inner).unwrap_or_else(Outcome::Failed));
             }
             match listing.next() {
-                Some(entry) => came.push(entry?.file_name().to_bytes().to_vec()),
+                Some(entry) => listed.push(entry?.file_name().to_bytes().to_vec()),
                 None => break,
             }
         }
@@ -96,20 +95,23 @@ impl Side {
             Some(outcome) => outcome,
             None => self.attempt(inner).unwrap_or_else(Outcome::Failed),
         };
-        let after = numbers(&dir_again(&dir)?)?;
-        let set: BTreeSet<&Vec<u8>> = came.iter().collect();
+        let after = numbers(&reopen(&dir)?)?;
+        let distinct: BTreeSet<&Vec<u8>> = listed.iter().collect();
         let mut wrong = Vec::new();
-        if set.len() != came.len() {
-            wrong.push("a name comes twice".to_owned());
+        if distinct.len() != listed.len() {
+            wrong.push("a name is listed twice".to_owned());
         }
         for (name, number) in &before {
-            if after.get(name) == Some(number) && !set.contains(name) {
+            if after.get(name) == Some(number) && !distinct.contains(name) {
                 wrong.push(format!("{} is missing", name.escape_ascii()));
             }
         }
-        for name in set {
+        for name in distinct {
             if !before.contains_key(name) && !after.contains_key(name) {
-                wrong.push(format!("{} was never there", name.escape_ascii()));
+                wrong.push(format!(
+                    "{} is listed but never existed",
+                    name.escape_ascii()
+                ));
             }
         }
         Ok(if wrong.is_empty() {
@@ -120,8 +122,8 @@ impl Side {
     }
 }
 
-/// The same folder, wherever it is now, to be listed from its beginning.
-fn dir_again(dir: &OwnedFd) -> Result<OwnedFd> {
+/// Reopens the directory by descriptor, at its current path, to list it from the beginning.
+fn reopen(dir: &OwnedFd) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | NO_TERMINAL;
     rustix::fs::openat(dir, ".", flags, Mode::empty())
 }
@@ -130,7 +132,7 @@ pub(super) fn attributes(stat: Stat) -> Outcome {
     let kind = FileType::from_raw_mode(stat.st_mode);
     let is_dir = kind == FileType::Directory;
     let is_device = matches!(kind, FileType::CharacterDevice | FileType::BlockDevice);
-    // What passes through a fifo moves the times of the kernel's own inode; FUSE is not told.
+    // I/O on a fifo updates the times of the kernel's own inode, without a FUSE request.
     let now = stat.st_mtime >= NOW || kind == FileType::Fifo;
     Outcome::Attributes([
         i128::from(stat.st_mode),

@@ -1,5 +1,5 @@
-//! Shared mappings of files. What goes into one and comes out of it passes through a pipe, so that the
-//! kernel touches the mapped memory and a fault is an error (EFAULT), not the end of the test.
+//! Shared mappings of files. Data is copied through a pipe, so that the kernel accesses the mapped memory and a fault
+//! is reported as EFAULT instead of killing the test with SIGBUS.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -12,10 +12,10 @@ use vm_memory::{
     FileOffset, ReadVolatile, VolatileMemory, VolatileMemoryError, VolatileSlice, WriteVolatile,
 };
 
-/// As much as a pipe takes without anybody reading.
-const MOST: usize = 4096;
+/// Number of bytes that a pipe accepts without a concurrent reader.
+const PIPE_SIZE: usize = 4096;
 
-/// A shared mapping of the beginning of a file.
+/// A shared mapping from the beginning of a file.
 #[derive(Debug)]
 pub(super) struct Mapping {
     region: MmapRegion,
@@ -23,7 +23,7 @@ pub(super) struct Mapping {
 }
 
 impl Mapping {
-    /// Maps as much of the file as there is now.
+    /// Maps the file up to its current size.
     pub(super) fn new(fd: &OwnedFd, write: bool) -> Result<Mapping> {
         let file = File::from(fd.try_clone().map_err(errno)?);
         let stat = rustix::fs::fstat(&file)?;
@@ -36,24 +36,27 @@ impl Mapping {
         let region = MmapRegion::build(Some(offset), size, prot, nix::libc::MAP_SHARED).map_err(
             |error| match error {
                 MmapRegionError::Mmap(error) => errno(error),
-                other => panic!("no mapping: {other}"),
+                other => panic!("cannot map the file: {other}"),
             },
         )?;
         Ok(Mapping { region, file })
     }
 
-    /// The part of what is asked for that is in the file now: what lies between its end and the end of
-    /// the page is nobody's.
+    /// Returns the requested range as far as it is inside the file's current size. The content between the end of the
+    /// file and the end of its page is undefined.
     fn part(&self, offset: u64, len: usize) -> Result<VolatileSlice<'_, impl BitmapSlice>> {
         let size = u64::try_from(rustix::fs::fstat(&self.file)?.st_size).unwrap_or_default();
         let end = size.min(self.region.len() as u64);
         let offset = offset.min(end);
         let len = usize::try_from(end - offset)
-            .unwrap_or(MOST)
+            .unwrap_or(PIPE_SIZE)
             .min(len)
-            .min(MOST);
+            .min(PIPE_SIZE);
         let offset = usize::try_from(offset).unwrap_or_default();
-        Ok(self.region.get_slice(offset, len).expect("inside of it"))
+        Ok(self
+            .region
+            .get_slice(offset, len)
+            .expect("a range inside the mapping"))
     }
 
     pub(super) fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>> {
@@ -83,7 +86,7 @@ impl Mapping {
         Ok(part.len())
     }
 
-    /// What msync(MS_SYNC) of the whole mapping does.
+    /// Writes the file's dirty pages, as msync(MS_SYNC) of the whole mapping does.
     pub(super) fn sync(&self) -> Result<()> {
         rustix::fs::fdatasync(&self.file)
     }
@@ -100,6 +103,6 @@ fn errno(error: std::io::Error) -> Errno {
 fn volatile(error: VolatileMemoryError) -> Errno {
     match error {
         VolatileMemoryError::IOError(error) => errno(error),
-        other => panic!("a mapping: {other}"),
+        other => panic!("cannot access the mapping: {other}"),
     }
 }

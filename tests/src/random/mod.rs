@@ -1,4 +1,4 @@
-//! Random file operations, the same on two trees, compared one by one.
+//! Random file operations that are performed on two trees and compared one by one.
 
 mod generate;
 mod looking;

@@ -1,11 +1,11 @@
-//! What can be done to a tree, as plain values.
+//! Operations on a tree, as plain values.
 
 use rustix::fs::{FallocateFlags, OFlags, RenameFlags};
 
 /// A path relative to the tree's root.
 pub type RelPath = Vec<u8>;
 
-/// One operation. Descriptors are named by slot; `Hold` puts one there.
+/// An operation. Descriptors are identified by slot; `Hold` fills a slot.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(
     missing_docs,
@@ -82,7 +82,7 @@ pub enum Op {
         to_offset: u64,
         len: usize,
     },
-    /// The kernel's cached pages of the file go, as far as they are clean.
+    /// Drops the clean pages of the file from the page cache.
     FdDropPages {
         slot: usize,
     },
@@ -100,18 +100,18 @@ pub enum Op {
         slot: usize,
         name: &'static str,
     },
-    /// Opens what a descriptor holds once more, through /proc: works without a name too.
+    /// Reopens a descriptor's file through /proc, which works for unlinked files too.
     FdReopen {
         slot: usize,
         to: usize,
         flags: OFlags,
     },
-    /// Gives what a descriptor holds another name.
+    /// Creates a hard link to a descriptor's file.
     FdLink {
         slot: usize,
         path: RelPath,
     },
-    /// Maps what a descriptor holds, shared. The mapping lives on when the descriptor is closed.
+    /// Creates a shared mapping of a descriptor's file. It outlives the descriptor.
     Map {
         slot: usize,
         map: usize,
@@ -133,13 +133,13 @@ pub enum Op {
     MapSync {
         map: usize,
     },
-    /// truncate(2): by its name, with no descriptor.
+    /// truncate(2), by path.
     Cut {
         path: RelPath,
         len: u64,
     },
-    /// Reads the first half of a folder, does something, reads the other half: what was there all
-    /// the time comes exactly once.
+    /// Reads the first half of a directory, performs an operation, and reads the rest. Entries that exist all the time
+    /// must be listed exactly once.
     ListWhile {
         path: RelPath,
         inner: Box<Op>,
@@ -151,7 +151,7 @@ pub enum Op {
     Rmdir {
         path: RelPath,
     },
-    /// As `rm -r` does.
+    /// Removes a tree, as `rm -r` does.
     RemoveTree {
         path: RelPath,
     },
@@ -233,17 +233,17 @@ pub enum Op {
     List {
         path: RelPath,
     },
-    /// Makes the kernel forget names and inodes that nobody uses, on the whole machine.
+    /// Makes the kernel drop unused dentries and inodes, on the whole machine.
     DropCaches,
 }
 
-/// How many descriptors are held at most.
+/// Maximum number of held descriptors.
 pub const SLOTS: usize = 8;
-/// How many mappings.
+/// Maximum number of mappings.
 pub const MAPS: usize = 4;
 
-/// Who does something, with which umask. The group has the user's number; anybody but user 0 has no
-/// privilege.
+/// Credentials and umask of an operation. The primary group has the number of the user; users other than 0 have no
+/// capabilities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Who {
     /// User and group.
@@ -255,14 +255,14 @@ pub struct Who {
 }
 
 impl Who {
-    /// Root, as a shell has it.
+    /// Root with the usual umask.
     pub const ROOT: Who = Who {
         id: 0,
         groups: &[],
         umask: 0o022,
     };
 
-    /// A user in no other group than his own.
+    /// Returns a user without supplementary groups.
     #[must_use]
     pub fn user(id: u32) -> Who {
         Who { id, ..Who::ROOT }

@@ -1,6 +1,5 @@
-//! Doing one operation on one tree, and what came of it in a form that two trees can be compared
-//! by: results and error numbers, without what must differ (inode numbers, times of now, sizes and
-//! link counts of folders).
+//! Performs one operation on one tree. The outcome is comparable between two trees: results and error numbers, without
+//! values that may differ (inode numbers, current times, sizes and link counts of directories).
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -16,14 +15,14 @@ use super::looking::{attributes, list, xattrs};
 use super::mapping::Mapping;
 use super::operation::{MAPS, Op, SLOTS, Who};
 
-/// What came of an operation.
+/// Outcome of an operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It failed.
+    /// Failure.
     Failed(Errno),
-    /// It succeeded with nothing to tell.
+    /// Success without a result.
     Done,
-    /// A number of bytes.
+    /// Number of bytes.
     Count(usize),
     /// Bytes read.
     Bytes(Vec<u8>),
@@ -33,20 +32,20 @@ pub enum Outcome {
     Attributes([i128; 8]),
     /// Extended attributes with their values, sorted.
     Xattrs(Vec<(Vec<u8>, Vec<u8>)>),
-    /// What no filesystem may do.
+    /// Violations of POSIX, on any file system.
     Wrong(Vec<String>),
 }
 
-/// What a descriptor or a mapping holds.
+/// Identity of the file of a descriptor or a mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Held {
     /// Inode number.
     pub ino: u64,
-    /// When it was made, where the filesystem tells.
+    /// Birth time, if the file system reports it.
     pub born: (i64, u32),
 }
 
-/// One of the two trees, with the descriptors held in it.
+/// One of the two trees, with the descriptors and mappings that are held in it.
 #[derive(Debug)]
 pub struct Side {
     pub(super) root: OwnedFd,
@@ -60,7 +59,7 @@ pub(super) const NO_TERMINAL: OFlags = OFlags::CLOEXEC
 pub(super) const MOST: usize = 1 << 20;
 
 impl Side {
-    /// The tree at `root`.
+    /// Opens the tree at `root`.
     #[must_use]
     pub fn new(root: &Path) -> Side {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -73,14 +72,14 @@ impl Side {
         }
     }
 
-    /// Does `op` as `who`.
+    /// Performs `op` with the credentials of `who`.
     pub fn perform(&mut self, op: &Op, who: Who) -> Outcome {
         let who = if *op == Op::DropCaches {
             Who::ROOT
         } else {
             who
         };
-        // Times are set or shown.
+        // These operations set or report times.
         if let Op::Utimens { .. } | Op::FdUtimens { .. } | Op::Stat { .. } | Op::FdStat { .. } = op
         {
             self.sync_mappings();
@@ -91,15 +90,15 @@ impl Side {
         outcome.unwrap_or_else(Outcome::Failed)
     }
 
-    /// FUSE hears of what is written through a mapping when the page goes out, and takes that for the
-    /// moment of the change (docs/semantics.md): where times matter, all pages go out first.
+    /// Writes all dirty pages of mappings. FUSE learns of a store through a mapping at writeback, and takes that time
+    /// as mtime (docs/semantics.md), so writeback must precede every operation that sets or reports times.
     pub fn sync_mappings(&self) {
         for map in self.maps.iter().flatten() {
-            map.sync().expect("writing a mapping to the disk");
+            map.sync().expect("syncing a mapping");
         }
     }
 
-    /// Everything that is held: slots, then mappings.
+    /// Returns the identity of every held file: slots, then mappings.
     #[must_use]
     pub fn held(&self) -> Vec<Option<Held>> {
         let slots = self.slots.iter().map(|fd| fd.as_ref().map(held));
@@ -164,7 +163,7 @@ impl Side {
         self.slots[slot].as_ref().ok_or(Errno::BADF)
     }
 
-    /// Follows a symbolic link or not, for calls that only take paths.
+    /// Returns an absolute path, for system calls that do not take a directory descriptor.
     pub(super) fn path(&self, path: &[u8]) -> Vec<u8> {
         let mut full = format!("/proc/self/fd/{}/", self.root.as_raw_fd()).into_bytes();
         full.extend_from_slice(path);
@@ -246,14 +245,14 @@ impl Side {
                     .and_then(|fd| rustix::fs::futimens(fd, &times(Some(*seconds)))),
             ),
             Op::FdDropPages { slot } => done(self.fd(*slot).and_then(|fd| {
-                // Dirty pages would stay.
+                // fadvise does not drop dirty pages.
                 rustix::fs::fdatasync(fd)?;
                 rustix::fs::fadvise(fd, 0, None, Advice::DontNeed)
             })),
             Op::FdSeek { slot, offset, hole } => self
                 .fd(*slot)
                 .and_then(|fd| {
-                    // What a folder's offsets mean is its filesystem's own business.
+                    // The meaning of directory offsets depends on the file system.
                     let kind = FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode);
                     if kind != FileType::RegularFile {
                         return Err(Errno::INVAL);
@@ -265,7 +264,7 @@ impl Side {
                     };
                     rustix::fs::seek(fd, from)
                 })
-                .map(|at| Outcome::Count(usize::try_from(at).unwrap_or_default())),
+                .map(|offset| Outcome::Count(usize::try_from(offset).unwrap_or_default())),
             Op::FdChown { slot, uid, gid } => done(self.fd(*slot).and_then(|fd| {
                 rustix::fs::fchown(fd, uid.map(Uid::from_raw), gid.map(Gid::from_raw))
             })),
@@ -302,7 +301,7 @@ impl Side {
         let (mut read_at, mut write_at) = (from.1, to.1);
         let (source, target) = (self.fd(from.0)?, self.fd(to.0)?);
         let mut total = 0;
-        // A short copy is allowed anywhere, so only the sum can be compared.
+        // A short copy is always permitted, so only the total can be compared.
         while total < len {
             let wanted = len - total;
             match rustix::fs::copy_file_range(
@@ -347,7 +346,7 @@ impl Side {
             Op::Unlink { path } => rustix::fs::unlinkat(root, path, AtFlags::empty()),
             Op::Rename { from, to, flags } => {
                 let mut flags = *flags;
-                // ext4 moves the folder's times when such a rename fails for what is at the new name.
+                // If the target exists, ext4 updates the directory's times although a rename with these flags fails.
                 if rustix::fs::statat(root, to, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
                     flags -= RenameFlags::WHITEOUT;
                 }
@@ -406,7 +405,7 @@ impl Side {
                     .map_err(|errno| Errno::from_raw_os_error(errno as i32))
             }
             Op::DropCaches => {
-                // A cache that stays makes the run less sharp, not wrong.
+                // If this fails, the run covers less but remains correct.
                 if let Err(error) = std::fs::write("/proc/sys/vm/drop_caches", "2") {
                     eprintln!("cannot drop caches: {error}");
                 }
@@ -418,28 +417,27 @@ impl Side {
     }
 }
 
-/// Removes what there is, as far as it goes: the first error ends it, in an order that is the same
-/// everywhere.
+/// Removes a tree, in the same order on every file system, and stops at the first error.
 fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
     match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
-        // POSIX allows EPERM for a folder.
+        // POSIX permits EPERM for a directory.
         Err(Errno::ISDIR | Errno::PERM) => {}
         other => return other,
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | NO_TERMINAL;
-    let folder = rustix::fs::openat(dir, name, flags, Mode::empty())?;
-    let Outcome::Names(names) = list(&folder)? else {
+    let directory = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    let Outcome::Names(names) = list(&directory)? else {
         return Err(Errno::NOTDIR);
     };
     for (name, _) in names {
         if name != b"." && name != b".." {
-            remove_tree(folder.as_fd(), &name)?;
+            remove_tree(directory.as_fd(), &name)?;
         }
     }
     rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)
 }
 
-/// Changes this thread's effective user, groups and umask; real and saved ids stay root's.
+/// Changes the effective user, groups and umask of this thread. The real and saved ids remain those of root.
 fn become_user(who: Who) {
     use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
     let (uid, gid) = (Uid::from_raw(who.id), Gid::from_raw(who.id));
@@ -475,7 +473,7 @@ pub(super) fn at_flags(follow: bool) -> AtFlags {
     }
 }
 
-/// A moment, or now.
+/// Returns timestamps with the given seconds, or the current time.
 fn times(seconds: Option<i64>) -> Timestamps {
     let time = Timespec {
         tv_sec: seconds.unwrap_or_default(),
@@ -490,7 +488,7 @@ fn times(seconds: Option<i64>) -> Timestamps {
     }
 }
 
-/// `len` bytes that are the same for the same seed and hold no long run of zeros.
+/// Returns `len` bytes that depend only on the seed and contain no long run of zeros.
 fn pattern((seed, len): (u64, usize)) -> Vec<u8> {
     let mut state = seed | 1;
     let mut bytes = Vec::with_capacity(len + 8);

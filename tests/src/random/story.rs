@@ -1,5 +1,5 @@
-//! Short stories: operations that mean something only one after the other. Left to chance they would
-//! hardly meet on one object; as it is, other operations come between them.
+//! Stories: sequences of operations that are only meaningful together. Independent random operations would rarely
+//! affect the same object in this order. Other operations are interleaved.
 
 use rustix::fs::{OFlags, RenameFlags};
 
@@ -7,20 +7,20 @@ use super::generate::Generator;
 use super::operation::{Op, RelPath};
 use crate::tree::Paths;
 
-fn within(path: &[u8], folder: &[u8]) -> bool {
-    path.strip_prefix(folder)
+fn is_below(path: &[u8], directory: &[u8]) -> bool {
+    path.strip_prefix(directory)
         .is_some_and(|rest| rest.starts_with(b"/"))
 }
 
 impl Generator {
-    /// The steps of one story.
+    /// Returns the operations of one story.
     pub(super) fn story(&mut self, known: &Paths) -> Vec<Op> {
         match self.rng().below(5) {
-            0 => self.another_folder_in_its_place(known),
-            1 => self.what_is_open_sees_what_comes(known),
-            2 => self.several_names(known),
-            3 => self.in_a_moved_folder(known),
-            _ => self.two_folders_change_places(known),
+            0 => self.replace_directory(known),
+            1 => self.change_an_open_file(known),
+            2 => self.change_a_hard_link(known),
+            3 => self.change_in_a_moved_directory(known),
+            _ => self.exchange_directories(known),
         }
     }
 
@@ -44,51 +44,57 @@ impl Generator {
         Op::Rename { from, to, flags }
     }
 
-    /// A folder goes, and another one comes where layers below still have the first.
-    fn another_folder_in_its_place(&mut self, known: &Paths) -> Vec<Op> {
-        let (place, new) = (self.folder(known), self.new_path(known));
+    /// Removes or moves a directory, and creates another object at its path, while the lower layers still contain the
+    /// first.
+    fn replace_directory(&mut self, known: &Paths) -> Vec<Op> {
+        let (target, new) = (self.folder(known), self.new_path(known));
         let elsewhere = self.new_path(known);
         let mode = 0o755;
         let mut steps = Vec::new();
         steps.push(if self.rng().chance(50) {
             Op::RemoveTree {
-                path: place.clone(),
+                path: target.clone(),
             }
         } else {
-            Self::rename(place.clone(), elsewhere.clone(), RenameFlags::empty())
+            Self::rename(target.clone(), elsewhere.clone(), RenameFlags::empty())
         });
         match self.rng().below(4) {
             0 => steps.push(Op::Mkdir {
-                path: place.clone(),
+                path: target.clone(),
                 mode,
             }),
             1 => {
                 let path = new.clone();
                 steps.push(Op::Mkdir { path, mode });
-                steps.push(Self::rename(new, place.clone(), RenameFlags::empty()));
+                steps.push(Self::rename(new, target.clone(), RenameFlags::empty()));
             }
             2 => {
                 let other = self.folder(known);
-                steps.push(Self::rename(other, place.clone(), RenameFlags::empty()));
+                steps.push(Self::rename(other, target.clone(), RenameFlags::empty()));
             }
             _ => {
-                let path = place.clone();
+                let path = target.clone();
                 steps.push(Op::Symlink {
                     target: b"a".to_vec(),
                     path,
                 });
                 steps.push(Op::Unlink {
-                    path: place.clone(),
+                    path: target.clone(),
                 });
-                steps.push(Self::rename(elsewhere, place.clone(), RenameFlags::empty()));
+                steps.push(Self::rename(
+                    elsewhere,
+                    target.clone(),
+                    RenameFlags::empty(),
+                ));
             }
         }
-        steps.push(Op::List { path: place });
+        steps.push(Op::List { path: target });
         steps
     }
 
-    /// A descriptor and a mapping from before a change, when the kernel has no page left to answer with.
-    fn what_is_open_sees_what_comes(&mut self, known: &Paths) -> Vec<Op> {
+    /// Opens and maps a file, changes it by path, and reads through the old descriptor and mapping after its pages were
+    /// dropped.
+    fn change_an_open_file(&mut self, known: &Paths) -> Vec<Op> {
         let (slot, map, path) = (self.slot(), self.map(), self.old(known));
         let mut steps = vec![
             Op::Hold {
@@ -121,8 +127,8 @@ impl Generator {
         steps
     }
 
-    /// A file gets another name and changes through one of them.
-    fn several_names(&mut self, known: &Paths) -> Vec<Op> {
+    /// Creates a hard link to a file, and changes the file through one of its names.
+    fn change_a_hard_link(&mut self, known: &Paths) -> Vec<Op> {
         let (from, to) = (self.old(known), self.new_path(known));
         let (path, other) = if self.rng().chance(50) {
             (from.clone(), to.clone())
@@ -149,13 +155,13 @@ impl Generator {
         steps
     }
 
-    /// A folder gets another place, and what is in it changes there.
-    fn in_a_moved_folder(&mut self, known: &Paths) -> Vec<Op> {
+    /// Moves a directory, and changes objects in it at the new path.
+    fn change_in_a_moved_directory(&mut self, known: &Paths) -> Vec<Op> {
         let (from, to) = (self.folder(known), self.new_path(known));
         let inside: Vec<RelPath> = known
             .all
             .iter()
-            .filter(|path| within(path, &from))
+            .filter(|path| is_below(path, &from))
             .map(|path| [&to, &path[from.len()..]].concat())
             .collect();
         let mut steps = vec![Self::rename(from.clone(), to, RenameFlags::empty())];
@@ -180,15 +186,15 @@ impl Generator {
         steps
     }
 
-    /// Two folders swap, each to be changed in its new place.
-    fn two_folders_change_places(&mut self, known: &Paths) -> Vec<Op> {
+    /// Exchanges two directories, and changes each at its new path.
+    fn exchange_directories(&mut self, known: &Paths) -> Vec<Op> {
         let (from, to) = (self.folder(known), self.folder(known));
         let name = b"/b".as_slice();
-        let (inside, beside) = ([&from, name].concat(), [&to, name].concat());
+        let (first, second) = ([&from, name].concat(), [&to, name].concat());
         vec![
             Self::rename(from.clone(), to, RenameFlags::EXCHANGE),
-            self.write(inside),
-            Op::RemoveTree { path: beside },
+            self.write(first),
+            Op::RemoveTree { path: second },
             Op::List { path: from },
         ]
     }

@@ -1,10 +1,10 @@
-//! Values that operations need, and what file systems answer alike.
+//! Values for operations, and the operations that are portable.
 
 use rustix::fs::FallocateFlags;
 
 use super::operation::Op;
 
-/// Whether all file systems that layers can lie on answer an operation alike.
+/// Returns whether all file systems that can contain layers give the same result for an operation.
 pub(super) fn is_portable(op: &Op) -> bool {
     match op {
         Op::FdSeek { .. }
@@ -29,7 +29,7 @@ pub(super) fn is_portable(op: &Op) -> bool {
     }
 }
 
-/// `cap_net_bind_service=p` as the kernel stores it (revision 2).
+/// Returns `cap_net_bind_service=p` in the kernel's format (revision 2).
 pub(super) fn capability() -> Vec<u8> {
     [0x0200_0000u32, 1 << 10, 0, 0, 0]
         .iter()
@@ -37,7 +37,7 @@ pub(super) fn capability() -> Vec<u8> {
         .collect()
 }
 
-/// An ACL with an entry for user 1000, as the kernel stores it.
+/// Returns an ACL with an entry for user 1000, in the kernel's format.
 #[must_use]
 pub fn acl(permissions: u64) -> Vec<u8> {
     let named = u16::try_from(permissions).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! The work that file systems are compared on. Each answers with the time that its measured part took;
-//! what only finds out which files there are is not measured.
+//! Work that the file systems are compared on. Each function returns the elapsed time of its measured part; the
+//! collection of paths beforehand is not measured.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -16,11 +16,11 @@ use crate::run::{Failure, Result, failure};
 const MIB: usize = 1 << 20;
 const PAGE: u64 = 4096;
 
-fn at<'a, E: std::fmt::Display>(path: &'a Path) -> impl Fn(E) -> Failure + 'a {
+fn with_path<'a, E: std::fmt::Display>(path: &'a Path) -> impl Fn(E) -> Failure + 'a {
     move |error| Failure(format!("{}: {error}", path.display()))
 }
 
-/// The same numbers on every file system.
+/// A deterministic generator, so that every file system gets the same sequence.
 struct Random(u64);
 
 impl Random {
@@ -36,34 +36,38 @@ impl Random {
     }
 }
 
-/// Makes `files` files of `size` bytes, a hundred a folder.
+/// Creates `files` files of `size` bytes, a hundred per directory.
 pub(super) fn tree(root: &Path, files: usize, size: usize) -> Result<Duration> {
     let content = vec![b'x'; size];
     let start = Instant::now();
-    let mut folder = PathBuf::new();
+    let mut directory = PathBuf::new();
     for number in 0..files {
         if number % 100 == 0 {
-            folder = root.join(format!("d{:05}", number / 100));
-            fs::create_dir(&folder).map_err(at(&folder))?;
+            directory = root.join(format!("d{:05}", number / 100));
+            fs::create_dir(&directory).map_err(with_path(&directory))?;
         }
-        let path = folder.join(format!("f{:02}", number % 100));
+        let path = directory.join(format!("f{:02}", number % 100));
         let made = File::create_new(&path).and_then(|mut file| file.write_all(&content));
-        made.map_err(at(&path))?;
+        made.map_err(with_path(&path))?;
     }
     Ok(start.elapsed())
 }
 
-/// Lists everything below `root` and looks at each object, as `find -ls` does.
+/// Lists everything below `root` and stats each object, as `find -ls` does.
 pub(super) fn walk(root: &Path, threads: usize) -> Result<Duration> {
     let start = Instant::now();
     let mut below = Vec::new();
-    let seen = look(CWD, root.as_os_str().as_encoded_bytes(), &mut |name, at| {
-        if threads > 1 {
-            below.push(name.to_vec());
-            return Ok(0);
-        }
-        walk_below(at, name)
-    })?;
+    let seen = stat_entries(
+        CWD,
+        root.as_os_str().as_encoded_bytes(),
+        &mut |name, dir| {
+            if threads > 1 {
+                below.push(name.to_vec());
+                return Ok(0);
+            }
+            walk_below(dir, name)
+        },
+    )?;
     let mut more = 0;
     if threads > 1 {
         more = std::thread::scope(|scope| -> Result<usize> {
@@ -84,31 +88,35 @@ pub(super) fn walk(root: &Path, threads: usize) -> Result<Duration> {
         })?;
     }
     match seen + more {
-        0 => failure(format!("{}: nothing is there", root.display())),
+        0 => failure(format!("{}: the directory is empty", root.display())),
         _ => Ok(start.elapsed()),
     }
 }
 
-fn walk_below(at: impl rustix::fd::AsFd, name: &[u8]) -> Result<usize> {
-    look(at, name, &mut |name, at| walk_below(at, name))
+fn walk_below(dir: impl rustix::fd::AsFd, name: &[u8]) -> Result<usize> {
+    stat_entries(dir, name, &mut |name, dir| walk_below(dir, name))
 }
 
-fn open_dir(at: impl rustix::fd::AsFd, name: &[u8]) -> Result<rustix::fd::OwnedFd> {
+fn open_dir(dir: impl rustix::fd::AsFd, name: &[u8]) -> Result<rustix::fd::OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    openat(at, name, flags, Mode::empty())
+    openat(dir, name, flags, Mode::empty())
         .map_err(|error| Failure(format!("{}: {error}", name.escape_ascii())))
 }
 
-type Below<'a> = dyn FnMut(&[u8], rustix::fd::BorrowedFd<'_>) -> Result<usize> + 'a;
+type OnDirectory<'a> = dyn FnMut(&[u8], rustix::fd::BorrowedFd<'_>) -> Result<usize> + 'a;
 
-/// Looks at each object of one folder; `below` is called for each folder in it.
-fn look(at: impl rustix::fd::AsFd, name: &[u8], below: &mut Below<'_>) -> Result<usize> {
+/// Stats each entry of one directory, and calls `below` for each subdirectory. Returns the number of entries.
+fn stat_entries(
+    dir: impl rustix::fd::AsFd,
+    name: &[u8],
+    below: &mut OnDirectory<'_>,
+) -> Result<usize> {
     use rustix::fd::AsFd;
-    let fd = open_dir(at, name)?;
-    let told = |error| Failure(format!("{}: {error}", name.escape_ascii()));
+    let fd = open_dir(dir, name)?;
+    let failed = |error| Failure(format!("{}: {error}", name.escape_ascii()));
     let mut seen = 0;
-    for entry in Dir::read_from(&fd).map_err(told)? {
-        let entry = entry.map_err(told)?;
+    for entry in Dir::read_from(&fd).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
         let name = entry.file_name().to_bytes();
         if matches!(name, b"." | b"..") {
             continue;
@@ -123,62 +131,62 @@ fn look(at: impl rustix::fd::AsFd, name: &[u8], below: &mut Below<'_>) -> Result
     Ok(seen)
 }
 
-/// Lists one folder.
+/// Lists one directory.
 pub(super) fn list(root: &Path) -> Result<Duration> {
     let start = Instant::now();
     let fd = open_dir(CWD, root.as_os_str().as_encoded_bytes())?;
     let mut names = 0;
-    for entry in Dir::read_from(&fd).map_err(at(root))? {
-        entry.map_err(at(root))?;
+    for entry in Dir::read_from(&fd).map_err(with_path(root))? {
+        entry.map_err(with_path(root))?;
         names += 1;
     }
     match names {
-        0..3 => failure(format!("{}: nothing is there", root.display())),
+        0..3 => failure(format!("{}: the directory is empty", root.display())),
         _ => Ok(start.elapsed()),
     }
 }
 
-/// All regular files below `root`.
+/// Returns all regular files below `root`.
 fn files(root: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    let mut folders = vec![root.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).map_err(at(&folder))? {
-            let entry = entry.map_err(at(&folder))?;
-            let meta = entry.metadata().map_err(at(&folder))?;
+    let mut directories = vec![root.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory).map_err(with_path(&directory))? {
+            let entry = entry.map_err(with_path(&directory))?;
+            let meta = entry.metadata().map_err(with_path(&directory))?;
             if meta.is_dir() {
-                folders.push(entry.path());
+                directories.push(entry.path());
             } else if meta.is_file() {
                 found.push(entry.path());
             }
         }
     }
     match found.is_empty() {
-        true => failure(format!("{}: no file is there", root.display())),
+        true => failure(format!("{}: there are no regular files", root.display())),
         false => Ok(found),
     }
 }
 
-/// What is done to each file.
+/// An operation on each file.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Each {
-    /// Open, read all, close.
+    /// Opens, reads and closes the file.
     Read,
-    /// Append one byte.
+    /// Appends one byte.
     Append,
-    /// Another mode.
+    /// Changes the mode.
     Chmod,
-    /// Another name in the same folder.
+    /// Renames the file within its directory.
     Rename,
 }
 
-/// Does it to each file below `root`.
-pub(super) fn each(root: &Path, what: Each) -> Result<Duration> {
+/// Performs an operation on each file below `root`.
+pub(super) fn each(root: &Path, operation: Each) -> Result<Duration> {
     let found = files(root)?;
     let mut buffer = vec![0; MIB];
     let start = Instant::now();
     for path in &found {
-        let done = match what {
+        let done = match operation {
             Each::Read => File::open(path).and_then(|mut file| {
                 while file.read(&mut buffer)? > 0 {}
                 Ok(())
@@ -194,7 +202,7 @@ pub(super) fn each(root: &Path, what: Each) -> Result<Duration> {
                 fs::rename(path, to)
             }
         };
-        done.map_err(at(path))?;
+        done.map_err(with_path(path))?;
     }
     Ok(start.elapsed())
 }
@@ -208,27 +216,27 @@ pub(super) fn remove(root: &Path) -> Result<Duration> {
 }
 
 fn remove_below(fd: &rustix::fd::OwnedFd) -> Result<()> {
-    let told = |error: rustix::io::Errno| Failure(format!("removing: {error}"));
-    for entry in Dir::read_from(fd).map_err(told)? {
-        let entry = entry.map_err(told)?;
+    let failed = |error: rustix::io::Errno| Failure(format!("cannot remove the tree: {error}"));
+    for entry in Dir::read_from(fd).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
         let name = entry.file_name();
         if matches!(name.to_bytes(), b"." | b"..") {
             continue;
         }
-        let folder = entry.file_type() == FileType::Directory;
-        if folder {
+        let is_dir = entry.file_type() == FileType::Directory;
+        if is_dir {
             remove_below(&open_dir(fd, name.to_bytes())?)?;
         }
-        let flags = match folder {
+        let flags = match is_dir {
             true => AtFlags::REMOVEDIR,
             false => AtFlags::empty(),
         };
-        unlinkat(fd, name, flags).map_err(told)?;
+        unlinkat(fd, name, flags).map_err(failed)?;
     }
     Ok(())
 }
 
-/// Opens a file for writing, writes one byte in its middle, closes it.
+/// Opens a file for writing, writes one byte in the middle, and closes it.
 pub(super) fn touch(file: &Path) -> Result<Duration> {
     let start = Instant::now();
     let done = OpenOptions::new()
@@ -239,7 +247,7 @@ pub(super) fn touch(file: &Path) -> Result<Duration> {
             let middle = open.metadata()?.len() / 2;
             open.write_all_at(b"z", middle)
         });
-    done.map_err(at(file))?;
+    done.map_err(with_path(file))?;
     Ok(start.elapsed())
 }
 
@@ -247,78 +255,78 @@ pub(super) fn touch(file: &Path) -> Result<Duration> {
 pub(super) fn read(file: &Path) -> Result<Duration> {
     let mut buffer = vec![0; MIB];
     let start = Instant::now();
-    let mut open = File::open(file).map_err(at(file))?;
-    while open.read(&mut buffer).map_err(at(file))? > 0 {}
+    let mut open = File::open(file).map_err(with_path(file))?;
+    while open.read(&mut buffer).map_err(with_path(file))? > 0 {}
     drop(open);
     Ok(start.elapsed())
 }
 
-/// What is done at random places of a file.
+/// An operation at random offsets of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum There {
-    /// Read a page.
+    /// Reads a page.
     Read,
-    /// Write a page; one fsync at the end.
+    /// Writes a page; the file is synced once at the end.
     Write,
-    /// Write a page and wait until its data is on the disk.
+    /// Writes a page and syncs it with fdatasync.
     Commit,
 }
 
-/// Does it `times` times; opening is not measured.
-pub(super) fn random(file: &Path, times: usize, what: There) -> Result<Duration> {
+/// Performs an operation at `times` random offsets. The open is not measured.
+pub(super) fn random(file: &Path, times: usize, operation: There) -> Result<Duration> {
     let options = OpenOptions::new().read(true).write(true).open(file);
-    let open = options.map_err(at(file))?;
-    let pages = open.metadata().map_err(at(file))?.len() / PAGE;
+    let open = options.map_err(with_path(file))?;
+    let pages = open.metadata().map_err(with_path(file))?.len() / PAGE;
     let mut page = [b'w'; PAGE as usize];
     let mut random = Random::new();
     let start = Instant::now();
     for _ in 0..times {
-        let place = random.below(pages) * PAGE;
-        match what {
-            There::Read => open.read_exact_at(&mut page, place),
-            There::Write => open.write_all_at(&page, place),
+        let offset = random.below(pages) * PAGE;
+        match operation {
+            There::Read => open.read_exact_at(&mut page, offset),
+            There::Write => open.write_all_at(&page, offset),
             There::Commit => open
-                .write_all_at(&page, place)
+                .write_all_at(&page, offset)
                 .and_then(|()| open.sync_data()),
         }
-        .map_err(at(file))?;
+        .map_err(with_path(file))?;
     }
-    if what == There::Write {
-        open.sync_all().map_err(at(file))?;
+    if operation == There::Write {
+        open.sync_all().map_err(with_path(file))?;
     }
     drop(open);
     Ok(start.elapsed())
 }
 
-/// Writes a new file in steps of 1 MiB, and waits until it is on the disk.
+/// Writes a new file in steps of 1 MiB, and syncs it.
 pub(super) fn write(file: &Path, mib: usize) -> Result<Duration> {
     let content = vec![b'w'; MIB];
     let start = Instant::now();
-    let mut open = File::create(file).map_err(at(file))?;
+    let mut open = File::create(file).map_err(with_path(file))?;
     for _ in 0..mib {
-        open.write_all(&content).map_err(at(file))?;
+        open.write_all(&content).map_err(with_path(file))?;
     }
-    open.sync_all().map_err(at(file))?;
+    open.sync_all().map_err(with_path(file))?;
     drop(open);
     Ok(start.elapsed())
 }
 
-/// Reads `times` pages at random places through a shared mapping.
+/// Reads `times` pages at random offsets through a shared mapping.
 pub(super) fn mapped(file: &Path, times: usize) -> Result<Duration> {
     const PROT_READ: i32 = 1;
     const MAP_SHARED: i32 = 1;
     let start = Instant::now();
-    let open = File::open(file).map_err(at(file))?;
-    let len = open.metadata().map_err(at(file))?.len();
-    let size = usize::try_from(len).map_err(at(file))?;
+    let open = File::open(file).map_err(with_path(file))?;
+    let len = open.metadata().map_err(with_path(file))?.len();
+    let size = usize::try_from(len).map_err(with_path(file))?;
     let region: MmapRegion<()> =
         MmapRegion::build(Some(FileOffset::new(open, 0)), size, PROT_READ, MAP_SHARED)
-            .map_err(at(file))?;
+            .map_err(with_path(file))?;
     let mut random = Random::new();
     let mut sum = 0_u64;
     for _ in 0..times {
-        let place = usize::try_from(random.below(len / PAGE) * PAGE).map_err(at(file))?;
-        let byte = region.get_ref::<u8>(place).map_err(at(file))?;
+        let offset = usize::try_from(random.below(len / PAGE) * PAGE).map_err(with_path(file))?;
+        let byte = region.get_ref::<u8>(offset).map_err(with_path(file))?;
         sum += u64::from(byte.load());
     }
     std::hint::black_box(sum);
@@ -330,41 +338,43 @@ pub(super) fn mapped(file: &Path, times: usize) -> Result<Duration> {
 pub(super) fn open_close(file: &Path, times: usize) -> Result<Duration> {
     let start = Instant::now();
     for _ in 0..times {
-        drop(File::open(file).map_err(at(file))?);
+        drop(File::open(file).map_err(with_path(file))?);
     }
     Ok(start.elapsed())
 }
 
-/// Looks at one path `times` times.
+/// Stats one path `times` times.
 pub(super) fn stat(file: &Path, times: usize) -> Result<Duration> {
     let start = Instant::now();
     for _ in 0..times {
-        fs::metadata(file).map_err(at(file))?;
+        fs::metadata(file).map_err(with_path(file))?;
     }
     Ok(start.elapsed())
 }
 
-/// Looks for a thousand names that are not there, until it has looked `times` times.
-pub(super) fn missing(folder: &Path, times: usize) -> Result<Duration> {
-    let names: Vec<_> = (0..1000).map(|n| folder.join(format!("no-{n}"))).collect();
+/// Stats nonexistent names `times` times, cycling through a thousand of them.
+pub(super) fn missing(directory: &Path, times: usize) -> Result<Duration> {
+    let names: Vec<_> = (0..1000)
+        .map(|n| directory.join(format!("no-{n}")))
+        .collect();
     let start = Instant::now();
     for name in names.iter().cycle().take(times) {
         match fs::metadata(name) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(at(name)(error)),
-            Ok(_) => return failure(format!("{} is there", name.display())),
+            Err(error) => return Err(with_path(name)(error)),
+            Ok(_) => return failure(format!("{} exists", name.display())),
         }
     }
     Ok(start.elapsed())
 }
 
-/// As dpkg puts a file in its place: written beside it, synced, renamed over it.
-pub(super) fn replace(folder: &Path, times: usize) -> Result<Duration> {
+/// Replaces files as dpkg does: writes a temporary file, syncs it, and renames it to the final name.
+pub(super) fn replace(directory: &Path, times: usize) -> Result<Duration> {
     let content = [b'd'; PAGE as usize];
     let start = Instant::now();
     for number in 0..times {
-        let to = folder.join(format!("p{number}"));
-        let new = folder.join(format!("p{number}.new"));
+        let to = directory.join(format!("p{number}"));
+        let new = directory.join(format!("p{number}.new"));
         let mut options = OpenOptions::new();
         let made = options.write(true).create_new(true).mode(0o644).open(&new);
         let done = made.and_then(|mut file| {
@@ -373,7 +383,7 @@ pub(super) fn replace(folder: &Path, times: usize) -> Result<Duration> {
             drop(file);
             fs::rename(&new, &to)
         });
-        done.map_err(at(&new))?;
+        done.map_err(with_path(&new))?;
     }
     Ok(start.elapsed())
 }
@@ -412,8 +422,8 @@ mod tests {
         write(&big, 2).unwrap();
         touch(&big).unwrap();
         assert_eq!(fs::read(&big).unwrap()[MIB], b'z');
-        for what in [There::Read, There::Write, There::Commit] {
-            random(&big, 5, what).unwrap();
+        for operation in [There::Read, There::Write, There::Commit] {
+            random(&big, 5, operation).unwrap();
         }
         read(&big).unwrap();
         mapped(&big, 5).unwrap();

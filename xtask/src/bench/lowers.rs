@@ -1,4 +1,4 @@
-//! The layers that everything is mounted over, made once.
+//! Creates the lower layers that all variants are mounted over.
 
 use std::fs;
 use std::io::Write;
@@ -8,7 +8,7 @@ use super::load;
 use super::rows::{Lowers, Sizes};
 use crate::run::{Result, Run};
 
-/// Makes all of them in `top`, and a tar of the small tree.
+/// Creates all lower layers in `top`, and a tar of the small tree.
 pub(super) fn make(top: &Path, sizes: &Sizes) -> Result<()> {
     for (name, files, size) in [
         ("small", sizes.files, 4096),
@@ -38,11 +38,11 @@ pub(super) fn make(top: &Path, sizes: &Sizes) -> Result<()> {
     Run::new("sync").arg("-f").arg(top).unseen().run()
 }
 
-/// A file of bytes that no file system can store in less, and a library of the same.
-fn big(folder: &Path, mib: usize) -> Result<()> {
+/// Creates a file of incompressible bytes, and a shared library with the same content.
+fn big(directory: &Path, mib: usize) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    fs::create_dir_all(folder)?;
-    let mut file = fs::File::create_new(folder.join("big"))?;
+    fs::create_dir_all(directory)?;
+    let mut file = fs::File::create_new(directory.join("big"))?;
     let mut word = 0x2545_f491_4f6c_dd1d_u64;
     let mut content = Vec::with_capacity(1 << 20);
     for _ in 0..mib {
@@ -56,9 +56,10 @@ fn big(folder: &Path, mib: usize) -> Result<()> {
         file.write_all(&content)?;
     }
     drop(file);
-    // As a library looks: what begins so, and may be run, is mapped by its readers and never written.
-    let lib = folder.join("lib.so");
-    fs::copy(folder.join("big"), &lib)?;
+    // An ELF header and execute permission: the overlay treats such a file as a library, which is mapped and never
+    // written.
+    let lib = directory.join("lib.so");
+    fs::copy(directory.join("big"), &lib)?;
     let mut file = fs::OpenOptions::new().write(true).open(&lib)?;
     file.write_all(b"\x7fELF\x02\x01\x01\0")?;
     drop(file);
@@ -66,21 +67,21 @@ fn big(folder: &Path, mib: usize) -> Result<()> {
     Ok(())
 }
 
-/// So many files over so many layers, in folders of a hundred at most, so that each layer has one at least.
+/// Distributes `files` files over `layers` layers, in directories of at most a hundred, so that no layer is empty.
 fn spread(top: &Path, lowers: Lowers, layers: usize, files: usize) -> Result<()> {
-    let (folder, names) = lowers.at(top);
-    let each = (files / layers).clamp(1, 100);
+    let (parent, names) = lowers.at(top);
+    let per_directory = (files / layers).clamp(1, 100);
     for name in &names {
-        fs::create_dir_all(folder.join(name).join("tree"))?;
+        fs::create_dir_all(parent.join(name).join("tree"))?;
     }
-    for number in 0..files.div_ceil(each) {
+    for number in 0..files.div_ceil(per_directory) {
         let Some(layer) = names.get(number % layers) else {
             continue;
         };
-        let folder = folder.join(layer).join(format!("tree/d{number:05}"));
-        fs::create_dir(&folder)?;
-        for file in 0..each.min(files - number * each) {
-            fs::write(folder.join(format!("f{file:02}")), [b'x'; 64])?;
+        let directory = parent.join(layer).join(format!("tree/d{number:05}"));
+        fs::create_dir(&directory)?;
+        for file in 0..per_directory.min(files - number * per_directory) {
+            fs::write(directory.join(format!("f{file:02}")), [b'x'; 64])?;
         }
     }
     Ok(())
@@ -98,13 +99,13 @@ mod tests {
         for layers in [2, 64, 500] {
             let lowers = Lowers::Many(layers);
             spread(dir.path(), lowers, layers, 1010).unwrap();
-            let (folder, names) = lowers.at(dir.path());
+            let (parent, names) = lowers.at(dir.path());
             let mut files = 0;
             for name in names {
                 let here = cowl_tests::command::run(
                     "find",
                     [
-                        folder.join(name).as_os_str(),
+                        parent.join(name).as_os_str(),
                         "-type".as_ref(),
                         "f".as_ref(),
                     ],

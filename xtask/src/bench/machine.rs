@@ -1,10 +1,10 @@
-//! What a run was made on: figures mean little without it.
+//! Describes the machine of a benchmark run, which the results depend on.
 
 use serde::{Deserialize, Serialize};
 
 use crate::run::{Result, Run};
 
-/// A machine, and what it ran.
+/// A machine and the software that was measured on it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Machine {
     pub(super) date: String,
@@ -12,17 +12,17 @@ pub(super) struct Machine {
     pub(super) cpu: String,
     pub(super) cpus: usize,
     pub(super) memory_gib: u64,
-    /// One-minute load average at the start: others' work on the machine.
+    /// One-minute load average at the start, which shows whether other work disturbed the run.
     pub(super) load: String,
-    /// The tree that was measured.
+    /// Output of `git describe` for the measured tree.
     pub(super) commit: String,
     pub(super) fuse_overlayfs: String,
 }
 
 impl Machine {
-    /// This one, now.
+    /// Reads the properties of this machine.
     pub(super) fn look() -> Result<Self> {
-        let ask = |program: &str, args: &[&str]| Run::new(program).args(args).unseen().output();
+        let output = |program: &str, args: &[&str]| Run::new(program).args(args).unseen().output();
         let line = |text: &str, label: &str| {
             let mut lines = text.lines();
             let rest = lines.find_map(|line| line.strip_prefix(label));
@@ -46,13 +46,13 @@ impl Machine {
             .unseen()
             .output();
         Ok(Self {
-            date: ask("date", &["-u", "+%Y-%m-%d"])?,
-            kernel: ask("uname", &["-sr"])?,
+            date: output("date", &["-u", "+%Y-%m-%d"])?,
+            kernel: output("uname", &["-sr"])?,
             cpu: line(&cpuinfo, "model name"),
             cpus: std::thread::available_parallelism()?.get(),
             memory_gib: total >> 20,
             load: load.split(' ').next().unwrap_or_default().to_owned(),
-            // A tree that was unpacked has no history.
+            // An unpacked source archive has no git history.
             commit: commit.unwrap_or_else(|_| "an unpacked tree".to_owned()),
             fuse_overlayfs: line(&fuse_overlayfs, "fuse-overlayfs: version"),
         })

@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: what things take, beside what else there is. Asserts nothing: how long something
-//! takes depends on the machine; what may be asserted, counts of requests, is in tests/tests/mount/requests.rs.
+//! `cargo xtask bench`: measures elapsed times, compared with other implementations. Asserts nothing, because times
+//! depend on the machine. Numbers of requests do not; tests/tests/mount/requests.rs asserts them.
 
 mod ground;
 mod load;
@@ -15,51 +15,51 @@ mod variants;
 
 use crate::run::{Result, Run};
 
-/// How `cargo xtask bench` is called.
+/// Options of `cargo xtask bench`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     #[command(subcommand)]
-    which: Option<Which>,
-    /// Without a name of one: the smallest run of all that goes everywhere; its figures say nothing
+    benchmark: Option<Benchmark>,
+    /// Run all benchmarks with the smallest sizes, as a smoke test; the results are meaningless
     #[arg(long)]
     quick: bool,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Which {
-    /// The overlay mounted, beside a plain folder, the kernel's overlayfs and fuse-overlayfs
+enum Benchmark {
+    /// Measure a mount, compared with a plain directory, the kernel's overlayfs and fuse-overlayfs
     Mounted(mounted::Options),
-    /// Snapshots, beside lxc-snapshot, copies, reflinks and btrfs
+    /// Measure snapshots, compared with lxc-snapshot, copies, reflinks and btrfs
     Snapshots(snapshots::Options),
-    /// Write docs/benchmarks.md and its pictures again from the last whole run of `mounted`
+    /// Regenerate docs/benchmarks.md and its charts from the last complete run of `mounted`
     Report,
 }
 
-/// Runs it.
+/// Runs the selected benchmarks; without a selection, all of them.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    if let Some(Which::Report) = options.which {
+    if let Some(Benchmark::Report) = options.benchmark {
         return report::write(&outcome::Outcome::kept()?);
     }
     crate::setup::run()?;
-    let packages: &[&str] = match &options.which {
-        Some(Which::Mounted(_)) => &["-p", "cowlfs"],
-        Some(Which::Snapshots(_)) => &["-p", "cowl"],
-        Some(Which::Report) | None => &["-p", "cowlfs", "-p", "cowl"],
+    let packages: &[&str] = match &options.benchmark {
+        Some(Benchmark::Mounted(_)) => &["-p", "cowlfs"],
+        Some(Benchmark::Snapshots(_)) => &["-p", "cowl"],
+        Some(Benchmark::Report) | None => &["-p", "cowlfs", "-p", "cowl"],
     };
     Run::cargo()?
         .args(["build", "--release", "--locked", "--bins"])
         .args(packages)
         .run()?;
-    match &options.which {
-        Some(Which::Mounted(options)) => mounted::run_and_tell(options),
-        Some(Which::Snapshots(options)) => snapshots::run(options),
-        Some(Which::Report) => Ok(()),
+    match &options.benchmark {
+        Some(Benchmark::Mounted(options)) => mounted::run_and_tell(options),
+        Some(Benchmark::Snapshots(options)) => snapshots::run(options),
+        Some(Benchmark::Report) => Ok(()),
         None => {
             let quick = options.quick;
-            let told = mounted::run_and_tell(&mounted::Options::usual(quick));
-            // One does not keep the other from being measured.
+            let result = mounted::run_and_tell(&mounted::Options::usual(quick));
+            // If the first benchmark fails, the second still runs.
             snapshots::run(&snapshots::Options::usual(quick))?;
-            told
+            result
         }
     }
 }

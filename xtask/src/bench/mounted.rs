@@ -1,5 +1,5 @@
-//! `cargo xtask bench mounted`: the same work on a plain folder, on the kernel's overlayfs, on
-//! fuse-overlayfs and on cowlfs in several forms, in turn, so that a ratio holds when the machine's speed
+//! `cargo xtask bench mounted`: the same work on a plain directory, the kernel's overlayfs, fuse-overlayfs and several
+//! configurations of cowlfs. The file systems alternate, so that ratios remain valid if the speed of the machine
 //! drifts.
 
 use std::collections::BTreeMap;
@@ -13,40 +13,40 @@ use super::rows::{self, Lowers, Place, Row, Sizes, What};
 use super::variants::{self, How, Mounted, REFERENCE, Variant, between};
 use crate::run::{Failure, Result, Run, failure, note, target, title};
 
-/// How `cargo xtask bench mounted` is called.
+/// Options of `cargo xtask bench mounted`.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
-    /// How often each is measured; medians count
+    /// Number of times that each row is measured; the median is reported
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Only these rows; commas between them
+    /// Measure only these rows, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "ROWS")]
     only: Vec<String>,
-    /// Only these file systems, beside the kernel's
+    /// Measure only these file systems, separated by commas, and the kernel's overlayfs
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     among: Vec<String>,
-    /// How many files the trees have
+    /// Number of files in the trees
     #[arg(long, default_value_t = 10_000)]
     files: usize,
-    /// How many MiB the big files have
+    /// Size of the big files in MiB
     #[arg(long, default_value_t = 256, value_name = "MIB")]
     big: usize,
-    /// In this folder on a disk; an ext4 in memory unless said
+    /// Use this directory on a disk; the default is an ext4 in memory
     #[arg(long, value_name = "DIR")]
     disk: Option<PathBuf>,
-    /// Another one to compare with: a program that takes an overlay program's options
+    /// Compare with another overlay program, which must accept the usual mount options
     #[arg(long, value_name = "NAME=PROGRAM[,OPTIONS]")]
     fs: Vec<String>,
-    /// The smallest run that goes everywhere; its figures say nothing
+    /// Run with the smallest sizes, as a smoke test; the results are meaningless
     #[arg(long)]
     pub(super) quick: bool,
-    /// Leave docs/benchmarks.md as it is; so does a run of some rows or file systems only
+    /// Do not update docs/benchmarks.md; implied by a run of selected rows or file systems
     #[arg(long)]
     pub(super) no_docs: bool,
 }
 
 impl Options {
-    /// As they are when nothing is said.
+    /// Returns the default options; with `quick`, those of a smoke test.
     pub(super) fn usual(quick: bool) -> Self {
         Self {
             rounds: 2,
@@ -80,7 +80,7 @@ impl Options {
         }
     }
 
-    /// Whether what comes out is the whole comparison.
+    /// Returns whether the results cover the complete comparison.
     pub(super) fn is_whole(&self) -> bool {
         self.only.is_empty() && self.among.is_empty() && self.fs.is_empty() && !self.quick
     }
@@ -94,7 +94,7 @@ impl Options {
         {
             let names: Vec<_> = rows.iter().map(|row| row.name).collect();
             return failure(format!(
-                "there is no row {name}; there are: {}",
+                "unknown row {name}; the rows are: {}",
                 names.join(" ")
             ));
         }
@@ -109,7 +109,7 @@ impl Options {
             .iter()
             .find(|name| all.iter().all(|variant| variant.name != **name))
         {
-            return failure(format!("there is no file system {name} to compare with"));
+            return failure(format!("unknown file system {name}"));
         }
         all.retain(|variant| {
             self.among.is_empty() || variant.name == REFERENCE || self.among.contains(&variant.name)
@@ -118,7 +118,7 @@ impl Options {
     }
 }
 
-/// Runs it, with the program at `cowlfs`.
+/// Runs the comparison with the program at `cowlfs`.
 pub(super) fn run(options: &Options, cowlfs: &Path) -> Result<Outcome> {
     let sizes = options.sizes();
     let rounds = if options.quick {
@@ -143,7 +143,7 @@ pub(super) fn run(options: &Options, cowlfs: &Path) -> Result<Outcome> {
         page_cache: BTreeMap::new(),
     };
     probe(&mut variants, &ground, &mut outcome)?;
-    title("what it takes");
+    title("measurements");
     let mut bench = Bench {
         place: Place {
             root: PathBuf::new(),
@@ -170,14 +170,14 @@ pub(super) fn run(options: &Options, cowlfs: &Path) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Leaves out what can't be mounted, and says so where nobody can miss it.
+/// Removes variants that cannot be mounted, and prints a warning for each.
 fn probe(variants: &mut Vec<Variant>, ground: &Ground, outcome: &mut Outcome) -> Result<()> {
-    let mut able = Vec::new();
+    let mut mountable = Vec::new();
     for mut variant in variants.drain(..) {
         let refused = variant.probe(ground).err().map(|error| error.to_string());
         if let Some(error) = &refused {
             note(&format!(
-                "\n!! {} {} can't be mounted and is LEFT OUT: {error}\n",
+                "\n!! {} {} cannot be mounted and is LEFT OUT: {error}\n",
                 variant.name, variant.options
             ));
         }
@@ -187,13 +187,13 @@ fn probe(variants: &mut Vec<Variant>, ground: &Ground, outcome: &mut Outcome) ->
             refused: refused.clone(),
         });
         if refused.is_none() {
-            able.push(variant);
+            mountable.push(variant);
         }
     }
-    *variants = able;
+    *variants = mountable;
     match variants.iter().any(|variant| variant.name == REFERENCE) {
         true => Ok(()),
-        false => failure("the kernel's overlayfs, to which all is compared, can't be mounted"),
+        false => failure("cannot mount the kernel's overlayfs, which is the reference"),
     }
 }
 
@@ -208,13 +208,13 @@ impl Bench<'_> {
         let mut cells: BTreeMap<String, Cell> = BTreeMap::new();
         for round in 0..rounds {
             for variant in variants {
-                // A copy is mounted nowhere, and shares nothing.
+                // A copy is not a mount, and shares no page cache with another.
                 let copied = matches!(variant.how, How::Copy);
                 if copied && matches!(row.what, What::Mount | What::Second(_)) {
                     continue;
                 }
                 let cell = cells.entry(variant.name.clone()).or_default();
-                match self.once(row, variant, round == 0, cell) {
+                match self.measure(row, variant, round == 0, cell) {
                     Ok(took) => cell.seconds.push(took.as_secs_f64()),
                     Err(error) => cell.error = Some(error.to_string()),
                 }
@@ -229,8 +229,9 @@ impl Bench<'_> {
         }
     }
 
-    /// One measurement. Requests are counted the first time only: that takes a moment, and they do not vary.
-    fn once(
+    /// Takes one measurement. Requests are counted in the first round only: querying them takes time, and their number
+    /// does not vary.
+    fn measure(
         &mut self,
         row: &Row,
         variant: &Variant,
@@ -238,16 +239,16 @@ impl Bench<'_> {
         cell: &mut Cell,
     ) -> Result<Duration> {
         if let What::Mount = row.what {
-            return self.mounts(row.lowers, variant);
+            return self.mount_time(row.lowers, variant);
         }
         let mounted = variant.mount(self.ground, row.lowers, "run")?;
-        let worked = self.work(row, variant, &mounted, count, cell);
+        let worked = self.measure_work(row, variant, &mounted, count, cell);
         let ended = mounted.end();
         let took = worked?;
         ended.map(|()| took)
     }
 
-    fn work(
+    fn measure_work(
         &mut self,
         row: &Row,
         variant: &Variant,
@@ -271,7 +272,7 @@ impl Bench<'_> {
                 work
             }
             What::Second(work) => return self.second(row.lowers, variant, work),
-            What::Mount => return failure("a mount is no work on one"),
+            What::Mount => return failure("a row for mounting has no work"),
         };
         if !count {
             return work(place);
@@ -282,29 +283,30 @@ impl Bench<'_> {
         Ok(took)
     }
 
-    /// The layers' own file system has names and attributes in memory for everybody alike.
+    /// Loads the names and attributes of the layers into the caches of the base file system, so that no variant pays
+    /// for it.
     fn warm(&self, lowers: Lowers) -> Result<()> {
-        let (folder, layers) = lowers.at(&self.ground.path());
+        let (directory, layers) = lowers.at(&self.ground.path());
         if lowers != Lowers::Big {
             for layer in layers {
-                load::walk(&folder.join(layer), 1)?;
+                load::walk(&directory.join(layer), 1)?;
             }
         }
         Ok(())
     }
 
-    /// Nothing waits to be written, of what was made ready and of what the one before left: whoever came next
-    /// would pay for it with his first fsync.
+    /// Syncs the data of the preparation and of the previous variant, because the first fsync of the next one would
+    /// otherwise write it.
     fn settle(&self, mounted: &Path) -> Result<()> {
-        for place in [mounted, &self.ground.path()] {
-            let folder = std::fs::File::open(place)?;
-            rustix::fs::syncfs(folder).map_err(std::io::Error::from)?;
+        for path in [mounted, &self.ground.path()] {
+            let directory = std::fs::File::open(path)?;
+            rustix::fs::syncfs(directory).map_err(std::io::Error::from)?;
         }
         Ok(())
     }
 
-    /// The mean of several mounts: one takes a few milliseconds.
-    fn mounts(&self, lowers: Lowers, variant: &Variant) -> Result<Duration> {
+    /// Returns the mean of several mounts, because a single one takes only milliseconds.
+    fn mount_time(&self, lowers: Lowers, variant: &Variant) -> Result<Duration> {
         let times = if self.place.sizes.percent < 100 { 1 } else { 5 };
         self.warm(lowers)?;
         let mut all = Duration::ZERO;
@@ -316,8 +318,8 @@ impl Bench<'_> {
         Ok(all / times)
     }
 
-    /// The first mount has read the whole library; how long the second one takes, and how many bytes of
-    /// page cache each of them took.
+    /// Measures reads of a library through a second mount, after the first mount has read all of it. Records the page
+    /// cache that each of the two added.
     fn second(
         &mut self,
         lowers: Lowers,
@@ -325,38 +327,41 @@ impl Bench<'_> {
         work: fn(&Place) -> Result<Duration>,
     ) -> Result<Duration> {
         drop_caches()?;
-        let empty = cached()?;
+        let before = cached()?;
         load::read(&self.place.root.join("lib.so"))?;
         work(&self.place)?;
-        let one = cached()?;
+        let after_first = cached()?;
         let second = variant.mount(self.ground, lowers, "second")?;
         self.place.root = second.place.clone();
         let read = load::read(&self.place.root.join("lib.so"));
         let worked = work(&self.place);
-        let two = cached()?;
+        let after_second = cached()?;
         second.end()?;
         read?;
-        let each = [one.saturating_sub(empty), two.saturating_sub(one)];
-        self.outcome.page_cache.insert(variant.name.clone(), each);
+        let added = [
+            after_first.saturating_sub(before),
+            after_second.saturating_sub(after_first),
+        ];
+        self.outcome.page_cache.insert(variant.name.clone(), added);
         worked
     }
 
-    /// What a known inode takes of the daemon's memory.
+    /// Measures the memory of the daemon per known inode.
     fn memory(&mut self, variants: &[Variant]) -> Result<()> {
         title("memory");
         for variant in variants.iter().filter(|variant| variant.counted) {
             let mounted = variant.mount(self.ground, Lowers::Owned, "run")?;
             let walked = || -> Result<[(u64, u64); 2]> {
-                let told = || -> Result<(u64, u64)> {
+                let query = || -> Result<(u64, u64)> {
                     let stats = mounted.stats()?;
-                    let of = |key: &str| stats.as_ref()?.get(key)?.as_u64();
-                    of("inodes")
-                        .zip(of("memory"))
-                        .ok_or_else(|| Failure("the daemon does not tell its memory".to_owned()))
+                    let number = |key: &str| stats.as_ref()?.get(key)?.as_u64();
+                    number("inodes")
+                        .zip(number("memory"))
+                        .ok_or_else(|| Failure("the daemon does not report its memory".to_owned()))
                 };
-                let before = told()?;
+                let before = query()?;
                 load::walk(&mounted.place.join("tree"), 1)?;
-                Ok([before, told()?])
+                Ok([before, query()?])
             };
             let walked = walked();
             mounted.end()?;
@@ -375,14 +380,14 @@ impl Bench<'_> {
     }
 }
 
-/// Empties the page cache and what the kernel knows of names.
+/// Drops the page cache, dentries and inodes.
 fn drop_caches() -> Result<()> {
     Run::new("sync").unseen().run()?;
     std::fs::write("/proc/sys/vm/drop_caches", "3")?;
     Ok(())
 }
 
-/// Bytes of page cache.
+/// Returns the size of the page cache in bytes.
 fn cached() -> Result<u64> {
     let text = std::fs::read_to_string("/proc/meminfo")?;
     let kilobytes = text
@@ -391,10 +396,10 @@ fn cached() -> Result<u64> {
         .and_then(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     kilobytes
         .map(|kilobytes| kilobytes << 10)
-        .ok_or_else(|| Failure("/proc/meminfo does not say what is cached".to_owned()))
+        .ok_or_else(|| Failure("/proc/meminfo lacks the line `Cached`".to_owned()))
 }
 
-/// Runs it, keeps the result in target/bench, and writes the docs from it when it is the whole comparison.
+/// Runs the comparison and stores the results in target/bench. After a complete run it also updates docs/benchmarks.md.
 pub(super) fn run_and_tell(options: &Options) -> Result<()> {
     let start = Instant::now();
     let cowlfs = target()?.join("release/cowlfs");
@@ -419,8 +424,8 @@ mod tests {
 
     use super::*;
 
-    /// Rows of every kind on every file system that can be mounted, the report, and the pictures. (All rows
-    /// take minutes on a busy machine, most of it for native copies of 500 layers.)
+    /// Runs one row of each kind on every file system that can be mounted, then the report and the charts. All rows
+    /// would take minutes on a busy machine, mostly for native copies of 500 layers.
     #[test]
     fn a_quick_run_goes_everywhere_and_leaves_nothing() {
         const ROWS: [&str; 6] = [
@@ -449,8 +454,8 @@ mod tests {
         let ours = format!("cowl-bench-{}-", std::process::id());
         let ours = left.join(ours).into_os_string().into_encoded_bytes();
         let left = cowl_tests::mount::all().into_iter().find(|mounted| {
-            let place = cowl_tests::mount::bytes(&mounted.place);
-            place.starts_with(&ours)
+            let path = cowl_tests::mount::bytes(&mounted.place);
+            path.starts_with(&ours)
         });
         assert_eq!(left, None);
 
@@ -463,7 +468,7 @@ mod tests {
         assert_eq!(outcome.lines.len(), ROWS.len());
         for line in &outcome.lines {
             let errors = errors(line);
-            // What others can't do is told and is no fault of ours.
+            // Failures of fuse-overlayfs are reported and are no defect of cowlfs.
             assert!(
                 errors
                     .iter()

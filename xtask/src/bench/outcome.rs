@@ -1,4 +1,4 @@
-//! What a comparison found, as it is kept in target/bench.
+//! Results of a comparison, as they are stored in target/bench.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use super::rows::Group;
 use super::variants::REFERENCE;
 use crate::run::{Failure, Result, note, target};
 
-/// One comparison.
+/// Results of one comparison.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Outcome {
     pub(super) machine: Machine,
@@ -20,9 +20,9 @@ pub(super) struct Outcome {
     pub(super) big_mib: usize,
     pub(super) variants: Vec<Told>,
     pub(super) lines: Vec<Line>,
-    /// Inodes that a walk made known, and the bytes of the daemon's memory that they took.
+    /// Number of inodes that a walk loaded, and the bytes of the daemon's memory that they take.
     pub(super) memory: BTreeMap<String, (u64, u64)>,
-    /// Bytes of page cache that the first and the second reader of one library took.
+    /// Bytes of page cache that the first and the second reader of a library added.
     pub(super) page_cache: BTreeMap<String, [u64; 2]>,
 }
 
@@ -31,11 +31,11 @@ pub(super) struct Outcome {
 pub(super) struct Told {
     pub(super) name: String,
     pub(super) options: String,
-    /// Why it could not be mounted.
+    /// Error if it could not be mounted.
     pub(super) refused: Option<String>,
 }
 
-/// A row.
+/// Results of one row.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Line {
     pub(super) name: String,
@@ -45,19 +45,19 @@ pub(super) struct Line {
     pub(super) cells: BTreeMap<String, Cell>,
 }
 
-/// One file system's part of a row.
+/// Results of one file system in a row.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Cell {
-    /// Of each round.
+    /// Seconds that each round took.
     pub(super) seconds: Vec<f64>,
-    /// What came in a round that failed.
+    /// Error of a round that failed.
     pub(super) error: Option<String>,
-    /// Requests by kind, of one round.
+    /// Number of requests of one round, by kind.
     pub(super) requests: BTreeMap<String, u64>,
 }
 
 impl Cell {
-    /// Median, smallest, largest; nothing where a round failed.
+    /// Returns median, minimum and maximum; None if a round failed.
     pub(super) fn spread(&self) -> Option<[f64; 3]> {
         if self.error.is_some() {
             return None;
@@ -75,14 +75,14 @@ impl Cell {
 }
 
 impl Line {
-    /// Median, smallest and largest of a file system, as ratios to the kernel's median.
+    /// Returns median, minimum and maximum of a file system, as ratios to the median of the kernel's overlayfs.
     pub(super) fn ratio(&self, name: &str) -> Option<[f64; 3]> {
         let [reference, ..] = self.cells.get(REFERENCE)?.spread()?;
         let spread = self.cells.get(name)?.spread()?;
         (reference > 0.0).then(|| spread.map(|seconds| seconds / reference))
     }
 
-    /// How many requests for each unit.
+    /// Returns the number of requests per unit.
     pub(super) fn requests(&self, name: &str) -> Option<f64> {
         let requests = &self.cells.get(name)?.requests;
         let total: u64 = requests.values().sum();
@@ -91,14 +91,18 @@ impl Line {
 }
 
 impl Outcome {
-    /// Names of what was compared, the one that all is compared to left out.
+    /// Returns the names of the file systems that were compared, without the reference.
     pub(super) fn compared(&self) -> impl Iterator<Item = &str> {
-        let able = self.variants.iter().filter(|told| told.refused.is_none());
-        able.map(|told| told.name.as_str())
+        let mounted = self
+            .variants
+            .iter()
+            .filter(|variant| variant.refused.is_none());
+        mounted
+            .map(|variant| variant.name.as_str())
             .filter(|name| *name != REFERENCE)
     }
 
-    /// The geometric mean of a file system's ratios, and of how many rows it is.
+    /// Returns the geometric mean of a file system's ratios, and the number of rows that it covers.
     pub(super) fn mean(&self, name: &str) -> Option<(f64, usize)> {
         let ratios: Vec<f64> = self
             .lines
@@ -109,13 +113,13 @@ impl Outcome {
         (!ratios.is_empty()).then(|| (mean.exp(), ratios.len()))
     }
 
-    /// How many measurements failed.
+    /// Returns the number of failed measurements.
     pub(super) fn failed(&self) -> usize {
         let cells = self.lines.iter().flat_map(|line| line.cells.values());
         cells.filter(|cell| cell.error.is_some()).count()
     }
 
-    fn place(whole: bool) -> Result<PathBuf> {
+    fn path(whole: bool) -> Result<PathBuf> {
         let name = if whole {
             "mounted.json"
         } else {
@@ -124,30 +128,30 @@ impl Outcome {
         Ok(target()?.join("bench").join(name))
     }
 
-    /// Keeps it; one of some rows only does not take the place of a whole one.
+    /// Stores the results. A partial run does not overwrite the results of a complete run.
     pub(super) fn keep(&self, whole: bool) -> Result<()> {
-        let place = Self::place(whole)?;
-        if let Some(folder) = place.parent() {
-            std::fs::create_dir_all(folder)?;
+        let path = Self::path(whole)?;
+        if let Some(directory) = path.parent() {
+            std::fs::create_dir_all(directory)?;
         }
         let text = serde_json::to_string_pretty(self)
-            .map_err(|error| Failure(format!("the result can't be written down: {error}")))?;
-        std::fs::write(&place, text)?;
-        note(&format!("the result is in {}", place.display()));
+            .map_err(|error| Failure(format!("cannot serialize the results: {error}")))?;
+        std::fs::write(&path, text)?;
+        note(&format!("the results are in {}", path.display()));
         Ok(())
     }
 
-    /// The last whole one.
+    /// Reads the results of the last complete run.
     pub(super) fn kept() -> Result<Self> {
-        let place = Self::place(true)?;
-        let text = std::fs::read(&place).map_err(|error| {
+        let path = Self::path(true)?;
+        let text = std::fs::read(&path).map_err(|error| {
             Failure(format!(
-                "{}: {error}; `cargo xtask bench mounted` makes it",
-                place.display()
+                "{}: {error}; run `cargo xtask bench mounted` first",
+                path.display()
             ))
         })?;
         serde_json::from_slice(&text)
-            .map_err(|error| Failure(format!("{}: {error}", place.display())))
+            .map_err(|error| Failure(format!("{}: {error}", path.display())))
     }
 }
 

@@ -1,5 +1,5 @@
-//! A comparison as a picture: bars from the kernel's overlayfs, which is 1, to the left where something is
-//! faster and to the right where it is slower, on a logarithmic scale.
+//! Draws a comparison as a bar chart. The kernel's overlayfs is 1; bars to the left are faster, bars to the right
+//! slower, on a logarithmic scale.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use super::outcome::{Line, Outcome};
 use super::rows::Group;
 use crate::run::{Failure, Result};
 
-const COLOURS: [RGBColor; 7] = [
+const COLORS: [RGBColor; 7] = [
     RGBColor(0x99, 0x99, 0x99),
     RGBColor(0x44, 0x77, 0xaa),
     RGBColor(0xcc, 0x66, 0x77),
@@ -20,10 +20,11 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(0xaa, 0x33, 0x77),
 ];
 const WIDTH: u32 = 900;
-/// Of one bar, and between two rows.
+/// Height of a bar.
 const BAR: u32 = 9;
+/// Space between two rows.
 const GAP: u32 = 12;
-/// What is faster or slower than this is drawn to the edge, with its figure.
+/// Range of the axis. Ratios outside it are drawn to the edge, with their value.
 const RANGE: [f64; 2] = [0.05, 20.0];
 
 /// Draws the rows of a group.
@@ -69,11 +70,11 @@ fn draw_lines(lines: &[&Line], names: &[&str], title: &str) -> Drawn<String> {
             .x_label_formatter(&|ratio| format!("{ratio}"))
             .draw()?;
         chart.draw_series([PathElement::new(vec![(1.0, 0.0), (1.0, rows)], BLACK)])?;
-        for (at, line) in lines.iter().enumerate() {
-            // The first row stands on top.
-            let top = rows - f64::from(row) * at as f64 - f64::from(GAP) / 2.0;
+        for (index, line) in lines.iter().enumerate() {
+            // The y axis points up, and the first row is at the top.
+            let top = rows - f64::from(row) * index as f64 - f64::from(GAP) / 2.0;
             let middle = top - f64::from(bars * BAR) / 2.0;
-            // Beside the figure of a bar that goes to the edge.
+            // Leaves space for the value of a bar that extends to the edge.
             let (x, y) = chart.backend_coord(&(RANGE[0], middle));
             text(&area, (x - 36, y), &line.name, (13, HPos::Right))?;
             for (bar, name) in names.iter().enumerate() {
@@ -83,14 +84,19 @@ fn draw_lines(lines: &[&Line], names: &[&str], title: &str) -> Drawn<String> {
                 let upper = top - f64::from(BAR) * bar as f64;
                 let end = median.clamp(RANGE[0], RANGE[1]);
                 let corners = [(1.0, upper), (end, upper - f64::from(BAR) + 1.0)];
-                chart.draw_series([Rectangle::new(corners, colour(bar).filled())])?;
+                chart.draw_series([Rectangle::new(corners, color(bar).filled())])?;
                 let middle = upper - f64::from(BAR) / 2.0;
                 let side = match median < 1.0 {
                     true => HPos::Right,
                     false => HPos::Left,
                 };
-                let told = format!("{median:.2}");
-                text(&area, chart.backend_coord(&(end, middle)), &told, (9, side))?;
+                let value = format!("{median:.2}");
+                text(
+                    &area,
+                    chart.backend_coord(&(end, middle)),
+                    &value,
+                    (9, side),
+                )?;
             }
         }
         area.present()?;
@@ -98,32 +104,35 @@ fn draw_lines(lines: &[&Line], names: &[&str], title: &str) -> Drawn<String> {
     Ok(picture)
 }
 
-fn colour(at: usize) -> RGBColor {
-    COLOURS.get(at % COLOURS.len()).copied().unwrap_or(BLACK)
+fn color(index: usize) -> RGBColor {
+    COLORS.get(index % COLORS.len()).copied().unwrap_or(BLACK)
 }
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 
-/// Text beside a point of the whole picture: to its left or to its right.
-fn text(area: &Area<'_>, at: (i32, i32), text: &str, (size, side): (i32, HPos)) -> Drawn<()> {
-    let away = match side {
+/// Draws text to the left or to the right of a point, which is given in coordinates of the whole picture.
+fn text(area: &Area<'_>, point: (i32, i32), text: &str, (size, side): (i32, HPos)) -> Drawn<()> {
+    let offset = match side {
         HPos::Right => -4,
         _ => 4,
     };
     let style = ("sans-serif", size)
         .into_text_style(area)
         .pos(Pos::new(side, VPos::Center));
-    // Coordinates of a chart are the whole picture's, those of a part of it are the part's.
+    // `backend_coord` returns coordinates of the whole picture, while an area draws relative to its own origin.
     let (x, y) = area.get_base_pixel();
-    let place = (at.0 - x + away, at.1 - y);
-    area.draw(&Text::new(text.to_owned(), place, style))?;
+    let position = (point.0 - x + offset, point.1 - y);
+    area.draw(&Text::new(text.to_owned(), position, style))?;
     Ok(())
 }
 
 fn draw_legend(area: &Area<'_>, names: &[&str]) -> Drawn<()> {
     let mut x = 20;
-    for (at, name) in names.iter().enumerate() {
-        area.draw(&Rectangle::new([(x, 8), (x + 10, 18)], colour(at).filled()))?;
+    for (index, name) in names.iter().enumerate() {
+        area.draw(&Rectangle::new(
+            [(x, 8), (x + 10, 18)],
+            color(index).filled(),
+        ))?;
         let style = ("sans-serif", 12)
             .into_text_style(area)
             .pos(Pos::new(HPos::Left, VPos::Center));

@@ -1,5 +1,5 @@
-//! A comparison as text: on the terminal while it runs, and in docs/benchmarks.md between two marks. What
-//! people wrote around the marks stays.
+//! Formats a comparison: on the terminal while it runs, and in docs/benchmarks.md between two marker comments. Text
+//! outside the markers is retained.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -13,31 +13,31 @@ use crate::run::{Failure, Result, failure, note, root};
 const BEGIN: &str = "<!-- written by `cargo xtask bench`: begin -->";
 const END: &str = "<!-- written by `cargo xtask bench`: end -->";
 
-/// The first line of the table on the terminal.
+/// Returns the header of the table on the terminal.
 pub(super) fn head(variants: &[Told]) -> String {
     let mut text = format!("{:24}{:>11}", "", format!("{REFERENCE}, s"));
-    for told in others(variants) {
-        write_to(&mut text, format_args!("{:>26}", told.name));
+    for variant in others(variants) {
+        write_to(&mut text, format_args!("{:>26}", variant.name));
     }
     text
 }
 
 fn others(variants: &[Told]) -> impl Iterator<Item = &Told> {
-    let able = variants.iter().filter(|told| told.refused.is_none());
-    able.filter(|told| told.name != REFERENCE)
+    let mounted = variants.iter().filter(|variant| variant.refused.is_none());
+    mounted.filter(|variant| variant.name != REFERENCE)
 }
 
-/// A line of the table on the terminal: ratios to the kernel's, with the smallest and the largest, and
-/// requests for each unit behind them.
+/// Returns a row of the table on the terminal: ratios to the kernel's overlayfs with minimum and maximum, and requests
+/// per unit.
 pub(super) fn line(line: &Line, variants: &[Told]) -> String {
     let reference = line.cells.get(REFERENCE).and_then(|cell| cell.spread());
     let mut text = match reference {
         Some([median, ..]) => format!("{:24}{median:11.4}", line.name),
         None => format!("{:24}{:>11}", line.name, "failed"),
     };
-    for told in others(variants) {
-        let mut cell = ratio(line, &told.name, true);
-        if let Some(requests) = line.requests(&told.name) {
+    for variant in others(variants) {
+        let mut cell = ratio(line, &variant.name, true);
+        if let Some(requests) = line.requests(&variant.name) {
             write_to(&mut cell, format_args!(" {requests:.2}r"));
         }
         write_to(&mut text, format_args!("{cell:>26}"));
@@ -45,9 +45,9 @@ pub(super) fn line(line: &Line, variants: &[Told]) -> String {
     text
 }
 
-/// Writing to a string can't fail.
-fn write_to(text: &mut String, what: std::fmt::Arguments<'_>) {
-    if text.write_fmt(what).is_err() {
+/// Appends formatted text; writing to a string does not fail.
+fn write_to(text: &mut String, arguments: std::fmt::Arguments<'_>) {
+    if text.write_fmt(arguments).is_err() {
         text.push('?');
     }
 }
@@ -61,9 +61,9 @@ fn ratio(line: &Line, name: &str, spread: bool) -> String {
     }
 }
 
-/// What is said at the end of a run.
+/// Returns the summary that is printed at the end of a run.
 pub(super) fn summary(outcome: &Outcome) -> String {
-    let mut text = String::from("\ngeometric means, the kernel's overlayfs being 1:");
+    let mut text = String::from("\ngeometric means (kernel overlayfs = 1):");
     for name in outcome.compared() {
         if let Some((mean, rows)) = outcome.mean(name) {
             write_to(
@@ -83,23 +83,23 @@ pub(super) fn summary(outcome: &Outcome) -> String {
             ),
         );
     }
-    for told in &outcome.variants {
-        if let Some(why) = &told.refused {
+    for variant in &outcome.variants {
+        if let Some(error) = &variant.refused {
             write_to(
                 &mut text,
-                format_args!("\n!! {} was LEFT OUT: {why}", told.name),
+                format_args!("\n!! {} was LEFT OUT: {error}", variant.name),
             );
         }
     }
     text
 }
 
-/// Writes docs/benchmarks.md and the pictures.
+/// Writes docs/benchmarks.md and the charts.
 pub(super) fn write(outcome: &Outcome) -> Result<()> {
     write_in(outcome, &root()?.join("docs"))
 }
 
-/// The same in another folder.
+/// Writes the page and the charts into the directory `docs`.
 pub(super) fn write_in(outcome: &Outcome, docs: &Path) -> Result<()> {
     let page = docs.join("benchmarks.md");
     let pictures = docs.join("bench");
@@ -109,25 +109,32 @@ pub(super) fn write_in(outcome: &Outcome, docs: &Path) -> Result<()> {
         plot::draw(outcome, group, title, &pictures.join(format!("{file}.svg")))?;
     }
     let old = std::fs::read_to_string(&page)?;
-    let new = between_marks(&old, &generated(outcome))
-        .ok_or_else(|| Failure(format!("{} has not both marks: {BEGIN}", page.display())))?;
+    let new = replace_between_markers(&old, &generated(outcome)).ok_or_else(|| {
+        Failure(format!(
+            "{} lacks the markers {BEGIN} and {END}",
+            page.display()
+        ))
+    })?;
     std::fs::write(&page, new)?;
-    note(&format!("{} and docs/bench are written", page.display()));
+    note(&format!(
+        "{} and docs/bench have been written",
+        page.display()
+    ));
     match outcome.lines.is_empty() {
-        true => failure("there was nothing to write"),
+        true => failure("there are no results to write"),
         false => Ok(()),
     }
 }
 
-/// The page with something else between its marks.
-fn between_marks(page: &str, text: &str) -> Option<String> {
+/// Replaces the text between the markers of a page; returns None if a marker is missing.
+fn replace_between_markers(page: &str, text: &str) -> Option<String> {
     let (before, rest) = page.split_once(BEGIN)?;
     let (_, after) = rest.split_once(END)?;
     Some(format!("{before}{BEGIN}\n\n{text}\n{END}{after}"))
 }
 
 fn generated(outcome: &Outcome) -> String {
-    let mut text = told_of(outcome);
+    let mut text = overview(outcome);
     for group in Group::ALL {
         let lines: Vec<_> = outcome.lines.iter().filter(|l| l.group == group).collect();
         if !lines.is_empty() {
@@ -139,13 +146,13 @@ fn generated(outcome: &Outcome) -> String {
     text
 }
 
-/// What was run on what, and the means.
-fn told_of(outcome: &Outcome) -> String {
+/// Returns the description of the machine and the run, and the table of geometric means.
+fn overview(outcome: &Outcome) -> String {
     let machine = &outcome.machine;
     let mut text = format!(
         "{date}, {cpus} CPUs ({cpu}), {memory} GiB, {kernel}, fuse-overlayfs {peer}, cowl {commit}; {ground}; \
          load average at the start {load}.\n{files} files, {big} MiB in the big ones; {rounds} round(s), medians, \
-         smallest and largest in brackets. All figures but the first column are ratios to the kernel's overlayfs \
+         minimum and maximum in parentheses. All values but the first column are ratios to the kernel's overlayfs \
          with its defaults, in the same run: smaller is faster.\n\n",
         date = machine.date,
         cpus = machine.cpus,
@@ -161,14 +168,14 @@ fn told_of(outcome: &Outcome) -> String {
         rounds = outcome.rounds,
     );
     text += "| | options | geometric mean | rows |\n|---|---|---|---|\n";
-    for told in &outcome.variants {
-        let options = match told.options.as_str() {
+    for variant in &outcome.variants {
+        let options = match variant.options.as_str() {
             "" => "defaults".to_owned(),
             options => format!("`{options}`"),
         };
-        let name = &told.name;
-        let mean = match (&told.refused, outcome.mean(name)) {
-            (Some(why), _) => format!("**not mounted**: {} | ", why.replace(['|', '\n'], " ")),
+        let name = &variant.name;
+        let mean = match (&variant.refused, outcome.mean(name)) {
+            (Some(error), _) => format!("**not mounted**: {} | ", error.replace(['|', '\n'], " ")),
             (None, Some((mean, rows))) => format!("{mean:.2} | {rows}"),
             (None, None) => "- | 0".to_owned(),
         };
@@ -202,7 +209,7 @@ fn table(outcome: &Outcome, group: Group, lines: &[&Line]) -> String {
     text
 }
 
-/// Requests for each unit, of the file systems whose daemons tell them.
+/// Returns the table of requests per unit, for the file systems whose daemons report them.
 fn requests(outcome: &Outcome) -> String {
     let names: Vec<&str> = outcome
         .compared()
@@ -217,21 +224,21 @@ fn requests(outcome: &Outcome) -> String {
         return String::new();
     };
     let mut text = format!(
-        "\n### Requests\n\nHow often the kernel asks the daemon, for each unit of the work; the kinds are those of \
-         {first}.\n\n| | a | {} | by kind |\n|---|---|{}---|\n",
+        "\n### Requests\n\nNumber of requests from the kernel to the daemon per unit of work; the kinds are those of \
+         {first}.\n\n| | unit | {} | by kind |\n|---|---|{}---|\n",
         names.join(" | "),
         "---|".repeat(names.len())
     );
     for line in &outcome.lines {
-        let each: Vec<_> = names.iter().map(|name| line.requests(name)).collect();
-        if each.iter().all(Option::is_none) {
+        let counts: Vec<_> = names.iter().map(|name| line.requests(name)).collect();
+        if counts.iter().all(Option::is_none) {
             continue;
         }
-        let each = each.iter().map(|count| match count {
+        let counts = counts.iter().map(|count| match count {
             Some(count) => format!("{count:.2}"),
             None => "0".to_owned(),
         });
-        let each = each.collect::<Vec<_>>().join(" | ");
+        let counts = counts.collect::<Vec<_>>().join(" | ");
         let mut kinds: Vec<_> = line
             .cells
             .get(*first)
@@ -248,7 +255,7 @@ fn requests(outcome: &Outcome) -> String {
         write_to(
             &mut text,
             format_args!(
-                "| {} | {} | {each} | {} |\n",
+                "| {} | {} | {counts} | {} |\n",
                 line.name,
                 line.unit,
                 kinds.join(", ")
@@ -261,10 +268,13 @@ fn requests(outcome: &Outcome) -> String {
 fn memory(outcome: &Outcome) -> String {
     let mut text = String::new();
     if !outcome.memory.is_empty() {
-        text += "\n### Memory\n\n| | inodes known | bytes of the daemon's memory for each |\n|---|---|---|\n";
+        text += "\n### Memory\n\n| | inodes known | bytes of the daemon's memory per inode |\n|---|---|---|\n";
         for (name, (inodes, bytes)) in &outcome.memory {
-            let each = bytes / inodes.max(&1);
-            write_to(&mut text, format_args!("| {name} | {inodes} | {each} |\n"));
+            let per_inode = bytes / inodes.max(&1);
+            write_to(
+                &mut text,
+                format_args!("| {name} | {inodes} | {per_inode} |\n"),
+            );
         }
     }
     if !outcome.page_cache.is_empty() {
@@ -273,7 +283,7 @@ fn memory(outcome: &Outcome) -> String {
             &mut text,
             format_args!(
                 "\nTwo mounts of the same layers, as two containers have them, read the same library of {big} \
-                 MiB:\n\n| | page cache after the first, MiB | more after the second |\n|---|---|---|\n"
+                 MiB:\n\n| | page cache after the first, MiB | increase by the second, MiB |\n|---|---|---|\n"
             ),
         );
         for (name, [first, second]) in &outcome.page_cache {
@@ -293,15 +303,15 @@ mod tests {
     #[test]
     fn only_what_stands_between_the_marks_is_exchanged() {
         let page = format!("above\n{BEGIN}\nold\n{END}\nbelow\n");
-        let new = between_marks(&page, "new\n").unwrap();
+        let new = replace_between_markers(&page, "new\n").unwrap();
         assert_eq!(new, format!("above\n{BEGIN}\n\nnew\n\n{END}\nbelow\n"));
-        assert_eq!(between_marks(&new, "new\n").unwrap(), new);
-        assert!(between_marks("no marks", "new").is_none());
+        assert_eq!(replace_between_markers(&new, "new\n").unwrap(), new);
+        assert!(replace_between_markers("no marks", "new").is_none());
     }
 
     #[test]
     fn the_page_has_its_marks() {
         let page = std::fs::read_to_string(root().unwrap().join("docs/benchmarks.md")).unwrap();
-        assert!(between_marks(&page, "").is_some());
+        assert!(replace_between_markers(&page, "").is_some());
     }
 }

@@ -1,4 +1,4 @@
-//! The rows of the mounted comparison, as data: which layers, what comes before, what is measured.
+//! Defines the rows of the mounted comparison: layers, preparation and measured work.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -6,47 +6,47 @@ use std::time::{Duration, Instant};
 use super::load::{self, Each, There};
 use crate::run::{Result, Run};
 
-/// How large the work is.
+/// Sizes of the work.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sizes {
-    /// Files of the trees that are walked and changed.
+    /// Number of files in the trees that are walked and changed.
     pub(super) files: usize,
-    /// Files that get another owner.
+    /// Number of files whose owner is changed.
     pub(super) owned: usize,
-    /// Names of the flat folder.
+    /// Number of names in the flat directory.
     pub(super) names: usize,
-    /// Of the big file and of the library.
+    /// Size of the big file and of the library.
     pub(super) big_mib: usize,
-    /// A hundred: every loop as long as it is meant to be.
+    /// Percentage of the full number of loop iterations.
     pub(super) percent: usize,
 }
 
 impl Sizes {
-    /// So many times, in a loop that is that long in full.
+    /// Returns the number of iterations of a loop that has `full` iterations at 100 percent.
     fn times(&self, full: usize) -> usize {
         (full * self.percent / 100).max(10)
     }
 }
 
-/// Which layers lie below.
+/// A set of lower layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Lowers {
     /// One tree of small files.
     Small,
-    /// Two big files, one of them a library.
+    /// Two big files, one of which is a library.
     Big,
-    /// One folder of empty files.
+    /// One directory of empty files.
     Flat,
-    /// A tree of files for another owner.
+    /// A tree of files for chown.
     Owned,
-    /// The small tree's files spread over so many layers.
+    /// The files of the small tree, distributed over this number of layers.
     Many(usize),
     /// A hundred files.
     Few,
 }
 
 impl Lowers {
-    /// Every set of layers there is.
+    /// Every set of layers.
     pub(super) const ALL: [Self; 8] = [
         Self::Small,
         Self::Big,
@@ -58,8 +58,8 @@ impl Lowers {
         Self::Few,
     ];
 
-    /// The folder that they lie in, and their names there, topmost first. Short names, because all of
-    /// them have to fit into the page that mount(2) takes.
+    /// Returns the directory of the layers and their names in it, topmost first. The names are short, because all of
+    /// them must fit into the page of options that mount(2) accepts.
     pub(super) fn at(self, top: &Path) -> (PathBuf, Vec<String>) {
         let one = |name: &str| (top.to_owned(), vec![name.to_owned()]);
         match self {
@@ -76,26 +76,26 @@ impl Lowers {
     }
 }
 
-/// Rows that are told together, and drawn in one picture.
+/// Rows that share a table and a chart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Group {
     /// Names and attributes.
     Metadata,
-    /// What is in files.
+    /// Content of files.
     Data,
-    /// Making and removing.
+    /// Creation and removal.
     Changes,
-    /// The first change of what lies below.
+    /// First change of a lower file.
     CopyUp,
-    /// Programs as people use them.
+    /// Complete programs.
     Programs,
-    /// How long a mount takes.
+    /// Time of a mount.
     Mounting,
 }
 
 impl Group {
-    /// In the order of the report.
+    /// All groups, in the order of the report.
     pub(super) const ALL: [Self; 6] = [
         Self::Metadata,
         Self::Data,
@@ -105,53 +105,53 @@ impl Group {
         Self::Mounting,
     ];
 
-    /// For a heading, and for the name of a file.
+    /// Returns the heading of the group, and the name of its chart.
     pub(super) fn names(self) -> (&'static str, &'static str) {
         match self {
             Self::Metadata => ("Names and attributes", "metadata"),
             Self::Data => ("Data", "data"),
-            Self::Changes => ("Making and removing", "changes"),
-            Self::CopyUp => ("First change of what lies below", "copy-up"),
-            Self::Programs => ("Whole programs", "programs"),
+            Self::Changes => ("Creation and removal", "changes"),
+            Self::CopyUp => ("First change of lower files", "copy-up"),
+            Self::Programs => ("Programs", "programs"),
             Self::Mounting => ("Mounting", "mounting"),
         }
     }
 }
 
-/// Where the work is done.
+/// Environment of the measured work.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     /// The mount.
     pub(super) root: PathBuf,
     /// A tar of the small tree.
     pub(super) tar: PathBuf,
-    /// How large it is.
+    /// Sizes of the work.
     pub(super) sizes: Sizes,
 }
 
 type Work = fn(&Place) -> Result<Duration>;
 
-/// What a row measures.
+/// The measured operation of a row.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum What {
-    /// Work on a mount, after other work on the same mount.
+    /// Work on a mount, after optional preparation on the same mount.
     Work(Option<Work>, Work),
-    /// The same with nothing cached.
+    /// Work on a mount with empty caches.
     Cold(Work),
-    /// The mount itself, unmounted in between.
+    /// The mount operation itself; the unmount is not measured.
     Mount,
-    /// A second mount of the same layers reads what the first has read.
+    /// Work on a second mount of the same layers, after the first mount has read the same file.
     Second(Work),
 }
 
-/// One row.
+/// A row of the comparison.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Row {
     pub(super) name: &'static str,
     pub(super) group: Group,
     pub(super) lowers: Lowers,
     pub(super) what: What,
-    /// What one of the things is that are counted, and how many there are.
+    /// Unit of the work, and the number of units.
     pub(super) unit: &'static str,
     pub(super) units: fn(&Sizes) -> usize,
 }
@@ -191,12 +191,12 @@ fn map_lib(place: &Place) -> Result<Duration> {
     load::mapped(&place.root.join("lib.so"), place.sizes.times(50_000))
 }
 
-const fn row(name: &'static str, group: Group, lowers: Lowers, what: What) -> Row {
+const fn row(name: &'static str, group: Group, lowers: Lowers, measured: What) -> Row {
     Row {
         name,
         group,
         lowers,
-        what,
+        what: measured,
         unit: "file",
         units: |sizes| sizes.files,
     }
@@ -210,7 +210,7 @@ impl Row {
     }
 }
 
-/// All of them, in the order of the report.
+/// Returns all rows, in the order of the report.
 pub(super) fn all() -> Vec<Row> {
     let mut rows = metadata();
     rows.extend(data());
@@ -224,7 +224,7 @@ pub(super) fn all() -> Vec<Row> {
 fn metadata() -> Vec<Row> {
     use Lowers::{Flat, Many, Small};
     use What::Work;
-    let row = |name, lowers, what| row(name, Group::Metadata, lowers, what);
+    let row = |name, lowers, measured| row(name, Group::Metadata, lowers, measured);
     let threads: self::Work = |place| load::walk(&place.root.join("tree"), 4);
     let list: self::Work = |place| load::list(&place.root.join("flat"));
     let stat: self::Work = |place| load::stat(&first_file(place), place.sizes.times(200_000));
@@ -252,10 +252,11 @@ fn metadata() -> Vec<Row> {
 fn data() -> Vec<Row> {
     use Lowers::Big;
     use What::{Cold, Second, Work};
-    fn at_random(place: &Place, full: usize, what: There) -> Result<Duration> {
-        load::random(&place.root.join("big"), place.sizes.times(full), what)
+    fn at_random(place: &Place, full: usize, access: There) -> Result<Duration> {
+        load::random(&place.root.join("big"), place.sizes.times(full), access)
     }
-    let row = |name, what| row(name, Group::Data, Big, what).by("MiB", |sizes| sizes.big_mib);
+    let row =
+        |name, measured| row(name, Group::Data, Big, measured).by("MiB", |sizes| sizes.big_mib);
     let read: self::Work = |place| at_random(place, 50_000, There::Read);
     let write: self::Work = |place| at_random(place, 20_000, There::Write);
     let commit: self::Work = |place| at_random(place, 300, There::Commit);
@@ -278,14 +279,14 @@ fn data() -> Vec<Row> {
 fn changes() -> Vec<Row> {
     use Lowers::{Flat, Small};
     use What::Work;
-    let row = |name, lowers, what| row(name, Group::Changes, lowers, what);
+    let row = |name, lowers, measured| row(name, Group::Changes, lowers, measured);
     let create: self::Work = |place| load::tree(&place.root, place.sizes.files, 4096);
     let untar: self::Work = |place| shell(place, &format!("tar xf '{}'", place.tar.display()));
     let dpkg: self::Work = |place| load::replace(&place.root, place.sizes.times(200));
     let remove: self::Work = |place| load::remove(&place.root.join("tree"));
     let remove_new: self::Work = |place| load::remove(&place.root.join("flat"));
     let rename: self::Work = |place| load::each(&place.root.join("tree"), Each::Rename);
-    let move_folder: self::Work = |place| shell(place, "mv tree moved");
+    let move_directory: self::Work = |place| shell(place, "mv tree moved");
     vec![
         row("create-small", Flat, Work(None, create)),
         row("untar", Flat, Work(None, untar)),
@@ -294,14 +295,14 @@ fn changes() -> Vec<Row> {
         row("unlink-upper", Flat, Work(Some(fill), remove_new))
             .by("file", |sizes| sizes.files + sizes.names),
         row("rename-lower", Small, Work(None, rename)),
-        row("mv-lower-dir", Small, Work(None, move_folder)).by("time", |_| 1),
+        row("mv-lower-dir", Small, Work(None, move_directory)).by("time", |_| 1),
     ]
 }
 
 fn copy_up() -> Vec<Row> {
     use Lowers::{Big, Owned, Small};
     use What::Work;
-    let row = |name, lowers, what| row(name, Group::CopyUp, lowers, what);
+    let row = |name, lowers, measured| row(name, Group::CopyUp, lowers, measured);
     let append: self::Work = |place| load::each(&place.root.join("tree"), Each::Append);
     let chmod: self::Work = |place| load::each(&place.root.join("tree"), Each::Chmod);
     let chown: self::Work = |place| shell(place, "chown -R 4711:4712 tree");
@@ -315,7 +316,7 @@ fn copy_up() -> Vec<Row> {
 
 fn programs() -> Vec<Row> {
     use What::Work;
-    let row = |name, what| row(name, Group::Programs, Lowers::Small, what);
+    let row = |name, measured| row(name, Group::Programs, Lowers::Small, measured);
     let grep: self::Work = |place| shell(place, "{ grep -r needle tree || true; }");
     let copy: self::Work = |place| shell(place, "cp -a tree copy");
     let remove: self::Work = |place| shell(place, "rm -rf tree");
@@ -347,8 +348,12 @@ mod tests {
     #[test]
     fn every_row_has_a_name_of_its_own_and_layers_that_there_are() {
         let rows = all();
-        for (at, row) in rows.iter().enumerate() {
-            assert!(rows.iter().skip(at + 1).all(|other| other.name != row.name));
+        for (index, row) in rows.iter().enumerate() {
+            assert!(
+                rows.iter()
+                    .skip(index + 1)
+                    .all(|other| other.name != row.name)
+            );
             assert!(Lowers::ALL.contains(&row.lowers), "{}", row.name);
         }
     }

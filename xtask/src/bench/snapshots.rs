@@ -1,5 +1,5 @@
-//! What snapshots cost, beside what else there is, on the same tree: lxc-snapshot, a plain copy, reflinks
-//! on XFS, snapshots of btrfs. Prints a table; asserts nothing.
+//! Measures the cost of snapshots, compared on the same tree with lxc-snapshot, a plain copy, reflinks on XFS and
+//! snapshots of btrfs. Prints a table; asserts nothing.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -8,22 +8,22 @@ use cowl_tests::scratch::Scratch;
 
 use crate::run::{Result, Run, failure, note, target, title};
 
-/// How `cargo xtask bench snapshots` is called.
+/// Options of `cargo xtask bench snapshots`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// How many files the base has, and how many the head; several sizes with commas between them
+    /// Number of files in the base, and in the head; several sizes are separated by commas
     #[arg(long, default_values_t = [20_000], value_delimiter = ',')]
     files: Vec<usize>,
-    /// How often each is measured; the median counts
+    /// Number of times that each operation is measured; the median is reported
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Leave the others out
+    /// Measure cowl only
     #[arg(long)]
     alone: bool,
 }
 
 impl Options {
-    /// As they are when nothing is said.
+    /// Returns the default options; with `quick`, those of a smoke test.
     pub(super) fn usual(quick: bool) -> Self {
         let (files, rounds) = match quick {
             true => (vec![200], 1),
@@ -38,21 +38,21 @@ impl Options {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Figure {
-    Took(Duration),
+enum Measurement {
+    Time(Duration),
     Bytes(u64),
 }
 
-impl std::fmt::Display for Figure {
+impl std::fmt::Display for Measurement {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Took(took) => write!(out, "{:.1} ms", took.as_secs_f64() * 1000.0),
+            Self::Time(took) => write!(out, "{:.1} ms", took.as_secs_f64() * 1000.0),
             Self::Bytes(bytes) => write!(out, "{} KiB", bytes >> 10),
         }
     }
 }
 
-type Rows = Vec<(String, Figure)>;
+type Rows = Vec<(String, Measurement)>;
 
 struct Bench {
     cowl: PathBuf,
@@ -61,7 +61,7 @@ struct Bench {
     rows: Rows,
 }
 
-/// Runs it, with the program that was built for release.
+/// Runs the benchmark with the release build of cowl.
 pub(super) fn run(options: &Options) -> Result<()> {
     let cowl = target()?.join("release/cowl");
     let mut tables = Vec::new();
@@ -69,19 +69,19 @@ pub(super) fn run(options: &Options) -> Result<()> {
         title(&format!("{files} files"));
         tables.push(of_size(options, &cowl, *files)?);
     }
-    title("what it costs");
+    title("results");
     let sizes: Vec<_> = options.files.iter().map(ToString::to_string).collect();
     println!(
         "| files in the base and in the head | {} |",
         sizes.join(" | ")
     );
     println!("|---|{}", "---|".repeat(sizes.len()));
-    for (at, (what, _)) in tables.first().into_iter().flatten().enumerate() {
-        let figures = tables.iter().map(|rows| match rows.get(at) {
-            Some((_, figure)) => figure.to_string(),
+    for (index, (label, _)) in tables.first().into_iter().flatten().enumerate() {
+        let values = tables.iter().map(|rows| match rows.get(index) {
+            Some((_, value)) => value.to_string(),
             None => "-".to_owned(),
         });
-        println!("| {what} | {} |", figures.collect::<Vec<_>>().join(" | "));
+        println!("| {label} | {} |", values.collect::<Vec<_>>().join(" | "));
     }
     Ok(())
 }
@@ -105,44 +105,48 @@ fn of_size(options: &Options, cowl: &Path, files: usize) -> Result<Rows> {
     Ok(bench.rows)
 }
 
-/// What a folder takes on the disk.
-fn taken(folder: &Path) -> Result<u64> {
-    let said = Run::new("du").arg("-skx").arg(folder).unseen().output()?;
-    let kilobytes = said
+/// Returns the disk usage of a directory in bytes, as du reports it.
+fn disk_usage(directory: &Path) -> Result<u64> {
+    let output = Run::new("du")
+        .arg("-skx")
+        .arg(directory)
+        .unseen()
+        .output()?;
+    let kilobytes = output
         .split_whitespace()
         .next()
         .and_then(|n| n.parse::<u64>().ok());
     match kilobytes {
         Some(kilobytes) => Ok(kilobytes << 10),
-        None => failure(format!("du said {said:?}")),
+        None => failure(format!("unexpected output of du: {output:?}")),
     }
 }
 
-/// What is used of a file system: where files share blocks, du counts them twice.
-fn used(place: &Path) -> Result<u64> {
-    Run::new("sync").arg("-f").arg(place).unseen().run()?;
-    let stat = rustix::fs::statvfs(place).map_err(std::io::Error::from)?;
+/// Returns the bytes in use on a file system. du would count shared blocks twice.
+fn used_bytes(mount: &Path) -> Result<u64> {
+    Run::new("sync").arg("-f").arg(mount).unseen().run()?;
+    let stat = rustix::fs::statvfs(mount).map_err(std::io::Error::from)?;
     Ok((stat.f_blocks - stat.f_bfree) * stat.f_frsize)
 }
 
-/// Files of 4 KiB, a hundred a folder.
+/// Creates files of 4 KiB, a hundred per directory.
 fn fill(root: &Path, files: usize) -> Result<()> {
     let content = vec![b'x'; 4096];
-    for at in 0..files {
-        let folder = root.join(format!("d{}", at / 100));
-        if at % 100 == 0 {
-            std::fs::create_dir_all(&folder)?;
+    for number in 0..files {
+        let directory = root.join(format!("d{}", number / 100));
+        if number % 100 == 0 {
+            std::fs::create_dir_all(&directory)?;
         }
-        std::fs::write(folder.join(format!("f{at}")), &content)?;
+        std::fs::write(directory.join(format!("f{number}")), &content)?;
     }
     Ok(())
 }
 
 impl Bench {
-    /// Measures `what`, several times; `after` makes it ready for the next time.
+    /// Adds a row with the median time of `work` over several rounds. `after` runs between rounds and is not measured.
     fn time(
         &mut self,
-        what: &str,
+        label: &str,
         rounds: usize,
         mut work: impl FnMut(usize) -> Result<()>,
         mut after: impl FnMut(usize) -> Result<()>,
@@ -156,19 +160,21 @@ impl Bench {
         }
         took.sort();
         let median = took.get(took.len() / 2).copied().unwrap_or_default();
-        note(&format!("{what}: {median:.1?}"));
-        self.rows.push((what.to_owned(), Figure::Took(median)));
+        note(&format!("{label}: {median:.1?}"));
+        self.rows
+            .push((label.to_owned(), Measurement::Time(median)));
         Ok(())
     }
 
-    /// What was taken on the disk more than `before`.
-    fn bytes(&mut self, what: &str, before: u64, after: u64) {
+    /// Adds a row with the increase of disk usage from `before` to `after`.
+    fn bytes(&mut self, label: &str, before: u64, after: u64) {
         let bytes = after.saturating_sub(before);
-        note(&format!("{what}: {bytes} bytes"));
-        self.rows.push((what.to_owned(), Figure::Bytes(bytes)));
+        note(&format!("{label}: {bytes} bytes"));
+        self.rows
+            .push((label.to_owned(), Measurement::Bytes(bytes)));
     }
 
-    /// A function that runs cowl on the store.
+    /// Returns a closure that runs cowl on the store.
     fn call(&self) -> impl Fn(&[&str]) -> Result<()> + use<> {
         let (cowl, store) = (self.cowl.clone(), self.scratch.join("store"));
         move |words| {
@@ -194,18 +200,18 @@ impl Bench {
             |_| call(&["create", "web", "--from", &from]),
             nothing,
         )?;
-        let place = Run::new(&self.cowl)
+        let mount = Run::new(&self.cowl)
             .arg("--store")
             .arg(&store)
             .args(["mount", "web"])
             .unseen()
             .output()?;
-        let head = Path::new(&place).join("head");
+        let head = Path::new(&mount).join("head");
         std::fs::create_dir(&head)?;
         fill(&head, files)?;
-        // The first one freezes all that was written; each of the others what one file adds.
+        // The first snapshot freezes all files, each later one a single new file.
         self.time(
-            "cowl snapshot, all of it new",
+            "cowl snapshot, all files new",
             1,
             |_| call(&["snapshot", "web"]),
             nothing,
@@ -214,18 +220,18 @@ impl Bench {
             std::fs::write(head.join(format!("touched{round}")), "x").map_err(Into::into)
         };
         touch(100)?;
-        let before = taken(&store)?;
+        let before = disk_usage(&store)?;
         self.time(
             "cowl snapshot, mounted",
             rounds,
             |_| call(&["snapshot", "web"]),
             touch,
         )?;
-        let each = (taken(&store)?.saturating_sub(before)) / rounds as u64;
+        let per_snapshot = (disk_usage(&store)?.saturating_sub(before)) / rounds as u64;
         self.bytes(
-            "a snapshot of cowl's, and one new file, on the disk",
+            "disk usage of a cowl snapshot with one new file",
             0,
-            each,
+            per_snapshot,
         );
         self.time(
             "cowl clone",
@@ -246,7 +252,7 @@ impl Bench {
         let (call, rounds) = (self.call(), self.rounds);
         let nothing = |_| Ok(());
         self.time(
-            "cowl restore, not mounted",
+            "cowl restore, unmounted",
             rounds,
             |_| call(&["restore", "web", "snap0"]),
             nothing,
@@ -261,14 +267,14 @@ impl Bench {
             nothing,
         )?;
         self.time(
-            "cowl list, first time (counts sizes)",
+            "cowl list, first time (measures sizes)",
             1,
             |_| call(&["list", "web"]),
             nothing,
         )?;
         self.time("cowl list", rounds, |_| call(&["list", "web"]), nothing)?;
         self.time(
-            "cowl diff against what it was made from",
+            "cowl diff with the source snapshot",
             rounds,
             |_| call(&["diff", "web@snap0"]),
             nothing,
@@ -329,99 +335,99 @@ impl Bench {
         )?;
         let call = |words: &[&str]| {
             let all = ["-P", path.to_str().unwrap_or_default(), "-n", "c1"];
-            // The real one, whatever stands before it in the path.
+            // The absolute path avoids a `lxc-snapshot` of cowl earlier in PATH.
             Run::new("/usr/bin/lxc-snapshot")
                 .args(all)
                 .args(words)
                 .unseen()
                 .run()
         };
-        let before = taken(&path)?;
-        self.time("lxc-snapshot (base alone)", 1, |_| call(&[]), |_| Ok(()))?;
-        let after = taken(&path)?;
-        self.bytes("a snapshot of lxc-snapshot's on the disk", before, after);
+        let before = disk_usage(&path)?;
+        self.time("lxc-snapshot (base only)", 1, |_| call(&[]), |_| Ok(()))?;
+        let after = disk_usage(&path)?;
+        self.bytes("disk usage of a snapshot of lxc-snapshot", before, after);
         self.time(
-            "lxc-snapshot -r (base alone)",
+            "lxc-snapshot -r (base only)",
             1,
             |_| call(&["-r", "snap0"]),
             |_| Ok(()),
         )?;
         self.time(
-            "lxc-snapshot -d (base alone)",
+            "lxc-snapshot -d (base only)",
             1,
             |_| call(&["-d", "snap0"]),
             |_| Ok(()),
         )
     }
 
-    /// A file system of its own in a file.
+    /// Creates a file system in an image file, mounts it, and copies the base into it.
     fn image(&self, kind: &str, base: &Path) -> Result<PathBuf> {
-        let (file, place) = (
+        let (file, mount) = (
             self.scratch.join(kind),
             self.scratch.make(&format!("on-{kind}")),
         );
         Run::shell(&format!(
             "truncate -s 8G '{f}' && mkfs.{kind} -q '{f}' && mount -o loop '{f}' '{p}' && {made} && cp -a '{b}/.' '{p}/base/'",
             f = file.display(),
-            p = place.display(),
+            p = mount.display(),
             b = base.display(),
             made = match kind {
-                "btrfs" => format!("btrfs -q subvolume create '{}/base'", place.display()),
-                _ => format!("mkdir '{}/base'", place.display()),
+                "btrfs" => format!("btrfs -q subvolume create '{}/base'", mount.display()),
+                _ => format!("mkdir '{}/base'", mount.display()),
             },
         ))
         .unseen()
         .run()?;
-        Ok(place)
+        Ok(mount)
     }
 
     fn reflink(&mut self, base: &Path) -> Result<()> {
         title("cp --reflink on XFS");
-        let place = self.image("xfs", base)?;
-        let before = used(&place)?;
+        let mount = self.image("xfs", base)?;
+        let before = used_bytes(&mount)?;
         let timed = self.time(
-            "cp -a --reflink=always on XFS (base alone)",
+            "cp -a --reflink=always on XFS (base only)",
             1,
             |_| {
                 Run::new("cp")
                     .args(["-a", "--reflink=always"])
-                    .arg(place.join("base"))
-                    .arg(place.join("copy"))
+                    .arg(mount.join("base"))
+                    .arg(mount.join("copy"))
                     .unseen()
                     .run()
             },
             |_| Ok(()),
         );
-        let after = used(&place)?;
-        self.bytes("a reflinked copy on XFS on the disk", before, after);
-        Run::new("umount").arg(&place).unseen().run()?;
+        let after = used_bytes(&mount)?;
+        self.bytes("disk usage of a reflinked copy on XFS", before, after);
+        Run::new("umount").arg(&mount).unseen().run()?;
         timed
     }
 
     fn btrfs(&mut self, base: &Path) -> Result<()> {
         title("btrfs");
-        let place = self.image("btrfs", base)?;
+        let mount = self.image("btrfs", base)?;
         let rounds = self.rounds;
         let call = |words: &[&str], paths: &[&str]| {
             Run::new("btrfs")
                 .args(["-q", "subvolume"])
                 .args(words)
                 .args(paths)
-                .within(&place)
+                .within(&mount)
                 .unseen()
                 .run()
         };
-        let before = used(&place)?;
+        let before = used_bytes(&mount)?;
         let timed = self.time(
-            "btrfs subvolume snapshot (base alone)",
+            "btrfs subvolume snapshot (base only)",
             rounds,
             |round| call(&["snapshot"], &["base", &format!("s{round}")]),
             |_| Ok(()),
         );
-        let each = used(&place)?.saturating_sub(before) / rounds as u64;
-        self.bytes("a snapshot of btrfs's on the disk", 0, each);
+        let per_snapshot = used_bytes(&mount)?.saturating_sub(before) / rounds as u64;
+        self.bytes("disk usage of a btrfs snapshot", 0, per_snapshot);
         let restored = self.time(
-            "btrfs: the snapshot in place of the base",
+            "btrfs: replace the base with a snapshot",
             1,
             |_| {
                 call(&["delete"], &["base"])?;
@@ -435,7 +441,7 @@ impl Bench {
             |_| call(&["delete"], &["s0"]),
             |_| Ok(()),
         );
-        Run::new("umount").arg(&place).unseen().run()?;
+        Run::new("umount").arg(&mount).unseen().run()?;
         timed.and(restored).and(deleted)
     }
 }

@@ -1,4 +1,4 @@
-//! The file systems that are compared, as data, and how each is mounted.
+//! Defines the file systems that are compared, and mounts them.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -13,49 +13,49 @@ use super::ground::{self, Ground};
 use super::rows::Lowers;
 use crate::run::{Failure, Result, Run, failure};
 
-/// How a file system is mounted.
+/// A method of mounting a file system.
 #[derive(Clone, Debug)]
 pub(super) enum How {
-    /// Not at all: a plain copy of the layers.
+    /// No mount: a plain copy of the layers.
     Copy,
     /// The kernel's overlayfs.
     Kernel,
-    /// By a program with an overlay program's command line.
+    /// A program with the usual command line of an overlay program.
     Program(PathBuf),
 }
 
-/// A file system in one form.
+/// A file system with certain options.
 #[derive(Clone, Debug)]
 pub(super) struct Variant {
     pub(super) name: String,
     pub(super) how: How,
-    /// Options beside the layers.
+    /// Mount options other than the layers.
     pub(super) options: String,
-    /// Its daemon can be asked what it has done.
+    /// Whether its daemon reports statistics.
     pub(super) counted: bool,
 }
 
-/// Kernel overlayfs as it is by itself: the others are told as ratios to it.
+/// Name of the kernel's overlayfs with default options, which is the reference for all ratios.
 pub(super) const REFERENCE: &str = "kernel";
 
-/// What is compared: `cowlfs` is the program under test, `more` are NAME=PROGRAM[,OPTION...].
+/// Returns all variants. `cowlfs` is the program under test; `more` has the form NAME=PROGRAM[,OPTION...].
 pub(super) fn all(cowlfs: &Path, more: &[String]) -> Result<Vec<Variant>> {
-    let of = |name: &str, how: How, options: &str| Variant {
+    let variant = |name: &str, how: How, options: &str| Variant {
         name: name.to_owned(),
         how,
         options: options.to_owned(),
         counted: false,
     };
-    let ours = |name: &str, options: &str| of(name, How::Program(cowlfs.to_owned()), options);
+    let ours = |name: &str, options: &str| variant(name, How::Program(cowlfs.to_owned()), options);
     let mut variants = vec![
-        of("native", How::Copy, ""),
-        of(REFERENCE, How::Kernel, ""),
-        of(
+        variant("native", How::Copy, ""),
+        variant(REFERENCE, How::Kernel, ""),
+        variant(
             "kernel-all",
             How::Kernel,
             "index=on,metacopy=on,redirect_dir=on",
         ),
-        of("fuse-overlayfs", How::Program("fuse-overlayfs".into()), ""),
+        variant("fuse-overlayfs", How::Program("fuse-overlayfs".into()), ""),
         ours("cowlfs", ""),
         ours("cowlfs-overlay", "coherence=overlay"),
         ours("cowlfs-plain", "passthrough=off"),
@@ -64,49 +64,51 @@ pub(super) fn all(cowlfs: &Path, more: &[String]) -> Result<Vec<Variant>> {
     for text in more {
         let Some((name, program)) = text.split_once('=') else {
             return failure(format!(
-                "{text}: say NAME=PROGRAM or NAME=PROGRAM,OPTION,..."
+                "{text}: use NAME=PROGRAM or NAME=PROGRAM,OPTION,..."
             ));
         };
         let (program, options) = program.split_once(',').unwrap_or((program, ""));
-        variants.push(of(name, How::Program(program.into()), options));
+        variants.push(variant(name, How::Program(program.into()), options));
     }
     Ok(variants)
 }
 
-/// Something that is mounted.
+/// A mounted variant, or a copy.
 #[derive(Debug)]
 pub(super) struct Mounted {
     pub(super) place: PathBuf,
     run: PathBuf,
     socket: Option<PathBuf>,
-    /// How long that took.
+    /// Time that the mount took.
     pub(super) took: Duration,
 }
 
 impl Variant {
-    /// Whether it can be mounted here: mounts a few files and looks at them. `Err` says why not.
+    /// Mounts a few files and checks that they are visible; returns an error if the variant cannot be mounted here.
+    ///
+    /// Also determines whether the program accepts a control socket.
     pub(super) fn probe(&mut self, ground: &Ground) -> Result<()> {
-        let tried = |variant: &Self| -> Result<()> {
+        let attempt = |variant: &Self| -> Result<()> {
             let mounted = variant.mount(ground, Lowers::Few, "run")?;
-            let there = std::fs::metadata(mounted.place.join("tree/d00000/f00"));
+            let checked = std::fs::metadata(mounted.place.join("tree/d00000/f00"));
             mounted.end()?;
-            there?;
+            checked?;
             Ok(())
         };
         if matches!(self.how, How::Program(_)) {
             self.counted = true;
-            if tried(self).is_ok() {
+            if attempt(self).is_ok() {
                 return Ok(());
             }
         }
         self.counted = false;
-        tried(self)
+        attempt(self)
     }
 
-    /// Mounts it over fresh folders called `name`.
+    /// Mounts the variant with an empty upper and work directory below `name`.
     pub(super) fn mount(&self, ground: &Ground, lowers: Lowers, name: &str) -> Result<Mounted> {
-        let [place, upper, work] = ground.fresh(name)?;
-        let (folder, layers) = lowers.at(&ground.path());
+        let [mount_point, upper, work] = ground.fresh(name)?;
+        let (directory, layers) = lowers.at(&ground.path());
         let run = ground.path().join(name);
         let mut options = OsString::from(format!("lowerdir={}", layers.join(":")));
         for (key, path) in [(",upperdir=", &upper), (",workdir=", &work)] {
@@ -123,44 +125,47 @@ impl Variant {
         }
         let start = Instant::now();
         match &self.how {
-            How::Copy => copy(&folder, &layers, &place)?,
+            How::Copy => copy(&directory, &layers, &mount_point)?,
             How::Kernel => {
                 let mut command = Command::new("mount");
-                // The new calls take an option of 256 bytes at most.
+                // fsconfig(2) limits the value of an option to 256 bytes.
                 command
                     .env("LIBMOUNT_FORCE_MOUNT2", "always")
                     .args(["-t", "overlay", "overlay", "-o"]);
-                call(command.arg(options).arg(&place), &folder, &run)?;
+                call(command.arg(options).arg(&mount_point), &directory, &run)?;
             }
             How::Program(program) => {
                 let mut command = Command::new(program);
-                call(command.arg("-o").arg(options).arg(&place), &folder, &run)?;
+                call(
+                    command.arg("-o").arg(options).arg(&mount_point),
+                    &directory,
+                    &run,
+                )?;
             }
         }
         if !matches!(self.how, How::Copy) {
-            while mount::at(&place).is_none() {
+            while mount::at(&mount_point).is_none() {
                 if start.elapsed() > Duration::from_secs(10) {
-                    return failure("nothing was mounted");
+                    return failure("no mount appeared within 10 seconds");
                 }
                 std::thread::sleep(Duration::from_micros(200));
             }
         }
         Ok(Mounted {
             took: start.elapsed(),
-            place,
+            place: mount_point,
             run,
             socket,
         })
     }
 }
 
-/// Runs a program that may leave a daemon behind: what it says goes to a file, because a daemon would keep
-/// a pipe open.
-fn call(command: &mut Command, folder: &Path, run: &Path) -> Result<()> {
-    let said = run.join("said");
-    let file = std::fs::File::create(&said)?;
+/// Runs a program that may leave a daemon behind. Its output goes to a file, because the daemon would keep a pipe open.
+fn call(command: &mut Command, directory: &Path, run: &Path) -> Result<()> {
+    let log = run.join("log");
+    let file = std::fs::File::create(&log)?;
     let status = command
-        .current_dir(folder)
+        .current_dir(directory)
         .stdin(Stdio::null())
         .stdout(file.try_clone()?)
         .stderr(file)
@@ -169,35 +174,35 @@ fn call(command: &mut Command, folder: &Path, run: &Path) -> Result<()> {
     if status.success() {
         return Ok(());
     }
-    let said = std::fs::read(&said)?;
-    failure(format!("{status}: {}", said.trim_ascii().escape_ascii()))
+    let output = std::fs::read(&log)?;
+    failure(format!("{status}: {}", output.trim_ascii().escape_ascii()))
 }
 
-fn copy(folder: &Path, layers: &[String], place: &Path) -> Result<()> {
+fn copy(directory: &Path, layers: &[String], target: &Path) -> Result<()> {
     for layer in layers.iter().rev() {
         Run::new("cp")
             .arg("-a")
-            .arg(folder.join(layer).join("."))
-            .arg(place)
+            .arg(directory.join(layer).join("."))
+            .arg(target)
             .unseen()
             .run()?;
     }
-    Run::new("sync").arg("-f").arg(place).unseen().run()
+    Run::new("sync").arg("-f").arg(target).unseen().run()
 }
 
-/// What a daemon says of itself; nothing where there is none that can be asked.
+/// Statistics of a daemon; None if it has no control socket.
 pub(super) type Stats = Option<Value>;
 
 impl Mounted {
-    /// Asks the daemon, once what it counts stands still.
+    /// Queries the daemon's statistics, after its request counters have stopped changing.
     pub(super) fn stats(&self) -> Result<Stats> {
         let Some(socket) = &self.socket else {
             return Ok(None);
         };
-        let mut before = ask(socket)?;
+        let mut before = query(socket)?;
         loop {
             std::thread::sleep(Duration::from_millis(50));
-            let now = ask(socket)?;
+            let now = query(socket)?;
             if now.get("requests") == before.get("requests") {
                 return Ok(Some(now));
             }
@@ -205,13 +210,13 @@ impl Mounted {
         }
     }
 
-    /// Unmounts it, waits until its daemon is gone, and removes what it left.
+    /// Unmounts it, waits until its daemon has exited, and removes its directories.
     pub(super) fn end(self) -> Result<()> {
-        // A program that passes over options that it does not know has no socket: it ends all the same.
-        let asked = self.socket.as_deref().map(ask).transpose();
+        // A program that ignores unknown options has no socket. It is unmounted before the error is returned.
+        let queried = self.socket.as_deref().map(query).transpose();
         ground::unmount(&self.place)?;
-        let told = asked?;
-        if let Some(pid) = told.and_then(|told| told.get("pid")?.as_u64()) {
+        let stats = queried?;
+        if let Some(pid) = stats.and_then(|stats| stats.get("pid")?.as_u64()) {
             let process = PathBuf::from(format!("/proc/{pid}"));
             let start = Instant::now();
             while process.is_dir() && start.elapsed() < Duration::from_secs(10) {
@@ -222,21 +227,21 @@ impl Mounted {
     }
 }
 
-fn ask(socket: &Path) -> Result<Value> {
+fn query(socket: &Path) -> Result<Value> {
     use std::io::{BufRead, BufReader, Write};
     let mut stream = std::os::unix::net::UnixStream::connect(socket)?;
     stream.write_all(b"{\"ask\":\"stats\"}\n")?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
     let answer: Value = serde_json::from_str(&line)
-        .map_err(|error| Failure(format!("the daemon's answer: {error}")))?;
+        .map_err(|error| Failure(format!("cannot parse the daemon's answer: {error}")))?;
     match answer.get("requests") {
         Some(_) => Ok(answer),
-        None => failure(format!("the daemon does not tell: {answer}")),
+        None => failure(format!("the daemon does not report requests: {answer}")),
     }
 }
 
-/// By how much the counts have grown.
+/// Returns the increase of each counter.
 pub(super) fn between(before: &Stats, after: &Stats) -> BTreeMap<String, u64> {
     let counts = |stats: &Stats| -> BTreeMap<String, u64> {
         let kinds = stats

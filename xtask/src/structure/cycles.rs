@@ -1,10 +1,10 @@
-//! Cycles between sibling modules.
+//! Finds cycles between sibling modules.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::source::{Crate, Import, ModulePath};
 
-/// The cycles of a crate, as text: in each module, the children that depend on each other in a circle.
+/// Returns a description of each cycle of a crate: per parent module, the children that depend on each other.
 pub(super) fn cycles(source: &Crate) -> Vec<String> {
     let mut parents: BTreeMap<ModulePath, BTreeMap<(String, String), Vec<Import>>> =
         BTreeMap::new();
@@ -15,7 +15,7 @@ pub(super) fn cycles(source: &Crate) -> Vec<String> {
             .zip(&import.to)
             .take_while(|(a, b)| a == b)
             .count();
-        // One contains the other: a parent and its child.
+        // If one module contains the other, the import is not between siblings.
         let (Some(from), Some(to)) = (import.from.get(same), import.to.get(same)) else {
             continue;
         };
@@ -37,7 +37,7 @@ pub(super) fn cycles(source: &Crate) -> Vec<String> {
     found
 }
 
-/// The strongly connected groups of more than one node.
+/// Returns the strongly connected components that have more than one node.
 fn groups<'a>(edges: impl Iterator<Item = &'a (String, String)>) -> Vec<BTreeSet<&'a str>> {
     let mut next: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for (from, to) in edges {

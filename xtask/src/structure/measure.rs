@@ -1,14 +1,14 @@
-//! Figures about a crate.
+//! Computes metrics of a crate.
 
 use syn::spanned::Spanned as _;
 use syn::visit::{self, Visit};
 
 use super::source::{Crate, is_test};
 
-/// Lines of a function that are worth listing.
+/// Number of lines above which a function is listed.
 const LONG: usize = 80;
 
-/// One crate in a few lines.
+/// Returns the metrics of one crate as a line of text.
 pub(super) fn summary(directory: &str, source: &Crate) -> String {
     let mut lines: Vec<(usize, String)> = source
         .files

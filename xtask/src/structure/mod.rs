@@ -1,5 +1,5 @@
-//! The structure of the source tree: which module may import which, cycles between sibling modules, methods per
-//! type. `cargo xtask check` refuses what breaks the rules, `cargo xtask structure` prints the figures.
+//! Checks the structure of the source tree: permitted imports, cycles between sibling modules, methods per type. `cargo
+//! xtask check` rejects violations, `cargo xtask structure` prints metrics.
 
 mod cycles;
 mod measure;
@@ -13,18 +13,18 @@ use crate::run::{Result, note, root};
 use cycles::cycles;
 use source::Crate;
 
-/// Largest number of inherent methods of one type.
+/// Maximum number of inherent methods of a type.
 const MOST_METHODS: usize = 40;
 
 /// A crate and the order of its modules. Each module may import itself and those that are listed after it.
 struct Order {
-    /// Directory of the sources.
+    /// Directory of the sources, relative to the repository.
     directory: &'static str,
-    /// Every top-level module, from the top down. Modules of one line must not import each other.
+    /// Every top-level module, from the top down. Modules in the same row must not import each other.
     modules: &'static [&'static [&'static str]],
 }
 
-/// The crates with rules. What one crate imports from another is enforced by Cargo.
+/// The crates with an order of modules. Cargo enforces the dependencies between crates.
 const ORDERS: [Order; 4] = [
     Order {
         directory: "fs/layers/src",
@@ -72,7 +72,7 @@ const ORDERS: [Order; 4] = [
     },
 ];
 
-/// The problems of all crates, one line each.
+/// Returns the violations in all crates, one line each.
 pub(crate) fn check(root: &Path) -> Result<Vec<String>> {
     let mut problems = Vec::new();
     for order in &ORDERS {
@@ -93,7 +93,7 @@ pub(crate) fn check(root: &Path) -> Result<Vec<String>> {
     Ok(problems)
 }
 
-/// Prints the figures of each crate.
+/// Prints the metrics of each crate.
 pub(crate) fn run() -> Result<()> {
     let root = root()?;
     for order in &ORDERS {

@@ -1,5 +1,5 @@
-//! What a path in the source refers to: a module of the same crate, also through re-exports of a parent module and
-//! through methods of a type that several files implement.
+//! Resolves a path in the source to a module of the same crate, also through re-exports of a parent module and through
+//! methods of a type that is implemented in several files.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,20 +7,20 @@ use syn::visit::{self, Visit};
 
 use super::source::{File, ModulePath, is_test};
 
-/// Longest chain of re-exports that is followed.
+/// Maximum length of a chain of re-exports.
 const CHAIN: usize = 8;
 
-/// The names of a crate.
+/// Declared names of a crate.
 pub(super) struct Names {
     modules: BTreeSet<ModulePath>,
-    /// What `use` makes of a name, for each module.
+    /// For each module, the names that its `use` declarations introduce, with their targets.
     aliases: BTreeMap<ModulePath, BTreeMap<String, Vec<String>>>,
-    /// Type, method, and the modules that define it.
+    /// Modules that define each method, by type and method name.
     pub(super) methods: BTreeMap<Vec<String>, BTreeMap<String, BTreeSet<ModulePath>>>,
 }
 
 impl Names {
-    /// Reads the declarations of all files.
+    /// Collects the declarations of all files.
     pub(super) fn of(files: &BTreeMap<ModulePath, File>) -> Self {
         let mut names = Self {
             modules: files.keys().cloned().collect(),
@@ -58,8 +58,8 @@ impl Names {
                     if let syn::ImplItem::Fn(function) = member
                         && !is_test(&function.attrs)
                     {
-                        let place = methods.entry(function.sig.ident.to_string()).or_default();
-                        place.insert(path.clone());
+                        let modules = methods.entry(function.sig.ident.to_string()).or_default();
+                        modules.insert(path.clone());
                     }
                 }
             }
@@ -67,7 +67,7 @@ impl Names {
         names
     }
 
-    /// The full name of a type of this crate.
+    /// Returns the full path of a type of this crate.
     fn type_of(&self, module: &ModulePath, ty: &syn::Type) -> Option<Vec<String>> {
         let syn::Type::Path(path) = ty else {
             return None;
@@ -85,7 +85,7 @@ impl Names {
         Some(self.follow(full).0)
     }
 
-    /// The name that `full` stands for after re-exports, and the module that defines it.
+    /// Resolves re-exports in `full`; returns the final path and the module that defines it.
     fn follow(&self, mut full: Vec<String>) -> (Vec<String>, ModulePath) {
         for _ in 0..CHAIN {
             let module = self.module_of(&full);
@@ -106,7 +106,7 @@ impl Names {
         (full, module)
     }
 
-    /// The longest prefix that is a module.
+    /// Returns the longest prefix of `full` that is a module.
     fn module_of(&self, full: &[String]) -> ModulePath {
         (0..=full.len())
             .rev()
@@ -117,7 +117,7 @@ impl Names {
     }
 }
 
-/// The names that a `use` declares, with their targets.
+/// Returns the names that a `use` declares, with their targets.
 fn leaves(tree: &syn::UseTree) -> Vec<(String, Vec<String>)> {
     fn walk(tree: &syn::UseTree, before: &[String], out: &mut Vec<(String, Vec<String>)>) {
         match tree {
@@ -149,8 +149,8 @@ fn leaves(tree: &syn::UseTree) -> Vec<(String, Vec<String>)> {
     out
 }
 
-/// The path from the crate's root, for one that is written in `module`; None for another crate's, and for names
-/// that need their `use` first.
+/// Returns the path from the crate's root for a path that is written in `module`. Returns None for paths into other
+/// crates, and for names that a `use` declares.
 fn absolute(
     module: &ModulePath,
     path: &[String],
@@ -185,13 +185,13 @@ fn parent(module: &[String]) -> ModulePath {
         .unwrap_or_default()
 }
 
-/// Finds what one file refers to.
+/// Collects the items of other modules that one file refers to.
 pub(super) struct Uses<'a> {
     names: &'a Names,
     module: &'a ModulePath,
     /// The type whose methods are being visited.
     current: Option<Vec<String>>,
-    /// Module and item.
+    /// The module and the item of each reference.
     pub(super) found: BTreeSet<(ModulePath, String)>,
 }
 
@@ -208,7 +208,7 @@ impl<'a> Uses<'a> {
     fn note(&mut self, path: &[String]) {
         let full = match absolute(self.module, path, &self.names.modules) {
             Some(full) => full,
-            // A name that a `use` of this file declared.
+            // The name is declared by a `use` of this file.
             None => [self.module.as_slice(), path].concat(),
         };
         let (full, module) = self.names.follow(full);
@@ -220,15 +220,15 @@ impl<'a> Uses<'a> {
 
     fn note_method(&mut self, method: &syn::Ident) {
         let Some(current) = &self.current else { return };
-        let places = self
+        let modules = self
             .names
             .methods
             .get(current)
             .and_then(|methods| methods.get(&method.to_string()));
-        for place in places.into_iter().flatten() {
-            if place != self.module {
+        for module in modules.into_iter().flatten() {
+            if module != self.module {
                 let item = format!("{}::{method}", current.last().map_or("", String::as_str));
-                self.found.insert((place.clone(), item));
+                self.found.insert((module.clone(), item));
             }
         }
     }
@@ -249,7 +249,7 @@ impl Visit<'_> for Uses<'_> {
     }
 
     fn visit_item_use(&mut self, item: &syn::ItemUse) {
-        // A parent that re-exports its children does not depend on them.
+        // Re-exports are not dependencies of the parent on its children.
         if matches!(item.vis, syn::Visibility::Inherited) {
             for (_, target) in leaves(&item.tree) {
                 self.note(&target);

@@ -1,4 +1,4 @@
-//! The modules of one crate, parsed, with the imports between them.
+//! The parsed modules of one crate, and the imports between them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -11,19 +11,19 @@ use crate::run::{Failure, Result};
 /// Path of a module from the crate's root; empty for the root.
 pub(super) type ModulePath = Vec<String>;
 
-/// A crate's modules, one for each file. Test modules are left out: they may import anything.
+/// Modules of a crate, one for each file. Test modules are excluded, because they may import anything.
 pub(super) struct Crate {
     pub(super) files: BTreeMap<ModulePath, File>,
     names: Names,
 }
 
-/// One file.
+/// A parsed source file.
 pub(super) struct File {
     pub(super) lines: usize,
     pub(super) syntax: syn::File,
 }
 
-/// A module that names something of another.
+/// A reference from one module to an item of another.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Import {
     pub(super) from: ModulePath,
@@ -45,7 +45,7 @@ impl Crate {
         Self { files, names }
     }
 
-    /// A crate of files that are given as module path with `/`, and text.
+    /// Creates a crate from pairs of a module path with `/` and the source text.
     #[cfg(test)]
     pub(super) fn of(files: &[(&str, &str)]) -> Self {
         let parsed = files.iter().map(|(path, text)| {
@@ -59,7 +59,7 @@ impl Crate {
         Self::new(parsed.collect())
     }
 
-    /// Names of the top-level modules.
+    /// Returns the names of the top-level modules.
     pub(super) fn top_level(&self) -> BTreeSet<String> {
         self.files
             .keys()
@@ -67,8 +67,8 @@ impl Crate {
             .collect()
     }
 
-    /// Every import of one file from another, through `use`, through a path, or through a method of a type that is
-    /// implemented in several files.
+    /// Returns every import of one file from another, through `use`, through a path, or through a method of a type that
+    /// is implemented in several files.
     pub(super) fn imports(&self) -> BTreeSet<Import> {
         let mut found = BTreeSet::new();
         for (from, file) in &self.files {
@@ -84,7 +84,7 @@ impl Crate {
         found
     }
 
-    /// Number of inherent methods of each type.
+    /// Returns the number of inherent methods of each type.
     pub(super) fn methods_per_type(&self) -> BTreeMap<String, usize> {
         self.names
             .methods
@@ -129,7 +129,7 @@ fn is_for_tests(stem: &str) -> bool {
     stem.ends_with("_tests") || matches!(stem, "tests" | "testing")
 }
 
-/// Whether an item is compiled for tests only.
+/// Returns whether an item is compiled only for tests.
 pub(super) fn is_test(attributes: &[syn::Attribute]) -> bool {
     attributes.iter().any(|attribute| {
         let named = |name| attribute.path().is_ident(name);
