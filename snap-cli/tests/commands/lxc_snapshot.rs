@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use cowl::container::{Container, Swap};
+use cowl::container::Swap;
+use cowl::recover;
 use cowl::store::bytes::Blob;
 use cowl::store::name::ContainerName;
 use cowl::store::outside::Lxc;
@@ -151,7 +152,7 @@ impl World {
         let made = self.cowl(&["create", "c1", "--from", from.to_str().unwrap()]);
         assert!(made.status.success(), "{made:?}");
         let store = self.store();
-        let mut container = Container::open(&store, &ContainerName::parse("c1").unwrap()).unwrap();
+        let mut container = recover::open(&store, &ContainerName::parse("c1").unwrap()).unwrap();
         let mut next = container.manifest().clone();
         next.lxc = Some(Lxc {
             lxcpath: self.path("l"),
@@ -414,7 +415,7 @@ fn what_is_taken_in_is_there_once() {
     world.keep();
     let id = world.path("l/c1/snaps/snap0").metadata().unwrap().ino();
     let store = world.store();
-    let mut container = Container::open(&store, &ContainerName::parse("c1").unwrap()).unwrap();
+    let mut container = recover::open(&store, &ContainerName::parse("c1").unwrap()).unwrap();
     cowl::snapshot::take::take(&mut container, &Default::default()).unwrap();
     let mut next = container.manifest().clone();
     let mark = serde_json::json!({ "name": "snap0", "inode": id, "taken": TIME });

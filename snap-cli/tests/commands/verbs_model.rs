@@ -172,8 +172,8 @@ impl World {
         let (_, manifest) = self.manifest(&self.known[at].name);
         let store = self.store();
         let (tree, work) = (
-            store.layer_tree(manifest.head),
-            store.layer_work(manifest.head),
+            store.paths().layer_tree(manifest.head),
+            store.paths().layer_work(manifest.head),
         );
         let upper = Upper::open(&tree, &work, store.space()).unwrap();
         let lowers = self.layers(manifest.below_head());

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use cowl::store::deleted;
 use cowl::store::{Session, Store};
 use cowl_layers::view::{DirNode, Found, View};
 use cowl_tests::conditions::{Need, can};
@@ -99,7 +100,7 @@ impl World {
     fn write(&self, path: &str, text: &str) {
         let store = self.store().unwrap();
         let (_, record) = store.containers().unwrap().remove(0);
-        let tree = store.layer_tree(record.unwrap().body.head);
+        let tree = store.paths().layer_tree(record.unwrap().body.head);
         std::fs::write(tree.join(path), text).unwrap();
     }
 
@@ -127,7 +128,7 @@ impl World {
                 containers.insert(manifest.name.to_string(), (head, snapshots.collect()));
                 ids.push((id.to_string(), manifest.name.to_string()));
             }
-            deleted = store.deleted().unwrap().len();
+            deleted = deleted::list(&store).unwrap().len();
         }
         let mut files = BTreeMap::new();
         files_below(&self.path("lxc"), &mut files);
@@ -201,8 +202,8 @@ impl World {
                 used.extend(stack.iter().map(ToString::to_string));
             }
         }
-        for deleted in store.deleted().unwrap() {
-            let manifest = store.deleted_manifest(&deleted).unwrap().body;
+        for deleted in deleted::list(&store).unwrap() {
+            let manifest = deleted::manifest(&store, &deleted).unwrap().body;
             used.extend(manifest.stack.iter().map(ToString::to_string));
             for snapshot in &manifest.snapshots {
                 let stack = store.snapshot_in(&deleted.dir, snapshot.id).unwrap().stack;

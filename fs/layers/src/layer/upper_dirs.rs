@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::whiteout::Whiteouts;
 use super::{Layer, WorkDir, journal, lock, private};
 use crate::error::{Errno, Error, Result};
+use crate::format::{ACL_ACCESS, ACL_DEFAULT};
 use crate::setup::{SetupError, SetupKind, shown};
 use crate::sys;
 use crate::sys::early::Early;
@@ -125,7 +126,7 @@ fn open_inner(outer: &OwnedFd) -> Result<OwnedFd> {
     let inner = sys::dir::open_dir(outer.as_fd(), b"work")?;
     // New objects must not be accessible before they have their own rights: each copied-up file would inherit
     // a default ACL.
-    for acl in [&b"system.posix_acl_default"[..], b"system.posix_acl_access"] {
+    for acl in [ACL_DEFAULT, ACL_ACCESS] {
         match sys::xattr::remove(inner.as_fd(), acl) {
             Err(error) if !matches!(error.errno(), Errno::NODATA | Errno::OPNOTSUPP) => {
                 return Err(error);

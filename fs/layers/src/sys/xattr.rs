@@ -7,9 +7,6 @@ use rustix::fs::XattrFlags;
 use crate::error::{Errno, Result};
 use crate::sys::{by_descriptor, fault, proc_path, proc_path_at, xattr_at};
 
-/// The file capabilities.
-pub const CAPABILITY: &[u8] = b"security.capability";
-
 /// The value of `name`, or `None` where there is none or the file system keeps none.
 pub fn get(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Vec<u8>>> {
     absent_as_none(value(fd, name))

@@ -5,8 +5,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use super::handle::FileHandle;
 use crate::inode::{BARE, FileState};
 use cowl_layers::error::{Errno, Result};
+use cowl_layers::format::CAPABILITY;
 use cowl_layers::sys;
-use cowl_layers::sys::xattr::CAPABILITY;
 
 /// The first bytes of an ELF file.
 const ELF: [u8; 4] = *b"\x7fELF";

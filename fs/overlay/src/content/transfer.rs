@@ -8,8 +8,8 @@ use super::handle::{FileHandle, Writer};
 use super::open::Content;
 use super::privileges::as_unprivileged;
 use cowl_layers::error::{Errno, Error, Result};
+use cowl_layers::format::CAPABILITY;
 use cowl_layers::sys;
-use cowl_layers::sys::xattr::CAPABILITY;
 
 /// What [`Content::seek`] looks for; the kernel handles the other kinds of lseek(2) itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,11 +19,11 @@ use crate::inode::{DirState, FileState, Inode, InodeTable};
 use crate::names::Links;
 use crate::reach::{Context, access_path};
 use cowl_layers::error::{Errno, Result};
+use cowl_layers::format::CAPABILITY;
 use cowl_layers::layer::LayerDir;
 use cowl_layers::sys;
 use cowl_layers::sys::attr::SetTime;
 use cowl_layers::sys::stat::{FileKind, Stat};
-use cowl_layers::sys::xattr::CAPABILITY;
 
 use commit::Commit;
 use dirs::DirCopyUp;

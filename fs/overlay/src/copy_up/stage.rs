@@ -8,7 +8,7 @@ use crate::inode::FileState;
 use crate::reach::{Caller, Context};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::format::foreign::is_attribute;
-use cowl_layers::format::{NumberMark, OPAQUE, OPAQUE_XATTR_WHITEOUTS};
+use cowl_layers::format::{ACL_DEFAULT, NumberMark, OPAQUE, OPAQUE_XATTR_WHITEOUTS};
 use cowl_layers::layer::{Layer, LayerDir, Staged, zero_device};
 use cowl_layers::sys;
 use cowl_layers::sys::attr::SetTime;
@@ -136,7 +136,6 @@ pub(crate) fn stage_in_twin(
     parent: BorrowedFd<'_>,
     mut make: impl FnMut(BorrowedFd<'_>) -> Result<()>,
 ) -> Result<Staged> {
-    const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
     let upper = cx.stack.upper()?;
     let stat = sys::stat::stat_fd(parent)?;
     let (twin, fd) = upper.work.stage(|dir, name| {
@@ -144,8 +143,8 @@ pub(crate) fn stage_in_twin(
         sys::dir::open_dir(dir, name)
     })?;
     sys::attr::chown(fd.as_fd(), Some(stat.uid), Some(stat.gid))?;
-    if let Some(acl) = sys::xattr::get(parent, DEFAULT_ACL)? {
-        sys::xattr::set(fd.as_fd(), DEFAULT_ACL, &acl)?;
+    if let Some(acl) = sys::xattr::get(parent, ACL_DEFAULT)? {
+        sys::xattr::set(fd.as_fd(), ACL_DEFAULT, &acl)?;
     }
     sys::attr::chmod(fd.as_fd(), stat.perm() | 0o700)?;
     cx.as_creator(caller, || make(fd.as_fd()))?;

@@ -2,13 +2,11 @@
 
 use crate::idmap::IdMap;
 use cowl_layers::error::{Errno, Error, Result};
-
-const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
-const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+use cowl_layers::format::{ACL_ACCESS, ACL_DEFAULT};
 
 /// Whether an xattr is an ACL.
 pub(super) fn is_acl(name: &[u8]) -> bool {
-    name == ACCESS_ACL || name == DEFAULT_ACL
+    name == ACL_ACCESS || name == ACL_DEFAULT
 }
 
 /// Translates the ids in the value of an ACL: a version word, then entries of tag, permissions and id

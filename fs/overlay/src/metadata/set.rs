@@ -12,10 +12,10 @@ use crate::copy_up::{CopyExtent, CopyUp};
 use crate::inode::{Inode, PLAIN};
 use crate::reach::{Caller, Context, access_path, is_capable, open_content, stat_on_disk};
 use cowl_layers::error::{Errno, Error, Result};
+use cowl_layers::format::CAPABILITY;
 use cowl_layers::sys;
 use cowl_layers::sys::attr::SetTime;
 use cowl_layers::sys::stat::FileKind;
-use cowl_layers::sys::xattr::CAPABILITY;
 
 /// Changes of attributes, as one request brings them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,10 +12,10 @@ use crate::idmap::IdMap;
 use crate::inode::{BARE, Inode};
 use crate::reach::{Caller, Context, access_path, is_capable};
 use cowl_layers::error::{Errno, Error, Result};
+use cowl_layers::format::CAPABILITY;
 use cowl_layers::format::foreign::is_attribute;
 use cowl_layers::layer::zero_device;
 use cowl_layers::sys;
-use cowl_layers::sys::xattr::CAPABILITY;
 
 /// setxattr(2): fail if the xattr exists.
 const XATTR_CREATE: u32 = 1;

@@ -8,10 +8,11 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use cowl::delta::digest;
+use cowl::store::deleted;
 use cowl::store::manifest::{ContainerId, LayerId};
 use cowl::store::name::ContainerName;
 use cowl::store::{Session, Store};
+use cowl::tree::digest;
 use cowl_tests::conditions::{self, Need};
 
 const COWL: &str = env!("CARGO_BIN_EXE_cowl");
@@ -130,11 +131,11 @@ impl World {
     fn write(&self, path: &str, content: &str) {
         let (id, manifest) = self.find("web").unwrap();
         let store = self.store();
-        let place = store.mount_dir(id);
+        let place = store.paths().mount_dir(id);
         let tree = if is_mounted(&place) {
             place
         } else {
-            store.layer_tree(manifest.head)
+            store.paths().layer_tree(manifest.head)
         };
         let path = tree.join(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -215,15 +216,15 @@ impl World {
         for (id, record) in store.containers().unwrap() {
             let manifest = record.unwrap().body;
             used.extend(manifest.stack.iter().map(ToString::to_string));
-            files.insert(store.container_file(id));
+            files.insert(store.paths().container_file(id));
             for snapshot in &manifest.snapshots {
-                let file = store.snapshot_file(id, snapshot.id);
+                let file = store.paths().snapshot_file(id, snapshot.id);
                 used.extend(cowl_stack(&store, id, snapshot.id));
                 files.insert(file);
             }
         }
-        for deleted in store.deleted().unwrap() {
-            let manifest = store.deleted_manifest(&deleted).unwrap().body;
+        for deleted in deleted::list(&store).unwrap() {
+            let manifest = deleted::manifest(&store, &deleted).unwrap().body;
             used.extend(manifest.stack.iter().map(ToString::to_string));
             for snapshot in &manifest.snapshots {
                 let stack = store.snapshot_in(&deleted.dir, snapshot.id).unwrap().stack;
@@ -398,13 +399,13 @@ fn same_names(a: &Shown, b: &Shown) -> bool {
 
 /// The mount is there, what is written through it lands in the head, and no frozen layer is touched.
 fn goes_on(world: &World, id: ContainerId, what: &str) {
-    let place = world.store().mount_dir(id);
+    let place = world.store().paths().mount_dir(id);
     assert!(is_mounted(&place), "{what}: not mounted any more");
     let snapshots = world.shown("web").unwrap().snapshots;
     std::fs::write(place.join("etc/after"), "the crash").unwrap();
     std::fs::write(place.join("etc/file"), "changed").unwrap();
     let (_, manifest) = world.find("web").unwrap();
-    let head = world.store().layer_tree(manifest.head);
+    let head = world.store().paths().layer_tree(manifest.head);
     assert!(
         head.join("etc/after").is_file(),
         "{what}: written elsewhere"
