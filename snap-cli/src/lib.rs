@@ -18,6 +18,7 @@
 //! - [`host`]: the machine outside: mounts, processes, scripts of the machine's owner.
 //! - [`error`]: kinds and exit codes.
 //! - [`delta`]: trees compared, merged and measured.
+//! - `wait`: waiting by polling.
 
 pub mod archive;
 pub mod check;
@@ -31,5 +32,6 @@ pub mod lifecycle;
 pub mod recover;
 pub mod snapshot;
 pub mod store;
+mod wait;
 
 pub use error::{Error, Kind, Result};

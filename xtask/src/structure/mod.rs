@@ -66,7 +66,7 @@ const ORDERS: [Order; 4] = [
             &["store"],
             &["host"],
             &["error"],
-            &["delta"],
+            &["delta", "wait"],
         ],
     },
 ];
