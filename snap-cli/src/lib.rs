@@ -21,6 +21,7 @@
 //! - [`host`]: the machine outside: mounts, processes, scripts of the machine's owner.
 //! - [`shell`]: quoting of words.
 //! - [`error`]: kinds and exit codes.
+//! - `wait`: waiting by polling.
 
 pub mod archive;
 pub mod check;
@@ -37,5 +38,6 @@ pub mod shell;
 pub mod snapshot;
 pub mod store;
 pub mod tree;
+mod wait;
 
 pub use error::{Error, Kind, Result};

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::host;
 use crate::store::deleted;
 use crate::store::family;
-use crate::store::leftovers::{self, Retention};
+use crate::store::leftovers::{self, Expiry};
 use crate::store::lock::Lock;
 use crate::store::manifest::{ContainerId, LayerId};
 use crate::store::survey;
@@ -30,7 +30,7 @@ pub(super) fn look(store: &Store, known: &[Known], report: &mut Report) -> Resul
             None,
         );
     }
-    match leftovers::find(store, Retention::Respected) {
+    match leftovers::find(store, Expiry::Respected) {
         Ok(left) => {
             let mut add = |paths: Vec<PathBuf>, what: &str| {
                 for path in paths {

@@ -11,7 +11,7 @@ use crate::container::{Swap, durability};
 use crate::error::{Error, Result};
 use crate::recover;
 use crate::store::collect;
-use crate::store::leftovers::{self, Retention};
+use crate::store::leftovers::{self, Expiry};
 use crate::store::making::Making;
 use crate::store::manifest::{ContainerId, LayerManifest, SnapshotManifest};
 use crate::store::name::ContainerName;
@@ -83,7 +83,7 @@ fn apply(store: &Store, fix: &Fix) -> Result<Option<String>> {
         }
         Fix::Collect => {
             let alone = store.alone()?;
-            let left = leftovers::find(store, Retention::Respected)?;
+            let left = leftovers::find(store, Expiry::Respected)?;
             collect::clear(store, alone, &left)?;
             Ok(Some("removed".to_owned()))
         }

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::{Context, Verb, output};
+use crate::config::Origin;
 use crate::error::Result;
 
 /// Show the settings in force, and where each comes from
@@ -29,7 +30,7 @@ impl Verb for Args {
             let list: Vec<Value> = settings
                 .into_iter()
                 .map(|(key, value)| {
-                    json!({ "key": key, "value": value, "from": config.origin(key).to_string() })
+                    json!({ "key": key, "value": value, "from": config.origin(&key).to_string() })
                 })
                 .collect();
             let file = config.file().map(json_path);
@@ -37,12 +38,8 @@ impl Verb for Args {
             return Ok(0);
         }
         let rows = settings.into_iter().map(|(key, value)| {
-            let origin = config.origin(key).to_string();
-            vec![
-                key.to_owned(),
-                text(&value),
-                output::shown(origin.as_bytes()),
-            ]
+            let origin = config.origin(&key).to_string();
+            vec![key, text(&value), output::shown(origin.as_bytes())]
         });
         self.style
             .print(&["KEY", "VALUE", "FROM"], rows.collect(), &[])?;
@@ -54,10 +51,9 @@ impl Verb for Args {
     }
 }
 
-fn settings(context: &Context) -> Vec<(&'static str, Value)> {
+fn settings(context: &Context) -> Vec<(String, Value)> {
     let config = &context.config;
-    let prune = &config.prune;
-    vec![
+    let mut settings: Vec<(String, Value)> = [
         ("store", json_path(&context.root)),
         ("wait", config.wait.into()),
         ("trash_days", config.trash_days.into()),
@@ -75,15 +71,19 @@ fn settings(context: &Context) -> Vec<(&'static str, Value)> {
         ("lxcpath", json_path(&config.lxcpath)),
         ("hooks.dir", json_path(&config.hooks.dir)),
         ("hooks.timeout", config.hooks.timeout.as_secs().into()),
-        ("prune.keep_last", json!(prune.keep_last)),
-        ("prune.keep_hourly", json!(prune.keep_hourly)),
-        ("prune.keep_daily", json!(prune.keep_daily)),
-        ("prune.keep_weekly", json!(prune.keep_weekly)),
-        ("prune.keep_monthly", json!(prune.keep_monthly)),
-        ("prune.keep_yearly", json!(prune.keep_yearly)),
-        ("prune.keep_within", json!(prune.keep_within)),
-        ("prune.keep_tag", json!(prune.keep_tag)),
     ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .into();
+    let prune = &config.prune;
+    let counts = prune.counts.named();
+    settings.extend(counts.map(|(name, count)| (format!("prune.keep_{name}"), json!(count))));
+    settings.push(("prune.keep_within".to_owned(), json!(prune.within)));
+    let tags = match config.origin("prune.keep_tag") {
+        Origin::BuiltIn => Value::Null,
+        _ => json!(prune.tags),
+    };
+    settings.push(("prune.keep_tag".to_owned(), tags));
+    settings
 }
 
 fn json_path(path: &Path) -> Value {

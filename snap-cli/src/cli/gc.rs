@@ -8,7 +8,7 @@ use crate::container::durability::make_all_durable;
 use crate::error::{Error, Result};
 use crate::store::collect;
 use crate::store::family;
-use crate::store::leftovers::{self, Leftovers, Retention};
+use crate::store::leftovers::{self, Expiry, Leftovers};
 use crate::store::measure;
 use crate::store::{Store, usage::Space};
 use cowl_layers::shown::Show as _;
@@ -74,11 +74,11 @@ impl Args {
             log::warn!("snapshots stay settling: {error}");
         }
         let alone = store.alone()?;
-        let retention = match self.empty_trash {
-            true => Retention::Ignored,
-            false => Retention::Respected,
+        let expiry = match self.empty_trash {
+            true => Expiry::Ignored,
+            false => Expiry::Respected,
         };
-        let left = leftovers::find(store, retention).map_err(|error| {
+        let left = leftovers::find(store, expiry).map_err(|error| {
             if !self.dry_run {
                 collect::empty_trash_besides(store, &error);
             }

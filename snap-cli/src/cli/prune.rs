@@ -9,10 +9,10 @@ use super::table::Style;
 use super::{Context, Verb, output, text};
 use crate::error::{Error, Result};
 use crate::recover;
-use crate::snapshot::keep::Rules;
 use crate::snapshot::prune::{Plan, plan, save, saved};
 use crate::store::Store;
 use crate::store::name::ContainerName;
+use crate::store::retention::{Counts, Rules};
 
 /// Remove old snapshots, and keep some of each hour, day, week, month or year
 ///
@@ -54,24 +54,8 @@ pub(super) struct Args {
 /// The rules of the command line.
 #[derive(Debug, clap::Args)]
 struct Keep {
-    /// Keep the last N
-    #[arg(long, value_name = "N")]
-    keep_last: Option<u32>,
-    /// Keep the newest of each of N hours
-    #[arg(long, value_name = "N")]
-    keep_hourly: Option<u32>,
-    /// Keep the newest of each of N days
-    #[arg(long, value_name = "N")]
-    keep_daily: Option<u32>,
-    /// Keep the newest of each of N weeks
-    #[arg(long, value_name = "N")]
-    keep_weekly: Option<u32>,
-    /// Keep the newest of each of N months
-    #[arg(long, value_name = "N")]
-    keep_monthly: Option<u32>,
-    /// Keep the newest of each of N years
-    #[arg(long, value_name = "N")]
-    keep_yearly: Option<u32>,
+    #[command(flatten)]
+    counts: Counts,
     /// Keep all that are younger: 36h, 7d, 2w
     #[arg(long, value_name = "SPAN")]
     keep_within: Option<OsString>,
@@ -141,18 +125,7 @@ impl Args {
             return Ok(Some(rules));
         }
         let file = &context.config.prune;
-        let rules = Rules {
-            last: file.keep_last,
-            hourly: file.keep_hourly,
-            daily: file.keep_daily,
-            weekly: file.keep_weekly,
-            monthly: file.keep_monthly,
-            yearly: file.keep_yearly,
-            within: file.keep_within.clone(),
-            tags: file.keep_tag.clone().unwrap_or_default(),
-            ..Rules::default()
-        };
-        Ok((!rules.is_empty()).then_some(rules))
+        Ok((!file.is_empty()).then(|| file.clone()))
     }
 
     fn all(&self, context: &Context, asked: &Rules) -> Result<u8> {
@@ -256,12 +229,7 @@ impl Keep {
     fn rules(&self) -> Result<Rules> {
         let tags = self.keep_tag.iter().map(text::plain);
         Ok(Rules {
-            last: self.keep_last,
-            hourly: self.keep_hourly,
-            daily: self.keep_daily,
-            weekly: self.keep_weekly,
-            monthly: self.keep_monthly,
-            yearly: self.keep_yearly,
+            counts: self.counts.clone(),
             within: self.keep_within.as_ref().map(text::plain).transpose()?,
             tags: tags.collect::<Result<_>>()?,
             manual: self.manual,

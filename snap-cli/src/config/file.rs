@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use cowlfs::config::{Awake, Coherence, Passthrough, named};
 use serde::{Deserialize, Deserializer, de};
 
-use super::{Prune, When};
+use super::When;
 use crate::error::{Error, Result};
 use crate::store::name::nearest;
+use crate::store::retention::{Counts, Rules};
 use cowl_layers::shown::Show as _;
 
 /// How many layers a container may be kept at: the kernel's own overlayfs mounts no more than 500.
@@ -20,39 +21,36 @@ pub(super) const PASSTHROUGH: &str = "it must be auto, all, read or off";
 pub(super) const COHERENCE: &str = "it must be posix or overlay";
 pub(super) const AWAKE: &str = "it must be auto, on or off";
 
-/// The tables with their keys; the first are those of no table.
-const KEYS: [(&str, &[&str]); 3] = [
-    (
-        "",
-        &[
-            "store",
-            "wait",
-            "trash_days",
-            "depth_limit",
-            "passthrough",
-            "coherence",
-            "awake",
-            "color",
-            "lxcpath",
-            "hooks",
-            "prune",
-        ],
-    ),
-    ("hooks", &["dir", "timeout"]),
-    (
-        "prune",
-        &[
-            "keep_last",
-            "keep_hourly",
-            "keep_daily",
-            "keep_weekly",
-            "keep_monthly",
-            "keep_yearly",
-            "keep_within",
-            "keep_tag",
-        ],
-    ),
+/// The keys of no table.
+const TOP: [&str; 11] = [
+    "store",
+    "wait",
+    "trash_days",
+    "depth_limit",
+    "passthrough",
+    "coherence",
+    "awake",
+    "color",
+    "lxcpath",
+    "hooks",
+    "prune",
 ];
+
+/// The prefix of the keys of the table `[prune]`.
+const KEEP: &str = "keep_";
+
+/// The tables with their keys; the first are those of no table.
+fn keys() -> [(&'static str, Vec<String>); 3] {
+    let owned = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect();
+    let counts = Counts::default();
+    let counts = counts.named().into_iter().map(|(name, _)| name);
+    let prune = counts.chain(["within", "tag"]);
+    [
+        ("", owned(&TOP)),
+        ("hooks", owned(&["dir", "timeout"])),
+        ("prune", prune.map(|name| format!("{KEEP}{name}")).collect()),
+    ]
+}
 
 /// What a file says.
 #[derive(Debug, Default, Deserialize)]
@@ -77,6 +75,61 @@ pub(super) struct Settings {
     pub(super) hooks: Hooks,
     #[serde(default)]
     pub(super) prune: Prune,
+}
+
+/// The table `[prune]`.
+#[derive(Debug, Default)]
+pub(super) struct Prune {
+    pub(super) rules: Rules,
+    /// The keys that are in the file.
+    pub(super) keys: Vec<String>,
+}
+
+impl<'de> Deserialize<'de> for Prune {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_map(PruneVisitor)
+    }
+}
+
+struct PruneVisitor;
+
+impl<'de> de::Visitor<'de> for PruneVisitor {
+    type Value = Prune;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("struct Prune")
+    }
+
+    fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Prune, A::Error> {
+        let mut prune = Prune::default();
+        while let Some(PruneKey(key)) = map.next_key()? {
+            let rules = &mut prune.rules;
+            match key.strip_prefix(KEEP).unwrap_or_default() {
+                "within" => rules.within = Some(map.next_value()?),
+                "tag" => rules.tags = map.next_value()?,
+                name => {
+                    let count = map.next_value()?;
+                    rules.counts.set(name, count);
+                }
+            }
+            prune.keys.push(key);
+        }
+        Ok(prune)
+    }
+}
+
+/// A key of the table. An unknown one is refused here, so that the error has its place in the file.
+struct PruneKey(String);
+
+impl<'de> Deserialize<'de> for PruneKey {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let key = String::deserialize(from)?;
+        let [_, _, (_, known)] = keys();
+        match known.contains(&key) {
+            true => Ok(Self(key)),
+            false => Err(de::Error::unknown_field(&key, &[])),
+        }
+    }
 }
 
 /// The table `[hooks]`.
@@ -175,17 +228,18 @@ fn told(path: &Path, text: &str, error: &toml::de::Error) -> Error {
 
 /// The key that may have been meant: of the same table, else of another one.
 fn meant(table: &str, key: &str) -> Option<String> {
-    let in_table = |(name, keys): &(&str, &[&str])| {
-        let near = nearest(key, keys.iter().copied())?;
+    let in_table = |(name, keys): &(&str, Vec<String>)| {
+        let near = nearest(key, keys.iter().map(String::as_str))?;
         Some(match *name {
             _ if *name == table => near.to_owned(),
             "" => format!("{near}, above all tables"),
             _ => format!("{near} in [{name}]"),
         })
     };
-    let own = KEYS.iter().find(|(name, _)| *name == table);
+    let all = keys();
+    let own = all.iter().find(|(name, _)| *name == table);
     own.and_then(in_table)
-        .or_else(|| KEYS.iter().find_map(in_table))
+        .or_else(|| all.iter().find_map(in_table))
 }
 
 #[cfg(test)]
@@ -277,10 +331,10 @@ mod tests {
         let settings: Settings = toml::from_str(&all.join("\n")).unwrap();
         assert_eq!((settings.wait, settings.trash_days), (Some(10), Some(7)));
         assert_eq!(settings.depth_limit, Some(128));
-        for (table, keys) in KEYS {
+        for (table, keys) in keys() {
             for key in keys
                 .iter()
-                .filter(|key| !table.is_empty() || !["hooks", "prune"].contains(key))
+                .filter(|key| !table.is_empty() || !["hooks", "prune"].contains(&key.as_str()))
             {
                 assert!(sample.contains(&format!("#{key} = ")), "{key}");
             }
@@ -290,12 +344,12 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let mut text = String::new();
-        for (table, keys) in KEYS {
+        for (table, keys) in keys() {
             if !table.is_empty() {
                 text.push_str(&format!("[{table}]\n"));
             }
             for key in keys {
-                let value = match *key {
+                let value = match key.as_str() {
                     "hooks" | "prune" => continue,
                     "store" | "lxcpath" | "dir" => "\"/x\"",
                     "color" => "\"never\"",
@@ -315,6 +369,6 @@ mod tests {
         assert_eq!(settings.coherence, Some(Coherence::Overlay));
         assert_eq!(settings.awake, Some(Awake::Off));
         assert_eq!(settings.hooks.timeout, Some(9));
-        assert_eq!(settings.prune.keep_yearly, Some(9));
+        assert_eq!(settings.prune.rules.counts.yearly, Some(9));
     }
 }

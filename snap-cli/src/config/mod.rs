@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::store::Mounts;
+use crate::store::retention::Rules;
 use cowl_layers::shown::Show as _;
 
 /// When output is coloured.
@@ -39,28 +40,6 @@ pub struct Hooks {
     pub dir: PathBuf,
     /// How long one script may take.
     pub timeout: Duration,
-}
-
-/// What pruning keeps where neither the command nor the container says anything.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Prune {
-    /// The newest N.
-    pub keep_last: Option<u32>,
-    /// The newest of each of N hours.
-    pub keep_hourly: Option<u32>,
-    /// The newest of each of N days.
-    pub keep_daily: Option<u32>,
-    /// The newest of each of N weeks.
-    pub keep_weekly: Option<u32>,
-    /// The newest of each of N months.
-    pub keep_monthly: Option<u32>,
-    /// The newest of each of N years.
-    pub keep_yearly: Option<u32>,
-    /// All that are younger: "14d", "2 weeks".
-    pub keep_within: Option<String>,
-    /// All with one of these tags: "KEY" or "KEY=VALUE".
-    pub keep_tag: Option<Vec<String>>,
 }
 
 /// Where a value comes from.
@@ -106,11 +85,11 @@ pub struct Config {
     pub lxcpath: PathBuf,
     /// Scripts before and after commands.
     pub hooks: Hooks,
-    /// What pruning keeps.
-    pub prune: Prune,
+    /// What pruning keeps of containers without rules of their own.
+    pub prune: Rules,
     /// The file that was read.
     file: Option<PathBuf>,
-    origins: BTreeMap<&'static str, Origin>,
+    origins: BTreeMap<String, Origin>,
 }
 
 /// What the command line says.
@@ -204,7 +183,7 @@ struct Sources<'a> {
     environment: Environment<'a>,
     path: Option<PathBuf>,
     file: file::Settings,
-    origins: BTreeMap<&'static str, Origin>,
+    origins: BTreeMap<String, Origin>,
 }
 
 impl Sources<'_> {
@@ -235,11 +214,11 @@ impl Sources<'_> {
                 .pick("lxcpath", "COWL_LXCPATH", None, file.lxcpath, path)?
                 .unwrap_or(lxcpath),
             hooks,
-            prune: file.prune,
+            prune: file.prune.rules,
             file: self.path.clone(),
             origins: BTreeMap::new(),
         };
-        self.note_prune(&config.prune);
+        self.note_prune(file.prune.keys);
         Ok(Config {
             origins: self.origins,
             ..config
@@ -262,7 +241,7 @@ impl Sources<'_> {
         };
         if color.is_none() && plain {
             self.origins
-                .insert("color", Origin::Environment("NO_COLOR"));
+                .insert("color".to_owned(), Origin::Environment("NO_COLOR"));
         }
         Ok(color.unwrap_or(if plain { When::Never } else { When::Auto }))
     }
@@ -306,7 +285,7 @@ impl Sources<'_> {
         parse: fn(OsString) -> Result<T, &'static str>,
     ) -> Result<Option<T>> {
         if asked.is_some() {
-            self.origins.insert(key, Origin::CommandLine);
+            self.origins.insert(key.to_owned(), Origin::CommandLine);
             return Ok(asked);
         }
         if let Some(value) = (self.environment)(variable) {
@@ -317,32 +296,24 @@ impl Sources<'_> {
                 ))
                 .hint(format!("unset {variable}, or set it to something else"))
             })?;
-            self.origins.insert(key, Origin::Environment(variable));
+            self.origins
+                .insert(key.to_owned(), Origin::Environment(variable));
             return Ok(Some(value));
         }
         if let (Some(value), Some(path)) = (file, &self.path) {
-            self.origins.insert(key, Origin::File(path.clone()));
+            self.origins
+                .insert(key.to_owned(), Origin::File(path.clone()));
             return Ok(Some(value));
         }
         Ok(None)
     }
 
-    /// Pruning is set by the file alone, and by what each container says itself.
-    fn note_prune(&mut self, prune: &Prune) {
+    /// Pruning is set by the file alone, and by each container's own settings.
+    fn note_prune(&mut self, keys: Vec<String>) {
         let Some(path) = &self.path else { return };
-        for (key, set) in [
-            ("prune.keep_last", prune.keep_last.is_some()),
-            ("prune.keep_hourly", prune.keep_hourly.is_some()),
-            ("prune.keep_daily", prune.keep_daily.is_some()),
-            ("prune.keep_weekly", prune.keep_weekly.is_some()),
-            ("prune.keep_monthly", prune.keep_monthly.is_some()),
-            ("prune.keep_yearly", prune.keep_yearly.is_some()),
-            ("prune.keep_within", prune.keep_within.is_some()),
-            ("prune.keep_tag", prune.keep_tag.is_some()),
-        ] {
-            if set {
-                self.origins.insert(key, Origin::File(path.clone()));
-            }
+        for key in keys {
+            self.origins
+                .insert(format!("prune.{key}"), Origin::File(path.clone()));
         }
     }
 }
@@ -432,7 +403,7 @@ mod tests {
         assert!(matches!(config.origin("trash_days"), Origin::File(_)));
         assert_eq!(config.depth_limit, 128);
         assert_eq!(*config.origin("depth_limit"), Origin::BuiltIn);
-        assert_eq!(config.prune.keep_last, Some(2));
+        assert_eq!(config.prune.counts.last, Some(2));
         assert!(matches!(config.origin("prune.keep_last"), Origin::File(_)));
         let config = merged(text, &[("COWL_WAIT", "20")], Asked::default()).unwrap();
         assert_eq!(config.wait, 20);

@@ -23,6 +23,7 @@ use crate::store::lock::{Lock, Mode};
 use crate::store::manifest::{ContainerId, SnapshotId};
 use crate::store::name::SnapshotName;
 use crate::store::{Store, disk};
+use crate::wait::wait_until;
 use cowl_layers::shown::Show as _;
 
 /// So long an unmount waits for its daemon to end; one that still serves another mount namespace does not.
@@ -245,14 +246,11 @@ fn end(container: &Container<'_>, browse: &Browse) -> Result<()> {
             _ => Error::at("unmount", place, error),
         })?;
     }
-    let until = Instant::now() + PATIENCE;
-    let lock = folder(container.store, container.id(), browse.mount).join("lock");
-    while Lock::is_held(&lock)? {
-        if Instant::now() >= until {
-            log::info!("pid {} serves it in another mount namespace", browse.pid);
-            return Ok(());
-        }
-        std::thread::sleep(PAUSE);
+    let lock = folder(container.store(), container.id(), browse.mount).join("lock");
+    let ended = || Ok::<_, Error>(!Lock::is_held(&lock)?);
+    if !wait_until(Instant::now() + PATIENCE, PAUSE, ended)? {
+        log::info!("pid {} serves it in another mount namespace", browse.pid);
+        return Ok(());
     }
     tidy(container.store, container.id())
 }

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::lock::Lock;
 use crate::store::manifest::ContainerId;
+use crate::wait::poll_until;
 use cowl_layers::shown::Show as _;
 
 /// The socket's name in the run folder.
@@ -64,14 +65,14 @@ pub fn told(error: &ControlError) -> Error {
 /// hold its lock for a while, and the kernel takes connections for it: that it answers is the proof. One that
 /// lives and does not answer, because it was stopped, lives.
 pub(super) fn lives(lock: &Path, socket: &Path) -> Result<bool> {
-    let until = Instant::now() + ENDING;
-    while Lock::is_held(lock)? {
-        if !is_ending(socket) || Instant::now() >= until {
-            return Ok(true);
-        }
-        std::thread::sleep(PAUSE);
-    }
-    Ok(false)
+    let lives = poll_until(Instant::now() + ENDING, PAUSE, || {
+        Ok::<_, Error>(match Lock::is_held(lock)? {
+            false => Some(false),
+            true if is_ending(socket) => None,
+            true => Some(true),
+        })
+    })?;
+    Ok(lives.unwrap_or(true))
 }
 
 /// Whether the connection to a daemon is closed by its end.

@@ -16,6 +16,7 @@ use crate::host::mountinfo;
 use crate::host::users::{self, Device, User};
 use crate::shell::quoted;
 use crate::store::lock::Lock;
+use crate::wait::wait_until;
 use cowl_layers::shown::Show as _;
 
 /// How often it is tried.
@@ -262,14 +263,13 @@ pub(super) fn kill_if_silent(
     if Lock::is_held(lock)? {
         pidfd_send_signal(&process, Signal::KILL).map_err(failed)?;
     }
-    let until = Instant::now() + daemon::ENDING;
-    while Lock::is_held(lock)? {
-        if Instant::now() >= until {
-            return Err(Error::busy(format!(
-                "the daemon (pid {pid}) was killed and has not ended yet: it waits for a disk"
-            )));
-        }
-        std::thread::sleep(daemon::PAUSE);
+    let deadline = Instant::now() + daemon::ENDING;
+    if !wait_until(deadline, daemon::PAUSE, || {
+        Ok::<_, Error>(!Lock::is_held(lock)?)
+    })? {
+        return Err(Error::busy(format!(
+            "the daemon (pid {pid}) was killed and has not ended yet: it waits for a disk"
+        )));
     }
     let name = container.name();
     log::warn!("the daemon of {name} (pid {pid}) did not answer: killed");

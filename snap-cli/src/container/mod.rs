@@ -29,6 +29,7 @@ use crate::store::manifest::{ContainerId, ContainerManifest, SnapshotManifest, S
 use crate::store::name::{ContainerName, SnapshotName, nearest};
 use crate::store::record::Record;
 use crate::store::{Store, disk};
+use crate::wait::wait_until;
 use cowl_layers::shown::Show as _;
 use state::Mounted;
 
@@ -254,21 +255,19 @@ impl<'s> Container<'s> {
             return Ok(());
         }
         // A daemon that was unmounted a moment ago may not have released it yet.
-        let until = Instant::now() + UNSEEN;
-        while layers::is_written(self.store, head)? {
-            if Instant::now() >= until {
-                let name = self.name();
-                return Err(Error::busy(format!(
-                    "a mount that is not known here writes to {name} (layer {head})"
-                ))
-                .hint(format!(
-                    "unmount it where it was mounted (umount PATH), then type: {}",
-                    self.store.session().who
-                )));
-            }
-            std::thread::sleep(daemon::PAUSE);
+        let deadline = Instant::now() + UNSEEN;
+        let released = || Ok::<_, Error>(!layers::is_written(self.store, head)?);
+        if wait_until(deadline, daemon::PAUSE, released)? {
+            return Ok(());
         }
-        Ok(())
+        let name = self.name();
+        Err(Error::busy(format!(
+            "a mount that is not known here writes to {name} (layer {head})"
+        ))
+        .hint(format!(
+            "unmount it where it was mounted (umount PATH), then type: {}",
+            self.store.session().who
+        )))
     }
 
     /// Puts the change that waits in `container.json.next` on the disk with its name.

@@ -18,6 +18,7 @@ use crate::store::lock::Lock;
 use crate::store::manifest::{ContainerManifest, Ephemeral};
 use crate::store::mount_points;
 use crate::store::reserve;
+use crate::wait::poll_until;
 use cowl_layers::shown::Show as _;
 
 /// A log longer than this is put aside.
@@ -33,6 +34,14 @@ pub enum Privileges {
     Honored,
     /// Where no other user reaches the place: such a user would be root by what the container's root left there.
     WherePrivate,
+}
+
+/// Whether a daemon whose mount is gone has ended.
+#[derive(PartialEq, Eq)]
+enum Ended {
+    Yes,
+    /// It serves the mount in another mount namespace.
+    No,
 }
 
 impl Container<'_> {
@@ -224,28 +233,30 @@ impl Container<'_> {
         }
         let path = state::daemon_lock(self.store, self.id, state.daemon);
         let mut checked = false;
-        while Lock::is_held(&path)? {
-            // Mounted nowhere any more, it drops its caches, however long that takes.
-            let mut refused = start.elapsed() >= patience;
-            if !checked && start.elapsed() >= PASSING {
-                checked = true;
-                let mounted = state.device.map(cowl_layers::sys::namespace::is_mounted);
-                refused |= matches!(mounted, Some(Ok(true)));
+        // Mounted nowhere any more, it drops its caches, however long that takes.
+        let ended = poll_until(start + patience, Duration::from_millis(1), || {
+            if !Lock::is_held(&path)? {
+                return Ok(Some(Ended::Yes));
             }
-            if refused {
-                let name = self.name();
-                return Err(Error::busy(format!(
-                    "{name} is not mounted at {} here, but its daemon (pid {}) still serves it in another mount namespace",
-                    state.mountpoint.shown(),
-                    state.pid
-                ))
-                .hint(format!(
-                    "unmount it there: cowl umount {name} (cowl status {name} shows what uses it)"
-                )));
+            if checked || start.elapsed() < PASSING {
+                return Ok::<_, Error>(None);
             }
-            std::thread::sleep(Duration::from_millis(1));
+            checked = true;
+            let mounted = state.device.map(cowl_layers::sys::namespace::is_mounted);
+            Ok(matches!(mounted, Some(Ok(true))).then_some(Ended::No))
+        })?;
+        if ended == Some(Ended::Yes) {
+            return Ok(());
         }
-        Ok(())
+        let name = self.name();
+        Err(Error::busy(format!(
+            "{name} is not mounted at {} here, but its daemon (pid {}) still serves it in another mount namespace",
+            state.mountpoint.shown(),
+            state.pid
+        ))
+        .hint(format!(
+            "unmount it there: cowl umount {name} (cowl status {name} shows what uses it)"
+        )))
     }
 
     /// Mounts it again where it was before [`Container::unmount`], or before its daemon died. The state is removed

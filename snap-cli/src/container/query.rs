@@ -12,6 +12,7 @@ use super::state::{self, Mounted, RunState};
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::manifest::{ContainerId, LayerId};
+use crate::wait::poll_until;
 use cowl_layers::shown::Show as _;
 
 /// What the daemon has done and what it takes; `None` when there is no daemon.
@@ -25,20 +26,26 @@ pub fn stats(store: &Store, id: ContainerId) -> Result<Option<Stats>> {
 
 /// The mount and what its daemon says of itself; `None` when there is no daemon, or one that is ending.
 pub fn ask(store: &Store, id: ContainerId) -> Result<Option<(RunState, Status)>> {
-    let until = Instant::now() + ENDING;
-    loop {
+    let mut failed = None;
+    let answer = poll_until(Instant::now() + ENDING, PAUSE, || {
         let Mounted::Alive(state) = state::look(store, id)? else {
-            return Ok(None);
+            return Ok(Some(None));
         };
         match Client::connect(&socket(store, id)).and_then(|mut client| client.status()) {
-            Ok(status) => return Ok(Some((state, status))),
+            Ok(status) => Ok(Some(Some((state, status)))),
             Err(error @ (ControlError::Silent { .. } | ControlError::Ending { .. })) => {
-                return Err(told(&error));
+                Err(told(&error))
             }
-            // Killed since the state was read.
-            Err(_) if Instant::now() < until => std::thread::sleep(PAUSE),
-            Err(error) => return Err(told(&error)),
+            // It may have been killed since the state was read.
+            Err(error) => {
+                failed = Some(told(&error));
+                Ok(None)
+            }
         }
+    })?;
+    match (answer, failed) {
+        (None, Some(error)) => Err(error),
+        (answer, _) => Ok(answer.flatten()),
     }
 }
 

@@ -8,128 +8,14 @@ use std::collections::HashSet;
 
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ZonedDateTime};
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
-use crate::error::{Error, Result};
-use crate::shell::quoted;
+use crate::error::Result;
 use crate::store::manifest::{SnapshotKind, SnapshotRef};
+use crate::store::retention::{Counts, Rules};
 use crate::store::span;
-
-/// What is kept. Kept with a container's settings.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Rules {
-    /// The last N.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub last: Option<u32>,
-    /// The newest of each of the latest N hours that have any.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub hourly: Option<u32>,
-    /// The same of days.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub daily: Option<u32>,
-    /// The same of weeks, which begin on Monday.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub weekly: Option<u32>,
-    /// The same of months.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub monthly: Option<u32>,
-    /// The same of years.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub yearly: Option<u32>,
-    /// All that are not older than this span.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub within: Option<String>,
-    /// All with one of these tags: "KEY" or "KEY=VALUE".
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub tags: Vec<String>,
-    /// Those that somebody asked for may go, too.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub manual: bool,
-    /// Protected ones may go, too.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub protected: bool,
-    /// What this version does not know.
-    #[serde(flatten)]
-    pub extra: Map<String, Value>,
-}
 
 /// What becomes of one snapshot, and why it stays; nothing: it goes.
 pub type Verdict = Vec<String>;
-
-impl Rules {
-    /// Whether they say nothing.
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
-    /// Whether they say which snapshots may go, and not what is kept.
-    pub fn says_only_which(&self) -> bool {
-        let kept = Self {
-            manual: false,
-            protected: false,
-            ..self.clone()
-        };
-        !self.is_empty() && kept.is_empty()
-    }
-
-    /// The rules as options of a command line.
-    pub fn typed(&self) -> String {
-        let counts = [
-            ("last", self.last),
-            ("hourly", self.hourly),
-            ("daily", self.daily),
-            ("weekly", self.weekly),
-            ("monthly", self.monthly),
-            ("yearly", self.yearly),
-        ];
-        let mut words = Vec::new();
-        for (name, count) in counts {
-            words.extend(count.map(|count| format!("--keep-{name} {count}")));
-        }
-        let within = self.within.iter();
-        words.extend(within.map(|span| format!("--keep-within {}", quoted(span))));
-        let tags = self.tags.iter();
-        words.extend(tags.map(|tag| format!("--keep-tag {}", quoted(tag))));
-        words.extend(self.manual.then(|| "--manual".to_owned()));
-        words.extend(self.protected.then(|| "--protected".to_owned()));
-        words.join(" ")
-    }
-
-    /// Rules that keep nothing at all are a mistake.
-    pub fn check(&self) -> Result<()> {
-        if !self.extra.is_empty() {
-            let unknown: Vec<_> = self.extra.keys().map(String::as_str).collect();
-            return Err(Error::failed(format!(
-                "the settings say something that this program does not know: {}",
-                unknown.join(", ")
-            ))
-            .hint("a newer cowl wrote them: use that, or give the rules on the command line"));
-        }
-        let counts = [
-            self.last,
-            self.hourly,
-            self.daily,
-            self.weekly,
-            self.monthly,
-            self.yearly,
-        ];
-        let some = counts.iter().flatten().any(|count| *count > 0);
-        if let Some(within) = &self.within {
-            span::parse(within)?;
-        }
-        if !some && self.within.is_none() && self.tags.is_empty() {
-            return Err(
-                Error::usage("nothing says which snapshots to keep: all would go").hint(
-                    "say it, for example: --keep-last 3 --keep-daily 7; `cowl rm NAME --all` \
-                     removes all",
-                ),
-            );
-        }
-        Ok(())
-    }
-}
 
 /// A snapshot with its time where it can be read.
 struct Candidate<'s> {
@@ -176,7 +62,7 @@ pub fn choose(
             });
         }
     }
-    let last = rules.last.unwrap_or_default();
+    let last = rules.counts.last.unwrap_or_default();
     for candidate in candidates.iter().rev().take(size(last)) {
         keep(candidate.at, "last".to_owned());
     }
@@ -199,7 +85,7 @@ pub fn choose(
     // The newest comes first; of equal times the later in the list.
     candidates.retain(|candidate| candidate.time.is_some());
     candidates.sort_by(|a, b| (&b.time, b.at).cmp(&(&a.time, a.at)));
-    for (count, name, period) in periods(rules) {
+    for (count, name, period) in periods(&rules.counts) {
         let mut seen = HashSet::new();
         for candidate in &candidates {
             let Some(time) = &candidate.time else {
@@ -224,22 +110,22 @@ fn size(count: u32) -> usize {
 /// What tells one hour, day, ... from another.
 type Period = fn(&ZonedDateTime) -> String;
 
-fn periods(rules: &Rules) -> [(u32, &'static str, Period); 5] {
+fn periods(counts: &Counts) -> [(u32, &'static str, Period); 5] {
     let count = |count: Option<u32>| count.unwrap_or_default();
     [
         // With the offset: the hour before the clocks are put back is not the one after.
-        (count(rules.hourly), "hour", |time| {
+        (count(counts.hourly), "hour", |time| {
             format!("{} {:02}:00{}", time.date(), time.hour(), time.offset())
         }),
-        (count(rules.daily), "day", |time| time.date().to_string()),
-        (count(rules.weekly), "week", |time| {
+        (count(counts.daily), "day", |time| time.date().to_string()),
+        (count(counts.weekly), "week", |time| {
             let week = time.iso_week_date();
             format!("{}-W{:02}", week.year(), week.week())
         }),
-        (count(rules.monthly), "month", |time| {
+        (count(counts.monthly), "month", |time| {
             format!("{}-{:02}", time.year(), time.month())
         }),
-        (count(rules.yearly), "year", |time| time.year().to_string()),
+        (count(counts.yearly), "year", |time| time.year().to_string()),
     ]
 }
 
@@ -253,6 +139,8 @@ fn has(snapshot: &SnapshotRef, tag: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+
+    use serde_json::Map;
 
     use super::*;
     use crate::error::Kind;
@@ -312,16 +200,16 @@ mod tests {
             "2026-11-24T10:05:00Z", // 9
         ]);
         for (rules, expected) in [
-            (rules(|r| r.last = Some(3)), &[7, 8, 9][..]),
+            (rules(|r| r.counts.last = Some(3)), &[7, 8, 9][..]),
             (
-                rules(|r| r.last = Some(99)),
+                rules(|r| r.counts.last = Some(99)),
                 &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9],
             ),
-            (rules(|r| r.hourly = Some(2)), &[8, 9]),
-            (rules(|r| r.daily = Some(3)), &[5, 6, 9]),
-            (rules(|r| r.weekly = Some(3)), &[3, 5, 9]),
-            (rules(|r| r.monthly = Some(2)), &[2, 9]),
-            (rules(|r| r.yearly = Some(3)), &[0, 1, 9]),
+            (rules(|r| r.counts.hourly = Some(2)), &[8, 9]),
+            (rules(|r| r.counts.daily = Some(3)), &[5, 6, 9]),
+            (rules(|r| r.counts.weekly = Some(3)), &[3, 5, 9]),
+            (rules(|r| r.counts.monthly = Some(2)), &[2, 9]),
+            (rules(|r| r.counts.yearly = Some(3)), &[0, 1, 9]),
             (rules(|r| r.within = Some("36h".to_owned())), &[7, 8, 9]),
             (
                 rules(|r| r.within = Some("1mo".to_owned())),
@@ -329,9 +217,9 @@ mod tests {
             ),
             (
                 rules(|r| {
-                    r.last = Some(1);
-                    r.daily = Some(2);
-                    r.yearly = Some(2);
+                    r.counts.last = Some(1);
+                    r.counts.daily = Some(2);
+                    r.counts.yearly = Some(2);
                 }),
                 &[1, 6, 9],
             ),
@@ -350,8 +238,11 @@ mod tests {
             "2026-10-25T22:50:00Z", // 3: ten to midnight
             "2026-10-25T23:10:00Z", // 4
         ]);
-        assert_eq!(stay(&back, &rules(|r| r.daily = Some(2))), [3, 4]);
-        assert_eq!(stay(&back, &rules(|r| r.hourly = Some(4))), [1, 2, 3, 4]);
+        assert_eq!(stay(&back, &rules(|r| r.counts.daily = Some(2))), [3, 4]);
+        assert_eq!(
+            stay(&back, &rules(|r| r.counts.hourly = Some(4))),
+            [1, 2, 3, 4]
+        );
         // Put forward: the day has 23 hours.
         let forward = snapshots(&[
             "2026-03-28T22:59:00Z", // 0: the day before
@@ -359,7 +250,10 @@ mod tests {
             "2026-03-29T21:59:00Z", // 2: the same day
             "2026-03-29T22:01:00Z", // 3: the day after
         ]);
-        assert_eq!(stay(&forward, &rules(|r| r.daily = Some(3))), [0, 2, 3]);
+        assert_eq!(
+            stay(&forward, &rules(|r| r.counts.daily = Some(3))),
+            [0, 2, 3]
+        );
     }
 
     #[test]
@@ -371,8 +265,11 @@ mod tests {
             "2026-11-21T10:00:00Z", // at the same moment
             "2026-11-20T09:00:00Z", // put back
         ]);
-        assert_eq!(stay(&taken, &rules(|r| r.last = Some(2))), [3, 4]);
-        assert_eq!(stay(&taken, &rules(|r| r.daily = Some(3))), [0, 1, 3]);
+        assert_eq!(stay(&taken, &rules(|r| r.counts.last = Some(2))), [3, 4]);
+        assert_eq!(
+            stay(&taken, &rules(|r| r.counts.daily = Some(3))),
+            [0, 1, 3]
+        );
         assert_eq!(
             stay(&taken, &rules(|r| r.within = Some("4d".to_owned()))),
             [1, 2, 3]
@@ -387,7 +284,7 @@ mod tests {
         taken[2].protected = true;
         taken[3].tags.insert("release".to_owned(), "1.0".to_owned());
         taken[4].created = "yesterday".to_owned();
-        let last = rules(|r| r.last = Some(1));
+        let last = rules(|r| r.counts.last = Some(1));
         assert_eq!(stay(&taken, &last), [0, 2, 4, 5]);
         let manual = Rules {
             manual: true,
@@ -417,14 +314,14 @@ mod tests {
     fn rules_that_keep_nothing_are_refused() {
         for empty in [
             Rules::default(),
-            rules(|r| r.last = Some(0)),
+            rules(|r| r.counts.last = Some(0)),
             rules(|r| r.manual = true),
         ] {
             assert_eq!(empty.check().unwrap_err().kind, Kind::Usage);
         }
         let odd = rules(|r| r.within = Some("soon".to_owned()));
         assert_eq!(odd.check().unwrap_err().kind, Kind::Usage);
-        let mut newer = rules(|r| r.last = Some(1));
+        let mut newer = rules(|r| r.counts.last = Some(1));
         newer.extra.insert("keep_fortnightly".to_owned(), 3.into());
         assert_eq!(newer.check().unwrap_err().kind, Kind::Failed);
     }
@@ -432,7 +329,7 @@ mod tests {
     #[test]
     fn rules_come_back() {
         let rules = rules(|r| {
-            r.daily = Some(7);
+            r.counts.daily = Some(7);
             r.within = Some("2d".to_owned());
             r.tags = vec!["a=b".to_owned()];
         });

@@ -3,12 +3,13 @@
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::keep::{Rules, choose};
+use super::keep::choose;
 use super::remove::{self, Removal};
 use crate::container::Container;
 use crate::container::Swap;
 use crate::error::{Error, Result};
 use crate::store::manifest::{ContainerManifest, SnapshotRef};
+use crate::store::retention::Rules;
 
 /// Where the rules stand in a container's settings.
 const SETTING: &str = "prune";

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::layers;
 use crate::store::manifest::LayerId;
+use crate::wait::wait_until;
 
 /// A daemon that was unmounted holds its locks for a moment more.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -95,19 +96,16 @@ fn inode(store: &Store, id: LayerId) -> Result<u64> {
 /// The processes that have this state of a snapshot mounted; 0 stands for those that can't be seen from
 /// here. The mounts of containers count for nothing: what they stand on stays, whatever is removed.
 pub fn of(store: &Store, stack: &[LayerId]) -> Result<Vec<u32>> {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        let held = match stack.first() {
-            Some(top) => layers::is_held(store, *top)?,
-            None => false,
+    let Some(top) = stack.first() else {
+        return Ok(Vec::new());
+    };
+    let mut readers = Vec::new();
+    wait_until(Instant::now() + PATIENCE, PAUSE, || {
+        readers = match layers::is_held(store, *top)? {
+            true => Held::look(store)?.readers(store, stack)?,
+            false => Vec::new(),
         };
-        if !held {
-            return Ok(Vec::new());
-        }
-        let readers = Held::look(store)?.readers(store, stack)?;
-        if readers.is_empty() || Instant::now() >= until {
-            return Ok(readers);
-        }
-        std::thread::sleep(PAUSE);
-    }
+        Ok::<_, Error>(readers.is_empty())
+    })?;
+    Ok(readers)
 }

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use cowl_layers::sys;
 
-use super::leftovers::{self, Leftovers, Retention};
+use super::leftovers::{self, Expiry, Leftovers};
 use super::lock::{Lock, Mode};
 use super::manifest::LayerId;
 use super::trash::keep_first;
@@ -52,7 +52,7 @@ pub fn sweep(store: &Store) -> Result<Collected> {
     else {
         return Ok(Collected::default());
     };
-    match leftovers::find(store, Retention::Respected) {
+    match leftovers::find(store, Expiry::Respected) {
         Ok(left) => clear(store, alone, &left),
         Err(error) => {
             drop(alone);

@@ -49,7 +49,7 @@ impl Leftovers {
 
 /// Whether destroyed containers stay for the time for which they can be brought back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Retention {
+pub enum Expiry {
     /// They stay.
     Respected,
     /// They are leftovers, whatever their time.
@@ -75,14 +75,14 @@ pub(super) fn has_signs(store: &Store) -> Result<bool> {
 
 /// Finds what nothing needs. The caller holds the store's exclusive lock: what a command is just making looks like a
 /// leftover.
-pub fn find(store: &Store, retention: Retention) -> Result<Leftovers> {
+pub fn find(store: &Store, expiry: Expiry) -> Result<Leftovers> {
     let mut left = Leftovers {
         trash: trash::list(store)?,
         ..Leftovers::default()
     };
     let mut kept = Vec::new();
     for deleted in deleted::list(store)? {
-        match retention == Retention::Ignored || deleted.is_expired() {
+        match expiry == Expiry::Ignored || deleted.is_expired() {
             true => left.expired.push(deleted),
             false => kept.push(deleted),
         }

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::disk;
 use crate::error::{Error, Result};
+use crate::wait::poll_until;
 use cowl_layers::shown::Show as _;
 
 /// How a lock is held.
@@ -171,18 +172,10 @@ impl Lock {
 fn wait(
     path: &Path,
     patience: Duration,
-    mut tried: impl FnMut() -> Result<Option<Lock>>,
+    attempt: impl FnMut() -> Result<Option<Lock>>,
 ) -> Result<Lock> {
-    let until = Instant::now() + patience;
-    loop {
-        if let Some(lock) = tried()? {
-            return Ok(lock);
-        }
-        if Instant::now() >= until {
-            return Err(held_by_another(path, patience));
-        }
-        std::thread::sleep(POLL);
-    }
+    poll_until(Instant::now() + patience, POLL, attempt)?
+        .ok_or_else(|| held_by_another(path, patience))
 }
 
 fn is_still_at(file: &File, path: &Path) -> std::io::Result<bool> {

@@ -41,6 +41,7 @@ pub mod outside;
 pub mod paths;
 pub mod record;
 pub mod reserve;
+pub mod retention;
 pub mod run;
 pub mod sizes;
 pub mod span;

@@ -67,7 +67,7 @@ const ORDERS: [Order; 4] = [
             &["archive"],
             &["delta"],
             &["tree", "host"],
-            &["error", "shell"],
+            &["error", "shell", "wait"],
         ],
     },
 ];
