@@ -10,33 +10,33 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Result};
 use crate::shell::quoted;
 
-/// Where LXC keeps containers when nobody says otherwise.
+/// The default directory of LXC's containers.
 const DEFAULT: &str = "/var/lib/lxc";
 
-/// An LXC container: the folder of all containers, and its name.
+/// An LXC container: the directory of all containers, and its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LxcContainer {
-    /// The folder of all containers.
+    /// The directory of all containers.
     pub lxcpath: PathBuf,
-    /// Its name.
+    /// The name.
     pub name: String,
 }
 
-/// Whether it runs.
+/// The state of an LXC container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
-    /// No.
+    /// It is stopped.
     Stopped,
-    /// Yes (or it is about to, or frozen), in LXC's word for it; with its first process, where there is one.
+    /// It is running, starting, stopping or frozen.
     Running {
-        /// LXC's word, in lower case.
+        /// LXC's name of the state, in lower case.
         word: String,
-        /// Its first process.
+        /// The first process, if there is one.
         pid: Option<u32>,
     },
 }
 
-/// The folder of all containers: what was asked for, else what LXC is set up with.
+/// Returns the directory of all containers: the requested one, or the one that LXC is configured with.
 pub fn lxcpath(asked: Option<&Path>) -> Result<PathBuf> {
     if let Some(path) = asked {
         return std::path::absolute(path).map_err(|e| Error::at("use", path, e));
@@ -72,17 +72,17 @@ fn run<'a>(
 }
 
 impl LxcContainer {
-    /// Its folder.
+    /// Returns its directory.
     pub fn dir(&self) -> PathBuf {
         self.lxcpath.join(&self.name)
     }
 
-    /// Its config.
+    /// Returns the path of its config.
     pub fn config(&self) -> PathBuf {
         self.dir().join("config")
     }
 
-    /// The options by which LXC's tools find it, to be typed.
+    /// Returns the options by which LXC's tools find it, quoted for a shell.
     pub fn options(&self) -> String {
         let name = quoted(&self.name);
         if self.lxcpath == Path::new(DEFAULT) {
@@ -105,7 +105,7 @@ impl LxcContainer {
         run(program, args.into_iter().chain(more.iter().map(OsStr::new)))
     }
 
-    /// Whether it runs, as LXC tells; where LXC is not installed, by the socket that its monitor has.
+    /// Returns its state according to LXC, or, if LXC is not installed, according to the socket of its monitor.
     pub fn state(&self) -> Result<State> {
         let output = match self.tool("lxc-info", &["-H", "-s", "-p"]) {
             Ok(output) => output,
@@ -128,7 +128,7 @@ impl LxcContainer {
         })
     }
 
-    /// A value of its config, with all that it includes.
+    /// Returns a value of its config, included files considered.
     pub fn value(&self, key: &str) -> Result<Option<Vec<u8>>> {
         let output = match self.tool("lxc-info", &["-H", "-c", key]) {
             Ok(output) => output,
@@ -158,13 +158,13 @@ impl LxcContainer {
         })
     }
 
-    /// Stops it, in good order, and after half a minute in bad order; true when it ran.
+    /// Stops it, by force after half a minute. Returns whether it was running.
     pub fn stop(&self) -> Result<bool> {
         if self.state()? == State::Stopped {
             return Ok(false);
         }
         self.act("lxc-stop", &["-t", "30"], "stop")?;
-        // Its monitor, with which it would be said to run still, ends a moment later.
+        // LXC reports it as running until its monitor ends, a moment later.
         let until = Instant::now() + Duration::from_secs(10);
         while self.state()? != State::Stopped && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(20));
@@ -197,7 +197,7 @@ impl LxcContainer {
     }
 }
 
-/// A hardware address's last half, at random.
+/// Returns a random last half of a hardware address.
 pub fn random_address() -> [u8; 3] {
     let (high, ..) = uuid::Uuid::new_v4().as_fields();
     let [a, b, c, _] = high.to_be_bytes();

@@ -1,28 +1,28 @@
-//! The text of an LXC config: read without loss, changed in as few lines as possible. Pure: bytes in,
-//! bytes out. It knows nothing of files, and of cowl only that its lines carry a container's id.
+//! The text of an LXC config: parsed without loss, changed in as few lines as possible. Pure: bytes in, bytes out.
+//! Cowl's lines are recognized by the container's id.
 
-/// What ends a config's lines that cowl added at its end begins with.
+/// The beginning of the comment above the lines that cowl appended.
 const COMMENT: &[u8] = b"# cowl keeps this container's files;";
 
-/// Where the root file system is.
+/// The path of the root filesystem.
 pub const ROOTFS: &str = "lxc.rootfs.path";
-/// How ids inside are mapped to those of the machine; once for each range.
+/// A range of the id map.
 const IDMAP: &[u8] = b"lxc.idmap";
-/// A file whose lines count as well.
+/// An included file.
 pub const INCLUDE: &str = "lxc.include";
-/// Whether LXC's own tools remove it.
+/// Whether LXC's tools remove the root filesystem.
 const MANAGED: &str = "lxc.rootfs.managed";
-/// The hooks, in the order in which they are added.
+/// The hooks, in the order in which cowl adds them.
 const PRE_START: &str = "lxc.hook.pre-start";
 const POST_STOP: &str = "lxc.hook.post-stop";
 const DESTROY: &str = "lxc.hook.destroy";
 
-/// A config as lines, each with what ends it.
+/// Splits a config into lines, line ends included.
 fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split_inclusive(|&byte| byte == b'\n')
 }
 
-/// Key and value of a line, without the quotes that LXC takes off; `None` for comments and blank lines.
+/// Returns the key and the value of a line, without the quotes that LXC strips; `None` for comments and blank lines.
 pub fn entry(line: &[u8]) -> Option<(&[u8], &[u8])> {
     let line = line.trim_ascii();
     if line.first() == Some(&b'#') {
@@ -44,7 +44,7 @@ fn has_key(line: &[u8], key: &str) -> bool {
     entry(line).is_some_and(|(found, _)| found == key.as_bytes())
 }
 
-/// The value that counts: the last one.
+/// Returns the effective value of a key: the last one.
 pub fn get<'t>(text: &'t [u8], key: &str) -> Option<&'t [u8]> {
     let values = lines(text).filter_map(entry);
     let last = values.filter(|(found, _)| *found == key.as_bytes()).last();
@@ -52,7 +52,7 @@ pub fn get<'t>(text: &'t [u8], key: &str) -> Option<&'t [u8]> {
         .filter(|value| !value.is_empty())
 }
 
-/// The user and group of this machine that are root in the container, where that is not root itself.
+/// Returns the host's user and group that are root in the container, if that is not root itself.
 pub fn mapped_root(text: &[u8]) -> Option<(u32, u32)> {
     let mut values = Vec::new();
     for (_, value) in lines(text)
@@ -67,7 +67,7 @@ pub fn mapped_root(text: &[u8]) -> Option<(u32, u32)> {
     mapped_root_of(values)
 }
 
-/// Like [`mapped_root`], by the values of the id map: kind, first id inside, first id outside, number.
+/// Like [`mapped_root`], for values of the id map: kind, first id inside, first id outside, count.
 pub fn mapped_root_of<'v>(values: impl IntoIterator<Item = &'v [u8]>) -> Option<(u32, u32)> {
     let (mut user, mut group) = (None, None);
     for value in values {
@@ -85,13 +85,13 @@ pub fn mapped_root_of<'v>(values: impl IntoIterator<Item = &'v [u8]>) -> Option<
     user.zip(group).filter(|(user, _)| *user != 0)
 }
 
-/// What cowl writes into a container's config. Each value but the note holds the container's id, by which
-/// the lines are known again.
+/// The lines that cowl writes into a container's config. Each value except for the note contains the container's id, by
+/// which the lines are recognized.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ours {
     /// The container's id.
     pub id: String,
-    /// Where the root file system is mounted.
+    /// The mount point of the root filesystem.
     pub rootfs: Vec<u8>,
     /// The commands of the hooks.
     pub pre_start: Vec<u8>,
@@ -99,11 +99,11 @@ pub struct Ours {
     pub post_stop: Vec<u8>,
     /// See `pre_start`.
     pub destroy: Vec<u8>,
-    /// What takes the lines out again, for people to read.
+    /// The note on how to remove the lines, for users.
     pub note: String,
 }
 
-/// Whether a line is one that cowl wrote for the container `id`.
+/// Returns whether cowl wrote a line for the container `id`.
 fn is_ours(line: &[u8], id: &str) -> bool {
     entry(line).is_some_and(|(key, value)| {
         [ROOTFS, PRE_START, POST_STOP, DESTROY]
@@ -113,7 +113,7 @@ fn is_ours(line: &[u8], id: &str) -> bool {
     })
 }
 
-/// Whether any line is cowl's for the container `id`.
+/// Returns whether cowl wrote any line for the container `id`.
 pub fn names(text: &[u8], id: &str) -> bool {
     lines(text).any(|line| is_ours(line, id))
 }
@@ -122,8 +122,8 @@ fn set(key: &str, value: &[u8]) -> Vec<u8> {
     [key.as_bytes(), b" = ", value, b"\n"].concat()
 }
 
-/// The config with cowl's lines: the root file system's in its place, the others at the end; but the hook
-/// that mounts comes before any other that may look into the root file system.
+/// Adds cowl's lines: that of the root filesystem in place of the previous one, the others at the end. The hook that
+/// mounts precedes all others, which may access the root filesystem.
 pub fn attach(text: &[u8], ours: &Ours) -> Vec<u8> {
     let plain = detach(text, None, &ours.id);
     let all: Vec<&[u8]> = lines(&plain).collect();
@@ -164,8 +164,8 @@ pub fn attach(text: &[u8], ours: &Ours) -> Vec<u8> {
     out
 }
 
-/// The config without cowl's lines; everything else stays. `original` has the line of the root file system
-/// that cowl's took the place of; without it that line stays for somebody to replace.
+/// Removes cowl's lines. `original` contains the line of the root filesystem that cowl's replaced; without it, cowl's
+/// stays, for the caller to replace.
 pub fn detach(text: &[u8], original: Option<&[u8]>, id: &str) -> Vec<u8> {
     let was = original.and_then(|text| lines(text).filter(|line| has_key(line, ROOTFS)).last());
     let mut out = Vec::with_capacity(text.len());
@@ -194,20 +194,19 @@ pub fn detach(text: &[u8], original: Option<&[u8]>, id: &str) -> Vec<u8> {
     out
 }
 
-/// What is another in the config of a copy.
+/// The differences between the config of a copy and the original's.
 #[derive(Clone, Debug)]
 pub struct Renamed<'a> {
-    /// The folder of the container that it is a copy of.
+    /// The directory of the original.
     pub from: &'a [u8],
-    /// Its own.
+    /// The directory of the copy.
     pub to: &'a [u8],
-    /// Its name.
+    /// The name.
     pub name: &'a str,
 }
 
-/// The config of a copy: another host name, other hardware addresses, files in its own folder; and no fixed
-/// names for network devices on this machine's side, of which there can be only one each. The second value
-/// is what people should look at.
+/// Returns the config of a copy: with its own host name, hardware addresses and files, and without fixed names for the
+/// host's side of network devices, which must be unique. The second value lists what users should check.
 pub fn renamed(
     text: &[u8],
     how: &Renamed<'_>,
@@ -245,7 +244,7 @@ pub fn renamed(
     (out, notes)
 }
 
-/// The line with paths in the old folder led to the new one.
+/// Replaces paths in the old directory by paths in the new one.
 fn moved(line: &[u8], how: &Renamed<'_>) -> Vec<u8> {
     let mut out = Vec::with_capacity(line.len());
     let mut rest = line;
@@ -338,7 +337,7 @@ mod tests {
             ),
             "{text}"
         );
-        // No line of its own says where the root file system is: an included file does.
+        // The path of the root filesystem is in an included file.
         assert!(text.contains("lxc.rootfs.path = dir:/s/mnt/ID-1\n"));
         let back = detach(text.as_bytes(), Some(b"lxc.hook.pre-start = /a\n"), "ID-1");
         assert_eq!(

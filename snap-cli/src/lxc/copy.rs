@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::tree::error::OnProgress;
 use crate::tree::measure;
 
-/// What an overlay of LXC's shows.
+/// Returns the merged view of an overlay of LXC's.
 fn view(delta: &Path, lowers: &[PathBuf]) -> Result<View> {
     let space = XattrSpace::detect();
     let mut layers = vec![Layer::open_foreign(delta, space)?];
@@ -23,8 +23,8 @@ fn view(delta: &Path, lowers: &[PathBuf]) -> Result<View> {
     Ok(View::new(layers))
 }
 
-/// Fills a new plain folder with what is there, and looks at what was made. Answers with what could not be
-/// taken over.
+/// Copies a root filesystem into a new plain directory, and verifies that it did not change meanwhile. Returns notes on
+/// what was left out.
 pub fn copy(from: &Rootfs, to: &Path, progress: OnProgress<'_>) -> Result<Vec<String>> {
     let done = match from {
         Rootfs::Folder(path) => import::plain(path, to, progress)?,

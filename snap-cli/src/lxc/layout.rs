@@ -1,4 +1,4 @@
-//! What the files of LXC's snapshots say. Pure: bytes in, values out.
+//! The format of the files in LXC's snapshots. Pure: bytes in, values out.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -10,27 +10,27 @@ use jiff::tz::TimeZone;
 
 use super::config;
 
-/// How LXC writes a time: that of the machine's zone, without saying which.
+/// LXC's format of times: local time without a zone.
 const TIME: &str = "%Y:%m:%d %H:%M:%S";
 
-/// Where a container's files are, by its config.
+/// The location of a container's files according to its config.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rootfs {
-    /// In a plain folder.
+    /// A plain directory.
     Folder(PathBuf),
-    /// In an overlay of the kernel's.
+    /// An overlay of the kernel's.
     Overlay {
-        /// The folder that is written to.
+        /// The upper directory.
         delta: PathBuf,
-        /// Those below it, the topmost first.
+        /// The lower directories, the topmost first.
         lowers: Vec<PathBuf>,
     },
-    /// On something that is no folder: the name of its kind.
+    /// A backing store that is not a directory, by its name.
     Other(Vec<u8>),
 }
 
 impl Rootfs {
-    /// The folder that is written to.
+    /// The upper directory.
     pub fn top(&self) -> Option<&Path> {
         match self {
             Self::Folder(path) | Self::Overlay { delta: path, .. } => Some(path),
@@ -39,10 +39,10 @@ impl Rootfs {
     }
 }
 
-/// The key that LXC had before version 2.1.
+/// The key before LXC 2.1.
 const OLD_ROOTFS: &str = "lxc.rootfs";
 
-/// Where the files are, by the text of a config; `None` where it does not say.
+/// Returns the location of the files according to the text of a config; `None` if it has none.
 pub fn rootfs(text: &[u8]) -> Option<Rootfs> {
     let value = config::get(text, config::ROOTFS).or_else(|| config::get(text, OLD_ROOTFS))?;
     let path = |bytes: &[u8]| PathBuf::from(OsString::from_vec(bytes.to_vec()));
@@ -65,7 +65,7 @@ pub fn rootfs(text: &[u8]) -> Option<Rootfs> {
     }
 }
 
-/// The config with the files in this folder.
+/// Replaces the location of the files in a config.
 pub fn with_folder(text: &[u8], folder: &Path) -> Vec<u8> {
     let is_it = |line: &[u8]| {
         config::entry(line).is_some_and(|(key, _)| {
@@ -97,7 +97,7 @@ pub fn with_folder(text: &[u8], folder: &Path) -> Vec<u8> {
     out
 }
 
-/// Whether two configs say the same, but for blank lines, comments, and where the files are.
+/// Returns whether two configs are equivalent, except for the location of the files.
 pub fn same_settings(one: (&[u8], &Path), other: (&[u8], &Path)) -> bool {
     fn plain(text: &[u8], own: &Path) -> Vec<Vec<u8>> {
         let lines = text.split(|&byte| byte == b'\n').filter_map(config::entry);
@@ -115,46 +115,46 @@ pub fn same_settings(one: (&[u8], &Path), other: (&[u8], &Path)) -> bool {
     plain(one.0, one.1) == plain(other.0, other.1)
 }
 
-/// A time as it is shown: one line of plain text; `None` where the file says nothing.
+/// Returns the content of a time file as one line of plain text; `None` if it is empty.
 pub fn shown_time(text: &[u8]) -> Option<String> {
     let text = text.trim_ascii();
     (!text.is_empty()).then(|| text.escape_ascii().to_string())
 }
 
-/// The moment that LXC meant, if the machine's zone is still the same; `None` for what is no time.
+/// Parses a time of LXC's, in the given zone; `None` if it is malformed.
 pub fn moment(shown: &str, zone: &TimeZone) -> Option<Timestamp> {
     let time = DateTime::strptime(TIME, shown).ok()?;
     Some(time.to_zoned_datetime(zone.clone()).ok()?.timestamp())
 }
 
-/// A moment as LXC would have written it.
+/// Formats a time as LXC does.
 pub fn as_lxc(moment: Timestamp, zone: &TimeZone) -> String {
     let zoned = moment.to_zoned_datetime(zone.clone());
     zoned.strftime(TIME).to_string()
 }
 
-/// The number of a name that LXC gives.
+/// Returns the number in a name of the form `snap<N>`.
 pub fn number(name: &OsStr) -> Option<u64> {
     let digits = name.to_str()?.strip_prefix("snap")?;
     let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     plain.then(|| digits.parse().ok()).flatten()
 }
 
-/// By what names are sorted: LXC's by their number, then all others.
+/// Returns the sort key of a name: numbered ones by their number, then all others.
 pub fn order(name: &OsStr) -> (u64, OsString) {
     (number(name).unwrap_or(u64::MAX), name.to_owned())
 }
 
-/// One that stands on another's files, or on whose files another stands.
+/// A container that depends on another one's files, or on whose files another one depends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Dependant {
-    /// The folder that it is in, and its name.
+    /// Its parent directory and its name.
     Container(PathBuf, OsString),
-    /// So many that LXC 1.0 counted and did not name.
+    /// A number of containers, as LXC 1.0 stored it.
     Count(u64),
 }
 
-/// The list in `lxc_snapshots` and `lxc_rdepends`: lines two by two.
+/// Parses `lxc_snapshots` or `lxc_rdepends`: pairs of lines.
 pub fn pairs(text: &[u8]) -> Vec<Dependant> {
     let plain = std::str::from_utf8(text.trim_ascii());
     if let Some(count) = plain.ok().and_then(|text| text.parse().ok()) {
@@ -179,7 +179,7 @@ fn lines_by_two(text: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     std::iter::from_fn(move || Some((lines.next()?, lines.next()?)))
 }
 
-/// The list without one of them.
+/// Removes one pair from such a list.
 pub fn without_pair(text: &[u8], path: &[u8], name: &[u8]) -> Vec<u8> {
     if matches!(pairs(text).as_slice(), [Dependant::Count(_)]) {
         return text.to_vec();

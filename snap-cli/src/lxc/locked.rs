@@ -1,8 +1,7 @@
-//! Snapshots that LXC's own tools made, of containers in a folder of their own: going back to them and
-//! removing them, so that a command that is killed at any call, or a full disk, takes nothing away.
+//! Exclusive access to the snapshots of an LXC container, to restore and remove them.
 //!
-//! One folder is made beside another, and one rename is what counts. Who does this holds the lock of the
-//! container's folder; what a killed one left is cleaned up by the next.
+//! An interrupted command or a full disk loses nothing: a directory is prepared in a staging directory, and one rename
+//! commits it. The lock of the container's directory is held; the next command cleans up after an interrupted one.
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
@@ -20,7 +19,7 @@ use crate::store::disk;
 use crate::store::disk::remove_tree;
 use crate::store::name::nearest;
 
-/// An LXC container with its snapshots, alone: nobody else restores or removes here while this lives.
+/// The snapshots of an LXC container, locked: no other command restores or removes any of them while this value exists.
 #[derive(Debug)]
 pub struct LockedSnapshots {
     pub(super) container: LxcContainer,
@@ -29,7 +28,7 @@ pub struct LockedSnapshots {
     _lock: OwnedFd,
 }
 
-/// The complaint about an LXC container that is not there.
+/// Returns the error for an LXC container that does not exist.
 pub fn no_container(container: &LxcContainer) -> Error {
     Error::not_found(format!(
         "there is no LXC container named {} in {}",
@@ -42,7 +41,7 @@ pub fn no_container(container: &LxcContainer) -> Error {
     ))
 }
 
-/// The snapshot of exactly this name.
+/// Returns the snapshot of exactly this name.
 pub fn find<'t>(
     container: &LxcContainer,
     trees: &'t [LxcSnapshot],
@@ -63,7 +62,7 @@ pub fn find<'t>(
     })
 }
 
-/// A snapshot whose making was cut off is none to go back to.
+/// Refuses a snapshot whose creation was interrupted.
 pub fn refuse_unfinished(tree: &LxcSnapshot) -> Result<()> {
     if tree.taken.is_some() {
         return Ok(());
@@ -76,13 +75,13 @@ pub fn refuse_unfinished(tree: &LxcSnapshot) -> Result<()> {
 }
 
 impl LockedSnapshots {
-    /// Waits until nobody else is at work here, and cleans up.
+    /// Waits for the lock, and cleans up after interrupted commands.
     pub fn open(container: LxcContainer, patience: Duration) -> Result<Self> {
         if !disk::is_there(&container.dir())? {
             return Err(no_container(&container));
         }
         let lock = lock_dir(&container.dir(), patience)?;
-        // It may have gone while we waited.
+        // It may have been removed while this waited for the lock.
         if !disk::is_there(&container.config())? {
             return Err(no_container(&container));
         }
@@ -104,22 +103,22 @@ impl LockedSnapshots {
         Ok(place)
     }
 
-    /// The container.
+    /// Returns the container.
     pub fn container(&self) -> &LxcContainer {
         &self.container
     }
 
-    /// Its snapshots, by number.
+    /// Returns the snapshots, by number.
     pub fn trees(&self) -> Result<Vec<LxcSnapshot>> {
         snapshots::list(&self.folder)
     }
 
-    /// The snapshot of exactly this name.
+    /// Returns the snapshot of exactly this name.
     pub fn tree(&self, name: &OsStr) -> Result<LxcSnapshot> {
         find(&self.container, &self.trees()?, name).cloned()
     }
 
-    /// Removes snapshots: all, or none where one can't go.
+    /// Removes snapshots: all of them, or none if one of them cannot be removed.
     pub fn remove(&self, trees: &[LxcSnapshot]) -> Result<()> {
         for tree in trees {
             refuse_base(
@@ -128,11 +127,11 @@ impl LockedSnapshots {
             )?;
         }
         for tree in trees {
-            // From here on it is no snapshot, whatever happens to the rest of it.
+            // This commits the removal: a directory without a config is not a snapshot.
             disk::rename(&tree.dir.join("config"), &tree.dir.join(GOING))?;
             take_away(&tree.dir)?;
         }
-        // As LXC does; it stays while anything is in it.
+        // As LXC does, if it is empty.
         match std::fs::remove_dir(&self.folder) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => Ok(()),
@@ -141,18 +140,18 @@ impl LockedSnapshots {
     }
 }
 
-/// Removes a snapshot's folder, which counts no more.
+/// Removes the directory of a snapshot whose removal was committed.
 fn take_away(dir: &Path) -> Result<()> {
     snapshots::forget_dependant(dir)?;
     let Some(out) = snapshots::way_out(dir) else {
         return Err(Error::failed(format!("{} names no folder", dir.shown())));
     };
-    // Under a name that tells what is left of it.
+    // Renamed first, so that an interrupted removal is recognized by the name.
     disk::rename(dir, &out)?;
     remove_tree(&out)
 }
 
-/// Refuses to touch what other containers stand on.
+/// Refuses to change files that other containers depend on.
 pub fn refuse_base(dir: &Path, name: &str) -> Result<()> {
     let found = snapshots::dependants(dir)?;
     let Some(first) = found.first() else {

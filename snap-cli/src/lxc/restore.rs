@@ -1,7 +1,7 @@
-//! Going back to a snapshot of LXC's.
+//! Restoring an LXC snapshot.
 //!
-//! To the same name: the files are copied beside those of now, put on the disk, and the two folders change
-//! places in one call. To a new name: a whole container is made beside and renamed.
+//! To the same name: the files are copied into a staging directory and synced, and one call exchanges the two
+//! directories. To a new name: a whole container is prepared in a staging directory and renamed.
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;
@@ -27,7 +27,7 @@ use crate::store::disk;
 use crate::store::disk::remove_tree;
 use crate::tree::error::OnProgress;
 
-/// Files of a snapshot that belong to it and not to the container.
+/// Files that belong to a snapshot and not to the container.
 const OF_THE_SNAPSHOT: [&str; 7] = [
     "config",
     "ts",
@@ -39,8 +39,7 @@ const OF_THE_SNAPSHOT: [&str; 7] = [
 ];
 
 impl LockedSnapshots {
-    /// Makes the container's files what they were at a snapshot. Its settings stay. Answers with what people
-    /// should know.
+    /// Restores the container's files. Its settings stay. Returns notes for the user.
     pub fn restore(&self, tree: &LxcSnapshot, progress: OnProgress<'_>) -> Result<Vec<String>> {
         refuse_unfinished(tree)?;
         let from = tree.rootfs()?;
@@ -69,7 +68,7 @@ impl LockedSnapshots {
             remove_tree(&new)?;
             return Err(error);
         }
-        // What was there until now. It is in nobody's way when it can't be removed.
+        // The previous files. They do no harm if they cannot be removed.
         if let Err(error) = remove_tree(&new) {
             log::warn!("{error}; the next command will clean up");
         }
@@ -77,7 +76,7 @@ impl LockedSnapshots {
         Ok(notes)
     }
 
-    /// What is copied, and the folder that it takes the place of.
+    /// Returns the files to copy and the directory that they replace.
     fn what_changes(&self, from: Rootfs) -> Result<(Rootfs, PathBuf)> {
         let elsewhere = |what: &str| {
             Err(Error::failed(format!(
@@ -92,7 +91,7 @@ impl LockedSnapshots {
                 Rootfs::Overlay { delta, lowers },
                 Some((Rootfs::Overlay { lowers: live, .. }, top)),
             ) if lowers == live => {
-                // Only what was written over the others changes: it is copied with all its marks.
+                // Only the upper directory changes: it is copied with all markers.
                 Ok((Rootfs::Folder(delta), top))
             }
             (_, Some((Rootfs::Overlay { .. }, _))) => {
@@ -102,7 +101,7 @@ impl LockedSnapshots {
         }
     }
 
-    /// Says so when its settings are not those of the snapshot.
+    /// Returns a note if its settings differ from those of the snapshot.
     fn other_settings(&self, tree: &LxcSnapshot) -> Result<Option<String>> {
         let here = &self.container;
         let file = here.config();
@@ -118,7 +117,7 @@ impl LockedSnapshots {
         )))
     }
 
-    /// Makes a new container of a snapshot, with files of its own. Answers with what people should know.
+    /// Creates a new container from a snapshot, with its own copy of the files. Returns notes for the user.
     pub fn restore_as(
         &self,
         tree: &LxcSnapshot,
@@ -189,7 +188,7 @@ impl LockedSnapshots {
                 files::copy_new(&entry.path(), &made.join(&name))?;
             }
         }
-        // Last: what has a config counts as a container.
+        // Last: a directory with a config is a container.
         disk::sync_all(made)?;
         let target = new.dir();
         let how = config::Renamed {
@@ -206,7 +205,7 @@ impl LockedSnapshots {
     }
 }
 
-/// A name that LXC can use for a container.
+/// Checks that LXC accepts a name for a container.
 fn checked_name(name: &str) -> Result<&str> {
     let plain = |c: char| !c.is_control() && c != '/';
     if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
@@ -219,11 +218,11 @@ fn checked_name(name: &str) -> Result<&str> {
     Ok(name)
 }
 
-/// Puts the folder `new` where `top` is, which comes to be where `new` was; or there is none.
+/// Exchanges the directories `new` and `top`, or renames `new` if `top` does not exist.
 fn exchange(new: &Path, top: &Path) -> Result<()> {
     let flags = match disk::is_there(top)? {
         true => RenameFlags::EXCHANGE,
-        // What a restore of LXC's own that failed leaves.
+        // A failed restore of LXC's own leaves none.
         false => RenameFlags::NOREPLACE,
     };
     renameat_with(CWD, new, CWD, top, flags).map_err(|error| {
@@ -237,7 +236,7 @@ fn exchange(new: &Path, top: &Path) -> Result<()> {
     disk::sync_parent(top)
 }
 
-/// Refuses while anything is mounted in the folder, or somebody works in it.
+/// Refuses if something is mounted in the directory, or a process uses it.
 fn refuse_used(name: &str, top: &Path) -> Result<()> {
     let mounts = mountinfo::read()?;
     let inside = mountinfo::topmost(&mounts, top).or_else(|| mountinfo::below(&mounts, top).last());
@@ -262,12 +261,12 @@ fn refuse_used(name: &str, top: &Path) -> Result<()> {
     )
 }
 
-/// Writes the new name where the old one stands: in the copy's own /etc/hostname, whatever links there are.
+/// Replaces the old host name in the copy's own /etc/hostname.
 fn rename_host(rootfs: &Path, old: &str, new: &str) -> Result<()> {
     let file = rootfs.join("etc/hostname");
     let at = |error| Error::at("open", &file, error);
     let root = dir::open_root(rootfs).map_err(at)?;
-    // A link is left alone: with an absolute one the name is another file's.
+    // A symbolic link is left alone: an absolute one leads to a file of the host.
     let found = within::open(root.as_fd(), b"etc/hostname", Links::Refused, OFlags::RDWR);
     let mut hostname = match found.map_err(at)? {
         Named::File(file) => std::fs::File::from(file),

@@ -1,6 +1,5 @@
-//! Snapshots that LXC's own tools made: each is a whole container in a folder of its own,
-//! `LXCPATH/NAME/snaps/snap<N>`, or `LXCPATHsnaps/NAME/snap<N>` where that folder of LXC 1.0 is there. What
-//! their files say is [`layout`]'s to know. It knows nothing of stores and containers of cowl's.
+//! Snapshots that LXC's own tools made. Each is a whole container in its own directory, `LXCPATH/NAME/snaps/snap<N>`,
+//! or `LXCPATHsnaps/NAME/snap<N>` if that directory of LXC 1.0 exists. [`layout`] has the format of their files.
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -13,26 +12,26 @@ use crate::error::{Error, Result};
 use crate::host::files::{self, read_opt};
 use cowl_layers::shown::Show as _;
 
-/// The config of a snapshot that is being removed: without its config it is none any more, for LXC too.
+/// The name of a config whose snapshot is being removed: without `config` it is not a snapshot, for LXC neither.
 pub const GOING: &str = "config.cowl-removed";
 
-/// What the names of folders that are on their way out begin with.
+/// The prefix of directories that are being removed.
 const REMOVED: &str = ".cowl-removed.";
 
-/// One snapshot of LXC's.
+/// A snapshot of LXC's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LxcSnapshot {
-    /// Its name: snap0, snap1, ...
+    /// The name: snap0, snap1, ...
     pub name: OsString,
-    /// Its folder.
+    /// Returns its directory.
     pub dir: PathBuf,
-    /// When it was taken, as its file says. LXC writes that file last: one without it was cut off.
+    /// The time of creation. LXC writes it last: a snapshot without one is incomplete.
     pub taken: Option<String>,
 }
 
-/// The folder of a container's snapshots; it need not be there.
+/// Returns the directory of a container's snapshots, which need not exist.
 pub fn folder(container: &LxcContainer) -> Result<PathBuf> {
-    // The old place is the container folder's path with five letters more, whatever that gives.
+    // LXC 1.0 appends five letters to the directory of all containers, without a slash.
     let mut old = container.lxcpath.clone().into_os_string();
     old.push("snaps");
     let old = PathBuf::from(old);
@@ -52,7 +51,7 @@ fn there(path: &Path) -> Result<bool> {
     }
 }
 
-/// The names in a folder, none where it is not there.
+/// Returns the names in a directory, none if it does not exist.
 fn names(folder: &Path) -> Result<Vec<OsString>> {
     let at = |error| Error::at("list", folder, error);
     let entries = match std::fs::read_dir(folder) {
@@ -65,7 +64,7 @@ fn names(folder: &Path) -> Result<Vec<OsString>> {
         .collect()
 }
 
-/// The snapshots in a folder, by number.
+/// Returns the snapshots in a directory, by number.
 pub fn list(folder: &Path) -> Result<Vec<LxcSnapshot>> {
     let mut found = Vec::new();
     for name in names(folder)? {
@@ -79,14 +78,14 @@ pub fn list(folder: &Path) -> Result<Vec<LxcSnapshot>> {
     Ok(found)
 }
 
-/// Where a snapshot's folder goes on its way out.
+/// Returns the path to which a snapshot's directory is renamed before it is removed.
 pub fn way_out(dir: &Path) -> Option<PathBuf> {
     let mut name = OsString::from(REMOVED);
     name.push(dir.file_name()?);
     Some(dir.with_file_name(name))
 }
 
-/// Snapshots whose removal was cut off: those that are in their place still, and those on their way out.
+/// Returns the snapshots whose removal was interrupted: before and after their rename.
 pub fn going(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     let (mut here, mut out) = (Vec::new(), Vec::new());
     for name in names(folder)? {
@@ -100,7 +99,7 @@ pub fn going(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     Ok((here, out))
 }
 
-/// The number after all those that LXC gave.
+/// Returns the number after the highest one in use.
 pub fn next_number(folder: &Path) -> Result<u64> {
     let numbers = names(folder)?;
     let last = numbers.iter().filter_map(|name| layout::number(name)).max();
@@ -108,17 +107,17 @@ pub fn next_number(folder: &Path) -> Result<u64> {
 }
 
 impl LxcSnapshot {
-    /// The text of its config.
+    /// Returns the text of its config.
     pub fn config(&self) -> Result<Vec<u8>> {
         files::read(&self.dir.join("config"))
     }
 
-    /// What was said about it; nothing in general.
+    /// Returns its comment, which is empty by default.
     pub fn comment(&self) -> Result<Vec<u8>> {
         Ok(read_opt(&self.dir.join("comment"))?.unwrap_or_default())
     }
 
-    /// Where its files are. Only what lies in its own folder is its own.
+    /// Returns the location of its files. Refuses files outside of its directory.
     pub fn rootfs(&self) -> Result<Rootfs> {
         let text = self.config()?;
         let foreign =
@@ -137,7 +136,7 @@ impl LxcSnapshot {
         let Some(top) = found.top() else {
             return foreign("its config does not say where its files are");
         };
-        // The folder of all containers may have moved since its config was written.
+        // The directory of all containers may have been moved since its config was written.
         if there(top)? && std::fs::canonicalize(top).is_ok_and(|top| self.holds(&top)) {
             return Ok(found);
         }
@@ -154,8 +153,7 @@ impl LxcSnapshot {
     }
 }
 
-/// Containers that LXC made over the files in `dir`, a container's or a snapshot's folder, and that are
-/// still there.
+/// Returns the existing containers that depend on the files in `dir`, the directory of a container or a snapshot.
 pub fn dependants(dir: &Path) -> Result<Vec<Dependant>> {
     let Some(text) = read_opt(&dir.join("lxc_snapshots"))? else {
         return Ok(Vec::new());
@@ -173,7 +171,7 @@ pub fn dependants(dir: &Path) -> Result<Vec<Dependant>> {
     Ok(living)
 }
 
-/// Takes what lies in `dir` off the lists of those whose files it was made over.
+/// Removes the container in `dir` from the lists of those whose files it depended on.
 pub fn forget_dependant(dir: &Path) -> Result<()> {
     let (Some(text), Some(parent), Some(name)) = (
         read_opt(&dir.join("lxc_rdepends"))?,

@@ -20,17 +20,17 @@ use crate::host::files;
 use crate::store::disk;
 use crate::store::disk::remove_tree;
 
-/// What the names of folders that are being made begin with.
+/// The prefix of staging directories.
 const STAGING: &str = ".cowl-restore.";
 
-/// The place beside `path` where what is to take its place is made.
+/// Returns the path of the staging directory for `path`.
 pub(super) fn staging(path: &Path) -> Option<PathBuf> {
     let mut name = OsString::from(STAGING);
     name.push(path.file_name()?);
     Some(path.with_file_name(name))
 }
 
-/// The folder that the container writes to, links followed; as it is where it is not there.
+/// Returns the location of the container's files and its upper directory, with symbolic links resolved if it exists.
 pub(super) fn live_top(container: &LxcContainer) -> Result<Option<(Rootfs, PathBuf)>> {
     let file = container.config();
     let text = files::read(&file)?;
@@ -48,7 +48,7 @@ pub(super) fn live_top(container: &LxcContainer) -> Result<Option<(Rootfs, PathB
     Ok(Some((rootfs, top)))
 }
 
-/// Removes what killed restores left: copies that were not ready, and files that one took the place of.
+/// Removes what interrupted restores left: incomplete copies, and files that were replaced.
 pub(super) fn remove_staging(container: &LxcContainer, patience: Duration) -> Result<()> {
     let found = live_top(container)?;
     if let Some(left) = found.and_then(|(_, top)| staging(&top)) {
@@ -65,7 +65,7 @@ pub(super) fn remove_staging(container: &LxcContainer, patience: Duration) -> Re
     Ok(())
 }
 
-/// Alone in a folder, for as long as what this answers with lives.
+/// Locks a directory for as long as the returned value exists.
 pub(super) fn lock_dir(dir: &Path, patience: Duration) -> Result<OwnedFd> {
     const PAUSE: Duration = Duration::from_millis(20);
     let at = |error: cowl_layers::Error| Error::at("lock", dir, error);
@@ -94,7 +94,7 @@ pub(super) fn make_dir(path: &Path) -> Result<()> {
         .map_err(|error| Error::at("make the folder", path, error))
 }
 
-/// Whether nobody is making a container in the folder any more.
+/// Returns whether no command works in the staging directory any more.
 fn is_dead(path: &Path) -> Result<bool> {
     let locked = dir::open_root(path).and_then(|opened| dir::lock_exclusive(opened.as_fd()));
     match locked {
@@ -104,8 +104,7 @@ fn is_dead(path: &Path) -> Result<bool> {
     }
 }
 
-/// Makes the folder in which a container is made. Held for its lock, by which others tell that somebody is
-/// at work there.
+/// Creates and locks a staging directory.
 pub(super) fn alone_in(path: &Path, name: &str, patience: Duration) -> Result<OwnedFd> {
     let _alone = lock_dir(path.parent().unwrap_or(path), patience)?;
     if disk::is_there(path)? {

@@ -15,25 +15,25 @@ use super::error::{Context as _, ErrorKind, Result, TreeError};
 
 pub(crate) use cowl_layers::view::Xattrs;
 
-/// What an object is given besides its content.
+/// The attributes of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Attrs {
-    /// Permission bits with setuid, setgid and sticky.
+    /// The permission bits with setuid, setgid and sticky.
     pub(crate) perm: u32,
-    /// Owner.
+    /// The user.
     pub(crate) uid: u32,
-    /// Group.
+    /// The group.
     pub(crate) gid: u32,
-    /// Last read.
+    /// The access time.
     pub(crate) atime: SetTime,
-    /// Last change of the content.
+    /// The modification time.
     pub(crate) mtime: SetTime,
-    /// All extended attributes, ACLs and capabilities among them.
+    /// All xattrs, ACLs and capabilities included.
     pub(crate) xattrs: Xattrs,
 }
 
 impl Attrs {
-    /// The attributes of an object that exists.
+    /// Creates the attributes from those of an existing object.
     pub(crate) fn of(stat: &Stat, xattrs: Xattrs) -> Self {
         Self {
             perm: stat.perm(),
@@ -55,16 +55,16 @@ pub(crate) struct Last {
     pub(crate) mtime: SetTime,
 }
 
-/// The name as a constant, if it is an ACL's.
+/// Returns the name as a constant if it is that of an ACL.
 pub(crate) fn acl_name(name: &[u8]) -> Option<&'static [u8]> {
     [ACL_ACCESS, ACL_DEFAULT]
         .into_iter()
         .find(|acl| *acl == name)
 }
 
-/// Gives the object behind `fd` (O_PATH will do) its attributes. The order matters: a change of
-/// owner clears setuid bits and capabilities, user attributes need a writable file, the mode comes before
-/// the ACL, and everything changes the times.
+/// Sets the attributes of the object behind `fd`, for which O_PATH suffices. The order matters: a change of owner
+/// clears setuid bits and capabilities, user xattrs need a writable file, the mode precedes the ACL, and everything
+/// changes the times.
 pub(crate) fn apply(fd: BorrowedFd<'_>, kind: FileKind, attrs: &Attrs, path: &[u8]) -> Result<()> {
     apply_first(fd, attrs, path)?;
     let xattrs = attrs.xattrs.iter();
@@ -77,7 +77,7 @@ pub(crate) fn apply(fd: BorrowedFd<'_>, kind: FileKind, attrs: &Attrs, path: &[u
     apply_last(fd, &last, acls, path)
 }
 
-/// The first part of [`apply`]: owner and extended attributes.
+/// Sets the owner and xattrs: the first part of [`apply`].
 pub(crate) fn apply_first(fd: BorrowedFd<'_>, attrs: &Attrs, path: &[u8]) -> Result<()> {
     attr::chown(fd, Some(attrs.uid), Some(attrs.gid)).context("can't set the owner", path)?;
     for (name, value) in &attrs.xattrs {
@@ -88,10 +88,10 @@ pub(crate) fn apply_first(fd: BorrowedFd<'_>, attrs: &Attrs, path: &[u8]) -> Res
     Ok(())
 }
 
-/// The second part of [`apply`]: mode, ACLs and times.
+/// Sets the mode, ACLs and times: the second part of [`apply`].
 ///
-/// The ACL comes after the mode and has the last word, as with GNU tar: archivers store either the mask or the
-/// rights of the owning group in the mode's group bits, and chmod(2) would set the mask to them.
+/// The ACL comes after the mode and overrides it, as with GNU tar: archivers store either the mask or the rights of the
+/// owning group in the mode's group bits, and chmod(2) would set the mask to them.
 pub(crate) fn apply_last<'a>(
     fd: BorrowedFd<'_>,
     last: &Last,
@@ -117,8 +117,7 @@ fn set_xattr(fd: BorrowedFd<'_>, name: &[u8], value: &[u8], path: &[u8]) -> Resu
     })
 }
 
-/// An object's attributes as a layer keeps them: what would be taken for a mark of the overlay there is
-/// stored under its escaped name, as a mount stores it.
+/// Escapes names that a layer would take for markers, as a mount does.
 pub(crate) fn escaped(space: XattrSpace, xattrs: Xattrs) -> Xattrs {
     xattrs
         .into_iter()

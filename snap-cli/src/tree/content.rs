@@ -1,5 +1,4 @@
-//! The content of regular files, hole by hole: where data lies, and its blocks that are not zero.
-//! What a hole is and what is zeros that were written makes no difference to a content.
+//! The content of regular files without holes. Holes and written zeros are equivalent.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -7,15 +6,15 @@ use cowl_layers::error::Errno;
 use cowl_layers::error::Result;
 use rustix::fs::SeekFrom;
 
-/// Contents are read and compared in blocks of this size.
+/// The size of the blocks that are read and compared.
 const BLOCK: usize = 64 << 10;
 
-/// The next run of data at or after `at`: start and end. `None`: only a hole is left.
+/// Returns the start and end of the next run of data at or after `at`; `None` if only a hole follows.
 pub(crate) fn next_data(fd: BorrowedFd<'_>, at: u64, size: u64) -> Result<Option<(u64, u64)>> {
     let start = match rustix::fs::seek(fd, SeekFrom::Data(at)) {
         Ok(start) => start,
         Err(Errno::NXIO) => return Ok(None),
-        // No holes can be told here: everything is data.
+        // The file system does not report holes: everything is data.
         Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
         Err(error) => return Err(error.into()),
     };
@@ -30,7 +29,7 @@ pub(crate) fn next_data(fd: BorrowedFd<'_>, at: u64, size: u64) -> Result<Option
     Ok(Some((start, end)))
 }
 
-/// All runs of data: offset and length.
+/// Returns the offset and length of all runs of data.
 pub(crate) fn segments(fd: BorrowedFd<'_>, size: u64) -> Result<Vec<(u64, u64)>> {
     let mut found = Vec::new();
     let mut at = 0;
@@ -43,7 +42,7 @@ pub(crate) fn segments(fd: BorrowedFd<'_>, size: u64) -> Result<Vec<(u64, u64)>>
     Ok(found)
 }
 
-/// Fills the buffer from `at`; says how much there was.
+/// Reads from `at` into the buffer. Returns the number of bytes.
 pub(crate) fn read_at(fd: BorrowedFd<'_>, buffer: &mut [u8], at: u64) -> Result<usize> {
     let mut got = 0;
     while let Some(rest) = buffer.get_mut(got..).filter(|rest| !rest.is_empty()) {
@@ -56,7 +55,7 @@ pub(crate) fn read_at(fd: BorrowedFd<'_>, buffer: &mut [u8], at: u64) -> Result<
     Ok(got)
 }
 
-/// The blocks of a content that are not all zeros, in order.
+/// An iteration over the blocks of a file that are not all zeros.
 pub(crate) struct Blocks<F> {
     fd: F,
     size: u64,
@@ -66,7 +65,7 @@ pub(crate) struct Blocks<F> {
 }
 
 impl<F: AsFd> Blocks<F> {
-    /// The blocks of the first `size` bytes.
+    /// Creates an iteration over the first `size` bytes.
     pub(crate) fn new(fd: F, size: u64) -> Self {
         Self {
             fd,
@@ -77,7 +76,7 @@ impl<F: AsFd> Blocks<F> {
         }
     }
 
-    /// The next block: its offset and its bytes.
+    /// Returns the offset and the bytes of the next block.
     pub(crate) fn next(&mut self) -> Result<Option<(u64, &[u8])>> {
         let length = loop {
             if self.at >= self.size {
@@ -87,7 +86,7 @@ impl<F: AsFd> Blocks<F> {
                 let Some((start, end)) = next_data(self.fd.as_fd(), self.at, self.size)? else {
                     return Ok(None);
                 };
-                // Blocks lie where they would lie without any hole.
+                // The offsets of blocks do not depend on holes.
                 self.at = self.at.max(start - start % BLOCK as u64);
                 self.data_end = end;
             }
@@ -107,7 +106,7 @@ impl<F: AsFd> Blocks<F> {
     }
 }
 
-/// Whether two contents of the same size are equal.
+/// Returns whether two files of the same size have the same content.
 pub(crate) fn same(one: impl AsFd, two: impl AsFd, size: u64) -> Result<bool> {
     let mut one = Blocks::new(one, size);
     let mut two = Blocks::new(two, size);

@@ -11,11 +11,10 @@ use rustix::fs::OFlags;
 use super::attrs::{self, Attrs};
 use super::error::{Context as _, ErrorKind, Result, TreeError};
 
-/// The mode of directories that an archive names only in the paths of others.
+/// The mode of directories that an archive has no entry for.
 pub(crate) const IMPLIED_PERM: u32 = 0o755;
 
-/// Makes an object that has no content of its own (anything but a regular file with data and a
-/// folder) in a layer, and gives it its attributes.
+/// Creates an empty file, a device, a fifo or a socket in a layer, with its attributes.
 pub(crate) fn special(
     parent: BorrowedFd<'_>,
     name: &[u8],
@@ -36,7 +35,7 @@ pub(crate) fn special(
     apply_at(parent, name, kind, attrs, path)
 }
 
-/// Makes a device, fifo or socket as it is, and gives it its attributes.
+/// Creates a device, fifo or socket in a plain directory, with its attributes.
 pub(crate) fn node(
     parent: BorrowedFd<'_>,
     name: &[u8],
@@ -48,7 +47,7 @@ pub(crate) fn node(
     apply_at(parent, name, kind, attrs, path)
 }
 
-/// Makes a symbolic link and gives it its attributes.
+/// Creates a symbolic link with its attributes.
 pub(crate) fn symlink(
     parent: BorrowedFd<'_>,
     name: &[u8],
@@ -71,19 +70,18 @@ fn apply_at(
     attrs::apply(fd.as_fd(), kind, attrs, path)
 }
 
-/// Makes a new regular file, open for reading and writing; nobody else may read it yet.
+/// Creates a regular file with mode 0600, open for reading and writing.
 pub(crate) fn file(parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<OwnedFd> {
     node::create(parent, name, 0o600, OFlags::RDWR).context("can't make the file", path)
 }
 
-/// Makes a folder that only its maker may enter, and opens it.
+/// Creates a directory with mode 0700, and opens it.
 pub(crate) fn dir(parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<OwnedFd> {
     node::mkdir(parent, name, 0o700).context("can't make the folder", path)?;
     dir::open_dir(parent, name).context("can't open the folder", path)
 }
 
-/// Makes the root of a new tree ready: it must be empty, and a default ACL that it may have from
-/// the folder above must not reach what is made in it.
+/// Prepares the root of a new tree: it must be empty, and a default ACL that it inherited is removed.
 pub(crate) fn ready_root(root: BorrowedFd<'_>) -> Result<()> {
     if !dir::entries(root)
         .context("can't read the target folder", b"")?
@@ -103,7 +101,7 @@ pub(crate) fn ready_root(root: BorrowedFd<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Gives the object behind `fd`, which lies in a layer, one more name there.
+/// Creates a hard link to the object behind `fd` in the same layer.
 pub(crate) fn link(
     fd: BorrowedFd<'_>,
     parent: BorrowedFd<'_>,

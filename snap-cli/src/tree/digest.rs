@@ -1,8 +1,8 @@
-//! One number for a whole tree: equal exactly when two trees can't be told apart by what this counts.
+//! Digests of trees.
 //!
-//! Counted are names with their depth, types, modes, owners, modification times to the nanosecond, link targets, device
-//! numbers, contents, extended attributes, and which names are one file. Not counted are inode
-//! numbers, last-read and change times, sizes of folders, and where holes lie.
+//! A digest covers names and their depth, types, modes, owners, modification times, link targets, device numbers,
+//! contents, xattrs, and hard links. It does not cover inode numbers, access and change times, sizes of directories,
+//! and holes.
 
 use std::fmt;
 use std::path::Path;
@@ -16,7 +16,7 @@ use super::digest_form::Form;
 use super::error::{Context as _, OnProgress, Progress, Result};
 use super::walk::{self, Item, Links};
 
-/// A SHA-256 over a tree.
+/// A SHA-256 digest of a tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TreeDigest([u8; 32], Form);
 
@@ -27,22 +27,22 @@ impl fmt::Display for TreeDigest {
     }
 }
 
-/// The digest of a state.
+/// Returns the digest of a state.
 pub fn digest(view: &View, progress: OnProgress<'_>) -> Result<TreeDigest> {
     let mut hasher = Hasher::new(Form::Names, progress);
     walk::state(view, &mut |item: &Item<'_>| hasher.add(item))?;
     Ok(hasher.finish())
 }
 
-/// The digest of a plain folder, a mount point for one: the same function over what is there.
+/// Returns the digest of a plain directory, for example a mount point.
 pub fn digest_dir(root: &Path, progress: OnProgress<'_>) -> Result<TreeDigest> {
     let mut hasher = Hasher::new(Form::Names, progress);
     walk::plain(root, &mut |item: &Item<'_>| hasher.add(item))?;
     Ok(hasher.finish())
 }
 
-/// The digest of a layer as it lies, marks included, in the form of the one that is `known` of it. Which whiteouts
-/// are links to one another does not count.
+/// Returns the digest of a layer as it is on disk, markers included, in the form of the digest that is `known` of it.
+/// It does not depend on which whiteouts are hard links to each other.
 pub fn digest_layer(
     root: &Path,
     known: Option<&str>,
@@ -57,7 +57,7 @@ pub fn digest_layer(
 struct Hasher<'a> {
     form: Form,
     sha: Sha256,
-    /// Whiteouts are marks.
+    /// Whether whiteouts are markers.
     marks: bool,
     links: Links<u64>,
     done: Progress,
@@ -80,7 +80,7 @@ impl<'a> Hasher<'a> {
         self.sha.update(number.to_le_bytes());
     }
 
-    /// Adds bytes with their length, so that no two sequences of fields look the same.
+    /// Adds bytes with their length, so that different sequences of fields differ.
     fn bytes(&mut self, bytes: &[u8]) {
         self.number(bytes.len() as u64);
         self.sha.update(bytes);

@@ -1,7 +1,6 @@
-//! What can go wrong while a tree is read, compared, merged or made, and how progress is told.
+//! Errors and progress of operations on trees.
 //!
-//! Every error says what was tried, on which path, and keeps its cause. Nothing here prints, and
-//! nothing here knows the command line: the hint of what to do next is the caller's to add.
+//! Each error states the attempted operation and the path, and has its cause as source.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -12,7 +11,7 @@ use std::path::{Path, PathBuf};
 use cowl_layers::error::Errno;
 use cowl_layers::view::LayerPath;
 
-/// A result of this crate's work on trees.
+/// The result of an operation on a tree.
 pub type Result<T, E = TreeError> = std::result::Result<T, E>;
 
 /// The kind of a failure, for exit codes and hints.
@@ -20,33 +19,33 @@ pub type Result<T, E = TreeError> = std::result::Result<T, E>;
 pub enum ErrorKind {
     /// A system call failed.
     Io,
-    /// The caller may not do this: mostly, not root.
+    /// The caller lacks a privilege.
     NotPermitted,
-    /// Something that was named is not there.
+    /// A named object does not exist.
     NotFound,
     /// The disk or the quota is full.
     NoSpace,
-    /// The input is no archive of a kind that is known here.
+    /// The input is not an archive of a supported kind.
     NotAnArchive,
-    /// The input holds nothing.
+    /// The input is empty.
     Empty,
     /// The input ends too early.
     Truncated,
     /// The input, or a layer, is damaged.
     Damaged,
-    /// The input is well formed and asks for what is not done: it points outside, or holds marks.
+    /// The input is well formed but refused, for example because it leads outside of the tree.
     Refused,
-    /// The input asks for more memory than is given to any input.
+    /// The input exceeds a limit.
     Limit,
-    /// The input is a container image where a root file system is asked for.
+    /// The input is a container image instead of a root filesystem.
     Image,
-    /// The input is a whole container where a tree of files is asked for.
+    /// The input is a whole container instead of a tree.
     WholeContainer,
-    /// Source and target lie in one another.
+    /// One of source and target contains the other.
     Overlap,
 }
 
-/// A failure on a tree.
+/// An error of an operation on a tree.
 #[derive(Debug)]
 pub struct TreeError {
     kind: ErrorKind,
@@ -56,7 +55,7 @@ pub struct TreeError {
 }
 
 impl TreeError {
-    /// A failure without a cause below it.
+    /// Creates an error without a source.
     pub fn new(kind: ErrorKind, what: impl Into<String>) -> Self {
         Self {
             kind,
@@ -66,7 +65,7 @@ impl TreeError {
         }
     }
 
-    /// A failure of an input or output; the errno decides the kind.
+    /// Creates an error from an I/O error, whose errno determines the kind.
     pub fn io(what: impl Into<String>, source: io::Error) -> Self {
         let kind = source.raw_os_error().map_or_else(
             || match source.kind() {
@@ -81,31 +80,31 @@ impl TreeError {
         }
     }
 
-    /// The same failure, said of this path (bytes, as the tree or the archive has it).
+    /// Sets the path (bytes, as in the tree or the archive).
     #[must_use]
     pub fn at(mut self, path: impl Into<Vec<u8>>) -> Self {
         self.path = Some(PathBuf::from(std::ffi::OsString::from_vec(path.into())));
         self
     }
 
-    /// The same failure with another cause.
+    /// Sets the source.
     #[must_use]
     pub fn because(mut self, source: impl StdError + Send + Sync + 'static) -> Self {
         self.source = Some(Box::new(source));
         self
     }
 
-    /// The kind.
+    /// Returns the kind.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// What was tried or what is wrong.
+    /// Returns the message.
     pub fn what(&self) -> &str {
         &self.what
     }
 
-    /// What it was tried on: a path in the tree or in the archive (mostly relative).
+    /// Returns the path in the tree or the archive, which is relative in most cases.
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }
@@ -140,12 +139,12 @@ impl StdError for TreeError {
     }
 }
 
-/// Says of a low-level result what was tried and on what.
+/// Adds a message and a path to low-level errors.
 pub(crate) trait Context<T> {
-    /// Turns the error into one with these words and this path.
+    /// Adds a message and a path.
     fn context(self, what: &str, path: &[u8]) -> Result<T>;
 
-    /// The same with a path whose bytes are put together for an error alone.
+    /// Like [`Self::context`], with a path whose bytes are only built for an error.
     fn context_at(self, what: &str, path: &LayerPath) -> Result<T>;
 }
 
@@ -185,16 +184,16 @@ impl<T> Context<T> for io::Result<T> {
     }
 }
 
-/// How far a work on a tree has come.
+/// The progress of an operation on a tree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Entries done: files, folders, links and the rest.
+    /// The number of completed entries.
     pub entries: u64,
-    /// Bytes of file content done (holes count, so that it adds up to the sizes).
+    /// The number of completed bytes of content, holes included.
     pub bytes: u64,
-    /// About how many bytes there will be in all, where that is known.
+    /// The estimated total number of bytes, if known.
     pub total: Option<u64>,
 }
 
-/// Is told of progress, now and then and at the end.
+/// A callback that receives the progress now and then, and at the end.
 pub type OnProgress<'a> = &'a mut dyn FnMut(Progress);

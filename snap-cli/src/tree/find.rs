@@ -1,4 +1,4 @@
-//! One path of a state: only the folders on the way to it are read.
+//! Lookup of paths in a state. Only the directories along a path are read.
 
 use cowl_layers::name::Name;
 use cowl_layers::sys::stat::FileKind;
@@ -8,11 +8,10 @@ use super::error::{Context as _, ErrorKind, Result, TreeError};
 use super::path::{common, split};
 use super::path_map::PathMap;
 
-/// So many links may be followed on the way to one path, as the kernel has it.
+/// The maximum number of symbolic links in one resolution, as in the kernel.
 const MOST_LINKS: usize = 40;
 
-/// A path as states have it: no slash before it, after it or twice, and nothing for the root folder.
-/// What leads upwards is refused.
+/// Normalizes a path: no leading, trailing or repeated slashes; empty for the root. `..` is refused.
 pub fn plain(path: &[u8]) -> Result<Vec<u8>> {
     let mut plain = Vec::new();
     for part in parts(path) {
@@ -27,18 +26,18 @@ pub fn plain(path: &[u8]) -> Result<Vec<u8>> {
     Ok(plain)
 }
 
-/// What a state has at a path of [`plain`], links on the way not followed.
+/// Returns the object at a path that is normalized by [`plain`]. Symbolic links are not followed.
 pub fn at(view: &View, path: &[u8]) -> Result<Found> {
     Finder::new(view).at(path)
 }
 
-/// Finds paths in a state. The way to the last one is remembered: of paths that come in order each costs what
-/// it does not have in common with the one before.
+/// A lookup of many paths in a state. The directories along the last path are cached: for paths in order, each costs
+/// the components that differ from the previous path.
 pub struct Finder<'v> {
     view: &'v View,
     root: Option<DirNode>,
     path: Vec<u8>,
-    /// The directories on the way, each with where it ends in the path.
+    /// The directories along the path, each with the end of its name in the path.
     way: Vec<(usize, DirNode)>,
 }
 
@@ -49,7 +48,7 @@ impl std::fmt::Debug for Finder<'_> {
 }
 
 impl<'v> Finder<'v> {
-    /// For this state.
+    /// Creates a lookup in a state.
     pub fn new(view: &'v View) -> Self {
         Self {
             view,
@@ -59,12 +58,12 @@ impl<'v> Finder<'v> {
         }
     }
 
-    /// The state.
+    /// Returns the state.
     pub fn view(&self) -> &'v View {
         self.view
     }
 
-    /// What it has at a path of [`plain`], links on the way not followed.
+    /// Returns the object at a path that is normalized by [`plain`]. Symbolic links are not followed.
     pub fn at(&mut self, path: &[u8]) -> Result<Found> {
         self.back(path);
         if self.root.is_none() {
@@ -102,7 +101,7 @@ impl<'v> Finder<'v> {
         }
     }
 
-    /// Goes back to what the way has in common with a path.
+    /// Truncates it to the common prefix with a path.
     fn back(&mut self, path: &[u8]) {
         let same = common(&self.path, path);
         let ends_here = |end: usize| path.get(end).is_none_or(|&byte| byte == b'/');
@@ -131,10 +130,10 @@ pub enum LastLink {
 /// Returns the path without links, and the object; a missing object is an error.
 pub fn follow(view: &View, path: &[u8], last: LastLink) -> Result<(Vec<u8>, Found)> {
     let fail = |kind, what: &str| TreeError::new(kind, what).at(path);
-    // A trailing slash asks for the folder that a link leads to.
+    // A trailing slash requires that the last link is followed, to a directory.
     let follows_last = last == LastLink::Follow || path.ends_with(b"/");
     let mut todo: Vec<Vec<u8>> = parts(path).rev().map(<[u8]>::to_vec).collect();
-    // Each directory on the way with where it ends in the path so far.
+    // The directories along the path, each with the end of its name in the path.
     let mut way = vec![(0, root(view)?)];
     let mut here = Vec::new();
     let mut links = 0;
@@ -191,13 +190,13 @@ pub fn follow(view: &View, path: &[u8], last: LastLink) -> Result<(Vec<u8>, Foun
         .ok_or_else(|| fail(ErrorKind::Damaged, "no root"))
 }
 
-/// The parts of a path that count.
+/// Splits a path into its components.
 fn parts(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
     path.split(|&byte| byte == b'/')
         .filter(|part| !part.is_empty() && part != b".")
 }
 
-/// Of several plain paths those that are below none of the others, sorted.
+/// Returns the paths that are not below any of the others, sorted.
 pub fn topmost(mut paths: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
     paths.sort_unstable();
     paths.dedup();

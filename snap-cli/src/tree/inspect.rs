@@ -1,5 +1,5 @@
-//! Looking into a state without mounting it: what lies in a folder, and the content of a file. Symbolic
-//! links lead where they would lead a program in the container, never outside.
+//! Reading a state without mounting it: listings of directories and the content of files. Symbolic links are resolved
+//! as for a program in the container, never outside of it.
 
 use std::fs::File;
 
@@ -11,14 +11,14 @@ use super::find::{self, LastLink};
 use super::path;
 use super::walk::{Step, Walk, open_content};
 
-/// Something that was found.
+/// An entry of a listing.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// Its path, from the folder that was asked for.
+    /// The path relative to the listed directory.
     pub path: Vec<u8>,
-    /// What is known of it.
+    /// The attributes.
     pub stat: Stat,
-    /// Where a symbolic link leads.
+    /// The target of a symbolic link.
     pub target: Option<Vec<u8>>,
 }
 
@@ -84,7 +84,7 @@ fn entry(path: Vec<u8>, found: &Found, real: &[u8]) -> Result<Option<Entry>> {
     Ok(Some(Entry { path, stat, target }))
 }
 
-/// The regular file at `path`, open for reading, and its size.
+/// Opens the regular file at `path` for reading. Returns its size too.
 pub fn open(view: &View, path: &[u8]) -> Result<(File, u64)> {
     let (real, found) = find::follow(view, path, LastLink::Follow)?;
     let refused = |what: &str| Err(TreeError::new(ErrorKind::Refused, what).at(path));

@@ -1,4 +1,4 @@
-//! How large a layer is, for lists, and whether it still looks as it did.
+//! The size of a layer, and a digest of everything but its content.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -11,32 +11,32 @@ use super::digest_form::Form;
 use super::error::Result;
 use super::walk::{self, Item};
 
-/// What walking a tree tells without reading any content.
+/// The size of a tree and a digest of its attributes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Size {
-    /// Bytes that it takes up on the disk, each inode once.
+    /// The number of bytes on disk, each inode counted once.
     pub bytes: u64,
-    /// Entries in it: its root not counted, marks counted.
+    /// The number of entries, without the root, with markers.
     pub entries: u64,
-    /// Inodes in it, its root counted.
+    /// The number of inodes, with the root.
     pub inodes: u64,
-    /// A SHA-256 over names, types, modes, owners, sizes of files, device numbers and modification times.
+    /// A SHA-256 digest of names, types, modes, owners, sizes of files, device numbers and modification times.
     pub looks: String,
 }
 
-/// Walks the tree.
+/// Measures a tree.
 pub fn measure(tree: &Path) -> Result<Size> {
     measure_as(tree, Form::Names)
 }
 
-/// Walks the tree, for a comparison with what `known` says of it: [`Size::looks`] comes in its form.
+/// Measures a tree for a comparison with the digest `known`: [`Size::looks`] has its form.
 pub fn measure_like(tree: &Path, known: &str) -> Result<Size> {
     measure_as(tree, Form::of(known))
 }
 
 fn measure_as(tree: &Path, form: Form) -> Result<Size> {
     let (mut bytes, mut entries) = (0, 0);
-    // An inode with one name is met once.
+    // Only inodes with several names are recorded.
     let mut seen = HashSet::new();
     let mut inodes = 0;
     let mut looks = Sha256::new_with_prefix(form.prefix("looks"));
@@ -48,7 +48,7 @@ fn measure_as(tree: &Path, form: Form) -> Result<Size> {
             bytes += stat.blocks * 512;
             inodes += 1;
         }
-        // A folder's size is its file system's business.
+        // The size of a directory depends on the file system.
         let size = match item.kind() {
             FileKind::Directory => 0,
             _ => stat.size,
@@ -69,7 +69,7 @@ fn measure_as(tree: &Path, form: Form) -> Result<Size> {
     })?;
     let mut hex = form.mark().to_owned();
     for byte in looks.finalize() {
-        // Writing to a string can't fail.
+        // Writing to a string cannot fail.
         write!(hex, "{byte:02x}").unwrap_or_default();
     }
     Ok(Size {

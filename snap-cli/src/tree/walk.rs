@@ -1,9 +1,8 @@
-//! Everything in a state, or in a plain directory, one entry after another: a directory before what is in
-//! it, names sorted by their bytes. Reads only.
+//! Depth-first walks over states and plain directories: a directory before its entries, names sorted by their bytes.
 //!
-//! A walk keeps one level for each directory between the root and where it is: no recursion, a bounded number
-//! of descriptors (those of [`LayerDir`]), and one path, that of the present entry. So a tree takes time and
-//! memory in proportion to its entries, however deep it is, as long as nothing keeps the paths.
+//! Read-only. A walk has one record for each directory between the root and the current one: no recursion, a bounded
+//! number of descriptors (those of [`LayerDir`]), and one path, that of the current entry. So time and memory are
+//! linear in the number of entries, at any depth.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -22,27 +21,27 @@ use super::attrs::{self, Xattrs, space_of};
 use super::error::{Context as _, ErrorKind, Result, TreeError};
 use super::path::{join, split};
 
-/// One entry.
+/// An entry of a walk.
 pub(crate) struct Item<'p> {
-    /// Its path, without a leading slash; empty for the root.
+    /// The path, without a leading slash; empty for the root.
     pub(crate) path: &'p [u8],
-    /// How many directories it lies below; 0 for the root.
+    /// The number of directories above it; 0 for the root.
     pub(crate) depth: usize,
     pub(crate) stat: Stat,
     place: Place,
-    /// Set where overlay's marks are hidden: the entry is one of a state.
+    /// Set for an entry of a state, where markers are hidden.
     space: Option<XattrSpace>,
 }
 
 #[derive(Clone)]
 enum Place {
     Dir(Arc<LayerDir>),
-    /// Where the name lies, and where the content does.
+    /// The location of the name, and that of the content.
     File(Loc, Loc),
 }
 
 impl<'p> Item<'p> {
-    /// What a state has at a path; `None` where it has nothing.
+    /// Creates an entry for an object of a state; `None` if there is none.
     pub(crate) fn of(
         path: &'p [u8],
         found: &Found,
@@ -71,17 +70,17 @@ impl<'p> Item<'p> {
         }))
     }
 
-    /// Its name; empty for the root.
+    /// Returns its name; empty for the root.
     pub(crate) fn name(&self) -> &'p [u8] {
         split(self.path).1
     }
 
-    /// Its type.
+    /// Returns its type.
     pub(crate) fn kind(&self) -> FileKind {
         self.stat.kind()
     }
 
-    /// All attributes that it shows, sorted by name.
+    /// Returns all xattrs that it shows, sorted by name.
     pub(crate) fn xattrs(&self) -> Result<Xattrs> {
         let on_disk = match &self.place {
             Place::Dir(dir) => dir.fd().and_then(|fd| sys::xattr::all((*fd).as_fd())),
@@ -91,7 +90,7 @@ impl<'p> Item<'p> {
         Ok(attrs::shown(self.space, on_disk))
     }
 
-    /// The target of a symbolic link.
+    /// Returns the target of a symbolic link.
     pub(crate) fn target(&self) -> Result<Vec<u8>> {
         match &self.place {
             Place::File(loc, _) => loc
@@ -109,8 +108,8 @@ impl<'p> Item<'p> {
         }
     }
 
-    /// Whether it is a whiteout of a layer that is read as it lies. Such are links to one another, and no names
-    /// of one file.
+    /// Returns whether it is a whiteout, in a layer that is read as it is on disk. Whiteouts are hard links to each
+    /// other without being names of one file.
     pub(crate) fn is_whiteout(&self) -> Result<bool> {
         let stat = &self.stat;
         if self.space.is_some() {
@@ -119,7 +118,7 @@ impl<'p> Item<'p> {
         if stat.is_whiteout_device() {
             return Ok(true);
         }
-        // Most layers have no other empty files with several names.
+        // Other objects need no look at their xattrs.
         if stat.kind() != FileKind::Regular || stat.size > 0 || stat.nlink < 2 {
             return Ok(false);
         }
@@ -135,7 +134,7 @@ impl<'p> Item<'p> {
     }
 }
 
-/// Opens for reading, leaving the last-read time alone where that is allowed.
+/// Opens a file for reading, without changing its access time if that is permitted.
 pub(crate) fn open_content(loc: &Loc) -> cowl_layers::error::Result<OwnedFd> {
     match loc.open(OFlags::RDONLY | OFlags::NOATIME) {
         Err(error) if error.errno() == cowl_layers::error::Errno::PERM => loc.open_read(),
@@ -143,12 +142,13 @@ pub(crate) fn open_content(loc: &Loc) -> cowl_layers::error::Result<OwnedFd> {
     }
 }
 
-/// Which names are one file. Only files with several names are remembered.
+/// Values by file, for files with several names.
 #[derive(Default)]
 pub(crate) struct Links<T>(HashMap<(u64, u64), T>);
 
 impl<T> Links<T> {
-    /// What was kept for the first name of this file; else keeps this name's, and says nothing.
+    /// Returns the value that was recorded for the first name of this file. For the first name, records `this` and
+    /// returns `None`.
     pub(crate) fn first(&mut self, stat: &Stat, this: impl FnOnce() -> T) -> Option<&T> {
         use std::collections::hash_map::Entry;
         if stat.kind() == FileKind::Directory || stat.nlink < 2 {
@@ -166,36 +166,36 @@ impl<T> Links<T> {
 
 /// A tree that can be walked.
 pub(crate) trait Tree {
-    /// A directory of it.
+    /// A directory of the tree.
     type Dir;
-    /// What a name in one means.
+    /// The result of a lookup.
     type Node;
 
-    /// The names in a directory, sorted.
+    /// Returns the names in a directory, sorted.
     fn names(&self, dir: &Self::Dir) -> cowl_layers::Result<Vec<Name>>;
-    /// The meaning of one of them.
+    /// Looks up one of them.
     fn lookup(&self, dir: &Self::Dir, name: &Name) -> cowl_layers::Result<Self::Node>;
-    /// Called with a directory that will not be needed again.
+    /// Releases a directory that is not needed any more.
     fn leave(&self, dir: &Self::Dir);
 }
 
-/// What comes next in a walk.
+/// A step of a walk.
 pub(crate) enum Step<T: Tree> {
     /// An entry of the directory that was entered last.
     Entry(T::Node),
-    /// All in the directory that was entered last has come.
+    /// The end of the directory that was entered last.
     Leave(T::Dir),
 }
 
 struct Level<D> {
     dir: D,
-    /// The next one is taken from the end.
+    /// The remaining names, the next one last.
     names: Vec<Name>,
     /// The length of the directory's path.
     path: usize,
 }
 
-/// A walk, which goes into those directories that its owner enters.
+/// A walk, which descends into those directories that the caller enters.
 pub(crate) struct Walk<T: Tree> {
     tree: T,
     levels: Vec<Level<T::Dir>>,
@@ -203,7 +203,7 @@ pub(crate) struct Walk<T: Tree> {
 }
 
 impl<T: Tree> Walk<T> {
-    /// Begins nowhere, at this path.
+    /// Creates a walk at this path, in no directory yet.
     pub(crate) fn new(tree: T, path: &[u8]) -> Self {
         Self {
             tree,
@@ -212,17 +212,17 @@ impl<T: Tree> Walk<T> {
         }
     }
 
-    /// The path of what came last.
+    /// Returns the path of the last step.
     pub(crate) fn path(&self) -> &[u8] {
         &self.path
     }
 
-    /// How many directories were entered and not left.
+    /// Returns the number of directories that were entered and not left.
     pub(crate) fn depth(&self) -> usize {
         self.levels.len()
     }
 
-    /// Goes into a directory, which is what came last.
+    /// Enters the directory of the last step.
     pub(crate) fn enter(&mut self, dir: T::Dir) -> Result<()> {
         let mut names = self
             .tree
@@ -237,7 +237,7 @@ impl<T: Tree> Walk<T> {
         Ok(())
     }
 
-    /// The next entry, or the end of a directory; `None` when the one that was entered first has been left.
+    /// Returns the next entry or the end of a directory; `None` after the end of the first directory.
     pub(crate) fn next(&mut self) -> Result<Option<Step<T>>> {
         let Some(level) = self.levels.last_mut() else {
             return Ok(None);
@@ -259,7 +259,7 @@ impl<T: Tree> Walk<T> {
     }
 }
 
-/// What a state shows.
+/// A state, as it is visible.
 impl Tree for &View {
     type Dir = DirNode;
     type Node = Found;
@@ -278,7 +278,7 @@ impl Tree for &View {
     }
 }
 
-/// The same with the names that are hidden.
+/// A state with its whiteouts.
 pub(crate) struct WithWhiteouts<'v>(pub(crate) &'v View);
 
 impl Tree for WithWhiteouts<'_> {
@@ -299,7 +299,7 @@ impl Tree for WithWhiteouts<'_> {
     }
 }
 
-/// A plain directory. Marks of an overlay are nothing special there.
+/// A plain directory, in which markers are ordinary objects.
 struct Plain;
 
 impl Tree for Plain {
@@ -332,12 +332,12 @@ impl Tree for Plain {
     }
 }
 
-/// What is done with the entries of a walk.
+/// A visitor of the entries of a walk.
 pub(crate) trait Visitor {
-    /// Called with each entry, a directory before what is in it.
+    /// Visits an entry, a directory before its entries.
     fn item(&mut self, item: &Item<'_>) -> Result<()>;
 
-    /// Called with the path of a directory after all that is in it.
+    /// Visits a directory again, after its entries.
     fn leave(&mut self, _path: &[u8]) -> Result<()> {
         Ok(())
     }
@@ -357,7 +357,7 @@ pub(crate) fn state(view: &View, visitor: &mut dyn Visitor) -> Result<()> {
     below(view, b"", &Found::Dir(root), visitor)
 }
 
-/// Visits what was found at a path of a state, and everything below it.
+/// Visits the object at a path of a state, and everything below it.
 pub(crate) fn below(
     view: &View,
     path: &[u8],
@@ -387,7 +387,7 @@ fn visit(walk: &mut Walk<&View>, found: &Found, visitor: &mut dyn Visitor) -> Re
     }
 }
 
-/// What is in a directory of a state: paths and meanings, sorted.
+/// Returns the paths and objects in a directory of a state, sorted.
 pub(crate) fn children(view: &View, dir: &DirNode, path: &[u8]) -> Result<Vec<(Vec<u8>, Found)>> {
     let names = view.list(dir).context("cannot read the directory", path)?;
     names
