@@ -12,12 +12,15 @@
 //! - [`recover`]: opening a container; completion or rollback of what was interrupted.
 //! - [`snapshot`]: taking, restoring, pruning, comparing and merging the states of an open container.
 //! - [`container`]: one container: its lock, its manifest and commits, its mount, its durability.
-//! - [`archive`]: trees in and out.
+//! - [`lxc`]: LXC's containers, their config files, and the snapshots that LXC's tools made.
 //! - [`config`]: settings for all commands.
 //! - [`store`]: paths, manifests, locks, garbage collection.
+//! - [`archive`]: trees in and out.
+//! - [`delta`]: differences between states: comparing, patches, merging, restoring.
+//! - [`tree`]: the toolkit for trees: walking, reading, creating, hashing.
 //! - [`host`]: the machine outside: mounts, processes, scripts of the machine's owner.
+//! - [`shell`]: quoting of words.
 //! - [`error`]: kinds and exit codes.
-//! - [`delta`]: trees compared, merged and measured.
 //! - `wait`: waiting by polling.
 
 pub mod archive;
@@ -29,9 +32,12 @@ pub mod delta;
 pub mod error;
 pub mod host;
 pub mod lifecycle;
+pub mod lxc;
 pub mod recover;
+pub mod shell;
 pub mod snapshot;
 pub mod store;
+pub mod tree;
 mod wait;
 
 pub use error::{Error, Kind, Result};

@@ -13,7 +13,7 @@ const TEST_CODE: &[&str] = &[
     "fs/overlay/tests/",
     "snap-cli/tests/",
     "snap-cli/examples/",
-    "snap-cli/src/delta/testing.rs",
+    "snap-cli/src/tree/testing.rs",
     "tests/",
     "benches/",
 ];
@@ -67,7 +67,9 @@ pub(crate) fn run() -> Result<()> {
         }
         let code = code_only(&text);
         problems.extend(confined(&path, &code));
+        problems.extend(crate::language::in_source(&path, &text));
     }
+    problems.extend(crate::language::in_pages(&root)?);
     problems.extend(crate::structure::check(&root)?);
     problems.extend(crate::promises::check(&root)?);
     if problems.is_empty() {
@@ -80,7 +82,8 @@ pub(crate) fn run() -> Result<()> {
     ))
 }
 
-fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+/// Adds the Rust files below a directory.
+pub(crate) fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
         if path.is_dir() {

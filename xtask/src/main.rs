@@ -10,6 +10,7 @@ mod demo;
 mod differential;
 mod fsx;
 mod install;
+mod language;
 mod namespace;
 mod power_cut;
 mod promises;
@@ -18,6 +19,7 @@ mod setup;
 mod soak;
 mod structure;
 mod test;
+mod transcript;
 
 use std::process::ExitCode;
 
@@ -40,6 +42,10 @@ enum Command {
     Test(test::Options),
     /// Check the rules of the source tree: imports between modules, cycles, unsafe, file sizes
     Check,
+    /// Run the commands of the README's transcript, and write their output into the README and docs/transcript.svg
+    Transcript,
+    /// Print how often words occur that docs/style.md is about
+    Language,
     /// Print figures about the source tree: files, functions, methods per type, cycles
     Structure,
     /// Run random operations on a mount and on a plain folder, with as many seeds as one likes
@@ -70,6 +76,8 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Check => checks::run(),
+        Command::Language => language::run(),
+        Command::Transcript => transcript::run(),
         Command::Structure => structure::run(),
         Command::Differential(options) => differential::run(&options),
         Command::PowerCut(options) => power_cut::run(&options),

@@ -13,8 +13,8 @@ use super::import_tests::{Tar, import_tar};
 use super::input::{self, Input};
 use super::stream::Members;
 use super::unpack::{How, Unpack};
-use crate::delta::error::ErrorKind;
-use crate::delta::testing::{describe, is_root, run};
+use crate::tree::error::ErrorKind;
+use crate::tree::testing::{describe, is_root, run};
 
 fn names(tree: &Path) -> Vec<String> {
     let all = describe(tree).into_keys().filter(|name| !name.is_empty());

@@ -7,14 +7,14 @@ use cowl_layers::sys;
 
 use super::report::{Depth, Fix, Known, Level, Options, Report};
 use crate::container::durability::epoch;
-use crate::delta::digest_layer;
-use crate::delta::error::OnProgress;
 use crate::error::{Error, Result};
 use crate::store::manifest::{LayerId, LayerKind, LayerManifest, Settling};
 use crate::store::measure;
 use crate::store::name::ContainerName;
 use crate::store::record::Record;
 use crate::store::{Store, disk};
+use crate::tree::digest_layer;
+use crate::tree::error::OnProgress;
 
 const LAYER: &str = "layer";
 

@@ -11,9 +11,9 @@ pub mod repair;
 mod report;
 
 use crate::container::durability::make_all_durable;
-use crate::delta::error::OnProgress;
 use crate::error::Result;
 use crate::store::Store;
+use crate::tree::error::OnProgress;
 pub use report::{Depth, Finding, Fix, Level, Options, Report};
 
 /// Verifies a store.

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 
 use super::{Context, Verb, output};
 use crate::error::{Error, Result};
-use crate::host::lxc as host;
-use crate::host::users::quoted;
 use crate::lifecycle::adopt::{Candidate, What, adopt, known, renew};
 use crate::lifecycle::release::{How, Snapshots, plan, release};
+use crate::lxc::{self as tools, LxcContainer};
 use crate::recover;
+use crate::shell::quoted;
 use crate::store::family;
 use crate::store::name::ContainerName;
 use cowl_layers::shown::Show as _;
@@ -54,8 +54,8 @@ impl AdoptArgs {
             return Ok((What::Folder(PathBuf::from(&self.what)), name));
         }
         let lxc = ContainerName::parse(&self.what)?;
-        let container = host::Container {
-            lxcpath: host::lxcpath(self.lxcpath.as_deref())?,
+        let container = LxcContainer {
+            lxcpath: tools::lxcpath(self.lxcpath.as_deref())?,
             name: lxc.to_string(),
         };
         Ok((What::Lxc(container), asked.unwrap_or(lxc)))

@@ -5,9 +5,10 @@ use std::ffi::OsString;
 use jiff::Span;
 
 use super::{Context, Verb, confirm, output, text};
-use crate::container::{dead, destroy, lxc};
+use crate::container::{dead, destroy};
 use crate::error::Result;
 use crate::host::hooks::Event;
+use crate::lxc::binding;
 use crate::recover;
 use crate::store::Store;
 use crate::store::name::ContainerName;
@@ -80,7 +81,7 @@ impl Verb for Args {
 impl Args {
     fn destroy(&self, store: &Store, name: &ContainerName, keep: &Span) -> Result<()> {
         if self.stop {
-            lxc::stop(store, name)?;
+            binding::stop(store, name)?;
         }
         let (container, _) = recover::open_to_unmount(store, name)?;
         if !self.protected {

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use super::snapshot::{Sync, take_hooked};
 use super::{Context, Verb, output};
 use crate::error::{Kind, Result};
-use crate::host::users::quoted;
 use crate::lifecycle::{enter, exec};
 use crate::recover;
+use crate::shell::quoted;
 use crate::snapshot::take::Wish;
 use crate::store::name::ContainerName;
 

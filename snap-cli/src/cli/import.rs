@@ -104,7 +104,7 @@ impl Args {
         name.ok_or_else(|| {
             Error::usage("a tree of files has no name that its container could have").hint(format!(
                 "cowl import {} NAME",
-                crate::host::users::quoted(&self.source)
+                crate::shell::quoted(&self.source)
             ))
         })
     }

@@ -18,11 +18,10 @@ mod gc;
 mod hook;
 mod hooks;
 mod import;
-mod import_lxc;
 mod list;
+mod losses;
 mod ls;
 mod lxc;
-mod lxc_snapshot;
 mod man;
 mod meta;
 mod mount;
@@ -56,8 +55,8 @@ use crate::config::{Asked, Config, When};
 use crate::container::Container;
 use crate::container::durability;
 use crate::error::{Error, Kind, Result};
-use crate::host::users::quoted;
 use crate::recover::{self, complete_all};
+use crate::shell::quoted;
 use crate::snapshot::{State, depth, resolve};
 use crate::store::collect;
 use crate::store::family;
@@ -158,7 +157,7 @@ verbs! {
     Create(create::Args),
     Adopt(adopt::AdoptArgs),
     Release(adopt::ReleaseArgs),
-    Lxc(lxc::Args),
+    Lxc(lxc::convert::Args),
     Mount(mount::MountArgs),
     Umount(mount::UmountArgs),
     Exec(exec::ExecArgs),
@@ -181,7 +180,7 @@ verbs! {
     Export(export::Args),
     Import(import::Args),
     Du(du::Args),
-    ImportLxcSnapshots(import_lxc::Args),
+    ImportLxcSnapshots(lxc::import::Args),
     Status(status::Args),
     Stats(stats::Args),
     Destroy(destroy::Args),
@@ -335,8 +334,8 @@ pub fn main() -> ExitCode {
     complete::answer();
     let args: Vec<OsString> = std::env::args_os().collect();
     output::start_log();
-    if lxc_snapshot::is_called(&args) {
-        return lxc_snapshot::main(&args);
+    if lxc::snapshot::is_called(&args) {
+        return lxc::snapshot::main(&args);
     }
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,

@@ -11,8 +11,8 @@ use crate::container::state::Lifetime;
 use crate::container::state::{self, Mounted};
 use crate::container::{browse, detach, find_snapshot_ref};
 use crate::error::{Error, Result};
-use crate::host::users::quoted;
 use crate::recover::{self, DeadMount};
+use crate::shell::quoted;
 use crate::snapshot::resolve;
 use crate::store::name::{Address, ContainerName};
 

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::export::write_folder;
+use super::losses::losses;
 use super::pause::Pause;
 use super::undo::{Chosen, put_back};
 use super::{Context, Verb, output};
@@ -230,14 +231,6 @@ struct How {
     copies: bool,
     dry_run: bool,
     losses: Losses,
-}
-
-/// What `--force` says of states of which a part may be lost.
-pub(super) fn losses(force: bool) -> Losses {
-    match force {
-        true => Losses::Accept,
-        false => Losses::Refuse,
-    }
 }
 
 /// A clone of what a container is now froze that; the clone stands on it.

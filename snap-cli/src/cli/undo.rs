@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use serde_json::{Value, json};
 
-use super::restore::losses;
+use super::losses::losses;
 use super::{Context, Verb, output};
 use crate::delta::put_back::{Step, What};
 use crate::error::Result;

@@ -17,6 +17,7 @@ use super::{Container, daemon, detach, mount, state};
 use crate::error::{Error, Result};
 use crate::host;
 use crate::host::{mountinfo, users};
+use crate::shell::quoted;
 use crate::store::disk::remove_tree;
 use crate::store::lock::{Lock, Mode};
 use crate::store::manifest::{ContainerId, SnapshotId};
@@ -168,7 +169,7 @@ pub fn open(
         Some(browse) if is_mounted(browse)? => {
             return Err(
                 Error::busy(format!("another snapshot is mounted at {}", place.shown()))
-                    .hint(format!("unmount it: cowl umount {}", users::quoted(&place))),
+                    .hint(format!("unmount it: cowl umount {}", quoted(&place))),
             );
         }
         _ => {}

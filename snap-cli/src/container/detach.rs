@@ -14,6 +14,7 @@ use super::{Container, daemon, lxc};
 use crate::error::{Error, Result};
 use crate::host::mountinfo;
 use crate::host::users::{self, Device, User};
+use crate::shell::quoted;
 use crate::store::lock::Lock;
 use crate::wait::wait_until;
 use cowl_layers::shown::Show as _;
@@ -117,7 +118,7 @@ fn obstacle(
         ))
         .hint(format!(
             "unmount that first (umount {}), then type: {}",
-            users::quoted(last),
+            quoted(last),
             container.store().session().who
         )),
     }))
@@ -150,7 +151,7 @@ fn mounted_elsewhere(container: &Container<'_>, binds: &[Bind]) -> Option<Error>
         })
         .collect();
     let who = &container.store.session().who;
-    let unmount = format!("umount {}", users::quoted(OsStr::from_bytes(&first.at)));
+    let unmount = format!("umount {}", quoted(OsStr::from_bytes(&first.at)));
     let hint = match lxc::how_to_stop(container, who) {
         Some(how) => how,
         None if is_here(first) => format!("unmount it there ({unmount}), then type: {who}"),

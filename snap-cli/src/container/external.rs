@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::host::files;
-use crate::host::lxc::config;
-use crate::host::users::quoted;
+use crate::lxc::config;
+use crate::shell::quoted;
 use crate::store::bytes::Blob;
 use crate::store::disk::remove_tree;
 use crate::store::manifest::{ContainerId, ContainerManifest};

@@ -13,7 +13,6 @@ pub mod detach;
 pub mod durability;
 pub mod external;
 pub mod lxc;
-pub mod lxc_snaps;
 pub mod mount;
 pub mod query;
 pub mod state;

@@ -8,9 +8,11 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::state::{self, Lifetime, Mounted, RunState};
-use super::{Container, Swap, daemon, detach, lxc};
+use super::{Container, Swap, daemon, detach};
 use crate::error::{Error, Kind, Result};
-use crate::host::{reach, users};
+use crate::host::reach;
+use crate::lxc::binding;
+use crate::shell::quoted;
 use crate::store::Store;
 use crate::store::lock::Lock;
 use crate::store::manifest::{ContainerManifest, Ephemeral};
@@ -108,7 +110,7 @@ impl Container<'_> {
     /// Where it is mounted when nobody says otherwise.
     pub(crate) fn place(&self) -> Result<PathBuf> {
         Ok(match &self.manifest().lxc {
-            Some(link) => lxc::place(self.store, self.id, &lxc::read_config(link)?),
+            Some(link) => binding::mount_point(self.store, self.id, &binding::read_config(link)?),
             None => self.store.paths().mount_dir(self.id),
         })
     }
@@ -121,7 +123,7 @@ impl Container<'_> {
         });
         let root = match &self.manifest().lxc {
             Some(link) if place != self.store.paths().mount_dir(self.id) => {
-                lxc::mapped_root(link, &lxc::read_config(link)?)?
+                binding::mapped_root(link, &binding::read_config(link)?)?
             }
             _ => None,
         };
@@ -351,7 +353,7 @@ pub(super) fn own_place(at: &Path, store: &Path) -> Result<PathBuf> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(
                 Error::failed(format!("the mount point {} does not exist", at.shown()))
-                    .hint(format!("make it first: mkdir -p {}", users::quoted(at))),
+                    .hint(format!("make it first: mkdir -p {}", quoted(at))),
             );
         }
         Err(error) => return Err(Error::at("mount at", at, error)),

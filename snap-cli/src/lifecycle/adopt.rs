@@ -11,16 +11,14 @@ use cowl_layers::sys::stat::FileKind;
 use serde_json::Map;
 
 use crate::container::external::{self, Leftover};
-use crate::container::{Container, Swap, lxc};
-use crate::delta::walk::{self, Item};
+use crate::container::{Container, Swap};
 use crate::error::{Error, Result};
 use crate::host::files;
-use crate::host::lxc as host;
-use crate::host::lxc::config;
-use crate::host::lxc_snaps;
-use crate::host::users::quoted;
 use crate::host::{inside, mountinfo, users};
+use crate::lxc::binding;
+use crate::lxc::{self as tools, LxcContainer, config, snapshots};
 use crate::recover::{self, moving};
+use crate::shell::quoted;
 use crate::store::bytes::Blob;
 use crate::store::family;
 use crate::store::making::Making;
@@ -29,6 +27,7 @@ use crate::store::name::ContainerName;
 use crate::store::outside::{Adopted, Lxc, Moving};
 use crate::store::record::Record;
 use crate::store::{Store, disk};
+use crate::tree::walk::{self, Item};
 use cowl_layers::shown::Show as _;
 
 /// What is to be taken over.
@@ -37,7 +36,7 @@ pub enum What {
     /// A folder.
     Folder(PathBuf),
     /// A container of LXC's.
-    Lxc(host::Container),
+    Lxc(LxcContainer),
 }
 
 /// What is known of it, all that could be refused refused.
@@ -125,7 +124,7 @@ impl Candidate {
 
 fn look_at_lxc(
     home: &Store,
-    container: &host::Container,
+    container: &LxcContainer,
     notes: &mut Vec<String>,
 ) -> Result<(PathBuf, Lxc)> {
     let path = container.config();
@@ -145,7 +144,7 @@ fn look_at_lxc(
         }
     };
     refuse_adopted(home, container)?;
-    if let host::State::Running { word, pid } = container.state()? {
+    if let tools::State::Running { word, pid } = container.state()? {
         let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
         return Err(
             Error::busy(format!("{} is {word}{pid}", container.name)).hint(format!(
@@ -156,7 +155,7 @@ fn look_at_lxc(
         );
     }
     let rootfs = rootfs_of(container, &text)?;
-    if !lxc_snaps::dependants(&container.dir())?.is_empty() {
+    if !snapshots::dependants(&container.dir())?.is_empty() {
         return Err(Error::failed(format!(
             "other LXC containers stand on the files of {}: {} names them",
             container.name,
@@ -186,7 +185,7 @@ fn look_at_lxc(
     Ok((rootfs, link))
 }
 
-fn refuse_adopted(home: &Store, container: &host::Container) -> Result<()> {
+fn refuse_adopted(home: &Store, container: &LxcContainer) -> Result<()> {
     match known(home, container)? {
         None => Ok(()),
         Some((_, name)) => Err(Error::failed(format!(
@@ -198,7 +197,7 @@ fn refuse_adopted(home: &Store, container: &host::Container) -> Result<()> {
 }
 
 /// The container that an LXC container is already, with its store.
-pub fn known(home: &Store, container: &host::Container) -> Result<Option<(Store, ContainerName)>> {
+pub fn known(home: &Store, container: &LxcContainer) -> Result<Option<(Store, ContainerName)>> {
     let wanted = container.dir().canonicalize();
     let wanted = wanted.unwrap_or_else(|_| container.dir());
     for store in family::stores(home.home(), home.session())? {
@@ -223,8 +222,8 @@ pub fn renew(store: &Store, name: &ContainerName) -> Result<bool> {
     let Some(link) = &container.manifest().lxc else {
         return Ok(false);
     };
-    let now = lxc::read_config(link)?;
-    let ours = lxc::ours(store, container.id(), name, (link, &now))?;
+    let now = binding::read_config(link)?;
+    let ours = binding::own_lines(store, container.id(), name, (link, &now))?;
     let with = config::attach(&now, &ours);
     if with == now {
         return Ok(false);
@@ -237,7 +236,7 @@ pub fn renew(store: &Store, name: &ContainerName) -> Result<bool> {
 }
 
 /// The folder of the root file system that the config names.
-fn rootfs_of(container: &host::Container, text: &[u8]) -> Result<PathBuf> {
+fn rootfs_of(container: &LxcContainer, text: &[u8]) -> Result<PathBuf> {
     let value = match config::get(text, config::ROOTFS) {
         Some(value) => value.to_vec(),
         // From a file that it includes.
@@ -363,7 +362,7 @@ fn look_through(rootfs: &Path, space: XattrSpace) -> Result<usize> {
         }
         let name = item.name();
         let device = item.kind() == FileKind::CharDevice && item.stat.rdev == 0;
-        let marked = || -> Result<bool, crate::delta::TreeError> {
+        let marked = || -> Result<bool, crate::tree::TreeError> {
             let xattrs = item.xattrs()?;
             Ok(xattrs
                 .iter()
@@ -449,7 +448,7 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
     };
     if let Some(link) = &manifest.lxc {
         // Whatever is wrong with the lines is told before anything is moved.
-        lxc::ours(store, id, name, (link, &link.written.0))?;
+        binding::own_lines(store, id, name, (link, &link.written.0))?;
     }
     // Nobody else is to finish, or take back, what we are about to do.
     let lock = store.lock_container(id)?;

@@ -4,7 +4,6 @@ use cowl_layers::view::View;
 
 use super::create::over_layers_and;
 use crate::container::{durability, lxc};
-use crate::delta::error::{OnProgress, Progress};
 use crate::error::{Error, Result};
 use crate::recover;
 use crate::snapshot::restore::inherited;
@@ -15,6 +14,7 @@ use crate::store::making::Making;
 use crate::store::manifest::{Ephemeral, LayerId, LayerKind};
 use crate::store::measure;
 use crate::store::name::{Address, ContainerName};
+use crate::tree::error::{OnProgress, Progress};
 
 /// Makes the container `new` over the layers of a state. What the source is now is frozen first. The copy of
 /// an LXC container is one too, with a name and addresses of its own. Tells what people should know.

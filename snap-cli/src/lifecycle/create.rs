@@ -6,7 +6,6 @@ use serde_json::Map;
 
 use crate::archive::image::{self, Images};
 use crate::archive::{import, input};
-use crate::delta::error::OnProgress;
 use crate::error::{Error, Result};
 use crate::store::family;
 use crate::store::making::Making;
@@ -15,6 +14,7 @@ use crate::store::measure;
 use crate::store::name::ContainerName;
 use crate::store::record::Record;
 use crate::store::{Store, disk};
+use crate::tree::error::OnProgress;
 
 /// Where a root file system comes from.
 #[derive(Debug)]

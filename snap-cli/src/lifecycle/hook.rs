@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use crate::container::mount::Then;
 use crate::container::state::Lifetime;
 use crate::container::state::Mounted;
-use crate::container::{Container, Swap, destroy, external, lxc};
+use crate::container::{Container, Swap, destroy, external};
 use crate::error::{Error, Kind, Result};
 use crate::host::files;
-use crate::host::lxc::config;
 use crate::host::process;
 use crate::host::reach;
-use crate::host::users::quoted;
+use crate::lxc::binding;
+use crate::lxc::config;
 use crate::recover;
+use crate::shell::quoted;
 use crate::snapshot::depth;
 use crate::store::Store;
 use crate::store::bytes::Blob;
@@ -150,9 +151,9 @@ fn admit(mut container: Container<'_>) -> Result<()> {
     let Some(link) = container.manifest().lxc.clone() else {
         return Ok(());
     };
-    let text = lxc::read_config(&link)?;
-    let place = lxc::place(store, id, &text);
-    let Some((user, group)) = lxc::mapped_root(&link, &text)? else {
+    let text = binding::read_config(&link)?;
+    let place = binding::mount_point(store, id, &text);
+    let Some((user, group)) = binding::mapped_root(&link, &text)? else {
         return Ok(());
     };
     if place == store.paths().mapped_dir(id) {
@@ -161,7 +162,7 @@ fn admit(mut container: Container<'_>) -> Result<()> {
         // Written by an older version, or the map was added since. LXC has read the config already: this start
         // goes through the place that all share; the next one finds a place of its own.
         mount_points::admit_to_mnt(store.paths(), group)?;
-        let ours = lxc::ours(store, id, container.name(), (&link, &text))?;
+        let ours = binding::own_lines(store, id, container.name(), (&link, &text))?;
         container.write_config_with_next(Blob(config::attach(&text, &ours)));
         let next = container.manifest().clone();
         container.commit(next, None, |_| Ok(Swap::Done))?;

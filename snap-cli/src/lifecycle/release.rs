@@ -3,19 +3,20 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use crate::archive::folder;
+use crate::archive::export_dir;
 use crate::container::external::{self, Leftover};
 use crate::container::mount::Then;
-use crate::container::{Container, Swap, dead, lxc};
-use crate::delta::error::OnProgress;
+use crate::container::{Container, Swap, dead};
 use crate::error::{Error, Result};
-use crate::host::lxc as host;
+use crate::lxc as tools;
+use crate::lxc::binding;
 use crate::recover::moving;
 use crate::store::layers;
 use crate::store::making::Making;
 use crate::store::manifest::{ContainerManifest, LayerId, LayerKind};
 use crate::store::outside::Moving;
 use crate::store::usage::{References, head_layers};
+use crate::tree::error::OnProgress;
 
 /// How the root file system is given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,8 +58,8 @@ pub fn plan(container: &Container<'_>, snapshots: Snapshots) -> Result<How> {
         )));
     }
     if let Some(link) = &manifest.lxc {
-        let lxc = lxc::of(link);
-        if let host::State::Running { word, .. } = lxc.state()? {
+        let lxc = binding::of(link);
+        if let tools::State::Running { word, .. } = lxc.state()? {
             return Err(Error::busy(format!("{name} is {word}")).hint(format!(
                 "stop it: lxc-stop {}; then type: {}",
                 lxc.options(),
@@ -135,7 +136,7 @@ pub fn release(
     let plain = making.layer(LayerKind::Base, &[], &[])?;
     let tree = store.paths().layer_tree(plain);
     let view = store.view(&container.manifest().stack)?;
-    folder::fill(&view, &tree, progress)?;
+    export_dir::fill(&view, &tree, progress)?;
     making.sync_content()?;
     making.frees_something();
     commit(&mut container, plain, Some(making))?;

@@ -14,7 +14,6 @@ use serde_json::{Map, Value};
 use crate::archive::Compression;
 use crate::archive::bundle::{self, Part, Whole};
 use crate::container::{durability, lxc};
-use crate::delta::error::{OnProgress, Progress};
 use crate::error::{Error, Kind, Result};
 use crate::recover;
 use crate::snapshot::freeze;
@@ -27,6 +26,7 @@ use crate::store::manifest::{
 use crate::store::name::{ContainerName, SnapshotName};
 use crate::store::record::{Body, Record, RecordError};
 use crate::store::{Store, disk};
+use crate::tree::error::{OnProgress, Progress};
 
 /// The manifest of an archive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

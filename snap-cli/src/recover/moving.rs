@@ -8,10 +8,11 @@ use std::path::Path;
 
 use super::hostname::write_hostname;
 use crate::container::external::{Leftover, SIGNS, remove_readme, sign, unmark, write_readme};
-use crate::container::{Container, Swap, lxc};
+use crate::container::{Container, Swap};
 use crate::error::{Error, Result};
 use crate::host::files;
-use crate::host::lxc::config;
+use crate::lxc::binding;
+use crate::lxc::config;
 use crate::store::bytes::Blob;
 use crate::store::collect;
 use crate::store::deleted;
@@ -145,8 +146,8 @@ pub(crate) fn finish_adoption(container: &mut Container<'_>) -> Result<()> {
     write_readme(&place(container)?.rootfs, &name)?;
     let mut next = container.manifest().clone();
     if let Some(link) = &mut next.lxc {
-        let now = lxc::read_config(link)?;
-        let ours = lxc::ours(container.store(), container.id(), &name, (link, &now))?;
+        let now = binding::read_config(link)?;
+        let ours = binding::own_lines(container.store(), container.id(), &name, (link, &now))?;
         let with = config::attach(&now, &ours);
         files::replace(&link.config(), &with, CONFIG_MODE)?;
         link.written = Blob(with);
@@ -213,7 +214,7 @@ fn config_back(link: &Lxc, id: &str) -> Result<Option<String>> {
             path.shown()
         )));
     }
-    let now = lxc::read_config(link)?;
+    let now = binding::read_config(link)?;
     if now == original.0 || !config::names(&now, id) {
         return Ok(None);
     }
@@ -259,7 +260,7 @@ fn finish_writing(
                 .layer_tree(container.manifest().head),
         )?;
     }
-    lxc::ensure_dir(link)?;
+    binding::ensure_dir(link)?;
     if let Some(adopted) = &next.adopted {
         write_readme(&adopted.rootfs, container.name())?;
     }

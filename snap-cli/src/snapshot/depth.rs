@@ -10,11 +10,11 @@ use std::ops::Range;
 use super::flatten::{base_at, merge_run, refuse_users};
 use crate::container::Container;
 use crate::container::state::Mounted;
-use crate::delta::error::OnProgress;
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::manifest::{ContainerManifest, LayerId};
 use crate::store::measure;
+use crate::tree::error::OnProgress;
 
 /// The lowest limit: a head, something merged, a base, and one that is to be merged.
 pub const LEAST: usize = 4;

@@ -11,7 +11,6 @@ use crate::container::Container;
 use crate::container::mount::Then;
 use crate::container::state::Mounted;
 use crate::container::{Swap, dead, detach};
-use crate::delta::error::{OnProgress, Progress};
 use crate::error::{Error, Result};
 use crate::store::making::Making;
 use crate::store::manifest::{
@@ -20,6 +19,7 @@ use crate::store::manifest::{
 use crate::store::measure;
 use crate::store::name::{Range, SnapshotName};
 use crate::store::{Store, disk};
+use crate::tree::error::{OnProgress, Progress};
 
 /// What a flatten did, or would do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,12 +10,11 @@ use serde_json::{Map, Value, json};
 use crate::archive::import;
 use crate::container::Container;
 use crate::container::Swap;
-use crate::container::lxc_snaps::{Place, copy, refuse_base, refuse_unfinished};
-use crate::delta::error::OnProgress;
-use crate::delta::measure;
 use crate::error::{Error, Result};
-use crate::host::lxc_snaps::Tree;
-use crate::host::lxc_snaps::layout::{self, Rootfs};
+use crate::lxc::copy::copy;
+use crate::lxc::layout::{self, Rootfs};
+use crate::lxc::locked::{LockedSnapshots, refuse_base, refuse_unfinished};
+use crate::lxc::snapshots::LxcSnapshot;
 use crate::store::bytes::Blob;
 use crate::store::disk::remove_tree;
 use crate::store::making::Making;
@@ -25,6 +24,8 @@ use crate::store::manifest::{
 use crate::store::name::SnapshotName;
 use crate::store::record::Record;
 use crate::store::{Store, disk};
+use crate::tree::error::OnProgress;
+use crate::tree::measure;
 use cowl_layers::shown::Show as _;
 
 /// Where a snapshot's `extra` says which folder of LXC's it was.
@@ -40,7 +41,7 @@ pub struct Brought {
 }
 
 /// By what a folder of LXC's is known again.
-fn mark(tree: &Tree) -> Result<Value> {
+fn mark(tree: &LxcSnapshot) -> Result<Value> {
     let meta = std::fs::metadata(&tree.dir).map_err(|e| Error::at("look at", &tree.dir, e))?;
     let name = tree.name.as_encoded_bytes().escape_ascii().to_string();
     Ok(json!({ "name": name, "inode": meta.ino(), "taken": tree.taken }))
@@ -48,14 +49,17 @@ fn mark(tree: &Tree) -> Result<Value> {
 
 /// The snapshot that this folder of LXC's became already: whoever took it in was cut off before the folder
 /// was gone.
-pub fn became<'m>(manifest: &'m ContainerManifest, tree: &Tree) -> Result<Option<&'m SnapshotRef>> {
+pub fn became<'m>(
+    manifest: &'m ContainerManifest,
+    tree: &LxcSnapshot,
+) -> Result<Option<&'m SnapshotRef>> {
     let mark = mark(tree)?;
     let mut all = manifest.snapshots.iter();
     Ok(all.find(|snapshot| snapshot.extra.get(FROM) == Some(&mark)))
 }
 
 /// Removes the folders that are in the store already.
-pub fn finish(container: &Container<'_>, place: &Place) -> Result<()> {
+pub fn finish(container: &Container<'_>, place: &LockedSnapshots) -> Result<()> {
     for tree in place.trees()? {
         if became(container.manifest(), &tree)?.is_some() {
             place.remove(&[tree])?;
@@ -67,8 +71,8 @@ pub fn finish(container: &Container<'_>, place: &Place) -> Result<()> {
 /// Takes one in.
 pub fn bring(
     container: &mut Container<'_>,
-    place: &Place,
-    tree: &Tree,
+    place: &LockedSnapshots,
+    tree: &LxcSnapshot,
     progress: OnProgress<'_>,
 ) -> Result<Brought> {
     refuse_unfinished(tree)?;
@@ -137,7 +141,7 @@ fn fill(
 }
 
 /// Its own name where that is free, else the next number.
-fn free_name(next: &mut ContainerManifest, tree: &Tree) -> SnapshotName {
+fn free_name(next: &mut ContainerManifest, tree: &LxcSnapshot) -> SnapshotName {
     if let Some(number) = layout::number(&tree.name) {
         next.next_snap = next.next_snap.max(number.saturating_add(1));
     }
@@ -155,7 +159,7 @@ fn new_ref(
     id: SnapshotId,
     name: &SnapshotName,
     layer: LayerId,
-    tree: &Tree,
+    tree: &LxcSnapshot,
 ) -> Result<SnapshotRef> {
     let zone = TimeZone::system();
     let taken = tree

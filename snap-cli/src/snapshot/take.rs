@@ -7,7 +7,7 @@ use serde_json::Map;
 use super::freeze;
 use crate::container::{Container, durability};
 use crate::error::{Error, Result};
-use crate::host::lxc_snaps;
+use crate::lxc::{binding, snapshots};
 use crate::store::disk;
 use crate::store::making::Making;
 use crate::store::manifest::{
@@ -75,11 +75,8 @@ fn after_lxc(manifest: &ContainerManifest) -> Result<u64> {
     let Some(lxc) = &manifest.lxc else {
         return Ok(0);
     };
-    let container = crate::host::lxc::Container {
-        lxcpath: lxc.lxcpath.clone(),
-        name: lxc.name.clone(),
-    };
-    lxc_snaps::next_number(&lxc_snaps::folder(&container)?)
+    let container = binding::of(lxc);
+    snapshots::next_number(&snapshots::folder(&container)?)
 }
 
 /// Whether people may give a snapshot of the container this name.

@@ -18,15 +18,15 @@ use super::take::{drop_if_unnamed, write_file};
 use crate::container::Container;
 use crate::container::Swap;
 use crate::container::state::{Mounted, RunState};
-use crate::delta::error::OnProgress;
 use crate::delta::put_back::{Plan, Scope, Step};
-use crate::delta::target::{Folder, InProcess};
 use crate::error::{Error, Result};
 use crate::host::mountinfo;
-use crate::host::users::quoted;
+use crate::shell::quoted;
 use crate::store::making::Making;
 use crate::store::manifest::{ContainerManifest, LayerId, SnapshotId, SnapshotKind, SnapshotRef};
 use crate::store::name::SnapshotName;
+use crate::tree::error::OnProgress;
+use crate::tree::target::{InDirectory, InProcess};
 use cowl_layers::shown::Show as _;
 
 /// What is to be taken back.
@@ -241,7 +241,7 @@ fn live(
     let mut plan = Plan::new(old, &store.view(&frozen.state)?, &wish.scope)?;
     let place = container.mount(None, run.lifetime())?;
     let root = dir::open_root(&place).map_err(|error| Error::at("open", &place, error))?;
-    let target = Folder::new(root).map_err(|error| Error::at("open", &place, error))?;
+    let target = InDirectory::new(root).map_err(|error| Error::at("open", &place, error))?;
     if plan.rename_back(&target)? {
         run.flush(container.store(), container.id())?;
         plan = Plan::new(old, &store.view(&container.manifest().stack)?, &wish.scope)?;

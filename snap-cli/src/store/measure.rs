@@ -91,8 +91,8 @@ pub fn measure_like(store: &Store, id: LayerId, known: Option<&str>) -> Result<(
     let tree = store.paths().layer_tree(id);
     disk::is_dir(&tree)?;
     let size = match known {
-        Some(known) => crate::delta::measure_like(&tree, known),
-        None => crate::delta::measure(&tree),
+        Some(known) => crate::tree::measure_like(&tree, known),
+        None => crate::tree::measure(&tree),
     };
     let size = size.map_err(|error| {
         let error = Error::from(error);

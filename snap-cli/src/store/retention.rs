@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::span;
 use crate::error::{Error, Result};
-use crate::host::users::quoted;
+use crate::shell::quoted;
 
 /// How many snapshots are kept: the last ones, and the newest of each of the latest periods that have any.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::Args)]

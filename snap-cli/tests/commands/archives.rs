@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use cowl::delta::{digest, digest_dir};
 use cowl::store::name::{Address, ContainerName};
 use cowl::store::{Session, Store};
+use cowl::tree::{digest, digest_dir};
 use serde_json::Value;
 
 struct World {

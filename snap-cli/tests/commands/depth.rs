@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use cowl::delta::digest;
 use cowl::store::manifest::{ContainerId, ContainerManifest, LayerId};
 use cowl::store::name::ContainerName;
 use cowl::store::{Session, Store};
+use cowl::tree::digest;
 
 /// The limit that is built in.
 const LIMIT: usize = 128;

@@ -5,7 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
-use cowl::delta::digest_dir;
+use cowl::tree::digest_dir;
 use cowl_tests::conditions::{Need, can};
 
 const COWL: &str = env!("CARGO_BIN_EXE_cowl");

@@ -52,14 +52,16 @@ impl Order {
             // What it shares is on the disk, and that it does went through the journal.
             (Self::Journal, Copied::Shared) => Ok(()),
             (Self::Journal, Copied::Written) => write_back(file.as_fd()),
-            (Self::NamesFirst | Self::Unknown, _) => super::copy::sync(file, false),
+            (Self::NamesFirst | Self::Unknown, _) => {
+                super::copy::sync(file, super::copy::SyncScope::All)
+            }
         }
     }
 
     /// The same for a file without content of its own.
     pub fn attributes_first(self, file: impl AsFd) -> Result<()> {
         match self {
-            Self::NamesFirst => super::copy::sync(file, false),
+            Self::NamesFirst => super::copy::sync(file, super::copy::SyncScope::All),
             Self::Journal | Self::Unknown | Self::Careless => Ok(()),
         }
     }

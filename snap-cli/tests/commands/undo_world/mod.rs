@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use cowl::delta::digest;
 use cowl::store::manifest::{ContainerId, ContainerManifest, LayerId};
 use cowl::store::name::ContainerName;
 use cowl::store::{Session, Store};
+use cowl::tree::digest;
 use cowl_layers::layer::Upper;
 use cowl_layers::name::Name;
 use cowl_overlay::{Behaviour, Caller, OpenHow, Overlay, RenameFlags, Writer};
@@ -126,7 +126,7 @@ impl World {
 
 /// The digest of a plain folder.
 pub(crate) fn digest_dir(dir: &Path) -> String {
-    cowl::delta::digest_dir(dir, &mut |_| ())
+    cowl::tree::digest_dir(dir, &mut |_| ())
         .unwrap()
         .to_string()
 }

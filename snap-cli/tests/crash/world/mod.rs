@@ -8,11 +8,11 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use cowl::delta::digest;
 use cowl::store::deleted;
 use cowl::store::manifest::{ContainerId, LayerId};
 use cowl::store::name::ContainerName;
 use cowl::store::{Session, Store};
+use cowl::tree::digest;
 use cowl_tests::conditions::{self, Need};
 
 const COWL: &str = env!("CARGO_BIN_EXE_cowl");
