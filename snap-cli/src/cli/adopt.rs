@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::{Context, Verb, output};
 use crate::error::{Error, Result};
 use crate::lifecycle::adopt::{Candidate, What, adopt, known, renew};
-use crate::lifecycle::release::{How, plan, release};
+use crate::lifecycle::release::{How, Snapshots, plan, release};
 use crate::lxc::{self as tools, LxcContainer};
 use crate::recover;
 use crate::shell::quoted;
@@ -116,7 +116,11 @@ impl Verb for ReleaseArgs {
         let name = ContainerName::parse(&self.name)?;
         let store = context.store_of(&name)?;
         let (container, _) = recover::open_to_unmount(&store, &name)?;
-        let how = plan(&container, self.yes)?;
+        let snapshots = match self.yes {
+            true => Snapshots::Drop,
+            false => Snapshots::Refuse,
+        };
+        let how = plan(&container, snapshots)?;
         let said = match how {
             How::Back => "the root file system as it was taken over",
             How::Copy => "a plain copy of what the container shows",
@@ -126,7 +130,7 @@ impl Verb for ReleaseArgs {
             return Ok(0);
         }
         let mut bar = output::Bar::new("copying");
-        let notes = release(container, self.yes, &mut |done| bar.tell(done))?;
+        let notes = release(container, snapshots, &mut |done| bar.tell(done))?;
         drop(bar);
         for note in notes {
             output::note(&note);

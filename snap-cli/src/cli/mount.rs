@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::{Context, Verb, output};
 use crate::container::durability::{filesystem, make_durable};
-use crate::container::mount::Privileges;
+use crate::container::mount::{Privileges, Then};
+use crate::container::state::Lifetime;
 use crate::container::state::{self, Mounted};
 use crate::container::{browse, detach, find_snapshot_ref};
 use crate::error::{Error, Result};
@@ -81,7 +82,8 @@ impl Verb for MountArgs {
                     true => Privileges::Honored,
                     false => Privileges::WherePrivate,
                 };
-                let place = container.mount(at.map(|at| (at, privileges)), false)?;
+                let place =
+                    container.mount(at.map(|at| (at, privileges)), Lifetime::UntilUnmounted)?;
                 let nosuid = matches!(container.mounted()?, Mounted::Alive(state) if state.nosuid);
                 if nosuid && self.suid {
                     return Err(Error::busy(format!(
@@ -157,7 +159,7 @@ fn head(context: &Context, name: &ContainerName, force: bool) -> Result<u8> {
         drop(container);
         (container, dead) = recover::open_to_unmount(&store, name)?;
     }
-    let unmounted = container.unmount(false)?;
+    let unmounted = container.unmount(Then::StayUnmounted)?;
     if unmounted.is_none() && dead == DeadMount::Absent {
         return Err(Error::failed(format!("{name} is not mounted"))
             .hint(format!("mount it with: cowl mount {name}")));

@@ -9,7 +9,7 @@ use super::table::Style;
 use super::{Context, Verb, output, text};
 use crate::error::{Error, Result};
 use crate::recover;
-use crate::snapshot::prune::{Plan, plan, save, saved};
+use crate::snapshot::prune::{Plan, plan, protected, save, saved};
 use crate::store::Store;
 use crate::store::name::ContainerName;
 use crate::store::retention::{Counts, Rules};
@@ -184,7 +184,7 @@ impl Args {
         }
         if !self.dry_run && !planned.removal.going.is_empty() {
             let removal = &mut planned.removal;
-            remove_hooked(context, store, name, removal, rules.protected, |_| Ok(()))?;
+            remove_hooked(context, store, name, removal, protected(rules), |_| Ok(()))?;
         }
         let mut value = removal_json(name, &planned.removal, self.dry_run);
         let kept = planned.verdicts.iter().filter(|(_, why)| !why.is_empty());

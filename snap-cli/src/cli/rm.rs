@@ -9,7 +9,7 @@ use crate::container::Container;
 use crate::error::{Error, Result};
 use crate::host::hooks::Event;
 use crate::recover;
-use crate::snapshot::remove::{Removal, chosen, plan, remove};
+use crate::snapshot::remove::{Protected, Removal, chosen, plan, remove};
 use crate::store::Store;
 use crate::store::name::{Chosen, ContainerName};
 use crate::store::usage::Space;
@@ -57,7 +57,7 @@ impl Verb for Args {
                 false => chosen(manifest, &choice)?,
             };
             let ids: Vec<_> = found.iter().map(|snapshot| snapshot.id).collect();
-            let removal = plan(&container, &ids, false)?;
+            let removal = plan(&container, &ids, Protected::Refuse)?;
             Ok((container, removal))
         };
         let (mut container, mut removal) = look()?;
@@ -79,9 +79,14 @@ impl Verb for Args {
         }
         if !self.dry_run && !removal.going.is_empty() {
             drop(container);
-            remove_hooked(context, &store, &name, &mut removal, false, |now| {
-                self.judge(now)
-            })?;
+            remove_hooked(
+                context,
+                &store,
+                &name,
+                &mut removal,
+                Protected::Refuse,
+                |now| self.judge(now),
+            )?;
         }
         if self.json {
             output::data(&removal_json(&name, &removal, self.dry_run))?;
@@ -159,7 +164,7 @@ pub(super) fn remove_hooked(
     store: &Store,
     name: &ContainerName,
     removal: &mut Removal,
-    protected: bool,
+    protected: Protected,
     judge: impl Fn(&Removal) -> Result<()>,
 ) -> Result<()> {
     let ids: Vec<_> = removal.going.iter().map(|snapshot| snapshot.id).collect();

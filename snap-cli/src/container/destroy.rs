@@ -5,6 +5,7 @@ use jiff::Span;
 
 use super::external::{self, Leftover};
 use super::{Container, Swap, browse, lxc};
+use crate::container::mount::Then;
 use crate::error::{Error, Result};
 use crate::store::collect;
 use crate::store::deleted;
@@ -23,7 +24,7 @@ pub fn destroy(container: Container<'_>) -> Result<ContainerId> {
 
 /// The same, to be kept for a span of time.
 pub fn destroy_keeping(mut container: Container<'_>, keep: &Span) -> Result<ContainerId> {
-    container.unmount(false)?;
+    container.unmount(Then::StayUnmounted)?;
     browse::close(&container, |_| true)?;
     let (store, id) = (container.store, container.id());
     let left = leave_outside(&mut container)?;
@@ -38,7 +39,7 @@ pub fn destroy_keeping(mut container: Container<'_>, keep: &Span) -> Result<Cont
 /// The same for good: what it took on the disk is free when this returns, unless another command is at
 /// work.
 pub fn destroy_now(mut container: Container<'_>) -> Result<ContainerId> {
-    container.unmount(false)?;
+    container.unmount(Then::StayUnmounted)?;
     browse::close(&container, |_| true)?;
     let (store, id) = (container.store, container.id());
     let left = leave_outside(&mut container)?;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::state::{self, Mounted, RunState};
+use super::state::{self, Lifetime, Mounted, RunState};
 use super::{Container, Swap, daemon, detach};
 use crate::error::{Error, Kind, Result};
 use crate::host::reach;
@@ -36,6 +36,15 @@ pub enum Privileges {
     WherePrivate,
 }
 
+/// What follows an unmount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// It stays unmounted.
+    StayUnmounted,
+    /// The caller mounts it again at once. If the caller is killed in between, the next command does.
+    MountAgain,
+}
+
 /// Whether a daemon whose mount is gone has ended.
 #[derive(PartialEq, Eq)]
 enum Ended {
@@ -46,9 +55,13 @@ enum Ended {
 
 impl Container<'_> {
     /// Mounts it: at `at`, else at a place in the store. Already mounted there, it stays as it is.
-    pub fn mount(&mut self, at: Option<(&Path, Privileges)>, transient: bool) -> Result<PathBuf> {
+    pub fn mount(
+        &mut self,
+        at: Option<(&Path, Privileges)>,
+        lifetime: Lifetime,
+    ) -> Result<PathBuf> {
         self.note_mount(Ephemeral::Mounted)?;
-        let mounted = self.mount_noted(at, transient);
+        let mounted = self.mount_noted(at, lifetime);
         if mounted.is_err() && self.mounted()? == Mounted::No {
             self.note_mount(Ephemeral::Waiting)?;
         }
@@ -72,10 +85,10 @@ impl Container<'_> {
     pub(crate) fn mount_noted(
         &self,
         at: Option<(&Path, Privileges)>,
-        transient: bool,
+        lifetime: Lifetime,
     ) -> Result<PathBuf> {
         if let Mounted::Alive(state) = self.mounted()? {
-            if let Some(place) = self.already(&state, at.map(|(at, _)| at), transient)? {
+            if let Some(place) = self.already(&state, at.map(|(at, _)| at), lifetime)? {
                 return Ok(place);
             }
             // It was unmounted from outside, and its daemon is about to end.
@@ -90,7 +103,7 @@ impl Container<'_> {
             }
             None => (self.make_place()?, false),
         };
-        self.start(&place, transient, nosuid)?;
+        self.start(&place, lifetime, nosuid)?;
         Ok(place)
     }
 
@@ -124,7 +137,7 @@ impl Container<'_> {
         &self,
         state: &RunState,
         at: Option<&Path>,
-        transient: bool,
+        lifetime: Lifetime,
     ) -> Result<Option<PathBuf>> {
         let name = self.name();
         if !state.is_here()? {
@@ -144,7 +157,7 @@ impl Container<'_> {
                 .hint(format!("unmount it there first: cowl umount {name}")));
             }
         }
-        if state.transient && !transient {
+        if state.transient && lifetime == Lifetime::UntilUnmounted {
             let state = RunState {
                 transient: false,
                 ..state.clone()
@@ -155,7 +168,7 @@ impl Container<'_> {
     }
 
     /// Starts a daemon and waits until the mount is there.
-    fn start(&self, place: &Path, transient: bool, nosuid: bool) -> Result<()> {
+    fn start(&self, place: &Path, lifetime: Lifetime, nosuid: bool) -> Result<()> {
         reserve::make_room_to_remove(self.store)?;
         let log = state::ensure_run_dir(self.store, self.id)?.join("log");
         // Until it has noted that it is there: were we killed before, others would take the container for
@@ -163,7 +176,7 @@ impl Container<'_> {
         let held = self.lock.for_child()?;
         launch(self.store, &log, |command| {
             command.stdin(held);
-            if transient {
+            if lifetime == Lifetime::OfCommand {
                 command.arg("--transient");
             }
             if nosuid {
@@ -173,14 +186,13 @@ impl Container<'_> {
         })
     }
 
-    /// Unmounts it; nothing when it is not mounted. Refused while anybody uses it, in whatever mount
-    /// namespace. When it answers, the daemon writes to no layer any more. `again` is for those who mount
-    /// it anew at once: a crash in between leaves that to the next command.
-    pub fn unmount(&self, again: bool) -> Result<Option<RunState>> {
+    /// Unmounts it; returns `None` if it is not mounted. Refused while a process uses it, in any mount namespace.
+    /// When this returns, the daemon writes to no layer any more.
+    pub fn unmount(&self, then: Then) -> Result<Option<RunState>> {
         let Mounted::Alive(state) = self.mounted()? else {
             return Ok(None);
         };
-        if again {
+        if then == Then::MountAgain {
             let replacing = RunState {
                 replacing: true,
                 ..state.clone()
@@ -195,14 +207,14 @@ impl Container<'_> {
         };
         match detach::unmount(self, &target) {
             Ok(()) => {
-                if !again {
+                if then == Then::StayUnmounted {
                     state::remove(self.store, self.id)?;
                     self.remove_mount_point();
                 }
                 Ok(Some(state))
             }
             Err(error) => {
-                if again {
+                if then == Then::MountAgain {
                     state::write(self.store, self.id, &state)?;
                 }
                 Err(error)
@@ -262,7 +274,7 @@ impl Container<'_> {
     /// Mounts it again where it was before [`Container::unmount`], or before its daemon died. The state is removed
     /// only if that fails: if this command is killed meanwhile, the next one tries again.
     pub fn mount_again(&self, was: &RunState) -> Result<()> {
-        let started = self.start(&was.mountpoint, was.transient, was.nosuid);
+        let started = self.start(&was.mountpoint, was.lifetime(), was.nosuid);
         if started.is_err() {
             state::remove(self.store, self.id)?;
         }

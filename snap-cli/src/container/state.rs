@@ -47,6 +47,15 @@ pub(super) fn from_json<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Pa
     })
 }
 
+/// How long a mount stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifetime {
+    /// Until it is unmounted.
+    UntilUnmounted,
+    /// While a command runs in it.
+    OfCommand,
+}
+
 /// What the daemon tells of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunState {
@@ -80,6 +89,14 @@ impl RunState {
         let mounts = mountinfo::read()?;
         Ok(mountinfo::topmost(&mounts, &self.mountpoint)
             .is_some_and(|mount| is_mount_of(mount, self.device)))
+    }
+
+    /// Returns how long the mount stays.
+    pub fn lifetime(&self) -> Lifetime {
+        match self.transient {
+            true => Lifetime::OfCommand,
+            false => Lifetime::UntilUnmounted,
+        }
     }
 
     /// Returns the mount's file system, by the table of mounts where the state does not name it.

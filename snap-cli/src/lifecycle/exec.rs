@@ -10,6 +10,8 @@ use std::process::{Command, ExitStatus};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 
+use crate::container::mount::Then;
+use crate::container::state::Lifetime;
 use crate::container::state::{self, Mounted};
 use crate::error::{Error, Result};
 use crate::recover;
@@ -29,7 +31,7 @@ pub fn exec(store: &Store, name: &ContainerName, command: &[OsString]) -> Result
         &session.who,
         session.patience,
     )?;
-    let place = container.mount(None, true)?;
+    let place = container.mount(None, Lifetime::OfCommand)?;
     drop(container);
     let code = run(&place, command);
     drop(running);
@@ -53,7 +55,7 @@ fn leave(store: &Store, name: &ContainerName) -> Result<()> {
     if !state.transient || last.is_none() {
         return Ok(());
     }
-    match container.unmount(false) {
+    match container.unmount(Then::StayUnmounted) {
         Ok(_) => recover::end_if_ephemeral(container).map(drop),
         Err(error) if error.kind == crate::error::Kind::Busy => {
             log::warn!("{name} stays mounted: {error}");

@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::container::mount::Then;
+use crate::container::state::Lifetime;
 use crate::container::state::Mounted;
 use crate::container::{Container, Swap, destroy, external};
 use crate::error::{Error, Kind, Result};
@@ -69,14 +71,21 @@ fn who(manifest: &ContainerManifest, id: ContainerId, caller: &Caller) -> Result
     Ok(Who::Copy)
 }
 
-fn open(store: &Store, id: ContainerId, to_unmount: bool) -> Result<Option<Container<'_>>> {
+/// What a hook does with the container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Mount,
+    Unmount,
+}
+
+fn open(store: &Store, id: ContainerId, purpose: Purpose) -> Result<Option<Container<'_>>> {
     let Some(record) = store.container(id)? else {
         return Ok(None);
     };
     let name = record.body.name;
-    let opened = match to_unmount {
-        true => recover::open_to_unmount(store, &name).map(|(container, _)| container),
-        false => recover::open(store, &name),
+    let opened = match purpose {
+        Purpose::Unmount => recover::open_to_unmount(store, &name).map(|(container, _)| container),
+        Purpose::Mount => recover::open(store, &name),
     };
     match opened {
         Ok(container) if container.id() == id => Ok(Some(container)),
@@ -88,7 +97,7 @@ fn open(store: &Store, id: ContainerId, to_unmount: bool) -> Result<Option<Conta
 
 /// Before a start: mounts the container. Refused for a copy of it.
 pub fn pre_start(store: &Store, id: ContainerId, caller: &Caller, limit: usize) -> Result<()> {
-    let Some(mut container) = open(store, id, false)? else {
+    let Some(mut container) = open(store, id, Purpose::Mount)? else {
         return Err(Error::not_found(format!(
             "the files of {} are gone: cowl has no container {id} in {} any more",
             caller.name,
@@ -132,7 +141,7 @@ pub fn pre_start(store: &Store, id: ContainerId, caller: &Caller, limit: usize) 
     }
     // Who starts containers only through LXC mounts them nowhere else.
     depth::keep(&mut container, limit, &mut |_| ());
-    container.mount(None, false)?;
+    container.mount(None, Lifetime::UntilUnmounted)?;
     admit(container)
 }
 
@@ -173,13 +182,13 @@ fn admit(mut container: Container<'_>) -> Result<()> {
 
 /// After a stop: unmounts the container. One that somebody else still uses stays mounted.
 pub fn post_stop(store: &Store, id: ContainerId, caller: &Caller) -> Result<()> {
-    let Some(container) = open(store, id, true)? else {
+    let Some(container) = open(store, id, Purpose::Unmount)? else {
         return Ok(());
     };
     match who(container.manifest(), id, caller)? {
         Who::Itself | Who::Moved(_) => {
             mount_points::close_mnt(store.paths(), Closed::ToMappedRoots)?;
-            container.unmount(false).map(drop)
+            container.unmount(Then::StayUnmounted).map(drop)
         }
         Who::Copy => Ok(()),
     }
@@ -197,7 +206,7 @@ fn stands_on(caller: &Caller, id: ContainerId) -> Result<bool> {
 
 /// When LXC destroys it: the container goes from the store, as by `cowl destroy`.
 pub fn destroy(store: &Store, id: ContainerId, caller: &Caller) -> Result<()> {
-    let Some(container) = open(store, id, true)? else {
+    let Some(container) = open(store, id, Purpose::Unmount)? else {
         return Ok(());
     };
     let name = container.name();

@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 
 use crate::archive::export_dir;
 use crate::container::external::{self, Leftover};
+use crate::container::mount::Then;
 use crate::container::{Container, Swap, dead};
 use crate::error::{Error, Result};
 use crate::lxc as tools;
@@ -26,8 +27,17 @@ pub enum How {
     Copy,
 }
 
+/// What becomes of the snapshots of a container that is given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Snapshots {
+    /// A container that has some is refused.
+    Refuse,
+    /// They are given up.
+    Drop,
+}
+
 /// What [`release`] would do. Refuses all that can be refused.
-pub fn plan(container: &Container<'_>, drop_snapshots: bool) -> Result<How> {
+pub fn plan(container: &Container<'_>, snapshots: Snapshots) -> Result<How> {
     let manifest = container.manifest();
     let name = container.name();
     let Some(adopted) = &manifest.adopted else {
@@ -38,7 +48,7 @@ pub fn plan(container: &Container<'_>, drop_snapshots: bool) -> Result<How> {
             "cowl export {name} writes what it shows as a tar archive or a folder"
         )));
     };
-    if !manifest.snapshots.is_empty() && !drop_snapshots {
+    if !manifest.snapshots.is_empty() && snapshots == Snapshots::Refuse {
         return Err(Error::failed(format!(
             "{name} has {} snapshots, which a plain folder can't have",
             manifest.snapshots.len()
@@ -100,12 +110,12 @@ fn used_by_others(container: &Container<'_>, layer: LayerId) -> Result<bool> {
 /// Gives the root file system back, and tells what people should know. The container is gone from the store.
 pub fn release(
     mut container: Container<'_>,
-    drop_snapshots: bool,
+    snapshots: Snapshots,
     progress: OnProgress<'_>,
 ) -> Result<Vec<String>> {
-    plan(&container, drop_snapshots)?;
+    plan(&container, snapshots)?;
     dead::refuse_stranded(&container)?;
-    container.unmount(false)?;
+    container.unmount(Then::StayUnmounted)?;
     let store = container.store();
     // Alone: nobody reads the layer that moves, or begins to stand on it.
     let alone = store.alone()?;

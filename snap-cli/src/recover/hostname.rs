@@ -11,6 +11,8 @@ use cowl_layers::view::Found;
 use rustix::fs::OFlags;
 
 use crate::container::Container;
+use crate::container::mount::Then;
+use crate::container::state::Lifetime;
 use crate::container::state::Mounted;
 use crate::error::{Error, Result};
 
@@ -44,10 +46,10 @@ pub(super) fn write_hostname(container: &Container<'_>, name: &str) -> Result<()
         return Ok(());
     }
     let before = matches!(container.mounted()?, Mounted::Alive(_));
-    let place = container.mount_noted(None, true)?;
+    let place = container.mount_noted(None, Lifetime::OfCommand)?;
     let written = write_hostname_at(&place, name);
     if !before {
-        container.unmount(false)?;
+        container.unmount(Then::StayUnmounted)?;
     }
     written
 }

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::keep::choose;
-use super::remove::{self, Removal};
+use super::remove::{self, Protected, Removal};
 use crate::container::Container;
 use crate::container::Swap;
 use crate::error::{Error, Result};
@@ -60,6 +60,14 @@ pub fn save(container: &mut Container<'_>, rules: Option<&Rules>) -> Result<()> 
     container.commit(next, None, |_| Ok(Swap::Done))
 }
 
+/// What becomes of protected snapshots by these rules.
+pub fn protected(rules: &Rules) -> Protected {
+    match rules.protected {
+        true => Protected::Remove,
+        false => Protected::Refuse,
+    }
+}
+
 /// What pruning by these rules would do now.
 pub fn plan(container: &Container<'_>, rules: &Rules) -> Result<Plan> {
     let snapshots = &container.manifest().snapshots;
@@ -69,7 +77,7 @@ pub fn plan(container: &Container<'_>, rules: &Rules) -> Result<Plan> {
         .iter()
         .filter_map(|(snapshot, why)| why.is_empty().then_some(snapshot.id))
         .collect();
-    let removal = remove::plan(container, &going, rules.protected)?;
+    let removal = remove::plan(container, &going, protected(rules))?;
     for refused in &removal.refused {
         for (snapshot, why) in &mut verdicts {
             if snapshot.name == refused.name {

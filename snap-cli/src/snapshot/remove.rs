@@ -79,9 +79,21 @@ pub fn chosen<'m>(
         .collect())
 }
 
-/// What removing these snapshots would do. Protected ones are refused unless `protected` says that they
-/// are meant too.
-pub fn plan(container: &Container<'_>, ids: &[SnapshotId], protected: bool) -> Result<Removal> {
+/// What becomes of protected snapshots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protected {
+    /// They are refused.
+    Refuse,
+    /// They are removed as well.
+    Remove,
+}
+
+/// What removing these snapshots would do.
+pub fn plan(
+    container: &Container<'_>,
+    ids: &[SnapshotId],
+    protected: Protected,
+) -> Result<Removal> {
     let store = container.store();
     // What is looked at here is not collected meanwhile.
     let _reading = store.share()?;
@@ -124,10 +136,10 @@ fn refused(
     container: &Container<'_>,
     snapshot: &SnapshotRef,
     stack: &[LayerId],
-    protected: bool,
+    protected: Protected,
 ) -> Result<Option<Refused>> {
     let address = format!("{}@{}", container.name(), snapshot.name);
-    if snapshot.protected && !protected {
+    if snapshot.protected && protected == Protected::Refuse {
         return Ok(Some(Refused {
             name: snapshot.name.clone(),
             why: "it is protected".to_owned(),

@@ -239,7 +239,7 @@ fn live(
     let store = container.store();
     // What is frozen stands still, whatever programs do meanwhile.
     let mut plan = Plan::new(old, &store.view(&frozen.state)?, &wish.scope)?;
-    let place = container.mount(None, run.transient)?;
+    let place = container.mount(None, run.lifetime())?;
     let root = dir::open_root(&place).map_err(|error| Error::at("open", &place, error))?;
     let target = InDirectory::new(root).map_err(|error| Error::at("open", &place, error))?;
     if plan.rename_back(&target)? {

@@ -16,7 +16,7 @@ use crate::lxc::locked::LockedSnapshots;
 use crate::lxc::snapshots::{self, LxcSnapshot};
 use crate::recover;
 use crate::snapshot::lxc_import;
-use crate::snapshot::remove::{plan, remove};
+use crate::snapshot::remove::{Protected, plan, remove};
 use crate::snapshot::restore::restore;
 use crate::snapshot::take::{Wish, take};
 use crate::snapshot::{Losses, resolve};
@@ -184,7 +184,7 @@ impl Front<'_> {
         self.context
             .hooked(Event::Rm, store, name, Some(&names), |_| {
                 let mut container = recover::open(store, name)?;
-                let removal = plan(&container, &ids, false)?;
+                let removal = plan(&container, &ids, Protected::Refuse)?;
                 remove(&mut container, &removal.going)?;
                 removal
                     .refused
