@@ -157,14 +157,21 @@ impl Client {
         self.stream.get_mut().write_all(&line)?;
         let until = Instant::now() + patience;
         let mut answer = Vec::new();
+        let mut ended = false;
         loop {
             match self.stream.read_until(b'\n', &mut answer) {
                 Ok(_) if answer.ends_with(b"\n") => break,
                 Ok(_) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let (pid, seen) = (self.pid, sys::process::inspect(self.pid));
-                    if seen.is_some_and(|seen| seen.killed) || sys::process::is_gone(pid) {
+                    if ended {
                         return Err(ControlError::Ending { pid });
+                    }
+                    // Race: a daemon that unmounts may answer and exit after the read timed out. Its answer is in the
+                    // socket's buffer then, so read once more.
+                    ended = seen.is_some_and(|seen| seen.killed) || sys::process::is_gone(pid);
+                    if ended {
+                        continue;
                     }
                     let state = seen.map(|seen| seen.state);
                     if state == Some('T') || Instant::now() >= until {
