@@ -8,9 +8,11 @@
 )]
 
 mod archive;
+mod kill;
 mod lxc;
 mod outside;
+mod remains;
 mod snapshots;
 mod undo;
 mod upkeep;
-mod world;
+mod web;
