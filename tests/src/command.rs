@@ -159,10 +159,14 @@ pub fn sh_in(dir: &Path, script: &str) -> Output {
     run_command(command, b"")
 }
 
-/// Runs a prepared command, with `input` as its standard input.
+/// Runs a prepared command, with `input` as its standard input. Unless the test chose a locale, messages are English:
+/// the caller's locale must not decide a test.
 #[track_caller]
 pub fn run_command(mut command: Command, input: &[u8]) -> Output {
     let line = format!("{command:?}");
+    if !command.get_envs().any(|(name, _)| name == "LC_ALL") {
+        command.env("LC_ALL", "C.UTF-8");
+    }
     let mut stdin = tempfile::tempfile().expect("a temporary file");
     stdin.write_all(input).expect("writing a temporary file");
     stdin
