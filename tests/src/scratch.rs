@@ -16,10 +16,18 @@ impl Scratch {
     /// limits on paths.
     #[must_use]
     pub fn for_test() -> Scratch {
-        let test = crate::conditions::test_name();
-        let (_, name) = test.rsplit_once("::").unwrap_or(("", &test));
-        let start: String = name.chars().take(16).collect();
-        Scratch::new(&start.replace(' ', "-"))
+        Scratch::new(&short_test_name())
+    }
+
+    /// Makes one for the calling test in memory, if there is a file system in memory: on a disk, the journal dominates
+    /// the time.
+    #[must_use]
+    pub fn in_memory() -> Scratch {
+        let memory = Path::new("/dev/shm");
+        match memory.is_dir() {
+            true => Scratch::new_in(memory, &short_test_name()),
+            false => Scratch::for_test(),
+        }
     }
 
     /// Makes one below `COWL_TEST_DIR`, `/var/tmp` when that is not set.
@@ -51,6 +59,14 @@ impl Scratch {
             .unwrap_or_else(|error| panic!("cannot make {}: {error}", path.display()));
         path
     }
+}
+
+/// Returns the beginning of the calling test's name, without its modules.
+fn short_test_name() -> String {
+    let test = crate::conditions::test_name();
+    let (_, name) = test.rsplit_once("::").unwrap_or(("", &test));
+    let start: String = name.chars().take(16).collect();
+    start.replace(' ', "-")
 }
 
 impl Deref for Scratch {

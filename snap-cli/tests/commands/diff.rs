@@ -2,68 +2,43 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
 
+use cowl_tests::cowl::Store;
 use serde_json::{Value, json};
 
-struct Store {
-    dir: tempfile::TempDir,
+/// The container web, changed in every way that needs no mount since its snapshot snap0.
+fn changed() -> Store {
+    let store = Store::for_test();
+    let base = store.beside("base");
+    std::fs::create_dir_all(base.join("etc/apt")).unwrap();
+    std::fs::write(base.join("etc/fstab"), "one\ntwo\n").unwrap();
+    std::fs::write(base.join("etc/mode"), "x").unwrap();
+    std::fs::write(base.join("thing"), "12345").unwrap();
+    store.create("web", &base);
+    store.ok(&["snapshot", "web"]);
+    let head = head_of_web(&store);
+    let at = |path: &str| head.join(path);
+    std::fs::create_dir_all(at("etc/apt")).unwrap();
+    std::fs::write(at("etc/apt/new"), vec![b'n'; 2048]).unwrap();
+    std::fs::write(at("etc/fstab"), "one\nTWO\nthree\n").unwrap();
+    std::fs::write(at("etc/a b\n"), "").unwrap();
+    std::fs::write(at("etc/mode"), "x").unwrap();
+    let old = std::fs::metadata(base.join("etc/mode")).unwrap();
+    let file = std::fs::File::options().write(true).open(at("etc/mode"));
+    file.unwrap().set_modified(old.modified().unwrap()).unwrap();
+    std::fs::set_permissions(at("etc/mode"), PermissionsExt::from_mode(0o755)).unwrap();
+    std::os::unix::fs::symlink("etc", at("thing")).unwrap();
+    store
 }
 
-impl Store {
-    /// The container web, changed in every way that needs no mount since its snapshot snap0.
-    fn new() -> Self {
-        let store = Self {
-            dir: tempfile::tempdir().unwrap(),
-        };
-        let base = store.dir.path().join("base");
-        std::fs::create_dir_all(base.join("etc/apt")).unwrap();
-        std::fs::write(base.join("etc/fstab"), "one\ntwo\n").unwrap();
-        std::fs::write(base.join("etc/mode"), "x").unwrap();
-        std::fs::write(base.join("thing"), "12345").unwrap();
-        store.ok(&["create", "web", "--from", base.to_str().unwrap()]);
-        store.ok(&["snapshot", "web"]);
-        let head = store.head();
-        let at = |path: &str| head.join(path);
-        std::fs::create_dir_all(at("etc/apt")).unwrap();
-        std::fs::write(at("etc/apt/new"), vec![b'n'; 2048]).unwrap();
-        std::fs::write(at("etc/fstab"), "one\nTWO\nthree\n").unwrap();
-        std::fs::write(at("etc/a b\n"), "").unwrap();
-        std::fs::write(at("etc/mode"), "x").unwrap();
-        let old = std::fs::metadata(base.join("etc/mode")).unwrap();
-        let file = std::fs::File::options().write(true).open(at("etc/mode"));
-        file.unwrap().set_modified(old.modified().unwrap()).unwrap();
-        std::fs::set_permissions(at("etc/mode"), PermissionsExt::from_mode(0o755)).unwrap();
-        std::os::unix::fs::symlink("etc", at("thing")).unwrap();
-        store
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_cowl"))
-            .arg("--store")
-            .arg(self.dir.path().join("store"))
-            .args(args)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
-    }
-
-    #[track_caller]
-    fn ok(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert!(output.status.success(), "{args:?}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn head(&self) -> PathBuf {
-        let shown: Value = serde_json::from_str(&self.ok(&["show", "web", "--json"])).unwrap();
-        PathBuf::from(shown["head"].as_str().unwrap())
-    }
+fn head_of_web(store: &Store) -> PathBuf {
+    let shown = store.cowl(["show", "web", "--json"]).ok().json();
+    PathBuf::from(shown["head"].as_str().unwrap())
 }
 
 #[test]
 fn every_form_of_a_diff() {
-    let store = Store::new();
+    let store = changed();
     assert_eq!(
         store.ok(&["diff", "web"]),
         "A /etc/a b\\n\nA /etc/apt/new\nM /etc/fstab\nM /etc/mode\nT /thing\n"
@@ -117,7 +92,7 @@ fn every_form_of_a_diff() {
 
 #[test]
 fn only_the_paths_that_are_given() {
-    let store = Store::new();
+    let store = changed();
     let only = |paths: &[&str]| store.ok(&[&["diff", "web@snap0", "web", "--"], paths].concat());
     assert_eq!(
         only(&["/etc/apt/", "etc/fstab"]),
@@ -134,10 +109,7 @@ fn only_the_paths_that_are_given() {
         "M /etc/mode\n"
     );
     let refused = |args: &[&str], code, word: &str| {
-        let output = store.run(args);
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(code), "{said}");
-        assert!(said.contains(word), "{said}");
+        store.cowl(args).fails(code, &[word]);
     };
     refused(&["diff", "web", "--", "etc/nothing"], 3, "etc/nothing");
     refused(&["diff", "web", "--", "../etc"], 2, "..");
@@ -147,7 +119,7 @@ fn only_the_paths_that_are_given() {
 
 #[test]
 fn a_patch_in_words() {
-    let store = Store::new();
+    let store = changed();
     let patch = store.ok(&[
         "diff",
         "web",

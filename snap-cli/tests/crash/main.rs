@@ -9,6 +9,8 @@
 
 mod archive;
 mod kill;
+#[path = "../shared/library.rs"]
+mod library;
 mod lxc;
 mod outside;
 mod remains;

@@ -12,6 +12,7 @@ use cowl_layers::view::{DirNode, Found, View};
 use cowl_tests::conditions::{Need, can};
 
 use crate::kill::{at_each, calls, kill_at};
+use crate::library;
 use crate::remains::{self, names};
 
 const CONFIG: &str = "# a config\nlxc.include = /nowhere\n\nlxc.rootfs.path = dir:DIR/lxc/c1/rootfs\n\
@@ -74,7 +75,7 @@ impl World {
 
     /// Writes into the head of c1, which is not mounted.
     fn write(&self, path: &str, text: &str) {
-        let store = remains::open(self.cli.path()).unwrap();
+        let store = library::open(self.cli.path()).unwrap();
         let (_, record) = store.containers().unwrap().remove(0);
         let tree = store.layer_tree(record.unwrap().body.head);
         std::fs::write(tree.join(path), text).unwrap();
@@ -84,7 +85,7 @@ impl World {
         let mut ids = Vec::new();
         let mut containers = BTreeMap::new();
         let mut deleted = 0;
-        if let Ok(store) = remains::open(self.cli.path()) {
+        if let Ok(store) = library::open(self.cli.path()) {
             for (id, record) in store.containers().unwrap() {
                 let manifest = record.unwrap().body;
                 assert!(manifest.moving.is_none(), "{manifest:?}");

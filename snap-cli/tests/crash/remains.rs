@@ -4,22 +4,14 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cowl::store::{Session, Store};
-
-/// Opens the store, as a command does.
-pub(crate) fn open(path: &Path) -> cowl::error::Result<Store> {
-    let session = Session {
-        who: "test".to_owned(),
-        patience: Duration::from_secs(5),
-        mounts: Default::default(),
-    };
-    Store::open(path, session)
-}
+use crate::library;
 
 /// Checks that the store at `path` holds nothing that no manifest names. A store that does not exist yet is clean.
 #[track_caller]
 pub(crate) fn assert_none(path: &Path, what: &str) {
-    let Ok(store) = open(path) else { return };
+    let Ok(store) = library::open(path) else {
+        return;
+    };
     let mut layers = BTreeSet::new();
     let mut files = BTreeSet::new();
     for (id, record) in store.containers().unwrap() {

@@ -11,6 +11,7 @@ use cowl_tests::conditions::{self, Need};
 use cowl_tests::mount::wait_until;
 
 use crate::kill::{at_each, calls, kill_at};
+use crate::library;
 use crate::remains;
 
 /// Returns whether the calling test can run here; if not, it is counted as skipped.
@@ -73,7 +74,7 @@ impl World {
     }
 
     fn store(&self) -> Store {
-        remains::open(self.cli.path()).unwrap()
+        library::open(self.cli.path()).unwrap()
     }
 
     /// Unmounts web. A process that another thread is about to start holds a copy of each descriptor for a moment,
