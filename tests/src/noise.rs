@@ -59,8 +59,8 @@ impl Drop for Noise {
 }
 
 fn look(root: PathBuf, mut rng: Rng, stop: &AtomicBool) -> Vec<String> {
-    // A umask of one's own, which `Side` sets with every step.
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).expect("a umask of one's own");
+    // `Side` sets the umask with every step.
+    crate::conditions::own_umask();
     let mut side = Side::new(&root);
     let mut wrong = Vec::new();
     let mut known: Vec<RelPath> = Vec::new();

@@ -37,9 +37,10 @@ impl Scratch {
         Scratch::new_in(Path::new(&parent), test)
     }
 
-    /// Makes one in `parent`.
+    /// Makes one in `parent`. The test gets a umask of its own.
     #[must_use]
     pub fn new_in(parent: &Path, test: &str) -> Scratch {
+        crate::conditions::own_umask();
         let dir = tempfile::Builder::new()
             .prefix(&format!("cowl-{test}-"))
             .tempdir_in(parent)

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use crate::command::sh_in;
-use crate::conditions::{Need, can};
+use crate::conditions::{Need, can_mount, test_name};
 use crate::layers::Wish;
 use crate::mount::{Overlay, Stack};
 use crate::random::{Generator, Op, Outcome, Side, Who};
@@ -99,9 +99,9 @@ pub fn upper_on(base: &Path, top: &Path) -> (PathBuf, PathBuf) {
 
 /// The same work on `stack` and on `plain`, seen to be the same after each part.
 #[track_caller]
-pub fn exercise(scratch: &Scratch, what: &str, stack: Stack, plain: PathBuf, seed: u64) {
+pub fn exercise(scratch: &Scratch, stack: Stack, plain: PathBuf, seed: u64) {
     let case = Case {
-        what,
+        what: &test_name(),
         stack,
         plain,
         seed: seed + other(),
@@ -114,10 +114,7 @@ pub fn exercise(scratch: &Scratch, what: &str, stack: Stack, plain: PathBuf, see
 /// Whether the machine can mount layers, with what is needed `more`.
 #[must_use]
 pub fn ready(more: &[Vec<Need>]) -> bool {
-    let needs = [&[Need::Root, Need::Fuse][..], &more.concat()].concat();
-    // Modes of what is made are compared.
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    can(&needs)
+    can_mount(&more.concat())
 }
 
 /// Mounts, works, compares, mounts anew, compares; leaves nothing mounted. The base can be unmounted

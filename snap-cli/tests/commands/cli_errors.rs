@@ -109,7 +109,7 @@ fn names_that_are_taken() {
     ] {
         world.refused(args, 1, &["web exists already"]);
     }
-    world.cli.ok(&["snapshot", "web", "--name", "good"]);
+    world.cli.ok(["snapshot", "web", "--name", "good"]);
     world.refused(&["snapshot", "web", "--name", "good"], 1, &["good exists"]);
     world.refused(&["snapshot", "web", "--name", "snap9"], 2, &["snap9"]);
     world.refused(&["snapshot", "web", "--name", "auto0"], 2, &["auto0"]);
@@ -234,7 +234,7 @@ fn a_dry_run_changes_nothing() {
 #[test]
 fn a_damaged_store_is_told_and_left_alone() {
     let world = World::new();
-    world.cli.ok(&["clone", "web", "other"]);
+    world.cli.ok(["clone", "web", "other"]);
     let containers = world.path("store/containers");
     let file = manifest_of(&containers, "web");
     let text = std::fs::read_to_string(&file).unwrap();
@@ -249,10 +249,10 @@ fn a_damaged_store_is_told_and_left_alone() {
         world.refused(args, 5, &[name, "checksum"]);
     }
     // The others go on, and its name is still its own.
-    world.cli.ok(&["snapshot", "other"]);
-    world.cli.ok(&["clone", "other", "new"]);
+    world.cli.ok(["snapshot", "other"]);
+    world.cli.ok(["clone", "other", "new"]);
     world.cli.cowl(["clone", "other", "web"]).fails(1, &[]);
-    let list = world.cli.cowl(&["list"]);
+    let list = world.cli.cowl(["list"]);
     assert_eq!(list.code, 5);
     assert!(String::from_utf8(list.stdout).unwrap().contains("other"));
 }
@@ -321,7 +321,7 @@ fn a_folder_that_is_no_store_is_left_alone() {
 #[test]
 fn errors_as_json_where_json_is_asked_for() {
     let world = World::new();
-    let output = world.cli.cowl(&["list", "wbe", "--json"]);
+    let output = world.cli.cowl(["list", "wbe", "--json"]);
     let error: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
     assert_eq!(error["error"]["kind"], "not-found");
     assert_eq!(error["error"]["hint"], "did you mean web?");
@@ -346,7 +346,7 @@ fn commands_wait_for_each_other_and_say_for_whom() {
     );
     // A child that another test has forked and that has not exec'd yet shares the lock: closing would not end it.
     rustix::fs::flock(&held, rustix::fs::FlockOperation::Unlock).unwrap();
-    world.cli.ok(&["snapshot", "web", "--wait", "0"]);
+    world.cli.ok(["snapshot", "web", "--wait", "0"]);
 }
 
 /// Nothing is collected while nobody knows what it named.
@@ -365,8 +365,8 @@ fn a_container_that_lost_its_manifest_is_no_half_made_one() {
         assert!(said.contains(name), "{args:?}: {said}");
     }
     std::fs::rename(&kept, &file).unwrap();
-    world.cli.ok(&["check"]);
-    world.cli.ok(&["diff", "web@snap0", "web"]);
+    world.cli.ok(["check"]);
+    world.cli.ok(["diff", "web@snap0", "web"]);
 }
 
 /// What can't be read may be what names the layer that is written to.
@@ -384,6 +384,6 @@ fn a_change_under_way_that_can_not_be_read_is_not_dropped() {
     }
     // A torn one is from before anything relied on it.
     std::fs::write(&next, "{\"form").unwrap();
-    world.cli.ok(&["snapshot", "web"]);
+    world.cli.ok(["snapshot", "web"]);
     assert!(!next.try_exists().unwrap());
 }

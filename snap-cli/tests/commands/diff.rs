@@ -15,7 +15,7 @@ fn changed() -> Store {
     std::fs::write(base.join("etc/mode"), "x").unwrap();
     std::fs::write(base.join("thing"), "12345").unwrap();
     store.create("web", &base);
-    store.ok(&["snapshot", "web"]);
+    store.ok(["snapshot", "web"]);
     let head = head_of_web(&store);
     let at = |path: &str| head.join(path);
     std::fs::create_dir_all(at("etc/apt")).unwrap();
@@ -40,11 +40,11 @@ fn head_of_web(store: &Store) -> PathBuf {
 fn every_form_of_a_diff() {
     let store = changed();
     assert_eq!(
-        store.ok(&["diff", "web"]),
+        store.ok(["diff", "web"]),
         "A /etc/a b\\n\nA /etc/apt/new\nM /etc/fstab\nM /etc/mode\nT /thing\n"
     );
     assert_eq!(
-        store.ok(&["diff", "web@snap0", "web", "--long"]),
+        store.ok(["diff", "web@snap0", "web", "--long"]),
         "   OLD      NEW  WHAT          PATH\n\
          A           0 B                /etc/a b\\n\n\
          A       2.0 KiB                /etc/apt/new\n\
@@ -53,7 +53,7 @@ fn every_form_of_a_diff() {
          T  5 B      3 B                /thing\n"
     );
     assert_eq!(
-        store.ok(&["diff", "web", "--stat"]),
+        store.ok(["diff", "web", "--stat"]),
         "A  /etc/a b\\n         0 B\n\
          A  /etc/apt/new  +2.0 KiB\n\
          M  /etc/fstab        +6 B\n\
@@ -62,14 +62,14 @@ fn every_form_of_a_diff() {
          2 added, 2 modified, 1 of another type, +2.0 KiB\n"
     );
     assert_eq!(
-        store.ok(&["diff", "web", "--name-only"]),
+        store.ok(["diff", "web", "--name-only"]),
         "etc/a b\\n\netc/apt/new\netc/fstab\netc/mode\nthing\n"
     );
     assert_eq!(
-        store.ok(&["diff", "web", "--name-only", "-0"]),
+        store.ok(["diff", "web", "--name-only", "-0"]),
         "etc/a b\n\0etc/apt/new\0etc/fstab\0etc/mode\0thing\0"
     );
-    let told: Value = serde_json::from_str(&store.ok(&["diff", "web", "--json"])).unwrap();
+    let told: Value = serde_json::from_str(&store.ok(["diff", "web", "--json"])).unwrap();
     assert_eq!(
         told,
         json!({
@@ -84,16 +84,16 @@ fn every_form_of_a_diff() {
             "totals": {"A": 2, "M": 2, "D": 0, "T": 1, "R": 0, "old_size": 14, "new_size": 2066},
         })
     );
-    let nothing = store.ok(&["diff", "web@snap0", "web@snap0", "--stat"]);
+    let nothing = store.ok(["diff", "web@snap0", "web@snap0", "--stat"]);
     assert_eq!(nothing, "nothing differs\n");
-    let coloured = store.ok(&["--color", "always", "diff", "web", "--", "etc/fstab"]);
+    let coloured = store.ok(["--color", "always", "diff", "web", "--", "etc/fstab"]);
     assert_eq!(coloured, "\u{1b}[33mM\u{1b}[0m /etc/fstab\n");
 }
 
 #[test]
 fn only_the_paths_that_are_given() {
     let store = changed();
-    let only = |paths: &[&str]| store.ok(&[&["diff", "web@snap0", "web", "--"], paths].concat());
+    let only = |paths: &[&str]| store.ok([&["diff", "web@snap0", "web", "--"], paths].concat());
     assert_eq!(
         only(&["/etc/apt/", "etc/fstab"]),
         "A /etc/apt/new\nM /etc/fstab\n"
@@ -103,11 +103,8 @@ fn only_the_paths_that_are_given() {
         only(&["etc/apt", "etc/apt/new", "./etc//apt"]),
         "A /etc/apt/new\n"
     );
-    assert_eq!(only(&["/"]), store.ok(&["diff", "web"]));
-    assert_eq!(
-        store.ok(&["diff", "web", "--", "etc/mode"]),
-        "M /etc/mode\n"
-    );
+    assert_eq!(only(&["/"]), store.ok(["diff", "web"]));
+    assert_eq!(store.ok(["diff", "web", "--", "etc/mode"]), "M /etc/mode\n");
     let refused = |args: &[&str], code, word: &str| {
         store.cowl(args).fails(code, &[word]);
     };
@@ -120,7 +117,7 @@ fn only_the_paths_that_are_given() {
 #[test]
 fn a_patch_in_words() {
     let store = changed();
-    let patch = store.ok(&[
+    let patch = store.ok([
         "diff",
         "web",
         "--patch",

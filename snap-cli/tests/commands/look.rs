@@ -24,7 +24,7 @@ fn web() -> Store {
     symlink("loop", at("etc/loop")).unwrap();
     std::fs::write(base.join(OsStr::from_bytes(b"odd:\xff")), "odd").unwrap();
     store.create("web", &base);
-    store.ok(&["snapshot", "web"]);
+    store.ok(["snapshot", "web"]);
     let shown = store.cowl(["show", "web", "--json"]).ok().json();
     let head = std::path::PathBuf::from(shown["head"].as_str().unwrap());
     std::fs::create_dir_all(head.join("etc")).unwrap();
@@ -35,50 +35,46 @@ fn web() -> Store {
 #[test]
 fn a_file_of_any_state_is_printed() {
     let store = web();
-    assert_eq!(store.ok(&["cat", "web:etc/passwd"]), "changed\n");
+    assert_eq!(store.ok(["cat", "web:etc/passwd"]), "changed\n");
     let old = "of the container\n";
-    assert_eq!(store.ok(&["cat", "web@snap0:/etc/passwd"]), old);
-    assert_eq!(store.ok(&["cat", "web@snap0:etc/absolute"]), old);
-    assert_eq!(store.ok(&["cat", "web@snap0:etc/upwards"]), old);
+    assert_eq!(store.ok(["cat", "web@snap0:/etc/passwd"]), old);
+    assert_eq!(store.ok(["cat", "web@snap0:etc/absolute"]), old);
+    assert_eq!(store.ok(["cat", "web@snap0:etc/upwards"]), old);
     assert_eq!(store.cowl(["cat", "web:bin/tool"]).ok().stdout, [0, 1, 255]);
     assert_eq!(
-        store.ok(&["cat", "web:etc/passwd", "web@snap0:etc/passwd"]),
+        store.ok(["cat", "web:etc/passwd", "web@snap0:etc/passwd"]),
         format!("changed\n{old}")
     );
     let odd: [&OsStr; 2] = ["cat".as_ref(), OsStr::from_bytes(b"web@snap0:odd:\xff")];
-    assert_eq!(store.cowl(&odd).ok().stdout, b"odd");
+    assert_eq!(store.cowl(odd).ok().stdout, b"odd");
 
-    store.refused(
-        &["cat", "web:etc"],
-        1,
-        &["web:etc", "folder", "cowl ls web"],
-    );
-    store.refused(&["cat", "web:etc/no"], 3, &["web:etc/no", "no such path"]);
-    store.refused(&["cat", "web:etc/passwd/x"], 3, &["not a folder"]);
-    store.refused(&["cat", "web:etc/loop"], 1, &["too many symbolic links"]);
-    store.refused(&["cat", "web"], 2, &["cowl cat web:PATH"]);
-    store.refused(&["cat", "web@snap7:etc"], 3, &["snap7"]);
-    store.refused(&["cat", ":etc"], 2, &["container name"]);
+    store.refused(["cat", "web:etc"], 1, &["web:etc", "folder", "cowl ls web"]);
+    store.refused(["cat", "web:etc/no"], 3, &["web:etc/no", "no such path"]);
+    store.refused(["cat", "web:etc/passwd/x"], 3, &["not a folder"]);
+    store.refused(["cat", "web:etc/loop"], 1, &["too many symbolic links"]);
+    store.refused(["cat", "web"], 2, &["cowl cat web:PATH"]);
+    store.refused(["cat", "web@snap7:etc"], 3, &["snap7"]);
+    store.refused(["cat", ":etc"], 2, &["container name"]);
 }
 
 #[test]
 fn folders_are_listed() {
     let store = web();
-    assert_eq!(store.ok(&["ls", "web"]), "bin\netc\nodd:\\xff\nusr\n");
-    assert_eq!(store.ok(&["ls", "web@snap0:bin"]), "tool\n");
-    assert_eq!(store.ok(&["ls", "web:/bin/tool"]), "tool\n");
+    assert_eq!(store.ok(["ls", "web"]), "bin\netc\nodd:\\xff\nusr\n");
+    assert_eq!(store.ok(["ls", "web@snap0:bin"]), "tool\n");
+    assert_eq!(store.ok(["ls", "web:/bin/tool"]), "tool\n");
     assert_eq!(
         store
-            .ok(&["ls", "web:etc/loop", "-l"])
+            .ok(["ls", "web:etc/loop", "-l"])
             .matches("loop")
             .count(),
         2
     );
-    assert_eq!(store.ok(&["ls", "web:usr", "-R"]), "bin\nbin/tool\n");
-    let long = store.ok(&["ls", "web:bin/", "--long"]);
+    assert_eq!(store.ok(["ls", "web:usr", "-R"]), "bin\nbin/tool\n");
+    let long = store.ok(["ls", "web:bin/", "--long"]);
     assert!(long.starts_with("-rwxr-xr-x  0:0  3  20"), "{long}");
     assert!(long.ends_with("  tool\n"), "{long}");
-    let link = store.ok(&["ls", "web:bin", "-l"]);
+    let link = store.ok(["ls", "web:bin", "-l"]);
     assert!(
         link.starts_with("lrwxrwxrwx") && link.ends_with("bin -> usr/bin\n"),
         "{link}"
@@ -96,6 +92,6 @@ fn folders_are_listed() {
     );
     assert_eq!(find("bin".into())["target"], "usr/bin");
     assert_eq!(find(b"odd:\xff"[..].into())["size"], 3);
-    store.refused(&["ls", "web:nothing"], 3, &["web:nothing"]);
-    store.refused(&["ls", "wbe:etc"], 3, &["did you mean web?"]);
+    store.refused(["ls", "web:nothing"], 3, &["web:nothing"]);
+    store.refused(["ls", "wbe:etc"], 3, &["did you mean web?"]);
 }

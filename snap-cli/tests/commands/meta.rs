@@ -44,10 +44,10 @@ fn a_remark_comes_from_anywhere_and_changes_any_time() {
     std::fs::write(&file, "from a file\n").unwrap();
     world
         .cli
-        .ok(&["snapshot", "web", "-c", file.to_str().unwrap()]);
+        .ok(["snapshot", "web", "-c", file.to_str().unwrap()]);
     let said = || world.json(&["show", "web@snap0", "--json"])["comment"].clone();
     assert_eq!(said(), "from a file");
-    world.cli.ok(&["comment", "web@snap0", "from a word"]);
+    world.cli.ok(["comment", "web@snap0", "from a word"]);
     assert_eq!(said(), "from a word");
 
     let piped = ["comment", "web@snap0", "-c", "-"];
@@ -64,25 +64,23 @@ fn a_remark_comes_from_anywhere_and_changes_any_time() {
     edit("false").fails(1, &[]);
     assert_eq!(said(), "from a editor");
 
-    world.cli.ok(&["comment", "web@snap0", ""]);
+    world.cli.ok(["comment", "web@snap0", ""]);
     assert_eq!(said(), "");
+    world.cli.refused(["comment", "web", "x"], 2, &["web@SNAP"]);
     world
         .cli
-        .refused(&["comment", "web", "x"], 2, &["web@SNAP"]);
-    world
-        .cli
-        .refused(&["comment", "web@snap1", "x"], 3, &["did you mean snap0?"]);
+        .refused(["comment", "web@snap1", "x"], 3, &["did you mean snap0?"]);
     // A file that is not there is found before anything is made.
     world
         .cli
-        .refused(&["snapshot", "web", "-c", "/absent"], 1, &["/absent"]);
+        .refused(["snapshot", "web", "-c", "/absent"], 1, &["/absent"]);
     assert_eq!(world.listed(&[]), ["snap0"]);
 }
 
 #[test]
 fn tags_and_protection() {
     let world = World::new();
-    world.cli.ok(&[
+    world.cli.ok([
         "snapshot",
         "web",
         "--tag",
@@ -91,7 +89,7 @@ fn tags_and_protection() {
         "keep",
         "--protect",
     ]);
-    world.cli.ok(&["snapshot", "web", "--scheduled"]);
+    world.cli.ok(["snapshot", "web", "--scheduled"]);
     let shown = world.json(&["show", "web@snap0", "--json"]);
     assert_eq!(
         shown["tags"],
@@ -107,23 +105,23 @@ fn tags_and_protection() {
 
     world
         .cli
-        .ok(&["tag", "web@snap0", "env=test", "--remove", "keep"]);
+        .ok(["tag", "web@snap0", "env=test", "--remove", "keep"]);
     assert_eq!(world.listed(&["--tag", "env=test"]), ["snap0"]);
     assert!(world.listed(&["--tag", "keep"]).is_empty());
     world.cli.refused(
-        &["tag", "web@snap0", "--remove", "keep"],
+        ["tag", "web@snap0", "--remove", "keep"],
         1,
         &["it has: env"],
     );
     world
         .cli
-        .refused(&["tag", "web@snap0", "=x"], 2, &["no key"]);
+        .refused(["tag", "web@snap0", "=x"], 2, &["no key"]);
 
-    world.cli.ok(&["protect", "web@snap0", "--off"]);
-    world.cli.ok(&["protect", "web@snap1"]);
+    world.cli.ok(["protect", "web@snap0", "--off"]);
+    world.cli.ok(["protect", "web@snap1"]);
     let protected = world
         .cli
-        .ok(&["list", "web", "--format", "{name}:{protected}"]);
+        .ok(["list", "web", "--format", "{name}:{protected}"]);
     assert_eq!(protected, "snap0:false\nsnap1:true\n");
     assert_eq!(world.listed(&["--kind", "scheduled"]), ["snap1"]);
     assert_eq!(world.listed(&["--kind", "manual"]), ["snap0"]);
@@ -132,7 +130,7 @@ fn tags_and_protection() {
 #[test]
 fn lists_are_filtered_and_sorted() {
     let world = World::new();
-    world.cli.ok(&[
+    world.cli.ok([
         "snapshot",
         "web",
         "--name",
@@ -142,7 +140,7 @@ fn lists_are_filtered_and_sorted() {
     ]);
     for name in ["a", "b"] {
         world.write(name);
-        world.cli.ok(&["snapshot", "web", "-m", name]);
+        world.cli.ok(["snapshot", "web", "-m", name]);
     }
     assert_eq!(world.listed(&[]), ["zero", "snap0", "snap1"]);
     assert_eq!(
@@ -157,12 +155,12 @@ fn lists_are_filtered_and_sorted() {
     assert_eq!(world.listed(&["--until", "2199-01-01"]).len(), 3);
     world
         .cli
-        .refused(&["list", "web", "--since", "x"], 2, &["no time"]);
+        .refused(["list", "web", "--since", "x"], 2, &["no time"]);
     world
         .cli
-        .refused(&["list", "web", "--format", "{nmae}"], 2, &["{name}"]);
-    world.cli.refused(&["list", "--tree"], 2, &["NAME"]);
-    let bare = world.cli.ok(&["list", "web", "--no-header"]);
+        .refused(["list", "web", "--format", "{nmae}"], 2, &["{name}"]);
+    world.cli.refused(["list", "--tree"], 2, &["NAME"]);
+    let bare = world.cli.ok(["list", "web", "--no-header"]);
     assert_eq!(bare.lines().count(), 3, "{bare}");
     assert!(bare.starts_with("zero "), "{bare}");
     let all = world.json(&["list", "--json"]);
@@ -177,15 +175,15 @@ fn lists_are_filtered_and_sorted() {
 #[test]
 fn the_tree_shows_what_was_made_from_what() {
     let world = World::new();
-    world.cli.ok(&["snapshot", "web"]);
+    world.cli.ok(["snapshot", "web"]);
     for name in ["a", "b"] {
         world.write(name);
-        world.cli.ok(&["snapshot", "web"]);
+        world.cli.ok(["snapshot", "web"]);
     }
-    world.cli.ok(&["restore", "web", "snap0"]);
+    world.cli.ok(["restore", "web", "snap0"]);
     world.write("c");
-    world.cli.ok(&["snapshot", "web", "-m", "another way"]);
-    let tree = world.cli.ok(&["list", "web", "--tree", "--no-header"]);
+    world.cli.ok(["snapshot", "web", "-m", "another way"]);
+    let tree = world.cli.ok(["list", "web", "--tree", "--no-header"]);
     let names: Vec<_> = tree
         .lines()
         .map(|line| line.split("  ").next().unwrap())
@@ -196,17 +194,17 @@ fn the_tree_shows_what_was_made_from_what() {
 #[test]
 fn show_tells_all() {
     let world = World::new();
-    world.cli.ok(&["snapshot", "web", "-m", "one"]);
-    let text = world.cli.ok(&["show", "web@snap0"]);
+    world.cli.ok(["snapshot", "web", "-m", "one"]);
+    let text = world.cli.ok(["show", "web@snap0"]);
     for word in ["name", "snap0", "comment", "one", "manual"] {
         assert!(text.contains(word), "{text}");
     }
-    let text = world.cli.ok(&["show", "web"]);
+    let text = world.cli.ok(["show", "web"]);
     assert!(
         text.contains("made from") && text.contains("snap0"),
         "{text}"
     );
     world
         .cli
-        .refused(&["show", "wbe"], 3, &["did you mean web?"]);
+        .refused(["show", "wbe"], 3, &["did you mean web?"]);
 }
