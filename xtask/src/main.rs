@@ -16,6 +16,7 @@ mod promises;
 mod run;
 mod setup;
 mod soak;
+mod symbols;
 mod test;
 
 use std::process::ExitCode;
