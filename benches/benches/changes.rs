@@ -9,7 +9,7 @@ use std::hint::black_box;
 
 use cowl_benches::{ROOT, Stage, name, spread};
 use cowl_overlay::RenameFlags;
-use cowl_overlay::plan::{self, NameState, UpperHas};
+use cowl_overlay::plan::{self, MovedObject, NameState, UpperHas};
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 
 fn rename_folder(c: &mut Criterion) {
@@ -82,7 +82,11 @@ fn rename_plan(c: &mut Criterion) {
         b.iter(|| {
             for from in &states {
                 for to in &states {
-                    black_box(plan::rename(black_box(*from), black_box(*to), true, false));
+                    black_box(plan::rename(
+                        black_box(*from),
+                        black_box(*to),
+                        MovedObject::Directory,
+                    ));
                 }
             }
         });

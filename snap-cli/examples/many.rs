@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use cowl::store::layers::Making;
+use cowl::store::making::Making;
 use cowl::store::manifest::{
     ContainerManifest, LayerId, LayerKind, SnapshotId, SnapshotKind, SnapshotManifest, SnapshotRef,
 };
@@ -39,7 +39,7 @@ fn main() {
     let store = Store::open_or_make(&root, session).unwrap();
     let mut making = Making::begin(&store).unwrap();
     let base = making.layer(LayerKind::Base, &[], &[]).unwrap();
-    std::fs::write(store.layer_tree(base).join("file"), "content").unwrap();
+    std::fs::write(store.paths().layer_tree(base).join("file"), "content").unwrap();
     for container in 0..containers {
         write(
             &store,
@@ -58,7 +58,11 @@ fn write(store: &Store, making: &mut Making<'_>, base: LayerId, name: &str, snap
     let mut stack = vec![base];
     for number in 0..snapshots {
         let layer = making.layer(LayerKind::Delta, &stack, &[]).unwrap();
-        std::fs::write(store.layer_tree(layer).join("file"), number.to_string()).unwrap();
+        std::fs::write(
+            store.paths().layer_tree(layer).join("file"),
+            number.to_string(),
+        )
+        .unwrap();
         stack.insert(0, layer);
         if stack.len() > DEPTH {
             stack.remove(DEPTH - 1);
@@ -70,7 +74,11 @@ fn write(store: &Store, making: &mut Making<'_>, base: LayerId, name: &str, snap
             config: None,
             extra: Map::new(),
         };
-        disk::write_new(&store.snapshot_file(id, snapshot), &Record::first(state)).unwrap();
+        disk::write_new(
+            &store.paths().snapshot_file(id, snapshot),
+            &Record::first(state),
+        )
+        .unwrap();
         list.push(SnapshotRef {
             id: snapshot,
             name: SnapshotName::counted(number),
@@ -96,5 +104,5 @@ fn write(store: &Store, making: &mut Making<'_>, base: LayerId, name: &str, snap
         next_snap: snapshots,
         ..ContainerManifest::new(ContainerName::parse(name).unwrap(), head, &[])
     };
-    disk::replace(&store.container_file(id), &Record::first(manifest)).unwrap();
+    disk::replace(&store.paths().container_file(id), &Record::first(manifest)).unwrap();
 }

@@ -8,7 +8,6 @@ use std::path::Path;
 use cowl_layers::error::Errno;
 use cowl_layers::setup::{SetupError, SetupKind};
 
-use crate::delta::error::{ErrorKind, TreeError};
 use cowl_layers::shown::Show as _;
 
 /// A result of the manager.
@@ -178,38 +177,6 @@ impl fmt::Display for Error {
 }
 
 impl StdError for Error {}
-
-impl From<TreeError> for Error {
-    fn from(error: TreeError) -> Self {
-        let hint = match error.kind() {
-            ErrorKind::NotPermitted => Some("are you root? run it with sudo"),
-            ErrorKind::NoSpace => Some("make room on the disk; nothing was changed"),
-            ErrorKind::NotAnArchive => {
-                Some("give a folder, or a tar archive: plain, or compressed by gzip, zstd or xz")
-            }
-            ErrorKind::WholeContainer => Some("cowl import FILE brings it back, snapshots and all"),
-            ErrorKind::Limit => {
-                Some("if you trust it, unpack it with tar and give cowl the directory: --from DIR")
-            }
-            ErrorKind::Image => Some(
-                "unpack it first: umoci unpack, or podman create and podman export; \
-                 --force takes its files as they are",
-            ),
-            ErrorKind::Truncated => Some("the file was cut short: fetch or make it anew"),
-            ErrorKind::Io
-            | ErrorKind::NotFound
-            | ErrorKind::Empty
-            | ErrorKind::Damaged
-            | ErrorKind::Refused
-            | ErrorKind::Overlap => None,
-        };
-        let new = Self::failed(error.to_string());
-        match hint {
-            Some(hint) => new.hint(hint),
-            None => new,
-        }
-    }
-}
 
 impl From<SetupError> for Error {
     fn from(error: SetupError) -> Self {

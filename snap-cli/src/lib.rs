@@ -4,15 +4,22 @@
 //! one atomic rename of one small file. So a snapshot costs a few folders, a restore moves no data, and
 //! what was there before is not touched until nothing names it.
 //!
-//! The rooms; imports run from the top down only:
+//! The modules, from top to bottom; each imports only from those below it:
 //!
-//! - [`cli`]: verbs, output, exit codes. A few lines each over the library.
-//! - [`container`], [`snapshot`]: what can be done.
-//! - [`check`]: whether all that is there holds together.
-//! - [`archive`], [`delta`]: trees in, out, compared and merged.
+//! - [`cli`]: commands, output, exit codes. A few lines each over the library.
+//! - [`check`]: verification and repair of a store.
+//! - [`lifecycle`]: creating, cloning, adopting, exporting, serving: what opens containers by name.
+//! - [`recover`]: opening a container; completion or rollback of what was interrupted.
+//! - [`snapshot`]: taking, restoring, pruning, comparing and merging the states of an open container.
+//! - [`container`]: one container: its lock, its manifest and commits, its mount, its durability.
+//! - [`lxc`]: LXC's containers, their config files, and the snapshots that LXC's tools made.
+//! - [`config`]: settings for all commands.
+//! - [`store`]: paths, manifests, locks, garbage collection.
+//! - [`archive`]: trees in and out.
+//! - [`delta`]: differences between states: comparing, patches, merging, restoring.
+//! - [`tree`]: the toolkit for trees: walking, reading, creating, hashing.
 //! - [`host`]: the machine outside: mounts, processes, scripts of the machine's owner.
-//! - [`config`]: what was set once for all commands.
-//! - [`store`]: where things lie, what the files say, locks, cleaning up.
+//! - [`shell`]: quoting of words.
 //! - [`error`]: kinds and exit codes.
 
 pub mod archive;
@@ -23,7 +30,12 @@ pub mod container;
 pub mod delta;
 pub mod error;
 pub mod host;
+pub mod lifecycle;
+pub mod lxc;
+pub mod recover;
+pub mod shell;
 pub mod snapshot;
 pub mod store;
+pub mod tree;
 
 pub use error::{Error, Kind, Result};

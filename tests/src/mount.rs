@@ -92,18 +92,60 @@ pub fn plain_unmount(place: &Path) -> std::io::Result<()> {
     Ok(unmount(place, UnmountFlags::NOFOLLOW)?)
 }
 
-/// Unmounts what nobody uses. A program that another thread is about to run holds what this process has
-/// open, close-on-exec or not, until it runs; so it may take a moment.
+/// Unmounts a file system that is not in use. A child process has a copy of each descriptor of this process between
+/// fork and exec, so this may take a moment.
 #[track_caller]
 pub fn unmount_free(place: &Path) {
-    wait_until(
-        &format!("{} is free", place.display()),
-        || match plain_unmount(place) {
-            Ok(()) => true,
-            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => false,
+    let start = Instant::now();
+    loop {
+        match plain_unmount(place) {
+            Ok(()) => return,
+            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {}
             Err(error) => panic!("cannot unmount {}: {error}", place.display()),
-        },
+        }
+        assert!(
+            start.elapsed() < PATIENCE,
+            "{} is in use after {PATIENCE:?}, by: {}",
+            place.display(),
+            users(place).join("; ")
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The processes that have something below `place` open, as text.
+fn users(place: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let dir = process.path();
+        let descriptors = std::fs::read_dir(dir.join("fd")).into_iter().flatten();
+        let mut links: Vec<_> = descriptors.flatten().map(|fd| fd.path()).collect();
+        links.extend(["cwd", "root", "exe"].map(|link| dir.join(link)));
+        let used: Vec<_> = links
+            .iter()
+            .filter_map(|link| std::fs::read_link(link).ok())
+            .filter(|target| target.starts_with(place))
+            .map(|target| target.display().to_string())
+            .collect();
+        if !used.is_empty() {
+            let command = std::fs::read_to_string(dir.join("cmdline")).unwrap_or_default();
+            let command = command.replace('\0', " ");
+            found.push(format!(
+                "{} ({command}): {}",
+                dir.display(),
+                used.join(", ")
+            ));
+        }
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let path = format!("{}/", place.display());
+    found.extend(
+        mounts
+            .lines()
+            .filter(|line| line.contains(&path))
+            .map(str::to_owned),
     );
+    found
 }
 
 /// Unmounts; when something is still open there, takes it out of sight (`umount -l`).

@@ -1,5 +1,5 @@
-//! The rules of the source tree that no compiler checks: which room may import which, where
-//! `unsafe` and `fuser` may stand, how long a file may be.
+//! The rules of the source tree that no compiler checks: the order of modules, where `unsafe` and `fuser` may
+//! appear, how long a file may be.
 
 use std::path::{Path, PathBuf};
 
@@ -8,95 +8,12 @@ use crate::run::{Result, failure, note, root};
 /// No file is longer.
 const LONGEST: usize = 600;
 
-/// A crate with its rooms: each may import itself and those named after it.
-struct Rooms {
-    folder: &'static str,
-    imports: &'static [(&'static str, &'static [&'static str])],
-}
-
-/// Imports run one way: from what people and the kernel see, down to system calls.
-const CRATES: [Rooms; 4] = [
-    Rooms {
-        folder: "fs/layers/src",
-        imports: &[
-            ("error", &[]),
-            ("name", &["error"]),
-            ("shown", &[]),
-            ("setup", &["error", "shown"]),
-            ("format", &["error", "name"]),
-            ("sys", &["error", "shown"]),
-            (
-                "layer",
-                &["error", "name", "shown", "setup", "format", "sys"],
-            ),
-            ("view", &["error", "name", "format", "sys", "layer"]),
-        ],
-    },
-    Rooms {
-        folder: "fs/overlay/src",
-        imports: &[("idmap", &[]), ("inode", &[])],
-    },
-    Rooms {
-        folder: "fs/cowlfs/src",
-        imports: &[
-            ("choices", &[]),
-            ("config", &["choices"]),
-            ("requests", &[]),
-            ("logging", &[]),
-            ("fuse", &["choices", "requests"]),
-            ("control", &["config", "requests", "fuse"]),
-            ("cli", &["config"]),
-            ("serve", &["config", "requests", "fuse", "control"]),
-        ],
-    },
-    Rooms {
-        folder: "snap-cli/src",
-        imports: &[
-            ("store", &["error", "name", "delta"]),
-            ("config", &["error", "store"]),
-            ("delta", &["error"]),
-            ("archive", &["error", "delta"]),
-            ("host", &["error"]),
-            (
-                "container",
-                &[
-                    "error", "name", "store", "delta", "archive", "host", "snapshot",
-                ],
-            ),
-            (
-                "check",
-                &[
-                    "error",
-                    "name",
-                    "store",
-                    "delta",
-                    "host",
-                    "container",
-                    "snapshot",
-                ],
-            ),
-            (
-                "snapshot",
-                &[
-                    "error",
-                    "name",
-                    "store",
-                    "delta",
-                    "archive",
-                    "host",
-                    "container",
-                ],
-            ),
-        ],
-    },
-];
-
 /// Code that prints for developers.
 const TEST_CODE: &[&str] = &[
     "fs/overlay/tests/",
     "snap-cli/tests/",
     "snap-cli/examples/",
-    "snap-cli/src/delta/testing.rs",
+    "snap-cli/src/tree/testing.rs",
     "tests/",
     "benches/",
 ];
@@ -109,13 +26,13 @@ const CONFINED: [(&str, &[&str], &str); 5] = [
     (
         "unsafe",
         &["fs/layers/src/sys/"],
-        "each unsafe block is argued in one room",
+        "unsafe code is confined to one module",
     ),
     (
         "fuser",
         // The second is a disk that a test pulls out, and no part of cowl.
         &["fs/cowlfs/src/fuse/", "tests/src/power_cut/disk.rs"],
-        "the protocol library can be exchanged only if one room knows it",
+        "only one module depends on the protocol library",
     ),
     (
         "display",
@@ -150,8 +67,10 @@ pub(crate) fn run() -> Result<()> {
         }
         let code = code_only(&text);
         problems.extend(confined(&path, &code));
-        problems.extend(imports(&path, &code));
+        problems.extend(crate::language::in_source(&path, &text));
     }
+    problems.extend(crate::language::in_pages(&root)?);
+    problems.extend(crate::structure::check(&root)?);
     problems.extend(crate::promises::check(&root)?);
     if problems.is_empty() {
         note(&format!("{} source files keep the rules", files.len()));
@@ -163,7 +82,8 @@ pub(crate) fn run() -> Result<()> {
     ))
 }
 
-fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+/// Adds the Rust files below a directory.
+pub(crate) fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
         if path.is_dir() {
@@ -193,63 +113,6 @@ fn confined(path: &str, code: &str) -> Vec<String> {
         }
     }
     problems
-}
-
-fn imports(path: &str, code: &str) -> Vec<String> {
-    let Some((rooms, room)) = CRATES.iter().find_map(|rooms| {
-        let below = path.strip_prefix(rooms.folder)?.strip_prefix('/')?;
-        let room = below.split('/').next()?;
-        Some((rooms, room.strip_suffix(".rs").unwrap_or(room)))
-    }) else {
-        return Vec::new();
-    };
-    let Some((_, allowed)) = rooms.imports.iter().find(|(name, _)| *name == room) else {
-        return Vec::new();
-    };
-    let known = |name: &str| rooms.imports.iter().any(|(other, _)| *other == name);
-    let mut problems: Vec<String> = crate_paths(code)
-        .filter(|target| target != room && known(target) && !allowed.contains(&target.as_str()))
-        .map(|target| format!("{path}: `{room}` may not import `{target}`"))
-        .collect();
-    problems.dedup();
-    problems
-}
-
-/// The first names after `crate::`, those in braces too.
-fn crate_paths(code: &str) -> impl Iterator<Item = String> {
-    code.split("crate::").skip(1).flat_map(|rest| {
-        let group = rest
-            .strip_prefix('{')
-            .and_then(|inside| inside.split_once("};"));
-        match group {
-            Some((inside, _)) => top_level(inside),
-            None => vec![leading_word(rest)],
-        }
-    })
-}
-
-/// The leading word of each part between commas, those inside inner braces left out.
-fn top_level(text: &str) -> Vec<String> {
-    let mut depth = 0;
-    let mut parts = vec![String::new()];
-    for character in text.chars() {
-        match character {
-            '{' => depth += 1,
-            '}' => depth -= 1,
-            ',' if depth == 0 => parts.push(String::new()),
-            _ if depth == 0 => {
-                if let Some(part) = parts.last_mut() {
-                    part.push(character);
-                }
-            }
-            _ => {}
-        }
-    }
-    parts.iter().map(|part| leading_word(part.trim())).collect()
-}
-
-fn leading_word(text: &str) -> String {
-    words(text).next().unwrap_or_default().to_owned()
 }
 
 fn words(line: &str) -> impl Iterator<Item = &str> {
@@ -284,25 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn imports_are_found_in_every_form() {
-        let code = code_only(
-            "use crate::sys::stat; // crate::no\nuse crate::{layer::{Layer, x}, name::Name};\n\
-             let a = \"crate::none\"; crate::error::b();",
-        );
-        let found: Vec<_> = crate_paths(&code).collect();
-        assert_eq!(found, ["sys", "layer", "name", "error"]);
-    }
-
-    #[test]
-    fn a_wrong_import_and_a_stray_word_are_problems() {
-        assert_eq!(
-            imports("fs/layers/src/sys/dir.rs", "use crate::layer::Layer;").len(),
-            1
-        );
-        assert_eq!(
-            imports("fs/layers/src/layer/mod.rs", "use crate::sys::dir;"),
-            Vec::<String>::new()
-        );
+    fn a_word_outside_its_modules_is_a_problem() {
         assert_eq!(
             confined("fs/layers/src/layer/mod.rs", "unsafe { x() }").len(),
             1

@@ -30,6 +30,21 @@ fn content(folder: &Path) -> BTreeSet<String> {
         .collect()
 }
 
+/// The program is smaller than the one that was built, and names its symbols.
+fn assert_symbols_apart(cowl: &Path) {
+    let size = |path: &Path| path.metadata().unwrap().len();
+    assert!(size(cowl) * 2 < size(&cowl_tests::programs::cowl()));
+    let link = run(
+        "objcopy",
+        [
+            OsStr::new("--dump-section=.gnu_debuglink=/dev/stdout"),
+            cowl.as_os_str(),
+            OsStr::new("/dev/null"),
+        ],
+    );
+    assert!(link.ok().out().starts_with("cowl.debug"));
+}
+
 #[test]
 fn what_is_installed_works_and_goes_again() {
     let dir = tempfile::tempdir().unwrap();
@@ -63,17 +78,7 @@ fn what_is_installed_works_and_goes_again() {
         );
     }
     let cowl = system.join("usr/local/bin/cowl");
-    let size = |path: &Path| path.metadata().unwrap().len();
-    assert!(size(&cowl) * 2 < size(&cowl_tests::programs::cowl()));
-    let link = run(
-        "objcopy",
-        [
-            OsStr::new("--dump-section=.gnu_debuglink=/dev/stdout"),
-            cowl.as_os_str(),
-            OsStr::new("/dev/null"),
-        ],
-    );
-    assert!(link.ok().out().starts_with("cowl.debug"));
+    assert_symbols_apart(&cowl);
     let config = system.join("etc/cowl/config.toml");
     run(
         &cowl,

@@ -10,14 +10,17 @@ mod demo;
 mod differential;
 mod fsx;
 mod install;
+mod language;
 mod namespace;
 mod power_cut;
 mod promises;
 mod run;
 mod setup;
 mod soak;
+mod structure;
 mod symbols;
 mod test;
+mod transcript;
 
 use std::process::ExitCode;
 
@@ -38,8 +41,14 @@ enum Command {
     Demo(demo::Options),
     /// Set up and run everything that a change must pass
     Test(test::Options),
-    /// Check the rules of the source tree: imports between rooms, unsafe, file sizes
+    /// Check the rules of the source tree: imports between modules, cycles, unsafe, file sizes
     Check,
+    /// Run the commands of the README's transcript, and write their output into the README and docs/transcript.svg
+    Transcript,
+    /// Print how often words occur that docs/style.md is about
+    Language,
+    /// Print figures about the source tree: files, functions, methods per type, cycles
+    Structure,
     /// Run random operations on a mount and on a plain folder, with as many seeds as one likes
     Differential(differential::Options),
     /// Cut the power of a disk under a mount, at many moments, and look at what is left
@@ -68,6 +77,9 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Check => checks::run(),
+        Command::Language => language::run(),
+        Command::Transcript => transcript::run(),
+        Command::Structure => structure::run(),
         Command::Differential(options) => differential::run(&options),
         Command::PowerCut(options) => power_cut::run(&options),
         Command::Soak(options) => soak::run(&options),

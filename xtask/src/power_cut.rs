@@ -46,8 +46,9 @@ impl Options {
     }
 }
 
-/// Runs them.
+/// Runs the cuts.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    crate::namespace::enter();
     crate::setup::run()?;
     Run::cargo()?
         .args([

@@ -1,6 +1,8 @@
 //! The daemon: opens and locks the layers, mounts, serves until the mount is gone.
 
 use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -28,81 +30,19 @@ pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), Setup
     sys::process::raise_open_files();
     config.mountpoint = check_mountpoint(&config.mountpoint)?;
     check_layers_apart(&config)?;
-    let space = config.space.unwrap_or_else(XattrSpace::detect);
-    let mut locks = Vec::new();
-    let mut lowers = Vec::new();
-    let open = |path: &Path| match config.foreign {
-        true => Layer::open_foreign(path, space),
-        false => Layer::open(path, space),
-    };
-    let mut data = Vec::new();
-    for (paths, layers) in [
-        (&config.lowers, &mut lowers),
-        (&config.data_only, &mut data),
-    ] {
-        for path in paths {
-            let layer = open(path)?;
-            locks.push(lock::for_reading(&layer)?);
-            layers.push(layer);
-        }
-    }
-    if lowers.is_empty() && config.upper.is_none() {
-        return Err(SetupError::new(
-            SetupKind::Usage,
-            "there is no layer to mount",
-            "name at least one with -o lowerdir=PATH",
-        ));
-    }
+    let layers = Layers::open(&config)?;
     let device = fuse::open_device().map_err(|error| explain(error, &config.mountpoint))?;
-    // Last, because it makes things in the work folder: a refused mount leaves nothing there.
-    let upper = match &config.upper {
-        Some((upper, work)) => Some(Upper::of(config.mount.through(), open(upper)?, work)?),
-        None => None,
-    };
-    let told = |error| SetupError::at("cannot read the layers for", &config.mountpoint, error);
-    let make = || {
-        let made = Overlay::new(upper.clone(), lowers.clone(), config.behaviour.clone());
-        made.map(|overlay| overlay.over_data(data.clone()))
-    };
-    let mut overlay = make().map_err(told)?;
-    if overlay.take_over_index().map_err(told)? {
-        overlay = make().map_err(told)?;
-    }
-    // The overlay alone holds it from here on, and releases its locks when it lets go of it.
-    drop(upper);
-    let overlay = Arc::new(overlay);
+    let (overlay, locks) = layers.into_overlay(&config)?;
     let signals = Signals::block();
-    let threads = config.threads.unwrap_or_else(|| {
-        let cpus = thread::available_parallelism().map_or(2, NonZeroUsize::get);
-        cpus.clamp(4, 16)
-    });
     let requests = Arc::new(Requests::default());
-    let serving = Serving {
-        threads,
-        keep: config.keep,
-        keep_listings: config.keep >= KEEP,
-        lookout: config.lookout,
-        awake: config.awake,
-        requests: requests.clone(),
-        passthrough: config.passthrough,
-        coherence: config.coherence,
-        // The kernel's rule for BACKING_OPEN. Without it the mount is a file system that others can lie on as
-        // ever.
-        may_pass: sys::process::is_initial_admin(),
-        may_be_pushed: config.snapshots,
-    };
-    let prepared = fuse::prepare(device, overlay.clone(), &config.mount, &serving)
-        .map_err(|error| explain(error, &config.mountpoint))?;
-    let listener = match &config.control {
-        Some(socket) => Some(control::listen(socket).map_err(|error| {
-            SetupError::new(
-                SetupKind::Host,
-                format!("cannot listen on {}: {error}", shown(socket)),
-                "",
-            )
-        })?),
-        None => None,
-    };
+    let prepared = fuse::prepare(
+        device,
+        overlay.clone(),
+        &config.mount,
+        &serving(&config, &requests),
+    )
+    .map_err(|error| explain(error, &config.mountpoint))?;
+    let listener = config.control.as_deref().map(listen).transpose()?;
     let device = prepared.device().map_err(|error| {
         SetupError::at("cannot look at the mount for", &config.mountpoint, error)
     })?;
@@ -116,13 +56,9 @@ pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), Setup
     }
     let place = Place::attached(config.mountpoint.clone(), device);
     leave_namespace(&config, device);
-    let session = attached.start().map_err(|error| {
-        SetupError::new(
-            SetupKind::Host,
-            format!("cannot start a thread: {error}"),
-            "",
-        )
-    })?;
+    let session = attached
+        .start()
+        .map_err(|error| failed(format!("cannot start a thread: {error}")))?;
     let gauge = Gauge::new(overlay.clone(), requests);
     let state = Session::of(device);
     let flush: Arc<control::Flush> = Arc::new(Box::new(move |ino| flusher.flush(ino)));
@@ -151,17 +87,119 @@ pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), Setup
     state.has_ended();
     match served {
         Err(error) if error.raw_os_error() == Some(Errno::CONNABORTED.raw_os_error()) => {
-            // Somebody used the abort switch of this connection: the mount is dead, and that was asked for.
+            // Through the connection's abort file in /sys/fs/fuse: the mount was ended on purpose.
             log::warn!("the connection was aborted");
             Ok(())
         }
-        Err(error) => Err(SetupError::new(
-            SetupKind::Host,
-            format!("the session broke off: {error}"),
-            "",
-        )),
+        Err(error) => Err(failed(format!("the session ended: {error}"))),
         Ok(()) => Ok(()),
     }
+}
+
+/// The opened layers that are only read, each with its lock.
+struct Layers {
+    space: XattrSpace,
+    lowers: Vec<Arc<Layer>>,
+    data: Vec<Arc<Layer>>,
+    locks: Vec<OwnedFd>,
+}
+
+impl Layers {
+    fn open(config: &Config) -> Result<Self, SetupError> {
+        let mut layers = Self {
+            space: config.space.unwrap_or_else(XattrSpace::detect),
+            lowers: Vec::new(),
+            data: Vec::new(),
+            locks: Vec::new(),
+        };
+        layers.lowers = layers.open_locked(config, &config.lowers)?;
+        layers.data = layers.open_locked(config, &config.data_only)?;
+        if layers.lowers.is_empty() && config.upper.is_none() {
+            return Err(SetupError::new(
+                SetupKind::Usage,
+                "there is no layer to mount",
+                "name at least one with -o lowerdir=PATH",
+            ));
+        }
+        Ok(layers)
+    }
+
+    fn open_locked(
+        &mut self,
+        config: &Config,
+        paths: &[PathBuf],
+    ) -> Result<Vec<Arc<Layer>>, SetupError> {
+        let mut layers = Vec::new();
+        for path in paths {
+            let layer = self.open_one(config, path)?;
+            self.locks.push(lock::for_reading(&layer)?);
+            layers.push(layer);
+        }
+        Ok(layers)
+    }
+
+    fn open_one(&self, config: &Config, path: &Path) -> Result<Arc<Layer>, SetupError> {
+        match config.foreign {
+            true => Layer::open_foreign(path, self.space),
+            false => Layer::open(path, self.space),
+        }
+    }
+
+    /// Opens the upper layer, last, because it creates entries in the work directory: a refused mount leaves nothing
+    /// there. Returns the overlay and the locks.
+    fn into_overlay(self, config: &Config) -> Result<(Arc<Overlay>, Vec<OwnedFd>), SetupError> {
+        let upper = match &config.upper {
+            Some((upper, work)) => {
+                let layer = self.open_one(config, upper)?;
+                Some(Upper::of(config.mount.through(), layer, work)?)
+            }
+            None => None,
+        };
+        let cannot =
+            |error| SetupError::at("cannot read the layers for", &config.mountpoint, error);
+        let make = || {
+            let behaviour = config.behaviour.clone();
+            let made = Overlay::new(upper.clone(), self.lowers.clone(), behaviour);
+            made.map(|overlay| overlay.over_data(self.data.clone()))
+        };
+        let mut overlay = make().map_err(cannot)?;
+        if overlay.take_over_index().map_err(cannot)? {
+            overlay = make().map_err(cannot)?;
+        }
+        // `upper` is dropped here: the overlay alone holds it, and releases its locks when it drops it.
+        Ok((Arc::new(overlay), self.locks))
+    }
+}
+
+/// How requests are served.
+fn serving(config: &Config, requests: &Arc<Requests>) -> Serving {
+    let threads = config.threads.unwrap_or_else(|| {
+        let cpus = thread::available_parallelism().map_or(2, NonZeroUsize::get);
+        cpus.clamp(4, 16)
+    });
+    Serving {
+        threads,
+        keep: config.keep,
+        keep_listings: config.keep >= KEEP,
+        lookout: config.lookout,
+        awake: config.awake,
+        requests: requests.clone(),
+        passthrough: config.passthrough,
+        coherence: config.coherence,
+        // The kernel's condition for FUSE_DEV_IOC_BACKING_OPEN. Without passthrough, other file systems can be stacked
+        // on the mount.
+        may_pass: sys::process::is_initial_admin(),
+        may_be_pushed: config.snapshots,
+    }
+}
+
+fn listen(socket: &Path) -> Result<UnixListener, SetupError> {
+    let cannot = |error| failed(format!("cannot listen on {}: {error}", shown(socket)));
+    control::listen(socket).map_err(cannot)
+}
+
+fn failed(what: String) -> SetupError {
+    SetupError::new(SetupKind::Host, what, "")
 }
 
 /// Changes the flags of a mount that is there.

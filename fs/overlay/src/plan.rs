@@ -1,8 +1,8 @@
-//! What a removal or a rename must leave behind: pure values, decided in one place.
+//! The state that a removal or a rename must leave: pure values, decided in one place.
 
 use cowl_layers::sys::node::RenameHow;
 
-/// What the upper layer has under a name.
+/// The upper layer's entry under a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UpperHas {
     /// Nothing.
@@ -13,16 +13,16 @@ pub enum UpperHas {
     Object,
 }
 
-/// A name as the layers have it.
+/// The state of a name in the layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NameState {
-    /// What the upper has.
+    /// The upper's entry.
     pub upper: UpperHas,
     /// Whether something would show if the upper had nothing.
     pub below: bool,
 }
 
-/// How a name is removed.
+/// The way to remove a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RemovePlan {
     /// It is in the upper only: remove it there.
@@ -45,33 +45,43 @@ pub fn remove(name: NameState) -> RemovePlan {
     }
 }
 
-/// How an object in the upper gets another name.
+/// The way to rename an object in the upper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RenamePlan {
-    /// The one call that does it.
+    /// The system call.
     pub how: RenameHow,
-    /// A whiteout that the exchange brought to the old name is to go: it hides nothing there.
+    /// A whiteout that the exchange moved to the old name must be removed: it hides nothing there.
     pub drop_whiteout: bool,
-    /// A folder that would merge with one below the new name must be made opaque before.
+    /// The object is a directory that would merge with one below the new name: it must be made opaque before.
     pub make_opaque: bool,
 }
 
-/// Decides how an object that lies in the upper under `from` gets the name `to`, replacing what is
-/// there. `is_dir`: it is a folder. `anchored`: a redirect says what it merges with, or it is no
-/// folder, so that nothing below the new name can merge with it.
-pub fn rename(from: NameState, to: NameState, is_dir: bool, anchored: bool) -> RenamePlan {
+/// The type of a moved object, as far as a rename depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MovedObject {
+    /// It is not a directory.
+    NotDirectory,
+    /// A directory whose redirect gives the directories below that it merges with.
+    MergedDirectory,
+    /// A directory in the upper alone, which would merge with one below the new name.
+    Directory,
+}
+
+/// Decides how an object that lies in the upper under `from` gets the name `to`, replacing the object there.
+pub fn rename(from: NameState, to: NameState, moved: MovedObject) -> RenamePlan {
+    let is_dir = moved != MovedObject::NotDirectory;
     let (how, drop_whiteout) = match (from.below, to.upper) {
-        // The whiteout at the new name is just what the old name needs.
+        // The old name needs a whiteout, and there is one at the new name.
         (true, UpperHas::Whiteout) => (RenameHow::Exchange, false),
         (true, UpperHas::Nothing | UpperHas::Object) => (RenameHow::Whiteout, false),
-        // A folder can't replace a whiteout, which is no folder.
+        // A directory cannot replace a whiteout, which is not a directory.
         (false, UpperHas::Whiteout) if is_dir => (RenameHow::Exchange, true),
         (false, _) => (RenameHow::Replace, false),
     };
     RenamePlan {
         how,
         drop_whiteout,
-        make_opaque: is_dir && !anchored && to.below,
+        make_opaque: moved == MovedObject::Directory && to.below,
     }
 }
 
@@ -105,12 +115,12 @@ mod tests {
         for from_below in [false, true] {
             for upper in UPPERS {
                 for below in [false, true] {
-                    for is_dir in [false, true] {
+                    for moved in [MovedObject::NotDirectory, MovedObject::Directory] {
                         let from = NameState {
                             upper: UpperHas::Object,
                             below: from_below,
                         };
-                        let plan = rename(from, NameState { upper, below }, is_dir, !is_dir);
+                        let plan = rename(from, NameState { upper, below }, moved);
                         // What lies at the old name afterwards.
                         let left = match plan.how {
                             RenameHow::Whiteout => UpperHas::Whiteout,
@@ -123,8 +133,8 @@ mod tests {
                         } else {
                             UpperHas::Nothing
                         };
-                        assert_eq!(left, wanted, "{from:?} {upper:?} {is_dir}");
-                        assert_eq!(plan.make_opaque, is_dir && below);
+                        assert_eq!(left, wanted, "{from:?} {upper:?} {moved:?}");
+                        assert_eq!(plan.make_opaque, moved == MovedObject::Directory && below);
                     }
                 }
             }

@@ -1,12 +1,13 @@
-//! A snapshot of what is mounted: a new, empty upper on top, the old one frozen.
+//! A snapshot of a mounted stack: a new, empty upper on top, the old one frozen.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::{Overlay, Stack};
-use crate::inode::Identity;
+use crate::inode::{Identity, NumberMarker};
+use crate::overlay::Overlay;
+use crate::reach::Stack;
 use cowl_layers::error::Result;
 use cowl_layers::layer::{LayerDir, Upper};
 use cowl_layers::setup::{SetupError, SetupKind};
@@ -15,32 +16,32 @@ use cowl_layers::sys;
 use cowl_layers::sys::attr::SetTime;
 use cowl_layers::view::{View, Xattrs, without_marks};
 
-/// How long requests may go on before a push is given up.
+/// The longest time that a push waits for running operations.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long others wait for a push at a time: not for as long as one long copy lasts.
-const TURN: Duration = Duration::from_millis(20);
+/// The longest time that operations wait for a push at a time: less than a long copy takes.
+const WAIT: Duration = Duration::from_millis(20);
 
-/// Why a layer could not be pushed. Nothing was changed then.
+/// Reasons why a layer could not be pushed. Nothing was changed then.
 #[derive(Debug)]
 pub enum PushError {
     /// Operations went on for too long.
     TooBusy,
-    /// So many files may be written to without asking here, and would be when they are frozen.
+    /// This number of files may be written to without a request, and would be when they are frozen.
     Unattended(u32),
-    /// The new layer can't be used.
+    /// The new layer cannot be used.
     Setup(SetupError),
 }
 
 impl Overlay {
     /// Puts a new, empty upper on top; the old one is from then on a lower and never written again.
-    /// Nothing that the mount shows changes, so no cache has to go; the cost does not depend on how
-    /// much there is. A file that is open for writing stays so: what is written to it next brings it up
-    /// first, as an open does ([`super::files`]).
+    /// Nothing that the mount shows changes, so no cache must be invalidated; the cost does not depend on the
+    /// size of the tree. A file that is open for writing stays so: the next write copies it up first, as an open
+    /// does ([`crate::content`]).
     pub fn push_layer(&self, upper: Arc<Upper>) -> Result<(), PushError> {
         self.check_new_upper(&upper).map_err(PushError::Setup)?;
         let deadline = Instant::now() + PATIENCE;
         let mut stack = loop {
-            if let Some(stack) = self.stack.try_write_for(TURN) {
+            if let Some(stack) = self.stack.try_write_for(WAIT) {
                 break stack;
             }
             if Instant::now() > deadline {
@@ -56,13 +57,13 @@ impl Overlay {
         })
     }
 
-    /// Lets go of the upper and of the locks on all layers: nothing can be written from here on. For a mount that
-    /// is being taken down; refused with their number while descriptors are open for writing.
+    /// Releases the upper and the locks on all layers: nothing can be written from here on. For an unmount. Fails
+    /// with the number of descriptors that are open for writing, if there are any.
     pub fn retire(&self) -> Result<(), u32> {
         let mut stack = self.stack.write();
-        match self.writers.load(Ordering::Acquire) {
+        match self.opens.writers() {
             0 => {
-                stack.upper = None;
+                stack.release_upper();
                 self.locks.lock().clear();
                 Ok(())
             }
@@ -72,7 +73,7 @@ impl Overlay {
 
     /// Syncs the file system of the layer that is written.
     pub fn sync_upper(&self) -> Result<()> {
-        let upper = self.stack.read().upper.clone();
+        let upper = self.stack.read().writable().cloned();
         let Some(upper) = upper else { return Ok(()) };
         sys::dir::sync_fs(upper.layer.root_fd())
     }
@@ -80,37 +81,35 @@ impl Overlay {
     /// Everything that can fail comes before the first change.
     fn exchange_stack(&self, stack: &mut Stack, upper: &Arc<Upper>) -> Result<()> {
         let old_root = self.root.dir()?.top()?.clone();
-        // The topmost root folder gives the root its attributes. They are copied here, where nothing
+        // The topmost root directory gives the root its attributes. They are copied here, where nothing
         // can change them meanwhile.
         copy_root(&old_root, &upper.layer.root_dir())?;
         let shown = self
             .root
             .shown_ctime(sys::stat::stat_fd(&*old_root.fd()?)?.ctime);
         let mut layers = vec![upper.layer.clone()];
-        layers.extend(stack.view.layers().iter().cloned());
-        let view = View::new(layers).over_data(stack.view.data_only().to_vec());
+        layers.extend(stack.view().layers().iter().cloned());
+        let view = View::new(layers).over_data(stack.view().data_only().to_vec());
         let root = view.root()?;
-        let lock = stack.upper.as_ref().map(|old| old.freeze()).transpose()?;
+        let lock = stack.writable().map(|old| old.freeze()).transpose()?;
 
         let identity = Identity::of(&root.stat);
-        self.inodes.moving(&self.root, identity, true, || {
-            self.root.change_dir(|dir| {
-                dir.locs = root.locs.into();
-                dir.identity = identity;
-            })
-        })?;
+        self.inodes
+            .moving(&self.root, identity, NumberMarker::Present, || {
+                self.root.change_dir(|dir| {
+                    dir.locs = root.locs.into();
+                    dir.identity = identity;
+                })
+            })?;
         self.root.hold_ctime(root.stat.ctime, shown);
         self.keep_locks(lock.into_iter().collect());
-        self.pushes.fetch_add(1, Ordering::AcqRel);
-        *stack = Stack {
-            view,
-            upper: Some(upper.clone()),
-        };
+        self.opens.count_push();
+        *stack = Stack::new(view, Some(upper.clone()));
         Ok(())
     }
 
-    /// A new upper must be empty, or it would change what shows, and lie where the numbers come from, or
-    /// it would change all of them.
+    /// Checks a new upper. It must be empty, or it would change the tree, and lie on the file system of the top
+    /// layer, or it would change all inode numbers.
     fn check_new_upper(&self, upper: &Upper) -> Result<(), SetupError> {
         let path = upper.layer.path();
         let refused = |what: String, hint| Err(SetupError::new(SetupKind::Usage, what, hint));
@@ -123,7 +122,7 @@ impl Overlay {
         let dev = upper.layer.dev();
         let stack = self.stack.read();
         if stack
-            .view
+            .view()
             .layers()
             .first()
             .is_some_and(|top| top.dev() != dev)
@@ -135,7 +134,7 @@ impl Overlay {
     }
 }
 
-/// Owner, attributes, mode and times of one root folder to another.
+/// Copies owner, xattrs, mode and times of one root directory to another.
 fn copy_root(from: &LayerDir, to: &LayerDir) -> Result<()> {
     let (source, target) = (from.fd()?, to.fd()?);
     let (source, target) = ((*source).as_fd(), (*target).as_fd());

@@ -3,7 +3,7 @@
 //! number.
 
 use super::limits;
-use crate::delta::error::{ErrorKind, Result, TreeError};
+use crate::tree::error::{ErrorKind, Result, TreeError};
 
 /// One entry: tag, permissions (rwx as 4, 2, 1), and the id of a named user or group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -18,18 +18,19 @@ use cowl_layers::layer::Layer;
 use cowl_layers::sys::stat::FileKind;
 use cowl_layers::sys::{dir, stat, xattr};
 
+use super::checksum::ChecksumReader;
+use super::checksum::hex;
 use super::compress::{Compression, Encoder};
-use super::dirs::Dirs;
-use super::export::Exported;
-use super::input::Summed;
+use super::dir_map::DirMap;
 use super::limits;
 use super::member::{Member, What};
+use super::report::Report;
 use super::stream::Members;
 use super::unpack::{How, Numbers, Unpack};
-use super::writer::{Raw, Writer, cannot_write, hex};
-use crate::delta::error::{Context as _, ErrorKind, OnProgress, Progress, Result, TreeError};
-use crate::delta::make;
-use crate::delta::walk::{self, Item};
+use super::writer::{Raw, Writer, cannot_write};
+use crate::tree::error::{Context as _, ErrorKind, OnProgress, Progress, Result, TreeError};
+use crate::tree::path;
+use crate::tree::walk::{self, Item};
 
 /// The first entry, by which such an archive is known.
 pub(super) const MANIFEST: &[u8] = b"cowl-container.json";
@@ -58,7 +59,7 @@ pub fn write(
     output: impl Write,
     compression: Compression,
     progress: OnProgress<'_>,
-) -> Result<Exported> {
+) -> Result<Report> {
     // What could not be imported must not pass for a backup.
     let size = manifest.len() as u64;
     limits::bytes(size, limits::MANIFEST, "the manifest of its snapshots", b"")?;
@@ -127,7 +128,7 @@ fn borrowed(layer: &Layer, named: &mut HashMap<u64, HashSet<u64>>) -> Result<()>
 /// An archive of a whole container that is being read: the manifest was.
 pub struct Whole<'a> {
     manifest: Vec<u8>,
-    members: Members<Summed<'a>>,
+    members: Members<ChecksumReader<'a>>,
     read: Vec<(PathBuf, XattrSpace, Numbers)>,
     done: Progress,
 }
@@ -139,7 +140,7 @@ impl std::fmt::Debug for Whole<'_> {
 }
 
 impl<'a> Whole<'a> {
-    pub(super) fn new(first: &Member, mut members: Members<Summed<'a>>) -> Result<Self> {
+    pub(super) fn new(first: &Member, mut members: Members<ChecksumReader<'a>>) -> Result<Self> {
         let manifest = small(first, &mut members, limits::MANIFEST)?;
         limit_values(&manifest)?;
         Ok(Self {
@@ -237,7 +238,7 @@ impl<'a> Whole<'a> {
 fn borrow(
     target: &Path,
     space: XattrSpace,
-    borrowed: Dirs<Vec<(Box<[u8]>, NumberMark)>>,
+    borrowed: DirMap<Vec<(Box<[u8]>, NumberMark)>>,
     lent: &HashMap<(u64, u64), NumberMark>,
 ) -> Result<()> {
     let root = dir::open_root(target)
@@ -247,7 +248,7 @@ fn borrow(
             let Some(mark) = lent.get(&(mark.layer, mark.ino)) else {
                 continue;
             };
-            let path = make::join(parent_path, &name);
+            let path = path::join(parent_path, &name);
             let found = match &*name {
                 b"" => dir::reopen_dir(parent),
                 name => dir::open_path(parent, name),
@@ -266,7 +267,11 @@ fn borrow(
 }
 
 /// The content of a small file of the archive's own.
-fn small(member: &Member, members: &mut Members<Summed<'_>>, limit: u64) -> Result<Vec<u8>> {
+fn small(
+    member: &Member,
+    members: &mut Members<ChecksumReader<'_>>,
+    limit: u64,
+) -> Result<Vec<u8>> {
     limits::bytes(
         member.stored,
         limit,

@@ -16,9 +16,9 @@ use cowl_layers::view::View;
 use super::bundle::{self, Part};
 use super::input::{self, Input};
 use super::{Compression, import};
-use crate::delta::digest;
-use crate::delta::error::{ErrorKind, Result, TreeError};
-use crate::delta::testing::{self, assert_same, describe, is_root, one_of_everything};
+use crate::tree::digest;
+use crate::tree::error::{ErrorKind, Result, TreeError};
+use crate::tree::testing::{self, assert_same, describe, is_root, one_of_everything};
 
 const NAMES: [&str; 2] = ["lower", "upper"];
 

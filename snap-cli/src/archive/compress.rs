@@ -5,7 +5,7 @@ use std::fmt;
 use std::io::{self, BufRead, BufReader, Chain, Cursor, Read, Write};
 
 use super::limits;
-use crate::delta::error::{ErrorKind, Result, TreeError};
+use crate::tree::error::{ErrorKind, Result, TreeError};
 
 /// How an archive is compressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

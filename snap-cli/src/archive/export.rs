@@ -9,13 +9,10 @@ use std::io::Write;
 use cowl_layers::view::View;
 
 use super::compress::{Compression, Encoder};
-use super::import::Imported;
+use super::report::Report;
 use super::writer::{Holes, Writer, cannot_write};
-use crate::delta::error::{OnProgress, Result};
-use crate::delta::walk::{self, Item};
-
-/// What was written: entries, bytes of content, and what was left out.
-pub type Exported = Imported;
+use crate::tree::error::{OnProgress, Result};
+use crate::tree::walk::{self, Item};
 
 /// Writes the state, with a comment on it if there is one. The writer is flushed; making it durable is the
 /// caller's.
@@ -25,7 +22,7 @@ pub fn tar(
     output: impl Write,
     compression: Compression,
     progress: OnProgress<'_>,
-) -> Result<Exported> {
+) -> Result<Report> {
     with_entries(output, compression, Holes::Left, progress, |writer| {
         comment.map_or(Ok(()), |comment| writer.comment(comment))?;
         walk::state(view, &mut |item: &Item<'_>| writer.item(item))
@@ -39,7 +36,7 @@ pub(super) fn with_entries<W: Write>(
     holes: Holes,
     progress: OnProgress<'_>,
     entries: impl FnOnce(&mut Writer<'_, Encoder<W>>) -> Result<()>,
-) -> Result<Exported> {
+) -> Result<Report> {
     let encoder = Encoder::new(output, compression).map_err(cannot_write)?;
     let mut writer = Writer::new(encoder, progress).with_holes(holes);
     entries(&mut writer)?;

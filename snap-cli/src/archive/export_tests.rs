@@ -11,8 +11,8 @@ use cowl_layers::sys::stat::FileKind;
 use cowl_layers::view::View;
 
 use super::{Compression, export, import};
-use crate::delta::testing::{self, assert_same, describe, is_root, one_of_everything, run};
-use crate::delta::{digest, digest_dir};
+use crate::tree::testing::{self, assert_same, describe, is_root, one_of_everything, run};
+use crate::tree::{digest, digest_dir};
 
 fn view(layers: &[&Path]) -> View {
     let open = |path: &&Path| Layer::open(path, XattrSpace::Trusted).unwrap();
@@ -134,6 +134,6 @@ fn a_full_disk_is_an_error() {
             compression,
             &mut |_| {},
         );
-        assert_eq!(got.unwrap_err().kind(), crate::delta::ErrorKind::NoSpace);
+        assert_eq!(got.unwrap_err().kind(), crate::tree::ErrorKind::NoSpace);
     }
 }

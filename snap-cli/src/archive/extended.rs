@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use cowl_layers::format::{ACL_ACCESS, ACL_DEFAULT};
 use cowl_layers::sys::stat::Time;
 use cowl_layers::sys::xattr::is_alias;
 
@@ -9,8 +10,8 @@ use super::acl;
 use super::limits;
 use super::pax::{self, decimal};
 use super::sparse;
-use crate::delta::error::{ErrorKind, Result, TreeError};
-use crate::delta::make::{ACL_ACCESS, ACL_DEFAULT, Xattrs};
+use crate::tree::attrs::Xattrs;
+use crate::tree::error::{ErrorKind, Result, TreeError};
 
 /// A field that a header sets, revokes, or does not contain.
 #[derive(Debug, Default)]

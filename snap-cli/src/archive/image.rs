@@ -10,7 +10,7 @@ use cowl_layers::sys::stat::FileKind;
 use cowl_layers::sys::{content, dir, stat};
 use rustix::fs::OFlags;
 
-use crate::delta::error::{Context as _, ErrorKind, Result, TreeError};
+use crate::tree::error::{Context as _, ErrorKind, Result, TreeError};
 
 /// The treatment of a source that is a container image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,18 +10,11 @@ use std::path::Path;
 
 use cowl_layers::format::XattrSpace;
 
+use super::copy_dir;
 use super::input::{self, Input, Tree};
+use super::report::Report;
 use super::unpack::{How, Unpack};
-use crate::delta::error::{Context as _, ErrorKind, OnProgress, Progress, Result, TreeError};
-
-/// What came in.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Imported {
-    /// Entries and bytes.
-    pub done: Progress,
-    /// What could not be taken over as it was, and why: path (bytes) and reason.
-    pub notes: Vec<(Vec<u8>, &'static str)>,
-}
+use crate::tree::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
 
 /// Fills `target` from `source`: a folder is copied, anything else is read as a tar archive.
 pub fn path(
@@ -29,7 +22,7 @@ pub fn path(
     target: &Path,
     space: XattrSpace,
     progress: OnProgress<'_>,
-) -> Result<Imported> {
+) -> Result<Report> {
     let name = source.as_os_str().as_bytes();
     let file = File::open(source).context("can't open the source", name)?;
     let kind = file
@@ -37,15 +30,15 @@ pub fn path(
         .context("can't read the source", name)?
         .file_type();
     if kind.is_dir() {
-        return super::tree::import(source, target, Some(space), progress);
+        return copy_dir::copy(source, target, Some(space), progress);
     }
     tar(file, target, space, progress)
 }
 
 /// Makes the empty folder `target` a copy of the folder `source`, as it is: for folders that are no layers,
 /// and those of other programs that are.
-pub fn plain(source: &Path, target: &Path, progress: OnProgress<'_>) -> Result<Imported> {
-    super::tree::import(source, target, None, progress)
+pub fn plain(source: &Path, target: &Path, progress: OnProgress<'_>) -> Result<Report> {
+    copy_dir::copy(source, target, None, progress)
 }
 
 /// Fills `target` from a tar stream, plain or compressed with gzip, zstd or xz.
@@ -54,7 +47,7 @@ pub fn tar(
     target: &Path,
     space: XattrSpace,
     progress: OnProgress<'_>,
-) -> Result<Imported> {
+) -> Result<Report> {
     match input::open(input)? {
         Input::Tree(tree) => opened(tree, target, space, progress),
         Input::Whole(_) => Err(TreeError::new(
@@ -70,7 +63,7 @@ pub fn opened(
     target: &Path,
     space: XattrSpace,
     progress: OnProgress<'_>,
-) -> Result<Imported> {
+) -> Result<Report> {
     let mut unpack = Unpack::new(target, How::Shown(space), progress)?;
     let Tree { first, mut members } = tree;
     let mut next = first;
@@ -93,7 +86,7 @@ pub fn changes(
     target: &Path,
     space: XattrSpace,
     progress: OnProgress<'_>,
-) -> Result<Imported> {
+) -> Result<Report> {
     let Input::Tree(Tree { first, mut members }) = input::open(input)? else {
         let what = "a layer of an image is a whole container";
         return Err(TreeError::new(ErrorKind::WholeContainer, what));

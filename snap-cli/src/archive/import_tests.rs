@@ -12,18 +12,19 @@ use cowl_layers::sys::stat::FileKind;
 use cowl_layers::view::{Found, View, user_xattrs};
 use tar::{EntryType, Header};
 
-use super::import::{self, Imported};
+use super::import;
 use super::pax::Records;
-use crate::delta::error::{ErrorKind, Result, TreeError};
-use crate::delta::testing::{self, assert_same, describe, is_root, one_of_everything, run};
+use super::report::Report;
+use crate::tree::error::{ErrorKind, Result, TreeError};
+use crate::tree::testing::{self, assert_same, describe, is_root, one_of_everything, run};
 
-pub(super) fn import_tar(data: &[u8]) -> (tempfile::TempDir, Result<Imported>) {
+pub(super) fn import_tar(data: &[u8]) -> (tempfile::TempDir, Result<Report>) {
     let target = tempfile::tempdir().unwrap();
     let got = import::tar(data, target.path(), XattrSpace::detect(), &mut |_| {});
     (target, got)
 }
 
-fn import_dir(source: &Path, target: &Path) -> Result<Imported> {
+fn import_dir(source: &Path, target: &Path) -> Result<Report> {
     import::path(source, target, XattrSpace::detect(), &mut |_| {})
 }
 
@@ -425,7 +426,7 @@ fn deep_trees_come_in() {
     cowl_layers::sys::node::create(fd.as_fd(), b"end", 0o644, rustix::fs::OFlags::WRONLY).unwrap();
     let got = import_dir(source.path(), target.path()).unwrap();
     assert_eq!(got.done.entries, 601);
-    let digest = |tree: &Path| crate::delta::digest_dir(tree, &mut |_| {}).unwrap();
+    let digest = |tree: &Path| crate::tree::digest_dir(tree, &mut |_| {}).unwrap();
     assert_eq!(digest(target.path()), digest(source.path()));
     let archive = gnu_tar(source.path(), &["--format=posix"]);
     let (unpacked, got) = import_tar(&archive);
@@ -460,7 +461,7 @@ fn hard_links_deep_down_leave_the_roots_attributes_alone() {
     let view = View::new(vec![layer]);
     crate::delta::flatten(&view, None, flattened.path(), &mut |_| {}).unwrap();
     verify(flattened.path());
-    super::folder::fill(&view, exported.path(), &mut |_| {}).unwrap();
+    super::export_dir::fill(&view, exported.path(), &mut |_| {}).unwrap();
     verify(exported.path());
 }
 

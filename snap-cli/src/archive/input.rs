@@ -1,14 +1,13 @@
 //! What a stream holds: a tree of files, or a whole container with its snapshots.
 
-use std::io::{self, Read};
-
-use sha2::{Digest as _, Sha256};
+use std::io::Read;
 
 use super::bundle::{MANIFEST, Whole};
+use super::checksum::ChecksumReader;
 use super::compress;
 use super::member::{Member, What};
 use super::stream::Members;
-use crate::delta::error::Result;
+use crate::tree::error::Result;
 
 /// A stream that was looked into.
 #[derive(Debug)]
@@ -22,7 +21,7 @@ pub enum Input<'a> {
 /// A tar archive, read up to its first entry's header.
 pub struct Tree<'a> {
     pub(super) first: Option<Member>,
-    pub(super) members: Members<Summed<'a>>,
+    pub(super) members: Members<ChecksumReader<'a>>,
 }
 
 impl std::fmt::Debug for Tree<'_> {
@@ -33,32 +32,13 @@ impl std::fmt::Debug for Tree<'_> {
 
 /// Looks into a stream, plain or compressed with gzip, zstd or xz.
 pub fn open<'a>(input: impl Read + 'a) -> Result<Input<'a>> {
-    let mut members = Members::new(Summed {
-        input: compress::decode(input)?,
-        sum: Some(Sha256::new()),
-    });
+    let mut members = Members::new(ChecksumReader::new(compress::decode(input)?));
     let first = members.next()?;
     let whole = |member: &Member| member.path == MANIFEST && member.what == What::File;
     if let Some(first) = first.as_ref().filter(|first| whole(first)) {
         return Whole::new(first, members).map(Input::Whole);
     }
-    // Nobody asks for it.
+    // Only archives of whole containers hold checksums.
     members.input().sum = None;
     Ok(Input::Tree(Tree { first, members }))
-}
-
-/// A reader that sums what is read.
-pub(super) struct Summed<'a> {
-    input: Box<dyn Read + 'a>,
-    pub(super) sum: Option<Sha256>,
-}
-
-impl Read for Summed<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let got = self.input.read(buffer)?;
-        if let Some(sum) = &mut self.sum {
-            sum.update(buffer.get(..got).unwrap_or_default());
-        }
-        Ok(got)
-    }
 }

@@ -5,7 +5,7 @@
 //! store and archivers write, such that an import uses less than 256 MiB. Content is written to disk and limited by
 //! its size. docs/decisions/0019 gives the reason for each number.
 
-use crate::delta::error::{ErrorKind, Result, TreeError};
+use crate::tree::error::{ErrorKind, Result, TreeError};
 
 /// Bytes of the path of an entry, or of the target of a hard link. PATH_MAX is 4096, but deeper trees exist, because
 /// a path can be resolved in steps.

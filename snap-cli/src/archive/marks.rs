@@ -4,8 +4,8 @@
 use cowl_layers::format::{NumberMark, OPAQUE, OPAQUE_XATTR_WHITEOUTS, Redirect, XattrSpace};
 
 use super::member::{Member, What};
-use crate::delta::error::{ErrorKind, Result, TreeError};
-use crate::delta::make::Xattrs;
+use crate::tree::attrs::Xattrs;
+use crate::tree::error::{ErrorKind, Result, TreeError};
 
 /// The attributes of an object of a layer, and the number that it borrows: that is said anew when all
 /// layers are there.
@@ -77,7 +77,7 @@ fn fits(mark: &[u8], value: &[u8], member: &Member) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::delta::make::Attrs;
+    use crate::tree::attrs::Attrs;
     use cowl_layers::sys::attr::SetTime;
     use cowl_layers::sys::stat::Time;
 

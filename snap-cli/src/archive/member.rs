@@ -8,8 +8,8 @@ use tar::{EntryType, Header};
 
 use super::extended::{Extended, Field};
 use super::sparse::Sparse;
-use crate::delta::error::{ErrorKind, Result, TreeError};
-use crate::delta::make::Attrs;
+use crate::tree::attrs::Attrs;
+use crate::tree::error::{ErrorKind, Result, TreeError};
 
 /// What an entry makes.
 #[derive(Clone, Debug, PartialEq, Eq)]

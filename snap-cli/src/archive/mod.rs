@@ -5,13 +5,15 @@
 
 mod acl;
 pub mod bundle;
+pub mod changeset;
+mod checksum;
 mod compress;
-pub mod delta;
-mod directories;
-mod dirs;
+mod copy_dir;
+mod dir_attrs;
+mod dir_map;
 pub mod export;
+pub mod export_dir;
 mod extended;
-pub mod folder;
 pub mod image;
 pub mod import;
 pub mod input;
@@ -21,20 +23,19 @@ mod member;
 pub mod oci;
 mod pax;
 mod place;
+mod report;
 mod sparse;
 mod stream;
-mod tree;
 pub mod unfinished;
 mod unpack;
 mod writer;
 
 pub use compress::Compression;
-pub use export::Exported;
-pub use import::Imported;
+pub use report::Report;
 #[cfg(test)]
 mod bundle_tests;
 #[cfg(test)]
-mod delta_tests;
+mod changeset_tests;
 #[cfg(test)]
 mod export_tests;
 #[cfg(test)]

@@ -13,11 +13,12 @@ use cowl_layers::view::View;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use super::changeset;
+use super::checksum::hex;
 use super::compress::{Compression, Encoder};
-use super::delta;
-use super::export::Exported;
-use super::writer::{cannot_write, hex};
-use crate::delta::error::{OnProgress, Progress, Result, TreeError};
+use super::report::Report;
+use super::writer::cannot_write;
+use crate::tree::error::{OnProgress, Progress, Result, TreeError};
 
 /// One state on the way to the last one.
 #[derive(Debug)]
@@ -32,15 +33,10 @@ pub struct Step {
 
 /// Fills the empty folder `target` with an image of the last state; `name` is what it is called.
 /// Making it durable is the caller's.
-pub fn fill(
-    steps: &[Step],
-    name: &str,
-    target: &Path,
-    progress: OnProgress<'_>,
-) -> Result<Exported> {
+pub fn fill(steps: &[Step], name: &str, target: &Path, progress: OnProgress<'_>) -> Result<Report> {
     let blobs = target.join("blobs/sha256");
     std::fs::create_dir_all(&blobs).map_err(|error| lost(error, &blobs))?;
-    let mut all = Exported::default();
+    let mut all = Report::default();
     let (mut layers, mut sums, mut history) = (Vec::new(), Vec::new(), Vec::new());
     let mut old = None;
     for step in steps {
@@ -107,13 +103,13 @@ fn layer(
     new: &View,
     blobs: &Path,
     progress: OnProgress<'_>,
-) -> Result<(Value, String, Exported)> {
+) -> Result<(Value, String, Report)> {
     let temporary = blobs.join("unfinished");
     let file = File::create_new(&temporary).map_err(|error| lost(error, &temporary))?;
     let packed = Summed::new(file);
     let encoder = Encoder::new(packed, Compression::Gzip).map_err(cannot_write)?;
     let mut plain = Summed::new(encoder);
-    let done = delta::tar(old, new, &mut plain, Compression::None, progress)?;
+    let done = changeset::tar(old, new, &mut plain, Compression::None, progress)?;
     let sum = format!("sha256:{}", hex(plain.sum));
     let packed = plain.output.finish().map_err(cannot_write)?;
     let (size, digest) = (packed.bytes, hex(packed.sum));

@@ -13,8 +13,8 @@ use super::import_tests::{Tar, import_tar};
 use super::input::{self, Input};
 use super::stream::Members;
 use super::unpack::{How, Unpack};
-use crate::delta::error::ErrorKind;
-use crate::delta::testing::{describe, is_root, run};
+use crate::tree::error::ErrorKind;
+use crate::tree::testing::{describe, is_root, run};
 
 fn names(tree: &Path) -> Vec<String> {
     let all = describe(tree).into_keys().filter(|name| !name.is_empty());
@@ -199,6 +199,7 @@ fn an_acl_has_the_last_word_over_the_mode() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn gnu_tar_makes_the_same_of_odd_archives() {
     if !is_root() {
         return;

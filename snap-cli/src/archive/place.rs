@@ -7,7 +7,7 @@ use cowl_layers::name::Name;
 use cowl_layers::sys::stat::FileKind;
 use cowl_layers::sys::{node, stat};
 
-use crate::delta::error::{Context as _, ErrorKind, Result, TreeError};
+use crate::tree::error::{Context as _, ErrorKind, Result, TreeError};
 
 /// A path of an archive in its one clean form: no leading "./", no empty or "." components.
 /// The root itself is the empty path.
@@ -41,13 +41,20 @@ pub(super) fn clean(path: &[u8]) -> Result<Vec<u8>> {
     Ok(clean)
 }
 
+/// The kind of an entry that needs a name.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum NewEntry {
+    Directory,
+    Other,
+}
+
 /// Clears the way for an entry: removes what has its name already, as a later entry of an archive
 /// replaces an earlier one. A folder stays when the new entry is one as well (then `true`); a folder
 /// with something in it is not replaced by anything else.
 pub(super) fn make_room(
     parent: BorrowedFd<'_>,
     name: &[u8],
-    for_folder: bool,
+    new: NewEntry,
     path: &[u8],
 ) -> Result<bool> {
     let found = match stat::stat_at(parent, name) {
@@ -60,7 +67,7 @@ pub(super) fn make_room(
             .context("can't replace", path)
             .map(|()| false);
     }
-    if for_folder {
+    if new == NewEntry::Directory {
         return Ok(true);
     }
     match node::rmdir(parent, name) {

@@ -4,7 +4,7 @@
 
 use super::limits;
 use super::pax;
-use crate::delta::error::{ErrorKind, Result, TreeError};
+use crate::tree::error::{ErrorKind, Result, TreeError};
 
 /// A sparse file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

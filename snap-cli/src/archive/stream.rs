@@ -13,7 +13,7 @@ use super::extended::Extended;
 use super::limits;
 use super::member::{self, Before, Member, What};
 use super::sparse::{Map, MapInData, Sparse};
-use crate::delta::error::{ErrorKind, Result, TreeError};
+use crate::tree::error::{ErrorKind, Result, TreeError};
 
 const BLOCK: usize = 512;
 

@@ -141,7 +141,7 @@ impl Drop for UnfinishedFolder<'_> {
         };
         let name = temporary.file_name().unwrap_or_default().as_bytes();
         let removed = sys::dir::open_root(sys_parent(temporary))
-            .and_then(|parent| sys::node::remove_tree(parent.as_fd(), name));
+            .and_then(|parent| sys::remove::remove_tree(parent.as_fd(), name));
         if let Err(error) = removed {
             log::warn!("cannot remove {}: {error}", temporary.shown());
         }

@@ -11,19 +11,20 @@ use std::path::Path;
 use cowl_layers::error::Errno;
 use cowl_layers::format::{NumberMark, XattrSpace, foreign};
 use cowl_layers::sys::stat::{self, FileKind};
-use cowl_layers::sys::{attr, copy, dir, node, xattr};
+use cowl_layers::sys::{attr, copy, dir, node, remove, xattr};
 
-use super::directories::Directories;
-use super::dirs::Dirs;
-use super::import::Imported;
+use super::dir_attrs::DirAttrs;
+use super::dir_map::DirMap;
 use super::marks;
 use super::member::{Member, What};
-use super::place;
+use super::place::{self, NewEntry};
+use super::report::Report;
 use super::stream::Members;
-use crate::delta::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
-use crate::delta::make::{self, Attrs};
-use crate::delta::path_map::PathMap;
-use crate::delta::places::Places;
+use crate::tree::attrs::{self, Attrs};
+use crate::tree::dir_cursor::DirCursor;
+use crate::tree::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
+use crate::tree::path_map::PathMap;
+use crate::tree::{create, path};
 
 /// What the entries are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,15 +45,15 @@ pub(super) struct Numbers {
     /// Inodes whose numbers others borrow: as they were, as they are.
     pub(super) lent: Vec<(u64, u64)>,
     /// What borrows, by directory: names in it, and an empty one for the directory itself.
-    pub(super) borrowed: Dirs<Vec<(Box<[u8]>, NumberMark)>>,
+    pub(super) borrowed: DirMap<Vec<(Box<[u8]>, NumberMark)>>,
 }
 
 /// A tree that is being filled.
 pub(super) struct Unpack<'a> {
-    places: Places,
+    places: DirCursor,
     /// Where the targets of hard links are looked for.
-    targets: Places,
-    directories: Directories,
+    targets: DirCursor,
+    directories: DirAttrs,
     has_root: bool,
     how: How,
     /// With [`How::Changes`]: what these entries made, which their own marks don't hide.
@@ -61,7 +62,7 @@ pub(super) struct Unpack<'a> {
     cleared: PathMap<()>,
     numbers: Numbers,
     progress: OnProgress<'a>,
-    out: Imported,
+    out: Report,
     buffer: Vec<u8>,
 }
 
@@ -73,32 +74,32 @@ impl<'a> Unpack<'a> {
             target.as_os_str().as_bytes(),
         )?;
         if !matches!(how, How::Changes(_)) {
-            make::ready_root(root.as_fd())?;
+            create::ready_root(root.as_fd())?;
         }
         let again = root
             .try_clone()
             .context("can't keep the target folder open", b".")?;
         Ok(Self {
-            places: Places::new(root),
-            targets: Places::new(again),
-            directories: Directories::default(),
+            places: DirCursor::new(root),
+            targets: DirCursor::new(again),
+            directories: DirAttrs::default(),
             has_root: false,
             how,
             made: PathMap::default(),
             cleared: PathMap::default(),
             numbers: Numbers::default(),
             progress,
-            out: Imported::default(),
+            out: Report::default(),
             buffer: vec![0; 256 << 10],
         })
     }
 
     /// Gives the directories their attributes. Nothing comes after this.
-    pub(super) fn finish(self) -> Result<(Imported, Numbers)> {
+    pub(super) fn finish(self) -> Result<(Report, Numbers)> {
         self.directories.finish(self.places.root())?;
         // As any other directory that the archive leaves out.
         if let (How::Shown(_), false) = (self.how, self.has_root) {
-            attr::chmod(self.places.root(), make::IMPLIED_PERM)
+            attr::chmod(self.places.root(), create::IMPLIED_PERM)
                 .context("can't set the mode", b".")?;
         }
         (self.progress)(self.out.done);
@@ -118,7 +119,7 @@ impl<'a> Unpack<'a> {
             (self.progress)(self.out.done);
         }
         if let How::Changes(_) = self.how
-            && self.is_mark(&member, &path)?
+            && self.apply_marker(&member, &path)?
         {
             return Ok(());
         }
@@ -138,48 +139,30 @@ impl<'a> Unpack<'a> {
         if let What::HardLink(target) = &member.what {
             return self.hard_link(&path, target);
         }
-        let (parent, name) = make::split(&path);
+        let (parent, name) = path::split(&path);
         if member.what != What::Folder {
             self.forget(&path)?;
         }
-        let parent = self.places.folder(parent, true)?;
+        let parent = self.places.open_or_create(parent)?;
         let is_folder = member.what == What::Folder;
+        let new = match is_folder {
+            true => NewEntry::Directory,
+            false => NewEntry::Other,
+        };
         self.how.refuse_second(parent, name, &path)?;
-        if place::make_room(parent, name, is_folder, &path)? {
+        if place::make_room(parent, name, new, &path)? {
             let folder = dir::open_dir(parent, name).context("can't open the folder", &path)?;
             if let How::Changes(_) = self.how {
                 only(folder.as_fd(), &member.attrs, &path)?;
             }
             return self.directories.set(folder.as_fd(), &path, member.attrs);
         }
-        let device = |kind, rdev| {
-            self.how
-                .node(parent, name, (kind, rdev), &member.attrs, &path)
-        };
-        let done = match &member.what {
-            What::Symlink(target) if target.is_empty() || target.contains(&0) => {
-                let what = "the archive has a symbolic link that points nowhere";
-                Err(TreeError::new(ErrorKind::Refused, what).at(path.as_slice()))
-            }
-            What::Symlink(target) => make::symlink(parent, name, target, &member.attrs, &path),
-            What::CharDevice(rdev) => device(FileKind::CharDevice, *rdev),
-            What::BlockDevice(rdev) => device(FileKind::BlockDevice, *rdev),
-            What::Fifo => device(FileKind::Fifo, 0),
-            What::HardLink(_) => Ok(()),
-            What::Socket => device(FileKind::Socket, 0),
-            What::Folder => make::folder(parent, name, &path).map(drop),
-            What::File => {
-                let fd = make::file(parent, name, &path)?;
-                self.content(&fd, &member, &path, members)?;
-                make::apply(fd.as_fd(), FileKind::Regular, &member.attrs, &path)
-            }
-        };
-        done?;
+        self.create(&member, &path, members)?;
         if member.own.ino.is_none() && !is_folder {
             return Ok(());
         }
-        let (parent, name) = make::split(&path);
-        let place = self.places.folder(parent, false)?;
+        let (parent, name) = path::split(&path);
+        let place = self.places.open(parent)?;
         let number = number(place, name, &member, &path)?;
         self.numbers.lent.extend(number);
         if is_folder {
@@ -189,16 +172,49 @@ impl<'a> Unpack<'a> {
         Ok(())
     }
 
+    /// Creates the object of an entry whose name is free.
+    fn create<R: Read>(
+        &mut self,
+        member: &Member,
+        path: &[u8],
+        members: &mut Members<R>,
+    ) -> Result<()> {
+        let (parent, name) = path::split(path);
+        let parent = self.places.open(parent)?;
+        let device = |kind, rdev| {
+            self.how
+                .node(parent, name, (kind, rdev), &member.attrs, path)
+        };
+        match &member.what {
+            What::Symlink(target) if target.is_empty() || target.contains(&0) => {
+                let what = "the archive has a symbolic link that points nowhere";
+                Err(TreeError::new(ErrorKind::Refused, what).at(path))
+            }
+            What::Symlink(target) => create::symlink(parent, name, target, &member.attrs, path),
+            What::CharDevice(rdev) => device(FileKind::CharDevice, *rdev),
+            What::BlockDevice(rdev) => device(FileKind::BlockDevice, *rdev),
+            What::Fifo => device(FileKind::Fifo, 0),
+            What::HardLink(_) => Ok(()),
+            What::Socket => device(FileKind::Socket, 0),
+            What::Folder => create::dir(parent, name, path).map(drop),
+            What::File => {
+                let fd = create::file(parent, name, path)?;
+                self.content(&fd, member, path, members)?;
+                attrs::apply(fd.as_fd(), FileKind::Regular, &member.attrs, path)
+            }
+        }
+    }
+
     /// Puts the attributes into the form that they have on the disk.
     fn attributes(&mut self, member: &mut Member, path: &[u8]) -> Result<()> {
         let xattrs = std::mem::take(&mut member.attrs.xattrs);
         let (xattrs, borrowed) = match self.how {
-            How::Shown(space) | How::Changes(space) => (make::escaped(space, xattrs), None),
+            How::Shown(space) | How::Changes(space) => (attrs::escaped(space, xattrs), None),
             How::Raw(from, to) => marks::converted(from, to, member, xattrs)?,
         };
         member.attrs.xattrs = xattrs;
         if let Some(mark) = borrowed {
-            let (parent, name) = make::split(path);
+            let (parent, name) = path::split(path);
             self.numbers.borrowed.change(parent, |names| {
                 let names = names.get_or_insert_default();
                 names.push((name.into(), mark));
@@ -210,13 +226,13 @@ impl<'a> Unpack<'a> {
         Ok(())
     }
 
-    /// Does what a mark of an image's layer says; false when the entry is none.
-    fn is_mark(&mut self, member: &Member, path: &[u8]) -> Result<bool> {
-        let (parent, name) = make::split(path);
+    /// Applies a marker of an image layer. Returns whether the entry is one.
+    fn apply_marker(&mut self, member: &Member, path: &[u8]) -> Result<bool> {
+        let (parent, name) = path::split(path);
         if !foreign::is_mark(name) {
             self.made.insert(path, ());
             if member.what != What::Folder {
-                self.clear(path, false)?;
+                self.remove(path)?;
             }
             return Ok(false);
         }
@@ -224,46 +240,44 @@ impl<'a> Unpack<'a> {
             if self.is_cleared(parent) {
                 return Ok(true);
             }
-            let names = match self.places.folder(parent, false) {
+            let names = match self.places.open(parent) {
                 Ok(place) => dir::entries(place).context("can't read the folder", parent)?,
                 Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
                 Err(error) => return Err(error),
             };
             for entry in names {
-                self.clear(&make::join(parent, &entry.name), true)?;
+                self.clear(&path::join(parent, &entry.name))?;
             }
             self.note_cleared(parent);
         } else if let Some(hidden) = foreign::hidden_name(name) {
-            self.clear(&make::join(parent, hidden), true)?;
+            self.clear(&path::join(parent, hidden))?;
         }
         Ok(true)
     }
 
-    /// Removes what was there before these entries; what they made themselves stays if `keep` says so.
-    fn clear(&mut self, path: &[u8], keep: bool) -> Result<()> {
-        if keep && self.is_cleared(path) {
+    /// Removes what was there before these entries.
+    fn clear(&mut self, path: &[u8]) -> Result<()> {
+        if self.is_cleared(path) {
             return Ok(());
         }
         let mut todo = vec![path.to_vec()];
         while let Some(path) = todo.pop() {
-            if !keep || !(self.made.has(&path) || self.made.has_below(&path)) {
+            if !(self.made.has(&path) || self.made.has_below(&path)) {
                 self.remove(&path)?;
                 continue;
             }
             // Only what is not of this layer goes.
-            match self.places.folder(&path, false) {
+            match self.places.open(&path) {
                 Ok(place) => {
                     let names = dir::entries(place).context("can't read the folder", &path)?;
-                    let inner = names.iter().map(|entry| make::join(&path, &entry.name));
+                    let inner = names.iter().map(|entry| path::join(&path, &entry.name));
                     todo.extend(inner);
                 }
                 Err(error) if is_no_folder(&error) => {}
                 Err(error) => return Err(error),
             }
         }
-        if keep {
-            self.note_cleared(path);
-        }
+        self.note_cleared(path);
         Ok(())
     }
 
@@ -281,13 +295,13 @@ impl<'a> Unpack<'a> {
     /// Removes what lies at a path, with everything below it.
     fn remove(&mut self, path: &[u8]) -> Result<()> {
         self.forget(path)?;
-        let (parent, name) = make::split(path);
-        let place = match self.places.folder(parent, false) {
+        let (parent, name) = path::split(path);
+        let place = match self.places.open(parent) {
             Ok(place) => place,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
-        match node::remove_tree(place, name) {
+        match remove::remove_tree(place, name) {
             Err(error) if error.errno() != Errno::NOENT => Err(error).context("can't remove", path),
             Ok(()) | Err(_) => Ok(()),
         }
@@ -344,9 +358,9 @@ impl<'a> Unpack<'a> {
         if clean.is_empty() {
             return refuse("the archive has a hard link to its root");
         }
-        let (parent, name) = make::split(&clean);
+        let (parent, name) = path::split(&clean);
         let missing = "the archive has a hard link to what is not in it, or comes later";
-        let source = match self.targets.folder(parent, false) {
+        let source = match self.targets.open(parent) {
             Ok(place) => dir::open_path(place, name),
             Err(error) if error.kind() == ErrorKind::NotFound => return refuse(missing),
             Err(error) => return Err(error),
@@ -365,10 +379,10 @@ impl<'a> Unpack<'a> {
             return Ok(());
         }
         self.forget(path)?;
-        let (parent, name) = make::split(path);
-        let place = self.places.folder(parent, true)?;
+        let (parent, name) = path::split(path);
+        let place = self.places.open_or_create(parent)?;
         self.how.refuse_second(place, name, path)?;
-        place::make_room(place, name, false, path)?;
+        place::make_room(place, name, NewEntry::Other, path)?;
         self.how.link(source.as_fd(), place, name, path)
     }
 }
@@ -390,9 +404,9 @@ impl How {
     ) -> Result<()> {
         match self {
             Self::Shown(space) | Self::Changes(space) => {
-                make::special(parent, name, what, attrs, space, path)
+                create::special(parent, name, what, attrs, space, path)
             }
-            Self::Raw(..) => make::node(parent, name, what, attrs, path),
+            Self::Raw(..) => create::node(parent, name, what, attrs, path),
         }
     }
 
@@ -418,7 +432,7 @@ impl How {
     ) -> Result<()> {
         match self {
             Self::Shown(space) | Self::Changes(space) => {
-                make::link(source, parent, name, space, path)
+                create::link(source, parent, name, space, path)
             }
             Self::Raw(..) => {
                 node::link_fd(source, parent, name).context("can't make the hard link", path)

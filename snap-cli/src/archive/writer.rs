@@ -8,18 +8,19 @@ use std::collections::HashSet;
 use std::io::{BufWriter, Write};
 use std::os::fd::AsFd as _;
 
+use cowl_layers::format::{ACL_ACCESS, ACL_DEFAULT};
 use cowl_layers::sys::stat::FileKind;
 use sha2::{Digest as _, Sha256};
 use tar::{EntryType, Header};
 
 use super::acl;
-use super::export::Exported;
+use super::checksum::hex;
 use super::limits;
 use super::pax::{self, Records};
-use crate::delta::content;
-use crate::delta::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
-use crate::delta::make::{ACL_ACCESS, ACL_DEFAULT};
-use crate::delta::walk::{Item, Links};
+use super::report::Report;
+use crate::tree::content;
+use crate::tree::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
+use crate::tree::walk::{Item, Links};
 
 /// The largest number that fits a field of eight bytes, and one of twelve.
 const FIELD_8: u64 = 0o7_777_777;
@@ -61,7 +62,7 @@ pub(super) struct Writer<'a, W: Write> {
     raw: Option<Raw>,
     holes: Holes,
     links: Links<Vec<u8>>,
-    result: Exported,
+    result: Report,
     progress: OnProgress<'a>,
 }
 
@@ -76,7 +77,7 @@ impl<'a, W: Write> Writer<'a, W> {
             raw: None,
             holes: Holes::Left,
             links: Links::default(),
-            result: Exported::default(),
+            result: Report::default(),
             progress,
         }
     }
@@ -106,7 +107,7 @@ impl<'a, W: Write> Writer<'a, W> {
     }
 
     /// Ends the archive, and gives the output back, flushed.
-    pub(super) fn finish(mut self) -> Result<(W, Exported)> {
+    pub(super) fn finish(mut self) -> Result<(W, Report)> {
         let end = (self.written + 1024).next_multiple_of(RECORD) - self.written;
         self.zeros(end)?;
         (self.progress)(self.result.done);
@@ -267,14 +268,6 @@ fn at_most(mut segments: Vec<(u64, u64)>, most: usize) -> Vec<(u64, u64)> {
         hole *= 2;
     }
     segments
-}
-
-/// The digits of a sum.
-pub(super) fn hex(sum: Sha256) -> String {
-    sum.finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
 }
 
 /// An entry's header in the making.

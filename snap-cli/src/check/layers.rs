@@ -5,15 +5,16 @@ use std::os::fd::AsFd;
 
 use cowl_layers::sys;
 
-use super::{Fix, Known, Level, Report, Wish};
+use super::report::{Depth, Fix, Known, Level, Options, Report};
 use crate::container::durability::epoch;
-use crate::delta::digest_layer;
-use crate::delta::error::OnProgress;
 use crate::error::{Error, Result};
 use crate::store::manifest::{LayerId, LayerKind, LayerManifest, Settling};
+use crate::store::measure;
 use crate::store::name::ContainerName;
 use crate::store::record::Record;
 use crate::store::{Store, disk};
+use crate::tree::digest_layer;
+use crate::tree::error::OnProgress;
 
 const LAYER: &str = "layer";
 
@@ -83,7 +84,7 @@ impl Named {
 
 pub(super) fn look(
     store: &Store,
-    wish: &Wish,
+    options: &Options,
     known: &[Known],
     report: &mut Report,
     progress: OnProgress<'_>,
@@ -95,7 +96,13 @@ pub(super) fn look(
                 "{container} writes to the layer {head}, on which {}",
                 named.by(*head)
             );
-            report.add(Level::Damaged, LAYER, store.layer_dir(*head), what, None);
+            report.add(
+                Level::Damaged,
+                LAYER,
+                store.paths().layer_dir(*head),
+                what,
+                None,
+            );
         }
         if let Err(error) = self::head(store, *head, container, report) {
             unreadable(store, *head, &error, report);
@@ -103,7 +110,7 @@ pub(super) fn look(
     }
     for (layer, below) in &named.frozen {
         report.layers += 1;
-        let checked = frozen(store, wish, (*layer, below), &named, report, progress);
+        let checked = frozen(store, options, (*layer, below), &named, report, progress);
         // One that cannot be read hides nothing of the others.
         if let Err(error) = checked {
             unreadable(store, *layer, &error, report);
@@ -123,7 +130,7 @@ fn unreadable(store: &Store, id: LayerId, error: &Error, report: &mut Report) {
     report.add(
         Level::Damaged,
         LAYER,
-        store.layer_dir(id),
+        store.paths().layer_dir(id),
         error.to_string(),
         None,
     );
@@ -131,7 +138,7 @@ fn unreadable(store: &Store, id: LayerId, error: &Error, report: &mut Report) {
 
 fn frozen(
     store: &Store,
-    wish: &Wish,
+    options: &Options,
     (layer, below): (LayerId, &[LayerId]),
     named: &Named,
     report: &mut Report,
@@ -140,14 +147,14 @@ fn frozen(
     if is_there(store, layer, named, report)? && !named.heads.contains_key(&layer) {
         sealed(store, layer, named, report)?;
         if file(store, layer, below, report)? {
-            compare(store, wish, layer, named, report, progress)?;
+            compare(store, options, layer, named, report, progress)?;
         }
     }
     Ok(())
 }
 
 fn is_there(store: &Store, id: LayerId, named: &Named, report: &mut Report) -> Result<bool> {
-    let tree = store.layer_tree(id);
+    let tree = store.paths().layer_tree(id);
     if disk::is_dir(&tree)? {
         return Ok(true);
     }
@@ -157,8 +164,8 @@ fn is_there(store: &Store, id: LayerId, named: &Named, report: &mut Report) -> R
 }
 
 fn head(store: &Store, id: LayerId, of: &ContainerName, report: &mut Report) -> Result<()> {
-    let work = store.layer_work(id);
-    if disk::is_there(&store.layer_tree(id))? && !disk::is_there(&work)? {
+    let work = store.paths().layer_work(id);
+    if disk::is_there(&store.paths().layer_tree(id))? && !disk::is_there(&work)? {
         let what = format!("the work folder of {of} is missing");
         report.add(Level::Damaged, LAYER, work, what, Some(Fix::Work(id)));
     }
@@ -167,7 +174,7 @@ fn head(store: &Store, id: LayerId, of: &ContainerName, report: &mut Report) -> 
 
 /// Nobody writes to it: a mount that does has it locked alone.
 fn sealed(store: &Store, id: LayerId, named: &Named, report: &mut Report) -> Result<()> {
-    let tree = store.layer_tree(id);
+    let tree = store.paths().layer_tree(id);
     let shared = sys::dir::open_root(&tree)
         .and_then(|root| Ok(sys::dir::lock_shared(root.as_fd())?.is_some()))
         .map_err(|error| Error::at("look at the lock of", &tree, error))?;
@@ -183,7 +190,7 @@ fn sealed(store: &Store, id: LayerId, named: &Named, report: &mut Report) -> Res
 
 /// Its own file can be read.
 fn file(store: &Store, id: LayerId, below: &[LayerId], report: &mut Report) -> Result<bool> {
-    let path = store.layer_file(id);
+    let path = store.paths().layer_file(id);
     let Err(error) = disk::read::<LayerManifest>(&path) else {
         return Ok(true);
     };
@@ -200,17 +207,17 @@ fn file(store: &Store, id: LayerId, below: &[LayerId], report: &mut Report) -> R
     Ok(false)
 }
 
-/// It is what it was when it was measured; with `deep`, to the last byte.
+/// It is what it was when it was measured; its content as well if that is asked for.
 fn compare(
     store: &Store,
-    wish: &Wish,
+    options: &Options,
     id: LayerId,
     named: &Named,
     report: &mut Report,
     progress: OnProgress<'_>,
 ) -> Result<()> {
-    let path = store.layer_file(id);
-    let tree = store.layer_tree(id);
+    let path = store.paths().layer_file(id);
+    let tree = store.paths().layer_tree(id);
     let record = disk::read::<LayerManifest>(&path)?;
     // What it lost is reported with the snapshot. It is recorded as it is once that is accepted.
     if record.body.unsynced || named.lost.contains(&id) {
@@ -222,7 +229,7 @@ fn compare(
             named.by(id)
         )
     };
-    let (measured, looks) = store.measure_like(id, record.body.looks.as_deref())?;
+    let (measured, looks) = measure::measure_like(store, id, record.body.looks.as_deref())?;
     let mut next = record.body.clone();
     match &record.body.looks {
         Some(known) if *known != looks => {
@@ -235,7 +242,7 @@ fn compare(
             (next.measured, next.looks) = (Some(measured), Some(looks));
         }
     }
-    if wish.deep {
+    if options.depth == Depth::Content {
         let known = record.body.digest.as_deref();
         let found = digest_layer(&tree, known, progress)?.to_string();
         match &record.body.digest {
@@ -256,7 +263,7 @@ fn compare(
 }
 
 fn note(store: &Store, record: &Record<LayerManifest>, next: LayerManifest, id: LayerId) {
-    if let Err(error) = disk::replace(&store.layer_file(id), &record.next(next)) {
+    if let Err(error) = disk::replace(&store.paths().layer_file(id), &record.next(next)) {
         log::warn!("{error}; the next check knows nothing to compare with");
     }
 }

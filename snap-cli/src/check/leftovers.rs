@@ -2,12 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Fix, Known, Level, Report};
+use super::report::{Fix, Known, Level, Report};
 use crate::container::state;
 use crate::error::Result;
 use crate::host;
+use crate::store::deleted;
+use crate::store::family;
+use crate::store::leftovers::{self, Retention};
 use crate::store::lock::Lock;
 use crate::store::manifest::{ContainerId, LayerId};
+use crate::store::survey;
 use crate::store::{Store, disk};
 use cowl_layers::shown::Show as _;
 
@@ -15,18 +19,18 @@ const LEFT: &str = "leftover";
 
 pub(super) fn look(store: &Store, known: &[Known], report: &mut Report) -> Result<()> {
     deleted(store, report)?;
-    for id in store.lost_containers()? {
+    for id in survey::lost_containers(store)? {
         let what = "the file of a container is missing: bring it back from a backup (what the container was \
                     made of is still there, and is not collected)";
         report.add(
             Level::Damaged,
             "container",
-            store.container_file(id),
+            store.paths().container_file(id),
             what,
             None,
         );
     }
-    match store.leftovers(false) {
+    match leftovers::find(store, Retention::Respected) {
         Ok(left) => {
             let mut add = |paths: Vec<PathBuf>, what: &str| {
                 for path in paths {
@@ -38,9 +42,12 @@ pub(super) fn look(store: &Store, known: &[Known], report: &mut Report) -> Resul
                 expired.collect(),
                 "a destroyed container whose time is over",
             );
-            let layers = left.layers.iter().map(|id| store.layer_dir(*id));
+            let layers = left.layers.iter().map(|id| store.paths().layer_dir(*id));
             add(layers.collect(), "a layer that nothing names");
-            let half = left.half_made.iter().map(|id| store.container_dir(*id));
+            let half = left
+                .half_made
+                .iter()
+                .map(|id| store.paths().container_dir(*id));
             add(half.collect(), "a container whose making was cut off");
             add(left.files, "a file that nothing names");
             add(left.folders, "of a container that is gone");
@@ -48,7 +55,7 @@ pub(super) fn look(store: &Store, known: &[Known], report: &mut Report) -> Resul
             add(left.trash, "on its way out");
             for id in left.held {
                 let what = "a layer that nothing names, but that is mounted";
-                report.add(Level::Loose, LEFT, store.layer_dir(id), what, None);
+                report.add(Level::Loose, LEFT, store.paths().layer_dir(id), what, None);
             }
         }
         // What that is was told with the container.
@@ -58,7 +65,7 @@ pub(super) fn look(store: &Store, known: &[Known], report: &mut Report) -> Resul
         }
     }
     // A list that can not be read was told by whoever looked for the stores.
-    for (path, why) in store.list_problems().unwrap_or_default() {
+    for (path, why) in family::list_problems(store).unwrap_or_default() {
         // Its disk may only not be mounted.
         report.add(Level::Loose, "family", path, why, None);
     }
@@ -71,9 +78,9 @@ pub(super) fn look(store: &Store, known: &[Known], report: &mut Report) -> Resul
 
 /// Destroyed containers that could not be brought back.
 fn deleted(store: &Store, report: &mut Report) -> Result<()> {
-    for deleted in store.deleted()? {
+    for deleted in deleted::list(store)? {
         let whole = || -> Result<()> {
-            let manifest = store.deleted_manifest(&deleted)?.body;
+            let manifest = deleted::manifest(store, &deleted)?.body;
             store.open_layers(&manifest.stack)?;
             for snapshot in &manifest.snapshots {
                 store.open_layers(&store.snapshot_in(&deleted.dir, snapshot.id)?.stack)?;
@@ -112,7 +119,7 @@ fn strangers(store: &Store, report: &mut Report) -> Result<()> {
 
 /// State of a mount without a daemon.
 fn daemon(store: &Store, known: &Known, report: &mut Report) -> Result<()> {
-    let dir = store.run_dir(known.id);
+    let dir = store.run().dir(known.id);
     let path = dir.join("state.json");
     if !disk::is_there(&path)? {
         return Ok(());

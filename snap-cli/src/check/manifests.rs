@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::{Fix, Known, Level, Report, Wish};
+use super::report::{Fix, Known, Level, Options, Report};
 use crate::container::durability::epoch;
 use crate::error::Result;
 use crate::snapshot::loss;
@@ -15,11 +15,11 @@ use crate::store::{Store, disk};
 const CONTAINER: &str = "container";
 const SNAPSHOT: &str = "snapshot";
 
-pub(super) fn look(store: &Store, wish: &Wish, report: &mut Report) -> Result<Vec<Known>> {
+pub(super) fn look(store: &Store, options: &Options, report: &mut Report) -> Result<Vec<Known>> {
     let mut found = Vec::new();
     let mut names = HashMap::new();
     for (id, record) in store.containers()? {
-        let path = store.container_file(id);
+        let path = store.paths().container_file(id);
         let manifest = match record {
             Ok(record) => record.body,
             // It may be the one that was asked for.
@@ -35,7 +35,10 @@ pub(super) fn look(store: &Store, wish: &Wish, report: &mut Report) -> Result<Ve
             );
             report.add(Level::Damaged, CONTAINER, path, what, None);
         }
-        let wanted = wish.only.as_ref().is_none_or(|only| *only == manifest.name);
+        let wanted = options
+            .only
+            .as_ref()
+            .is_none_or(|only| *only == manifest.name);
         if wanted {
             report.containers += 1;
             container(store, id, &manifest, report)?;
@@ -57,7 +60,7 @@ fn container(
     report: &mut Report,
 ) -> Result<()> {
     let name = &manifest.name;
-    let path = store.container_file(id);
+    let path = store.paths().container_file(id);
     let (mut ids, mut names) = (HashSet::new(), HashSet::new());
     for snapshot in &manifest.snapshots {
         if !ids.insert(snapshot.id) || !names.insert(&snapshot.name) {
@@ -85,10 +88,16 @@ fn container(
             report.add(Level::Loose, about, path.clone(), why, fix);
         }
     }
-    if disk::is_there(&store.pending_file(id))? {
+    if disk::is_there(&store.paths().pending_file(id))? {
         let what = format!("a change of {name} was cut off; the next command on it finishes that");
         let fix = Some(Fix::Settle(name.clone()));
-        report.add(Level::Loose, CONTAINER, store.pending_file(id), what, fix);
+        report.add(
+            Level::Loose,
+            CONTAINER,
+            store.paths().pending_file(id),
+            what,
+            fix,
+        );
     }
     Ok(())
 }
@@ -169,7 +178,7 @@ fn snapshots(
 ) -> Result<BTreeMap<crate::store::manifest::SnapshotId, SnapshotManifest>> {
     let mut found = BTreeMap::new();
     for snapshot in &manifest.snapshots {
-        let path = store.snapshot_file(id, snapshot.id);
+        let path = store.paths().snapshot_file(id, snapshot.id);
         let address = format!("{}@{}", manifest.name, snapshot.name);
         match store.snapshot(id, snapshot.id) {
             Ok(body) => {
@@ -201,13 +210,13 @@ fn rebuilt(
     store: &Store,
     snapshot: &SnapshotRef,
 ) -> Result<Option<Vec<crate::store::manifest::LayerId>>> {
-    let Ok(layer) = disk::read::<LayerManifest>(&store.layer_file(snapshot.layer)) else {
+    let Ok(layer) = disk::read::<LayerManifest>(&store.paths().layer_file(snapshot.layer)) else {
         return Ok(None);
     };
     let mut stack = vec![snapshot.layer];
     stack.extend(layer.body.over);
     for layer in &stack {
-        if !disk::is_there(&store.layer_tree(*layer))? {
+        if !disk::is_there(&store.paths().layer_tree(*layer))? {
             return Ok(None);
         }
     }

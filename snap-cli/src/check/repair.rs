@@ -6,10 +6,13 @@ use std::path::Path;
 use serde_json::Map;
 
 use super::manifests::counters;
-use super::{Fix, Report};
-use crate::container::{Container, Swap};
+use super::report::{Fix, Report};
+use crate::container::{Swap, durability};
 use crate::error::{Error, Result};
-use crate::store::layers::Making;
+use crate::recover;
+use crate::store::collect;
+use crate::store::leftovers::{self, Retention};
+use crate::store::making::Making;
 use crate::store::manifest::{ContainerId, LayerManifest, SnapshotManifest};
 use crate::store::name::ContainerName;
 use crate::store::record::Record;
@@ -40,9 +43,9 @@ pub fn repair(store: &Store, report: &mut Report) {
 fn apply(store: &Store, fix: &Fix) -> Result<Option<String>> {
     match fix {
         Fix::Snapshot(container, snapshot, stack) => {
-            let path = store.snapshot_file(*container, *snapshot);
+            let path = store.paths().snapshot_file(*container, *snapshot);
             let name = name_of(store, *container)?;
-            let _alone = Container::open(store, &name)?;
+            let _alone = recover::open(store, &name)?;
             let kept = set_aside(store, &path)?;
             let body = SnapshotManifest {
                 stack: stack.clone(),
@@ -55,7 +58,7 @@ fn apply(store: &Store, fix: &Fix) -> Result<Option<String>> {
         }
         Fix::Layer(id, kind, below) => {
             let _reading = store.share()?;
-            let path = store.layer_file(*id);
+            let path = store.paths().layer_file(*id);
             let kept = set_aside(store, &path)?;
             let body = LayerManifest {
                 unsynced: true,
@@ -66,22 +69,22 @@ fn apply(store: &Store, fix: &Fix) -> Result<Option<String>> {
         }
         Fix::Container(name) => set_right(store, name),
         Fix::Settle(name) => {
-            drop(Container::open(store, name)?);
+            drop(recover::open(store, name)?);
             Ok(Some("put in order, as the next command would".to_owned()))
         }
         Fix::Work(id) => {
             let _reading = store.share()?;
-            disk::ensure_dir(&store.layer_work(*id))?;
+            disk::ensure_dir(&store.paths().layer_work(*id))?;
             Ok(Some("made anew, empty".to_owned()))
         }
         Fix::Accept(name, snapshot) => {
-            Container::open(store, name)?.accept(*snapshot)?;
+            durability::accept(&mut recover::open(store, name)?, *snapshot)?;
             Ok(Some("accepted as it is".to_owned()))
         }
         Fix::Collect => {
             let alone = store.alone()?;
-            let left = store.leftovers(false)?;
-            store.clear(alone, &left)?;
+            let left = leftovers::find(store, Retention::Respected)?;
+            collect::clear(store, alone, &left)?;
             Ok(Some("removed".to_owned()))
         }
     }
@@ -96,7 +99,7 @@ fn name_of(store: &Store, id: ContainerId) -> Result<ContainerName> {
 
 /// Counters past all numbers that were given, and no parent that is not there.
 fn set_right(store: &Store, name: &ContainerName) -> Result<Option<String>> {
-    let mut container = Container::open(store, name)?;
+    let mut container = recover::open(store, name)?;
     let mut next = container.manifest().clone();
     (next.next_snap, next.next_auto) = counters(&next);
     let known: Vec<_> = next.snapshots.iter().map(|snapshot| snapshot.id).collect();
@@ -116,7 +119,8 @@ fn set_aside(store: &Store, path: &Path) -> Result<String> {
     if !disk::is_there(path)? {
         return Ok(String::new());
     }
-    let folder = store.damaged_folder()?;
+    let folder = store.paths().damaged();
+    disk::ensure_private_dir(&folder)?;
     // The folder's name tells which layer or container it was; the number keeps several apart.
     let parts = path.iter().rev().take(2).collect::<Vec<_>>();
     let mut name = OsString::new();

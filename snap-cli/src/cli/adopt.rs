@@ -5,12 +5,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use super::{Context, Verb, output};
-use crate::container::Container;
-use crate::container::adopt::{Candidate, What, adopt, known, renew};
-use crate::container::release::{How, plan, release};
 use crate::error::{Error, Result};
-use crate::host::lxc as host;
-use crate::host::users::quoted;
+use crate::lifecycle::adopt::{Candidate, What, adopt, known, renew};
+use crate::lifecycle::release::{How, plan, release};
+use crate::lxc::{self as tools, LxcContainer};
+use crate::recover;
+use crate::shell::quoted;
+use crate::store::family;
 use crate::store::name::ContainerName;
 use cowl_layers::shown::Show as _;
 
@@ -53,8 +54,8 @@ impl AdoptArgs {
             return Ok((What::Folder(PathBuf::from(&self.what)), name));
         }
         let lxc = ContainerName::parse(&self.what)?;
-        let container = host::Container {
-            lxcpath: host::lxcpath(self.lxcpath.as_deref())?,
+        let container = LxcContainer {
+            lxcpath: tools::lxcpath(self.lxcpath.as_deref())?,
             name: lxc.to_string(),
         };
         Ok((What::Lxc(container), asked.unwrap_or(lxc)))
@@ -77,7 +78,7 @@ impl Verb for AdoptArgs {
         }
         let candidate = Candidate::look(&home, &what)?;
         if self.dry_run {
-            home.claim(&name)?.remove()?;
+            family::claim(&home, &name)?.remove()?;
             output::note(&format!("would take over {} as {name}", candidate.rootfs()));
             return Ok(0);
         }
@@ -114,7 +115,7 @@ impl Verb for ReleaseArgs {
     fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
         let store = context.store_of(&name)?;
-        let (container, _) = Container::open_to_unmount(&store, &name)?;
+        let (container, _) = recover::open_to_unmount(&store, &name)?;
         let how = plan(&container, self.yes)?;
         let said = match how {
             How::Back => "the root file system as it was taken over",

@@ -4,9 +4,9 @@ use std::ffi::OsString;
 use std::io::{Read, Write};
 
 use super::{Context, Verb, output, read_state};
-use crate::delta::{ErrorKind, TreeError, look};
 use crate::error::{Error, Result};
 use crate::store::name::Place;
+use crate::tree::{ErrorKind, TreeError, inspect};
 
 /// Print files of a state, without mounting it
 ///
@@ -32,7 +32,7 @@ impl Verb for Args {
             };
             let (store, state, _reading) = read_state(context, &place.address)?;
             let view = store.view(&state.stack)?;
-            let file = look::open(&view, path);
+            let file = inspect::open(&view, path);
             let (file, size) = file.map_err(|error| told(&error, raw, &place))?;
             print(&mut file.take(size), raw)?;
         }

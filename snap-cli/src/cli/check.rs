@@ -5,9 +5,10 @@ use std::ffi::OsString;
 use serde_json::{Value, json};
 
 use super::{Context, Verb, output};
-use crate::check::{Finding, Report, Wish, check, repair::repair};
+use crate::check::{Depth, Finding, Options, Report, check, repair::repair};
 use crate::error::{Kind, Result};
 use crate::store::Store;
+use crate::store::family;
 use crate::store::name::ContainerName;
 use cowl_layers::shown::Show as _;
 
@@ -40,8 +41,8 @@ impl Verb for Args {
         let mut damaged = false;
         // As they are: others clean up when they open a store.
         let stores = match &only {
-            Some(name) => vec![Store::holding(&context.root, &context.session, name)?],
-            None => match Store::family(&context.root, &context.session) {
+            Some(name) => vec![family::holding(&context.root, &context.session, name)?],
+            None => match family::stores(&context.root, &context.session) {
                 // The list of the others is damaged: this one can be looked at all the same.
                 Err(error) if error.kind == Kind::Damaged => {
                     let home = Store::open(&context.root, context.session.clone());
@@ -52,13 +53,16 @@ impl Verb for Args {
                 other => other?,
             },
         };
-        let wish = Wish {
+        let options = Options {
             only,
-            deep: self.deep,
+            depth: match self.deep {
+                true => Depth::Content,
+                false => Depth::Metadata,
+            },
         };
         for store in &stores {
             let mut bar = super::progress::Bar::new("reading");
-            let mut report = check(store, &wish, &mut |done| bar.tell(done))?;
+            let mut report = check(store, &options, &mut |done| bar.tell(done))?;
             drop(bar);
             if self.repair {
                 repair(store, &mut report);

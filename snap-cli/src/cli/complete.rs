@@ -18,6 +18,7 @@ use clap_complete::env::{Bash, EnvCompleter, Fish, Shells, Zsh};
 use super::{Cli, Context, Verb, output};
 use crate::config::{Asked, Config};
 use crate::error::{Error, Result};
+use crate::store::family;
 use crate::store::name::ContainerName;
 use crate::store::{Session, Store};
 
@@ -237,7 +238,7 @@ impl Known {
         };
         let stores = Config::load(asked)
             .and_then(|config| Store::locate(config.store))
-            .and_then(|root| Store::family(&root, &session));
+            .and_then(|root| family::stores(&root, &session));
         Self {
             stores: stores.unwrap_or_default(),
             words,

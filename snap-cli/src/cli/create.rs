@@ -5,8 +5,9 @@ use std::path::Path;
 
 use super::{Context, Verb, output};
 use crate::archive::image::Images;
-use crate::container::create::{Source, create};
 use crate::error::Result;
+use crate::lifecycle::create::{Source, create};
+use crate::store::collect;
 use crate::store::name::ContainerName;
 
 /// Make a container from a root file system
@@ -29,7 +30,7 @@ impl Verb for Args {
     fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
         let store = context.store_or_new()?;
-        if let Err(error) = store.collect() {
+        if let Err(error) = collect::collect(&store) {
             log::info!("cleaning up: {error}");
         }
         let source = if self.from == "-" {

@@ -5,10 +5,11 @@ use std::ffi::OsString;
 use jiff::Span;
 
 use super::{Context, Verb, confirm, output, text};
-use crate::container::Container;
-use crate::container::lxc;
+use crate::container::{dead, destroy};
 use crate::error::Result;
 use crate::host::hooks::Event;
+use crate::lxc::binding;
+use crate::recover;
 use crate::store::Store;
 use crate::store::name::ContainerName;
 use crate::store::span;
@@ -80,18 +81,18 @@ impl Verb for Args {
 impl Args {
     fn destroy(&self, store: &Store, name: &ContainerName, keep: &Span) -> Result<()> {
         if self.stop {
-            lxc::stop(store, name)?;
+            binding::stop(store, name)?;
         }
-        let (container, _) = Container::open_to_unmount(store, name)?;
+        let (container, _) = recover::open_to_unmount(store, name)?;
         if !self.protected {
-            container.refuse_protected()?;
+            destroy::refuse_protected(&container)?;
         }
-        container.refuse_stranded()?;
+        dead::refuse_stranded(&container)?;
         if self.now {
-            container.destroy_now()?;
+            destroy::destroy_now(container)?;
             return Ok(());
         }
-        container.destroy_keeping(keep)?;
+        destroy::destroy_keeping(container, keep)?;
         output::note(&format!(
             "{name} is in the trash until {}: `cowl undelete {name}` brings it back",
             output::local_second(span::until(keep))

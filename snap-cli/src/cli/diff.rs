@@ -8,10 +8,11 @@ use serde_json::{Value, json};
 
 use super::output::Colour;
 use super::{Context, Verb, output, read_state};
-use crate::delta::find::{self, Finder};
-use crate::delta::{Change, ErrorKind, Status, Wish, diff_of, patch};
+use crate::delta::{Change, Status, Wish, diff_of, patch};
 use crate::error::{Error, Result};
 use crate::store::name::Address;
+use crate::tree::ErrorKind;
+use crate::tree::find::{self, Finder};
 
 /// Show what differs between two states, path by path
 ///

@@ -7,13 +7,13 @@ use serde_json::{Value, json};
 use super::rm::{frees, space_json};
 use super::table::Style;
 use super::{Context, Verb, output};
-use crate::container::Container;
 use crate::error::Result;
+use crate::recover;
 use crate::snapshot::du::{self, ContainerSpace};
 use crate::snapshot::remove;
 use crate::store::Store;
 use crate::store::name::{Chosen, ContainerName};
-use crate::store::usage::{Named, Space};
+use crate::store::usage::{References, Space};
 
 /// Show what containers, or the states of one, take on the disk
 ///
@@ -91,8 +91,8 @@ impl Args {
     }
 
     /// What names each layer, where that can be read.
-    fn named(&self, store: &Store) -> Result<Named> {
-        let (named, unread) = store.named_where_readable()?;
+    fn named(&self, store: &Store) -> Result<References> {
+        let (named, unread) = References::of_readable(store)?;
         for error in unread {
             log::warn!("{error}; what only this one shares counts as not shared");
         }
@@ -100,7 +100,7 @@ impl Args {
     }
 
     fn one(&self, store: &Store, name: &ContainerName) -> Result<()> {
-        let container = Container::open(store, name)?;
+        let container = recover::open(store, name)?;
         let (id, manifest) = (container.id(), container.manifest().clone());
         drop(container);
         let _reading = store.share()?;
@@ -122,7 +122,7 @@ impl Args {
     fn removal(&self, store: &Store, name: &ContainerName) -> Result<()> {
         let choice = self.remove.iter().map(Chosen::parse);
         let choice = choice.collect::<Result<Vec<_>>>()?;
-        let container = Container::open(store, name)?;
+        let container = recover::open(store, name)?;
         let going = remove::chosen(container.manifest(), &choice)?;
         let _reading = store.share()?;
         let mut stacks = Vec::new();

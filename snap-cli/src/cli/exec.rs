@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use super::snapshot::{Sync, take_hooked};
 use super::{Context, Verb, output};
-use crate::container::{Container, enter, exec};
 use crate::error::{Kind, Result};
-use crate::host::users::quoted;
+use crate::lifecycle::{enter, exec};
+use crate::recover;
+use crate::shell::quoted;
 use crate::snapshot::take::Wish;
 use crate::store::name::ContainerName;
 
@@ -47,7 +48,7 @@ impl Verb for ExecArgs {
                 },
             )?;
         }
-        context.keep_depth(&mut Container::open(&store, &name)?);
+        context.keep_depth(&mut recover::open(&store, &name)?);
         exec::exec(&store, &name, &self.command)
     }
 

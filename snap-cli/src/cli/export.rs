@@ -4,20 +4,21 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::restore::losses;
+use super::losses::losses;
 use super::{Context, Verb, output, read_state};
 use crate::archive::oci::{self, Step};
 use crate::archive::unfinished::{UnfinishedFile, UnfinishedFolder, pack};
-use crate::archive::{Compression, Exported, delta, export, folder};
+use crate::archive::{Compression, Report, changeset, export, export_dir};
 use crate::container::durability::epoch;
-use crate::container::whole::Outgoing;
-use crate::delta::error::{OnProgress, Progress};
 use crate::error::{Error, Result};
+use crate::lifecycle::whole::Outgoing;
 use crate::snapshot::{Losses, State, loss, resolve};
 use crate::store::Store;
 use crate::store::lock::Lock;
 use crate::store::manifest::LayerId;
+use crate::store::measure;
 use crate::store::name::{Address, Range, SnapshotName};
+use crate::tree::error::{OnProgress, Progress};
 use cowl_layers::shown::Show as _;
 
 /// Write a state as a tar archive, a folder, an image, or a whole container as one file
@@ -71,14 +72,20 @@ impl Verb for Args {
             let old = states.store.view(&states.old)?;
             let new = states.store.view(&states.new)?;
             sink.write(None, |out, compression, progress| {
-                Ok(delta::tar(Some(&old), &new, out, compression, progress)?)
+                Ok(changeset::tar(
+                    Some(&old),
+                    &new,
+                    out,
+                    compression,
+                    progress,
+                )?)
             })?
         } else {
             let (store, state, _reading) = self.state(context)?;
             let loss = state.loss(&store)?;
             let view = store.view(&state.stack)?;
             sink.write(
-                store.known_size(&state.stack)?,
+                measure::known_size(&store, &state.stack)?,
                 |out, compression, progress| {
                     let loss = loss.as_deref();
                     Ok(export::tar(&view, loss, out, compression, progress)?)
@@ -145,7 +152,7 @@ impl Args {
             "{}:{snapshot}",
             source.container.as_str().to_ascii_lowercase()
         );
-        let total = store.known_size(&state.stack)?;
+        let total = measure::known_size(&store, &state.stack)?;
         let target = Path::new(&self.target);
         let mut bar = output::Bar::new("exporting");
         let mut progress = |done| bar.tell(Progress { total, ..done });
@@ -197,7 +204,7 @@ impl Args {
         context.settle(&store, &source.container);
         sink.write(outgoing.total, |out, compression, progress| {
             let done = outgoing.write(out, compression, progress)?;
-            Ok(Exported {
+            Ok(Report {
                 done,
                 notes: Vec::new(),
             })
@@ -261,18 +268,18 @@ pub(super) fn write_folder(
     let (store, state, _reading) = read_state(context, source)?;
     state.refuse_loss(&store, losses)?;
     let view = store.view(&state.stack)?;
-    let total = store.known_size(&state.stack)?;
+    let total = measure::known_size(&store, &state.stack)?;
     let mut bar = output::Bar::new(doing);
     let unfinished = UnfinishedFolder::new(target)?;
     let mut progress = |done| bar.tell(Progress { total, ..done });
-    let done = folder::fill(&view, unfinished.path(), &mut progress)?;
+    let done = export_dir::fill(&view, unfinished.path(), &mut progress)?;
     unfinished.finish()?;
     drop(bar);
     tell(&done);
     Ok(())
 }
 
-fn tell(done: &Exported) {
+fn tell(done: &Report) {
     for (path, why) in &done.notes {
         output::note(&format!("{}: {why}", output::shown(path)));
     }
@@ -304,8 +311,8 @@ impl<'p> Sink<'p> {
     fn write(
         &self,
         total: Option<u64>,
-        write: impl FnOnce(&mut dyn std::io::Write, Compression, OnProgress<'_>) -> Result<Exported>,
-    ) -> Result<Exported> {
+        write: impl FnOnce(&mut dyn std::io::Write, Compression, OnProgress<'_>) -> Result<Report>,
+    ) -> Result<Report> {
         let mut bar = output::Bar::new("exporting");
         let mut progress = |done| bar.tell(Progress { total, ..done });
         match self {

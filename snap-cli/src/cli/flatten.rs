@@ -4,8 +4,8 @@ use std::ffi::OsString;
 
 use super::pause::Pause;
 use super::{Context, Verb, output};
-use crate::container::Container;
 use crate::error::Result;
+use crate::recover;
 use crate::snapshot::depth::shrink;
 use crate::snapshot::flatten::{Which, flatten, plan};
 use crate::store::name::{ContainerName, Range};
@@ -51,11 +51,11 @@ impl Verb for Args {
         let store = context.store_of(&name)?;
         let mut bar = output::Bar::new("merging");
         let (merged, depth) = if self.dry_run {
-            let done = plan(&Container::open(&store, &name)?, &which)?;
+            let done = plan(&recover::open(&store, &name)?, &which)?;
             (done.merged, done.depth)
         } else {
             self.pause.round(&store, &name, || {
-                let mut container = Container::open(&store, &name)?;
+                let mut container = recover::open(&store, &name)?;
                 let mut tell = |done| bar.tell(done);
                 if let Some(limit) = self.depth {
                     let merged = shrink(&mut container, limit, &mut tell)?;

@@ -6,7 +6,10 @@ use super::rm::space_json;
 use super::{Context, Verb, output};
 use crate::container::durability::make_all_durable;
 use crate::error::{Error, Result};
-use crate::store::collect::Leftovers;
+use crate::store::collect;
+use crate::store::family;
+use crate::store::leftovers::{self, Leftovers, Retention};
+use crate::store::measure;
 use crate::store::{Store, usage::Space};
 use cowl_layers::shown::Show as _;
 
@@ -43,7 +46,7 @@ impl Verb for Args {
         let mut list = Vec::new();
         let mut broken = None;
         // As they are: others clean up when they open a store.
-        for store in Store::family(&context.root, &context.session)? {
+        for store in family::stores(&context.root, &context.session)? {
             match self.one(&store) {
                 Ok(found) => list.push(self.tell(&store, &found)),
                 Err(error) => {
@@ -71,9 +74,13 @@ impl Args {
             log::warn!("snapshots stay settling: {error}");
         }
         let alone = store.alone()?;
-        let left = store.leftovers(self.empty_trash).map_err(|error| {
+        let retention = match self.empty_trash {
+            true => Retention::Ignored,
+            false => Retention::Respected,
+        };
+        let left = leftovers::find(store, retention).map_err(|error| {
             if !self.dry_run {
-                store.empty_trash_besides(&error);
+                collect::empty_trash_besides(store, &error);
             }
             let hint = "nothing is collected while a file of the store can't be read: \
                         `cowl check` tells more";
@@ -82,9 +89,9 @@ impl Args {
                 ..error
             }
         })?;
-        let space = store.space_left(&left.layers);
+        let space = measure::space_of(store, &left.layers);
         if !self.dry_run {
-            store.clear(alone, &left)?;
+            collect::clear(store, alone, &left)?;
         }
         Ok(Found { left, space })
     }

@@ -5,9 +5,9 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use super::{Context, Verb};
-use crate::container::hook::{Caller, destroy, post_stop, pre_start};
-use crate::container::moving::finish_all;
 use crate::error::{Error, Result};
+use crate::lifecycle::hook::{Caller, destroy, post_stop, pre_start};
+use crate::recover::complete_all;
 use crate::store::Store;
 use crate::store::manifest::ContainerId;
 use cowl_layers::shown::{Allowed, plain};
@@ -36,7 +36,7 @@ impl Verb for Args {
         let id = ContainerId::parse(&self.id)
             .ok_or_else(|| Error::usage(format!("{:?} is no container's id", self.id)))?;
         let store = Store::open(&context.root, context.session.clone())?;
-        if let Err(error) = finish_all(&store) {
+        if let Err(error) = complete_all(&store) {
             log::warn!("{error}");
         }
         let done = self.act(&store, id, context.config.depth_limit);
@@ -89,7 +89,7 @@ impl Args {
         let what = format!("{:?}: {error}; {hint}", self.kind);
         let what = plain(&what, Allowed::default());
         let line = format!("{} {what}\n", crate::store::now());
-        let written = store.make_run_dir(id).and_then(|dir| {
+        let written = store.run().make(id).and_then(|dir| {
             let path = dir.join("log");
             let log = std::fs::File::options()
                 .create(true)

@@ -9,9 +9,9 @@ use super::create::images;
 use super::{Context, Verb, output};
 use crate::archive::input::{self, Input};
 use crate::archive::unfinished::UnfinishedFile;
-use crate::container::create::{Source, create};
-use crate::container::whole::{self, Incoming};
 use crate::error::{Error, Result};
+use crate::lifecycle::create::{Source, create};
+use crate::lifecycle::whole::{self, Incoming};
 use crate::store::Store;
 use crate::store::name::ContainerName;
 
@@ -104,7 +104,7 @@ impl Args {
         name.ok_or_else(|| {
             Error::usage("a tree of files has no name that its container could have").hint(format!(
                 "cowl import {} NAME",
-                crate::host::users::quoted(&self.source)
+                crate::shell::quoted(&self.source)
             ))
         })
     }

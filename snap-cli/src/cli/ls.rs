@@ -7,10 +7,11 @@ use serde_json::{Value, json};
 
 use super::output::Colour;
 use super::{Context, Verb, cat, output, read_state};
-use crate::delta::TreeError;
-use crate::delta::look::{self, Entry};
 use crate::error::{Error, Result};
 use crate::store::name::Place;
+use crate::tree::TreeError;
+use crate::tree::find::LastLink;
+use crate::tree::inspect::{self, Depth, Entry};
 
 /// List a folder of a state, without mounting it
 ///
@@ -50,8 +51,15 @@ impl Verb for Args {
         let view = store.view(&state.stack)?;
         let path = place.path.clone().unwrap_or_default();
         let (mut rows, mut values) = (Vec::new(), Vec::new());
-        let how = (!self.long, self.recursive);
-        look::list(&view, &path, how, &mut |entry| {
+        let last = match self.long {
+            true => LastLink::Keep,
+            false => LastLink::Follow,
+        };
+        let depth = match self.recursive {
+            true => Depth::Recursive,
+            false => Depth::Entries,
+        };
+        inspect::list(&view, &path, (last, depth), &mut |entry| {
             if self.json {
                 values.push(as_json(&entry));
             } else if self.long {

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::text::{self, edited, read_text};
 use super::{Context, Verb, tags};
-use crate::container::Container;
 use crate::error::{Error, Result};
+use crate::recover;
 use crate::snapshot::meta;
 use crate::store::name::{Address, ContainerName, SnapshotName};
 
@@ -51,11 +51,11 @@ impl Verb for CommentArgs {
             (None, Some(file)) => read_text(file)?,
             (None, None) => {
                 // Not locked meanwhile: nobody is to wait for somebody's typing.
-                let known = Container::open(&store, &name)?.snapshot(&snapshot)?.0;
+                let known = recover::open(&store, &name)?.snapshot(&snapshot)?.0;
                 edited(&known.comment)?
             }
         };
-        let mut container = Container::open(&store, &name)?;
+        let mut container = recover::open(&store, &name)?;
         meta::comment(&mut container, &snapshot, &said)?;
         Ok(0)
     }
@@ -83,7 +83,7 @@ impl Verb for TagArgs {
         let with = tags(&self.tags)?;
         let without: Vec<String> = tags(&self.remove)?.into_keys().collect();
         let store = context.store_of(&name)?;
-        let mut container = Container::open(&store, &name)?;
+        let mut container = recover::open(&store, &name)?;
         let (known, _) = container.snapshot(&snapshot)?;
         if let Some(key) = without.iter().find(|key| !known.tags.contains_key(*key)) {
             let there: Vec<_> = known.tags.keys().map(String::as_str).collect();
@@ -123,7 +123,7 @@ impl Verb for ProtectArgs {
             .collect::<Result<Vec<_>>>()?;
         for (name, snapshot) in named {
             let store = context.store_of(&name)?;
-            let mut container = Container::open(&store, &name)?;
+            let mut container = recover::open(&store, &name)?;
             meta::protect(&mut container, &snapshot, !self.off)?;
         }
         Ok(0)

@@ -18,11 +18,10 @@ mod gc;
 mod hook;
 mod hooks;
 mod import;
-mod import_lxc;
 mod list;
+mod losses;
 mod ls;
 mod lxc;
-mod lxc_snapshot;
 mod man;
 mod meta;
 mod mount;
@@ -55,12 +54,16 @@ use clap::{Parser, Subcommand};
 use crate::config::{Asked, Config, When};
 use crate::container::Container;
 use crate::container::durability;
-use crate::container::moving::finish_all;
 use crate::error::{Error, Kind, Result};
-use crate::host::users::quoted;
+use crate::recover::{self, complete_all};
+use crate::shell::quoted;
 use crate::snapshot::{State, depth, resolve};
+use crate::store::collect;
+use crate::store::family;
 use crate::store::lock::Lock;
+use crate::store::manifest::ContainerManifest;
 use crate::store::name::{Address, ContainerName};
+use crate::store::reserve;
 use crate::store::{Session, Store};
 
 /// Snapshots for containers: taken, restored under the same name and compared in milliseconds.
@@ -154,7 +157,7 @@ verbs! {
     Create(create::Args),
     Adopt(adopt::AdoptArgs),
     Release(adopt::ReleaseArgs),
-    Lxc(lxc::Args),
+    Lxc(lxc::convert::Args),
     Mount(mount::MountArgs),
     Umount(mount::UmountArgs),
     Exec(exec::ExecArgs),
@@ -177,7 +180,7 @@ verbs! {
     Export(export::Args),
     Import(import::Args),
     Du(du::Args),
-    ImportLxcSnapshots(import_lxc::Args),
+    ImportLxcSnapshots(lxc::import::Args),
     Status(status::Args),
     Stats(stats::Args),
     Destroy(destroy::Args),
@@ -209,12 +212,12 @@ struct Context {
 impl Context {
     /// The store that holds the container `name`; what killed commands left behind is cleaned up.
     fn store_of(&self, name: &ContainerName) -> Result<Store> {
-        self.cleaned(Store::holding(&self.root, &self.session, name)?)
+        self.cleaned(family::holding(&self.root, &self.session, name)?)
     }
 
     /// All stores of the family, the home first; none where nothing was ever made.
     fn stores(&self) -> Result<Vec<Store>> {
-        let found = match Store::family(&self.root, &self.session) {
+        let found = match family::stores(&self.root, &self.session) {
             Err(error) if error.kind == Kind::NotFound => {
                 output::note(&error.to_string());
                 return Ok(Vec::new());
@@ -235,13 +238,13 @@ impl Context {
     )]
     fn cleaned(&self, store: Store) -> Result<Store> {
         // Not being allowed to clean up, or a damaged container, need not keep this command from its work.
-        if let Err(error) = finish_all(&store) {
+        if let Err(error) = complete_all(&store) {
             log::warn!("{error}");
         }
-        if let Err(error) = store.collect() {
+        if let Err(error) = collect::collect(&store) {
             log::info!("cleaning up: {error}");
         }
-        if let Err(error) = store.keep_reserve() {
+        if let Err(error) = reserve::keep(&store) {
             log::debug!("no space is set aside: {error}");
         }
         Ok(store)
@@ -250,8 +253,8 @@ impl Context {
     /// Gives up what is set aside for the day when the disk is full; false where nothing was.
     fn give_up_reserves(&self) -> Result<bool> {
         let mut given = false;
-        for store in Store::family(&self.root, &self.session)? {
-            given |= store.give_up_reserve()?;
+        for store in family::stores(&self.root, &self.session)? {
+            given |= reserve::give_up(&store)?;
         }
         Ok(given)
     }
@@ -271,6 +274,11 @@ impl Context {
         }
     }
 
+    /// Returns whether a container with this manifest has more layers than are to be kept.
+    fn is_too_deep(&self, manifest: &ContainerManifest) -> bool {
+        depth::is_over(manifest, self.config.depth_limit)
+    }
+
     /// Merges layers of a container that has too many of them and is not mounted.
     fn keep_depth(&self, container: &mut Container<'_>) {
         let mut bar = output::Bar::new("merging old layers");
@@ -285,7 +293,7 @@ impl Context {
 /// lock is held.
 fn read_state(context: &Context, address: &Address) -> Result<(Store, State, Lock)> {
     let store = context.store_of(&address.container)?;
-    drop(Container::open(&store, &address.container)?);
+    drop(recover::open(&store, &address.container)?);
     let reading = store.share()?;
     let state = resolve(&store, address)?;
     state.flush(&store)?;
@@ -326,8 +334,8 @@ pub fn main() -> ExitCode {
     complete::answer();
     let args: Vec<OsString> = std::env::args_os().collect();
     output::start_log();
-    if lxc_snapshot::is_called(&args) {
-        return lxc_snapshot::main(&args);
+    if lxc::snapshot::is_called(&args) {
+        return lxc::snapshot::main(&args);
     }
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,

@@ -5,13 +5,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::{Context, Verb, output};
-use crate::container::browse;
 use crate::container::durability::{filesystem, make_durable};
 use crate::container::mount::Privileges;
 use crate::container::state::{self, Mounted};
-use crate::container::{Container, find_snapshot_ref};
+use crate::container::{browse, detach, find_snapshot_ref};
 use crate::error::{Error, Result};
-use crate::host::users::quoted;
+use crate::recover::{self, DeadMount};
+use crate::shell::quoted;
 use crate::snapshot::resolve;
 use crate::store::name::{Address, ContainerName};
 
@@ -52,7 +52,7 @@ impl Verb for MountArgs {
         let name = &address.container;
         let at = self.dir.as_deref().or(self.at.as_deref());
         let store = context.store_of(name)?;
-        let mut container = Container::open(&store, name)?;
+        let mut container = recover::open(&store, name)?;
         let place = match &address.snapshot {
             Some(_) if self.suid => {
                 return Err(
@@ -64,7 +64,7 @@ impl Verb for MountArgs {
                 if let Some(why) = resolve(&store, &address)?.loss(&store)? {
                     log::warn!("{why}");
                 }
-                container.browse(snapshot, at)?
+                browse::open(&container, snapshot, at)?
             }
             None if self.ro => {
                 let dir = at.map(|at| format!(" {}", quoted(at))).unwrap_or_default();
@@ -135,14 +135,14 @@ impl Verb for UmountArgs {
             return head(context, name, self.force);
         };
         let store = context.store_of(name)?;
-        let (container, _) = Container::open_to_unmount(&store, name)?;
+        let (container, _) = recover::open_to_unmount(&store, name)?;
         let id = find_snapshot_ref(container.manifest(), snapshot)?.id;
         let meant = |browse: &browse::Browse| browse.snapshot == id;
         let killed = match self.force {
-            true => container.kill_silent_browsing(meant)?,
+            true => browse::kill_silent(&container, meant)?,
             false => 0,
         };
-        if container.end_browsing(meant)? + killed == 0 {
+        if browse::close(&container, meant)? + killed == 0 {
             return Err(Error::failed(format!("{address} is not mounted"))
                 .hint(format!("mount it with: cowl mount {address} DIR")));
         }
@@ -152,18 +152,18 @@ impl Verb for UmountArgs {
 
 fn head(context: &Context, name: &ContainerName, force: bool) -> Result<u8> {
     let store = context.store_of(name)?;
-    let (mut container, mut dead) = Container::open_to_unmount(&store, name)?;
-    if force && container.kill_silent_daemon()? {
+    let (mut container, mut dead) = recover::open_to_unmount(&store, name)?;
+    if force && detach::kill_silent_daemon(&container)? {
         drop(container);
-        (container, dead) = Container::open_to_unmount(&store, name)?;
+        (container, dead) = recover::open_to_unmount(&store, name)?;
     }
     let unmounted = container.unmount(false)?;
-    if unmounted.is_none() && !dead {
+    if unmounted.is_none() && dead == DeadMount::Absent {
         return Err(Error::failed(format!("{name} is not mounted"))
             .hint(format!("mount it with: cowl mount {name}")));
     }
     let id = container.id();
-    if container.end_if_ephemeral()? {
+    if recover::end_if_ephemeral(container)? {
         output::note(&format!("{name} was there for one mount, and is gone"));
         return Ok(0);
     }
@@ -172,7 +172,7 @@ fn head(context: &Context, name: &ContainerName, force: bool) -> Result<u8> {
         log::warn!("snapshots of {name} stay settling: {error}");
     }
     if let Some(state) = unmounted {
-        Container::wait_for_exit(state.pid);
+        detach::wait_for_exit(state.pid);
     }
     Ok(0)
 }
@@ -198,12 +198,12 @@ fn by_place(context: &Context, at: &Path, force: bool) -> Result<u8> {
             }
             let browsed = browse::mounts(&store, id)?;
             if browsed.iter().any(|browse| browse.mountpoint == place) {
-                let (container, _) = Container::open_to_unmount(&store, name)?;
+                let (container, _) = recover::open_to_unmount(&store, name)?;
                 let meant = |browse: &browse::Browse| browse.mountpoint == place;
                 if force {
-                    container.kill_silent_browsing(meant)?;
+                    browse::kill_silent(&container, meant)?;
                 }
-                container.end_browsing(meant)?;
+                browse::close(&container, meant)?;
                 return Ok(0);
             }
         }

@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 use super::daemon_log;
 use crate::config::When;
 use crate::error::{Error, Result};
+/// Returns a path for JSON, exact for any bytes.
+pub(super) use crate::store::bytes::to_value as json_path;
 
 pub(super) use super::progress::Bar;
 pub(super) use super::table::table;
@@ -257,14 +259,6 @@ pub(super) fn data(value: &Value) -> Result<()> {
 /// A name or path as one line of text: as it is where it is plain text, else with escapes.
 pub(super) fn shown(bytes: &[u8]) -> String {
     bytes.shown().to_string()
-}
-
-/// A path for JSON, exact whatever its bytes: a string, or an array of bytes when it is not UTF-8.
-pub(super) fn json_path(bytes: &[u8]) -> Value {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => text.into(),
-        Err(_) => bytes.into(),
-    }
 }
 
 /// A size for people.

@@ -1,7 +1,7 @@
 //! `--stop` and `--start`: an LXC container's life round a change of what it stands on
 
-use crate::container::lxc;
 use crate::error::{Error, Result};
+use crate::lxc::binding;
 use crate::store::Store;
 use crate::store::name::ContainerName;
 
@@ -26,7 +26,7 @@ impl Pause {
         act: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
         let stopped = match self.stop {
-            true => lxc::stop(store, name)?,
+            true => binding::stop(store, name)?,
             false => None,
         };
         let done = act();

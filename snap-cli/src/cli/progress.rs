@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::output::{quiet, size};
-use crate::delta::error::Progress;
+use crate::tree::error::Progress;
 
 /// Nothing is drawn before.
 const PATIENCE: Duration = Duration::from_secs(1);

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::rm::{removal_json, remove_hooked, sentence};
 use super::table::Style;
 use super::{Context, Verb, output, text};
-use crate::container::Container;
 use crate::error::{Error, Result};
+use crate::recover;
 use crate::snapshot::keep::Rules;
 use crate::snapshot::prune::{Plan, plan, save, saved};
 use crate::store::Store;
@@ -99,7 +99,7 @@ impl Verb for Args {
         let name = ContainerName::parse(name)?;
         let store = context.store_of(&name)?;
         if self.save || self.forget {
-            let mut container = Container::open(&store, &name)?;
+            let mut container = recover::open(&store, &name)?;
             save(&mut container, self.save.then_some(&asked))?;
             return Ok(0);
         }
@@ -199,7 +199,7 @@ impl Args {
         rules: &Rules,
     ) -> Result<Value> {
         rules.check()?;
-        let mut planned = plan(&Container::open(store, name)?, rules)?;
+        let mut planned = plan(&recover::open(store, name)?, rules)?;
         if !self.json {
             self.print(name, &planned)?;
             let would = if self.dry_run {

@@ -3,9 +3,9 @@
 use std::ffi::OsString;
 
 use super::{Context, Verb};
-use crate::container::Container;
-use crate::container::rename::rename;
 use crate::error::Result;
+use crate::lifecycle::rename::rename;
+use crate::recover;
 use crate::snapshot::meta;
 use crate::store::name::{Address, ContainerName, SnapshotName};
 
@@ -28,7 +28,7 @@ impl Verb for Args {
             Some(snapshot) => {
                 let new = SnapshotName::parse(&self.new)?;
                 let store = context.store_of(&old.container)?;
-                let mut container = Container::open(&store, &old.container)?;
+                let mut container = recover::open(&store, &old.container)?;
                 meta::rename(&mut container, snapshot, &new)?;
             }
             None => {

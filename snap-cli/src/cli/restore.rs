@@ -4,16 +4,19 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::export::write_folder;
+use super::losses::losses;
 use super::pause::Pause;
 use super::undo::{Chosen, put_back};
 use super::{Context, Verb, output};
-use crate::container::Container;
 use crate::error::{Error, Result};
 use crate::host::hooks::Event;
+use crate::lifecycle::clone::{clone, clone_for_one_mount, copy};
+use crate::recover;
 use crate::snapshot::paths::Only;
-use crate::snapshot::restore::{before_last, clone, clone_for_one_mount, copy, plan, restore};
+use crate::snapshot::restore::{before_last, plan, restore};
 use crate::snapshot::{Losses, resolve};
 use crate::store::Store;
+use crate::store::family;
 use crate::store::name::{Address, ContainerName, SnapshotName};
 use cowl_layers::shown::Show as _;
 
@@ -72,7 +75,7 @@ impl Verb for RestoreArgs {
         let name = ContainerName::parse(&self.name)?;
         let snapshot = match &self.snapshot {
             Some(snapshot) => SnapshotName::parse(snapshot)?,
-            None => before_last(&Container::open(&context.store_of(&name)?, &name)?)?,
+            None => before_last(&recover::open(&context.store_of(&name)?, &name)?)?,
         };
         if !self.paths.is_empty() {
             let chosen = Chosen {
@@ -103,7 +106,7 @@ impl Verb for RestoreArgs {
         };
         resolve(&store, &target)?.refuse_loss(&store, losses(self.force))?;
         if self.dry_run {
-            let kept = plan(&Container::open(&store, &name)?, &snapshot)?;
+            let kept = plan(&recover::open(&store, &name)?, &snapshot)?;
             output::note(&format!("would make {name} what it was at {snapshot}"));
             output::note(&match kept {
                 Some(auto) => format!("what it is now would stay as {auto}"),
@@ -114,7 +117,7 @@ impl Verb for RestoreArgs {
         let to = Some(snapshot.as_str());
         let done = context.hooked(Event::Restore, &store, &name, to, |_| {
             self.pause.round(&store, &name, || {
-                let mut container = Container::open(&store, &name)?;
+                let mut container = recover::open(&store, &name)?;
                 if self.undo && before_last(&container)? != snapshot {
                     return Err(Error::busy(format!("{name} was restored a moment ago"))
                         .hint("look what it is now, and undo that if you mean it"));
@@ -123,7 +126,7 @@ impl Verb for RestoreArgs {
                     container.with_config_of(&snapshot)?;
                 }
                 let restored = restore(&mut container, &snapshot)?;
-                container.finish_outside()?;
+                recover::complete_outside(container)?;
                 Ok(restored)
             })
         })?;
@@ -230,14 +233,6 @@ struct How {
     losses: Losses,
 }
 
-/// What `--force` says of states of which a part may be lost.
-pub(super) fn losses(force: bool) -> Losses {
-    match force {
-        true => Losses::Accept,
-        false => Losses::Refuse,
-    }
-}
-
 /// A clone of what a container is now froze that; the clone stands on it.
 fn settle_both(context: &Context, store: &Store, source: &Address, new: &ContainerName) {
     if source.snapshot.is_none() {
@@ -251,7 +246,7 @@ fn make(context: &Context, source: &Address, new: &ContainerName, how: &How) -> 
     let state = resolve(&store, source)?;
     state.refuse_loss(&store, how.losses)?;
     if how.dry_run {
-        store.claim(new)?.remove()?;
+        family::claim(&store, new)?.remove()?;
         output::note(&format!("would make {new} from {source}"));
         return Ok(());
     }

@@ -8,6 +8,7 @@ use super::{Context, Verb, confirm, output};
 use crate::container::Container;
 use crate::error::{Error, Result};
 use crate::host::hooks::Event;
+use crate::recover;
 use crate::snapshot::remove::{Removal, chosen, plan, remove};
 use crate::store::Store;
 use crate::store::name::{Chosen, ContainerName};
@@ -49,7 +50,7 @@ impl Verb for Args {
         let (name, choice) = self.parse()?;
         let store = context.store_of(&name)?;
         let look = || -> Result<(Container<'_>, Removal)> {
-            let container = Container::open(&store, &name)?;
+            let container = recover::open(&store, &name)?;
             let manifest = container.manifest();
             let found = match self.all {
                 true => manifest.snapshots.iter().collect(),
@@ -165,7 +166,7 @@ pub(super) fn remove_hooked(
     let names: Vec<_> = removal.going.iter().map(|s| s.name.as_str()).collect();
     let names = names.join(" ");
     let now = context.hooked(Event::Rm, store, name, Some(&names), |_| {
-        let mut container = Container::open(store, name)?;
+        let mut container = recover::open(store, name)?;
         let now = plan(&container, &ids, protected)?;
         judge(&now)?;
         remove(&mut container, &now.going)?;

@@ -6,8 +6,8 @@ use serde_json::json;
 
 use super::{Context, Verb, output};
 use crate::container::browse;
-use crate::container::serve::{How, detach_from_shell, serve};
 use crate::error::{Error, Result};
+use crate::lifecycle::serve::{How, detach_from_shell, serve};
 use crate::store::Store;
 use crate::store::manifest::{ContainerId, SnapshotId};
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::{Context, Verb, output};
 use crate::container::durability::{filesystem, make_durable_patiently};
-use crate::container::serve::detach_from_shell;
 use crate::error::{Error, Result};
+use crate::lifecycle::serve::detach_from_shell;
 use crate::store::manifest::ContainerId;
 use crate::store::{Session, Store};
 

@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::snapshot::State;
 use crate::store::Store;
 use crate::store::manifest::{Durability, SnapshotManifest, SnapshotRef};
+use crate::store::measure;
 use crate::store::name::Address;
 
 /// Show everything that is known of a container or a snapshot
@@ -137,7 +138,7 @@ fn of_container(store: &Store, state: &State) -> Result<Value> {
         "mountpoint": place,
         "settings": (!manifest.settings.is_empty()).then_some(&manifest.settings),
         "layers": state.stack,
-        "head": store.layer_tree(manifest.head),
+        "head": store.paths().layer_tree(manifest.head),
         "store": store.root(),
     }))
 }
@@ -152,7 +153,7 @@ fn of_snapshot(
         let found = state.manifest.snapshots.iter().find(|s| s.id == id)?;
         Some(&found.name)
     });
-    let (_, measured) = store.measured(known.layer)?;
+    let (_, measured) = measure::measured(store, known.layer)?;
     let mark = known.settling.as_ref();
     Ok(json!({
         "state": Durability::of(mark, &epoch(store)?).name(),

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use super::meta::remark;
 use super::{Context, Verb, output, tags};
-use crate::container::Container;
 use crate::container::durability::{filesystem, make_durable};
 use crate::error::{Error, Result};
 use crate::host::hooks::Event;
+use crate::recover;
 use crate::snapshot::resolve;
 use crate::snapshot::take::{Wish, take};
 use crate::store::Store;
@@ -107,7 +107,7 @@ pub(super) fn take_hooked(
     context.hooked(Event::Snapshot, store, name, chosen, |facts| {
         // Before the freeze: its sync reports every error of writing since.
         let filesystem = filesystem(store)?;
-        let taken = take(&mut Container::open(store, name)?, wish)?;
+        let taken = take(&mut recover::open(store, name)?, wish)?;
         facts.tell("COWL_SNAPSHOT", taken.as_str());
         if sync == Sync::Wait {
             wait(store, name, &taken, &filesystem)?;
@@ -117,8 +117,16 @@ pub(super) fn take_hooked(
     if sync == Sync::Background {
         context.settle(store, name);
     }
-    match Container::open(store, name) {
-        Ok(mut container) => context.keep_depth(&mut container),
+    // Opened again only if layers are to be merged: no lock is held while hooks run.
+    let deep = store
+        .find(name)
+        .and_then(|(_, found)| match context.is_too_deep(&found.body) {
+            true => recover::open(store, name).map(Some),
+            false => Ok(None),
+        });
+    match deep {
+        Ok(Some(mut container)) => context.keep_depth(&mut container),
+        Ok(None) => {}
         // The next snapshot does it.
         Err(error) => log::info!("the layers are not counted now: {error}"),
     }

@@ -6,8 +6,9 @@ use cowlfs::control::Stats;
 use serde_json::json;
 
 use super::{Context, Verb, output};
-use crate::container::{Container, daemon};
+use crate::container::query;
 use crate::error::{Error, Result};
+use crate::recover;
 use crate::store::name::ContainerName;
 
 /// Show what a mounted container's daemon has done, and what it takes
@@ -27,8 +28,8 @@ impl Verb for Args {
     fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
         let store = context.store_of(&name)?;
-        let container = Container::open(&store, &name)?;
-        let Some(stats) = daemon::stats(&store, container.id())? else {
+        let container = recover::open(&store, &name)?;
+        let Some(stats) = query::stats(&store, container.id())? else {
             return Err(Error::failed(format!("{name} is not mounted"))
                 .hint(format!("mount it with: cowl mount {name}")));
         };

@@ -9,9 +9,10 @@ use super::{Context, Verb, output};
 use crate::container::browse::{self, Browse};
 use crate::container::durability::epoch;
 use crate::container::state::Mounted;
-use crate::container::{Container, daemon, dead};
+use crate::container::{Container, dead, detach, query};
 use crate::error::{Kind, Result};
 use crate::host::users::{Hold, User};
+use crate::recover;
 use crate::snapshot::loss;
 use crate::store::manifest::Durability;
 use crate::store::name::ContainerName;
@@ -37,13 +38,13 @@ impl Verb for Args {
         let mut broken = None;
         if let Some(name) = &self.name {
             let name = ContainerName::parse(name)?;
-            found.push(one(&Container::open(&context.store_of(&name)?, &name)?)?);
+            found.push(one(&recover::open(&context.store_of(&name)?, &name)?)?);
         } else {
             for store in context.stores()? {
                 for (_, record) in store.containers()? {
                     match record {
                         Ok(record) => {
-                            let container = Container::open(&store, &record.body.name);
+                            let container = recover::open(&store, &record.body.name);
                             match container.and_then(|container| one(&container)) {
                                 Ok(shown) => found.push(shown),
                                 // Gone meanwhile, or with the mount that it was there for.
@@ -154,7 +155,7 @@ fn one(container: &Container<'_>) -> Result<Value> {
         return Ok(value);
     };
     for one in &stranded {
-        output::note(&container.describe_stranded(one.daemon, &one.users));
+        output::note(&dead::describe_stranded(container, one.daemon, &one.users));
     }
     if !stranded.is_empty() {
         let dead = stranded.iter();
@@ -168,14 +169,14 @@ fn one(container: &Container<'_>) -> Result<Value> {
     object.insert("mountpoint".to_owned(), output::json_path(place));
     object.insert("mounted_at".to_owned(), output::shown(place).into());
     object.insert("pid".to_owned(), state.pid.into());
-    let log = container.store().run_dir(container.id()).join("log");
+    let log = container.store().run().dir(container.id()).join("log");
     object.insert(
         "log".to_owned(),
         output::json_path(log.as_os_str().as_bytes()),
     );
-    let users = container.users(state.pid, state.device()?)?;
+    let users = detach::users(state.pid, state.device()?)?;
     object.insert("users".to_owned(), shown_users(&users));
-    let known = match daemon::ask(container.store(), container.id()) {
+    let known = match query::ask(container.store(), container.id()) {
         Ok(known) => known,
         // It hides neither what is known without it nor the other containers.
         Err(error) if error.kind == Kind::Busy => {

@@ -5,9 +5,10 @@ use std::ffi::OsString;
 use serde_json::{Value, json};
 
 use super::{Context, Verb, output};
-use crate::container::undelete::undelete;
 use crate::error::{Error, Result};
+use crate::lifecycle::undelete::undelete;
 use crate::store::Store;
+use crate::store::deleted;
 use crate::store::deleted::Deleted;
 use crate::store::manifest::{ContainerId, ContainerManifest};
 use crate::store::name::{ContainerName, nearest};
@@ -39,8 +40,8 @@ impl Verb for Args {
         let mut gone = Vec::new();
         for store in context.stores()? {
             let store = std::rc::Rc::new(store);
-            for deleted in store.deleted()? {
-                let manifest = store.deleted_manifest(&deleted).map(|record| record.body);
+            for deleted in deleted::list(&store)? {
+                let manifest = deleted::manifest(&store, &deleted).map(|record| record.body);
                 gone.push((store.clone(), deleted, manifest));
             }
         }

@@ -4,12 +4,12 @@ use std::ffi::OsString;
 
 use serde_json::{Value, json};
 
-use super::restore::losses;
+use super::losses::losses;
 use super::{Context, Verb, output};
-use crate::container::Container;
 use crate::delta::put_back::{Step, What};
 use crate::error::Result;
 use crate::host::hooks::Event;
+use crate::recover;
 use crate::snapshot::paths::{self, Only};
 use crate::snapshot::undo::{Undone, Wish, plan, undo};
 use crate::snapshot::{Losses, resolve};
@@ -93,12 +93,12 @@ pub(super) fn put_back(
         resolve(&store, &address)?.refuse_loss(&store, chosen.losses)?;
     }
     if dry_run {
-        let planned = plan(&Container::open(&store, name)?, &wish)?;
+        let planned = plan(&recover::open(&store, name)?, &wish)?;
         return tell(name, &planned, true, json);
     }
     let to = wish.since.as_ref().map(SnapshotName::as_str);
     let done = context.hooked(Event::Restore, &store, name, to, |_| {
-        let mut container = Container::open(&store, name)?;
+        let mut container = recover::open(&store, name)?;
         let mut bar = output::Bar::new("putting back");
         let done = undo(&mut container, &wish, &mut |done| bar.tell(done))?;
         drop(bar);

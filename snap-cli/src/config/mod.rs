@@ -209,93 +209,32 @@ struct Sources<'a> {
 
 impl Sources<'_> {
     fn merge(mut self, asked: Asked, root: bool) -> Result<Config> {
-        let file = std::mem::take(&mut self.file);
-        let usual = |below: &str, of_root: &str| {
-            let home = folder(self.environment, "HOME").filter(|_| !root);
-            home.map_or_else(|| PathBuf::from(of_root), |home| home.join(below))
-        };
-        let lxcpath = usual(".local/share/lxc", "/var/lib/lxc");
-        let hooks = usual(".config/cowl/hooks.d", "/etc/cowl/hooks.d");
-        let hooks = match folder(self.environment, "XDG_CONFIG_HOME").filter(|_| !root) {
-            Some(config) => config.join("cowl/hooks.d"),
-            None => hooks,
-        };
-        // It wins over the file, and over nothing that was said for this command or to cowl alone.
-        let plain = (self.environment)("NO_COLOR").is_some_and(|value| !value.is_empty());
-        let color = self.pick("color", "COWL_COLOR", asked.color, file.color, colour)?;
-        let color = match color {
-            Some(_) if plain && matches!(self.origins.get("color"), Some(Origin::File(_))) => None,
-            other => other,
-        };
-        if color.is_none() && plain {
-            self.origins
-                .insert("color", Origin::Environment("NO_COLOR"));
-        }
-        let unset = if plain { When::Never } else { When::Auto };
+        let mut file = std::mem::take(&mut self.file);
+        let color = self.color(asked.color, file.color)?;
+        let mounts = self.mounts(&mut file)?;
+        let hooks = self.hooks(&mut file, root)?;
+        let lxcpath = self.in_home(".local/share/lxc", "/var/lib/lxc", root);
         let config = Config {
             store: self.pick("store", "COWL_STORE", asked.store, file.store, path)?,
             wait: self
                 .pick("wait", "COWL_WAIT", asked.wait, file.wait, number)?
                 .unwrap_or(10),
-            trash_days: self
-                .pick(
-                    "trash_days",
-                    "COWL_TRASH_DAYS",
-                    None,
-                    file.trash_days,
-                    number,
-                )?
-                .unwrap_or(7),
-            depth_limit: self
-                .pick(
-                    "depth_limit",
-                    "COWL_DEPTH_LIMIT",
-                    None,
-                    file.depth_limit,
-                    depth,
-                )?
-                .unwrap_or(128),
-            mounts: Mounts {
-                passthrough: self
-                    .pick(
-                        "passthrough",
-                        "COWL_PASSTHROUGH",
-                        None,
-                        file.passthrough,
-                        passthrough,
-                    )?
-                    .unwrap_or_default(),
-                coherence: self
-                    .pick(
-                        "coherence",
-                        "COWL_COHERENCE",
-                        None,
-                        file.coherence,
-                        coherence,
-                    )?
-                    .unwrap_or_default(),
-                awake: self
-                    .pick("awake", "COWL_AWAKE", None, file.awake, awake)?
-                    .unwrap_or_default(),
+            trash_days: {
+                let set = file.trash_days;
+                self.pick("trash_days", "COWL_TRASH_DAYS", None, set, number)?
+                    .unwrap_or(7)
             },
-            color: color.unwrap_or(unset),
+            depth_limit: {
+                let set = file.depth_limit;
+                self.pick("depth_limit", "COWL_DEPTH_LIMIT", None, set, depth)?
+                    .unwrap_or(128)
+            },
+            mounts,
+            color,
             lxcpath: self
                 .pick("lxcpath", "COWL_LXCPATH", None, file.lxcpath, path)?
                 .unwrap_or(lxcpath),
-            hooks: Hooks {
-                dir: self
-                    .pick("hooks.dir", "COWL_HOOKS_DIR", None, file.hooks.dir, path)?
-                    .unwrap_or(hooks),
-                timeout: self
-                    .pick(
-                        "hooks.timeout",
-                        "COWL_HOOKS_TIMEOUT",
-                        None,
-                        file.hooks.timeout,
-                        number,
-                    )?
-                    .map_or(Duration::from_secs(60), Duration::from_secs),
-            },
+            hooks,
             prune: file.prune,
             file: self.path.clone(),
             origins: BTreeMap::new(),
@@ -304,6 +243,56 @@ impl Sources<'_> {
         Ok(Config {
             origins: self.origins,
             ..config
+        })
+    }
+
+    /// A path below the home directory, or another one for root.
+    fn in_home(&self, below: &str, of_root: &str, root: bool) -> PathBuf {
+        let home = folder(self.environment, "HOME").filter(|_| !root);
+        home.map_or_else(|| PathBuf::from(of_root), |home| home.join(below))
+    }
+
+    /// NO_COLOR takes precedence over the file, but not over `--color` and COWL_COLOR.
+    fn color(&mut self, asked: Option<When>, set: Option<When>) -> Result<When> {
+        let plain = (self.environment)("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let color = self.pick("color", "COWL_COLOR", asked, set, colour)?;
+        let color = match color {
+            Some(_) if plain && matches!(self.origins.get("color"), Some(Origin::File(_))) => None,
+            other => other,
+        };
+        if color.is_none() && plain {
+            self.origins
+                .insert("color", Origin::Environment("NO_COLOR"));
+        }
+        Ok(color.unwrap_or(if plain { When::Never } else { When::Auto }))
+    }
+
+    fn mounts(&mut self, file: &mut file::Settings) -> Result<Mounts> {
+        let (set, name) = (file.passthrough.take(), "COWL_PASSTHROUGH");
+        let passthrough = self.pick("passthrough", name, None, set, passthrough)?;
+        let (set, name) = (file.coherence.take(), "COWL_COHERENCE");
+        let coherence = self.pick("coherence", name, None, set, coherence)?;
+        let awake = self.pick("awake", "COWL_AWAKE", None, file.awake.take(), awake)?;
+        Ok(Mounts {
+            passthrough: passthrough.unwrap_or_default(),
+            coherence: coherence.unwrap_or_default(),
+            awake: awake.unwrap_or_default(),
+        })
+    }
+
+    fn hooks(&mut self, file: &mut file::Settings, root: bool) -> Result<Hooks> {
+        let default = self.in_home(".config/cowl/hooks.d", "/etc/cowl/hooks.d", root);
+        let default = match folder(self.environment, "XDG_CONFIG_HOME").filter(|_| !root) {
+            Some(config) => config.join("cowl/hooks.d"),
+            None => default,
+        };
+        let set = file.hooks.dir.take();
+        let dir = self.pick("hooks.dir", "COWL_HOOKS_DIR", None, set, path)?;
+        let (set, name) = (file.hooks.timeout.take(), "COWL_HOOKS_TIMEOUT");
+        let timeout = self.pick("hooks.timeout", name, None, set, number)?;
+        Ok(Hooks {
+            dir: dir.unwrap_or(default),
+            timeout: timeout.map_or(Duration::from_secs(60), Duration::from_secs),
         })
     }
 

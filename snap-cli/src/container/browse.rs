@@ -13,11 +13,12 @@ use cowlfs::config::Config;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Container, daemon, detach, mount, serve, state};
+use super::{Container, daemon, detach, mount, state};
 use crate::error::{Error, Result};
 use crate::host;
 use crate::host::{mountinfo, users};
-use crate::store::layers::remove_tree;
+use crate::shell::quoted;
+use crate::store::disk::remove_tree;
 use crate::store::lock::{Lock, Mode};
 use crate::store::manifest::{ContainerId, SnapshotId};
 use crate::store::name::SnapshotName;
@@ -58,18 +59,18 @@ fn folder_in(run: &Path, mount: Uuid) -> PathBuf {
 
 /// The folder of a mount that there is.
 fn folder(store: &Store, id: ContainerId, mount: Uuid) -> PathBuf {
-    let folders = store.run_dirs(id).into_iter();
+    let folders = store.run().dirs(id).into_iter();
     let existing = folders
         .map(|run| folder_in(&run, mount))
         .find(|it| it.is_dir());
-    existing.unwrap_or_else(|| folder_in(&store.run_dir(id), mount))
+    existing.unwrap_or_else(|| folder_in(&store.run().dir(id), mount))
 }
 
 /// The mounts of a container's snapshots of which something is there: each with its folder's id, its state
 /// if there is one, and whether its daemon lives.
 fn look(store: &Store, id: ContainerId) -> Result<Vec<(Uuid, Option<Browse>, bool)>> {
     let mut folders = Vec::new();
-    for run in store.run_dirs(id) {
+    for run in store.run().dirs(id) {
         for name in disk::names(&run)? {
             let mount = name.strip_suffix(".ro");
             if let Some(mount) = mount.and_then(|id| Uuid::try_parse(id).ok()) {
@@ -115,7 +116,7 @@ fn write(folder: &Path, browse: &Browse) -> Result<()> {
 }
 
 /// Takes away what dead daemons, killed commands and earlier boots left. The caller has locked the container.
-pub(super) fn tidy(store: &Store, id: ContainerId) -> Result<()> {
+pub(crate) fn tidy(store: &Store, id: ContainerId) -> Result<()> {
     for (mount, state, alive) in look(store, id)? {
         if alive {
             continue;
@@ -148,105 +149,112 @@ fn remove_place(store: &Store, place: &Path) {
     }
 }
 
-impl Container<'_> {
-    /// Mounts a snapshot to be read: at `at`, else at a place in the store that is the snapshot's own. Already
-    /// mounted there, it stays as it is.
-    pub fn browse(&self, snapshot: &SnapshotName, at: Option<&Path>) -> Result<PathBuf> {
-        let (store, id) = (self.store, self.id);
-        let snapshot = super::find_snapshot_ref(self.manifest(), snapshot)?.id;
-        let place = match at {
-            Some(at) => at.canonicalize().unwrap_or_else(|_| at.to_owned()),
-            None => store.root().join("mnt").join(format!("{snapshot}.ro")),
-        };
-        let there = mounts(store, id)?;
-        match there.iter().find(|browse| browse.mountpoint == place) {
-            Some(browse) if browse.snapshot == snapshot && is_mounted(browse)? => return Ok(place),
-            Some(browse) if is_mounted(browse)? => {
-                return Err(Error::busy(format!(
-                    "another snapshot is mounted at {}",
-                    place.shown()
-                ))
-                .hint(format!("unmount it: cowl umount {}", users::quoted(&place))));
-            }
-            _ => {}
+/// Mounts a snapshot to be read: at `at`, else at a place in the store that is the snapshot's own. Already
+/// mounted there, it stays as it is.
+pub fn open(
+    container: &Container<'_>,
+    snapshot: &SnapshotName,
+    at: Option<&Path>,
+) -> Result<PathBuf> {
+    let (store, id) = (container.store, container.id());
+    let snapshot = super::find_snapshot_ref(container.manifest(), snapshot)?.id;
+    let place = match at {
+        Some(at) => at.canonicalize().unwrap_or_else(|_| at.to_owned()),
+        None => store.root().join("mnt").join(format!("{snapshot}.ro")),
+    };
+    let there = mounts(store, id)?;
+    match there.iter().find(|browse| browse.mountpoint == place) {
+        Some(browse) if browse.snapshot == snapshot && is_mounted(browse)? => return Ok(place),
+        Some(browse) if is_mounted(browse)? => {
+            return Err(
+                Error::busy(format!("another snapshot is mounted at {}", place.shown()))
+                    .hint(format!("unmount it: cowl umount {}", quoted(&place))),
+            );
         }
-        let place = match at {
-            Some(at) => mount::own_place(at, store.root())?,
-            None => {
-                disk::ensure_dir(&place)?;
-                mount::check_empty(&place)?;
-                place
-            }
-        };
-        let own = Uuid::new_v4();
-        let folder = folder_in(&daemon::ensure_run_dir(store, id)?, own);
-        disk::ensure_dir(&folder)?;
-        let started = mount::launch(store, &folder.join("log"), |command| {
-            command.arg("--snapshot").arg(snapshot.to_string());
-            command.arg("--mount").arg(own.to_string());
-            command.arg(id.to_string()).arg(&place);
-        });
-        if started.is_err() {
-            tidy(store, id)?;
-        }
-        started.map(|()| place)
+        _ => {}
     }
-
-    /// Unmounts those mounts of snapshots that are meant. Refused while somebody uses one. Says how many.
-    pub fn end_browsing(&self, meant: impl Fn(&Browse) -> bool) -> Result<usize> {
-        let mut ended = 0;
-        for browse in mounts(self.store, self.id)? {
-            if meant(&browse) {
-                self.end(&browse)?;
-                ended += 1;
-            }
+    let place = match at {
+        Some(at) => mount::own_place(at, store.root())?,
+        None => {
+            disk::ensure_dir(&place)?;
+            mount::check_empty(&place)?;
+            place
         }
-        Ok(ended)
+    };
+    let own = Uuid::new_v4();
+    let folder = folder_in(&state::ensure_run_dir(store, id)?, own);
+    disk::ensure_dir(&folder)?;
+    let started = mount::launch(store, &folder.join("log"), |command| {
+        command.arg("--snapshot").arg(snapshot.to_string());
+        command.arg("--mount").arg(own.to_string());
+        command.arg(id.to_string()).arg(&place);
+    });
+    if started.is_err() {
+        tidy(store, id)?;
     }
+    started.map(|()| place)
+}
 
-    /// Kills those daemons of mounted snapshots that are meant and do not answer, and takes their mounts away;
-    /// says how many.
-    pub fn kill_silent_browsing(&self, meant: impl Fn(&Browse) -> bool) -> Result<usize> {
-        let mut killed = 0;
-        for browse in mounts(self.store, self.id)?.iter().filter(|one| meant(one)) {
-            let folder = folder(self.store, self.id, browse.mount);
-            let done = self.kill_if_silent(&folder.join(SOCKET), &folder.join("lock"))?;
-            killed += usize::from(done);
+/// Unmounts those mounts of snapshots that are meant. Refused while somebody uses one. Says how many.
+pub fn close(container: &Container<'_>, meant: impl Fn(&Browse) -> bool) -> Result<usize> {
+    let mut ended = 0;
+    for browse in mounts(container.store, container.id())? {
+        if meant(&browse) {
+            end(container, &browse)?;
+            ended += 1;
         }
-        if killed > 0 {
-            tidy(self.store, self.id)?;
-        }
-        Ok(killed)
     }
+    Ok(ended)
+}
 
-    fn end(&self, browse: &Browse) -> Result<()> {
-        let place = &browse.mountpoint;
-        let socket = folder(self.store, self.id, browse.mount).join(SOCKET);
-        if disk::is_there(&socket)? {
-            self.detach(&detach::Target {
+/// Kills those daemons of mounted snapshots that are meant and do not answer, and takes their mounts away;
+/// says how many.
+pub fn kill_silent(container: &Container<'_>, meant: impl Fn(&Browse) -> bool) -> Result<usize> {
+    let mut killed = 0;
+    for browse in mounts(container.store, container.id())?
+        .iter()
+        .filter(|one| meant(one))
+    {
+        let folder = folder(container.store, container.id(), browse.mount);
+        let done = detach::kill_if_silent(container, &folder.join(SOCKET), &folder.join("lock"))?;
+        killed += usize::from(done);
+    }
+    if killed > 0 {
+        tidy(container.store, container.id())?;
+    }
+    Ok(killed)
+}
+
+fn end(container: &Container<'_>, browse: &Browse) -> Result<()> {
+    let place = &browse.mountpoint;
+    let socket = folder(container.store, container.id(), browse.mount).join(SOCKET);
+    if disk::is_there(&socket)? {
+        detach::unmount(
+            container,
+            &detach::Target {
                 socket,
                 pid: browse.pid,
                 mountpoint: place,
                 device: browse.device,
-            })?;
-        } else if is_mounted(browse)? {
-            // A daemon of an earlier version listens nowhere.
-            cowl_layers::sys::mount::unmount(place).map_err(|error| match error.errno() {
-                Errno::BUSY => Error::busy(format!("{} is in use", place.shown())),
-                _ => Error::at("unmount", place, error),
-            })?;
-        }
-        let until = Instant::now() + PATIENCE;
-        let lock = folder(self.store, self.id, browse.mount).join("lock");
-        while Lock::is_held(&lock)? {
-            if Instant::now() >= until {
-                log::info!("pid {} serves it in another mount namespace", browse.pid);
-                return Ok(());
-            }
-            std::thread::sleep(PAUSE);
-        }
-        tidy(self.store, self.id)
+            },
+        )?;
+    } else if is_mounted(browse)? {
+        // A daemon of an earlier version listens nowhere.
+        cowl_layers::sys::mount::unmount(place).map_err(|error| match error.errno() {
+            Errno::BUSY => Error::busy(format!("{} is in use", place.shown())),
+            _ => Error::at("unmount", place, error),
+        })?;
     }
+    let until = Instant::now() + PATIENCE;
+    let lock = folder(container.store, container.id(), browse.mount).join("lock");
+    while Lock::is_held(&lock)? {
+        if Instant::now() >= until {
+            log::info!("pid {} serves it in another mount namespace", browse.pid);
+            return Ok(());
+        }
+        std::thread::sleep(PAUSE);
+    }
+    tidy(container.store, container.id())
 }
 
 fn is_mounted(browse: &Browse) -> Result<bool> {
@@ -295,7 +303,7 @@ pub fn serve(
     log::info!("mounting {} at {}", config.mount.source, place.shown());
     let served = cowlfs::serve(config, |device| {
         browse.device = Some(device);
-        if let Err(error) = write(&folder, &browse).and_then(|()| serve::say_ready()) {
+        if let Err(error) = write(&folder, &browse).and_then(|()| mount::say_ready()) {
             log::error!("{error}");
         }
     });

@@ -1,18 +1,15 @@
 //! Talking to the daemon of a mounted container over its socket.
 
-use std::ffi::OsString;
 use std::io::ErrorKind;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cowlfs::control::{Client, ControlError, Stats, Status};
+use cowlfs::control::{Client, ControlError};
 
-use super::state::{self, Mounted, RunState};
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::lock::Lock;
-use crate::store::manifest::{ContainerId, LayerId};
+use crate::store::manifest::ContainerId;
 use cowl_layers::shown::Show as _;
 
 /// The socket's name in the run folder.
@@ -25,7 +22,7 @@ pub const PAUSE: Duration = Duration::from_millis(5);
 
 /// The path of the socket. (The file system's side sees to its length.)
 pub fn socket(store: &Store, id: ContainerId) -> PathBuf {
-    store.run_dir(id).join(SOCKET)
+    store.run().dir(id).join(SOCKET)
 }
 
 /// Connects to the daemon.
@@ -44,15 +41,6 @@ pub(super) fn connect_at(path: &Path) -> Result<Client> {
     })
 }
 
-/// What the daemon has done and what it takes; `None` when there is no daemon.
-pub fn stats(store: &Store, id: ContainerId) -> Result<Option<Stats>> {
-    if ask(store, id)?.is_none() {
-        return Ok(None);
-    }
-    let stats = connect(store, id)?.stats();
-    stats.map(Some).map_err(|error| told(&error))
-}
-
 /// A daemon's refusal as an error of ours.
 pub fn told(error: &ControlError) -> Error {
     let told = Error::failed("the daemon could not do it").because(error.to_string());
@@ -69,25 +57,6 @@ pub fn told(error: &ControlError) -> Error {
             told.hint("unmount it with `cowl umount`, and mount it again")
         }
         _ => told,
-    }
-}
-
-/// The mount and what its daemon says of itself; `None` when there is no daemon, or one that is ending.
-pub fn ask(store: &Store, id: ContainerId) -> Result<Option<(RunState, Status)>> {
-    let until = Instant::now() + ENDING;
-    loop {
-        let Mounted::Alive(state) = state::look(store, id)? else {
-            return Ok(None);
-        };
-        match Client::connect(&socket(store, id)).and_then(|mut client| client.status()) {
-            Ok(status) => return Ok(Some((state, status))),
-            Err(error @ (ControlError::Silent { .. } | ControlError::Ending { .. })) => {
-                return Err(told(&error));
-            }
-            // Killed since the state was read.
-            Err(_) if Instant::now() < until => std::thread::sleep(PAUSE),
-            Err(error) => return Err(told(&error)),
-        }
     }
 }
 
@@ -117,47 +86,5 @@ fn is_ending(socket: &Path) -> bool {
                 | ErrorKind::UnexpectedEof
         ),
         Ok(_) | Err(_) => false,
-    }
-}
-
-/// The layer that a living daemon writes to; `None` when there is none, or it was unmounted and only
-/// drops its caches.
-pub fn written_layer(store: &Store, id: ContainerId) -> Result<Option<LayerId>> {
-    let Some(upper) = ask(store, id)?.and_then(|(_, status)| status.upper) else {
-        return Ok(None);
-    };
-    let tree = PathBuf::from(OsString::from_vec(upper));
-    match layer_of(&tree) {
-        Some(layer) => Ok(Some(layer)),
-        None => Err(Error::failed(format!(
-            "the daemon writes to {}, which is no layer of this store",
-            tree.shown()
-        ))),
-    }
-}
-
-/// The layer whose tree lies at `tree`.
-fn layer_of(tree: &Path) -> Option<LayerId> {
-    LayerId::parse(tree.parent()?.file_name()?.to_str()?)
-}
-
-/// Makes the directory for the run-time files of a container that the caller has locked.
-pub fn ensure_run_dir(store: &Store, id: ContainerId) -> Result<PathBuf> {
-    let dir = store.make_run_dir(id)?;
-    state::remove_unfinished(&dir)?;
-    Ok(dir)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_layer_is_told_by_its_path() {
-        let id = LayerId::fresh();
-        let tree = PathBuf::from(format!("/store/layers/{id}/tree"));
-        assert_eq!(layer_of(&tree), Some(id));
-        assert_eq!(layer_of(Path::new("/tree")), None);
-        assert_eq!(layer_of(Path::new("/x/y/tree")), None);
     }
 }

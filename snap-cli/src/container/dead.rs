@@ -11,7 +11,7 @@ use cowl_layers::error::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::state::RunState;
-use super::{Container, lxc};
+use super::{Container, detach, lxc};
 use crate::error::{Error, Result};
 use crate::host;
 use crate::host::users::{self, Device, User};
@@ -37,7 +37,7 @@ pub struct Stranded {
 }
 
 fn file(store: &Store, id: ContainerId) -> PathBuf {
-    store.run_dir(id).join("dead.json")
+    store.run().dir(id).join("dead.json")
 }
 
 fn read(path: &Path) -> Result<Vec<DeadMount>> {
@@ -58,7 +58,7 @@ fn write(path: &Path, dead: &[DeadMount]) -> Result<()> {
 }
 
 /// Notes the mount of a daemon that died, if anything uses it. The caller has locked the container.
-pub(super) fn note(store: &Store, id: ContainerId, state: &RunState) -> Result<()> {
+pub(crate) fn note(store: &Store, id: ContainerId, state: &RunState) -> Result<()> {
     let Some(device) = state.device()? else {
         return Ok(());
     };
@@ -131,27 +131,25 @@ fn is_dead(link: &Path) -> bool {
     receive.recv_timeout(PATIENCE).unwrap_or(false)
 }
 
-impl Container<'_> {
-    /// Refuses a change of what the container's processes see while some are on a dead mount: they would not see
-    /// it, and nothing else either.
-    pub fn refuse_stranded(&self) -> Result<()> {
-        let found = stranded(self.store, self.id)?;
-        let Some(first) = found.first() else {
-            return Ok(());
-        };
-        let users: Vec<_> = found.iter().flat_map(|one| one.users.clone()).collect();
-        let what = self.describe_stranded(first.daemon, &users);
-        Err(Error::busy(what).hint(self.how_to_end(&users)))
-    }
+/// Refuses a change of what the container's processes see while some are on a dead mount: they would not see
+/// it, and nothing else either.
+pub fn refuse_stranded(container: &Container<'_>) -> Result<()> {
+    let found = stranded(container.store, container.id())?;
+    let Some(first) = found.first() else {
+        return Ok(());
+    };
+    let users: Vec<_> = found.iter().flat_map(|one| one.users.clone()).collect();
+    let what = describe_stranded(container, first.daemon, &users);
+    Err(Error::busy(what).hint(detach::how_to_end(container, &users)))
+}
 
-    /// "the daemon of web (pid 1) died; container web still runs on the dead mount (pid 2 (init: root directory))"
-    pub fn describe_stranded(&self, daemon: u32, users: &[User]) -> String {
-        let (name, users) = (self.name(), users::describe(users));
-        let runs = lxc::how_to_stop(self, "").is_some();
-        let still = match runs {
-            true => format!("container {name} still runs on the dead mount ({users})"),
-            false => format!("the dead mount is still in use by {users}"),
-        };
-        format!("the daemon of {name} (pid {daemon}) died; {still}")
-    }
+/// "the daemon of web (pid 1) died; container web still runs on the dead mount (pid 2 (init: root directory))"
+pub fn describe_stranded(container: &Container<'_>, daemon: u32, users: &[User]) -> String {
+    let (name, users) = (container.name(), users::describe(users));
+    let runs = lxc::how_to_stop(container, "").is_some();
+    let still = match runs {
+        true => format!("container {name} still runs on the dead mount ({users})"),
+        false => format!("the dead mount is still in use by {users}"),
+    };
+    format!("the daemon of {name} (pid {daemon}) died; {still}")
 }

@@ -14,6 +14,7 @@ use super::{Container, daemon, lxc};
 use crate::error::{Error, Result};
 use crate::host::mountinfo;
 use crate::host::users::{self, Device, User};
+use crate::shell::quoted;
 use crate::store::lock::Lock;
 use cowl_layers::shown::Show as _;
 
@@ -45,232 +46,232 @@ struct Obstacle {
     passing: bool,
 }
 
-impl Container<'_> {
-    /// Has the daemon unmount. When it answers, it writes to no layer any more.
-    pub(super) fn detach(&self, target: &Target<'_>) -> Result<()> {
-        let mut client = daemon::connect_at(&target.socket)?;
-        let mut pause = PAUSE;
-        for tried in 1..=TRIES {
-            let obstacle = match client.detach() {
-                Ok(()) => return Ok(()),
-                Err(ControlError::InUse { pids, binds }) => self.obstacle(target, &pids, &binds)?,
-                Err(ControlError::Busy { writers, readers }) => {
-                    self.obstacle(target, &[], &[])?.or(Some(Obstacle {
-                        error: self.held_unseen(readers + writers),
-                        passing: false,
-                    }))
-                }
-                Err(error) => return Err(daemon::told(&error)),
-            };
-            match obstacle {
-                Some(Obstacle { error, passing })
-                    if tried == TRIES || (!passing && tried >= SURE_AFTER) =>
-                {
-                    return Err(error);
-                }
-                // What was in the way is gone.
-                Some(_) | None => {}
-            }
-            std::thread::sleep(pause);
-            if tried > SURE_AFTER {
-                pause = (pause * 2).min(LONGEST);
-            }
-        }
-        Err(Error::busy(format!("{} is in use", self.name()))
-            .hint(format!("try again: {}", self.store.session().who)))
-    }
-
-    /// Finds what is in the way. `pids` hold copies of the mount in namespaces of theirs.
-    fn obstacle(
-        &self,
-        target: &Target<'_>,
-        pids: &[u32],
-        binds: &[Bind],
-    ) -> Result<Option<Obstacle>> {
-        let mut users = self.users(target.pid, target.device)?;
-        for pid in pids {
-            if users.iter().all(|user| user.pid != *pid) {
-                users.extend(User::of_namespace(*pid));
-            }
-        }
-        if !users.is_empty() {
-            return Ok(Some(Obstacle {
-                passing: users.iter().all(User::has_only_a_copy),
-                error: self.in_use(&users),
-            }));
-        }
-        if let Some(error) = self.mounted_elsewhere(binds) {
-            return Ok(Some(Obstacle {
-                error,
-                passing: true,
-            }));
-        }
-        let mounts = mountinfo::read()?;
-        let inner: Vec<_> = mountinfo::below(&mounts, target.mountpoint)
-            .map(|mount| mount.at.shown().to_string())
-            .collect();
-        Ok(inner.last().map(|last| Obstacle {
-            passing: false,
-            error: Error::busy(format!(
-                "{} is in use: mounted inside it: {}",
-                self.name(),
-                inner.join(", ")
-            ))
-            .hint(format!(
-                "unmount that first (umount {}), then type: {}",
-                users::quoted(last),
-                self.store.session().who
-            )),
-        }))
-    }
-
-    /// The refusal that names mounts of the same file system at other places.
-    fn mounted_elsewhere(&self, binds: &[Bind]) -> Option<Error> {
-        let own = std::fs::read_link("/proc/self/ns/mnt").ok();
-        let first = binds.first()?;
-        let is_here = |bind: &Bind| {
-            let namespace = std::fs::read_link(format!("/proc/{}/ns/mnt", bind.pid)).ok();
-            namespace.is_some() && namespace == own
+/// Has the daemon unmount. When it answers, it writes to no layer any more.
+pub(super) fn unmount(container: &Container<'_>, target: &Target<'_>) -> Result<()> {
+    let mut client = daemon::connect_at(&target.socket)?;
+    let mut pause = PAUSE;
+    for tried in 1..=TRIES {
+        let obstacle = match client.detach() {
+            Ok(()) => return Ok(()),
+            Err(ControlError::InUse { pids, binds }) => obstacle(container, target, &pids, &binds)?,
+            Err(ControlError::Busy { writers, readers }) => obstacle(container, target, &[], &[])?
+                .or(Some(Obstacle {
+                    error: held_unseen(container, readers + writers),
+                    passing: false,
+                })),
+            Err(error) => return Err(daemon::told(&error)),
         };
-        let places: Vec<_> = binds
-            .iter()
-            .map(|bind| {
-                let at = match bind.overlay {
-                    true => format!("as a layer of the overlay at {}", bind.at.escape_ascii()),
-                    false => format!("at {}", bind.at.escape_ascii()),
-                };
-                if is_here(bind) {
-                    return at;
-                }
-                let proc = PathBuf::from(format!("/proc/{}", bind.pid));
-                let command = cowl_layers::sys::users::command(&proc);
-                format!(
-                    "{at} in the mount namespace of pid {} ({command})",
-                    bind.pid
-                )
-            })
-            .collect();
-        let who = &self.store.session().who;
-        let unmount = format!("umount {}", users::quoted(OsStr::from_bytes(&first.at)));
-        let hint = match lxc::how_to_stop(self, who) {
-            Some(how) => how,
-            None if is_here(first) => format!("unmount it there ({unmount}), then type: {who}"),
-            None => format!(
-                "unmount it there (nsenter -t {} -m {unmount}), then type: {who}",
-                first.pid
-            ),
-        };
-        Some(
-            Error::busy(format!(
-                "{} is in use: mounted {}",
-                self.name(),
-                places.join(", ")
-            ))
-            .hint(hint),
-        )
+        match obstacle {
+            Some(Obstacle { error, passing })
+                if tried == TRIES || (!passing && tried >= SURE_AFTER) =>
+            {
+                return Err(error);
+            }
+            // What was in the way is gone.
+            Some(_) | None => {}
+        }
+        std::thread::sleep(pause);
+        if tried > SURE_AFTER {
+            pause = (pause * 2).min(LONGEST);
+        }
     }
+    Err(Error::busy(format!("{} is in use", container.name()))
+        .hint(format!("try again: {}", container.store().session().who)))
+}
 
-    /// The refusal for files that are open in no process.
-    fn held_unseen(&self, files: u32) -> Error {
-        Error::busy(format!(
-            "{} is in use: {files} file(s) are open in it, by no process that is visible here",
-            self.name()
+/// Finds what is in the way. `pids` hold copies of the mount in namespaces of theirs.
+fn obstacle(
+    container: &Container<'_>,
+    target: &Target<'_>,
+    pids: &[u32],
+    binds: &[Bind],
+) -> Result<Option<Obstacle>> {
+    let mut users = users(target.pid, target.device)?;
+    for pid in pids {
+        if users.iter().all(|user| user.pid != *pid) {
+            users.extend(User::of_namespace(*pid));
+        }
+    }
+    if !users.is_empty() {
+        return Ok(Some(Obstacle {
+            passing: users.iter().all(User::has_only_a_copy),
+            error: in_use(container, &users),
+        }));
+    }
+    if let Some(error) = mounted_elsewhere(container, binds) {
+        return Ok(Some(Obstacle {
+            error,
+            passing: true,
+        }));
+    }
+    let mounts = mountinfo::read()?;
+    let inner: Vec<_> = mountinfo::below(&mounts, target.mountpoint)
+        .map(|mount| mount.at.shown().to_string())
+        .collect();
+    Ok(inner.last().map(|last| Obstacle {
+        passing: false,
+        error: Error::busy(format!(
+            "{} is in use: mounted inside it: {}",
+            container.name(),
+            inner.join(", ")
         ))
         .hint(format!(
-            "a loop device or swap space may lie on them (losetup -l, swapon); then type: {}",
-            self.store.session().who
-        ))
-    }
+            "unmount that first (umount {}), then type: {}",
+            quoted(last),
+            container.store().session().who
+        )),
+    }))
+}
 
-    /// Lists who uses a mount, besides its daemon and this command.
-    pub fn users(&self, daemon: u32, device: Option<Device>) -> Result<Vec<User>> {
-        match device {
-            Some(device) => users::of(device, &[daemon, std::process::id()]),
-            None => Ok(Vec::new()),
-        }
-    }
-
-    /// The refusal that names who is in the way and what to type.
-    pub fn in_use(&self, users: &[User]) -> Error {
-        let users_named = users::describe(users);
-        let error = Error::busy(format!("{} is in use by {users_named}", self.name()));
-        error.hint(self.how_to_end(users))
-    }
-
-    /// What to type against processes that are in the way.
-    pub(super) fn how_to_end(&self, users: &[User]) -> String {
-        let who = &self.store.session().who;
-        if let Some(how) = lxc::how_to_stop(self, who) {
-            return how;
-        }
-        let pids: Vec<_> = users.iter().map(|user| user.pid.to_string()).collect();
-        format!(
-            "end what uses it (kill {}), then type: {who}",
-            pids.join(" ")
-        )
-    }
-
-    /// Waits a moment for the daemon `pid` to end: until then the file systems that its descriptors lie on cannot
-    /// be unmounted. One that still syncs may take longer and is not waited for. The container's lock must be
-    /// free: a daemon that records a sync at its end takes it.
-    pub fn wait_for_exit(pid: u32) {
-        let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        // One that has ended, or that is not visible here, is not waited for.
-        let Some(Ok(process)) = process.map(|pid| pidfd_open(pid, PidfdFlags::empty())) else {
-            return;
-        };
-        let until = Timespec {
-            tv_sec: 2,
-            tv_nsec: 0,
-        };
-        let mut asked = [PollFd::new(&process, PollFlags::IN)];
-        match poll(&mut asked, Some(&until)) {
-            Ok(0) => log::info!("the daemon (pid {pid}) has not ended yet"),
-            Ok(_) => {}
-            Err(error) => log::info!("cannot wait for the daemon (pid {pid}): {error}"),
-        }
-    }
-
-    /// Kills the daemon if it lives and does not answer; whether it did. What programs do in the mount fails
-    /// from then on.
-    pub fn kill_silent_daemon(&self) -> Result<bool> {
-        let Mounted::Alive(state) = self.mounted()? else {
-            return Ok(false);
-        };
-        let socket = daemon::socket(self.store, self.id);
-        let lock = state::daemon_lock(self.store, self.id, state.daemon);
-        self.kill_if_silent(&socket, &lock)
-    }
-
-    /// Kills the daemon that listens at `socket` and holds `lock` for life if it does not answer.
-    pub(super) fn kill_if_silent(&self, socket: &Path, lock: &Path) -> Result<bool> {
-        let pid = match Client::connect(socket) {
-            Err(ControlError::Silent { pid, .. }) => pid,
-            Ok(_) | Err(_) => return Ok(false),
-        };
-        let failed = |error: rustix::io::Errno| {
-            Error::failed(format!("cannot kill the daemon (pid {pid})"))
-                .because(std::io::Error::from(error))
-        };
-        let unseen = || Error::failed("the daemon's process is not visible here");
-        let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        let process =
-            pidfd_open(process.ok_or_else(unseen)?, PidfdFlags::empty()).map_err(failed)?;
-        // Its lock shows that the process is still the one that did not answer.
-        if Lock::is_held(lock)? {
-            pidfd_send_signal(&process, Signal::KILL).map_err(failed)?;
-        }
-        let until = Instant::now() + daemon::ENDING;
-        while Lock::is_held(lock)? {
-            if Instant::now() >= until {
-                return Err(Error::busy(format!(
-                    "the daemon (pid {pid}) was killed and has not ended yet: it waits for a disk"
-                )));
+/// The refusal that names mounts of the same file system at other places.
+fn mounted_elsewhere(container: &Container<'_>, binds: &[Bind]) -> Option<Error> {
+    let own = std::fs::read_link("/proc/container/ns/mnt").ok();
+    let first = binds.first()?;
+    let is_here = |bind: &Bind| {
+        let namespace = std::fs::read_link(format!("/proc/{}/ns/mnt", bind.pid)).ok();
+        namespace.is_some() && namespace == own
+    };
+    let places: Vec<_> = binds
+        .iter()
+        .map(|bind| {
+            let at = match bind.overlay {
+                true => format!("as a layer of the overlay at {}", bind.at.escape_ascii()),
+                false => format!("at {}", bind.at.escape_ascii()),
+            };
+            if is_here(bind) {
+                return at;
             }
-            std::thread::sleep(daemon::PAUSE);
-        }
-        let name = self.name();
-        log::warn!("the daemon of {name} (pid {pid}) did not answer: killed");
-        Ok(true)
+            let proc = PathBuf::from(format!("/proc/{}", bind.pid));
+            let command = cowl_layers::sys::users::command(&proc);
+            format!(
+                "{at} in the mount namespace of pid {} ({command})",
+                bind.pid
+            )
+        })
+        .collect();
+    let who = &container.store.session().who;
+    let unmount = format!("umount {}", quoted(OsStr::from_bytes(&first.at)));
+    let hint = match lxc::how_to_stop(container, who) {
+        Some(how) => how,
+        None if is_here(first) => format!("unmount it there ({unmount}), then type: {who}"),
+        None => format!(
+            "unmount it there (nsenter -t {} -m {unmount}), then type: {who}",
+            first.pid
+        ),
+    };
+    Some(
+        Error::busy(format!(
+            "{} is in use: mounted {}",
+            container.name(),
+            places.join(", ")
+        ))
+        .hint(hint),
+    )
+}
+
+/// The refusal for files that are open in no process.
+fn held_unseen(container: &Container<'_>, files: u32) -> Error {
+    Error::busy(format!(
+        "{} is in use: {files} file(s) are open in it, by no process that is visible here",
+        container.name()
+    ))
+    .hint(format!(
+        "a loop device or swap space may lie on them (losetup -l, swapon); then type: {}",
+        container.store().session().who
+    ))
+}
+
+/// Lists the processes that use a mount, other than its daemon and this command.
+pub fn users(daemon: u32, device: Option<Device>) -> Result<Vec<User>> {
+    match device {
+        Some(device) => users::of(device, &[daemon, std::process::id()]),
+        None => Ok(Vec::new()),
     }
+}
+
+/// Returns the error that names the processes that use the mount, and what to type.
+pub fn in_use(container: &Container<'_>, users: &[User]) -> Error {
+    let users_named = users::describe(users);
+    let error = Error::busy(format!("{} is in use by {users_named}", container.name()));
+    error.hint(how_to_end(container, users))
+}
+
+/// Says what to type against processes that use the mount.
+pub(super) fn how_to_end(container: &Container<'_>, users: &[User]) -> String {
+    let who = &container.store.session().who;
+    if let Some(how) = lxc::how_to_stop(container, who) {
+        return how;
+    }
+    let pids: Vec<_> = users.iter().map(|user| user.pid.to_string()).collect();
+    format!(
+        "end what uses it (kill {}), then type: {who}",
+        pids.join(" ")
+    )
+}
+
+/// Waits a moment for the daemon `pid` to end: until then the file systems that its descriptors lie on cannot
+/// be unmounted. One that still syncs may take longer and is not waited for. The container's lock must be
+/// free: a daemon that records a sync at its end takes it.
+pub fn wait_for_exit(pid: u32) {
+    let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    // One that has ended, or that is not visible here, is not waited for.
+    let Some(Ok(process)) = process.map(|pid| pidfd_open(pid, PidfdFlags::empty())) else {
+        return;
+    };
+    let until = Timespec {
+        tv_sec: 2,
+        tv_nsec: 0,
+    };
+    let mut asked = [PollFd::new(&process, PollFlags::IN)];
+    match poll(&mut asked, Some(&until)) {
+        Ok(0) => log::info!("the daemon (pid {pid}) has not ended yet"),
+        Ok(_) => {}
+        Err(error) => log::info!("cannot wait for the daemon (pid {pid}): {error}"),
+    }
+}
+
+/// Kills the daemon if it lives and does not answer; whether it did. What programs do in the mount fails
+/// from then on.
+pub fn kill_silent_daemon(container: &Container<'_>) -> Result<bool> {
+    let Mounted::Alive(state) = container.mounted()? else {
+        return Ok(false);
+    };
+    let socket = daemon::socket(container.store, container.id());
+    let lock = state::daemon_lock(container.store, container.id(), state.daemon);
+    kill_if_silent(container, &socket, &lock)
+}
+
+/// Kills the daemon that listens at `socket` and holds `lock` for life if it does not answer.
+pub(super) fn kill_if_silent(
+    container: &Container<'_>,
+    socket: &Path,
+    lock: &Path,
+) -> Result<bool> {
+    let pid = match Client::connect(socket) {
+        Err(ControlError::Silent { pid, .. }) => pid,
+        Ok(_) | Err(_) => return Ok(false),
+    };
+    let failed = |error: rustix::io::Errno| {
+        Error::failed(format!("cannot kill the daemon (pid {pid})"))
+            .because(std::io::Error::from(error))
+    };
+    let unseen = || Error::failed("the daemon's process is not visible here");
+    let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let process = pidfd_open(process.ok_or_else(unseen)?, PidfdFlags::empty()).map_err(failed)?;
+    // Its lock shows that the process is still the one that did not answer.
+    if Lock::is_held(lock)? {
+        pidfd_send_signal(&process, Signal::KILL).map_err(failed)?;
+    }
+    let until = Instant::now() + daemon::ENDING;
+    while Lock::is_held(lock)? {
+        if Instant::now() >= until {
+            return Err(Error::busy(format!(
+                "the daemon (pid {pid}) was killed and has not ended yet: it waits for a disk"
+            )));
+        }
+        std::thread::sleep(daemon::PAUSE);
+    }
+    let name = container.name();
+    log::warn!("the daemon of {name} (pid {pid}) did not answer: killed");
+    Ok(true)
 }

@@ -23,8 +23,10 @@ use crate::error::{Error, Kind, Result};
 use crate::host;
 use crate::store::disk::Filesystem;
 use crate::store::manifest::{ContainerId, ContainerManifest, LayerId, Settling, SnapshotId};
+use crate::store::measure;
 use crate::store::name::ContainerName;
 use crate::store::outside::Moving;
+use crate::store::synced;
 use crate::store::{Store, disk};
 
 /// How long a command stays for the sync that it started: what is quick has ended with it, so that the disk
@@ -73,7 +75,7 @@ impl Pending {
             stacks.push((snapshot, stack));
         }
         let layers: Vec<_> = layers.into_iter().collect();
-        let mut unsynced = store.unsynced(&layers)?;
+        let mut unsynced = synced::unsynced(store, &layers)?;
         let own = stacks.iter().map(|(s, stack)| (s.settling.as_ref(), stack));
         let basis = (manifest.settling.as_ref(), &manifest.origin);
         for (mark, stack) in own.chain([basis]) {
@@ -154,20 +156,14 @@ fn record(store: &Store, id: ContainerId, pending: &Pending, failed: Option<&Err
     let Some(record) = store.container(id)? else {
         return lock.remove();
     };
-    let mut container = Container {
-        store,
-        id,
-        record,
-        config: None,
-        lock,
-    };
+    let mut container = Container::from_locked(store, id, record, lock);
     // An interrupted change comes first: the commit below would drop it.
-    container.settle()?;
+    container.resolve_pending()?;
     if failed.is_none() {
         // Nothing is collected meanwhile.
         let _reading = store.share()?;
         for layer in &pending.layers {
-            store.note_synced(*layer)?;
+            synced::note_synced(store, *layer)?;
         }
     }
     let next = recorded(container.manifest(), pending, failed);
@@ -245,7 +241,7 @@ pub fn begin(store: &Store, id: ContainerId) -> Result<()> {
 
 fn start_process(store: &Store, id: ContainerId) -> Result<()> {
     // Not the one that removes unfinished files: no lock is held, and a daemon may be writing its state.
-    store.make_run_dir(id)?;
+    store.run().make(id)?;
     let program = std::env::current_exe()
         .map_err(|e| Error::failed("cannot find the cowl program itself").because(e))?;
     let mut child = Command::new(&program)
@@ -255,7 +251,7 @@ fn start_process(store: &Store, id: ContainerId) -> Result<()> {
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(open_log(&store.run_dir(id).join("log"))?)
+        .stderr(open_log(&store.run().dir(id).join("log"))?)
         .spawn()
         .map_err(|error| Error::at("start", &program, error))?;
     let Some(mut out) = child.stdout.take() else {
@@ -302,7 +298,7 @@ pub fn make_durable_patiently(store: &Store, id: ContainerId, filesystem: &Files
 
 /// The thread of a daemon that makes its container's states durable: those that it finds, and those that it
 /// is told of. It ends with the daemon.
-pub(super) fn serve(store: &Store, id: ContainerId, filesystem: &Filesystem, told: &Receiver<()>) {
+pub(crate) fn serve(store: &Store, id: ContainerId, filesystem: &Filesystem, told: &Receiver<()>) {
     loop {
         make_durable_patiently(store, id, filesystem);
         if told.recv().is_err() {
@@ -313,61 +309,64 @@ pub(super) fn serve(store: &Store, id: ContainerId, filesystem: &Filesystem, tol
     }
 }
 
-impl Container<'_> {
-    /// Says of a state whose layers are `stack` whether it is durable, for the manifest that is about to
-    /// name it. The head counts as written to until now.
-    pub(crate) fn settling_of(&self, stack: &[LayerId]) -> Result<Option<Settling>> {
-        let manifest = self.manifest();
-        if stack.first() != Some(&manifest.head) && self.store.unsynced(stack)?.is_empty() {
-            return Ok(None);
-        }
-        epoch(self.store).map(Settling::since).map(Some)
+/// Says of a state whose layers are `stack` whether it is durable, for the manifest that is about to
+/// name it. The head counts as written to until now.
+pub(crate) fn settling_of(
+    container: &Container<'_>,
+    stack: &[LayerId],
+) -> Result<Option<Settling>> {
+    let manifest = container.manifest();
+    if stack.first() != Some(&manifest.head)
+        && synced::unsynced(container.store(), stack)?.is_empty()
+    {
+        return Ok(None);
     }
+    epoch(container.store).map(Settling::since).map(Some)
+}
 
-    /// The mark of what the container stands on, if a part of that is lost.
-    pub(crate) fn loss(&self) -> Result<Option<&Settling>> {
-        let epoch = epoch(self.store)?;
-        let mark = self.manifest().settling.as_ref();
-        Ok(mark.filter(|mark| !mark.is_pending(&epoch)))
-    }
+/// The mark of what the container stands on, if a part of that is lost.
+pub(crate) fn loss<'c>(container: &'c Container<'_>) -> Result<Option<&'c Settling>> {
+    let epoch = epoch(container.store)?;
+    let mark = container.manifest().settling.as_ref();
+    Ok(mark.filter(|mark| !mark.is_pending(&epoch)))
+}
 
-    /// Accepts a state as it is, with all that was lost of it: of one snapshot, or of what the container
-    /// stands on.
-    pub fn accept(&mut self, snapshot: Option<SnapshotId>) -> Result<()> {
-        let store = self.store;
-        let mut next = self.manifest().clone();
-        let stack = match snapshot {
-            Some(id) => {
-                for known in &mut next.snapshots {
-                    if known.id == id {
-                        known.settling = None;
-                    }
-                }
-                store.snapshot(self.id, id)?.stack
-            }
-            None => {
-                next.settling = None;
-                let mut layers = self.manifest().below_head().to_vec();
-                let origin = self.manifest().origin.first();
-                layers.extend(origin.filter(|id| !layers.contains(id)));
-                layers
-            }
-        };
-        filesystem(store)?.sync()?;
-        {
-            let _reading = store.share()?;
-            let unsynced = store.unsynced(&stack)?;
-            let origin = next.origin.first();
-            for layer in &stack {
-                let topmost = stack.first() == Some(layer) || origin == Some(layer);
-                if topmost || unsynced.contains(layer) {
-                    store.measure_again(*layer)?;
+/// Accepts a state as it is, with all that was lost of it: of one snapshot, or of what the container
+/// stands on.
+pub fn accept(container: &mut Container<'_>, snapshot: Option<SnapshotId>) -> Result<()> {
+    let store = container.store();
+    let mut next = container.manifest().clone();
+    let stack = match snapshot {
+        Some(id) => {
+            for known in &mut next.snapshots {
+                if known.id == id {
+                    known.settling = None;
                 }
             }
+            store.snapshot(container.id, id)?.stack
         }
-        disk::remove_if_there(&store.cache_file(self.id))?;
-        self.commit(next, None, |_| Ok(Swap::Done))
+        None => {
+            next.settling = None;
+            let mut layers = container.manifest().below_head().to_vec();
+            let origin = container.manifest().origin.first();
+            layers.extend(origin.filter(|id| !layers.contains(id)));
+            layers
+        }
+    };
+    filesystem(store)?.sync()?;
+    {
+        let _reading = store.share()?;
+        let unsynced = synced::unsynced(store, &stack)?;
+        let origin = next.origin.first();
+        for layer in &stack {
+            let topmost = stack.first() == Some(layer) || origin == Some(layer);
+            if topmost || unsynced.contains(layer) {
+                measure::measure_again(store, *layer)?;
+            }
+        }
     }
+    disk::remove_if_there(&store.paths().cache_file(container.id))?;
+    container.commit(next, None, |_| Ok(Swap::Done))
 }
 
 #[cfg(test)]

@@ -1,26 +1,16 @@
 //! A container that is one of LXC's: the lines of its config, the copy that a snapshot keeps, and new LXC
 //! containers for clones.
 
-use std::fs::Permissions;
-use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use cowl_layers::name::Name;
-use cowl_layers::sys;
-use cowl_layers::sys::stat::FileKind;
-use cowl_layers::sys::within::{self, Links, Named};
-use cowl_layers::view::Found;
-use rustix::fs::OFlags;
 use serde_json::Map;
 
-use super::{Container, Swap};
+use super::{Container, Swap, external};
 use crate::error::{Error, Result};
 use crate::host::files;
-use crate::host::lxc as host;
-use crate::host::lxc::config;
-use crate::host::lxc::config::{Ours, Renamed, attach, detach, renamed, shell_word};
+use crate::lxc::config::{Renamed, attach, detach, renamed};
+use crate::lxc::{self as tools, LxcContainer, binding};
 use crate::store::Store;
 use crate::store::bytes::Blob;
 use crate::store::disk;
@@ -29,91 +19,10 @@ use crate::store::name::{ContainerName, SnapshotName};
 use crate::store::outside::{Adopted, Lxc, Moving};
 use cowl_layers::shown::Show as _;
 
-/// The LXC container that a container is.
-pub fn of(link: &Lxc) -> host::Container {
-    host::Container {
-        lxcpath: link.lxcpath.clone(),
-        name: link.name.clone(),
-    }
-}
-
-/// The user and group of this machine that are root in an LXC container whose config is `text`, where that is
-/// not root itself.
-pub(super) fn mapped_root(link: &Lxc, text: &[u8]) -> Result<Option<(u32, u32)>> {
-    let own = config::mapped_root(text);
-    if own.is_some() || config::get(text, config::INCLUDE).is_none() {
-        return Ok(own);
-    }
-    let found = of(link).value("lxc.idmap")?.unwrap_or_default();
-    Ok(config::mapped_root_of(found.split(|&byte| byte == b'\n')))
-}
-
-/// Where a container is mounted for LXC: the one of its two places that its config names.
-pub(super) fn place(store: &Store, id: ContainerId, text: &[u8]) -> PathBuf {
-    let mapped = store.mapped_dir(id);
-    let named = config::get(text, config::ROOTFS).unwrap_or_default();
-    let named = named.strip_prefix(b"dir:").unwrap_or(named);
-    match named == mapped.as_os_str().as_bytes() {
-        true => mapped,
-        false => store.mount_dir(id),
-    }
-}
-
-/// The lines that are cowl's in a container's LXC config, which else says `text`.
-pub(super) fn ours(
-    store: &Store,
-    id: ContainerId,
-    name: &ContainerName,
-    (link, text): (&Lxc, &[u8]),
-) -> Result<Ours> {
-    let rootfs = match mapped_root(link, text)? {
-        Some(_) => store.mapped_dir(id),
-        None => store.mount_dir(id),
-    };
-    let program = std::env::current_exe()
-        .map_err(|e| Error::failed("cannot find the cowl program itself").because(e))?;
-    let (program, root) = (
-        program.as_os_str().as_bytes(),
-        store.root().as_os_str().as_bytes(),
-    );
-    if let Some(bad) = [program, root].iter().find(|path| path.contains(&b'\n')) {
-        return Err(Error::usage(format!(
-            "LXC's config can't hold the path {}: it has a line break",
-            bad.escape_ascii()
-        )));
-    }
-    let hook = |kind: &str| -> Vec<u8> {
-        let mut line = shell_word(program);
-        line.extend_from_slice(b" --store ");
-        line.extend(shell_word(root));
-        line.extend_from_slice(format!(" hook {kind} {id}").as_bytes());
-        line
-    };
-    Ok(Ours {
-        id: id.to_string(),
-        rootfs: rootfs.into_os_string().into_encoded_bytes(),
-        pre_start: hook("pre-start"),
-        post_stop: hook("post-stop"),
-        destroy: hook("destroy"),
-        note: format!("to get them back, and these lines out: cowl release {name}"),
-    })
-}
-
-/// Stops the LXC container that `name` is, if it is one and runs; what it answers with is to be started
-/// again. Nobody must hold the container: LXC calls cowl.
-pub fn stop(store: &Store, name: &ContainerName) -> Result<Option<host::Container>> {
-    let (_, record) = store.find(name)?;
-    let Some(link) = &record.body.lxc else {
-        return Ok(None);
-    };
-    let container = of(link);
-    Ok(container.stop()?.then_some(container))
-}
-
 /// What to type when a running LXC container is in the way; `None` when it is none, or does not run.
-pub(super) fn how_to_stop(container: &Container<'_>, who: &str) -> Option<String> {
-    let lxc = of(container.manifest().lxc.as_ref()?);
-    if !matches!(lxc.state(), Ok(host::State::Running { .. })) {
+pub(crate) fn how_to_stop(container: &Container<'_>, who: &str) -> Option<String> {
+    let lxc = binding::of(container.manifest().lxc.as_ref()?);
+    if !matches!(lxc.state(), Ok(tools::State::Running { .. })) {
         return None;
     }
     let takes = |verbs: &[&str]| who.split(' ').any(|word| verbs.contains(&word));
@@ -130,15 +39,10 @@ pub(super) fn how_to_stop(container: &Container<'_>, who: &str) -> Option<String
     ))
 }
 
-/// The config of an LXC container.
-pub(super) fn read_config(link: &Lxc) -> Result<Vec<u8>> {
-    files::read(&link.config())
-}
-
 /// The copy of the config that a snapshot keeps.
 pub fn config_copy(container: &Container<'_>) -> Option<Blob> {
     let link = container.manifest().lxc.as_ref()?;
-    match read_config(link) {
+    match binding::read_config(link) {
         Ok(text) => Some(Blob(text)),
         Err(error) => {
             log::warn!("the snapshot keeps no copy of the LXC config: {error}");
@@ -162,14 +66,9 @@ impl Container<'_> {
                     .hint("leave --with-config out: the config stays as it is"),
             );
         };
-        let ours = ours(self.store, self.id, self.name(), (link, &kept.0))?;
+        let ours = binding::own_lines(self.store, self.id, self.name(), (link, &kept.0))?;
         self.config = Some(Blob(attach(&kept.0, &ours)));
         Ok(())
-    }
-
-    /// Finishes what a change leaves to be done outside the store.
-    pub fn finish_outside(self) -> Result<()> {
-        super::moving::finish(self).map(drop)
     }
 }
 
@@ -199,7 +98,7 @@ impl Copy {
         check_free(&from.lxcpath, name)?;
         let text = match kept {
             Some(kept) => kept.0.clone(),
-            None => read_config(from)?,
+            None => binding::read_config(from)?,
         };
         Ok(Some(Self {
             from: from.clone(),
@@ -243,15 +142,16 @@ impl Copy {
 
     /// The options by which LXC's tools will find it.
     pub fn options(&self) -> String {
-        let container = host::Container {
+        let container = LxcContainer {
             lxcpath: self.lxcpath.clone(),
             name: self.name.to_string(),
         };
         container.options()
     }
 
-    /// Makes the container that it was prepared for one of LXC's.
-    pub fn join(mut self, mut container: Container<'_>) -> Result<Vec<String>> {
+    /// Makes the container that it was prepared for one of LXC's. The caller completes the change outside the store
+    /// (`recover::complete_outside`).
+    pub fn join(mut self, container: &mut Container<'_>) -> Result<Vec<String>> {
         let mut next = container.manifest().clone();
         if let Some(link) = &next.lxc {
             return Err(Error::failed(format!(
@@ -272,7 +172,6 @@ impl Copy {
         }
         self.fill(container.store, container.id, &mut next)?;
         container.commit(next, None, |_| Ok(Swap::Done))?;
-        container.finish_outside()?;
         Ok(self.notes)
     }
 
@@ -304,13 +203,13 @@ impl Copy {
         ]
         .concat();
         let plain = detach(&self.text, Some(&line), &self.id.to_string());
-        let (plain, notes) = renamed(&plain, &how, host::random_address);
+        let (plain, notes) = renamed(&plain, &how, tools::random_address);
         self.notes = notes;
-        let ours = ours(store, id, &self.name, (&self.from, &plain))?;
+        let ours = binding::own_lines(store, id, &self.name, (&self.from, &plain))?;
         let config = Blob(attach(&plain, &ours));
         link.original = Some(Blob(plain));
         link.written = config.clone();
-        super::moving::mark(store, id, &super::moving::Leftover::default())?;
+        external::mark(store, id, &external::Leftover::default())?;
         manifest.adopted = Some(Adopted {
             rootfs,
             // It never was there.
@@ -337,7 +236,7 @@ fn check_free(lxcpath: &Path, name: &ContainerName) -> Result<()> {
 }
 
 /// What brings the LXC container of a destroyed container back; `None` when it is none, or never went.
-pub(super) fn back(
+pub(crate) fn back(
     store: &Store,
     id: ContainerId,
     manifest: &ContainerManifest,
@@ -347,7 +246,7 @@ pub(super) fn back(
     };
     let path = link.config();
     if disk::is_there(&path)? {
-        if host::config::names(&read_config(link)?, &id.to_string()) {
+        if tools::config::names(&binding::read_config(link)?, &id.to_string()) {
             return Ok(None);
         }
         return Err(Error::failed(format!(
@@ -356,71 +255,5 @@ pub(super) fn back(
         ))
         .hint("move that one away first (lxc-copy -R)"));
     }
-    super::moving::begin_writing(store, id, link.written.clone()).map(Some)
-}
-
-/// Makes the folder of a new LXC container.
-pub(super) fn ensure_dir(link: &Lxc) -> Result<()> {
-    let dir = link.dir();
-    if disk::is_there(&dir)? {
-        return Ok(());
-    }
-    disk::ensure_dir(&dir)?;
-    // As LXC makes them.
-    std::fs::set_permissions(&dir, Permissions::from_mode(0o770))
-        .map_err(|e| Error::at("set the mode of", &dir, e))?;
-    disk::sync_parent(&dir)
-}
-
-/// Whether the container keeps its host name in etc/hostname: then mounting it is worth while.
-fn has_hostname(container: &Container<'_>) -> Result<bool> {
-    let view = container.store.view(&container.manifest().stack)?;
-    let look = || -> cowl_layers::Result<bool> {
-        let etc = view.lookup(&view.root()?, &Name::new(b"etc")?)?;
-        Ok(match etc {
-            Found::Dir(etc) => {
-                let found = view.lookup(&etc, &Name::new(b"hostname")?)?;
-                // A link may lead to a file: the mount shows it. Nothing else is written to.
-                match found {
-                    Found::File(found) => {
-                        matches!(found.stat.kind(), FileKind::Regular | FileKind::Symlink)
-                    }
-                    Found::Dir(_) | Found::Absent | Found::Whiteout => false,
-                }
-            }
-            // A link may lead to one: the mount tells.
-            Found::File(_) => true,
-            Found::Absent | Found::Whiteout => false,
-        })
-    };
-    look().map_err(|error| Error::failed("cannot look for etc/hostname").because(error))
-}
-
-/// Writes the host name into the container, where it keeps one.
-pub(super) fn write_hostname(container: &Container<'_>, name: &str) -> Result<()> {
-    if !has_hostname(container)? {
-        return Ok(());
-    }
-    let before = matches!(container.mounted()?, super::state::Mounted::Alive(_));
-    let place = container.mount_noted(None, true)?;
-    let written = write_hostname_at(&place, name);
-    if !before {
-        container.unmount(false)?;
-    }
-    written
-}
-
-fn write_hostname_at(place: &Path, name: &str) -> Result<()> {
-    let at = |error: cowl_layers::Error| Error::at("write etc/hostname in", place, error);
-    let root = sys::dir::open_root(place).map_err(at)?;
-    let access = OFlags::WRONLY | OFlags::TRUNC;
-    let found = within::open(root.as_fd(), b"etc/hostname", Links::InTree, access).map_err(at)?;
-    let mut file = match found {
-        Named::File(file) => std::fs::File::from(file),
-        // Like LXC: a container that keeps no name there is given none.
-        Named::Nothing | Named::Other(_) => return Ok(()),
-    };
-    std::io::Write::write_all(&mut file, format!("{name}\n").as_bytes())
-        .and_then(|()| file.sync_all())
-        .map_err(|e| Error::at("write etc/hostname in", place, e))
+    external::begin_writing(store, id, link.written.clone()).map(Some)
 }

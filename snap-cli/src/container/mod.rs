@@ -1,41 +1,30 @@
-//! Containers as library calls: making, mounting, running in them, destroying. A command that changes one
-//! holds a [`Container`], which is its lock and its manifest.
+//! One container: its lock, its manifest, its mount. A command that changes a container holds a [`Container`],
+//! which is its lock and its manifest.
 //!
-//! Every change is one rename: the manifest to come is written to `container.json.next`, whole and on
-//! the disk, and then takes the place of `container.json`. When a mounted container's head changes, the
-//! daemon is told between the two (docs/decisions/0003). Whoever opens a container first finishes what
-//! a killed command left in that file.
+//! Every change is one rename: the next manifest is written to `container.json.next`, whole and durable, and
+//! then replaces `container.json`. If the head of a mounted container changes, its daemon switches between the
+//! two (docs/decisions/0003). Opening a container after an interrupted operation is `crate::recover`'s.
 
-pub mod adopt;
 pub mod browse;
-pub mod create;
 pub mod daemon;
 pub mod dead;
 pub mod destroy;
-mod detach;
+pub mod detach;
 pub mod durability;
-pub mod enter;
-pub mod ephemeral;
-pub mod exec;
-pub mod hook;
+pub mod external;
 pub mod lxc;
-pub mod lxc_snaps;
 pub mod mount;
-pub mod moving;
-pub mod release;
-pub mod rename;
-pub mod serve;
+pub mod query;
 pub mod state;
-pub mod undelete;
-pub mod whole;
 
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind, Result};
-use crate::snapshot::flatten::finish_merge;
 use crate::store::bytes::Blob;
-use crate::store::layers::Making;
+use crate::store::collect;
+use crate::store::layers;
 use crate::store::lock::Lock;
+use crate::store::making::Making;
 use crate::store::manifest::{ContainerId, ContainerManifest, SnapshotManifest, SnapshotRef};
 use crate::store::name::{ContainerName, SnapshotName, nearest};
 use crate::store::record::Record;
@@ -46,7 +35,7 @@ use state::Mounted;
 /// How long a daemon that was unmounted may take to release its layers.
 const UNSEEN: Duration = Duration::from_secs(1);
 
-/// A container, locked: nobody else changes it while this lives.
+/// A locked container: no other command changes it while this lives.
 #[derive(Debug)]
 pub struct Container<'s> {
     store: &'s Store,
@@ -58,54 +47,16 @@ pub struct Container<'s> {
 }
 
 impl<'s> Container<'s> {
-    /// Locks the container, finishes or drops what a killed command left, and mounts anew what a dead
-    /// daemon left.
-    pub fn open(store: &'s Store, name: &ContainerName) -> Result<Self> {
-        let container = Self::open_settled(store, name)?;
-        container.revive()?;
-        Ok(container)
-    }
-
-    /// The same for those who are about to unmount it: what a dead daemon left is taken away.
-    /// True when there was something.
-    pub fn open_to_unmount(store: &'s Store, name: &ContainerName) -> Result<(Self, bool)> {
-        let container = Self::open_settled(store, name)?;
-        let dead = container.bury()?.is_some();
-        Ok((container, dead))
-    }
-
-    fn open_settled(store: &'s Store, name: &ContainerName) -> Result<Self> {
-        let container = Self::open_as_it_is(store, name)?;
-        browse::tidy(store, container.id)?;
-        let container = moving::finish(container)?.ok_or_else(|| {
-            Error::not_found(format!(
-                "there is no container named {name}: what a killed command had begun was brought to its end"
-            ))
-        })?;
-        let mut container = ephemeral::end(container)?.ok_or_else(|| {
-            Error::not_found(format!(
-                "there is no container named {name} any more: it was there for one mount, which has ended"
-            ))
-        })?;
-        // On a full disk, say; everything shows the same without it.
-        if let Err(error) = finish_merge(&mut container) {
-            log::warn!("{error}; a merge of layers of {name} is not brought to its end yet");
-        }
-        Ok(container)
-    }
-
-    fn open_as_it_is(store: &'s Store, name: &ContainerName) -> Result<Self> {
+    /// Locks the container `name` and reads its manifest. An interrupted operation on it is left as it is:
+    /// commands open containers with `crate::recover::open`.
+    pub(crate) fn lock(store: &'s Store, name: &ContainerName) -> Result<Self> {
         let id = store.find_id(name)?;
         let lock = store.lock_container(id)?;
-        // It may have changed, or gone, while we waited.
+        // Another command may have changed or destroyed it while this one waited.
         match store.container(id)? {
-            Some(record) if record.body.name == *name => Ok(Self {
-                store,
-                id,
-                record,
-                config: None,
-                lock,
-            }),
+            Some(record) if record.body.name == *name => {
+                Ok(Self::from_locked(store, id, record, lock))
+            }
             Some(_) | None => {
                 lock.remove()?;
                 Err(Error::not_found(format!(
@@ -113,6 +64,27 @@ impl<'s> Container<'s> {
                 )))
             }
         }
+    }
+
+    /// Makes a handle of a container whose lock the caller has taken before it read the manifest.
+    pub(crate) fn from_locked(
+        store: &'s Store,
+        id: ContainerId,
+        record: Record<ContainerManifest>,
+        lock: Lock,
+    ) -> Self {
+        Self {
+            store,
+            id,
+            record,
+            config: None,
+            lock,
+        }
+    }
+
+    /// Gives up the handle, and keeps the lock.
+    pub(crate) fn into_lock(self) -> Lock {
+        self.lock
     }
 
     /// Its store.
@@ -135,13 +107,24 @@ impl<'s> Container<'s> {
         &self.record.body.name
     }
 
-    /// Finishes or drops a change that was cut off before its commit.
+    /// Returns whether it is mounted. After recovery never [`Mounted::Dead`].
+    pub fn mounted(&self) -> Result<Mounted> {
+        state::look(self.store, self.id)
+    }
+
+    /// Has the next commit write LXC's config as well: `config`, as the change outside the store that the manifest
+    /// names.
+    pub(crate) fn write_config_with_next(&mut self, config: Blob) {
+        self.config = Some(config);
+    }
+
+    /// Completes or drops a change that was interrupted before its commit.
     ///
     /// With a daemon alive, the daemon decides: what it writes to is the head. Without one, going on is
     /// always right: a daemon that had been told may have written to the new head before it died, and
     /// one that had not been told wrote to the old head, which is whole below the new, empty one.
-    fn settle(&mut self) -> Result<()> {
-        let path = self.store.pending_file(self.id);
+    pub(crate) fn resolve_pending(&mut self) -> Result<()> {
+        let path = self.store.paths().pending_file(self.id);
         if !disk::is_there(&path)? {
             return Ok(());
         }
@@ -155,7 +138,7 @@ impl<'s> Container<'s> {
                 ..
             }) if self.writes_to_head()? => {
                 disk::remove_if_there(&path)?;
-                self.store.collect_after();
+                collect::collect_after(self.store);
                 return Ok(());
             }
             Ok(None) => {
@@ -171,11 +154,11 @@ impl<'s> Container<'s> {
         let fits = next.generation == self.record.generation.saturating_add(1);
         let layers = next.body.stack.iter();
         let whole = layers
-            .map(|id| disk::is_there(&self.store.layer_tree(*id)))
+            .map(|id| disk::is_there(&self.store.paths().layer_tree(*id)))
             .collect::<Result<Vec<_>>>()?
             .into_iter()
             .all(|there| there);
-        let written = daemon::written_layer(self.store, self.id)?;
+        let written = query::written_layer(self.store, self.id)?;
         let goes_on = fits && whole && written.is_none_or(|layer| layer == next.body.head);
         if goes_on {
             // Its writer may not have come to that. Rare enough for the plainest way.
@@ -185,13 +168,13 @@ impl<'s> Container<'s> {
             disk::remove_if_there(&path)?;
         }
         // What the other of the two named is nobody's now.
-        self.store.collect_after();
+        collect::collect_after(self.store);
         Ok(())
     }
 
     /// Whether a living daemon, if there is one, writes to the head that the manifest names.
     fn writes_to_head(&self) -> Result<bool> {
-        let written = daemon::written_layer(self.store, self.id)?;
+        let written = query::written_layer(self.store, self.id)?;
         Ok(written.is_none_or(|layer| layer == self.record.body.head))
     }
 
@@ -206,10 +189,10 @@ impl<'s> Container<'s> {
         between: impl FnOnce(&Self) -> Result<Swap>,
     ) -> Result<()> {
         self.refuse_unseen_daemon(&body)?;
-        let path = self.store.pending_file(self.id);
+        let path = self.store.paths().pending_file(self.id);
         disk::remove_if_there(&path)?;
         if let Some(config) = self.config.take() {
-            body.moving = Some(moving::begin_writing(self.store, self.id, config)?);
+            body.moving = Some(external::begin_writing(self.store, self.id, config)?);
         }
         let next = self.record.next(body);
         let mut making = making;
@@ -239,7 +222,7 @@ impl<'s> Container<'s> {
             if self.record.generation != before {
                 return Err(error);
             }
-            self.settle()?;
+            self.resolve_pending()?;
             if self.record.generation == before {
                 return Err(error);
             }
@@ -252,8 +235,8 @@ impl<'s> Container<'s> {
     /// Renames the change that waits in `container.json.next` over the manifest. Where only the sync of the
     /// directory fails, the change is in force all the same, and what it names must stay.
     fn put_in_force(&mut self, next: Record<ContainerManifest>) -> Result<()> {
-        let path = self.store.container_file(self.id);
-        disk::rename_unsynced(&self.store.pending_file(self.id), &path)?;
+        let path = self.store.paths().container_file(self.id);
+        disk::rename_unsynced(&self.store.paths().pending_file(self.id), &path)?;
         self.record = next;
         disk::sync_parent(&path).map_err(|error| {
             let name = self.name();
@@ -272,7 +255,7 @@ impl<'s> Container<'s> {
         }
         // A daemon that was unmounted a moment ago may not have released it yet.
         let until = Instant::now() + UNSEEN;
-        while self.store.is_written(head)? {
+        while layers::is_written(self.store, head)? {
             if Instant::now() >= until {
                 let name = self.name();
                 return Err(Error::busy(format!(
@@ -290,7 +273,7 @@ impl<'s> Container<'s> {
 
     /// Puts the change that waits in `container.json.next` on the disk with its name.
     pub fn sync_pending(&self) -> Result<()> {
-        disk::sync_dir(&self.store.container_dir(self.id))
+        disk::sync_dir(&self.store.paths().container_dir(self.id))
     }
 
     /// The snapshot of this name, with its file.

@@ -1,26 +1,30 @@
-//! Mounting: starting the daemon in the background, ending it, and mounting anew what a dead one left.
+//! Mounting: starting the daemon in the background, and ending it.
 
 use cowlfs::config::{Awake, Coherence, Passthrough, name_of};
-use std::io::Read;
+use std::io::{Read, Write as _};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::state::{self, Mounted, RunState};
-use super::{Container, daemon, dead, detach, lxc};
+use super::{Container, Swap, daemon, detach};
 use crate::error::{Error, Kind, Result};
-use crate::host::{reach, users};
+use crate::host::reach;
+use crate::lxc::binding;
+use crate::shell::quoted;
 use crate::store::Store;
 use crate::store::lock::Lock;
-use crate::store::manifest::Ephemeral;
+use crate::store::manifest::{ContainerManifest, Ephemeral};
+use crate::store::mount_points;
+use crate::store::reserve;
 use cowl_layers::shown::Show as _;
 
 /// A log longer than this is put aside.
 pub const LOG_LIMIT: u64 = 1 << 20;
 
 /// What the daemon says when the mount is there.
-pub(super) const READY: &str = "ready";
+const READY: &str = "ready";
 
 /// Whether set-user-ID programs and device nodes have an effect in a mount at a place that the caller chose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,11 +36,6 @@ pub enum Privileges {
 }
 
 impl Container<'_> {
-    /// Whether it is mounted. After [`Container::open`] never [`Mounted::Dead`].
-    pub fn mounted(&self) -> Result<Mounted> {
-        state::look(self.store, self.id)
-    }
-
     /// Mounts it: at `at`, else at a place in the store. Already mounted there, it stays as it is.
     pub fn mount(&mut self, at: Option<(&Path, Privileges)>, transient: bool) -> Result<PathBuf> {
         self.note_mount(Ephemeral::Mounted)?;
@@ -47,8 +46,21 @@ impl Container<'_> {
         mounted
     }
 
-    /// The same for a container that is not there for one mount only.
-    pub(super) fn mount_noted(
+    /// Records, for a container that exists for one mount only, that it is about to be mounted, or that it was not
+    /// after all.
+    fn note_mount(&mut self, is: Ephemeral) -> Result<()> {
+        if self.manifest().ephemeral.is_none_or(|was| was == is) {
+            return Ok(());
+        }
+        let next = ContainerManifest {
+            ephemeral: Some(is),
+            ..self.manifest().clone()
+        };
+        self.commit(next, None, |_| Ok(Swap::Done))
+    }
+
+    /// Like [`Container::mount`], for a container that does not exist for one mount only.
+    pub(crate) fn mount_noted(
         &self,
         at: Option<(&Path, Privileges)>,
         transient: bool,
@@ -74,10 +86,10 @@ impl Container<'_> {
     }
 
     /// Where it is mounted when nobody says otherwise.
-    pub(super) fn place(&self) -> Result<PathBuf> {
+    pub(crate) fn place(&self) -> Result<PathBuf> {
         Ok(match &self.manifest().lxc {
-            Some(link) => lxc::place(self.store, self.id, &lxc::read_config(link)?),
-            None => self.store.mount_dir(self.id),
+            Some(link) => binding::mount_point(self.store, self.id, &binding::read_config(link)?),
+            None => self.store.paths().mount_dir(self.id),
         })
     }
 
@@ -85,16 +97,16 @@ impl Container<'_> {
         // Without its config it is none that LXC could start.
         let place = self.place().unwrap_or_else(|error| {
             log::info!("{error}");
-            self.store.mount_dir(self.id)
+            self.store.paths().mount_dir(self.id)
         });
         let root = match &self.manifest().lxc {
-            Some(link) if place != self.store.mount_dir(self.id) => {
-                lxc::mapped_root(link, &lxc::read_config(link)?)?
+            Some(link) if place != self.store.paths().mount_dir(self.id) => {
+                binding::mapped_root(link, &binding::read_config(link)?)?
             }
             _ => None,
         };
         let group = root.map(|(_, group)| group);
-        self.store.make_place(self.id, &place, group)?;
+        mount_points::create(self.store.paths(), self.id, &place, group)?;
         check_empty(&place)?;
         Ok(place)
     }
@@ -135,8 +147,8 @@ impl Container<'_> {
 
     /// Starts a daemon and waits until the mount is there.
     fn start(&self, place: &Path, transient: bool, nosuid: bool) -> Result<()> {
-        self.store.make_room_to_remove()?;
-        let log = daemon::ensure_run_dir(self.store, self.id)?.join("log");
+        reserve::make_room_to_remove(self.store)?;
+        let log = state::ensure_run_dir(self.store, self.id)?.join("log");
         // Until it has noted that it is there: were we killed before, others would take the container for
         // one that nobody has mounted, and freeze the layer that it is about to write to.
         let held = self.lock.for_child()?;
@@ -172,7 +184,7 @@ impl Container<'_> {
             mountpoint: &state.mountpoint,
             device: state.device()?,
         };
-        match self.detach(&target) {
+        match detach::unmount(self, &target) {
             Ok(()) => {
                 if !again {
                     state::remove(self.store, self.id)?;
@@ -192,7 +204,7 @@ impl Container<'_> {
     /// LXC's own tools would take an empty folder for the root file system, and snapshot that.
     fn remove_mount_point(&self) {
         if self.manifest().lxc.is_some()
-            && let Err(error) = self.store.remove_places(self.id)
+            && let Err(error) = mount_points::remove(self.store.paths(), self.id)
         {
             log::debug!("{error}");
         }
@@ -236,83 +248,14 @@ impl Container<'_> {
         Ok(())
     }
 
-    /// Mounts it anew where it was before [`Container::unmount`].
+    /// Mounts it again where it was before [`Container::unmount`], or before its daemon died. The state is removed
+    /// only if that fails: if this command is killed meanwhile, the next one tries again.
     pub fn mount_again(&self, was: &RunState) -> Result<()> {
-        self.start_or_forget(was)
-    }
-
-    /// The state goes only when there is no hope: killed meanwhile, the next command tries again.
-    fn start_or_forget(&self, was: &RunState) -> Result<()> {
         let started = self.start(&was.mountpoint, was.transient, was.nosuid);
         if started.is_err() {
             state::remove(self.store, self.id)?;
         }
         started
-    }
-
-    /// Takes away what a dead daemon, or a killed command, left of a mount; tells what it was.
-    pub(super) fn bury(&self) -> Result<Option<RunState>> {
-        let dead = self.unmount_dead()?;
-        if dead.is_some() {
-            state::remove(self.store, self.id)?;
-        }
-        Ok(dead)
-    }
-
-    fn unmount_dead(&self) -> Result<Option<RunState>> {
-        let state = match self.mounted()? {
-            Mounted::No => return Ok(None),
-            Mounted::Alive(state) if !state.replacing => return Ok(None),
-            // A command was killed just before it unmounted, or between that and mounting anew. A daemon that
-            // was unmounted writes to no layer.
-            Mounted::Alive(state)
-                if state.is_here()? || daemon::written_layer(self.store, self.id)?.is_some() =>
-            {
-                let replacing = false;
-                state::write(self.store, self.id, &RunState { replacing, ..state })?;
-                return Ok(None);
-            }
-            Mounted::Alive(state) => state,
-            Mounted::Dead(state) => {
-                dead::note(self.store, self.id, &state)?;
-                state
-            }
-        };
-        if state.is_here()? {
-            cowl_layers::sys::mount::unmount_lazily(&state.mountpoint)
-                .map_err(|e| Error::at("unmount the dead mount at", &state.mountpoint, e))?;
-        }
-        Ok(Some(state))
-    }
-
-    /// Mounts anew what a dead daemon, or a killed command, left unmounted.
-    pub(super) fn revive(&self) -> Result<()> {
-        let Some(state) = self.unmount_dead()? else {
-            return Ok(());
-        };
-        let name = self.name();
-        let died = match state.replacing {
-            true => format!("a command that was to mount {name} anew had been killed"),
-            false => format!("the daemon of {name} (pid {}) had died", state.pid),
-        };
-        if state.transient {
-            state::remove(self.store, self.id)?;
-            log::warn!("{died}; its mount is gone");
-            return Ok(());
-        }
-        let place = state.mountpoint.shown();
-        match self.start_or_forget(&state) {
-            Ok(()) => {
-                log::warn!("{died}: mounted anew at {place}");
-                for stranded in dead::stranded(self.store, self.id)? {
-                    let what = self.describe_stranded(stranded.daemon, &stranded.users);
-                    log::warn!("{what}: start it anew");
-                }
-            }
-            // What was asked for may well go on without the mount.
-            Err(error) => log::warn!("{died}, and mounting anew at {place} failed: {error}"),
-        }
-        Ok(())
     }
 }
 
@@ -360,6 +303,21 @@ pub(super) fn launch(store: &Store, log: &Path, fill: impl FnOnce(&mut Command))
     Err(failure(&said, log))
 }
 
+/// Reports to the command that waits in [`launch`] that the mount is there, and closes the pipe to it.
+pub(crate) fn say_ready() -> Result<()> {
+    let lost =
+        |error: std::io::Error| Error::failed("cannot tell that the mount is there").because(error);
+    let mut out = std::io::stdout();
+    out.write_all(READY.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(lost)?;
+    let null = std::fs::File::options()
+        .write(true)
+        .open("/dev/null")
+        .map_err(lost)?;
+    rustix::stdio::dup2_stdout(&null).map_err(|e| lost(e.into()))
+}
+
 pub(super) fn own_place(at: &Path, store: &Path) -> Result<PathBuf> {
     let refused = |why: &str| {
         Err(Error::failed(format!(
@@ -372,7 +330,7 @@ pub(super) fn own_place(at: &Path, store: &Path) -> Result<PathBuf> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(
                 Error::failed(format!("the mount point {} does not exist", at.shown()))
-                    .hint(format!("make it first: mkdir -p {}", users::quoted(at))),
+                    .hint(format!("make it first: mkdir -p {}", quoted(at))),
             );
         }
         Err(error) => return Err(Error::at("mount at", at, error)),

@@ -69,7 +69,7 @@ pub struct RunState {
     /// The mount's file system; daemons of earlier versions did not note it.
     #[serde(default)]
     pub device: Option<Device>,
-    /// The store of the container, as [`Store::run_key`] names it; daemons of earlier versions did not note it.
+    /// The store of the container, as [`RunDirs::key`](crate::store::run::RunDirs::key) names it; daemons of earlier versions did not note it.
     #[serde(default)]
     pub store: Option<String>,
 }
@@ -126,17 +126,17 @@ pub enum Mounted {
 }
 
 fn state_file(store: &Store, id: ContainerId) -> PathBuf {
-    store.run_dir(id).join(STATE)
+    store.run().dir(id).join(STATE)
 }
 
 /// The lock that a daemon holds for life.
 pub fn daemon_lock(store: &Store, id: ContainerId, daemon: Uuid) -> PathBuf {
-    store.run_dir(id).join(format!("{daemon}.lock"))
+    store.run().dir(id).join(format!("{daemon}.lock"))
 }
 
 /// The lock that every `exec` shares while its command runs.
 pub fn exec_lock(store: &Store, id: ContainerId) -> PathBuf {
-    store.run_dir(id).join("exec.lock")
+    store.run().dir(id).join("exec.lock")
 }
 
 /// Determines whether the container is mounted. State of an earlier boot is removed, and that of the original
@@ -146,7 +146,10 @@ pub fn look(store: &Store, id: ContainerId) -> Result<Mounted> {
         return Ok(Mounted::No);
     };
     let path = daemon_lock(store, id, state.daemon);
-    let is_of_copy = state.store.as_ref().is_some_and(|of| of != store.run_key());
+    let is_of_copy = state
+        .store
+        .as_ref()
+        .is_some_and(|of| of != store.run().key());
     let is_of_other_boot = state.boot != host::boot_id()?;
     // No lock outlives a boot. Some container managers give each container a boot id of its own, so that one
     // boot has several.
@@ -203,6 +206,13 @@ pub fn remove_unfinished(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Makes the directory for the run-time files of a container that the caller has locked.
+pub fn ensure_run_dir(store: &Store, id: ContainerId) -> Result<PathBuf> {
+    let dir = store.run().make(id)?;
+    remove_unfinished(&dir)?;
+    Ok(dir)
+}
+
 /// Forgets the state.
 pub fn remove(store: &Store, id: ContainerId) -> Result<()> {
     disk::remove_if_there(&state_file(store, id))
@@ -232,7 +242,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
         let id = ContainerId::fresh();
-        daemon::ensure_run_dir(&store, id).unwrap();
+        ensure_run_dir(&store, id).unwrap();
         assert_eq!(look(&store, id).unwrap(), Mounted::No);
 
         let odd = PathBuf::from(std::ffi::OsString::from_vec(b"/a\xff\nb".to_vec()));
@@ -264,7 +274,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
         let id = ContainerId::fresh();
-        daemon::ensure_run_dir(&store, id).unwrap();
+        ensure_run_dir(&store, id).unwrap();
         let now = state("/x".into(), "that of a container".to_owned());
         write(&store, id, &now).unwrap();
         let mode = crate::store::lock::Mode::Exclusive;
@@ -279,12 +289,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
         let id = ContainerId::fresh();
-        daemon::ensure_run_dir(&store, id).unwrap();
+        ensure_run_dir(&store, id).unwrap();
         let of = |key: &str| RunState {
             store: Some(key.to_owned()),
             ..state("/x".into(), host::boot_id().unwrap())
         };
-        let own = of(store.run_key());
+        let own = of(store.run().key());
         write(&store, id, &own).unwrap();
         assert_eq!(look(&store, id).unwrap(), Mounted::Dead(own));
         write(&store, id, &of("another")).unwrap();

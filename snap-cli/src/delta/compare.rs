@@ -1,12 +1,12 @@
 //! In what two objects of two states differ: the one place that says what counts as a difference.
 
 use cowl_layers::sys::stat::{FileKind, Stat};
-use cowl_layers::view::{DirNode, FileNode, LayerPath, View, user_xattrs};
+use cowl_layers::view::{DirNode, FileNode, LayerPath, View};
 
-use super::content;
-use super::error::{Context as _, Result};
-use super::make::Xattrs;
-use super::walk::open_content;
+use crate::tree::attrs::{self, space_of};
+use crate::tree::content;
+use crate::tree::error::{Context as _, Result};
+use crate::tree::walk::open_content;
 
 /// What of an object differs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,8 +71,8 @@ impl Pair<'_> {
             return Ok(what);
         }
         let tried = "can't read the attributes";
-        let one = shown(self.a, a.xattrs().context_at(tried, path)?);
-        what.xattrs = one != shown(self.b, b.xattrs().context_at(tried, path)?);
+        let one = attrs::shown(space_of(self.a), a.xattrs().context_at(tried, path)?);
+        what.xattrs = one != attrs::shown(space_of(self.b), b.xattrs().context_at(tried, path)?);
         Ok(what)
     }
 
@@ -90,8 +90,9 @@ impl Pair<'_> {
             return Ok(what);
         }
         let tried = "can't read the attributes";
-        let one = shown(self.a, a.loc.xattrs().context_at(tried, path)?);
-        what.xattrs = one != shown(self.b, b.loc.xattrs().context_at(tried, path)?);
+        let one = attrs::shown(space_of(self.a), a.loc.xattrs().context_at(tried, path)?);
+        what.xattrs =
+            one != attrs::shown(space_of(self.b), b.loc.xattrs().context_at(tried, path)?);
         if !what.xattrs || self.thorough {
             what.content |= self.contents(a, b).context_at("can't compare", path)?;
         }
@@ -112,14 +113,4 @@ impl Pair<'_> {
             _ => Ok(false),
         }
     }
-}
-
-fn shown(view: &View, on_disk: Xattrs) -> Xattrs {
-    let space = view.layers().first().map(|layer| layer.space());
-    let mut shown = match space {
-        Some(space) => user_xattrs(space, on_disk),
-        None => on_disk,
-    };
-    shown.sort_unstable();
-    shown
 }

@@ -5,8 +5,9 @@ use std::fs;
 use std::path::Path;
 
 use super::stack_tests::{Stack, kernel_shows, view};
-use super::testing::{self, is_root, one_of_everything};
-use super::{Change, diff, digest_dir, measure};
+use super::{Change, diff};
+use crate::tree::testing::{self, is_root, one_of_everything};
+use crate::tree::{digest_dir, measure};
 
 /// A diff, applied in thought to the paths of the first state, gives those of the second; and what
 /// it does not name is equal in both.
@@ -89,6 +90,7 @@ fn lines(changes: &[Change]) -> Vec<String> {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn a_diff_says_what_happened() {
     if !is_root() {
         return;

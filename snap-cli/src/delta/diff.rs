@@ -19,8 +19,8 @@ use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::view::{DirNode, Found, LayerPath, View};
 
 use super::compare::{Pair, What};
-use super::error::{Context as _, ErrorKind, Result, TreeError};
-use super::find;
+use crate::tree::error::{Context as _, ErrorKind, Result, TreeError};
+use crate::tree::find;
 
 /// What happened to a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -489,10 +489,12 @@ impl Diff<'_> {
     }
 }
 
-/// Which of the two has something that the other has not.
+/// Which of the two states has an object that the other lacks.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Side {
+pub(super) enum Side {
+    /// The old one.
     Gone,
+    /// The new one.
     New,
 }
 

@@ -20,11 +20,12 @@ use cowl_layers::sys::stat::FileKind;
 use cowl_layers::sys::{attr, copy, dir, node};
 use cowl_layers::view::{DirNode, FileNode, Found, LayerPath, View, without_marks};
 
-use super::error::{Context as _, ErrorKind, OnProgress, Progress, Result, TreeError};
-use super::linked::Linked;
-use super::make::{self, Attrs, Xattrs};
-use super::places::Places;
-use super::walk::{Step, Walk, WithWhiteouts, open_content};
+use crate::tree::attrs::{self, Attrs, Xattrs};
+use crate::tree::dir_cursor::DirCursor;
+use crate::tree::error::{Context as _, ErrorKind, OnProgress, Progress, Result, TreeError};
+use crate::tree::linked::Linked;
+use crate::tree::walk::{Step, Walk, WithWhiteouts, open_content};
+use crate::tree::{create, path};
 
 /// Merges the view's layers into the empty folder `target`, the tree of a new layer.
 ///
@@ -42,7 +43,7 @@ pub fn flatten(
         "can't open the target folder",
         target.as_os_str().as_bytes(),
     )?;
-    make::ready_root(to.as_fd())?;
+    create::ready_root(to.as_fd())?;
     let top = view.layers().first();
     let space = top
         .map(|layer| layer.space())
@@ -51,7 +52,7 @@ pub fn flatten(
         beneath,
         space,
         linked: Linked::new(to.as_fd())?,
-        places: Places::new(to),
+        places: DirCursor::new(to),
         levels: Vec::new(),
         done: Progress::default(),
         progress,
@@ -148,7 +149,7 @@ struct Level {
 struct Flatten<'a> {
     beneath: Option<&'a View>,
     space: XattrSpace,
-    places: Places,
+    places: DirCursor,
     /// The directories in which the walk is, the root's first.
     levels: Vec<Level>,
     linked: Linked,
@@ -171,7 +172,7 @@ impl Flatten<'_> {
 
     fn entry(&mut self, walk: &mut Walk<WithWhiteouts<'_>>, found: Found) -> Result<()> {
         let path = walk.path();
-        let name = Name::new(make::split(path).1).context("can't read", path)?;
+        let name = Name::new(path::split(path).1).context("can't read", path)?;
         match found {
             Found::Absent => return Ok(()),
             Found::Whiteout => {
@@ -182,7 +183,7 @@ impl Flatten<'_> {
                     .context("can't make the deletion mark", path)?;
             }
             Found::Dir(dir) => {
-                make::folder(self.places.here(), &name, path)?;
+                create::dir(self.places.here(), &name, path)?;
                 let attrs = self.folder_attrs(&name, &dir, path)?;
                 self.push(attrs, dir.below.clone());
                 self.places.enter(&name, path)?;
@@ -201,7 +202,7 @@ impl Flatten<'_> {
             self.linked.finish()?;
         }
         self.places.leave(path, |fd| match &level {
-            Some(level) => make::apply(fd, FileKind::Directory, &level.attrs, path),
+            Some(level) => attrs::apply(fd, FileKind::Directory, &level.attrs, path),
             None => Ok(()),
         })
     }
@@ -281,7 +282,7 @@ impl Flatten<'_> {
 
     fn file(&mut self, name: &[u8], file: &FileNode, path: &[u8], depth: usize) -> Result<()> {
         if let Some(first) = self.linked.find(&file.stat)? {
-            return make::link(first.as_fd(), self.places.here(), name, self.space, path);
+            return create::link(first.as_fd(), self.places.here(), name, self.space, path);
         }
         self.new_file(name, file, path)?;
         let place = (self.places.here(), name);
@@ -307,14 +308,14 @@ impl Flatten<'_> {
                     .loc
                     .readlink()
                     .context("can't read the symbolic link", path)?;
-                return make::symlink(place, name, &link, &attrs, path);
+                return create::symlink(place, name, &link, &attrs, path);
             }
             _ => {
                 let what = (kind, file.stat.rdev);
-                return make::special(place, name, what, &attrs, self.space, path);
+                return create::special(place, name, what, &attrs, self.space, path);
             }
         }
-        let to = make::file(place, name, path)?;
+        let to = create::file(place, name, path)?;
         let size = file.stat.size;
         if file.data_missing {
             // The content stays where it is; the size is the file's own.
@@ -334,7 +335,7 @@ impl Flatten<'_> {
                 .context("can't copy the content", path)?;
             self.done.bytes += size;
         }
-        make::apply(to.as_fd(), kind, &attrs, path)
+        attrs::apply(to.as_fd(), kind, &attrs, path)
     }
 }
 

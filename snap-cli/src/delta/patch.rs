@@ -10,10 +10,10 @@ use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::view::{FileNode, Found};
 use similar::{Algorithm, DiffOp, DiffTag, capture_diff_slices_deadline, group_diff_ops};
 
-use super::diff::{Change, Status};
-use super::error::{Context as _, Result};
-use super::find::Finder;
-use super::walk::open_content;
+use super::diff::{Change, Side, Status};
+use crate::tree::error::{Context as _, Result};
+use crate::tree::find::Finder;
+use crate::tree::walk::open_content;
 
 /// A file that is longer is not compared line by line.
 const LONGEST: u64 = 16 << 20;
@@ -30,12 +30,12 @@ pub fn of(a: &mut Finder<'_>, b: &mut Finder<'_>, change: &Change) -> Result<Vec
     };
     let mut text = Vec::new();
     match change.status {
-        Status::Added => one_sided(&mut text, &b.at(path)?, path, true)?,
-        Status::Deleted => one_sided(&mut text, &a.at(path)?, path, false)?,
+        Status::Added => one_sided(&mut text, &b.at(path)?, path, Side::New)?,
+        Status::Deleted => one_sided(&mut text, &a.at(path)?, path, Side::Gone)?,
         Status::TypeChanged | Status::Renamed => {
             let from = change.from.as_deref().unwrap_or(path);
-            one_sided(&mut text, &a.at(from)?, from, false)?;
-            one_sided(&mut text, &b.at(path)?, path, true)?;
+            one_sided(&mut text, &a.at(from)?, from, Side::Gone)?;
+            one_sided(&mut text, &b.at(path)?, path, Side::New)?;
         }
         Status::Modified => both(&mut text, a, b, change, path)?,
     }
@@ -97,16 +97,17 @@ fn both(
             }
         }
         (Found::File(_), Found::File(_)) if change.what.content => {
-            one_sided(text, &old, path, false)?;
-            one_sided(text, &new, path, true)?;
+            one_sided(text, &old, path, Side::Gone)?;
+            one_sided(text, &new, path, Side::New)?;
         }
         _ => {}
     }
     Ok(())
 }
 
-/// What only one of the two has.
-fn one_sided(text: &mut Vec<u8>, found: &Found, path: &[u8], new: bool) -> Result<()> {
+/// Writes an object that only one of the two states has.
+fn one_sided(text: &mut Vec<u8>, found: &Found, path: &[u8], side: Side) -> Result<()> {
+    let new = side == Side::New;
     let Some(stat) = stat(found) else {
         return Ok(());
     };

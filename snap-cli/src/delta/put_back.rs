@@ -13,15 +13,14 @@ use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::view::{Found, View};
 
 use super::diff::{Change, Status, diff};
-use super::error::{Context as _, OnProgress, Result, TreeError};
-use super::find::{Finder, at as find, topmost};
-use super::make::split;
-use super::path_map::PathMap;
 use super::put_back_work::Work;
 pub use super::scope::Scope;
-use super::scope::is_within;
-use super::target::Target;
-use super::walk::{self, Item, Visitor};
+use crate::tree::error::{Context as _, OnProgress, Result, TreeError};
+use crate::tree::find::{Finder, at as find, topmost};
+use crate::tree::path::{is_within, split};
+use crate::tree::path_map::PathMap;
+use crate::tree::target::Target;
+use crate::tree::walk::{self, Item, Visitor};
 
 /// What is done to a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +62,13 @@ pub struct Plan {
     /// The times of all folders of the scope, as they were.
     times: PathMap<Stat>,
     scope: Scope,
+}
+
+/// Whether a path lies below a directory that was renamed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Position {
+    InPlace,
+    Moved,
 }
 
 /// What a walk over a state finds in a scope.
@@ -127,7 +133,11 @@ impl Plan {
                 }
                 continue;
             }
-            plan.as_both_say(&mut before, &mut now, path, moved.contains(path))?;
+            let position = match moved.contains(path) {
+                true => Position::Moved,
+                false => Position::InPlace,
+            };
+            plan.as_both_say(&mut before, &mut now, path, position)?;
         }
         let (then, now) = (Survey::of(old, scope)?, Survey::of(new, scope)?);
         plan.links(&then, &now);
@@ -160,13 +170,13 @@ impl Plan {
         self.steps.push(Step::new(path.to_vec(), what));
     }
 
-    /// What is done to a path follows from what both states have there.
+    /// Plans a path by what both states have there.
     fn as_both_say(
         &mut self,
         old: &mut Finder<'_>,
         new: &mut Finder<'_>,
         path: &[u8],
-        moved: bool,
+        position: Position,
     ) -> Result<()> {
         let gone = |found: &Found| matches!(found, Found::Absent | Found::Whiteout);
         let (then, now) = (old.at(path)?, new.at(path)?);
@@ -184,7 +194,7 @@ impl Plan {
                 self.step(path, What::PutBack);
                 let both = matches!((then, now), (Found::Dir(_), Found::Dir(_)));
                 // Where a folder was moved away, another one may lie in its place.
-                match both && !moved {
+                match both && position == Position::InPlace {
                     true => self.attributes.insert(path, ()),
                     false => self.whole.insert(path, ()),
                 };
@@ -316,13 +326,13 @@ impl Plan {
         let mut done = false;
         for (old, new) in &self.renames {
             let parent = split(old).0;
-            let is_free = target.look(old).context(what, old)?.is_none();
+            let is_free = target.stat(old).context(what, old)?.is_none();
             let is_folder =
                 |stat: Option<Stat>| stat.is_some_and(|stat| stat.kind() == FileKind::Directory);
             if is_free
                 && !is_within(old, new)
-                && is_folder(target.look(parent).context(what, old)?)
-                && target.look(new).context(what, new)?.is_some()
+                && is_folder(target.stat(parent).context(what, old)?)
+                && target.stat(new).context(what, new)?.is_some()
             {
                 target
                     .rename(new, old, RenameHow::NoReplace)
@@ -372,7 +382,7 @@ impl Plan {
         // The deepest first, for order's sake only: setting times changes no other folder's.
         self.times.each_upward(|path, stat| {
             let what = "can't set the times of";
-            let now = target.look(path).context(what, path)?;
+            let now = target.stat(path).context(what, path)?;
             if now.is_some_and(|now| now.kind() == FileKind::Directory && now.mtime != stat.mtime) {
                 let (atime, mtime) = (SetTime::At(stat.atime), SetTime::At(stat.mtime));
                 target.times(path, atime, mtime).context(what, path)?;

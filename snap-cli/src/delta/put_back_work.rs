@@ -8,12 +8,12 @@ use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::view::{Found, LayerPath, View};
 use uuid::Uuid;
 
-use super::error::{Context as _, ErrorKind, OnProgress, Progress, Result, TreeError};
-use super::find::Finder;
-use super::make::{Attrs, join, split};
-use super::scope::is_within;
-use super::target::Target;
-use super::walk::{self, Item, Visitor};
+use crate::tree::attrs::{Attrs, space_of};
+use crate::tree::error::{Context as _, ErrorKind, OnProgress, Progress, Result, TreeError};
+use crate::tree::find::Finder;
+use crate::tree::path::{is_within, join, split};
+use crate::tree::target::Target;
+use crate::tree::walk::{self, Item, Visitor};
 
 /// The prefix of the names of staged objects.
 const STAGED: &[u8] = b".cowl-";
@@ -46,7 +46,7 @@ impl<'a> Work<'a> {
 impl Work<'_> {
     /// Returns the type and attributes of a path in the old state.
     pub(super) fn of(&mut self, path: &[u8]) -> Result<Option<(FileKind, Attrs)>> {
-        let space = self.old.view().layers().first().map(|layer| layer.space());
+        let space = space_of(self.old.view());
         let found = self.old.at(path)?;
         let Some(item) = Item::of(path, &found, space)? else {
             return Ok(None);
@@ -63,7 +63,7 @@ impl Work<'_> {
     /// Removes staged objects of an interrupted operation.
     pub(super) fn clear_staged(&mut self, folder: &[u8]) -> Result<()> {
         let what = "cannot read the directory";
-        let found = self.target.look(folder).context(what, folder)?;
+        let found = self.target.stat(folder).context(what, folder)?;
         if found.is_none_or(|stat| stat.kind() != FileKind::Directory) {
             return Ok(());
         }
@@ -95,7 +95,7 @@ impl Work<'_> {
         let mut missing = Vec::new();
         let mut parent = split(path).0;
         while !parent.is_empty() {
-            let found = self.target.look(parent).context("cannot read", parent)?;
+            let found = self.target.stat(parent).context("cannot read", parent)?;
             match found.map(|stat| stat.kind()) {
                 Some(FileKind::Directory) => break,
                 Some(_) => {
@@ -142,8 +142,8 @@ impl Work<'_> {
     fn exchange(&self, at: &[u8], path: &[u8]) -> Result<()> {
         let what = "cannot put back";
         let is_folder = |stat: &Stat| stat.kind() == FileKind::Directory;
-        let made = self.target.look(at).context(what, path)?;
-        let there = self.target.look(path).context(what, path)?;
+        let made = self.target.stat(at).context(what, path)?;
+        let there = self.target.stat(path).context(what, path)?;
         let how = match &there {
             None => RenameHow::NoReplace,
             Some(there) if is_folder(there) || made.as_ref().is_some_and(is_folder) => {
@@ -226,7 +226,7 @@ impl Work<'_> {
     /// Removes a path. A directory with several entries is renamed first, so that it disappears in one step.
     pub(super) fn remove(&self, path: &[u8]) -> Result<()> {
         let what = "cannot remove";
-        let Some(stat) = self.target.look(path).context(what, path)? else {
+        let Some(stat) = self.target.stat(path).context(what, path)? else {
             return Ok(());
         };
         if stat.kind() != FileKind::Directory {
@@ -245,7 +245,7 @@ impl Work<'_> {
         // The remaining names of each directory on the way, and the length of its path.
         let mut levels: Vec<(Vec<Vec<u8>>, usize)> = Vec::new();
         loop {
-            let found = self.target.look(&path).context(what, &path)?;
+            let found = self.target.stat(&path).context(what, &path)?;
             match found.map(|stat| stat.kind()) {
                 None => {}
                 Some(FileKind::Directory) => {

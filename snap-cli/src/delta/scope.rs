@@ -1,5 +1,7 @@
 //! Which paths are meant. Pure: paths are bytes without a leading slash, the root's is empty.
 
+use crate::tree::path::is_within;
+
 /// What is put back: these paths with all below them; everything where there are none.
 #[derive(Clone, Debug, Default)]
 pub struct Scope(pub Vec<Vec<u8>>);
@@ -27,12 +29,4 @@ impl Scope {
         let inner = move |top: &&Vec<u8>| top.as_slice() != path && is_within(top, path);
         self.0.iter().filter(inner)
     }
-}
-
-/// Whether the path is `top`, or below it.
-pub(super) fn is_within(path: &[u8], top: &[u8]) -> bool {
-    top.is_empty()
-        || path
-            .strip_prefix(top)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
 }

@@ -14,8 +14,9 @@ use cowl_layers::sys::stat::FileKind;
 use cowl_layers::view::View;
 
 use super::compare_tests::every_diff_is_right;
-use super::testing::{self, assert_same, describe, is_root, one_of_everything, run};
-use super::{digest, flatten};
+use super::flatten;
+use crate::tree::digest;
+use crate::tree::testing::{self, assert_same, describe, is_root, one_of_everything, run};
 
 /// A kernel overlay mount that ends with its value.
 struct Mount(PathBuf);

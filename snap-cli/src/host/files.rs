@@ -48,8 +48,15 @@ fn parts(path: &[u8]) -> impl DoubleEndedIterator<Item = Vec<u8>> {
         .map(<[u8]>::to_vec)
 }
 
-/// Resolves a path. If `last` is false, a link in the last component is not followed.
-fn chase(path: &Path, last: bool) -> std::io::Result<Chased> {
+/// Whether a symbolic link in the last component of a path is followed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LastLink {
+    Follow,
+    Keep,
+}
+
+/// Resolves a path.
+fn chase(path: &Path, last: LastLink) -> std::io::Result<Chased> {
     let path = std::path::absolute(path)?;
     let root = || dir::open_root(Path::new("/")).map_err(lost);
     let own = rustix::process::geteuid().as_raw();
@@ -73,7 +80,7 @@ fn chase(path: &Path, last: bool) -> std::io::Result<Chased> {
         let stat = found.as_ref().map(stat_fd).transpose().map_err(lost)?;
         if let (Some(link), Some(stat)) = (&found, &stat)
             && stat.kind() == FileKind::Symlink
-            && (last || !todo.is_empty())
+            && (last == LastLink::Follow || !todo.is_empty())
         {
             links += 1;
             if links > LINKS {
@@ -136,7 +143,7 @@ fn read_found(found: &OwnedFd) -> std::io::Result<Vec<u8>> {
 
 /// Reads a whole file; `None` if it does not exist.
 pub fn read_opt(path: &Path) -> Result<Option<Vec<u8>>> {
-    let read = || match chase(path, true)?.found {
+    let read = || match chase(path, LastLink::Follow)?.found {
         Some(found) => read_found(&found).map(Some),
         None => Ok(None),
     };
@@ -155,14 +162,14 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
 ///
 /// A symbolic link is followed. Owner and mode are preserved; a new file gets `mode`.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    chase(path, true)
+    chase(path, LastLink::Follow)
         .and_then(|place| replace_in(&place, bytes, mode))
         .map_err(|error| Error::at("write", path, error))
 }
 
 /// Like [`replace`], but replaces a symbolic link instead of following it.
 pub fn replace_name(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    chase(path, false)
+    chase(path, LastLink::Keep)
         .and_then(|mut place| {
             place.found = None;
             replace_in(&place, bytes, mode)
@@ -213,12 +220,12 @@ fn unlink(place: &Chased, name: &[u8]) -> std::io::Result<()> {
 /// Copies a regular file to a new one, with its mode. A symbolic link is not followed.
 pub fn copy_new(from: &Path, to: &Path) -> Result<()> {
     let copy = || -> std::io::Result<()> {
-        let found = chase(from, false)?.found;
+        let found = chase(from, LastLink::Keep)?.found;
         let found = found.ok_or(ErrorKind::NotFound)?;
         let stat = stat_fd(&found).map_err(lost)?;
         is_regular(&stat)?;
         let mut source = File::from(content::reopen(found.as_fd(), OFlags::RDONLY).map_err(lost)?);
-        let place = chase(to, false)?;
+        let place = chase(to, LastLink::Keep)?;
         let flags = OFlags::WRONLY | OFlags::NOFOLLOW;
         let made = node::create(place.dir.as_fd(), &place.name, 0o600, flags).map_err(lost)?;
         let mut target = File::from(made);

@@ -1,12 +1,10 @@
-//! The machine outside: what is mounted, who uses it, LXC's containers. It knows nothing of stores and of
+//! The machine outside: what is mounted and which processes use it. It knows nothing of stores and of
 //! containers in them.
 
 pub mod cgroup;
 pub mod files;
 pub mod hooks;
 pub mod inside;
-pub mod lxc;
-pub mod lxc_snaps;
 pub mod mountinfo;
 pub mod process;
 pub mod reach;

@@ -4,6 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use cowl_layers::error::Errno;
+use cowl_layers::format::ACL_ACCESS;
 use rustix::fs::{CWD, OFlags};
 
 use crate::error::{Error, Result};
@@ -49,8 +50,7 @@ pub fn blocked_for(path: &Path, uid: u32, gid: u32) -> Result<Option<PathBuf>> {
 fn has_acl(dir: &Path) -> Result<bool> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = rustix::fs::openat(CWD, dir, flags, rustix::fs::Mode::empty());
-    let found = opened
-        .and_then(|dir| rustix::fs::fgetxattr(&dir, "system.posix_acl_access", &mut [0_u8; 0][..]));
+    let found = opened.and_then(|dir| rustix::fs::fgetxattr(&dir, ACL_ACCESS, &mut [0_u8; 0][..]));
     match found {
         Ok(_) => Ok(true),
         Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),

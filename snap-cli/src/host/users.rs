@@ -1,6 +1,5 @@
 //! Who uses a mounted file system, for messages.
 
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 pub use cowl_layers::sys::users::{Device, Hold, User};
@@ -29,28 +28,4 @@ pub fn describe(users: &[User]) -> String {
 pub fn device_at(at: &Path) -> Result<Option<Device>> {
     let mounts = mountinfo::read()?;
     Ok(mountinfo::topmost(&mounts, at).map(|mount| mount.device))
-}
-
-/// A word of a command to type: quoted when a shell would not take it as it is.
-pub fn quoted(word: impl AsRef<std::ffi::OsStr>) -> String {
-    let bytes = word.as_ref().as_bytes();
-    let plain = |b: &u8| b.is_ascii_alphanumeric() || b"/._-+=:@%,".contains(b);
-    if !bytes.is_empty() && bytes.iter().all(plain) {
-        bytes.escape_ascii().to_string()
-    } else {
-        // The form in which bash and zsh take any byte.
-        format!("$'{}'", bytes.escape_ascii())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn commands_to_type() {
-        assert_eq!(quoted(Path::new("/a/b-c")), "/a/b-c");
-        assert_eq!(quoted(Path::new("/a b")), "$'/a b'");
-        assert_eq!(quoted(Path::new("/it's\n")), "$'/it\\'s\\n'");
-    }
 }

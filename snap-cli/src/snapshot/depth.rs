@@ -7,21 +7,27 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use super::Container;
 use super::flatten::{base_at, merge_run, refuse_users};
+use crate::container::Container;
 use crate::container::state::Mounted;
-use crate::delta::error::OnProgress;
 use crate::error::{Error, Result};
 use crate::store::Store;
-use crate::store::manifest::LayerId;
+use crate::store::manifest::{ContainerManifest, LayerId};
+use crate::store::measure;
+use crate::tree::error::OnProgress;
 
 /// The lowest limit: a head, something merged, a base, and one that is to be merged.
 pub const LEAST: usize = 4;
 
+/// Returns whether the container's stack has more layers than `limit`.
+pub fn is_over(manifest: &ContainerManifest, limit: usize) -> bool {
+    manifest.stack.len() > limit.max(LEAST)
+}
+
 /// Merges layers of a container that is not mounted until its stack has no more layers than `limit`. A
 /// failure is told in the log only.
 pub fn keep(container: &mut Container<'_>, limit: usize, progress: OnProgress<'_>) {
-    if container.manifest().stack.len() <= limit.max(LEAST) {
+    if !is_over(container.manifest(), limit) {
         return;
     }
     let done = container.mounted().and_then(|mounted| match mounted {
@@ -67,7 +73,7 @@ fn choose(container: &Container<'_>, limit: usize) -> Result<Option<Vec<LayerId>
     let deltas = below.get(..base_at(container)?).unwrap_or_default();
     let sizes = {
         let _reading = store.share()?;
-        let size = |id: &LayerId| Ok(store.measured(*id)?.1.bytes);
+        let size = |id: &LayerId| Ok(measure::measured(store, *id)?.1.bytes);
         deltas.iter().map(size).collect::<Result<Vec<u64>>>()?
     };
     let width = width(limit, deltas.len());

@@ -8,9 +8,10 @@ use std::collections::{HashMap, HashSet};
 use crate::error::Result;
 use crate::store::Store;
 use crate::store::manifest::{ContainerId, ContainerManifest, LayerId, LayerKind};
+use crate::store::measure;
 use crate::store::name::SnapshotName;
 use crate::store::sizes::Sizes;
-use crate::store::usage::{Named, Space, head_layers};
+use crate::store::usage::{References, Space, head_layers};
 
 /// What one state takes.
 #[derive(Clone, Debug)]
@@ -51,7 +52,7 @@ impl Counter<'_> {
         }
         let found = match id == self.head {
             // It changes: nothing is kept.
-            true => (LayerKind::Delta, self.store.measure(id)?.0.into()),
+            true => (LayerKind::Delta, measure::measure(self.store, id)?.0.into()),
             false => {
                 let (kind, measured) = self.sizes.measured(id)?;
                 (kind, measured.into())
@@ -65,7 +66,7 @@ impl Counter<'_> {
         &mut self,
         snapshot: Option<SnapshotName>,
         stack: &[LayerId],
-        named: &Named,
+        named: &References,
     ) -> Result<StateSpace> {
         let (mut unique, mut shared) = (Space::default(), Space::default());
         for layer in stack {
@@ -83,13 +84,13 @@ impl Counter<'_> {
     }
 }
 
-/// What a container takes. `named`: what names each layer of the store ([`Store::named`]). Hold a shared
+/// What a container takes. `named`: what names each layer of the store ([`References::of`]). Hold a shared
 /// lock of the store.
 pub fn container(
     store: &Store,
     id: ContainerId,
     manifest: &ContainerManifest,
-    named: &Named,
+    named: &References,
 ) -> Result<ContainerSpace> {
     let mut counter = Counter {
         store,

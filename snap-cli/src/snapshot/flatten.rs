@@ -6,18 +6,19 @@
 
 use cowl_layers::view::View;
 
-use super::Container;
 use super::restore::again;
-use crate::container::Swap;
+use crate::container::Container;
 use crate::container::state::Mounted;
-use crate::delta::error::{OnProgress, Progress};
+use crate::container::{Swap, dead, detach};
 use crate::error::{Error, Result};
-use crate::store::layers::Making;
+use crate::store::making::Making;
 use crate::store::manifest::{
     ContainerManifest, LayerId, LayerKind, LayerManifest, Merged, SnapshotManifest,
 };
+use crate::store::measure;
 use crate::store::name::{Range, SnapshotName};
 use crate::store::{Store, disk};
+use crate::tree::error::{OnProgress, Progress};
 
 /// What a flatten did, or would do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +79,7 @@ fn run(container: &Container<'_>, Which { range, base }: &Which) -> Result<Vec<L
 pub(super) fn base_at(container: &Container<'_>) -> Result<usize> {
     let below = container.manifest().below_head();
     for (at, id) in below.iter().enumerate() {
-        let path = container.store().layer_file(*id);
+        let path = container.store().paths().layer_file(*id);
         if disk::read::<LayerManifest>(&path)?.body.kind == LayerKind::Base {
             return Ok(at);
         }
@@ -99,11 +100,11 @@ pub fn plan(container: &Container<'_>, which: &Which) -> Result<Flattened> {
 /// Refuses while somebody uses the container, who would have the commit refused: better said before the
 /// work than after it.
 pub(super) fn refuse_users(container: &Container<'_>) -> Result<()> {
-    container.refuse_stranded()?;
+    dead::refuse_stranded(container)?;
     if let Mounted::Alive(state) = container.mounted()? {
-        let users = container.users(state.pid, state.device()?)?;
+        let users = detach::users(state.pid, state.device()?)?;
         if !users.is_empty() {
-            return Err(container.in_use(&users));
+            return Err(detach::in_use(container, &users));
         }
     }
     Ok(())
@@ -146,7 +147,7 @@ pub(super) fn merge_run(
         false => LayerKind::Flattened,
     };
     let merged = making.layer(kind, &below, run)?;
-    let total = store.known_size(run)?;
+    let total = measure::known_size(store, run)?;
     let mut progress = |done| progress(Progress { total, ..done });
     merge(store, run, &below, merged, &mut progress)?;
     making.sync_content()?;
@@ -204,7 +205,7 @@ fn merge(
         let beneath = View::new(store.open_layers(below)?);
         (View::part(layers), Some(beneath))
     };
-    let tree = store.layer_tree(merged);
+    let tree = store.paths().layer_tree(merged);
     crate::delta::flatten(&view, beneath.as_ref(), &tree, progress)?;
     Ok(())
 }
@@ -240,7 +241,7 @@ fn rewrite_snapshots(container: &Container<'_>, run: &[LayerId], merged: LayerId
     let mut making = Making::begin(store)?;
     making.frees_something();
     for snapshot in &container.manifest().snapshots {
-        let path = store.snapshot_file(container.id(), snapshot.id);
+        let path = store.paths().snapshot_file(container.id(), snapshot.id);
         let record = disk::read::<SnapshotManifest>(&path)?;
         if let Some(stack) = replaced(&record.body.stack, run, merged) {
             let body = SnapshotManifest {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::host::users::quoted;
+use crate::shell::quoted;
 use crate::store::manifest::{SnapshotKind, SnapshotRef};
 use crate::store::span;
 

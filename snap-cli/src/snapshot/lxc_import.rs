@@ -7,23 +7,25 @@ use std::os::unix::fs::MetadataExt as _;
 use jiff::tz::TimeZone;
 use serde_json::{Map, Value, json};
 
-use super::Container;
 use crate::archive::import;
+use crate::container::Container;
 use crate::container::Swap;
-use crate::container::lxc_snaps::{Place, copy, refuse_base, refuse_unfinished};
-use crate::delta::error::OnProgress;
-use crate::delta::measure;
 use crate::error::{Error, Result};
-use crate::host::lxc_snaps::Tree;
-use crate::host::lxc_snaps::layout::{self, Rootfs};
+use crate::lxc::copy::copy;
+use crate::lxc::layout::{self, Rootfs};
+use crate::lxc::locked::{LockedSnapshots, refuse_base, refuse_unfinished};
+use crate::lxc::snapshots::LxcSnapshot;
 use crate::store::bytes::Blob;
-use crate::store::layers::{Making, remove_tree};
+use crate::store::disk::remove_tree;
+use crate::store::making::Making;
 use crate::store::manifest::{
     ContainerManifest, LayerId, LayerKind, SnapshotId, SnapshotKind, SnapshotManifest, SnapshotRef,
 };
 use crate::store::name::SnapshotName;
 use crate::store::record::Record;
 use crate::store::{Store, disk};
+use crate::tree::error::OnProgress;
+use crate::tree::measure;
 use cowl_layers::shown::Show as _;
 
 /// Where a snapshot's `extra` says which folder of LXC's it was.
@@ -39,7 +41,7 @@ pub struct Brought {
 }
 
 /// By what a folder of LXC's is known again.
-fn mark(tree: &Tree) -> Result<Value> {
+fn mark(tree: &LxcSnapshot) -> Result<Value> {
     let meta = std::fs::metadata(&tree.dir).map_err(|e| Error::at("look at", &tree.dir, e))?;
     let name = tree.name.as_encoded_bytes().escape_ascii().to_string();
     Ok(json!({ "name": name, "inode": meta.ino(), "taken": tree.taken }))
@@ -47,14 +49,17 @@ fn mark(tree: &Tree) -> Result<Value> {
 
 /// The snapshot that this folder of LXC's became already: whoever took it in was cut off before the folder
 /// was gone.
-pub fn became<'m>(manifest: &'m ContainerManifest, tree: &Tree) -> Result<Option<&'m SnapshotRef>> {
+pub fn became<'m>(
+    manifest: &'m ContainerManifest,
+    tree: &LxcSnapshot,
+) -> Result<Option<&'m SnapshotRef>> {
     let mark = mark(tree)?;
     let mut all = manifest.snapshots.iter();
     Ok(all.find(|snapshot| snapshot.extra.get(FROM) == Some(&mark)))
 }
 
 /// Removes the folders that are in the store already.
-pub fn finish(container: &Container<'_>, place: &Place) -> Result<()> {
+pub fn finish(container: &Container<'_>, place: &LockedSnapshots) -> Result<()> {
     for tree in place.trees()? {
         if became(container.manifest(), &tree)?.is_some() {
             place.remove(&[tree])?;
@@ -66,8 +71,8 @@ pub fn finish(container: &Container<'_>, place: &Place) -> Result<()> {
 /// Takes one in.
 pub fn bring(
     container: &mut Container<'_>,
-    place: &Place,
-    tree: &Tree,
+    place: &LockedSnapshots,
+    tree: &LxcSnapshot,
     progress: OnProgress<'_>,
 ) -> Result<Brought> {
     refuse_unfinished(tree)?;
@@ -79,7 +84,7 @@ pub fn bring(
     let notes = fill(store, base, &tree.rootfs()?, progress)?;
     // It must not be named before its data is there.
     making.sync_content()?;
-    if let Err(error) = store.measured(base) {
+    if let Err(error) = crate::store::measure::measured(store, base) {
         log::debug!("cannot measure a layer: {error}");
     }
     let mut next = container.manifest().clone();
@@ -92,10 +97,10 @@ pub fn bring(
         config: Some(Blob(layout::with_folder(&tree.config()?, &home))),
         extra: Map::new(),
     };
-    let path = store.snapshot_file(container.id(), id);
+    let path = store.paths().snapshot_file(container.id(), id);
     disk::write_new(&path, &Record::first(body))?;
     making.will_sync(path);
-    making.will_sync(store.snapshots_dir(container.id()));
+    making.will_sync(store.paths().snapshots_dir(container.id()));
     insert(&mut next, new_ref(id, &name, base, tree)?);
     let done = container.commit(next, Some(making), |_| Ok(Swap::Done));
     super::take::drop_if_unnamed(container, id)?;
@@ -110,10 +115,10 @@ fn fill(
     from: &Rootfs,
     progress: OnProgress<'_>,
 ) -> Result<Vec<String>> {
-    let tree = store.layer_tree(base);
+    let tree = store.paths().layer_tree(base);
     let Rootfs::Folder(path) = from else {
         // What an overlay shows is made a plain folder first, in which nothing is a mark.
-        let plain = store.layer_work(base);
+        let plain = store.paths().layer_work(base);
         let mut notes = copy(from, &plain, progress)?;
         notes.extend(fill(store, base, &Rootfs::Folder(plain.clone()), progress)?);
         remove_tree(&plain)?;
@@ -136,7 +141,7 @@ fn fill(
 }
 
 /// Its own name where that is free, else the next number.
-fn free_name(next: &mut ContainerManifest, tree: &Tree) -> SnapshotName {
+fn free_name(next: &mut ContainerManifest, tree: &LxcSnapshot) -> SnapshotName {
     if let Some(number) = layout::number(&tree.name) {
         next.next_snap = next.next_snap.max(number.saturating_add(1));
     }
@@ -154,7 +159,7 @@ fn new_ref(
     id: SnapshotId,
     name: &SnapshotName,
     layer: LayerId,
-    tree: &Tree,
+    tree: &LxcSnapshot,
 ) -> Result<SnapshotRef> {
     let zone = TimeZone::system();
     let taken = tree

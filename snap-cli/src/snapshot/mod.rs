@@ -3,10 +3,10 @@
 //! A snapshot freezes the head: what the head's layer holds is named by the snapshot from then on, and a
 //! new, empty layer becomes the head. Nothing is copied.
 
-pub mod copy;
 pub mod depth;
 pub mod du;
 pub mod flatten;
+pub mod freeze;
 pub mod keep;
 pub mod line;
 pub mod list;
@@ -22,14 +22,11 @@ pub mod take;
 pub mod tree;
 pub mod undo;
 
-use cowlfs::control::ControlError;
-
 use crate::container::durability::epoch;
+use crate::container::find_snapshot;
 use crate::container::state::{self, Mounted};
-use crate::container::{Container, Swap, daemon, find_snapshot};
 use crate::error::{Error, Result};
 use crate::store::Store;
-use crate::store::layers::Making;
 use crate::store::manifest::{
     ContainerId, ContainerManifest, LayerId, Settling, SnapshotManifest, SnapshotRef,
 };
@@ -173,106 +170,4 @@ fn refused_loss(why: String, container: &ContainerName) -> Error {
         "inspect it first (cowl mount, ls, diff); --force uses it as it is, and cowl check {container} \
          --repair accepts it"
     ))
-}
-
-/// The head as a state that will not change: `below` are its layers.
-#[derive(Debug)]
-pub struct Frozen {
-    /// The layers of the state, topmost first, all frozen once the manifest is committed.
-    pub state: Vec<LayerId>,
-    /// The head that comes after; the same as before when nothing had been written to it.
-    pub head: LayerId,
-    /// The stack that comes after.
-    pub stack: Vec<LayerId>,
-}
-
-impl Container<'_> {
-    /// Prepares freezing the head. A head that nothing was written to is shared, not stacked.
-    pub fn plan_freeze(&self, making: &mut Making<'_>) -> Result<Frozen> {
-        self.flush_writers()?;
-        let manifest = self.manifest();
-        let below = manifest.below_head();
-        if let Some(top) = below.first()
-            && self.store().is_untouched(manifest.head, *top)?
-        {
-            return Ok(Frozen {
-                state: below.to_vec(),
-                head: manifest.head,
-                stack: manifest.stack.clone(),
-            });
-        }
-        let state = manifest.stack.clone();
-        // Older versions make heads without the note.
-        self.store().note_unsynced(manifest.head)?;
-        let head = making.head(&state, &self.store().layer_tree(manifest.head))?;
-        let mut stack = vec![head];
-        stack.extend_from_slice(&state);
-        Ok(Frozen { state, head, stack })
-    }
-
-    /// Freezes what the container is now, without a snapshot, and gives the layers of that state.
-    pub fn freeze(&mut self) -> Result<Vec<LayerId>> {
-        let mut making = Making::begin(self.store())?;
-        let frozen = self.plan_freeze(&mut making)?;
-        if frozen.head == self.manifest().head {
-            making.done()?;
-        } else {
-            let next = ContainerManifest {
-                head: frozen.head,
-                stack: frozen.stack,
-                ..self.manifest().clone()
-            };
-            self.commit_freeze(next, Some(making))?;
-        }
-        Ok(frozen.state)
-    }
-
-    /// Has what programs stored through mappings handed to the layers, where any may have: it belongs to what
-    /// is about to be frozen, and a head may look untouched without it.
-    pub(crate) fn flush_writers(&self) -> Result<()> {
-        let Mounted::Alive(run) = self.mounted()? else {
-            return Ok(());
-        };
-        run.flush(self.store(), self.id())
-    }
-
-    /// Commits a manifest whose head may be a new layer over the present one; a running daemon is told to
-    /// go on in that layer before the change is in force.
-    pub fn commit_freeze(
-        &mut self,
-        next: ContainerManifest,
-        making: Option<Making<'_>>,
-    ) -> Result<()> {
-        let head = next.head;
-        let pushes = head != self.manifest().head;
-        self.commit(next, making, |container| {
-            let Mounted::Alive(_) = container.mounted()? else {
-                return Ok(Swap::Done);
-            };
-            if !pushes {
-                return Ok(Swap::Done);
-            }
-            let store = container.store();
-            let mut client = daemon::connect(store, container.id())?;
-            // Were it lost in a power cut after the swap, nothing would name what the daemon writes to.
-            container.sync_pending()?;
-            let (tree, work) = (store.layer_tree(head), store.layer_work(head));
-            match client.push_layer(&tree, &work) {
-                Ok(()) => Ok(Swap::Done),
-                // It answered, so it did nothing.
-                Err(
-                    error @ (ControlError::Failed(_)
-                    | ControlError::NotUnderstood(_)
-                    | ControlError::Busy { .. }
-                    | ControlError::InUse { .. }),
-                ) => Ok(Swap::Refused(daemon::told(&error))),
-                // What became of it is not known.
-                Err(
-                    error @ (ControlError::Io(_)
-                    | ControlError::Silent { .. }
-                    | ControlError::Ending { .. }),
-                ) => Err(daemon::told(&error)),
-            }
-        })
-    }
 }

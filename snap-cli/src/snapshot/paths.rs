@@ -5,12 +5,12 @@ use std::os::unix::ffi::OsStrExt as _;
 
 use cowl_layers::view::{Found, View};
 
-use crate::delta::find::at as find;
-use crate::delta::make::{join, split};
 use crate::delta::put_back::Scope;
-use crate::delta::walk::children;
 use crate::error::{Error, Result};
 use crate::store::name::nearest;
+use crate::tree::find::at as find;
+use crate::tree::path::{join, split};
+use crate::tree::walk::children;
 
 /// Which paths may be named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

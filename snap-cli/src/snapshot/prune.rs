@@ -3,9 +3,9 @@
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::Container;
 use super::keep::{Rules, choose};
 use super::remove::{self, Removal};
+use crate::container::Container;
 use crate::container::Swap;
 use crate::error::{Error, Result};
 use crate::store::manifest::{ContainerManifest, SnapshotRef};

@@ -11,6 +11,7 @@ use cowl_layers::sys::flocks;
 use crate::container::state::{self, Mounted};
 use crate::error::{Error, Result};
 use crate::store::Store;
+use crate::store::layers;
 use crate::store::manifest::LayerId;
 
 /// A daemon that was unmounted holds its locks for a moment more.
@@ -83,7 +84,7 @@ impl Held {
 }
 
 fn inode(store: &Store, id: LayerId) -> Result<u64> {
-    let tree = store.layer_tree(id);
+    let tree = store.paths().layer_tree(id);
     match std::fs::symlink_metadata(&tree) {
         Ok(meta) => Ok(meta.ino()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
@@ -97,7 +98,7 @@ pub fn of(store: &Store, stack: &[LayerId]) -> Result<Vec<u32>> {
     let until = Instant::now() + PATIENCE;
     loop {
         let held = match stack.first() {
-            Some(top) => store.is_held(*top)?,
+            Some(top) => layers::is_held(store, *top)?,
             None => false,
         };
         if !held {

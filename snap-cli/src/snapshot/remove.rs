@@ -3,16 +3,16 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::Container;
 use super::readers;
+use crate::container::Container;
 use crate::container::{Swap, find_snapshot_ref};
 use crate::error::{Error, Result};
 use crate::store::Store;
-use crate::store::layers::Making;
+use crate::store::making::Making;
 use crate::store::manifest::{ContainerId, ContainerManifest, LayerId, SnapshotId, SnapshotRef};
 use crate::store::name::{Chosen, SnapshotName};
 use crate::store::sizes::Sizes;
-use crate::store::usage::Space;
+use crate::store::usage::{References, Space};
 
 /// A snapshot that stays although somebody asked for its removal.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,7 +110,7 @@ pub fn plan(container: &Container<'_>, ids: &[SnapshotId], protected: bool) -> R
 
 /// What is free once these states of a container are gone. Hold a shared lock of the store.
 pub fn frees(store: &Store, id: ContainerId, stacks: &[Vec<LayerId>]) -> Result<Space> {
-    let only = store.named()?.only_in(stacks.iter().map(Vec::as_slice));
+    let only = References::of(store)?.only_in(stacks.iter().map(Vec::as_slice));
     let mut sizes = Sizes::of(store, id);
     let mut space = Space::default();
     for layer in only {

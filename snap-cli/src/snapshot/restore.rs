@@ -1,17 +1,14 @@
-//! Going back to a snapshot, under the same name or a new one, and cloning.
+//! Going back to a snapshot under the same name.
 
 use super::take::{drop_if_unnamed, write_file};
-use super::{Container, resolve};
-use crate::container::create::over_layers_and;
-use crate::container::durability::epoch;
-use crate::container::lxc;
-use crate::container::{Swap, state::RunState};
-use crate::delta::error::OnProgress;
+use crate::container::Container;
+
+use crate::container::{Swap, dead, state::RunState};
 use crate::error::{Error, Result};
-use crate::store::Store;
-use crate::store::layers::Making;
-use crate::store::manifest::{Ephemeral, LayerId, Settling, SnapshotId, SnapshotKind, SnapshotRef};
-use crate::store::name::{Address, ContainerName, SnapshotName};
+use crate::store::making::Making;
+use crate::store::manifest::{LayerId, Settling, SnapshotId, SnapshotKind, SnapshotRef};
+use crate::store::name::{ContainerName, SnapshotName};
+use crate::store::synced;
 
 /// What a restore did, or would do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +24,7 @@ pub fn restore(container: &mut Container<'_>, name: &SnapshotName) -> Result<Res
     // Everything that can be refused is, before the mount is taken down.
     let (_, snapshot) = container.snapshot(name)?;
     container.store().open_layers(&snapshot.stack)?;
-    container.refuse_stranded()?;
+    dead::refuse_stranded(container)?;
     let was = container.unmount(true)?;
     let done = swap(container, name);
     let mounted = again(container, was.as_ref());
@@ -144,7 +141,7 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
     let (before, below) = (Before::of(container, &snapshot.stack)?, &snapshot.stack);
     let mut kept = None;
     if let Before::Unnamed(stack) = &before {
-        store.note_unsynced(container.manifest().head)?;
+        synced::note_unsynced(store, container.manifest().head)?;
         let auto = SnapshotName::automatic(next.next_auto);
         let new = SnapshotRef {
             comment: format!("before restore of {name}"),
@@ -161,7 +158,7 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
     };
     if !matches!(before, Before::Same) {
         let like = below.first().unwrap_or(&next.head);
-        next.head = making.head(below, &store.layer_tree(*like))?;
+        next.head = making.head(below, &store.paths().layer_tree(*like))?;
         next.stack = vec![next.head];
         next.stack.extend_from_slice(below);
     }
@@ -183,7 +180,7 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
 }
 
 /// The mark of a container that comes to stand on a state with the mark `of`.
-fn inherited(
+pub(crate) fn inherited(
     of: Option<&Settling>,
     container: &ContainerName,
     snapshot: Option<&SnapshotName>,
@@ -196,114 +193,4 @@ fn inherited(
         source: Some(source),
         ..mark.clone()
     })
-}
-
-/// Makes the container `new` over the layers of a state. What the source is now is frozen first. The copy of
-/// an LXC container is one too, with a name and addresses of its own. Tells what people should know.
-pub fn clone(store: &Store, source: &Address, new: &ContainerName) -> Result<Vec<String>> {
-    clone_or_copy(store, source, new, Made::Clone)
-}
-
-/// The same for one mount only: when that ends, the new container goes, for good.
-pub fn clone_for_one_mount(store: &Store, source: &Address, new: &ContainerName) -> Result<()> {
-    let state = resolve(store, source)?;
-    if state.manifest.lxc.is_some() {
-        return Err(Error::failed(format!(
-            "{} is an LXC container, which is unmounted at every stop and reboot",
-            state.manifest.name
-        ))
-        .hint("clone it without --ephemeral, and when it is not needed any more: cowl destroy NEW --now"));
-    }
-    clone_or_copy(store, source, new, Made::Ephemeral).map(drop)
-}
-
-/// How a state becomes a container.
-enum Made<'p> {
-    /// Over the state's layers.
-    Clone,
-    /// The same, for one mount.
-    Ephemeral,
-    /// Over a base of its own.
-    Copy(OnProgress<'p>),
-}
-
-/// The same with all content copied into a base of its own: the two share no layer.
-pub fn copy(
-    store: &Store,
-    source: &Address,
-    new: &ContainerName,
-    progress: OnProgress<'_>,
-) -> Result<Vec<String>> {
-    clone_or_copy(store, source, new, Made::Copy(progress))
-}
-
-fn clone_or_copy(
-    store: &Store,
-    source: &Address,
-    new: &ContainerName,
-    made: Made<'_>,
-) -> Result<Vec<String>> {
-    // Whatever is wrong with the source is told before anything about the new name.
-    resolve(store, source)?;
-    let claim = store.claim(new)?;
-    let made = clone_claimed(store, source, new, made);
-    claim.remove()?;
-    made
-}
-
-fn clone_claimed(
-    store: &Store,
-    source: &Address,
-    new: &ContainerName,
-    made: Made<'_>,
-) -> Result<Vec<String>> {
-    let (mut stack, mut making, manifest, mut lxc, mut settling, _lock);
-    if source.snapshot.is_some() {
-        making = Making::begin(store)?;
-        // Found anew: from here on nothing that it names is collected.
-        let state = resolve(store, source)?;
-        store.open_layers(&state.stack)?;
-        let kept = state.snapshot.as_ref().and_then(|(_, s)| s.config.as_ref());
-        lxc = lxc::Copy::of((state.container, &state.manifest), kept, new)?;
-        settling = inherited(
-            state.settling(),
-            &source.container,
-            source.snapshot.as_ref(),
-        );
-        (stack, manifest, _lock) = (state.stack, state.manifest, None);
-    } else {
-        let mut container = Container::open(store, &source.container)?;
-        lxc = lxc::Copy::of((container.id(), container.manifest()), None, new)?;
-        stack = container.freeze()?;
-        making = Making::begin(store)?;
-        manifest = container.manifest().clone();
-        let mark = match container.loss()? {
-            Some(lost) => Some(lost.clone()),
-            None => container.settling_of(&stack)?,
-        };
-        settling = inherited(mark.as_ref(), &source.container, None);
-        _lock = Some(container);
-    }
-    let ephemeral = matches!(made, Made::Ephemeral).then_some(Ephemeral::Waiting);
-    if let Made::Copy(progress) = made {
-        stack = vec![super::copy::base(store, &mut making, &stack, progress)?];
-        // The copy is durable with all that could be read.
-        let epoch = epoch(store)?;
-        settling = settling.filter(|mark| !mark.is_pending(&epoch));
-    }
-    let body = (new, stack.as_slice(), manifest.settings);
-    over_layers_and(store, making, body, |id, manifest| {
-        manifest.ephemeral = ephemeral;
-        manifest.settling = settling;
-        match &mut lxc {
-            Some(lxc) => lxc.fill(store, id, manifest),
-            None => Ok(()),
-        }
-    })?;
-    let Some(lxc) = lxc else {
-        return Ok(Vec::new());
-    };
-    // Who opens it first makes what is outside the store.
-    drop(Container::open(store, new)?);
-    Ok(lxc.notes)
 }

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use serde_json::Map;
 
-use crate::container::Container;
+use super::freeze;
+use crate::container::{Container, durability};
 use crate::error::{Error, Result};
-use crate::host::lxc_snaps;
+use crate::lxc::{binding, snapshots};
 use crate::store::disk;
-use crate::store::layers::Making;
+use crate::store::making::Making;
 use crate::store::manifest::{
     ContainerManifest, LayerId, SnapshotId, SnapshotKind, SnapshotManifest, SnapshotRef,
 };
@@ -47,7 +48,7 @@ pub fn take(container: &mut Container<'_>, wish: &Wish) -> Result<SnapshotName> 
         }
     };
     let mut making = Making::begin(store)?;
-    let frozen = container.plan_freeze(&mut making)?;
+    let frozen = freeze::plan(container, &mut making)?;
     let kind = match wish.scheduled {
         true => SnapshotKind::Scheduled,
         false => SnapshotKind::Manual,
@@ -63,7 +64,7 @@ pub fn take(container: &mut Container<'_>, wish: &Wish) -> Result<SnapshotName> 
     next.stack = frozen.stack;
     next.parent = Some(id);
     next.snapshots.push(new);
-    let done = container.commit_freeze(next, Some(making));
+    let done = freeze::commit(container, next, Some(making));
     drop_if_unnamed(container, id)?;
     done.map(|()| name)
 }
@@ -74,11 +75,8 @@ fn after_lxc(manifest: &ContainerManifest) -> Result<u64> {
     let Some(lxc) = &manifest.lxc else {
         return Ok(0);
     };
-    let container = crate::host::lxc::Container {
-        lxcpath: lxc.lxcpath.clone(),
-        name: lxc.name.clone(),
-    };
-    lxc_snaps::next_number(&lxc_snaps::folder(&container)?)
+    let container = binding::of(lxc);
+    snapshots::next_number(&snapshots::folder(&container)?)
 }
 
 /// Whether people may give a snapshot of the container this name.
@@ -121,10 +119,10 @@ pub(super) fn write_file(
         config: crate::container::lxc::config_copy(container),
         extra: Map::new(),
     };
-    let path = store.snapshot_file(container.id(), id);
+    let path = store.paths().snapshot_file(container.id(), id);
     disk::write_new(&path, &Record::first(body))?;
     making.will_sync(path);
-    making.will_sync(store.snapshots_dir(container.id()));
+    making.will_sync(store.paths().snapshots_dir(container.id()));
     Ok(SnapshotRef {
         id,
         name: name.clone(),
@@ -135,7 +133,7 @@ pub(super) fn write_file(
         comment: String::new(),
         tags: BTreeMap::new(),
         protected: false,
-        settling: container.settling_of(stack)?,
+        settling: durability::settling_of(container, stack)?,
         extra: Map::new(),
     })
 }
@@ -145,8 +143,8 @@ pub(super) fn drop_if_unnamed(container: &Container<'_>, id: SnapshotId) -> Resu
     let store = container.store();
     let named = container.manifest().snapshots.iter().any(|s| s.id == id);
     // What waits in `container.json.next` may still come into force.
-    if named || disk::is_there(&store.pending_file(container.id()))? {
+    if named || disk::is_there(&store.paths().pending_file(container.id()))? {
         return Ok(());
     }
-    disk::remove_if_there(&store.snapshot_file(container.id(), id))
+    disk::remove_if_there(&store.paths().snapshot_file(container.id(), id))
 }

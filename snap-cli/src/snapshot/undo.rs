@@ -11,21 +11,22 @@ use cowl_layers::sys::dir;
 use cowl_layers::view::View;
 use cowl_overlay::{Behaviour, Overlay};
 
+use super::freeze::{self, Frozen};
 use super::paths::{Only, check};
 use super::restore::named;
 use super::take::{drop_if_unnamed, write_file};
-use super::{Container, Frozen};
+use crate::container::Container;
 use crate::container::Swap;
 use crate::container::state::{Mounted, RunState};
-use crate::delta::error::OnProgress;
 use crate::delta::put_back::{Plan, Scope, Step};
-use crate::delta::target::{Folder, InProcess};
 use crate::error::{Error, Result};
 use crate::host::mountinfo;
-use crate::host::users::quoted;
-use crate::store::layers::Making;
+use crate::shell::quoted;
+use crate::store::making::Making;
 use crate::store::manifest::{ContainerManifest, LayerId, SnapshotId, SnapshotKind, SnapshotRef};
 use crate::store::name::SnapshotName;
+use crate::tree::error::OnProgress;
+use crate::tree::target::{InDirectory, InProcess};
 use cowl_layers::shown::Show as _;
 
 /// What is to be taken back.
@@ -127,7 +128,7 @@ pub fn undo(
         making.done()?;
         return Ok(Undone::default());
     }
-    let frozen = container.plan_freeze(&mut making)?;
+    let frozen = freeze::plan(container, &mut making)?;
     let mut next = container.manifest().clone();
     let kept = keep(container, &mut making, &mut next, &frozen)?;
     if wish.scope.is_all() && snapshot.is_some() {
@@ -137,8 +138,7 @@ pub fn undo(
         Mounted::Alive(run) => {
             next.head = frozen.head;
             next.stack.clone_from(&frozen.stack);
-            container
-                .commit_freeze(next, Some(making))
+            freeze::commit(container, next, Some(making))
                 .and_then(|()| live(container, &old, &frozen, &run, wish, progress))
                 .map_err(|error| unfinished(container, error))
         }
@@ -194,12 +194,12 @@ fn apart(
     if head == container.manifest().head {
         // Shared with the state because nothing was written to it; what is in force stays as it is.
         let top = frozen.state.first().unwrap_or(&head);
-        head = making.head(&frozen.state, &store.layer_tree(*top))?;
+        head = making.head(&frozen.state, &store.paths().layer_tree(*top))?;
         making.frees_something();
     }
-    let tree = store.layer_tree(head);
+    let tree = store.paths().layer_tree(head);
     let open = || -> Result<InProcess> {
-        let upper = Upper::open(&tree, &store.layer_work(head), store.space())?;
+        let upper = Upper::open(&tree, &store.paths().layer_work(head), store.space())?;
         let lowers = store.open_layers(&frozen.state)?;
         // How many names of a lower file show is of no use here, and costs a walk to each of them.
         let behaviour = Behaviour {
@@ -241,7 +241,7 @@ fn live(
     let mut plan = Plan::new(old, &store.view(&frozen.state)?, &wish.scope)?;
     let place = container.mount(None, run.transient)?;
     let root = dir::open_root(&place).map_err(|error| Error::at("open", &place, error))?;
-    let target = Folder::new(root).map_err(|error| Error::at("open", &place, error))?;
+    let target = InDirectory::new(root).map_err(|error| Error::at("open", &place, error))?;
     if plan.rename_back(&target)? {
         run.flush(container.store(), container.id())?;
         plan = Plan::new(old, &store.view(&container.manifest().stack)?, &wish.scope)?;

@@ -5,15 +5,16 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
 
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
-enum Json {
+enum BytesOrText {
     Text(String),
     Bytes(Vec<u8>),
 }
 
-impl Json {
+impl BytesOrText {
     fn of(bytes: &[u8]) -> Self {
         match std::str::from_utf8(bytes) {
             Ok(text) => Self::Text(text.to_owned()),
@@ -29,37 +30,45 @@ impl Json {
     }
 }
 
-/// What a file holds.
+/// Returns bytes as a JSON value: a string, or an array of numbers if they are not UTF-8.
+pub fn to_value(bytes: &[u8]) -> Value {
+    match BytesOrText::of(bytes) {
+        BytesOrText::Text(text) => text.into(),
+        BytesOrText::Bytes(bytes) => bytes.into(),
+    }
+}
+
+/// The content of a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Blob(pub Vec<u8>);
 
 impl Serialize for Blob {
     fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
-        Json::of(&self.0).serialize(out)
+        BytesOrText::of(&self.0).serialize(out)
     }
 }
 
 impl<'de> Deserialize<'de> for Blob {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
-        Json::deserialize(input).map(|json| Self(json.into_bytes()))
+        BytesOrText::deserialize(input).map(|json| Self(json.into_bytes()))
     }
 }
 
 /// For fields that are paths: `#[serde(with = "bytes::path")]`.
 pub mod path {
     use super::{
-        Deserialize, Deserializer, Json, OsStrExt, OsString, OsStringExt, Path, PathBuf, Serialize,
-        Serializer,
+        BytesOrText, Deserialize, Deserializer, OsStrExt, OsString, OsStringExt, Path, PathBuf,
+        Serialize, Serializer,
     };
 
     /// Writes a path.
     pub fn serialize<S: Serializer>(path: &Path, out: S) -> Result<S::Ok, S::Error> {
-        Json::of(path.as_os_str().as_bytes()).serialize(out)
+        BytesOrText::of(path.as_os_str().as_bytes()).serialize(out)
     }
 
     /// Reads one.
     pub fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<PathBuf, D::Error> {
-        let bytes = Json::deserialize(input)?.into_bytes();
+        let bytes = BytesOrText::deserialize(input)?.into_bytes();
         Ok(PathBuf::from(OsString::from_vec(bytes)))
     }
 }

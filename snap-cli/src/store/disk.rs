@@ -4,14 +4,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use super::manifest::ContainerManifest;
-use super::name::ContainerName;
 use super::record::{Body, Record, RecordError};
 use crate::error::{Error, Kind, Result};
 use cowl_layers::shown::Show as _;
+use cowl_layers::sys;
 
 /// What ends the names of files that are being written.
 pub const TEMPORARY: &str = ".tmp";
@@ -42,7 +42,7 @@ pub fn read_bytes(path: &Path) -> std::io::Result<Vec<u8>> {
 }
 
 /// The error for a file of the store that cannot be read.
-fn unreadable(path: &Path, error: std::io::Error) -> Error {
+pub(super) fn unreadable(path: &Path, error: std::io::Error) -> Error {
     let damaged = matches!(error.kind(), ErrorKind::InvalidData);
     let error = Error::at("read", path, error);
     match damaged {
@@ -56,7 +56,7 @@ fn unreadable(path: &Path, error: std::io::Error) -> Error {
 }
 
 /// Whether there is nothing at a path: neither the name nor the directory that it would lie in.
-fn is_absent(error: &std::io::Error) -> bool {
+pub(super) fn is_absent(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
@@ -75,25 +75,6 @@ pub fn read_opt<T: Body>(path: &Path) -> Result<Option<Record<T>>> {
 /// Reads a record that must be there.
 pub fn read<T: Body>(path: &Path) -> Result<Record<T>> {
     read_opt(path)?.ok_or_else(|| missing::<T>(path))
-}
-
-/// Reads the name alone of the container whose manifest lies at `path`, unchecked: whoever goes on to use
-/// the container reads it whole. `None` when there is no such file.
-pub fn read_name(path: &Path) -> Result<Option<ContainerName>> {
-    #[derive(serde::Deserialize)]
-    struct NameOnly {
-        name: ContainerName,
-    }
-    let bytes = match read_bytes(path) {
-        Ok(bytes) => bytes,
-        Err(error) if is_absent(&error) => return Ok(None),
-        Err(error) => return Err(unreadable(path, error)),
-    };
-    match serde_json::from_slice::<NameOnly>(&bytes) {
-        Ok(found) => Ok(Some(found.name)),
-        // What is wrong with it is told as it is when it is read whole.
-        Err(_) => Ok(read_opt::<ContainerManifest>(path)?.map(|record| record.body.name)),
-    }
 }
 
 /// The complaint about a record that must be there.
@@ -255,6 +236,15 @@ pub fn ensure_dir(path: &Path) -> Result<()> {
     }
 }
 
+/// Creates a directory of the store for its owner alone, which is synced with its name, unless it exists.
+pub fn ensure_private_dir(path: &Path) -> Result<()> {
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => sync_parent(path),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(Error::at("make the folder", path, error)),
+    }
+}
+
 /// Makes an empty file that must not be there yet.
 pub fn touch(path: &Path) -> Result<()> {
     File::create_new(path)
@@ -269,6 +259,26 @@ pub fn remove_if_there(path: &Path) -> Result<()> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Error::at("remove", path, error)),
     }
+}
+
+/// Removes a tree, of whatever depth; nothing when it is gone.
+pub fn remove_tree(path: &Path) -> Result<()> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Error::failed(format!("{} names no folder", path.shown())));
+    };
+    let dir = match sys::dir::open_root(parent) {
+        Ok(dir) => dir,
+        Err(error) if error.is_absent() => return Ok(()),
+        Err(error) => return Err(Error::at("remove", path, error)),
+    };
+    sys::remove::tree(dir.as_fd(), name.as_bytes()).map_err(|stopped| {
+        let at = match stopped.path.as_slice() {
+            b"" => path.to_path_buf(),
+            inner => path.join(std::ffi::OsStr::from_bytes(inner)),
+        };
+        Error::at("remove", &at, stopped.error)
+    })
 }
 
 /// Whether anything is at `path`; any error but "nothing there" goes up.

@@ -10,10 +10,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use super::containers::{Named, names_below, no_container};
 use super::lock::{Lock, Mode};
 use super::name::ContainerName;
+use super::paths::LOCK;
 use super::record::{Body, Record};
-use super::{LOCK, Named, Session, Store, disk, names_below, no_container};
+use super::{Session, Store, disk};
 use crate::error::{Error, Kind, Result};
 use cowl_layers::shown::Show as _;
 
@@ -49,148 +51,167 @@ fn entries(home: &Path) -> Result<Vec<StoreEntry>> {
     Ok(list.map_or_else(Vec::new, |list| list.body.stores))
 }
 
-impl Store {
-    /// The store that keeps the family's list.
-    pub fn home(&self) -> &Path {
-        &self.home
-    }
-
-    /// The store's own id.
-    pub fn uuid(&self) -> Uuid {
-        self.manifest.uuid
-    }
-
-    /// All stores of the family of the home store at `home`, that one first. One that can't be reached (its
-    /// disk is not mounted) is left out, with a warning.
-    pub fn family(home: &Path, session: &Session) -> Result<Vec<Self>> {
-        let mut stores = vec![Self::open(home, session.clone())?];
-        for entry in entries(home)? {
-            match Self::open(&entry.path, session.clone()) {
-                Ok(store) if store.uuid() == entry.uuid => stores.push(Self {
-                    home: home.to_path_buf(),
-                    ..store
-                }),
-                Ok(_) => log::warn!(
-                    "at {} is another store than the one that is expected there",
-                    entry.path.shown()
-                ),
-                Err(error) if error.kind == Kind::NotFound => log::warn!(
-                    "the store {} can't be reached: is its disk mounted?",
-                    entry.path.shown()
-                ),
-                // What is wrong with one store is no reason to keep anybody from the others.
-                Err(error) => log::warn!("the store {} is left out: {error}", entry.path.shown()),
-            }
+/// All stores of the family of the home store at `home`, that one first. One that can't be reached (its
+/// disk is not mounted) is left out, with a warning.
+pub fn stores(home: &Path, session: &Session) -> Result<Vec<Store>> {
+    let mut stores = vec![Store::open(home, session.clone())?];
+    for entry in entries(home)? {
+        match Store::open(&entry.path, session.clone()) {
+            Ok(store) if store.uuid() == entry.uuid => stores.push(store.of_family(home)),
+            Ok(_) => log::warn!(
+                "at {} is another store than the one that is expected there",
+                entry.path.shown()
+            ),
+            Err(error) if error.kind == Kind::NotFound => log::warn!(
+                "the store {} can't be reached: is its disk mounted?",
+                entry.path.shown()
+            ),
+            // What is wrong with one store is no reason to keep anybody from the others.
+            Err(error) => log::warn!("the store {} is left out: {error}", entry.path.shown()),
         }
-        Ok(stores)
     }
+    Ok(stores)
+}
 
-    /// The store of the family that holds the container `name`.
-    pub fn holding(home: &Path, session: &Session, name: &ContainerName) -> Result<Self> {
-        let (mut holding, mut known, mut unreadable) = (Vec::new(), Vec::new(), None);
-        for store in Self::family(home, session)? {
-            let names = store.names()?;
-            for (_, found) in names {
-                match found {
-                    Ok(found) if found == *name => {
-                        holding.push(store);
-                        break;
-                    }
-                    Ok(found) => known.push(found),
-                    Err(error) => unreadable = Some(error),
+/// The store of the family that holds the container `name`.
+pub fn holding(home: &Path, session: &Session, name: &ContainerName) -> Result<Store> {
+    let (mut holding, mut known, mut unreadable) = (Vec::new(), Vec::new(), None);
+    for store in stores(home, session)? {
+        let names = store.names()?;
+        for (_, found) in names {
+            match found {
+                Ok(found) if found == *name => {
+                    holding.push(store);
+                    break;
                 }
+                Ok(found) => known.push(found),
+                Err(error) => unreadable = Some(error),
             }
         }
-        match (holding.pop(), holding.first(), unreadable) {
-            (Some(store), None, _) => Ok(store),
-            (Some(one), Some(other), _) => Err(Error::failed(format!(
-                "two stores have a container named {name}: {} and {}",
-                other.root.shown(),
-                one.root.shown()
-            ))
-            .hint("name one of them with --store, and rename the container there")),
-            (None, _, Some(error)) => Err(error),
-            (None, _, None) => Err(no_container(name, &known)),
-        }
     }
+    match (holding.pop(), holding.first(), unreadable) {
+        (Some(store), None, _) => Ok(store),
+        (Some(one), Some(other), _) => Err(Error::failed(format!(
+            "two stores have a container named {name}: {} and {}",
+            other.root().shown(),
+            one.root().shown()
+        ))
+        .hint("name one of them with --store, and rename the container there")),
+        (None, _, Some(error)) => Err(error),
+        (None, _, None) => Err(no_container(name, &known)),
+    }
+}
 
-    /// The family's store at `path`, made and put on the list if need be.
-    pub fn join(&self, path: &Path) -> Result<Self> {
-        let session = &self.session;
-        if path == self.home {
-            return Self::open(path, session.clone());
-        }
-        let made = Self::open_or_make(path, session.clone())?;
-        let lock = self.home.join("locks").join(format!("stores{LOCK}"));
-        let _alone = Lock::take(&lock, Mode::Exclusive, &session.who, session.patience)?;
-        let file = list_file(&self.home);
-        let old = disk::read_opt::<StoreList>(&file)?;
-        let mut list = old
-            .as_ref()
-            .map_or_else(StoreList::default, |old| old.body.clone());
-        let entry = StoreEntry {
-            uuid: made.uuid(),
-            path: path.to_path_buf(),
+/// The family's store at `path`, made and put on the list if need be.
+pub fn join(store: &Store, path: &Path) -> Result<Store> {
+    let session = store.session();
+    if path == store.home() {
+        return Store::open(path, session.clone());
+    }
+    let made = Store::open_or_make(path, session.clone())?;
+    let lock = store.home().join("locks").join(format!("stores{LOCK}"));
+    let _alone = Lock::take(&lock, Mode::Exclusive, &session.who, session.patience)?;
+    let file = list_file(store.home());
+    let old = disk::read_opt::<StoreList>(&file)?;
+    let mut list = old
+        .as_ref()
+        .map_or_else(StoreList::default, |old| old.body.clone());
+    let entry = StoreEntry {
+        uuid: made.uuid(),
+        path: path.to_path_buf(),
+    };
+    if !list.stores.contains(&entry) {
+        list.stores
+            .retain(|known| known.uuid != entry.uuid && known.path != entry.path);
+        list.stores.push(entry);
+        let next = match &old {
+            Some(old) => old.next(list),
+            None => Record::first(list),
         };
-        if !list.stores.contains(&entry) {
-            list.stores
-                .retain(|known| known.uuid != entry.uuid && known.path != entry.path);
-            list.stores.push(entry);
-            let next = match &old {
-                Some(old) => old.next(list),
-                None => Record::first(list),
-            };
-            disk::replace(&file, &next)?;
-        }
-        Ok(Self {
-            home: self.home.clone(),
-            ..made
-        })
+        disk::replace(&file, &next)?;
     }
+    Ok(made.of_family(store.home()))
+}
 
-    /// What is wrong with the list of the family's stores, entry by entry. Nothing for a store that is not
-    /// the home.
-    pub fn list_problems(&self) -> Result<Vec<(PathBuf, String)>> {
-        let mut problems = Vec::new();
-        if self.root != self.home {
-            return Ok(problems);
-        }
-        let mut seen = Vec::new();
-        for entry in entries(&self.home)? {
-            let why = match Self::open(&entry.path, self.session.clone()) {
-                Ok(store) if store.uuid() != entry.uuid => {
-                    "another store is there than the one that the list of stores expects".to_owned()
-                }
-                Ok(_) if seen.contains(&entry.uuid) || entry.uuid == self.uuid() => {
-                    "the list of stores names it twice".to_owned()
-                }
-                Ok(_) => String::new(),
-                Err(error) => format!("on the list of stores, and can't be used: {error}"),
-            };
-            seen.push(entry.uuid);
-            if !why.is_empty() {
-                problems.push((entry.path, why));
+/// Claims `name` for a new container: no other container of the family of stores has it, and no other command claims
+/// it. The caller holds the claim until the container's manifest exists, and then removes it.
+pub fn claim(store: &Store, name: &ContainerName) -> Result<Lock> {
+    let session = store.session();
+    let path = store
+        .home()
+        .join("locks")
+        .join(format!("name-{name}{LOCK}"));
+    let lock = Lock::take(&path, Mode::Exclusive, &session.who, session.patience)?;
+    for (_, known) in names(store)? {
+        let known = match known {
+            Ok(known) => known,
+            // It may have had this name; then whoever mends it is told of the two.
+            Err(error) => {
+                log::warn!("{error}");
+                continue;
             }
+        };
+        if known == *name {
+            lock.remove()?;
+            return Err(
+                Error::failed(format!("a container named {name} exists already")).hint(format!(
+                    "choose another name, or remove that one with `cowl destroy {name}`"
+                )),
+            );
         }
-        Ok(problems)
     }
+    Ok(lock)
+}
 
-    /// The names of all containers of the family; stores that can't be reached are left out.
-    pub(super) fn names_of_family(&self) -> Result<Vec<Named>> {
-        let mut names = names_below(&self.home)?;
-        let others = entries(&self.home)?;
-        for other in &others {
-            match names_below(&other.path) {
-                Ok(found) => names.extend(found),
-                Err(error) => log::warn!("{error}"),
-            }
-        }
-        // A store that was opened by its own path, and is on no list of its own.
-        if self.root != self.home && others.iter().all(|other| other.path != self.root) {
-            names.extend(names_below(&self.root)?);
-        }
-        Ok(names)
+/// Takes the lock of adoptions into the family of stores.
+pub fn lock_adoption(store: &Store) -> Result<Lock> {
+    let session = store.session();
+    let path = store.home().join("locks").join(format!("adopting{LOCK}"));
+    Lock::take(&path, Mode::Exclusive, &session.who, session.patience)
+}
+
+/// What is wrong with the list of the family's stores, entry by entry. Nothing for a store that is not
+/// the home.
+pub fn list_problems(store: &Store) -> Result<Vec<(PathBuf, String)>> {
+    let mut problems = Vec::new();
+    if store.root() != store.home() {
+        return Ok(problems);
     }
+    let mut seen = Vec::new();
+    for entry in entries(store.home())? {
+        let why = match Store::open(&entry.path, store.session().clone()) {
+            Ok(store) if store.uuid() != entry.uuid => {
+                "another store is there than the one that the list of stores expects".to_owned()
+            }
+            Ok(_) if seen.contains(&entry.uuid) || entry.uuid == store.uuid() => {
+                "the list of stores names it twice".to_owned()
+            }
+            Ok(_) => String::new(),
+            Err(error) => format!("on the list of stores, and can't be used: {error}"),
+        };
+        seen.push(entry.uuid);
+        if !why.is_empty() {
+            problems.push((entry.path, why));
+        }
+    }
+    Ok(problems)
+}
+
+/// The names of all containers of the family; stores that can't be reached are left out.
+fn names(store: &Store) -> Result<Vec<Named>> {
+    let mut names = names_below(store.home())?;
+    let others = entries(store.home())?;
+    for other in &others {
+        match names_below(&other.path) {
+            Ok(found) => names.extend(found),
+            Err(error) => log::warn!("{error}"),
+        }
+    }
+    // A store that was opened by its own path, and is on no list of its own.
+    if store.root() != store.home() && others.iter().all(|other| other.path != store.root()) {
+        names.extend(names_below(store.root())?);
+    }
+    Ok(names)
 }
 
 #[cfg(test)]
@@ -202,22 +223,33 @@ mod tests {
     fn names_are_unique_in_the_family() {
         let dir = tempfile::tempdir().unwrap();
         let home = Store::open_or_make(&dir.path().join("home"), session()).unwrap();
-        let other = home.join(&dir.path().join("other")).unwrap();
+        let other = join(&home, &dir.path().join("other")).unwrap();
         assert_eq!(other.home(), home.root());
-        let again = home.join(&dir.path().join("other")).unwrap();
+        let again = join(&home, &dir.path().join("other")).unwrap();
         assert_eq!(again.uuid(), other.uuid());
         assert_eq!(entries(home.root()).unwrap().len(), 1);
 
         let name = ContainerName::parse("web").unwrap();
-        let claim = other.claim(&name).unwrap();
-        assert_eq!(home.claim(&name).unwrap_err().kind, Kind::Busy);
-        claim.remove().unwrap();
-        let error = Store::holding(home.root(), &session(), &name).unwrap_err();
+        let claimed = claim(&other, &name).unwrap();
+        assert_eq!(claim(&home, &name).unwrap_err().kind, Kind::Busy);
+        claimed.remove().unwrap();
+        let error = holding(home.root(), &session(), &name).unwrap_err();
         assert_eq!(error.kind, Kind::NotFound);
 
         // A disk that is not there takes nothing with it.
         std::fs::rename(dir.path().join("other"), dir.path().join("gone")).unwrap();
-        assert_eq!(Store::family(home.root(), &session()).unwrap().len(), 1);
-        home.claim(&name).unwrap().remove().unwrap();
+        assert_eq!(stores(home.root(), &session()).unwrap().len(), 1);
+        claim(&home, &name).unwrap().remove().unwrap();
+    }
+
+    #[test]
+    fn a_name_is_claimed_by_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
+        let name = ContainerName::parse("web").unwrap();
+        let claimed = claim(&store, &name).unwrap();
+        assert_eq!(claim(&store, &name).unwrap_err().kind, Kind::Busy);
+        claimed.remove().unwrap();
+        claim(&store, &name).unwrap().remove().unwrap();
     }
 }

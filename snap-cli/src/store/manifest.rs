@@ -164,7 +164,7 @@ impl ContainerManifest {
             snapshots: Vec::new(),
             next_snap: 0,
             next_auto: 0,
-            created: super::now(),
+            created: super::span::now(),
             settings: Map::new(),
             adopted: None,
             lxc: None,
@@ -184,6 +184,14 @@ impl ContainerManifest {
     /// The snapshot of this name.
     pub fn snapshot(&self, name: &SnapshotName) -> Option<&SnapshotRef> {
         self.snapshots.iter().find(|known| known.name == *name)
+    }
+
+    /// Drops all that is of this machine, for a container that goes to another, or is made anew.
+    pub fn leave_machine(&mut self) {
+        self.adopted = None;
+        self.lxc = None;
+        self.moving = None;
+        self.ephemeral = None;
     }
 
     /// What must hold besides the fields' types; the text says what does not.
@@ -415,7 +423,7 @@ impl LayerManifest {
             kind,
             over: over.to_vec(),
             stands_for: stands_for.to_vec(),
-            created: super::now(),
+            created: super::span::now(),
             measured: None,
             looks: None,
             digest: None,

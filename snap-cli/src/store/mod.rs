@@ -8,7 +8,7 @@
 //!       containers/<id>/container.json   THE commit point of every change of a container
 //!                      /container.json.next   a change under way (see `crate::container`)
 //!                      /snapshots/<id>.json
-//!       mnt/<id>                         mount points (see [`places`])
+//!       mnt/<id>                         mount points (see [`mount_points`])
 //!       mapped/<id>/rootfs               those of LXC containers with an id map
 //!       run/<id>                         socket, log and state of a running mount (root's: see [`run`])
 //!       locks/                           one file a lock
@@ -23,20 +23,30 @@
 
 pub mod bytes;
 pub mod collect;
+pub mod containers;
 pub mod deleted;
 pub mod disk;
 pub mod family;
 pub mod layers;
+pub mod leftovers;
 pub mod lock;
+pub mod making;
 pub mod manifest;
+pub mod measure;
+pub mod mount_points;
 pub mod name;
+mod notes;
+pub mod orphans;
 pub mod outside;
-pub mod places;
+pub mod paths;
 pub mod record;
 pub mod reserve;
 pub mod run;
 pub mod sizes;
 pub mod span;
+pub mod survey;
+pub mod synced;
+pub mod trash;
 pub mod usage;
 
 use std::os::unix::fs::DirBuilderExt;
@@ -53,11 +63,12 @@ use crate::error::{Error, Kind, Result};
 use cowl_layers::shown::Show as _;
 use cowlfs::config::{Awake, Coherence, Passthrough};
 use lock::{Lock, Mode};
-use manifest::{
-    ContainerId, ContainerManifest, LayerId, Marks, SnapshotId, SnapshotManifest, StoreManifest,
-};
-use name::ContainerName;
+use manifest::{ContainerId, Marks, StoreManifest};
+use paths::Paths;
+
+pub use containers::{Listed, no_container};
 use record::Record;
+pub use span::now;
 
 /// Who works on the store, and how long it waits for others.
 #[derive(Clone, Debug)]
@@ -103,29 +114,20 @@ fn another_owner(root: &Path) -> Result<Option<u32>> {
 /// An open store.
 #[derive(Debug)]
 pub struct Store {
-    root: PathBuf,
+    paths: Paths,
     /// The store that knows the whole family: where names are claimed.
     home: PathBuf,
     manifest: StoreManifest,
     session: Session,
-    run: run::RunPlaces,
+    run: run::RunDirs,
 }
 
-/// A container's id with what its manifest says, or why that can't be read.
-pub type Listed = (ContainerId, Result<Record<ContainerManifest>>);
-
-/// A container's id with its name alone, or why that can't be read.
-pub type Named = (ContainerId, Result<ContainerName>);
-
-/// What ends the names of lock files.
-pub const LOCK: &str = ".lock";
-
 /// Folders of a store and their modes. Root file systems hold set-user-ID programs: no other user may reach
-/// them, neither by way of the layers nor by way of the mounts (see [`places`]).
+/// them, neither by way of the layers nor by way of the mounts (see [`mount_points`]).
 const FOLDERS: [(&str, u32); 6] = [
     ("layers", 0o700),
     ("containers", 0o700),
-    (places::MNT, 0o700),
+    (paths::MNT, 0o700),
     ("run", 0o700),
     ("locks", 0o700),
     ("trash", 0o700),
@@ -178,13 +180,15 @@ impl Store {
             );
         };
         let store = Self {
-            run: run::RunPlaces::of(root, record.body.uuid)?,
-            root: root.to_path_buf(),
+            run: run::RunDirs::of(root, record.body.uuid)?,
+            paths: Paths::of(root),
             home: root.to_path_buf(),
             manifest: record.body,
             session,
         };
-        if let Err(error) = store.close_mnt(false) {
+        if let Err(error) =
+            mount_points::close_mnt(&store.paths, mount_points::Closed::ToOtherUsers)
+        {
             log::warn!("other users may reach what is mounted in the store: {error}");
         }
         Ok(store)
@@ -257,8 +261,8 @@ impl Store {
         disk::replace(&root.join("store.json"), &Record::first(manifest.clone()))?;
         disk::sync_parent(root)?;
         Ok(Self {
-            run: run::RunPlaces::of(root, manifest.uuid)?,
-            root: root.to_path_buf(),
+            run: run::RunDirs::of(root, manifest.uuid)?,
+            paths: Paths::of(root),
             home: root.to_path_buf(),
             manifest,
             session,
@@ -267,7 +271,7 @@ impl Store {
 
     /// The store's folder.
     pub fn root(&self) -> &Path {
-        &self.root
+        self.paths.root()
     }
 
     /// Who works on it.
@@ -283,68 +287,42 @@ impl Store {
         }
     }
 
-    /// A layer's folder.
-    pub fn layer_dir(&self, id: LayerId) -> PathBuf {
-        self.root.join("layers").join(id.to_string())
+    /// The store that keeps the family's list.
+    pub fn home(&self) -> &Path {
+        &self.home
     }
 
-    /// A layer's tree.
-    pub fn layer_tree(&self, id: LayerId) -> PathBuf {
-        self.layer_dir(id).join("tree")
+    /// As a store of the family whose list the store at `home` keeps.
+    pub(super) fn of_family(self, home: &Path) -> Self {
+        Self {
+            home: home.to_path_buf(),
+            ..self
+        }
     }
 
-    /// A head's work folder.
-    pub fn layer_work(&self, id: LayerId) -> PathBuf {
-        self.layer_dir(id).join("work")
+    /// The store's own id.
+    pub fn uuid(&self) -> Uuid {
+        self.manifest.uuid
     }
 
-    /// A layer's manifest.
-    pub fn layer_file(&self, id: LayerId) -> PathBuf {
-        self.layer_dir(id).join("layer.json")
+    /// The directories of run-time files.
+    pub fn run(&self) -> &run::RunDirs {
+        &self.run
     }
 
-    /// A container's folder.
-    pub fn container_dir(&self, id: ContainerId) -> PathBuf {
-        self.root.join("containers").join(id.to_string())
-    }
-
-    /// A container's manifest.
-    pub fn container_file(&self, id: ContainerId) -> PathBuf {
-        self.container_dir(id).join("container.json")
-    }
-
-    /// What lies in a container's folder until its manifest is there.
-    pub fn unfinished_file(&self, id: ContainerId) -> PathBuf {
-        self.container_dir(id).join("unfinished")
-    }
-
-    /// The folder of a container's snapshot files.
-    pub fn snapshots_dir(&self, id: ContainerId) -> PathBuf {
-        self.container_dir(id).join("snapshots")
-    }
-
-    /// A snapshot's file.
-    pub fn snapshot_file(&self, id: ContainerId, snapshot: SnapshotId) -> PathBuf {
-        self.snapshots_dir(id).join(format!("{snapshot}.json"))
-    }
-
-    /// The file of the lock `name`.
-    pub fn lock_file(&self, name: &str) -> PathBuf {
-        self.root.join("locks").join(format!("{name}{LOCK}"))
+    /// The paths of what is in it.
+    pub fn paths(&self) -> &Paths {
+        &self.paths
     }
 
     fn lock(&self, name: &str, mode: Mode) -> Result<Lock> {
         let session = &self.session;
-        Lock::take(&self.lock_file(name), mode, &session.who, session.patience)
-    }
-
-    /// The ids of all layers that there are.
-    pub fn layer_ids(&self) -> Result<Vec<LayerId>> {
-        let names = disk::names(&self.root.join("layers"))?;
-        Ok(names
-            .iter()
-            .filter_map(|name| LayerId::parse(name))
-            .collect())
+        Lock::take(
+            &self.paths().lock_file(name),
+            mode,
+            &session.who,
+            session.patience,
+        )
     }
 
     /// Alone with one container.
@@ -354,7 +332,7 @@ impl Store {
 
     /// The same without waiting; `None` when somebody is at work on it.
     pub fn try_lock_container(&self, id: ContainerId) -> Result<Option<Lock>> {
-        let path = self.lock_file(&format!("container-{id}"));
+        let path = self.paths().lock_file(&format!("container-{id}"));
         Lock::try_take(&path, Mode::Exclusive, &self.session.who)
     }
 
@@ -363,171 +341,14 @@ impl Store {
         self.lock("store", Mode::Exclusive)
     }
 
-    /// The right to give `name` to a new container, which nobody in the family of stores has or claims.
-    /// Hold it until the container's manifest is there; then remove it.
-    pub fn claim(&self, name: &ContainerName) -> Result<Lock> {
-        let session = &self.session;
-        let path = self.home.join("locks").join(format!("name-{name}{LOCK}"));
-        let lock = Lock::take(&path, Mode::Exclusive, &session.who, session.patience)?;
-        for (_, known) in self.names_of_family()? {
-            let known = match known {
-                Ok(known) => known,
-                // It may have had this name; then whoever mends it is told of the two.
-                Err(error) => {
-                    log::warn!("{error}");
-                    continue;
-                }
-            };
-            if known == *name {
-                lock.remove()?;
-                return Err(
-                    Error::failed(format!("a container named {name} exists already")).hint(
-                        format!(
-                            "choose another name, or remove that one with `cowl destroy {name}`"
-                        ),
-                    ),
-                );
-            }
-        }
-        Ok(lock)
-    }
-
     /// The right to sync a container's snapshots in the background.
     pub fn settling_alone(&self, id: ContainerId) -> Result<Lock> {
         self.lock(&format!("settling-{id}"), Mode::Exclusive)
     }
 
-    /// The right to take something over into the family of stores.
-    pub fn adopting(&self) -> Result<Lock> {
-        let session = &self.session;
-        let path = self.home.join("locks").join(format!("adopting{LOCK}"));
-        Lock::take(&path, Mode::Exclusive, &session.who, session.patience)
-    }
-
     /// Keeps collection away: what is made, or read, now stays until this is dropped.
     pub fn share(&self) -> Result<Lock> {
         self.lock("store", Mode::Shared)
-    }
-
-    /// All containers, by name. One whose manifest can't be read hides none of the others.
-    pub fn containers(&self) -> Result<Vec<Listed>> {
-        let mut found = Vec::new();
-        for name in disk::names(&self.root.join("containers"))? {
-            let Some(id) = ContainerId::parse(&name) else {
-                continue;
-            };
-            match self.container(id) {
-                // Half-made: it does not count.
-                Ok(None) => {}
-                Ok(Some(record)) => found.push((id, Ok(record))),
-                Err(error) => found.push((id, Err(error))),
-            }
-        }
-        let key = |entry: &Listed| entry.1.as_ref().ok().map(|r| r.body.name.clone());
-        found.sort_by_key(key);
-        Ok(found)
-    }
-
-    /// One container's manifest; `None` where there is none.
-    pub fn container(&self, id: ContainerId) -> Result<Option<Record<ContainerManifest>>> {
-        self.container_at(&self.container_file(id))
-    }
-
-    /// A container's manifest at a path.
-    pub fn container_at(&self, path: &Path) -> Result<Option<Record<ContainerManifest>>> {
-        let Some(record) = disk::read_opt::<ContainerManifest>(path)? else {
-            return Ok(None);
-        };
-        match record.body.check() {
-            Ok(()) => Ok(Some(record)),
-            Err(why) => Err(disk::impossible::<ContainerManifest>(path, why)),
-        }
-    }
-
-    /// The names of all containers, in no order: far cheaper than [`Store::containers`].
-    pub fn names(&self) -> Result<Vec<Named>> {
-        names_below(&self.root)
-    }
-
-    /// The container of this name.
-    pub fn find(&self, name: &ContainerName) -> Result<(ContainerId, Record<ContainerManifest>)> {
-        let id = self.find_id(name)?;
-        match self.container(id)? {
-            Some(record) => Ok((id, record)),
-            None => Err(no_container(name, [])),
-        }
-    }
-
-    /// The id of the container of this name.
-    pub fn find_id(&self, name: &ContainerName) -> Result<ContainerId> {
-        let mut known = Vec::new();
-        let mut unreadable = None;
-        for (id, found) in self.names()? {
-            match found {
-                Ok(found) if found == *name => return Ok(id),
-                Ok(found) => known.push(found),
-                Err(error) => unreadable = Some(error),
-            }
-        }
-        match unreadable {
-            Some(error) => Err(error),
-            None => Err(no_container(name, &known)),
-        }
-    }
-
-    /// A snapshot's manifest.
-    pub fn snapshot(&self, id: ContainerId, snapshot: SnapshotId) -> Result<SnapshotManifest> {
-        self.snapshot_in(&self.container_dir(id), snapshot)
-    }
-
-    /// The same for a container whose folder lies elsewhere.
-    pub fn snapshot_in(&self, dir: &Path, snapshot: SnapshotId) -> Result<SnapshotManifest> {
-        let path = dir.join("snapshots").join(format!("{snapshot}.json"));
-        let body = disk::read::<SnapshotManifest>(&path)?.body;
-        match body.check() {
-            Ok(()) => Ok(body),
-            Err(why) => Err(disk::impossible::<SnapshotManifest>(&path, why)),
-        }
-    }
-}
-
-/// The names of the containers of the store at `root`.
-fn names_below(root: &Path) -> Result<Vec<Named>> {
-    let containers = root.join("containers");
-    let mut found = Vec::new();
-    for name in disk::names(&containers)? {
-        let Some(id) = ContainerId::parse(&name) else {
-            continue;
-        };
-        match disk::read_name(&containers.join(name).join("container.json")) {
-            // Half-made: it does not count.
-            Ok(None) => {}
-            Ok(Some(name)) => found.push((id, Ok(name))),
-            Err(error) => found.push((id, Err(error))),
-        }
-    }
-    Ok(found)
-}
-
-/// The complaint about a name that no container has, with the one that may have been meant.
-pub fn no_container<'a>(
-    name: &ContainerName,
-    known: impl IntoIterator<Item = &'a ContainerName>,
-) -> Error {
-    let known = known.into_iter().map(ContainerName::as_str);
-    let hint = match name::nearest(name.as_str(), known) {
-        Some(near) => format!("did you mean {near}?"),
-        None => "`cowl list` shows all containers".to_owned(),
-    };
-    Error::not_found(format!("there is no container named {name}")).hint(hint)
-}
-
-/// The moment, as manifests tell it.
-pub fn now() -> String {
-    let now = jiff::Timestamp::now();
-    match now.round(jiff::Unit::Millisecond) {
-        Ok(rounded) => rounded.to_string(),
-        Err(_) => now.to_string(),
     }
 }
 
@@ -577,16 +398,5 @@ pub(crate) mod tests {
             assert!(error.hint.unwrap().contains("newer cowl"));
         }
         assert_eq!(disk::names(dir.path()).unwrap(), ["store.json"]);
-    }
-
-    #[test]
-    fn a_name_is_claimed_by_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
-        let name = ContainerName::parse("web").unwrap();
-        let claim = store.claim(&name).unwrap();
-        assert_eq!(store.claim(&name).unwrap_err().kind, Kind::Busy);
-        claim.remove().unwrap();
-        store.claim(&name).unwrap().remove().unwrap();
     }
 }

@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::bytes::{self, Blob};
-use super::manifest::ContainerManifest;
 
 /// A root file system that was taken over where it stood.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,14 +71,4 @@ pub enum Moving {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         hostname: Option<String>,
     },
-}
-
-impl ContainerManifest {
-    /// Drops all that is of this machine, for a container that goes to another, or is made anew.
-    pub fn leave_machine(&mut self) {
-        self.adopted = None;
-        self.lxc = None;
-        self.moving = None;
-        self.ephemeral = None;
-    }
 }

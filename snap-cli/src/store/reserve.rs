@@ -25,84 +25,82 @@ const FULL: u64 = 64 << 10;
 /// It is set aside only where there is so many times as much room.
 const PLENTY: u64 = 8;
 
-impl Store {
-    fn reserve_dir(&self) -> PathBuf {
-        self.root.join("reserve")
-    }
+fn dir_of(store: &Store) -> PathBuf {
+    store.root().join("reserve")
+}
 
-    /// Sets the reserve aside if it is not there and there is room for it.
-    pub fn keep_reserve(&self) -> Result<()> {
-        let dir = self.reserve_dir();
-        let there = disk::names(&dir)?;
-        if there.len() as u64 >= FILES {
-            return Ok(());
-        }
-        let at = |error: Errno| {
-            Error::at(
-                "look at the disk of",
-                &self.root,
-                std::io::Error::from(error),
-            )
-        };
-        let space = rustix::fs::statvfs(&self.root).map_err(at)?;
-        let size = (space.f_blocks * space.f_frsize / PART).min(WANTED) / FILES;
-        let room = space.f_bavail * space.f_frsize >= size * FILES * PLENTY;
-        // Where inodes are made as they are needed, none are counted.
-        let inodes = space.f_files == 0 || space.f_favail >= FILES * PLENTY;
-        if !room || !inodes {
-            return Ok(());
-        }
-        match std::fs::DirBuilder::new().mode(0o700).create(&dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(Error::at("make the folder", &dir, error));
-            }
-            Ok(()) | Err(_) => {}
-        }
-        for number in 0..FILES {
-            let path = dir.join(number.to_string());
-            if let Err(error) = set_aside(&path, size) {
-                disk::remove_if_there(&path)?;
-                return Err(Error::at("set space aside in", &path, error));
-            }
-        }
-        Ok(())
+/// Sets the reserve aside if it is not there and there is room for it.
+pub fn keep(store: &Store) -> Result<()> {
+    let dir = dir_of(store);
+    let there = disk::names(&dir)?;
+    if there.len() as u64 >= FILES {
+        return Ok(());
     }
+    let at = |error: Errno| {
+        Error::at(
+            "look at the disk of",
+            store.root(),
+            std::io::Error::from(error),
+        )
+    };
+    let space = rustix::fs::statvfs(store.root()).map_err(at)?;
+    let size = (space.f_blocks * space.f_frsize / PART).min(WANTED) / FILES;
+    let room = space.f_bavail * space.f_frsize >= size * FILES * PLENTY;
+    // Where inodes are made as they are needed, none are counted.
+    let inodes = space.f_files == 0 || space.f_favail >= FILES * PLENTY;
+    if !room || !inodes {
+        return Ok(());
+    }
+    match std::fs::DirBuilder::new().mode(0o700).create(&dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(Error::at("make the folder", &dir, error));
+        }
+        Ok(()) | Err(_) => {}
+    }
+    for number in 0..FILES {
+        let path = dir.join(number.to_string());
+        if let Err(error) = set_aside(&path, size) {
+            disk::remove_if_there(&path)?;
+            return Err(Error::at("set space aside in", &path, error));
+        }
+    }
+    Ok(())
+}
 
-    /// Gives the reserve up where the disk is full, for a mount: removing a lower file needs a little space.
-    pub fn make_room_to_remove(&self) -> Result<()> {
-        let space = rustix::fs::statvfs(&self.root).map_err(|error| {
-            Error::at(
-                "inspect the disk of",
-                &self.root,
-                std::io::Error::from(error),
-            )
-        })?;
-        let few_inodes = space.f_files != 0 && space.f_favail < FILES;
-        if space.f_bavail * space.f_frsize >= FULL && !few_inodes {
-            return Ok(());
-        }
-        // What statfs reports is not exact, and root may use more.
-        let full = probe(&self.root.join("locks")).is_err_and(|error| error.is_no_space());
-        if full && self.give_up_reserve()? {
-            log::warn!("the disk is full: using the space that was set aside for this");
-        }
-        Ok(())
+/// Gives the reserve up where the disk is full, for a mount: removing a lower file needs a little space.
+pub fn make_room_to_remove(store: &Store) -> Result<()> {
+    let space = rustix::fs::statvfs(store.root()).map_err(|error| {
+        Error::at(
+            "inspect the disk of",
+            store.root(),
+            std::io::Error::from(error),
+        )
+    })?;
+    let few_inodes = space.f_files != 0 && space.f_favail < FILES;
+    if space.f_bavail * space.f_frsize >= FULL && !few_inodes {
+        return Ok(());
     }
+    // What statfs reports is not exact, and root may use more.
+    let full = probe(&store.paths().locks()).is_err_and(|error| error.is_no_space());
+    if full && give_up(store)? {
+        log::warn!("the disk is full: using the space that was set aside for this");
+    }
+    Ok(())
+}
 
-    /// Gives the reserve up; false where there was none.
-    pub fn give_up_reserve(&self) -> Result<bool> {
-        let dir = self.reserve_dir();
-        let there = disk::names(&dir)?;
-        for name in &there {
-            disk::remove_if_there(&dir.join(name))?;
-        }
-        if there.is_empty() {
-            return Ok(false);
-        }
-        // What was freed is free when the disk's journal says so.
-        disk::sync_dir(&dir)?;
-        Ok(true)
+/// Gives the reserve up; false where there was none.
+pub fn give_up(store: &Store) -> Result<bool> {
+    let dir = dir_of(store);
+    let there = disk::names(&dir)?;
+    for name in &there {
+        disk::remove_if_there(&dir.join(name))?;
     }
+    if there.is_empty() {
+        return Ok(false);
+    }
+    // What was freed is free when the disk's journal says so.
+    disk::sync_dir(&dir)?;
+    Ok(true)
 }
 
 fn set_aside(path: &std::path::Path, size: u64) -> std::io::Result<()> {
@@ -145,18 +143,18 @@ mod tests {
             mounts: Default::default(),
         };
         let store = Store::open_or_make(&dir.path().join("store"), session).unwrap();
-        assert!(!store.give_up_reserve().unwrap());
+        assert!(!give_up(&store).unwrap());
         for _ in 0..2 {
-            store.keep_reserve().unwrap();
-            store.keep_reserve().unwrap();
+            keep(&store).unwrap();
+            keep(&store).unwrap();
             let taken = |number: u64| {
-                let meta = std::fs::metadata(store.reserve_dir().join(number.to_string()));
+                let meta = std::fs::metadata(dir_of(&store).join(number.to_string()));
                 meta.unwrap().blocks() * 512
             };
             let taken: u64 = (0..FILES).map(taken).sum();
             assert!(taken >= WANTED / 4, "{taken}");
-            assert!(store.give_up_reserve().unwrap());
-            assert!(!store.give_up_reserve().unwrap());
+            assert!(give_up(&store).unwrap());
+            assert!(!give_up(&store).unwrap());
         }
     }
 }

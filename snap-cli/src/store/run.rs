@@ -17,10 +17,10 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::layers::remove_tree;
+use super::disk;
+use super::disk::remove_tree;
 use super::lock::Lock;
 use super::manifest::ContainerId;
-use super::{Store, disk};
 use crate::error::{Error, Result};
 use cowl_layers::shown::Show as _;
 
@@ -46,7 +46,7 @@ struct Volatile {
 
 /// The candidate directories for the run-time files of a store.
 #[derive(Clone, Debug)]
-pub struct RunPlaces {
+pub struct RunDirs {
     volatile: Vec<Volatile>,
     /// `STORE/run`.
     own: PathBuf,
@@ -56,7 +56,7 @@ pub struct RunPlaces {
     key: String,
 }
 
-impl RunPlaces {
+impl RunDirs {
     /// Determines the directories for the store at `root`.
     pub(super) fn of(root: &Path, store: Uuid) -> Result<Self> {
         let meta = std::fs::metadata(root).map_err(|e| Error::at("inspect", root, e))?;
@@ -85,6 +85,11 @@ impl RunPlaces {
         })
     }
 
+    /// Names the store by its uuid and the device and inode number of its directory: a copy has another key.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
     /// Whether only the owner can have created the contents of a volatile directory.
     fn is_private(&self, place: &Volatile) -> bool {
         let base_is_safe = match std::fs::symlink_metadata(&place.base) {
@@ -104,29 +109,33 @@ impl RunPlaces {
     }
 
     /// Lists every directory that may hold run-time files of containers, in order of preference.
-    fn roots(&self) -> impl Iterator<Item = &Path> {
+    pub(super) fn roots(&self) -> impl Iterator<Item = &Path> {
         let volatile = self.volatile.iter().filter(|place| self.is_private(place));
         let volatile = volatile.map(|place| place.dir.as_path());
         volatile.chain([self.own.as_path()])
     }
 
-    fn all(&self, id: ContainerId) -> Vec<PathBuf> {
+    /// Lists every directory that may hold run-time files of a container.
+    pub fn dirs(&self, id: ContainerId) -> Vec<PathBuf> {
         self.roots().map(|root| root.join(id.to_string())).collect()
     }
 
     fn in_use(&self, id: ContainerId) -> Option<PathBuf> {
-        let mut dirs = self.all(id).into_iter();
+        let mut dirs = self.dirs(id).into_iter();
         dirs.find(|dir| dir.join(STATE).symlink_metadata().is_ok())
     }
 
-    fn current(&self, id: ContainerId) -> PathBuf {
-        let existing = || self.all(id).into_iter().find(|dir| dir.is_dir());
+    /// Returns the directory of a container's run-time files: that of its running mount, or the one used last.
+    pub fn dir(&self, id: ContainerId) -> PathBuf {
+        let existing = || self.dirs(id).into_iter().find(|dir| dir.is_dir());
         self.in_use(id)
             .or_else(existing)
             .unwrap_or_else(|| self.own.join(id.to_string()))
     }
 
-    fn make(&self, id: ContainerId) -> Result<PathBuf> {
+    /// Creates a directory with sufficient space for a container's run-time files. Afterwards, [`RunDirs::dir`]
+    /// returns it.
+    pub fn make(&self, id: ContainerId) -> Result<PathBuf> {
         if let Some(dir) = self.in_use(id) {
             return Ok(dir);
         }
@@ -216,7 +225,7 @@ impl RunPlaces {
     /// Removes directories of the container that take precedence over `chosen` but were not usable. They hold no
     /// running mount.
     fn give_up_others(&self, id: ContainerId, chosen: &Path) -> Result<()> {
-        for dir in self.all(id) {
+        for dir in self.dirs(id) {
             if dir == chosen {
                 break;
             }
@@ -297,34 +306,6 @@ pub(super) fn probe(dir: &Path) -> Result<()> {
     written.map_err(|error| Error::at("write run-time files to", dir, error))
 }
 
-impl Store {
-    /// Returns the directory of a container's run-time files: that of its running mount, or the one used last.
-    pub fn run_dir(&self, id: ContainerId) -> PathBuf {
-        self.run.current(id)
-    }
-
-    /// Names the store by its uuid and the device and inode number of its directory: a copy has another key.
-    pub fn run_key(&self) -> &str {
-        &self.run.key
-    }
-
-    /// Lists every directory that may hold run-time files of a container.
-    pub fn run_dirs(&self, id: ContainerId) -> Vec<PathBuf> {
-        self.run.all(id)
-    }
-
-    /// Creates a directory with sufficient space for a container's run-time files. Afterwards, [`Store::run_dir`]
-    /// returns it.
-    pub fn make_run_dir(&self, id: ContainerId) -> Result<PathBuf> {
-        self.run.make(id)
-    }
-
-    /// Lists the directories that hold those of all containers.
-    pub(super) fn run_roots(&self) -> impl Iterator<Item = &Path> {
-        self.run.roots()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
@@ -332,8 +313,8 @@ mod tests {
     use super::super::lock::Mode;
     use super::*;
 
-    fn places(root: &Path, base: &Path) -> RunPlaces {
-        RunPlaces {
+    fn places(root: &Path, base: &Path) -> RunDirs {
+        RunDirs {
             volatile: vec![Volatile {
                 base: base.to_path_buf(),
                 dir: base.join("cowl/key"),
@@ -378,7 +359,7 @@ mod tests {
             store.join("run").join(id.to_string()),
             base.join("cowl/key").join(id.to_string()),
         );
-        assert_eq!(places.current(id), own);
+        assert_eq!(places.dir(id), own);
         assert_eq!(places.make(id).unwrap(), own);
         std::fs::write(own.join(STATE), "{}").unwrap();
 
@@ -387,13 +368,13 @@ mod tests {
         for path in [base.join("cowl"), base.join("cowl/key"), volatile.clone()] {
             set_mode(&path, 0o700);
         }
-        assert_eq!(places.current(id), own);
+        assert_eq!(places.dir(id), own);
         assert_eq!(places.make(id).unwrap(), own);
 
         std::fs::remove_file(own.join(STATE)).unwrap();
-        assert_eq!(places.current(id), volatile);
+        assert_eq!(places.dir(id), volatile);
         assert_eq!(places.make(id).unwrap(), volatile, "what was chosen stays");
-        assert_eq!(places.all(id), [volatile, own]);
+        assert_eq!(places.dirs(id), [volatile, own]);
     }
 
     #[test]
@@ -420,7 +401,7 @@ mod tests {
             let volatile = &places.volatile[0];
             assert!(places.make_in(volatile, &id.to_string()).is_err());
             assert!(!places.is_private(volatile));
-            assert_eq!(places.all(id).len(), 1);
+            assert_eq!(places.dirs(id).len(), 1);
             assert_eq!(
                 places.make(id).unwrap(),
                 store.join("run").join(id.to_string())
@@ -499,7 +480,7 @@ mod tests {
             std::fs::create_dir(path).unwrap();
         }
         std::os::unix::fs::symlink(&paths[0], dir.path().join("link")).unwrap();
-        let key = |path: &Path, uuid| RunPlaces::of(path, uuid).unwrap().volatile;
+        let key = |path: &Path, uuid| RunDirs::of(path, uuid).unwrap().volatile;
         let one = key(&paths[0], uuid);
         assert_ne!(one, key(&paths[1], uuid), "a copy");
         assert_ne!(one, key(&paths[0], Uuid::new_v4()), "made anew");

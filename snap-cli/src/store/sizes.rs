@@ -6,8 +6,8 @@ use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::layers::LayerSize;
 use super::manifest::{ContainerId, LayerId, LayerKind, Measured};
+use super::measure::{LayerSize, size_of};
 use super::{Store, disk};
 use crate::error::{Error, Result};
 use cowl_layers::shown::Show as _;
@@ -36,7 +36,7 @@ pub struct Sizes<'s> {
 impl<'s> Sizes<'s> {
     /// Reads what is remembered. Hold a shared lock of the store.
     pub fn of(store: &'s Store, container: ContainerId) -> Self {
-        let path = store.cache_file(container);
+        let path = store.paths().cache_file(container);
         let read =
             disk::read_bytes(&path).and_then(|bytes| Ok(serde_json::from_slice::<File>(&bytes)?));
         let file = match read {
@@ -75,7 +75,7 @@ impl<'s> Sizes<'s> {
             kind,
             measured,
             is_final,
-        } = self.store.size_of(id)?;
+        } = size_of(self.store, id)?;
         if !is_final {
             self.passing.insert(id, (kind, measured));
             return Ok((kind, measured));
@@ -107,8 +107,9 @@ impl<'s> Sizes<'s> {
 
     /// A power cut may take it: nothing is synced.
     fn write(&self) -> Result<()> {
-        let folder = self.store.private_folder("cache")?;
-        let path = self.store.cache_file(self.container);
+        let folder = self.store.paths().caches();
+        disk::ensure_private_dir(&folder)?;
+        let path = self.store.paths().cache_file(self.container);
         let at = |error: std::io::Error| Error::at("write", &path, error);
         let bytes = serde_json::to_vec(&self.file).map_err(|error| at(error.into()))?;
         let temporary = folder.join(format!(
@@ -128,7 +129,7 @@ impl<'s> Sizes<'s> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::layers::Making;
+    use super::super::making::Making;
     use super::super::tests::session;
     use super::*;
 
@@ -138,14 +139,14 @@ mod tests {
         let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
         let mut making = Making::begin(&store).unwrap();
         let layer = making.layer(LayerKind::Delta, &[], &[]).unwrap();
-        std::fs::write(store.layer_tree(layer).join("x"), b"x").unwrap();
+        std::fs::write(store.paths().layer_tree(layer).join("x"), b"x").unwrap();
         making.done().unwrap();
         let id = ContainerId::fresh();
         let mut sizes = Sizes::of(&store, id);
         let found = sizes.measured(layer).unwrap();
         assert_eq!((found.1.files, found.1.inodes), (1, 2));
         sizes.keep();
-        std::fs::remove_file(store.layer_file(layer)).unwrap();
+        std::fs::remove_file(store.paths().layer_file(layer)).unwrap();
         assert_eq!(Sizes::of(&store, id).measured(layer).unwrap(), found);
         // Lost or torn, it is as if it had never been.
         for torn in [
@@ -153,7 +154,7 @@ mod tests {
             "{\"format\": 2, \"layers\": {}}",
             "{\"format\": 1, \"lay",
         ] {
-            std::fs::write(store.cache_file(id), torn).unwrap();
+            std::fs::write(store.paths().cache_file(id), torn).unwrap();
             assert!(Sizes::of(&store, id).measured(layer).is_err());
         }
     }

@@ -1,4 +1,4 @@
-//! Spans of time as people type them: `7d`, `36h`, `2 weeks`, `1mo`.
+//! The present moment, and spans of time as people type them: `7d`, `36h`, `2 weeks`, `1mo`.
 
 use jiff::{Span, Timestamp, ZonedDateTime};
 
@@ -27,6 +27,15 @@ pub fn until(span: &Span) -> i64 {
     match ZonedDateTime::now().checked_add(*span) {
         Ok(end) => end.timestamp().as_second(),
         Err(_) => Timestamp::MAX.as_second(),
+    }
+}
+
+/// The present moment, in the form in which manifests record it.
+pub fn now() -> String {
+    let now = jiff::Timestamp::now();
+    match now.round(jiff::Unit::Millisecond) {
+        Ok(rounded) => rounded.to_string(),
+        Err(_) => now.to_string(),
     }
 }
 

@@ -1,14 +1,12 @@
-//! What names which layers, and what goes when some of it does.
+//! References of manifests to layers, and which layers go with some of them.
 //!
 //! A state names the layers of its stack: what each container is now, and each of its snapshots, those of
 //! destroyed containers that may still come back too. Nothing is counted up and down anywhere: it is read
 //! from the manifests whenever somebody asks.
 
 use std::collections::HashMap;
-use std::os::fd::AsFd;
 
-use cowl_layers::sys;
-
+use super::deleted::{self, Deleted};
 use super::manifest::{ContainerId, ContainerManifest, LayerId, Measured};
 use super::record::Record;
 use super::{Store, disk};
@@ -43,11 +41,65 @@ impl std::ops::AddAssign for Space {
     }
 }
 
-/// How many states name each layer.
+/// How many states refer to each layer.
 #[derive(Clone, Debug, Default)]
-pub struct Named(HashMap<LayerId, usize>);
+pub struct References(HashMap<LayerId, usize>);
 
-impl Named {
+impl References {
+    /// Counts the references to each layer of a store. The caller holds a shared lock of the store.
+    pub fn of(store: &Store) -> Result<Self> {
+        let (references, unread) = Self::of_readable(store)?;
+        match unread.into_iter().next() {
+            None => Ok(references),
+            Some(error) => Err(error),
+        }
+    }
+
+    /// Like [`References::of`], without the containers whose files cannot be read; returns why those cannot as well.
+    /// The counts may be too low then.
+    pub fn of_readable(store: &Store) -> Result<(Self, Vec<Error>)> {
+        let (mut references, mut unread) = (Self::default(), Vec::new());
+        for (id, record) in store.containers()? {
+            unread.extend(references.add_container(store, id, record).err());
+        }
+        for deleted in deleted::list(store)? {
+            // An expired container keeps no layer.
+            if !deleted.is_expired() {
+                unread.extend(references.add_deleted(store, &deleted).err());
+            }
+        }
+        Ok((references, unread))
+    }
+
+    fn add_deleted(&mut self, store: &Store, deleted: &Deleted) -> Result<()> {
+        let manifest = deleted::manifest(store, deleted)?.body;
+        self.add(&head_layers(&manifest));
+        for snapshot in &manifest.snapshots {
+            self.add(&store.snapshot_in(&deleted.dir, snapshot.id)?.stack);
+        }
+        Ok(())
+    }
+
+    fn add_container(
+        &mut self,
+        store: &Store,
+        id: ContainerId,
+        record: Result<Record<ContainerManifest>>,
+    ) -> Result<()> {
+        let manifest = record?.body;
+        self.add(&head_layers(&manifest));
+        for snapshot in &manifest.snapshots {
+            self.add(&store.snapshot(id, snapshot.id)?.stack);
+        }
+        let pending = store.paths().pending_file(id);
+        if disk::is_there(&pending)?
+            && let Ok(Some(next)) = store.container_at(&pending)
+        {
+            self.add(&next.body.stack);
+        }
+        Ok(())
+    }
+
     fn add(&mut self, stack: &[LayerId]) {
         for layer in stack {
             *self.0.entry(*layer).or_default() += 1;
@@ -71,84 +123,6 @@ impl Named {
     }
 }
 
-impl Store {
-    /// Counts what names each layer of this store. Hold a shared lock of the store.
-    pub fn named(&self) -> Result<Named> {
-        let (named, unread) = self.named_where_readable()?;
-        match unread.into_iter().next() {
-            None => Ok(named),
-            Some(error) => Err(error),
-        }
-    }
-
-    /// The same without the containers whose files cannot be read, and why those cannot: what they name may
-    /// count as named less often than it is.
-    pub fn named_where_readable(&self) -> Result<(Named, Vec<Error>)> {
-        let (mut named, mut unread) = (Named::default(), Vec::new());
-        for (id, record) in self.containers()? {
-            unread.extend(self.add_named(&mut named, id, record).err());
-        }
-        for deleted in self.deleted()? {
-            // Whose time is over is no reason to keep anything.
-            if deleted.is_expired() {
-                continue;
-            }
-            let mut add = || -> Result<()> {
-                let manifest = self.deleted_manifest(&deleted)?.body;
-                named.add(&head_layers(&manifest));
-                for snapshot in &manifest.snapshots {
-                    named.add(&self.snapshot_in(&deleted.dir, snapshot.id)?.stack);
-                }
-                Ok(())
-            };
-            unread.extend(add().err());
-        }
-        Ok((named, unread))
-    }
-
-    fn add_named(
-        &self,
-        named: &mut Named,
-        id: ContainerId,
-        record: Result<Record<ContainerManifest>>,
-    ) -> Result<()> {
-        let manifest = record?.body;
-        named.add(&head_layers(&manifest));
-        for snapshot in &manifest.snapshots {
-            named.add(&self.snapshot(id, snapshot.id)?.stack);
-        }
-        let pending = self.pending_file(id);
-        if disk::is_there(&pending)?
-            && let Ok(Some(next)) = self.container_at(&pending)
-        {
-            named.add(&next.body.stack);
-        }
-        Ok(())
-    }
-
-    /// Whether some mount writes to the layer.
-    pub fn is_written(&self, id: LayerId) -> Result<bool> {
-        let tree = self.layer_tree(id);
-        let written = sys::dir::open_root(&tree)
-            .and_then(|root| Ok(sys::dir::lock_shared(root.as_fd())?.is_none()));
-        match written {
-            Err(error) if error.is_absent() => Ok(false),
-            other => other.map_err(|error| Error::at("inspect the lock of", &tree, error)),
-        }
-    }
-
-    /// Whether some mount holds the layer: each locks the layers that it reads, and the one that it writes.
-    pub fn is_held(&self, id: LayerId) -> Result<bool> {
-        let tree = self.layer_tree(id);
-        let held = sys::dir::open_root(&tree)
-            .and_then(|root| Ok(sys::dir::lock_exclusive(root.as_fd())?.is_none()));
-        match held {
-            Err(error) if error.is_absent() => Ok(false),
-            other => other.map_err(|error| Error::at("look at the lock of", &tree, error)),
-        }
-    }
-}
-
 /// The layers that what a container is now names, each once.
 pub fn head_layers(manifest: &ContainerManifest) -> Vec<LayerId> {
     let mut layers = manifest.stack.clone();
@@ -164,7 +138,7 @@ mod tests {
     #[test]
     fn what_goes_with_what() {
         let [base, one, two, head] = std::array::from_fn(|_| LayerId::fresh());
-        let mut named = Named::default();
+        let mut named = References::default();
         for stack in [
             &[head, two, one, base][..],
             &[two, one, base],

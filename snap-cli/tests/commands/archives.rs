@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use cowl::delta::{digest, digest_dir};
 use cowl::store::Store;
 use cowl::store::name::{Address, ContainerName};
+use cowl::tree::{digest, digest_dir};
 use cowl_tests::command::{Output, run_command};
 use cowl_tests::programs;
 use cowl_tests::scratch::Scratch;
@@ -71,7 +71,7 @@ impl World {
     fn write(&self, path: &str, content: &str) {
         let store = self.open(self.store);
         let (_, record) = store.find(&ContainerName::parse("web").unwrap()).unwrap();
-        let path = store.layer_tree(record.body.head).join(path);
+        let path = store.paths().layer_tree(record.body.head).join(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, content).unwrap();
     }
@@ -464,7 +464,10 @@ fn layers_of_images_have_no_sparse_entries() {
     world.write("etc/sparse", "");
     let store = world.open(world.store);
     let (_, record) = store.find(&ContainerName::parse("web").unwrap()).unwrap();
-    let file = store.layer_tree(record.body.head).join("etc/sparse");
+    let file = store
+        .paths()
+        .layer_tree(record.body.head)
+        .join("etc/sparse");
     std::fs::File::options()
         .write(true)
         .open(file)

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use cowl::delta::digest;
 use cowl::store::Store;
 use cowl::store::manifest::{ContainerId, ContainerManifest, LayerId};
 use cowl::store::name::ContainerName;
+use cowl::tree::digest;
 use cowl_tests::command::run_command;
 use cowl_tests::scratch::Scratch;
 
@@ -61,7 +61,7 @@ impl World {
     /// Writes a number into the head: a new file, one that is in the base, and now and then a deletion.
     fn write(&self, number: usize) {
         let (_, manifest) = self.find("web");
-        let head = self.store().layer_tree(manifest.head);
+        let head = self.store().paths().layer_tree(manifest.head);
         std::fs::create_dir_all(head.join("d")).unwrap();
         std::fs::write(head.join(format!("d/{number}")), number.to_string()).unwrap();
         std::fs::write(head.join("d/file"), number.to_string()).unwrap();
@@ -150,7 +150,7 @@ fn a_merge_that_fails_fails_no_snapshot() {
     // What can't be read can't be merged: the lowest delta is gone.
     let (_, manifest) = world.find("web");
     assert_eq!(manifest.stack.len(), 4, "it was merged so far");
-    let lost = world.store().layer_tree(manifest.stack[2]);
+    let lost = world.store().paths().layer_tree(manifest.stack[2]);
     let away = world.path("away");
     std::fs::rename(&lost, &away).unwrap();
     world.write(3);

@@ -6,7 +6,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use cowl::container::{Container, Swap};
+use cowl::container::Swap;
+use cowl::recover;
 use cowl::store::Store;
 use cowl::store::bytes::Blob;
 use cowl::store::name::ContainerName;
@@ -136,7 +137,7 @@ impl World {
         let from = self.path("l/c1/rootfs");
         self.cli.create("c1", &from);
         let store = self.store();
-        let mut container = Container::open(&store, &ContainerName::parse("c1").unwrap()).unwrap();
+        let mut container = recover::open(&store, &ContainerName::parse("c1").unwrap()).unwrap();
         let mut next = container.manifest().clone();
         next.lxc = Some(Lxc {
             lxcpath: self.path("l"),
@@ -399,7 +400,7 @@ fn what_is_taken_in_is_there_once() {
     world.keep();
     let id = world.path("l/c1/snaps/snap0").metadata().unwrap().ino();
     let store = world.store();
-    let mut container = Container::open(&store, &ContainerName::parse("c1").unwrap()).unwrap();
+    let mut container = recover::open(&store, &ContainerName::parse("c1").unwrap()).unwrap();
     cowl::snapshot::take::take(&mut container, &Default::default()).unwrap();
     let mut next = container.manifest().clone();
     let mark = serde_json::json!({ "name": "snap0", "inode": id, "taken": TIME });

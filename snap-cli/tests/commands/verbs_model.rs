@@ -148,8 +148,8 @@ impl World {
         let (_, manifest) = self.manifest(&self.known[at].name);
         let store = self.store();
         let (tree, work) = (
-            store.layer_tree(manifest.head),
-            store.layer_work(manifest.head),
+            store.paths().layer_tree(manifest.head),
+            store.paths().layer_work(manifest.head),
         );
         let upper = Upper::open(&tree, &work, store.space()).unwrap();
         let lowers = self.layers(manifest.below_head());
@@ -159,6 +159,7 @@ impl World {
         }
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm for each operation")]
     fn act(&mut self, act: &Act) {
         let (Act::Change(which, _)
         | Act::Snapshot(which)

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use cowl::delta::digest_dir;
+use cowl::tree::digest_dir;
 use cowl_tests::command::{run, run_command, show};
 use cowl_tests::conditions::{Need, can};
 

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
+use cowl::store::deleted;
 use cowl_layers::view::{DirNode, Found, View};
 use cowl_tests::conditions::{Need, can};
 
@@ -77,7 +78,7 @@ impl World {
     fn write(&self, path: &str, text: &str) {
         let store = library::open(self.cli.path()).unwrap();
         let (_, record) = store.containers().unwrap().remove(0);
-        let tree = store.layer_tree(record.unwrap().body.head);
+        let tree = store.paths().layer_tree(record.unwrap().body.head);
         std::fs::write(tree.join(path), text).unwrap();
     }
 
@@ -96,7 +97,7 @@ impl World {
                 containers.insert(manifest.name.to_string(), (head, snapshots.collect()));
                 ids.push((id.to_string(), manifest.name.to_string()));
             }
-            deleted = store.deleted().unwrap().len();
+            deleted = deleted::list(&store).unwrap().len();
         }
         let mut files = BTreeMap::new();
         files_below(&self.cli.beside("lxc"), &mut files);

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use cowl::store::deleted;
+
 use crate::library;
 
 /// Checks that the store at `path` holds nothing that no manifest names. A store that does not exist yet is clean.
@@ -17,15 +19,15 @@ pub(crate) fn assert_none(path: &Path, what: &str) {
     for (id, record) in store.containers().unwrap() {
         let manifest = record.unwrap().body;
         layers.extend(manifest.stack.iter().map(ToString::to_string));
-        files.insert(store.container_file(id));
+        files.insert(store.paths().container_file(id));
         for snapshot in &manifest.snapshots {
             let stack = store.snapshot(id, snapshot.id).unwrap().stack;
             layers.extend(stack.iter().map(ToString::to_string));
-            files.insert(store.snapshot_file(id, snapshot.id));
+            files.insert(store.paths().snapshot_file(id, snapshot.id));
         }
     }
-    for deleted in store.deleted().unwrap() {
-        let manifest = store.deleted_manifest(&deleted).unwrap().body;
+    for deleted in deleted::list(&store).unwrap() {
+        let manifest = deleted::manifest(&store, &deleted).unwrap().body;
         layers.extend(manifest.stack.iter().map(ToString::to_string));
         for snapshot in &manifest.snapshots {
             let stack = store.snapshot_in(&deleted.dir, snapshot.id).unwrap().stack;

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use cowl::delta::digest;
 use cowl::store::Store;
 use cowl::store::manifest::{ContainerId, ContainerManifest, LayerId};
 use cowl::store::name::ContainerName;
+use cowl::tree::digest;
 use cowl_tests::conditions::{self, Need};
 use cowl_tests::mount::wait_until;
 
@@ -100,7 +100,7 @@ impl World {
     /// Writes into the head of web, which is not mounted.
     fn write(&self, path: &str, content: &str) {
         let (_, manifest) = self.find("web").unwrap();
-        let path = self.store().layer_tree(manifest.head).join(path);
+        let path = self.store().paths().layer_tree(manifest.head).join(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, content).unwrap();
     }
@@ -202,13 +202,13 @@ fn is_like(a: &[Option<States>], b: &[Option<States>]) -> bool {
 /// Checks that web is mounted, that what is written through the mount reaches the head, and that no frozen layer
 /// changes.
 fn assert_mount_works(world: &World, id: ContainerId, what: &str) {
-    let place = world.store().mount_dir(id);
+    let place = world.store().paths().mount_dir(id);
     assert!(is_mounted(&place), "{what}: not mounted any more");
     let snapshots = world.states("web").unwrap().snapshots;
     std::fs::write(place.join("etc/after"), "the crash").unwrap();
     std::fs::write(place.join("etc/file"), "changed").unwrap();
     let (_, manifest) = world.find("web").unwrap();
-    let head = world.store().layer_tree(manifest.head);
+    let head = world.store().paths().layer_tree(manifest.head);
     assert!(
         head.join("etc/after").is_file(),
         "{what}: written elsewhere"

@@ -186,6 +186,7 @@ impl Subject {
     }
 
     /// Takes the `step`-th step, from 1; true when what it did was synced.
+    #[expect(clippy::too_many_lines, reason = "one arm for each operation")]
     pub fn take(&self, root: &Path, step: usize) -> bool {
         let path = self.path(root);
         match (self.kind, step) {

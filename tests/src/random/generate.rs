@@ -275,6 +275,7 @@ impl Generator {
         flags
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm for each operation")]
     fn descriptor(&mut self, known: &Paths) -> Op {
         let slot = self.slot();
         match self.rng.below(36) {
@@ -371,6 +372,7 @@ impl Generator {
         }
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm for each operation")]
     fn name(&mut self, known: &Paths) -> Op {
         match self.rng.below(if self.whiteouts { 36 } else { 34 }) {
             0..6 => {

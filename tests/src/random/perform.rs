@@ -171,6 +171,7 @@ impl Side {
         full
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm for each operation")]
     fn by_descriptor(&mut self, op: &Op) -> Option<Result<Outcome>> {
         let done = |result: Result<()>| result.map(|()| Outcome::Done);
         Some(match op {
@@ -320,6 +321,7 @@ impl Side {
         Ok(Outcome::Count(total))
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm for each operation")]
     fn by_name(&mut self, op: &Op) -> Option<Result<Outcome>> {
         let root = &self.root;
         let done = match op {

@@ -25,6 +25,7 @@ fn may(store: &Store, args: &[&str]) -> bool {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one scenario, step by step")]
 fn beside_everything_else() {
     let needs = [Need::Root, Need::Fuse, Need::Program("busybox")];
     if !can(&needs) {

@@ -24,6 +24,7 @@ fn mounted(store: &Store) -> PathBuf {
 /// Descriptors and mappings that write, a file without a name and one with two: the snapshot has all as it
 /// was, copies nothing, and what is written next is in the mount alone.
 #[test]
+#[expect(clippy::too_many_lines, reason = "one scenario, step by step")]
 fn a_snapshot_is_taken_while_programs_write() {
     if !can(NEEDS) {
         return;

@@ -267,6 +267,7 @@ fn without_colors(bytes: &[u8]) -> Vec<u8> {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one scenario, step by step")]
 fn neither_does_the_place_of_a_store_a_mount_or_a_log() {
     if !can(NEEDS) {
         return;

@@ -29,6 +29,7 @@ fn refused(lxc: &Lxc, name: &str, code: i32, words: &[&str]) {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one scenario, step by step")]
 fn what_can_not_be_adopted() {
     if !can(&[Need::Root]) {
         return;

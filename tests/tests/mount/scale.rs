@@ -118,6 +118,7 @@ for i in range(N):
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one scenario, step by step")]
 fn a_walk_over_many_files_takes_bounded_memory_and_gives_it_back() {
     if !can(&NEEDS) {
         return;

@@ -120,6 +120,7 @@ print(sorted(os.listdir("moved")), sorted(os.listdir(".")))
 /// XFS lists an ACL a second time, as an attribute of its own. Copied as such it would outlive the ACL, and be
 /// one again where it comes to XFS.
 #[test]
+#[expect(clippy::too_many_lines, reason = "one scenario, step by step")]
 fn an_acl_that_was_removed_does_not_return_by_its_alias() {
     let mut needs = NEEDS.to_vec();
     needs.extend(Kind::Xfs.needs());

@@ -324,8 +324,8 @@ fn programs() -> Vec<Row> {
         row("grep-r", Work(None, grep)),
         row("cp-a", Work(None, copy)),
         row("rm-rf", Work(None, remove)),
-        row("find-first", Work(None, find)).by("folder", |sizes| sizes.files / 100 + 1),
-        row("find-again", Work(Some(find), find)).by("folder", |sizes| sizes.files / 100 + 1),
+        row("find-first", Work(None, find)).by("directory", |sizes| sizes.files / 100 + 1),
+        row("find-again", Work(Some(find), find)).by("directory", |sizes| sizes.files / 100 + 1),
     ]
 }
 

@@ -168,20 +168,25 @@ impl Bench {
         self.rows.push((what.to_owned(), Figure::Bytes(bytes)));
     }
 
+    /// A function that runs cowl on the store.
+    fn call(&self) -> impl Fn(&[&str]) -> Result<()> + use<> {
+        let (cowl, store) = (self.cowl.clone(), self.scratch.join("store"));
+        move |words| {
+            let run = Run::new(&cowl).arg("--store").arg(&store).args(words);
+            run.unseen().output().map(drop)
+        }
+    }
+
     fn cowl(&mut self, base: &Path, files: usize) -> Result<()> {
         title("cowl");
-        let (cowl, store) = (self.cowl.clone(), self.scratch.join("store"));
+        self.cowl_mounted(base, files)?;
+        self.cowl_unmounted()
+    }
+
+    fn cowl_mounted(&mut self, base: &Path, files: usize) -> Result<()> {
+        let (call, store) = (self.call(), self.scratch.join("store"));
         let rounds = self.rounds;
         let from = base.display().to_string();
-        let call = |words: &[&str]| -> Result<()> {
-            Run::new(&cowl)
-                .arg("--store")
-                .arg(&store)
-                .args(words)
-                .unseen()
-                .output()
-                .map(drop)
-        };
         let nothing = |_| Ok(());
         self.time(
             "cowl create (copies the tree)",
@@ -189,7 +194,7 @@ impl Bench {
             |_| call(&["create", "web", "--from", &from]),
             nothing,
         )?;
-        let place = Run::new(&cowl)
+        let place = Run::new(&self.cowl)
             .arg("--store")
             .arg(&store)
             .args(["mount", "web"])
@@ -234,7 +239,12 @@ impl Bench {
             |_| call(&["restore", "web", "snap0"]),
             |_| Ok(()),
         )?;
-        call(&["umount", "web"])?;
+        call(&["umount", "web"])
+    }
+
+    fn cowl_unmounted(&mut self) -> Result<()> {
+        let (call, rounds) = (self.call(), self.rounds);
+        let nothing = |_| Ok(());
         self.time(
             "cowl restore, not mounted",
             rounds,

@@ -12,7 +12,7 @@ pub mod zero_device;
 
 pub use number::NumberMark;
 pub use redirect::Redirect;
-pub use xattr_names::XattrSpace;
+pub use xattr_names::{ACL_ACCESS, ACL_DEFAULT, CAPABILITY, XattrSpace};
 
 /// The value of the opaque mark: the folder hides what lies below it.
 pub const OPAQUE: &[u8] = b"y";

@@ -6,6 +6,13 @@
 
 use std::borrow::Cow;
 
+/// The xattr of the access ACL.
+pub const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
+/// The xattr of a directory's default ACL.
+pub const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
+/// The xattr of the file capabilities.
+pub const CAPABILITY: &[u8] = b"security.capability";
+
 /// Which attributes carry the marks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum XattrSpace {
@@ -100,7 +107,7 @@ mod tests {
     fn other_names_stay_as_they_are() {
         for name in [
             &b"user.x"[..],
-            b"security.capability",
+            CAPABILITY,
             b"trusted.overlayx",
             b"user.\xff",
         ] {

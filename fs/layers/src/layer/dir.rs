@@ -1,5 +1,5 @@
-//! A folder inside one layer: reached from its parent by name, so that no path is ever too long and a
-//! rename of a folder above needs no change below.
+//! Directories inside one layer: reached from the parent by name, so that no path is ever too long and a rename of
+//! a directory above needs no change below.
 
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,16 +13,34 @@ use crate::name::Name;
 use crate::shown::Show as _;
 use crate::sys;
 
-/// How deep a directory may lie whose parent is opened through `..`, where there are descriptors enough to do
+/// The largest depth of a directory whose parent is opened through `..`, if there are enough descriptors to do
 /// without.
 const UP_AT_MOST: u32 = 256;
 
-/// A folder inside one layer.
+/// The access for which a directory is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    /// To find names in it.
+    Find,
+    /// To read it.
+    Read,
+}
+
+/// The kind of a descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Opened {
+    /// It may be O_PATH, or have been read before.
+    ToFind,
+    /// It is readable, and was opened just now.
+    ToRead,
+}
+
+/// A directory inside one layer.
 pub struct LayerDir {
     layer: Arc<Layer>,
     key: u64,
     ino: u64,
-    /// How many directories it lay below when it was found.
+    /// The number of directories above it when it was found.
     depth: u32,
     place: RwLock<Place>,
 }
@@ -34,7 +52,7 @@ enum Place {
         parent: Arc<LayerDir>,
         name: Name,
     },
-    /// Removed while somebody still holds it.
+    /// It was removed while it is still referenced.
     Gone(Arc<OwnedFd>),
 }
 
@@ -50,7 +68,7 @@ impl LayerDir {
         })
     }
 
-    /// The folder `name` in `parent`; `ino` is its inode number, by which it is known again.
+    /// Returns the directory `name` in `parent`; `ino` is its inode number, by which it is recognized.
     pub fn child(parent: &Arc<Self>, name: Name, ino: u64) -> Arc<Self> {
         Arc::new(Self {
             layer: parent.layer.clone(),
@@ -64,12 +82,12 @@ impl LayerDir {
         })
     }
 
-    /// The layer it lies in.
+    /// Returns the layer.
     pub fn layer(&self) -> &Arc<Layer> {
         &self.layer
     }
 
-    /// A number of this place alone, for as long as the process lives.
+    /// Returns a number of this location alone, for as long as the process lives.
     pub fn key(&self) -> u64 {
         self.key
     }
@@ -81,25 +99,25 @@ impl LayerDir {
 
     /// A descriptor of the folder, to find names in it with; O_PATH or more.
     pub fn fd(&self) -> Result<Arc<OwnedFd>> {
-        Ok(self.opened(false)?.0)
+        Ok(self.opened(Access::Find)?.0)
     }
 
     /// A descriptor that the folder can be read with, once and from its beginning.
     pub(super) fn readable(&self) -> Result<Arc<OwnedFd>> {
-        match self.opened(true)? {
-            (fd, true) => Ok(fd),
-            (fd, false) => Ok(Arc::new(sys::dir::reopen_dir(fd.as_fd())?)),
+        match self.opened(Access::Read)? {
+            (fd, Opened::ToRead) => Ok(fd),
+            (fd, Opened::ToFind) => Ok(Arc::new(sys::dir::reopen_dir(fd.as_fd())?)),
         }
     }
 
-    /// A descriptor, and whether it is a readable one that was made just now. That is kept for finding names
-    /// as well: a second open costs as much as a look at a name.
-    fn opened(&self, to_read: bool) -> Result<(Arc<OwnedFd>, bool)> {
+    /// Returns a descriptor. A readable one is kept for finding names as well: a second open costs as much as
+    /// a lookup.
+    fn opened(&self, access: Access) -> Result<(Arc<OwnedFd>, Opened)> {
         // A rename of a folder on the way may come between reading its name and opening it: then
         // the name is gone or leads to another inode, and the way is read anew.
         let mut last = Error::NOT_FOUND;
         for _ in 0..8 {
-            match self.open_chain(to_read) {
+            match self.open_chain(access) {
                 Err(error) if error.is_absent() || error.errno() == Errno::STALE => last = error,
                 other => return other,
             }
@@ -107,13 +125,13 @@ impl LayerDir {
         Err(last)
     }
 
-    fn open_chain(&self, to_read: bool) -> Result<(Arc<OwnedFd>, bool)> {
+    fn open_chain(&self, access: Access) -> Result<(Arc<OwnedFd>, Opened)> {
         if let Some(fd) = descriptors::get(self.key) {
-            return Ok((fd, false));
+            return Ok((fd, Opened::ToFind));
         }
         let (parent, name) = match self.place.read().clone() {
-            Place::Root => return Ok((self.layer.root.clone(), false)),
-            Place::Gone(fd) => return Ok((fd, false)),
+            Place::Root => return Ok((self.layer.root.clone(), Opened::ToFind)),
+            Place::Gone(fd) => return Ok((fd, Opened::ToFind)),
             Place::Child { parent, name } => (parent, name),
         };
         // Upwards to the nearest open folder, then down again, without recursion: trees are deep.
@@ -136,7 +154,7 @@ impl LayerDir {
         let spaced = descriptors::Spaced::over(way.len());
         let mut far = Vec::new();
         while let Some((key, ino, name)) = way.pop() {
-            let next = if to_read && way.is_empty() {
+            let next = if access == Access::Read && way.is_empty() {
                 sys::dir::open_dir_to_read(fd.as_fd(), &name)?
             } else {
                 sys::dir::open_dir(fd.as_fd(), &name)?
@@ -156,7 +174,11 @@ impl LayerDir {
         for key in far {
             let _used = descriptors::get(key);
         }
-        Ok((fd, to_read))
+        let opened = match access {
+            Access::Find => Opened::ToFind,
+            Access::Read => Opened::ToRead,
+        };
+        Ok((fd, opened))
     }
 
     /// Keeps the directory above open, through `..` of this one, where it was closed meanwhile.

@@ -63,7 +63,7 @@ impl Upper {
             }
             Some(_) => {}
         }
-        sys::node::remove_tree(fd, &mark)
+        sys::remove::remove_tree(fd, &mark)
     }
 }
 

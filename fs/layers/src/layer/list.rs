@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use super::{LayerDir, foreign, zero_device};
+use super::{LayerDir, Markers, foreign, zero_device};
 use crate::error::Result;
 use crate::format::foreign::is_mark;
 use crate::format::{NumberMark, OPAQUE_XATTR_WHITEOUTS};
@@ -23,14 +23,14 @@ pub struct LayerEntry {
     pub whiteout: bool,
 }
 
-/// Reads a folder of a layer, whiteouts included; those that are marked files where `marks` says so.
-pub fn list(dir: &LayerDir, marks: bool) -> Result<Vec<LayerEntry>> {
+/// Reads a directory of a layer, whiteouts included; those that are marked files only if markers count.
+pub fn list(dir: &LayerDir, markers: Markers) -> Result<Vec<LayerEntry>> {
     let open = dir.readable()?;
     let fd = (*open).as_fd();
     let space = dir.layer().space();
     let marks_here = sys::xattr::list_open(fd)?;
     let has = |mark: &str| marks_here.iter().any(|name| **name == *mark.as_bytes());
-    let marked_files = marks
+    let marked_files = markers == Markers::Read
         && has(space.opaque())
         && sys::xattr::get(fd, space.opaque().as_bytes())?
             .is_some_and(|value| value == OPAQUE_XATTR_WHITEOUTS);

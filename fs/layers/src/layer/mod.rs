@@ -9,6 +9,7 @@ pub mod lock;
 mod private;
 mod probe;
 mod upper;
+mod upper_dirs;
 mod whiteout;
 mod work;
 pub mod zero_device;
@@ -21,10 +22,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use dir::{LayerDir, Moving};
 pub use list::{LayerEntry, list, number_at};
-pub use probe::{Probe, Seen, probe};
+pub use probe::{Markers, Probe, Seen, probe};
 pub use upper::Upper;
 pub use whiteout::WhiteoutForm;
 pub use work::{Staged, WorkDir};
+
+use private::Reached;
 
 use crate::format::XattrSpace;
 use crate::setup::SetupError;
@@ -49,10 +52,10 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// Opens the tree at `path`, whose marks lie in `space`.
+    /// Opens the tree at `path`, whose markers lie in `space`. Opening takes no lock and changes nothing.
     pub fn open(path: &Path, space: XattrSpace) -> Result<Arc<Self>, SetupError> {
         let at = |error| SetupError::at("cannot use the layer", path, error);
-        let (root, no_devices) = private::for_reading(path).map_err(at)?;
+        let (root, reached) = private::for_reading(path).map_err(at)?;
         let stat = sys::stat::stat_fd(&root).map_err(at)?;
         let born = sys::stat::birth_time(&root)
             .map_err(at)?
@@ -77,23 +80,23 @@ impl Layer {
             ino: stat.ino,
             space,
             foreign: false,
-            no_devices,
+            no_devices: reached == Reached::PrivateMount,
             warned: Arc::default(),
         }))
     }
 
-    /// The same, with the marks of fuse-overlayfs and of tar layers read as well.
+    /// Like [`Layer::open`], with the markers of fuse-overlayfs and of tar layers.
     pub fn open_foreign(path: &Path, space: XattrSpace) -> Result<Arc<Self>, SetupError> {
         let mut layer = Arc::unwrap_or_clone(Self::open(path, space)?);
         layer.foreign = true;
         Ok(Arc::new(layer))
     }
 
-    /// The same layer by another descriptor of its root folder.
-    fn opened_as(self: Arc<Self>, root: OwnedFd, no_devices: bool) -> Arc<Self> {
+    /// Returns the same layer by another descriptor of its root directory.
+    fn opened_as(self: Arc<Self>, root: OwnedFd, reached: Reached) -> Arc<Self> {
         let mut layer = Arc::unwrap_or_clone(self);
         layer.root = Arc::new(root);
-        layer.no_devices = no_devices;
+        layer.no_devices = reached == Reached::PrivateMount;
         Arc::new(layer)
     }
 

@@ -1,5 +1,5 @@
-//! Opening the folders of a stack in a way that keeps nobody else from unmounting what they lie on,
-//! and leaves no trace in what is only read.
+//! Opens the directories of a stack without keeping their file systems from being unmounted, and without updating
+//! access times in layers that are only read.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -10,30 +10,39 @@ use crate::shown::Show as _;
 use crate::sys;
 use crate::sys::private::{Through, mount_of};
 
-/// A layer's root directory, to be read, and whether it is reached through a private mount.
-pub(super) fn for_reading(path: &Path) -> Result<(OwnedFd, bool)> {
+/// The way by which a directory was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reached {
+    /// Through a private mount, which has `nodev`.
+    PrivateMount,
+    /// By its path.
+    Path,
+}
+
+/// Opens a layer's root directory for reading.
+pub(super) fn for_reading(path: &Path) -> Result<(OwnedFd, Reached)> {
     let plain = sys::dir::open_root(path)?;
     Ok(match mount_of(plain.as_fd(), Through::Reading) {
-        Ok(private) => (private, true),
+        Ok(private) => (private, Reached::PrivateMount),
         Err(error) => {
             log::debug!("no private mount of {}: {error}", path.shown());
-            (plain, false)
+            (plain, Reached::Path)
         }
     })
 }
 
-/// An upper's root folder and its work folder, given as plain descriptors and paths. Both go through one
-/// mount, for nothing can be renamed from one mount to another. Reports whether it is a private one.
+/// Opens an upper's root directory and its work directory, given as descriptors and paths, through a private mount
+/// if possible. Both go through one mount, because nothing can be renamed from one mount to another.
 pub(super) fn for_writing(
     plain: [OwnedFd; 2],
     paths: [&Path; 2],
     through: Through,
-) -> ([OwnedFd; 2], bool) {
+) -> ([OwnedFd; 2], Reached) {
     match through_one_mount(&plain, paths, through) {
-        Ok(folders) => (folders, true),
+        Ok(dirs) => (dirs, Reached::PrivateMount),
         Err(error) => {
             log::debug!("no private mount of {}: {error}", paths[0].shown());
-            (plain, false)
+            (plain, Reached::Path)
         }
     }
 }

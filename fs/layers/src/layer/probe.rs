@@ -43,9 +43,19 @@ pub struct Probe {
     pub number: Option<NumberMark>,
 }
 
-/// Asks the layer's folder `dir` for `name`. `None`: absent. Marks are read where `marks` says so: in
-/// the bottom layer of a stack they mean nothing, but for the one that says what a file is.
-pub fn probe(dir: &LayerDir, name: &[u8], marks: bool) -> Result<Option<Probe>> {
+/// Whether marker xattrs count. In the bottom layer of a stack they mean nothing, except for the one that
+/// makes a file a device 0:0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Markers {
+    /// They count.
+    Read,
+    /// They do not, and are not read.
+    Ignored,
+}
+
+/// Looks `name` up in the directory `dir` of a layer; `None` if it is absent.
+pub fn probe(dir: &LayerDir, name: &[u8], markers: Markers) -> Result<Option<Probe>> {
+    let marks = markers == Markers::Read;
     if dir.layer().is_foreign() && is_mark(name) {
         return Ok(None);
     }

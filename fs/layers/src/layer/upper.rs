@@ -4,11 +4,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
+use super::upper_dirs::{Features, RecoveredUpper, UpperDirs};
 use super::whiteout::{WhiteoutForm, Whiteouts};
-use super::{Layer, WorkDir, lock, private};
+use super::{Layer, WorkDir};
 use crate::error::{Errno, Result};
 use crate::format::{OPAQUE_XATTR_WHITEOUTS, XattrSpace};
-use crate::setup::{SetupError, SetupKind, shown};
+use crate::setup::SetupError;
 use crate::sys;
 use crate::sys::early::Early;
 use crate::sys::node::RenameHow;
@@ -29,61 +30,34 @@ pub struct Upper {
 }
 
 impl Upper {
-    /// Opens, checks, locks and cleans. The two folders must lie on one file system, because what is
-    /// made in the work folder gets its place by a rename.
+    /// Opens an upper and its work directory: takes their locks, completes or rolls back what an interrupted mount
+    /// left, and probes the file system. The two directories must lie on one file system, because objects are
+    /// moved from the work directory to their place by a rename.
     pub fn open(upper: &Path, work: &Path, space: XattrSpace) -> Result<Arc<Self>, SetupError> {
         Self::of(Through::Writing, Layer::open(upper, space)?, work)
     }
 
-    /// The same for a layer that is open already, with a word on access times.
+    /// Like [`Upper::open`], for a layer that is open already; `through` decides on access times.
     pub fn of(through: Through, layer: Arc<Layer>, work: &Path) -> Result<Arc<Self>, SetupError> {
-        let path = layer.path().to_path_buf();
-        let upper = path.as_path();
-        let at = |error| SetupError::at("cannot use the work folder", work, error);
-        let outer = sys::dir::open_root(work).map_err(at)?;
-        let root = sys::dir::open_root(upper)
-            .map_err(|error| SetupError::at("cannot use the layer", upper, error))?;
-        let ([root, outer], no_devices) =
-            private::for_writing([root, outer], [upper, work], through);
-        let layer = layer.opened_as(root, no_devices);
-        check_separate(upper, work, &layer, &outer)?;
-        let locks = [
-            lock::for_writing("upper layer", upper, layer.root_fd())?,
-            lock::for_writing("work folder", work, outer.as_fd())?,
-        ];
-        let inner = match sys::node::mkdir(outer.as_fd(), b"work", 0o700) {
-            Ok(()) => sys::dir::open_dir(outer.as_fd(), b"work"),
-            Err(error) if error.errno() == Errno::EXIST => {
-                sys::dir::open_dir(outer.as_fd(), b"work")
-            }
-            Err(error) => Err(error),
-        }
-        .map_err(at)?;
-        // What is made in there must be nobody's until it has its own rights: a default ACL would be
-        // inherited by every copied-up file.
-        for acl in [&b"system.posix_acl_default"[..], b"system.posix_acl_access"] {
-            match sys::xattr::remove(inner.as_fd(), acl) {
-                Err(error) if !matches!(error.errno(), Errno::NODATA | Errno::OPNOTSUPP) => {
-                    return Err(at(error));
-                }
-                _ => {}
-            }
-        }
-        let work = WorkDir::new(inner);
-        super::journal::finish(&layer, &work).map_err(at)?;
-        work.clean().map_err(at)?;
-        check_marks(&layer, &work)?;
-        let whiteouts = Whiteouts::prepare(&work, outer.as_fd(), layer.space()).map_err(at)?;
-        let order = Order::of(layer.root_fd());
-        let early = Early::of(layer.root_fd());
-        Ok(Arc::new(Self {
+        let dirs = UpperDirs::open(through, layer, work)?;
+        let locked = dirs.lock()?;
+        let recovered = locked.recover()?;
+        let features = recovered.probe()?;
+        Ok(Arc::new(Self::assemble(recovered, features)))
+    }
+
+    fn assemble(recovered: RecoveredUpper, features: Features) -> Self {
+        let RecoveredUpper {
+            layer, work, locks, ..
+        } = recovered;
+        Self {
             layer,
             work,
-            whiteouts,
-            order,
-            early,
+            whiteouts: features.whiteouts,
+            order: features.order,
+            early: features.early,
             locks,
-        }))
+        }
     }
 
     /// Turns the lock for writing into one for reading, which lives as long as the returned descriptor:
@@ -160,68 +134,5 @@ impl Upper {
             sys::xattr::set(dir, mark, OPAQUE_XATTR_WHITEOUTS)?;
         }
         Ok(())
-    }
-}
-
-fn check_separate(
-    upper: &Path,
-    work: &Path,
-    layer: &Layer,
-    outer: &OwnedFd,
-) -> Result<(), SetupError> {
-    let stat = sys::stat::stat_fd(outer)
-        .map_err(|error| SetupError::at("cannot use the work folder", work, error))?;
-    let usage = |what: String, hint: &str| SetupError::new(SetupKind::Usage, what, hint);
-    if stat.dev != layer.dev() {
-        return Err(usage(
-            format!(
-                "upperdir {} and workdir {} lie on different file systems",
-                shown(upper),
-                shown(work)
-            ),
-            "name a work folder on the upper's file system",
-        ));
-    }
-    let inside = |inner: &Path, outer: &Path| match (inner.canonicalize(), outer.canonicalize()) {
-        (Ok(inner), Ok(outer)) => inner.starts_with(outer),
-        _ => false,
-    };
-    if inside(work, upper) || inside(upper, work) {
-        return Err(usage(
-            format!(
-                "upperdir {} and workdir {} lie in one another",
-                shown(upper),
-                shown(work)
-            ),
-            "name two separate folders",
-        ));
-    }
-    Ok(())
-}
-
-/// A layer without extended attributes could hide nothing and move no folder: better said at once.
-fn check_marks(layer: &Layer, work: &Arc<WorkDir>) -> Result<(), SetupError> {
-    let tried = work.stage(|dir, name| {
-        sys::node::mkdir(dir, name, 0o700)?;
-        let fd = sys::dir::open_path(dir, name)?;
-        sys::xattr::set(fd.as_fd(), layer.space().opaque().as_bytes(), b"y")
-    });
-    match tried {
-        Ok(_) => Ok(()),
-        // Nothing can be told; whoever mounts it may do so to make room.
-        Err(error) if matches!(error.errno(), Errno::NOSPC | Errno::DQUOT) => {
-            log::warn!("the disk of {} is full", shown(layer.path()));
-            Ok(())
-        }
-        Err(error) => {
-            let hint = match error.errno() {
-                Errno::OPNOTSUPP | Errno::PERM => {
-                    "the upper layer's file system must keep extended attributes"
-                }
-                _ => "",
-            };
-            let what = format!("cannot set {} below", layer.space().opaque());
-            Err(SetupError::at(&what, layer.path(), error).hint(hint))
-        }
     }
 }

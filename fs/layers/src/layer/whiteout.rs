@@ -160,7 +160,7 @@ fn kept(place: BorrowedFd<'_>, space: XattrSpace) -> Result<Option<WhiteoutForm>
         && stat.size == 0
         && sys::xattr::get_at(place, SHARED, mark)?.is_some();
     if !marked {
-        sys::node::remove_tree(place, SHARED)?;
+        sys::remove::remove_tree(place, SHARED)?;
     }
     Ok(marked.then_some(WhiteoutForm::MarkedFile))
 }

@@ -32,7 +32,7 @@ impl WorkDir {
     /// nothing of the user's can be lost.
     pub fn clean(&self) -> Result<()> {
         for entry in sys::dir::entries(self.fd())? {
-            sys::node::remove_tree(self.fd(), &entry.name)?;
+            sys::remove::remove_tree(self.fd(), &entry.name)?;
         }
         Ok(())
     }
@@ -91,7 +91,7 @@ impl Staged {
 impl Drop for Staged {
     fn drop(&mut self) {
         if self.there
-            && let Err(error) = sys::node::remove_tree(self.work.fd(), &self.name)
+            && let Err(error) = sys::remove::remove_tree(self.work.fd(), &self.name)
         {
             log::warn!(
                 "cannot remove {} from the work folder: {error}; the next mount will",

@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::fs::SeekFrom;
 
 use crate::error::{Errno, Error, Result};
-use crate::sys::{fault, order};
+use crate::sys::fault;
+use crate::sys::write_back::start_write_back;
 
 /// One step of a copy, in bytes; between two steps others get their turn.
 const STEP: u64 = 4 << 20;
@@ -24,19 +25,36 @@ pub enum Copied {
     Written,
 }
 
+/// When the disk gets the content of a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteBack {
+    /// As soon as each step is copied, because a caller will wait for all of it.
+    Early,
+    /// When the kernel writes it back.
+    Later,
+}
+
+/// What [`sync`] writes to the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyncScope {
+    /// Content and attributes: fsync(2).
+    All,
+    /// Content, and the attributes that are needed to read it: fdatasync(2).
+    Data,
+}
+
 /// Copies the first `len` bytes of `src` over the empty file `dst`, and makes `dst` that long.
 /// `src` must not change meanwhile.
 pub fn copy_data(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, len: u64) -> Result<()> {
-    copy_content(src, dst, len, false).map(drop)
+    copy_content(src, dst, len, WriteBack::Later).map(drop)
 }
 
-/// The same, and says how. With `waited_for` the disk is given each step as soon as it is copied, for
-/// somebody will wait for all of it.
+/// Like [`copy_data`]; returns how the content was copied.
 pub fn copy_content(
     src: BorrowedFd<'_>,
     dst: BorrowedFd<'_>,
     len: u64,
-    waited_for: bool,
+    write_back: WriteBack,
 ) -> Result<Copied> {
     fault::hit()?;
     if len == 0 {
@@ -61,8 +79,8 @@ pub fn copy_content(
         while step < end {
             let next = end.min(step + STEP);
             copy_range(src, dst, step, next)?;
-            if waited_for && len > STEP {
-                order::begin_write_back(dst, step, next - step)?;
+            if write_back == WriteBack::Early && len > STEP {
+                start_write_back(dst, step, next - step)?;
             }
             step = next;
         }
@@ -147,13 +165,12 @@ pub fn write_some(dst: impl AsFd, data: &[u8], at: u64) -> Result<usize> {
     }
 }
 
-/// Writes a file to the disk; of its attributes only what its content needs, when `data_only`.
-pub fn sync(fd: impl AsFd, data_only: bool) -> Result<()> {
+/// Writes a file to the disk.
+pub fn sync(fd: impl AsFd, scope: SyncScope) -> Result<()> {
     fault::hit()?;
-    let done = if data_only {
-        rustix::fs::fdatasync(fd)
-    } else {
-        rustix::fs::fsync(fd)
+    let done = match scope {
+        SyncScope::Data => rustix::fs::fdatasync(fd),
+        SyncScope::All => rustix::fs::fsync(fd),
     };
     Ok(done?)
 }
@@ -171,7 +188,7 @@ mod tests {
             let (src, dst) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
             let data: Vec<u8> = (0..len).map(|at| (at % 251) as u8 + 1).collect();
             src.write_all_at(&data, 0).unwrap();
-            copy_content(src.as_fd(), dst.as_fd(), len, true).unwrap();
+            copy_content(src.as_fd(), dst.as_fd(), len, WriteBack::Early).unwrap();
             let mut found = vec![0; data.len()];
             assert_eq!(dst.metadata().unwrap().len(), len);
             dst.read_exact_at(&mut found, 0).unwrap();
@@ -181,7 +198,7 @@ mod tests {
             let (src, dst) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
             src.set_len(len).unwrap();
             src.write_all_at(b"end", len - 3).unwrap();
-            copy_content(src.as_fd(), dst.as_fd(), len, true).unwrap();
+            copy_content(src.as_fd(), dst.as_fd(), len, WriteBack::Early).unwrap();
             let mut found = vec![1; usize::try_from(len).unwrap()];
             dst.read_exact_at(&mut found, 0).unwrap();
             assert!(found.ends_with(b"\0end"));

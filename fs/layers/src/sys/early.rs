@@ -9,6 +9,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::order;
+use super::write_back::start_write_back;
 
 /// The cases in which a file system starts writeback early.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,7 +66,7 @@ impl Early {
 /// Starts writeback of all dirty pages of a file, without waiting. An error is only logged: the caller's operation
 /// does not depend on it.
 pub fn start(file: impl AsFd) {
-    if let Err(error) = order::begin_write_back(file.as_fd(), 0, 0) {
+    if let Err(error) = start_write_back(file.as_fd(), 0, 0) {
         log::debug!("cannot start writeback: {error}");
     }
 }

@@ -25,6 +25,7 @@ pub mod socket;
 pub mod stat;
 pub mod users;
 pub mod within;
+mod write_back;
 pub mod xattr;
 mod xattr_at;
 

@@ -120,8 +120,3 @@ pub fn rename(
         from_dir, from, to_dir, to, flags,
     )?)
 }
-
-/// Removes `name` in `dir` with everything below it ([`super::remove::tree`]). Absent is fine.
-pub fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
-    super::remove::tree(dir, name).map_err(|stopped| stopped.error)
-}

@@ -1,14 +1,13 @@
 //! In which order a file system brings to the disk what it was given, and how to make sure that a file's
 //! content is there no later than its next name. The reasons are in docs/decisions/0012.
-#![allow(unsafe_code)]
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{major, minor};
 
 use super::copy::Copied;
-use super::fault;
+use super::write_back::write_back;
 use crate::error::Result;
 
 /// ext2, ext3 and ext4.
@@ -53,14 +52,16 @@ impl Order {
             // What it shares is on the disk, and that it does went through the journal.
             (Self::Journal, Copied::Shared) => Ok(()),
             (Self::Journal, Copied::Written) => write_back(file.as_fd()),
-            (Self::NamesFirst | Self::Unknown, _) => super::copy::sync(file, false),
+            (Self::NamesFirst | Self::Unknown, _) => {
+                super::copy::sync(file, super::copy::SyncScope::All)
+            }
         }
     }
 
     /// The same for a file without content of its own.
     pub fn attributes_first(self, file: impl AsFd) -> Result<()> {
         match self {
-            Self::NamesFirst => super::copy::sync(file, false),
+            Self::NamesFirst => super::copy::sync(file, super::copy::SyncScope::All),
             Self::Journal | Self::Unknown | Self::Careless => Ok(()),
         }
     }
@@ -71,33 +72,6 @@ impl Order {
         match self {
             Self::Careless | Self::Journal => Ok(()),
             Self::NamesFirst | Self::Unknown => super::dir::sync_dir(dir),
-        }
-    }
-}
-
-/// Hands a file's content to the disk and waits until it has it and where it lies is recorded. Both file
-/// systems end the write-back of a page only after they turned its blocks from unwritten into written and
-/// set the size, in the journal. Neither a commit of that nor a flush of the disk's cache is asked for.
-fn write_back(file: BorrowedFd<'_>) -> Result<()> {
-    fault::hit()?;
-    let wait = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
-    sync_range(file, 0, 0, wait | libc::SYNC_FILE_RANGE_WRITE)
-}
-
-/// Has the disk begin to write a part of a file. That promises nothing.
-pub(super) fn begin_write_back(file: BorrowedFd<'_>, at: u64, len: u64) -> Result<()> {
-    let range = |number| i64::try_from(number).map_err(|_| crate::error::Errno::FBIG);
-    sync_range(file, range(at)?, range(len)?, libc::SYNC_FILE_RANGE_WRITE)
-}
-
-fn sync_range(file: BorrowedFd<'_>, at: i64, len: i64, flags: libc::c_uint) -> Result<()> {
-    loop {
-        // SAFETY: the descriptor is open, and no memory is passed.
-        let done = unsafe { libc::sync_file_range(file.as_raw_fd(), at, len, flags) };
-        match nix::errno::Errno::result(done) {
-            Ok(_) => return Ok(()),
-            Err(nix::errno::Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -302,6 +302,11 @@ fn open_above(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
     dir::open_dir_to_read(fd, b"..")
 }
 
+/// Like [`tree`], with the error alone.
+pub fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    tree(dir, name).map_err(|stopped| stopped.error)
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;

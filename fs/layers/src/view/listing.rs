@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::names::Known;
 use super::{DirNode, Listed, View};
 use crate::error::Result;
-use crate::layer::{LayerDir, LayerEntry, list, number_at};
+use crate::layer::{LayerDir, LayerEntry, Markers, list, number_at};
 use crate::name::Name;
 use crate::sys::stat::FileKind;
 
@@ -57,7 +57,7 @@ impl View {
         let Some(place) = places.get(line.place) else {
             return Ok(line.ino);
         };
-        let mark = if self.marks(place.layer()) && !line.whiteout {
+        let mark = if self.markers(place.layer()) == Markers::Read && !line.whiteout {
             number_at(place, &line.name)?
         } else {
             None
@@ -74,7 +74,7 @@ impl View {
         for (at, place) in places.iter().enumerate().take(read) {
             // The first layer that has the name decides. The last one's need not be remembered.
             let last = at + 1 == places.len();
-            for entry in list(place, self.marks(place.layer()))? {
+            for entry in list(place, self.markers(place.layer()))? {
                 let new = if at == 0 && last {
                     true
                 } else if last {

@@ -7,7 +7,7 @@ use super::resolve::{Fold, Kind, Target, Use, join, replace_last};
 use super::{DirNode, FileNode, Found, LayerPath, Loc, View};
 use crate::error::{Error, Result};
 use crate::format::Redirect;
-use crate::layer::{Layer, LayerDir, Probe, Seen, probe};
+use crate::layer::{Layer, LayerDir, Markers, Probe, Seen, probe};
 use crate::name::Name;
 use crate::sys::stat::FileKind;
 
@@ -64,7 +64,7 @@ impl View {
                     };
                     next = at + 1;
                     last = Some(loc);
-                    let hit = probe(loc, name, self.marks(loc.layer()))?;
+                    let hit = probe(loc, name, self.markers(loc.layer()))?;
                     let hit = hit.map(|probe| Hit {
                         dir: loc.clone(),
                         name: name.clone(),
@@ -120,7 +120,7 @@ impl View {
             return Ok(None);
         };
         for (depth, part) in way.iter().enumerate() {
-            let Some(found) = probe(&dir, part, self.marks(layer))? else {
+            let Some(found) = probe(&dir, part, self.markers(layer))? else {
                 if stop_after {
                     fold.stop();
                 }
@@ -141,7 +141,7 @@ impl View {
             }
             dir = LayerDir::child(&dir, Name::new(part)?, found.stat.ino);
         }
-        let found = probe(&dir, last, self.marks(layer))?;
+        let found = probe(&dir, last, self.markers(layer))?;
         if stop_after && found.is_none() {
             fold.stop();
         }
@@ -162,7 +162,7 @@ impl View {
     }
 
     fn finish(&self, parent: Option<&LayerPath>, fold: &Fold, got: Gathered) -> Result<Found> {
-        let below = fold.target().filter(|_| self.part);
+        let below = fold.target().filter(|_| self.is_part());
         let below = below.and_then(|target| match target {
             Target::InParent(name) => {
                 let above = parent?;
@@ -206,7 +206,7 @@ impl View {
             ));
         }
         let data_missing = fold.kind() == Kind::Metacopy;
-        if data_missing && !self.part {
+        if data_missing && !self.is_part() {
             return Err(Error::Damaged("a metacopy whose content is in no layer"));
         }
         Ok(Found::File(FileNode {
@@ -258,7 +258,7 @@ fn find_data(layer: &Arc<Layer>, path: &[u8]) -> Result<Option<Hit>> {
     let mut parts = path.split(|&byte| byte == b'/').peekable();
     while let Some(part) = parts.next() {
         let name = Name::new(part)?;
-        let Some(found) = probe(&dir, &name, false)? else {
+        let Some(found) = probe(&dir, &name, Markers::Ignored)? else {
             return Ok(None);
         };
         match (parts.peek().is_some(), found.stat.kind()) {

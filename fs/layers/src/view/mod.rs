@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::format::{NumberMark, Redirect, XattrSpace};
-use crate::layer::{Layer, LayerDir};
+use crate::layer::{Layer, LayerDir, Markers};
 use crate::name::Name;
 use crate::sys;
 use crate::sys::stat::{FileKind, Stat};
@@ -31,9 +31,17 @@ use crate::sys::stat::{FileKind, Stat};
 pub struct View {
     layers: Vec<Arc<Layer>>,
     base_dev: u64,
-    part: bool,
+    extent: Extent,
     /// Layers that show nothing themselves and hold the content of metacopies.
     data: Vec<Arc<Layer>>,
+}
+
+/// Whether a view has all layers of a stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extent {
+    Whole,
+    /// There are further layers below.
+    Part,
 }
 
 /// One name of a folder.
@@ -111,20 +119,20 @@ pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 impl View {
     /// A whole stack, topmost first: below its last layer there is nothing.
     pub fn new(layers: Vec<Arc<Layer>>) -> Self {
-        Self::with(layers, false)
+        Self::with(layers, Extent::Whole)
     }
 
     /// A range of a stack: there are further layers below.
     pub fn part(layers: Vec<Arc<Layer>>) -> Self {
-        Self::with(layers, true)
+        Self::with(layers, Extent::Part)
     }
 
-    fn with(layers: Vec<Arc<Layer>>, part: bool) -> Self {
+    fn with(layers: Vec<Arc<Layer>>, extent: Extent) -> Self {
         let base_dev = layers.first().map_or(0, |layer| layer.dev());
         Self {
             layers,
             base_dev,
-            part,
+            extent,
             data: Vec::new(),
         }
     }
@@ -156,23 +164,31 @@ impl View {
         let stat = sys::stat::stat_fd(&*top.fd()?)?;
         Ok(DirNode {
             locs,
-            below: self.part.then(LayerPath::default),
+            below: self.is_part().then(LayerPath::default),
             redirect: None,
             stat,
             ino: 1,
         })
     }
 
-    /// Whether marks in this layer count: at the bottom of a stack there is nothing to mark, unless data-only
-    /// layers have the content of its metacopies.
-    fn marks(&self, layer: &Arc<Layer>) -> bool {
-        self.part
+    /// Returns whether markers in this layer count: at the bottom of a stack there is nothing to hide, unless
+    /// data-only layers have the content of its metacopies.
+    fn markers(&self, layer: &Arc<Layer>) -> Markers {
+        let count = self.is_part()
             || !self.data.is_empty()
             || self.layers.len() == 1
             || self
                 .layers
                 .last()
-                .is_none_or(|last| !Arc::ptr_eq(last, layer))
+                .is_none_or(|last| !Arc::ptr_eq(last, layer));
+        match count {
+            true => Markers::Read,
+            false => Markers::Ignored,
+        }
+    }
+
+    fn is_part(&self) -> bool {
+        self.extent == Extent::Part
     }
 
     /// The number that an object shows: the one that it kept from before a copy-up, as long as the

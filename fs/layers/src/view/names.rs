@@ -71,7 +71,7 @@ impl View {
     pub fn place_names(&self, places: &[Arc<LayerDir>]) -> Result<PlaceNames> {
         let mut names = PlaceNames::default();
         for (at, place) in (0_u16..).zip(places) {
-            for entry in list(place, self.marks(place.layer()))? {
+            for entry in list(place, self.markers(place.layer()))? {
                 let known = names.0.entry(entry.name.clone()).or_insert_with(|| Places {
                     top: entry,
                     at: SmallVec::new(),

@@ -1,6 +1,6 @@
-//! Second numbers. The kernel can be made to go on with an object under another number while somebody has
-//! it open under the old one, which then keeps what it had: it is told that the old number is stale, looks
-//! the name up again, and is answered with the new one. `st_ino` stays: that is told apart from it.
+//! Second numbers. The kernel can be made to continue with an object under another number while a process has it
+//! open under the old one, which then keeps its caches: the kernel gets the reply that the old number is stale, looks
+//! the name up again, and gets the new number. `st_ino` stays the same: it is transmitted separately.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,10 +8,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-use super::Inode;
+use super::object::Inode;
 
 /// The range of these numbers. Those of other file systems have the second bit alone, substitutes the first.
 const RANGE: u64 = 3 << 62;
+
+/// Whether the kernel knows an object by its own number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OwnNumber {
+    Known,
+    Forgotten,
+}
 
 /// Objects that have another number than their own.
 #[derive(Debug, Default)]
@@ -41,7 +48,7 @@ impl Renewed {
         maps.inodes.get(&ino).map(|(inode, _)| inode.clone())
     }
 
-    /// The number under which the kernel is to know the object with the number `own`.
+    /// Returns the number under which the kernel must know the object with the number `own`.
     pub(super) fn number(&self, own: u64) -> u64 {
         if !self.any.load(Ordering::Acquire) {
             return own;
@@ -49,7 +56,7 @@ impl Renewed {
         self.maps.lock().newest.get(&own).copied().unwrap_or(own)
     }
 
-    /// Has the kernel know the object under another number than `old`, unless it is to already.
+    /// Gives an object another number than `old` for the kernel, unless it has one already.
     pub(super) fn renew(&self, inode: &Arc<Inode>, old: u64) {
         let mut maps = self.maps.lock();
         let now = maps.newest.get(&inode.ino()).copied();
@@ -60,7 +67,7 @@ impl Renewed {
         maps.given += 1;
         maps.newest.insert(inode.ino(), number);
         maps.inodes.insert(number, (inode.clone(), 0));
-        // One that it replaces and that the kernel did not come to know.
+        // The number that it replaces, if the kernel never got it.
         if let Some(now) = now
             && maps.inodes.get(&now).is_some_and(|(_, count)| *count == 0)
         {
@@ -69,7 +76,7 @@ impl Renewed {
         self.any.store(true, Ordering::Release);
     }
 
-    /// The kernel was told of it once more.
+    /// Counts a reply that gives it to the kernel.
     pub(super) fn remember(&self, inode: &Arc<Inode>, number: u64) {
         let mut maps = self.maps.lock();
         maps.inodes
@@ -78,13 +85,13 @@ impl Renewed {
             .1 += 1;
     }
 
-    /// The kernel forgot `count` of its lookups under this number. It stays while the object is `known` by its
-    /// own: the kernel asks twice, and forgets the first answer at once.
-    pub(super) fn forget(&self, number: u64, count: u64, known: bool) {
+    /// The kernel forgot `count` of its lookups under this number. It stays while the kernel knows the object by
+    /// its own: the kernel asks twice, and forgets the first answer at once.
+    pub(super) fn forget(&self, number: u64, count: u64, own: OwnNumber) {
         let mut maps = self.maps.lock();
         if let Some((_, lookups)) = maps.inodes.get_mut(&number) {
             *lookups = lookups.saturating_sub(count);
-            if *lookups == 0 && !(known && maps.is_newest(number)) {
+            if *lookups == 0 && !(own == OwnNumber::Known && maps.is_newest(number)) {
                 maps.remove(number);
             }
         }
@@ -98,8 +105,8 @@ impl Renewed {
             .is_none_or(|(_, count)| *count == 0)
     }
 
-    /// The kernel does not know the object under its own number any more: the newest goes too when it does
-    /// not know that either.
+    /// Records that the kernel forgot the object under its own number: the newest is dropped too if the kernel does
+    /// not know it either.
     pub(super) fn forgotten(&self, own: u64) {
         if !self.any.load(Ordering::Acquire) {
             return;
@@ -134,7 +141,7 @@ impl Maps {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{DirState, Identity, InodeTable, State};
+    use super::super::{DirState, Identity, InodeTable, OnConflict, State};
     use super::*;
     use cowl_layers::sys::stat::FileKind;
 
@@ -148,7 +155,9 @@ mod tests {
             identity,
         });
         let make = |ino| Inode::new(ino, FileKind::Directory, state);
-        let (inode, _) = table.intern(ino, identity, true, make).unwrap();
+        let (inode, _) = table
+            .intern(ino, identity, OnConflict::Renumber, make)
+            .unwrap();
         table.remember(&inode);
         inode
     }

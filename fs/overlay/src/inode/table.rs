@@ -10,22 +10,23 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
-use super::renewed::Renewed;
-use super::{Held, Identity, Inode};
+use super::identity::Identity;
+use super::object::{Held, Inode};
+use super::renewed::{OwnNumber, Renewed};
 use cowl_layers::error::Result;
 use cowl_layers::sys::stat::Time;
 
 const SHARDS: usize = 16;
-/// How many change times are kept at most.
+/// The largest number of cached change times.
 const CHANGE_TIMES: usize = 1 << 16;
-/// So many objects are worth giving memory back for: a megabyte or two.
+/// The number of dropped objects from which on memory is returned to the kernel: a megabyte or two.
 const MANY: usize = 4096;
 /// The range of numbers given out here: no file system below uses the top bit.
 const SUBSTITUTE: u64 = 1 << 63;
 
 #[derive(Debug)]
 enum Entry {
-    /// An operation or an open file holds it, or nobody any more.
+    /// An operation or an open file references it, or it is unreferenced.
     Known(Weak<Inode>),
     /// The kernel knows it. A count that reaches the largest number stays there, and the inode with it.
     Held { inode: Arc<Inode>, lookups: u32 },
@@ -33,20 +34,38 @@ enum Entry {
 
 type Shard = FxHashMap<u64, Entry>;
 
+/// What to do with an object whose number belongs to a different known object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnConflict {
+    /// It may be the same object, which is just being copied up: nothing is entered.
+    Defer,
+    /// It is another object: it gets a number of its own.
+    Renumber,
+}
+
+/// Whether an object on disk carries the number that it shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NumberMarker {
+    /// The number is found there.
+    Present,
+    /// It must be remembered.
+    Missing,
+}
+
 /// The inodes that are known.
 #[derive(Debug)]
 pub struct InodeTable {
     shards: Vec<Mutex<Shard>>,
-    /// Objects that show another number than their place on disk says, and which: those whose number was
-    /// taken, and those that could not be marked with the number that they had before their copy-up.
+    /// The numbers of objects that show another one than is found on disk: those whose number was taken, and those
+    /// that cannot carry the marker of the number that they had before their copy-up.
     substitutes: Mutex<FxHashMap<Identity, u64>>,
     next_substitute: AtomicU64,
-    /// What [`Inode::hold_ctime`] was told, for when the kernel forgets an inode and asks again. One that
-    /// is out of date does no harm: it names the time on the disk that it stands for.
+    /// The arguments of [`Inode::hold_ctime`], for an inode that the kernel forgets and looks up again. An outdated
+    /// one is harmless: it has the time on disk that it replaces.
     ctimes: Mutex<LruCache<u64, (Time, Time)>>,
     /// Objects that the kernel knows under second numbers.
     renewed: Renewed,
-    /// How many are known, and how many were dropped since room was last made.
+    /// The number of known inodes, and of those dropped since the tables last shrank.
     known: AtomicUsize,
     dropped: AtomicUsize,
 }
@@ -73,7 +92,7 @@ impl InodeTable {
         &self.shards[at]
     }
 
-    /// Those that somebody has open for writing.
+    /// Returns the inodes that a process has open for writing.
     pub(crate) fn written(&self) -> Vec<u64> {
         let mut found = Vec::new();
         for shard in &self.shards {
@@ -99,15 +118,13 @@ impl InodeTable {
         shard.get(&ino)?.living()
     }
 
-    /// The inode for an object that shows `number`: the known one, or a new one made of `make`'s
-    /// parts; the second part of the result says whether it is new. When another object has the number,
-    /// the answer is `None` unless the caller is `sure` that it is another one, and not the same that is
-    /// just being copied up: then the new one gets a number of its own.
+    /// Returns the inode of an object that shows `number`: the known one, or the one that `make` returns; and
+    /// whether it is new. `None` only with [`OnConflict::Defer`].
     pub(crate) fn intern(
         &self,
         number: u64,
         identity: Identity,
-        sure: bool,
+        on_conflict: OnConflict,
         make: impl FnOnce(u64) -> Arc<Inode>,
     ) -> Option<(Arc<Inode>, bool)> {
         let ino = self.substitute(identity).unwrap_or(number);
@@ -115,7 +132,7 @@ impl InodeTable {
         let living = shard.get(&ino).and_then(Entry::living);
         match living {
             Some(inode) if inode.identity() == identity => Some((inode, false)),
-            Some(_) if sure => {
+            Some(_) if on_conflict == OnConflict::Renumber => {
                 drop(shard);
                 Some(self.intern_substitute(identity, make))
             }
@@ -149,15 +166,15 @@ impl InodeTable {
         (inode, true)
     }
 
-    /// Before a map grows, what is left of objects that nobody knows any more goes: one that was forgotten
-    /// while an operation or an open file still held it was not pruned then.
+    /// Inserts an inode. Before a map grows, entries of unreferenced objects are removed: an object that was
+    /// forgotten while an operation or an open file still referenced it was not pruned then.
     fn insert(&self, shard: &mut Shard, inode: &Arc<Inode>) {
         if shard.len() >= shard.capacity() {
             let before = shard.len();
             shard.retain(|_, entry| entry.is_alive());
             self.known
                 .fetch_sub(before - shard.len(), Ordering::Relaxed);
-            // Not again before as many have come as there are.
+            // Not again before the number of entries has doubled.
             shard.reserve(shard.len() + 1);
         }
         if shard
@@ -168,23 +185,23 @@ impl InodeTable {
         }
     }
 
-    /// Moves an object to another place on disk by `change`, which sets its identity. `marked`: the number that
-    /// it shows is to be found there. A substitute number is not, and stays its own.
+    /// Moves an object to another location on disk by `change`, which sets its identity. A substitute number is
+    /// never found on disk, and stays its own.
     ///
-    /// A lookup beside this finds the object by either place: a substitute holds for the new one before the
+    /// A concurrent lookup finds the object by either location: a substitute holds for the new one before the
     /// object is there, and for the old one until it has left.
     pub(crate) fn moving(
         &self,
         inode: &Inode,
         to: Identity,
-        marked: bool,
+        marker: NumberMarker,
         change: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
         let (ino, from) = (inode.ino(), inode.identity());
         let substituted = {
             let mut known = self.substitutes.lock();
             let substituted = known.contains_key(&from);
-            if substituted || !marked || ino & SUBSTITUTE != 0 {
+            if substituted || marker == NumberMarker::Missing || ino & SUBSTITUTE != 0 {
                 known.insert(to, ino);
             }
             substituted
@@ -197,8 +214,7 @@ impl InodeTable {
         changed
     }
 
-    /// The end of [`Inode::hold_times`]: has `shown` shown where the layer says `real`, also after the inode
-    /// was forgotten.
+    /// Ends [`Inode::hold_times`]: `shown` is shown while the layer has `real`, also after the inode was forgotten.
     pub(crate) fn hold_ctime(&self, inode: &Inode, real: Time, shown: Time) {
         let held = Held::For { real, shown };
         if inode.hold_instead(Some(held)) && inode.ino() & SUBSTITUTE == 0 {
@@ -210,33 +226,33 @@ impl InodeTable {
         }
     }
 
-    /// Told when an object has no name any more: another one may come to lie in its place.
+    /// Records that an object has no name any more: another one may get its inode number on disk.
     pub(crate) fn gone(&self, identity: Identity) {
         self.substitutes.lock().remove(&identity);
     }
 
-    /// The number of an object whose place on disk says another one.
+    /// Returns the number of an object that shows another one than is found on disk.
     pub(crate) fn substitute(&self, identity: Identity) -> Option<u64> {
         self.substitutes.lock().get(&identity).copied()
     }
 
-    /// The number under which the kernel is to know an object: mostly its own.
+    /// Returns the number under which the kernel must know an object: mostly its own.
     pub fn number(&self, inode: &Inode) -> u64 {
         self.renewed.number(inode.ino())
     }
 
-    /// Has the kernel know an object under another number than `old`, unless it is to already. Whoever has it
-    /// open under the old one keeps it.
+    /// Gives an object another number than `old` for the kernel, unless it has one already. Processes that have it
+    /// open under the old one keep it.
     pub fn renew(&self, inode: &Arc<Inode>, old: u64) {
         self.renewed.renew(inode, old);
     }
 
-    /// The kernel was told of this inode once more, under its own number.
+    /// Counts a reply that gives this inode to the kernel, under its own number.
     pub fn remember(&self, inode: &Arc<Inode>) {
         self.remember_as(inode, inode.ino());
     }
 
-    /// The kernel was told of this inode once more, under this number.
+    /// Counts a reply that gives this inode to the kernel, under this number.
     pub fn remember_as(&self, inode: &Arc<Inode>, number: u64) {
         if Renewed::has(number) {
             self.renewed.remember(inode, number);
@@ -264,12 +280,16 @@ impl InodeTable {
         }
     }
 
-    /// The kernel forgot `count` of its lookups.
+    /// Records that the kernel forgot `count` of its lookups.
     pub fn forget(&self, ino: u64, count: u64) {
         if Renewed::has(ino) {
             if let Some(inode) = self.renewed.get(ino) {
-                self.renewed
-                    .forget(ino, count, !self.is_forgotten(inode.ino()));
+                let object = if self.is_forgotten(inode.ino()) {
+                    OwnNumber::Forgotten
+                } else {
+                    OwnNumber::Known
+                };
+                self.renewed.forget(ino, count, object);
                 // In case that it was forgotten by its own number meanwhile.
                 if self.is_forgotten(inode.ino()) {
                     self.renewed.forgotten(inode.ino());
@@ -310,7 +330,7 @@ impl InodeTable {
         !matches!(shard.get(&ino), Some(Entry::Held { .. }))
     }
 
-    /// Drops an inode that the kernel does not know, and then the folders that only it kept alive.
+    /// Drops an inode that the kernel does not know, and then the directories that only it kept alive.
     fn prune(&self, inode: Arc<Inode>) {
         let mut next = Some(inode);
         while let Some(inode) = next.take() {
@@ -318,7 +338,7 @@ impl InodeTable {
             let unknown = shard
                 .get(&inode.ino())
                 .is_none_or(|entry| matches!(entry, Entry::Known(_)));
-            // Ours is the only reference and nobody can get another while the shard is locked.
+            // This is the only reference, and no thread can get another while the shard is locked.
             if !unknown || Arc::strong_count(&inode) > 1 {
                 return;
             }
@@ -336,7 +356,7 @@ impl InodeTable {
             if !inode.holds_ctime() {
                 self.ctimes.lock().pop(&inode.ino());
             }
-            let mut parents = inode.take_parents().into_iter();
+            let mut parents = inode.state.get_mut().take_parents().into_iter();
             next = parents.next();
             for parent in parents {
                 self.prune(parent);
@@ -344,15 +364,14 @@ impl InodeTable {
         }
     }
 
-    /// Whether as many were dropped as are left, and they are many: then the tables take no more room than
-    /// they need from here on, and the allocator has much to give back. Asked so, it costs each object a
-    /// small constant.
-    pub(crate) fn made_room(&self) -> bool {
+    /// Shrinks the tables if as many inodes were dropped as are left, and they are many; whether it did. Then the
+    /// allocator has much memory to return. The amortized cost for each object is a small constant.
+    pub(crate) fn shrink(&self) -> bool {
         let dropped = self.dropped.load(Ordering::Relaxed);
         if dropped < MANY || dropped < self.known.load(Ordering::Relaxed) {
             return false;
         }
-        // One of those that see it at once is enough.
+        // One of the threads that see it at once is enough.
         if self.dropped.swap(0, Ordering::Relaxed) < MANY {
             return false;
         }
@@ -362,7 +381,7 @@ impl InodeTable {
         true
     }
 
-    /// How many inodes are known.
+    /// Returns the number of known inodes.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
@@ -425,17 +444,17 @@ mod tests {
     /// Otherwise two openers of a file that is being copied up get two inodes in the kernel, and locks of the
     /// one do not keep the other out.
     #[test]
-    fn new_content_is_never_seen_with_the_old_turn() {
+    fn new_content_is_never_seen_with_the_old_version() {
         let layer = tempfile::tempdir().unwrap();
         let inode = file(7, layer.path());
-        let before = inode.data_turn();
+        let before = inode.content_version();
         inode
             .change_content(|file| {
-                assert_ne!(inode.data_turn(), before, "not visible yet");
+                assert_ne!(inode.content_version(), before, "not visible yet");
                 file.data = None;
             })
             .unwrap();
-        assert!(inode.file().unwrap().data.is_none() && inode.data_turn() != before);
+        assert!(inode.file().unwrap().data.is_none() && inode.content_version() != before);
     }
 
     #[test]
@@ -445,13 +464,15 @@ mod tests {
         let taken = file(7, layer.path());
         let first = Identity { dev: 9, ino: 9 };
         taken.change_file(|file| file.identity = first).unwrap();
-        let (_taken, _) = table.intern(7, first, true, |_| taken).unwrap();
+        let (_taken, _) = table
+            .intern(7, first, OnConflict::Renumber, |_| taken)
+            .unwrap();
         let make = |ino| file(ino, layer.path());
-        let (inode, _) = table.intern(7, BELOW, true, make).unwrap();
+        let (inode, _) = table.intern(7, BELOW, OnConflict::Renumber, make).unwrap();
         let number = inode.ino();
         assert_ne!(number, 7);
         table
-            .moving(&inode, ABOVE, true, || {
+            .moving(&inode, ABOVE, NumberMarker::Present, || {
                 assert_eq!(table.substitute(BELOW), Some(number));
                 assert_eq!(table.substitute(ABOVE), Some(number));
                 inode.change_file(|file| file.identity = ABOVE)
@@ -459,7 +480,7 @@ mod tests {
             .unwrap();
         assert_eq!(table.substitute(BELOW), None);
         assert_eq!(table.substitute(ABOVE), Some(number));
-        let (again, new) = table.intern(7, ABOVE, true, make).unwrap();
+        let (again, new) = table.intern(7, ABOVE, OnConflict::Renumber, make).unwrap();
         assert!(Arc::ptr_eq(&again, &inode) && !new);
     }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::common::{Fs, Lab, R, READ, THEN, Tree, plant, set_xattr};
 use cowl_layers::error::Errno;
 use cowl_layers::layer::Upper;
+use cowl_layers::sys::copy::SyncScope;
 use cowl_layers::sys::fault::{arm, arm_once, disarm};
 
 struct Case {
@@ -435,11 +436,11 @@ fn what_was_written_before_a_snapshot_can_be_synced_after_it() {
     lab.push(&fs).unwrap();
     let (file, dir) = (fs.open("d/new", READ).unwrap(), fs.find("d").unwrap());
     let op = fs.overlay.begin();
-    op.fsync(&file, false).unwrap();
+    op.fsync(&file, SyncScope::All).unwrap();
     op.fsync_dir(&dir).unwrap();
     // An error of the disk is told, so the disk was asked.
     arm(0);
-    let told = [op.fsync(&file, true), op.fsync_dir(&dir)];
+    let told = [op.fsync(&file, SyncScope::Data), op.fsync_dir(&dir)];
     disarm();
     assert_eq!(
         told.map(|done| done.map_err(|e| e.errno())),

@@ -207,6 +207,7 @@ impl Pair {
         }
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm for each operation")]
     fn act(&mut self, act: &Act) {
         if let Act::Replace(place, new) = act {
             let (place, new) = (self.path(*place), self.path(*new));

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::super::output;
 use super::Args;
 use super::columns::Template;
-use crate::container::Container;
 use crate::error::Result;
+use crate::recover;
 use crate::snapshot::list::{Entry, snapshots};
 use crate::snapshot::select::{Filter, sort};
 use crate::snapshot::tree::tree;
@@ -27,7 +27,7 @@ pub(super) fn print(
 ) -> Result<()> {
     let (id, manifest) = {
         // Locked for a moment: what a killed command left is put in order first.
-        let container = Container::open(store, name)?;
+        let container = recover::open(store, name)?;
         (container.id(), container.manifest().clone())
     };
     let _reading = store.share()?;

@@ -4,10 +4,10 @@
 
 use std::path::{Path, PathBuf};
 
-use cowl::delta::digest;
 use cowl::store::Store;
 use cowl::store::manifest::{ContainerId, ContainerManifest, LayerId};
 use cowl::store::name::ContainerName;
+use cowl::tree::digest;
 use cowl_layers::layer::Upper;
 use cowl_layers::name::Name;
 use cowl_overlay::{Behaviour, Caller, OpenHow, Overlay, RenameFlags, Writer};
@@ -74,7 +74,7 @@ impl World {
 
     /// Writes straight into the head, which is enough for whole files in folders that are there.
     pub(crate) fn write(&self, path: &str, content: &str) {
-        let head = self.store().layer_tree(self.manifest("web").1.head);
+        let head = self.store().paths().layer_tree(self.manifest("web").1.head);
         let path = head.join(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, content).unwrap();
@@ -113,7 +113,7 @@ impl World {
 
 /// The digest of a plain folder.
 pub(crate) fn digest_dir(dir: &Path) -> String {
-    cowl::delta::digest_dir(dir, &mut |_| ())
+    cowl::tree::digest_dir(dir, &mut |_| ())
         .unwrap()
         .to_string()
 }
@@ -183,8 +183,8 @@ impl World {
     pub(crate) fn edit(&self, change: impl FnOnce(&Fs)) {
         let (store, manifest) = (self.store(), self.manifest("web").1);
         let (tree, work) = (
-            store.layer_tree(manifest.head),
-            store.layer_work(manifest.head),
+            store.paths().layer_tree(manifest.head),
+            store.paths().layer_work(manifest.head),
         );
         let upper = Upper::open(&tree, &work, store.space()).unwrap();
         let lowers = store.open_layers(manifest.below_head()).unwrap();

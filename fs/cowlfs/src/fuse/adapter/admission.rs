@@ -60,7 +60,7 @@ impl Refused {
         how: OpenHow,
         thread: u32,
     ) -> Result<()> {
-        let shown = inode.setid_shown();
+        let shown = inode.flags().setid_shown();
         if !(how.exec || how.write) || shown == 0 {
             return Ok(());
         }
@@ -105,7 +105,7 @@ pub(super) fn admit_mode(inode: &Inode, mode: Option<u32>) -> Result<()> {
     if bits == 0 || inode.kind() != FileKind::Regular {
         return Ok(());
     }
-    inode.shown_with_setid(bits);
+    inode.flags().note_setid_shown(bits);
     if inode.is_run() && inode.is_written() {
         return Err(Error::Errno(Errno::TXTBSY));
     }
@@ -167,23 +167,26 @@ mod tests {
         let layer = Layer::open(dir.path(), XattrSpace::detect()).unwrap();
         let overlay = Overlay::new(None, vec![layer], Behaviour::default()).unwrap();
         let inode = overlay.begin().find(b"program").unwrap();
-        for (writes, runs) in [(true, false), (false, true)] {
-            inode.opened(writes, runs);
+        for how in [WRITE, EXEC] {
+            inode.opened(how);
             assert_eq!(admit_mode(&inode, Some(0o755)), Ok(()));
             assert_eq!(admit_mode(&inode, None), Ok(()));
-            assert_eq!(inode.setid_shown(), 0);
-            inode.closed(writes, runs);
+            assert_eq!(inode.flags().setid_shown(), 0);
+            inode.closed(how);
         }
-        inode.opened(true, true);
+        inode.opened(OpenHow {
+            write: true,
+            ..EXEC
+        });
         assert_eq!(admit_mode(&inode, Some(0o755)), Ok(()));
         assert_eq!(admit_mode(&inode, Some(0o2755)), BUSY);
-        assert_eq!(inode.setid_shown(), 0o2000);
+        assert_eq!(inode.flags().setid_shown(), 0o2000);
         assert_eq!(admit_mode(&inode, Some(0o4755)), BUSY);
-        inode.closed(true, false);
+        inode.closed(WRITE);
         assert_eq!(admit_mode(&inode, Some(0o6755)), Ok(()));
-        assert_eq!(inode.setid_shown(), 0o6000);
+        assert_eq!(inode.flags().setid_shown(), 0o6000);
         assert_eq!(admit_mode(overlay.root(), Some(0o2755)), Ok(()));
-        inode.closed(false, true);
+        inode.closed(EXEC);
     }
 
     #[test]

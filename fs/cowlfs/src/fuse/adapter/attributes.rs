@@ -54,7 +54,7 @@ fn shows_setid(inode: &Inode, found: &Attr) -> bool {
     let bits = found.stat.perm() & SETID;
     let setid = found.stat.kind() == FileKind::Regular && bits != 0;
     if setid {
-        inode.shown_with_setid(bits);
+        inode.flags().note_setid_shown(bits);
     }
     setid
 }

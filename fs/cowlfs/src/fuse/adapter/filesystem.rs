@@ -22,7 +22,8 @@ use super::convert::{
 use super::reply::{self, empty, with_attr, xattr};
 use crate::requests::Opcode;
 use cowl_layers::error::{Errno, Error};
-use cowl_overlay::SetAttr;
+use cowl_layers::sys::copy::SyncScope;
+use cowl_overlay::{SeekTo, SetAttr};
 
 /// The largest read and write: one request of 256 pages.
 const MAX_WRITE: u32 = 1 << 20;
@@ -208,7 +209,7 @@ impl Filesystem for Adapter {
         let done = self.run("unlink", parent, Some(name), |op| {
             let parent = op.inode(parent.0)?;
             op.unlink(&parent, &name_of(name)?)
-                .inspect(|()| parent.lost_name())
+                .inspect(|()| parent.note_removal())
         });
         empty(done, reply);
     }
@@ -218,7 +219,7 @@ impl Filesystem for Adapter {
         let done = self.run("rmdir", parent, Some(name), |op| {
             let parent = op.inode(parent.0)?;
             op.rmdir(&parent, &name_of(name)?)
-                .inspect(|()| parent.lost_name())
+                .inspect(|()| parent.note_removal())
         });
         empty(done, reply);
     }
@@ -340,8 +341,13 @@ impl Filesystem for Adapter {
 
     fn fsync(&self, _: &Request, ino: INodeNo, fh: Fh, datasync: bool, reply: ReplyEmpty) {
         let _turn = self.turn(Opcode::Fsync);
+        let scope = if datasync {
+            SyncScope::Data
+        } else {
+            SyncScope::All
+        };
         let done = self.run("fsync", ino, None, |op| {
-            op.fsync(&*self.files.get(fh.0)?, datasync)
+            op.fsync(&*self.files.get(fh.0)?, scope)
         });
         empty(done, reply);
     }
@@ -464,8 +470,8 @@ impl Filesystem for Adapter {
         let done = self.run("lseek", ino, None, |op| {
             let at = u64::try_from(at).map_err(|_| Error::Errno(Errno::NXIO))?;
             match whence {
-                libc::SEEK_DATA => op.seek(&*self.files.get(fh.0)?, at, false),
-                libc::SEEK_HOLE => op.seek(&*self.files.get(fh.0)?, at, true),
+                libc::SEEK_DATA => op.seek(&*self.files.get(fh.0)?, at, SeekTo::Data),
+                libc::SEEK_HOLE => op.seek(&*self.files.get(fh.0)?, at, SeekTo::Hole),
                 _ => Err(Error::Errno(Errno::INVAL)),
             }
         });

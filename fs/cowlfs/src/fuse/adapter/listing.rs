@@ -158,7 +158,7 @@ impl Adapter {
     /// whose position names an entry that was removed lately, by another one, would miss what comes
     /// behind. So the pages of that folder's listing are dropped first, and all of them go on asking.
     fn before_end(&self, inode: &Inode, empty: bool) {
-        if empty && self.keep_listings && inode.lost_name_lately() {
+        if empty && self.keep_listings && inode.has_recent_removal() {
             self.drop_listing(inode.ino());
         }
     }
@@ -172,7 +172,7 @@ impl Adapter {
         to: (&Arc<Inode>, &Name),
         flags: RenameFlags,
     ) {
-        from.0.lost_name();
+        from.0.note_removal();
         if Arc::ptr_eq(from.0, to.0) || !self.keep_listings {
             return;
         }

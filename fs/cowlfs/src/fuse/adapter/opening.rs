@@ -13,7 +13,7 @@ use crate::fuse::passthrough::{Answer, Asked, Cached, Opening, Register};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys;
 use cowl_overlay::inode::Inode;
-use cowl_overlay::{Attr, FileHandle, Op, OpenHow, SETID};
+use cowl_overlay::{Attr, Close, FileHandle, Op, OpenHow, SETID};
 
 /// What the kernel asks to be opened.
 #[derive(Clone, Copy)]
@@ -165,7 +165,7 @@ impl Adapter {
                 return Err(Error::Errno(Errno::STALE));
             }
         };
-        if asked.write && inode.is_rewritten() && inode.has_unsynced_name() {
+        if asked.write && inode.flags().is_rewritten() && inode.flags().has_unsynced_name() {
             // It replaces a lower file's content: its close starts write-back, before it returns. What was in the
             // upper layer before is left to the file system below, and to RELEASE.
             flags.remove(FopenFlags::FOPEN_NOFLUSH);
@@ -196,16 +196,15 @@ impl Adapter {
             direct: wanted.direct,
         };
         let inode = handle.inode();
-        let before = inode.known();
+        let before = inode.facts().snapshot();
         asked.upper = op.content_is_up(handle)?;
         if let Some((fd, _)) = handle.opened() {
             let passes = policy.upper && asked.upper;
             // Of what lies in the upper nothing depends on it, and to look at the content moves its access time.
-            asked.program =
-                !write && !asked.upper && policy.programs && op.is_program(handle, &fd)?;
-            asked.privileged = write && passes && op.is_privileged(inode, &fd)?;
+            asked.program = !write && !asked.upper && policy.programs && handle.is_program(&fd)?;
+            asked.privileged = write && passes && handle.is_privileged(&fd)?;
             if !write && !asked.upper && !asked.program && !policy.lowers {
-                op.note_plain(inode, before);
+                inode.facts().note_plain(before);
             }
         } else {
             // It was found to be one that is passed through, or nothing but data.
@@ -217,7 +216,7 @@ impl Adapter {
     pub(super) fn release_file(&self, ino: INodeNo, fh: Fh) {
         self.passing.release(ino.0);
         if let Some(handle) = self.files.remove(fh.0) {
-            self.start_write_back("release", ino, &handle, true);
+            self.start_write_back("release", ino, &handle, Close::Last);
             self.overlay.close(&handle);
         }
     }
@@ -225,14 +224,14 @@ impl Adapter {
     /// Answers a close: the kernel asks only where [`Adapter::count_open`] has it ask.
     pub(super) fn flush_file(&self, ino: INodeNo, fh: Fh) {
         if let Ok(handle) = self.files.get(fh.0) {
-            self.start_write_back("flush", ino, &handle, false);
+            self.start_write_back("flush", ino, &handle, Close::NotLast);
         }
     }
 
-    fn start_write_back(&self, what: &str, ino: INodeNo, handle: &FileHandle, last: bool) {
-        if handle.inode().is_rewritten() {
+    fn start_write_back(&self, what: &str, ino: INodeNo, handle: &FileHandle, close: Close) {
+        if handle.inode().flags().is_rewritten() {
             // A close succeeds all the same; why it did not start was logged.
-            let _logged = self.run(what, ino, None, |op| op.close_rewritten(handle, last));
+            let _logged = self.run(what, ino, None, |op| op.close_rewritten(handle, close));
         }
     }
 

@@ -66,7 +66,7 @@ struct Entry {
 #[derive(Debug)]
 struct Backing {
     id: Arc<BackingId>,
-    /// Which content it is ([`Inode::data_turn`]).
+    /// Which content it is ([`Inode::content_version`]).
     turn: u32,
 }
 
@@ -76,7 +76,7 @@ pub(super) struct Opening<'a> {
     pub(super) asked: Asked,
     /// Opened for reading and for writing.
     pub(super) maps: bool,
-    /// Says which content is the present one ([`Inode::data_turn`]).
+    /// Says which content is the present one ([`Inode::content_version`]).
     pub(super) inode: &'a Inode,
     /// The file system that it lies on, where that is known.
     pub(super) dev: Option<u64>,
@@ -174,7 +174,7 @@ impl Passing {
         let ino = opening.ino;
         // Read under the table's lock: were it read before, an open that was counted in between could have the
         // newer content, and would be taken for one of the older.
-        let turn = opening.inode.data_turn();
+        let turn = opening.inode.content_version();
         let entry = table.files.entry(ino).or_default();
         let state = match (entry.opens, entry.passed) {
             (0, _) => State::Idle,

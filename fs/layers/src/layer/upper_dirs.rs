@@ -1,0 +1,202 @@
+//! Opening an upper, in steps: its directories, their locks, recovery from an interrupted mount, and the features of
+//! their file system.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::whiteout::Whiteouts;
+use super::{Layer, WorkDir, journal, lock, private};
+use crate::error::{Errno, Error, Result};
+use crate::format::{ACL_ACCESS, ACL_DEFAULT};
+use crate::setup::{SetupError, SetupKind, shown};
+use crate::sys;
+use crate::sys::early::Early;
+use crate::sys::order::Order;
+use crate::sys::private::Through;
+
+/// The directories of an upper, open and checked.
+pub(super) struct UpperDirs {
+    layer: Arc<Layer>,
+    /// The work directory that the user specified.
+    outer: OwnedFd,
+    work: PathBuf,
+}
+
+/// The directories of an upper that this process alone writes.
+pub(super) struct LockedUpper {
+    dirs: UpperDirs,
+    locks: [OwnedFd; 2],
+}
+
+/// An upper in which nothing is left of an interrupted mount.
+pub(super) struct RecoveredUpper {
+    pub(super) layer: Arc<Layer>,
+    pub(super) work: Arc<WorkDir>,
+    pub(super) locks: [OwnedFd; 2],
+    outer: OwnedFd,
+    work_path: PathBuf,
+}
+
+/// The features of an upper's file system.
+pub(super) struct Features {
+    pub(super) whiteouts: Whiteouts,
+    pub(super) order: Order,
+    pub(super) early: Early,
+}
+
+impl UpperDirs {
+    /// Opens both directories through one mount, and checks that they are separate and on one file system.
+    pub(super) fn open(
+        through: Through,
+        layer: Arc<Layer>,
+        work: &Path,
+    ) -> Result<Self, SetupError> {
+        let upper = layer.path().to_path_buf();
+        let outer = sys::dir::open_root(work).map_err(|error| unusable(work, error))?;
+        let root = sys::dir::open_root(&upper)
+            .map_err(|error| SetupError::at("cannot use the layer", &upper, error))?;
+        let ([root, outer], reached) = private::for_writing([root, outer], [&upper, work], through);
+        let layer = layer.opened_as(root, reached);
+        check_separate(&upper, work, &layer, &outer)?;
+        Ok(Self {
+            layer,
+            outer,
+            work: work.to_path_buf(),
+        })
+    }
+
+    /// Takes the exclusive locks of both directories.
+    pub(super) fn lock(self) -> Result<LockedUpper, SetupError> {
+        let (upper, root) = (self.layer.path(), self.layer.root_fd());
+        let locks = [
+            lock::for_writing("upper layer", upper, root)?,
+            lock::for_writing("work folder", &self.work, self.outer.as_fd())?,
+        ];
+        Ok(LockedUpper { dirs: self, locks })
+    }
+}
+
+impl LockedUpper {
+    /// Completes the operations in the journal, and removes everything else that an interrupted mount left in
+    /// the work directory.
+    pub(super) fn recover(self) -> Result<RecoveredUpper, SetupError> {
+        let UpperDirs { layer, outer, work } = self.dirs;
+        let recovered = || {
+            let inner = WorkDir::new(open_inner(&outer)?);
+            journal::finish(&layer, &inner)?;
+            inner.clean()?;
+            Ok(inner)
+        };
+        let inner = recovered().map_err(|error| unusable(&work, error))?;
+        Ok(RecoveredUpper {
+            layer,
+            work: inner,
+            locks: self.locks,
+            outer,
+            work_path: work,
+        })
+    }
+}
+
+impl RecoveredUpper {
+    /// Determines what the file system supports, and creates the shared whiteout.
+    pub(super) fn probe(&self) -> Result<Features, SetupError> {
+        check_markers(&self.layer, &self.work)?;
+        let whiteouts = Whiteouts::prepare(&self.work, self.outer.as_fd(), self.layer.space())
+            .map_err(|error| unusable(&self.work_path, error))?;
+        Ok(Features {
+            whiteouts,
+            order: Order::of(self.layer.root_fd()),
+            early: Early::of(self.layer.root_fd()),
+        })
+    }
+}
+
+fn unusable(work: &Path, error: Error) -> SetupError {
+    SetupError::at("cannot use the work folder", work, error)
+}
+
+/// Opens the directory in which objects are made, and creates it if it does not exist.
+fn open_inner(outer: &OwnedFd) -> Result<OwnedFd> {
+    match sys::node::mkdir(outer.as_fd(), b"work", 0o700) {
+        Err(error) if error.errno() != Errno::EXIST => return Err(error),
+        _ => {}
+    }
+    let inner = sys::dir::open_dir(outer.as_fd(), b"work")?;
+    // New objects must not be accessible before they have their own rights: each copied-up file would inherit
+    // a default ACL.
+    for acl in [ACL_DEFAULT, ACL_ACCESS] {
+        match sys::xattr::remove(inner.as_fd(), acl) {
+            Err(error) if !matches!(error.errno(), Errno::NODATA | Errno::OPNOTSUPP) => {
+                return Err(error);
+            }
+            _ => {}
+        }
+    }
+    Ok(inner)
+}
+
+fn check_separate(
+    upper: &Path,
+    work: &Path,
+    layer: &Layer,
+    outer: &OwnedFd,
+) -> Result<(), SetupError> {
+    let stat = sys::stat::stat_fd(outer)
+        .map_err(|error| SetupError::at("cannot use the work folder", work, error))?;
+    let usage = |what: String, hint: &str| SetupError::new(SetupKind::Usage, what, hint);
+    if stat.dev != layer.dev() {
+        return Err(usage(
+            format!(
+                "upperdir {} and workdir {} lie on different file systems",
+                shown(upper),
+                shown(work)
+            ),
+            "name a work folder on the upper's file system",
+        ));
+    }
+    let inside = |inner: &Path, outer: &Path| match (inner.canonicalize(), outer.canonicalize()) {
+        (Ok(inner), Ok(outer)) => inner.starts_with(outer),
+        _ => false,
+    };
+    if inside(work, upper) || inside(upper, work) {
+        return Err(usage(
+            format!(
+                "upperdir {} and workdir {} lie in one another",
+                shown(upper),
+                shown(work)
+            ),
+            "name two separate folders",
+        ));
+    }
+    Ok(())
+}
+
+/// Returns an error if the file system does not support the markers: without them no name could be hidden and no
+/// directory moved.
+fn check_markers(layer: &Layer, work: &Arc<WorkDir>) -> Result<(), SetupError> {
+    let tried = work.stage(|dir, name| {
+        sys::node::mkdir(dir, name, 0o700)?;
+        let fd = sys::dir::open_path(dir, name)?;
+        sys::xattr::set(fd.as_fd(), layer.space().opaque().as_bytes(), b"y")
+    });
+    match tried {
+        Ok(_) => Ok(()),
+        // Not a statement about markers; the mount may serve to free space.
+        Err(error) if matches!(error.errno(), Errno::NOSPC | Errno::DQUOT) => {
+            log::warn!("the disk of {} is full", shown(layer.path()));
+            Ok(())
+        }
+        Err(error) => {
+            let hint = match error.errno() {
+                Errno::OPNOTSUPP | Errno::PERM => {
+                    "the upper layer's file system must keep extended attributes"
+                }
+                _ => "",
+            };
+            let what = format!("cannot set {} below", layer.space().opaque());
+            Err(SetupError::at(&what, layer.path(), error).hint(hint))
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! New objects: files, directories, nodes, symbolic links.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::OFlags;
+
+use super::dirs::{live_dir, refuse_marker_name};
+use super::upper_names::{NewObject, UpperNames};
+use super::zero_device::{commit_zero_device, stage_zero_device};
+use crate::content::{Content, FileHandle};
+use crate::copy_up::{CopyUp, set_opaque, stage_in_twin};
+use crate::inode::{BARE, Inode, OpenHow};
+use crate::metadata::{Attr, Attributes};
+use crate::plan::UpperHas;
+use crate::reach::{Caller, Context};
+use cowl_layers::error::{Errno, Error, Result};
+use cowl_layers::layer::zero_device::is_zero_device;
+use cowl_layers::name::Name;
+use cowl_layers::sys;
+use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::stat::{FileKind, Stat};
+
+/// Creation of objects.
+#[derive(Clone, Copy)]
+pub(crate) struct Create<'o> {
+    pub(crate) cx: &'o Context<'o>,
+    pub(crate) upper_names: UpperNames<'o>,
+    pub(crate) copy_up: CopyUp<'o>,
+    pub(crate) content: Content<'o>,
+    pub(crate) attributes: Attributes<'o>,
+}
+
+impl Create<'_> {
+    /// Makes a directory.
+    pub(crate) fn mkdir(
+        &self,
+        caller: Caller,
+        parent: &Arc<Inode>,
+        name: &Name,
+        mode: u32,
+    ) -> Result<Arc<Inode>> {
+        let kind = FileKind::Directory;
+        self.make(caller, (parent, name), kind, |dir, name| {
+            sys::node::mkdir(dir, name, mode & 0o7777)
+        })
+        .map(|(inode, _)| inode)
+    }
+
+    /// Makes an empty file, a FIFO, a socket or a device.
+    pub(crate) fn mknod(
+        &self,
+        caller: Caller,
+        parent: &Arc<Inode>,
+        name: &Name,
+        mode: u32,
+        rdev: u64,
+    ) -> Result<Arc<Inode>> {
+        let kind = FileKind::from_mode(mode);
+        if is_zero_device(kind, rdev) {
+            return self.make_zero_device(caller, parent, name, mode & 0o7777);
+        }
+        self.make(caller, (parent, name), kind, |dir, name| {
+            sys::node::mknod(dir, name, kind, mode & 0o7777, rdev)
+        })
+        .map(|(inode, _)| inode)
+    }
+
+    /// Makes a symbolic link.
+    pub(crate) fn symlink(
+        &self,
+        caller: Caller,
+        parent: &Arc<Inode>,
+        name: &Name,
+        target: &[u8],
+    ) -> Result<Arc<Inode>> {
+        self.make(caller, (parent, name), FileKind::Symlink, |dir, name| {
+            sys::node::symlink(dir, name, target)
+        })
+        .map(|(inode, _)| inode)
+    }
+
+    /// Makes a regular file and opens it.
+    pub(crate) fn create(
+        &self,
+        caller: Caller,
+        parent: &Arc<Inode>,
+        name: &Name,
+        mode: u32,
+        how: OpenHow,
+    ) -> Result<(Arc<Inode>, Arc<FileHandle>, Attr)> {
+        // The descriptor that makes the file is kept: its access was granted with the creation, whatever the
+        // mode is.
+        let mut opened: Option<OwnedFd> = None;
+        let (inode, stat) = self.make(caller, (parent, name), FileKind::Regular, |dir, name| {
+            opened = Some(sys::node::create(dir, name, mode & 0o7777, OFlags::RDWR)?);
+            Ok(())
+        })?;
+        let fd = match opened {
+            Some(fd) => fd,
+            None => return Err(Error::Errno(Errno::IO)),
+        };
+        // No other thread has it yet.
+        inode.facts().note(inode.facts().snapshot(), BARE);
+        let attr = self.attributes.attr_as_found(&inode, stat)?;
+        let handle = self.content.adopt(&inode, fd, how);
+        Ok((inode, handle, attr))
+    }
+
+    /// Makes an object as the caller: in its directory if the name is free, else in the work directory, from
+    /// where it replaces the whiteout.
+    fn make(
+        &self,
+        caller: Caller,
+        (parent, name): (&Arc<Inode>, &Name),
+        kind: FileKind,
+        mut how: impl FnMut(BorrowedFd<'_>, &[u8]) -> Result<()>,
+    ) -> Result<(Arc<Inode>, Stat)> {
+        live_dir(parent)?;
+        let (_, up) = self.copy_up.dir_up(parent)?;
+        let _names = parent.names()?.lock();
+        let dir = live_dir(parent)?;
+        let fd = up.fd()?;
+        let fd = (*fd).as_fd();
+        refuse_marker_name(&up, name)?;
+        self.upper_names.require_free(&dir, &up, name)?;
+        match self.cx.as_creator(caller, || how(fd, name)) {
+            Ok(()) => {}
+            Err(error) if error.errno() == Errno::EXIST => {
+                if self.upper_names.upper_has(&up, name)? != UpperHas::Whiteout {
+                    return Err(error);
+                }
+                let staged = stage_in_twin(self.cx, caller, fd, |twin| how(twin, b"new"))?;
+                if kind == FileKind::Directory {
+                    set_opaque(self.cx, staged.open_path()?.as_fd())?;
+                    staged.commit(fd, name, RenameHow::Exchange)?;
+                } else {
+                    staged.commit(fd, name, RenameHow::Replace)?;
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        parent.changed();
+        self.upper_names
+            .intern_new(parent, &up, name, NewObject::AsStored)
+    }
+
+    /// Makes a device 0:0.
+    fn make_zero_device(
+        &self,
+        caller: Caller,
+        parent: &Arc<Inode>,
+        name: &Name,
+        mode: u32,
+    ) -> Result<Arc<Inode>> {
+        live_dir(parent)?;
+        let (_, up) = self.copy_up.dir_up(parent)?;
+        let _names = parent.names()?.lock();
+        let dir = live_dir(parent)?;
+        refuse_marker_name(&up, name)?;
+        self.upper_names.require_free(&dir, &up, name)?;
+        let staged = stage_zero_device(self.cx, caller, &up, mode)?;
+        commit_zero_device(&self.upper_names, staged, &up, name)?;
+        parent.changed();
+        self.upper_names
+            .intern_new(parent, &up, name, NewObject::ZeroDevice)
+            .map(|(inode, _)| inode)
+    }
+}

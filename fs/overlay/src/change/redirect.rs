@@ -1,0 +1,97 @@
+//! Redirects: before an object gets another name, its location below is recorded on it, because it was found by
+//! its name so far.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use crate::copy_up::{CopyExtent, CopyUp};
+use crate::inode::Inode;
+use crate::names::{LinkIndex, path_below};
+use crate::reach::{Context, access_path};
+use cowl_layers::error::{Errno, Error, Result};
+use cowl_layers::format::Redirect;
+use cowl_layers::sys;
+use cowl_layers::view::resolve::join;
+
+/// The directory to which a rename moves an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Destination {
+    SameDir,
+    OtherDir,
+}
+
+/// Copying up for a change of a name.
+#[derive(Clone, Copy)]
+pub(crate) struct Redirects<'o> {
+    pub(crate) cx: &'o Context<'o>,
+    pub(crate) copy_up: CopyUp<'o>,
+    pub(crate) index: &'o LinkIndex,
+}
+
+impl Redirects<'_> {
+    /// Copies up a file that is about to get another name, and records on a metacopy where its content is.
+    pub(super) fn file_up(&self, inode: &Arc<Inode>) -> Result<()> {
+        self.copy_up.file_up(inode, CopyExtent::Metadata)?;
+        let file = inode.file()?;
+        if file.data.is_none() || matches!(file.redirect.as_deref(), Some(Redirect::Path(_))) {
+            return Ok(());
+        }
+        let alias = file.aliases.first().ok_or(Error::NOT_FOUND)?;
+        let last = match file.redirect.as_deref() {
+            Some(Redirect::Sibling(name)) => name.clone(),
+            _ => alias.name.clone(),
+        };
+        let stack = &self.cx.stack;
+        let path = join(&path_below(stack, &alias.parent)?, &last);
+        let redirect = Redirect::Path(path.into());
+        let marker = stack.upper()?.layer.space().redirect().as_bytes();
+        let target = access_path(inode)?;
+        match sys::xattr::set((*target).as_fd(), marker, &redirect.to_value()) {
+            Ok(()) => inode.change_file(|file| file.redirect = Some(Box::new(redirect))),
+            // A path of thousands of bytes does not fit: then the content is copied up and needs no redirect.
+            Err(Error::Errno(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE)) => {
+                self.copy_up.file_up(inode, CopyExtent::Data).map(drop)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Copies up an object of any type that is about to be moved, and records on it where the layers below
+    /// have it.
+    pub(super) fn any_up(&self, inode: &Arc<Inode>, to: Destination) -> Result<()> {
+        if !inode.is_dir() {
+            return self.file_up(inode);
+        }
+        let (dir, up) = self.copy_up.dir_up(inode)?;
+        if dir.locs.len() < 2 || matches!(dir.redirect, Some(Redirect::Path(_))) {
+            return Ok(());
+        }
+        let stack = &self.cx.stack;
+        let mut redirect = Redirect::Path(path_below(stack, inode)?.into());
+        let marker = stack.upper()?.layer.space().redirect().as_bytes();
+        let set =
+            |value: &Redirect| sys::xattr::set((*up.fd()?).as_fd(), marker, &value.to_value());
+        match set(&redirect) {
+            Ok(()) => {}
+            // A path of thousands of bytes does not fit. Within the directory its old name is sufficient.
+            Err(Error::Errno(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE))
+                if to == Destination::SameDir =>
+            {
+                redirect = match (dir.redirect, dir.alias) {
+                    (Some(sibling @ Redirect::Sibling(_)), _) => sibling,
+                    (_, Some(alias)) => Redirect::Sibling(alias.name),
+                    (_, None) => return Err(Error::NOT_FOUND),
+                };
+                set(&redirect)?;
+            }
+            // Elsewhere it cannot be moved, and programs copy after this error.
+            Err(Error::Errno(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE)) => {
+                return Err(Error::Errno(Errno::XDEV));
+            }
+            Err(error) => return Err(error),
+        }
+        inode.change_dir(|dir| dir.redirect = Some(redirect))?;
+        self.index.note_moved(inode);
+        Ok(())
+    }
+}

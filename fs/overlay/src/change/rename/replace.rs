@@ -1,0 +1,175 @@
+//! Renames to a free name, or over an object that is replaced.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::OFlags;
+
+use super::side::{Side, own_location, record_move};
+use super::whiteout::leave_whiteout;
+use crate::change::name_removal::{NameRemoval, forget_name};
+use crate::copy_up::{set_opaque, stage_dir};
+use crate::inode::{Identity, Inode, InodeTable, NumberMarker, PLAIN, State};
+use crate::names::LinkIndex;
+use crate::plan::{self, MovedObject, RenamePlan, UpperHas};
+use crate::reach::{Context, open_content};
+use cowl_layers::error::{Error, Result};
+use cowl_layers::layer::LayerDir;
+use cowl_layers::sys;
+use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::stat::FileKind;
+
+/// The last step of a rename that is not an exchange.
+#[derive(Clone, Copy)]
+pub(super) struct Replace<'o> {
+    pub(super) cx: &'o Context<'o>,
+    pub(super) inodes: &'o InodeTable,
+    pub(super) index: &'o LinkIndex,
+    pub(super) name_removal: NameRemoval<'o>,
+}
+
+impl Replace<'_> {
+    /// Moves an object of the upper, replacing `target` where there is one.
+    pub(super) fn replace(
+        &self,
+        (from, to): (&Side<'_>, &Side<'_>),
+        inode: &Arc<Inode>,
+        target: Option<&Arc<Inode>>,
+    ) -> Result<()> {
+        if from.state.upper != UpperHas::Object {
+            return Err(Error::NOT_FOUND);
+        }
+        let stack = &self.cx.stack;
+        let plan = plan::rename(from.state, to.state, moved_object(inode)?);
+        if plan.make_opaque {
+            set_opaque(self.cx, (*inode.dir()?.top()?.fd()?).as_fd())?;
+        }
+        let kept = self.prepare_target(to, target)?;
+        let moved_dir = own_location(stack, inode)?;
+        let target_dir = match target {
+            Some(target) => own_location(stack, target)?,
+            None => None,
+        };
+        if plan.how == RenameHow::Exchange && !plan.drop_whiteout {
+            // The whiteout of the new name is moved to the old name's directory.
+            stack
+                .upper()?
+                .ready_for_whiteout(from.fd(), to.fd(), to.name)?;
+        }
+        if let Some(target) = target
+            // Where the target is in the upper and the rename replaces it, the file system below does this.
+            && (to.state.upper != UpperHas::Object || plan.how == RenameHow::Exchange)
+        {
+            self.write_back_before_replacing(inode, target)?;
+        }
+        inode.change_name(target.map(|target| &**target), |state, others| {
+            let moving = moved_dir.as_ref().map(|dir| dir.moving());
+            let going = target_dir.as_ref().map(|dir| dir.moving());
+            self.rename_in_upper(plan, from, to)?;
+            if let (Some(going), Some(fd)) = (going, &kept) {
+                going.gone(fd.clone());
+            }
+            match others {
+                Some(state @ State::Dir(_)) => state.removed(),
+                Some(state) => forget_name(state, to.parent, to.name, kept)?,
+                None => {}
+            }
+            record_move(state, moving, from, to);
+            Ok(())
+        })?;
+        // A library is recognized by its name.
+        inode.facts().forget(PLAIN);
+        for changed in [inode, from.parent, to.parent].into_iter().chain(target) {
+            changed.changed();
+        }
+        if let Some(target) = target {
+            self.index.note_removed(target);
+            self.name_removal.note_removed(target);
+        }
+        Ok(())
+    }
+
+    /// Makes the system calls that `plan` says.
+    fn rename_in_upper(&self, plan: RenamePlan, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
+        if plan.how == RenameHow::Whiteout {
+            return leave_whiteout(self.cx.stack.upper()?, from, to);
+        }
+        sys::node::rename(from.fd(), from.name, to.fd(), to.name, plan.how)?;
+        if plan.drop_whiteout
+            && let Err(error) = sys::node::unlink(from.fd(), from.name)
+        {
+            // The object is moved, and the whiteout hides nothing.
+            log::warn!("cannot remove the whiteout {}: {error}", from.name);
+        }
+        Ok(())
+    }
+
+    /// Starts write-back of a file that is about to be renamed over another, as the file system below does if
+    /// it sees that.
+    fn write_back_before_replacing(&self, moved: &Inode, target: &Inode) -> Result<()> {
+        let regular = |inode: &Inode| inode.kind() == FileKind::Regular;
+        if !self.cx.early()?.on_replace || !regular(moved) || !regular(target) {
+            return Ok(());
+        }
+        let file = moved.file()?;
+        if file.data.is_some() {
+            // Its content lies below, and is on the disk.
+            return Ok(());
+        }
+        match open_content(moved, OFlags::RDONLY) {
+            Ok(content) => sys::early::start(content),
+            Err(error) => log::debug!("cannot start write-back before a rename: {error}"),
+        }
+        Ok(())
+    }
+
+    /// Prepares an object for its replacement. A directory must be empty on disk, not only in the merged view: its
+    /// whiteouts are removed by exchanging it for an empty, opaque one, which shows the same. Returns a
+    /// descriptor that leads to the replaced object.
+    fn prepare_target(
+        &self,
+        to: &Side<'_>,
+        target: Option<&Arc<Inode>>,
+    ) -> Result<Option<Arc<OwnedFd>>> {
+        let Some(target) = target else {
+            return Ok(None);
+        };
+        if !target.is_dir() {
+            return self.name_removal.anchor(target, to.parent, to.name);
+        }
+        let dir = target.dir()?;
+        let Some(up) = self.cx.stack.upper_dir(&dir) else {
+            return Ok(None);
+        };
+        let fd = up.fd()?;
+        if sys::dir::entries((*fd).as_fd())?.is_empty() {
+            return Ok(Some(fd));
+        }
+        let (empty, stat) = stage_dir(self.cx, up)?;
+        let kept = empty.open_path()?;
+        set_opaque(self.cx, kept.as_fd())?;
+        empty.commit(to.fd(), to.name, RenameHow::Exchange)?;
+        // Recorded at once: the rename that comes next may fail.
+        let location = LayerDir::child(&to.up, to.name.clone(), stat.ino);
+        let identity = Identity::of(&stat);
+        self.inodes
+            .moving(target, identity, NumberMarker::Present, || {
+                target.change_dir(|dir| {
+                    dir.locs = Arc::from([location]);
+                    dir.redirect = None;
+                    dir.identity = identity;
+                })
+            })?;
+        Ok(Some(Arc::new(kept)))
+    }
+}
+
+fn moved_object(inode: &Inode) -> Result<MovedObject> {
+    Ok(if !inode.is_dir() {
+        MovedObject::NotDirectory
+    } else if inode.dir()?.locs.len() > 1 {
+        MovedObject::MergedDirectory
+    } else {
+        MovedObject::Directory
+    })
+}

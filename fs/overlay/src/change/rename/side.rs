@@ -1,0 +1,66 @@
+//! The two sides of a rename.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use crate::inode::{Alias, DirState, Inode, State};
+use crate::plan::NameState;
+use crate::reach::Stack;
+use cowl_layers::error::Result;
+use cowl_layers::layer::{LayerDir, Moving};
+use cowl_layers::name::Name;
+use cowl_layers::view::Loc;
+
+/// One side of a rename, with its directory's `names` locked.
+pub(super) struct Side<'a> {
+    pub(super) parent: &'a Arc<Inode>,
+    pub(super) name: &'a Name,
+    pub(super) dir: DirState,
+    pub(super) up: Arc<LayerDir>,
+    /// A descriptor of `up`. Opened before any object is moved: opening needs the locations of the
+    /// directories above.
+    pub(super) fd: Arc<OwnedFd>,
+    pub(super) state: NameState,
+}
+
+impl Side<'_> {
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Returns a directory's own location in the upper; `None` for any other object.
+pub(super) fn own_location(stack: &Stack, inode: &Inode) -> Result<Option<Arc<LayerDir>>> {
+    if !inode.is_dir() {
+        return Ok(None);
+    }
+    Ok(stack.upper_dir(&inode.dir()?).cloned())
+}
+
+/// Records an object's new name, and its new location in the upper.
+pub(super) fn record_move(
+    state: &mut State,
+    location: Option<Moving<'_>>,
+    from: &Side<'_>,
+    to: &Side<'_>,
+) {
+    let alias = Alias {
+        parent: to.parent.clone(),
+        name: to.name.clone(),
+    };
+    if let Some(location) = location {
+        location.to(&to.up, to.name.clone());
+    }
+    match state {
+        State::Dir(dir) => dir.alias = Some(alias),
+        State::File(file) => {
+            file.aliases
+                .retain(|a| !(a.name == *from.name && Arc::ptr_eq(&a.parent, from.parent)));
+            file.aliases.push(alias);
+            file.loc = Loc {
+                dir: to.up.clone(),
+                name: to.name.clone(),
+            };
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Names in the upper: whether they are free, and entering a new object.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use crate::inode::{DirState, Inode, OnConflict};
+use crate::names::{Names, intern_dir, intern_file};
+use crate::plan::{NameState, UpperHas};
+use crate::reach::Context;
+use cowl_layers::error::{Errno, Error, Result};
+use cowl_layers::layer::{LayerDir, Markers, Seen, probe, zero_device};
+use cowl_layers::name::Name;
+use cowl_layers::sys;
+use cowl_layers::sys::stat::{FileKind, Stat};
+use cowl_layers::view::{DirNode, FileNode, Loc};
+
+/// The names in directories of the upper.
+#[derive(Clone, Copy)]
+pub(crate) struct UpperNames<'o> {
+    pub(crate) cx: &'o Context<'o>,
+    pub(crate) names: Names<'o>,
+}
+
+/// A new object in the upper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NewObject {
+    /// It shows as it lies there.
+    AsStored,
+    /// It is a file that shows as a device 0:0.
+    ZeroDevice,
+}
+
+impl UpperNames<'_> {
+    /// Returns what the upper has under a name.
+    pub(super) fn upper_has(&self, up: &LayerDir, name: &Name) -> Result<UpperHas> {
+        if up.layer().is_foreign() {
+            self.cx.stack.upper()?.settle(up, name)?;
+        }
+        Ok(match probe(up, name, Markers::Read)? {
+            None => UpperHas::Nothing,
+            Some(found) if found.seen == Seen::Whiteout => UpperHas::Whiteout,
+            Some(_) => UpperHas::Object,
+        })
+    }
+
+    /// Returns what the layers have under a name.
+    pub(super) fn name_state(
+        &self,
+        dir: &DirState,
+        up: &LayerDir,
+        name: &Name,
+    ) -> Result<NameState> {
+        Ok(NameState {
+            upper: self.upper_has(up, name)?,
+            below: self.names.is_below(dir, name)?,
+        })
+    }
+
+    /// Returns EEXIST if a lower layer alone has the name, which the upper's directory does not show.
+    pub(super) fn require_free(&self, dir: &DirState, up: &LayerDir, name: &Name) -> Result<()> {
+        // In a foreign layer the last failed lookup may have missed a marker.
+        let known = !up.layer().is_foreign() && self.names.absent.is(&dir.locs, name);
+        if dir.locs.len() > 1 && !known && self.upper_has(up, name)? == UpperHas::Nothing {
+            self.require_free_below(dir, name)?;
+        }
+        Ok(())
+    }
+
+    /// Returns EEXIST if the name would show without the upper.
+    pub(super) fn require_free_below(&self, dir: &DirState, name: &Name) -> Result<()> {
+        match self.names.is_below(dir, name)? {
+            true => Err(Error::Errno(Errno::EXIST)),
+            false => Ok(()),
+        }
+    }
+
+    /// Enters a new object into the inode table.
+    pub(super) fn intern_new(
+        &self,
+        parent: &Arc<Inode>,
+        up: &Arc<LayerDir>,
+        name: &Name,
+        new: NewObject,
+    ) -> Result<(Arc<Inode>, Stat)> {
+        let mut stat = sys::stat::stat_at((*up.fd()?).as_fd(), name)?;
+        if new == NewObject::ZeroDevice {
+            stat = zero_device::shown(stat);
+        }
+        let ino = self.cx.stack.view().number(up.layer(), &stat, None);
+        let inodes = self.names.inodes;
+        let inode = if stat.kind() == FileKind::Directory {
+            let node = DirNode {
+                locs: vec![LayerDir::child(up, name.clone(), stat.ino)],
+                below: None,
+                redirect: None,
+                stat,
+                ino,
+            };
+            intern_dir(inodes, (parent, name), node, OnConflict::Renumber)
+        } else {
+            let node = FileNode {
+                loc: Loc {
+                    dir: up.clone(),
+                    name: name.clone(),
+                },
+                data: None,
+                data_missing: false,
+                below: None,
+                redirect: None,
+                stat,
+                ino,
+            };
+            intern_file(inodes, (parent, name), node, OnConflict::Renumber)
+        };
+        Ok((inode.ok_or(Error::Errno(Errno::STALE))?, stat))
+    }
+}

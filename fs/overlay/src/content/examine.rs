@@ -1,0 +1,55 @@
+//! Properties of an open file that decide how the kernel may access its content.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::handle::FileHandle;
+use crate::inode::{BARE, FileState};
+use cowl_layers::error::{Errno, Result};
+use cowl_layers::format::CAPABILITY;
+use cowl_layers::sys;
+
+/// The first bytes of an ELF file.
+const ELF: [u8; 4] = *b"\x7fELF";
+
+impl FileHandle {
+    /// Whether it is a program or a library: seldom written in place, and mapped by many processes. `fd` leads
+    /// to the content.
+    pub fn is_program(&self, fd: &OwnedFd) -> Result<bool> {
+        if is_library(&self.inode.file()?) {
+            return Ok(true);
+        }
+        let runs = self.how.exec || sys::stat::stat_fd(fd)?.perm() & 0o111 != 0;
+        let mut start = [0; 4];
+        Ok(runs && rustix::io::pread(fd, &mut start, 0)? == ELF.len() && start == ELF)
+    }
+
+    /// Whether a write may remove something besides changing the content: setuid, setgid, capabilities. `fd`
+    /// leads to the content.
+    pub fn is_privileged(&self, fd: &OwnedFd) -> Result<bool> {
+        if sys::stat::stat_fd(fd)?.perm() & 0o6000 != 0 {
+            return Ok(true);
+        }
+        let facts = self.inode.facts();
+        if facts.is_bare() {
+            return Ok(false);
+        }
+        let before = facts.snapshot();
+        let found = match sys::xattr::get(fd.as_fd(), CAPABILITY) {
+            Ok(value) => value.is_some(),
+            Err(error) if error.errno() == Errno::OPNOTSUPP => false,
+            Err(error) => return Err(error),
+        };
+        if !found {
+            facts.note(before, BARE);
+        }
+        Ok(found)
+    }
+}
+
+/// Whether it has a library's name: `NAME.so`, `NAME.so.VERSION`.
+fn is_library(file: &FileState) -> bool {
+    file.aliases.iter().any(|alias| {
+        let name: &[u8] = &alias.name;
+        name.ends_with(b".so") || name.windows(4).any(|part| part == b".so.")
+    })
+}

@@ -1,0 +1,125 @@
+//! Reading and changing the content of open files.
+
+use std::os::fd::AsFd;
+
+use rustix::fs::{FallocateFlags, SeekFrom};
+
+use super::handle::{FileHandle, Writer};
+use super::open::Content;
+use super::privileges::as_unprivileged;
+use cowl_layers::error::{Errno, Error, Result};
+use cowl_layers::format::CAPABILITY;
+use cowl_layers::sys;
+
+/// What [`Content::seek`] looks for; the kernel handles the other kinds of lseek(2) itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SeekTo {
+    /// SEEK_DATA.
+    Data,
+    /// SEEK_HOLE.
+    Hole,
+}
+
+impl Content<'_> {
+    /// Reads into `buffer`; fewer bytes than its size only at the end of the file.
+    pub(crate) fn read(&self, handle: &FileHandle, at: u64, buffer: &mut [u8]) -> Result<usize> {
+        let fd = self.descriptor(handle)?;
+        let mut done = 0;
+        while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let got =
+                rustix::io::retry_on_intr(|| rustix::io::pread(&fd, &mut *rest, at + done as u64))?;
+            if got == 0 {
+                break;
+            }
+            done += got;
+        }
+        Ok(done)
+    }
+
+    /// Writes `data`, on a full disk as much of it as fits, and returns the number of bytes written.
+    pub(crate) fn write(
+        &self,
+        handle: &FileHandle,
+        at: u64,
+        data: &[u8],
+        by: Writer,
+    ) -> Result<usize> {
+        if !handle.how.write {
+            return Err(Error::Errno(Errno::BADF));
+        }
+        self.cx.stack.upper()?;
+        let fd = self.descriptor_to_write(handle)?;
+        let write = || sys::copy::write_some(&*fd, data, at);
+        let done = match by {
+            Writer::Privileged => write()?,
+            Writer::Unprivileged(caller) => {
+                as_unprivileged(self.cx, caller, &handle.inode, &fd, write)?
+            }
+            Writer::Mapping => {
+                let kept = sys::xattr::get(fd.as_fd(), CAPABILITY)?;
+                // The kernel ignores a shorter answer, and the rest would be lost.
+                sys::copy::write_all(&*fd, data, at)?;
+                if let Some(value) = kept {
+                    sys::xattr::set(fd.as_fd(), CAPABILITY, &value)?;
+                }
+                data.len()
+            }
+        };
+        handle.inode.changed();
+        Ok(done)
+    }
+
+    /// fallocate(2), with the flags as the system call takes them.
+    pub(crate) fn fallocate(
+        &self,
+        handle: &FileHandle,
+        mode: u32,
+        at: u64,
+        len: u64,
+    ) -> Result<()> {
+        if !handle.how.write {
+            return Err(Error::Errno(Errno::BADF));
+        }
+        self.cx.stack.upper()?;
+        let fd = self.descriptor_to_write(handle)?;
+        let mode = FallocateFlags::from_bits_retain(mode);
+        rustix::fs::fallocate(&fd, mode, at, len)?;
+        handle.inode.changed();
+        Ok(())
+    }
+
+    /// lseek(2) with SEEK_DATA or SEEK_HOLE.
+    pub(crate) fn seek(&self, handle: &FileHandle, at: u64, to: SeekTo) -> Result<u64> {
+        let fd = self.descriptor(handle)?;
+        let from = match to {
+            SeekTo::Data => SeekFrom::Data(at),
+            SeekTo::Hole => SeekFrom::Hole(at),
+        };
+        Ok(rustix::fs::seek(&fd, from)?)
+    }
+
+    /// Copies between two open files below the mount, without the data passing through this process; blocks are
+    /// shared if the file system can.
+    pub(crate) fn copy_file_range(
+        &self,
+        from: (&FileHandle, u64),
+        to: (&FileHandle, u64),
+        len: usize,
+    ) -> Result<usize> {
+        self.cx.stack.upper()?;
+        // The target first: the source may be the same file.
+        let target = self.descriptor_to_write(to.0)?;
+        let source = self.descriptor(from.0)?;
+        let atime = sys::stat::stat_fd(&*source)?.atime;
+        let (mut at, mut to_at) = (from.1, to.1);
+        let copied = rustix::io::retry_on_intr(|| {
+            rustix::fs::copy_file_range(&source, Some(&mut at), &target, Some(&mut to_at), len)
+        })?;
+        to.0.inode.changed();
+        // The kernel treats FUSE inodes as if they had no access times, and invalidates nothing of the source.
+        if sys::stat::stat_fd(&*source)?.atime != atime {
+            self.cx.note_stale(&from.0.inode);
+        }
+        Ok(copied)
+    }
+}

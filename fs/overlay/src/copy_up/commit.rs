@@ -1,0 +1,136 @@
+//! Putting a staged copy in place of the original.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::dirs::parent_up;
+use super::stage::StagedFile;
+use super::times::preserving_times;
+use super::zero_device::prepare_dir_for;
+use crate::inode::{Alias, FileState, Identity, Inode, InodeTable, NumberMarker};
+use crate::reach::Context;
+use cowl_layers::error::Result;
+use cowl_layers::format::{Redirect, XattrSpace};
+use cowl_layers::name::Name;
+use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::stat::{FileKind, Stat};
+use cowl_layers::view::Loc;
+
+/// The location of a file after its copy-up.
+pub(super) struct Copied {
+    pub(super) loc: Loc,
+    /// The content stays where it was.
+    pub(super) metacopy: bool,
+    pub(super) stat: Stat,
+    pub(super) redirect: Option<Redirect>,
+    /// Leads to a copy without a name.
+    pub(super) orphan: Option<Arc<OwnedFd>>,
+}
+
+/// The last step of the copy-up of one file.
+#[derive(Clone, Copy)]
+pub(super) struct Commit<'o> {
+    pub(super) cx: &'o Context<'o>,
+    pub(super) inodes: &'o InodeTable,
+}
+
+impl Commit<'_> {
+    /// Gives a staged copy the file's only name.
+    pub(super) fn commit_one(
+        &self,
+        inode: &Arc<Inode>,
+        file: &FileState,
+        made: StagedFile,
+        alias: &Alias,
+    ) -> Result<()> {
+        let names = alias.parent.names()?.lock();
+        let now = inode.file()?;
+        let there = |a: &Alias| a.name == alias.name && Arc::ptr_eq(&a.parent, &alias.parent);
+        if now.orphan || !now.aliases.iter().any(there) {
+            // Its name was removed while its content was copied.
+            drop(names);
+            return self.adopt_orphan(inode, file, made);
+        }
+        let parent = parent_up(&self.cx.stack, alias)?;
+        preserving_times(self.cx, self.inodes, &alias.parent, &parent, |fd| {
+            prepare_dir_for(self.cx, inode, fd)?;
+            made.staged.commit(fd, &alias.name, RenameHow::NoReplace)
+        })?;
+        let to = Copied {
+            loc: Loc {
+                dir: parent,
+                name: alias.name.clone(),
+            },
+            metacopy: made.metacopy,
+            stat: made.stat,
+            redirect: None,
+            orphan: None,
+        };
+        self.switch(inode, file, to)?;
+        alias.parent.next_generation();
+        Ok(())
+    }
+
+    /// Makes a staged copy that of a file without a name.
+    pub(super) fn adopt_orphan(
+        &self,
+        inode: &Arc<Inode>,
+        file: &FileState,
+        made: StagedFile,
+    ) -> Result<()> {
+        let anchor = Arc::new(made.staged.open_path()?);
+        let dir = self.cx.stack.upper()?.layer.root_dir();
+        // The location is a placeholder: all access goes through the anchor. Removing the staged name leaves
+        // an object without names, as the original is.
+        let loc = Loc {
+            dir,
+            name: Name::new(made.staged.name())?,
+        };
+        let to = Copied {
+            loc,
+            metacopy: made.metacopy,
+            stat: made.stat,
+            redirect: None,
+            orphan: Some(anchor),
+        };
+        self.switch(inode, file, to)
+    }
+
+    /// Records that the inode lies in the upper layer from here on.
+    pub(super) fn switch(&self, inode: &Arc<Inode>, before: &FileState, to: Copied) -> Result<()> {
+        let identity = Identity::of(&to.stat);
+        // Only regular files and directories can have user.* xattrs, such as the marker of the inode number.
+        let space = self.cx.stack.upper()?.layer.space();
+        let marker = if space == XattrSpace::Trusted || inode.kind() == FileKind::Regular {
+            NumberMarker::Present
+        } else {
+            NumberMarker::Missing
+        };
+        inode.flags().set_unsynced_name();
+        let data = to.metacopy.then(|| Box::new(before.data_loc().clone()));
+        let content_moves = data.is_none();
+        let change = |file: &mut FileState| {
+            file.loc = to.loc;
+            file.data = data;
+            file.redirect = to.redirect.map(Box::new);
+            if to.orphan.is_some() {
+                file.anchor = to.orphan;
+                file.orphan = true;
+                file.aliases.clear();
+            } else if !file.orphan {
+                // It led to the original.
+                file.anchor = None;
+            }
+            // Counted for the location below; here the names will change.
+            file.visible = None;
+            file.identity = identity;
+        };
+        self.inodes.moving(inode, identity, marker, || {
+            if content_moves {
+                inode.change_content(change)
+            } else {
+                inode.change_file(change)
+            }
+        })
+    }
+}

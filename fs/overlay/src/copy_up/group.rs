@@ -1,0 +1,153 @@
+//! Copy-up of a lower file with several hard links: all its visible names are copied up together, so that they
+//! stay one file now, after a remount, and when this upper has become a lower.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use parking_lot::MutexGuard;
+
+use super::commit::{Commit, Copied};
+use super::dirs::parent_up;
+use super::stage::StagedFile;
+use super::times::preserving_times;
+use super::zero_device::prepare_dir_for;
+use crate::inode::{Alias, FileState, Inode};
+use crate::names::{Names, path_below};
+use cowl_layers::error::{Error, Result};
+use cowl_layers::format::Redirect;
+use cowl_layers::layer::{LayerDir, WorkDir, journal};
+use cowl_layers::sys;
+use cowl_layers::view::Loc;
+use cowl_layers::view::resolve::join;
+
+/// The last step of the copy-up of a file with several names.
+#[derive(Clone, Copy)]
+pub(super) struct GroupCommit<'o> {
+    pub(super) commit: Commit<'o>,
+    pub(super) names: Names<'o>,
+}
+
+impl GroupCommit<'_> {
+    /// Gives a staged copy all names of the file, whose directories were copied up before. Only this process
+    /// sees the intermediate steps; after a crash between them the journal completes them at the next mount.
+    pub(super) fn commit(
+        &self,
+        inode: &Arc<Inode>,
+        file: &FileState,
+        made: StagedFile,
+        aliases: &[Alias],
+    ) -> Result<()> {
+        let cx = self.commit.cx;
+        let upper = cx.stack.upper()?;
+        let redirect = match (made.metacopy, aliases.first()) {
+            (true, Some(first)) => Some(self.set_redirect(&made, first)?),
+            _ => None,
+        };
+        let mut locations = Vec::new();
+        for alias in aliases {
+            locations.push((parent_up(&cx.stack, alias)?, alias));
+        }
+        let mut paths = Vec::new();
+        for (parent, alias) in &locations {
+            paths.push(join(&parent.path_in_layer()?, &alias.name));
+        }
+        let entry = journal::write(&upper.work, made.staged, &paths, cx.order()?)?;
+        let mut linked = Vec::new();
+        // Held until the inode has its new location: a lookup of a name that is linked already would take it
+        // for another file.
+        let _names = lock_all(aliases)?;
+        for (parent, alias) in &locations {
+            if let Err(error) = self.link_one(inode, alias, parent, &entry, &mut linked) {
+                self.roll_back(&linked, entry, &upper.work);
+                return Err(error);
+            }
+        }
+        let Some((loc, _)) = linked.into_iter().next() else {
+            entry.remove(&upper.work)?;
+            return Err(Error::NOT_FOUND);
+        };
+        // Before the copy becomes visible: its name in the journal must not be counted as a link.
+        if let Err(error) = entry.remove(&upper.work) {
+            // The copy-up is complete: an error here would report that it is not.
+            log::warn!("cannot end a journal entry: {error}; the next mount will");
+        }
+        let to = Copied {
+            loc,
+            metacopy: made.metacopy,
+            stat: made.stat,
+            redirect,
+            orphan: None,
+        };
+        self.commit.switch(inode, file, to)?;
+        for alias in aliases {
+            alias.parent.next_generation();
+        }
+        Ok(())
+    }
+
+    /// Sets the redirect of a metacopy with several names: each name alone would search for the content
+    /// under itself.
+    fn set_redirect(&self, made: &StagedFile, first: &Alias) -> Result<Redirect> {
+        let stack = &self.commit.cx.stack;
+        let path = join(&path_below(stack, &first.parent)?, &first.name);
+        let redirect = Redirect::Path(path.into());
+        let fd = made.staged.open_path()?;
+        let mark = stack.upper()?.layer.space().redirect().as_bytes();
+        sys::xattr::set(fd.as_fd(), mark, &redirect.to_value())?;
+        Ok(redirect)
+    }
+
+    /// Links the staged file under one of its names, if the name is still the file's.
+    fn link_one(
+        &self,
+        inode: &Arc<Inode>,
+        alias: &Alias,
+        parent: &Arc<LayerDir>,
+        entry: &journal::Entry,
+        linked: &mut Vec<(Loc, Arc<Inode>)>,
+    ) -> Result<()> {
+        // Only the layers know: since the names were collected this one may have become another file's.
+        let found = self.names.find_locked(&alias.parent, &alias.name)?;
+        if !found.is_some_and(|hit| Arc::ptr_eq(&hit.inode, inode)) {
+            return Ok(());
+        }
+        let Commit { cx, inodes } = self.commit;
+        let work = &cx.stack.upper()?.work;
+        preserving_times(cx, inodes, &alias.parent, parent, |fd| {
+            prepare_dir_for(cx, inode, fd)?;
+            sys::node::link(work.fd(), entry.inode_name(), fd, &alias.name)
+        })?;
+        let loc = Loc {
+            dir: parent.clone(),
+            name: alias.name.clone(),
+        };
+        linked.push((loc, alias.parent.clone()));
+        inode.add_alias(alias.clone());
+        Ok(())
+    }
+
+    /// Removes the names that a failed copy-up made. If that fails too, the journal's entry stays, and the
+    /// next mount completes the copy-up.
+    fn roll_back(&self, linked: &[(Loc, Arc<Inode>)], entry: journal::Entry, work: &WorkDir) {
+        let Commit { cx, inodes } = self.commit;
+        let names = linked.iter().try_for_each(|(loc, parent)| {
+            preserving_times(cx, inodes, parent, &loc.dir, |fd| {
+                sys::node::unlink(fd, &loc.name)
+            })
+        });
+        if let Err(error) = names.and_then(|()| entry.remove(work)) {
+            log::warn!("cannot undo a copy-up of a file with several names: {error}");
+        }
+    }
+}
+
+/// Locks the `names` of all directories that hold these names, always in the same order.
+fn lock_all(aliases: &[Alias]) -> Result<Vec<MutexGuard<'_, ()>>> {
+    let mut parents: Vec<&Arc<Inode>> = aliases.iter().map(|alias| &alias.parent).collect();
+    parents.sort_by_key(|parent| parent.ino());
+    parents.dedup_by_key(|parent| parent.ino());
+    parents
+        .iter()
+        .map(|parent| Ok(parent.names()?.lock()))
+        .collect()
+}

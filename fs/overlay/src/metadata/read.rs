@@ -1,0 +1,191 @@
+//! Attributes of objects as stat(2) shows them.
+
+use std::sync::Arc;
+
+use crate::inode::{FileState, Inode};
+use crate::names::{Hit, Links, UNCOUNTED};
+use crate::reach::{Attempt, Context, retry_while_moved};
+use cowl_layers::error::Result;
+use cowl_layers::layer::zero_device;
+use cowl_layers::name::Name;
+use cowl_layers::sys;
+use cowl_layers::sys::stat::{FileKind, Stat};
+
+/// The attributes that stat(2) shows: `stat` with the owner as the mount shows it, and the number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attr {
+    /// The number.
+    pub ino: u64,
+    /// Everything else; its own `dev` and `ino` are the layer's.
+    pub stat: Stat,
+}
+
+/// Reading of attributes.
+#[derive(Clone, Copy)]
+pub(crate) struct Attributes<'o> {
+    pub(crate) cx: &'o Context<'o>,
+    pub(crate) links: Links<'o>,
+}
+
+impl Attributes<'_> {
+    /// Returns the object `name` in `parent` and its attributes.
+    pub(crate) fn lookup(
+        &self,
+        parent: &Arc<Inode>,
+        name: &Name,
+    ) -> Result<Option<(Arc<Inode>, Attr)>> {
+        let Some(Hit { inode, stat, .. }) = self.links.names.find(parent, name)? else {
+            return Ok(None);
+        };
+        let attr = self.attr_as_found(&inode, stat)?;
+        Ok(Some((inode, attr)))
+    }
+
+    /// Returns the attributes of an object that was just found or made with `stat`. These are shown, unless a
+    /// copy-up moved or moves its times, or the names of a file with several must be counted.
+    pub(crate) fn attr_as_found(&self, inode: &Arc<Inode>, stat: Stat) -> Result<Attr> {
+        let plain = inode.is_dir() || stat.nlink == 1 || self.cx.behaviour.static_nlink;
+        if plain && !inode.has_held_times() {
+            Ok(self.shown(inode, stat))
+        } else {
+            self.attr(inode)
+        }
+    }
+
+    /// Returns the attributes of an object.
+    pub(crate) fn attr(&self, inode: &Arc<Inode>) -> Result<Attr> {
+        let read = || {
+            if inode.is_dir() {
+                dir_stat(inode)
+            } else {
+                self.file_stat(inode)
+            }
+        };
+        let mut version = inode.times_version();
+        let mut stat = read()?;
+        // Times that were read in the middle of a copy-up are not valid once it has ended.
+        while version != inode.times_version() {
+            version = inode.times_version();
+            stat = read()?;
+        }
+        // The kernel writes to some files by itself, and only these times show that it did; a copy-up sets
+        // the one of them back.
+        if inode.kind() != FileKind::Regular || stat.mtime != stat.ctime {
+            stat.ctime = inode.shown_ctime(stat.ctime);
+        }
+        stat.mtime = inode.shown_mtime(stat.mtime);
+        Ok(self.shown(inode, stat))
+    }
+
+    /// Returns the attributes to show if the disk has `stat`, with the links and times to show.
+    fn shown(&self, inode: &Inode, mut stat: Stat) -> Attr {
+        let ids = self.cx.behaviour;
+        stat.uid = ids.uids.to_mount(stat.uid);
+        stat.gid = ids.gids.to_mount(stat.gid);
+        if ids.static_nlink && !inode.is_dir() {
+            stat.nlink = 1;
+        }
+        Attr {
+            ino: inode.ino(),
+            stat,
+        }
+    }
+
+    fn file_stat(&self, inode: &Arc<Inode>) -> Result<Stat> {
+        retry_while_moved(inode, |file| {
+            let stat = match &file.anchor {
+                Some(anchor) => sys::stat::stat_fd(&**anchor),
+                None => file.loc.stat(),
+            };
+            let mut stat = match stat {
+                Err(error) if error.is_absent() => return Ok(Attempt::OtherObject),
+                other => other?,
+            };
+            if file.anchor.is_none() && stat.ino != file.identity.ino {
+                return Ok(Attempt::OtherObject);
+            }
+            if stat.kind() != inode.kind() {
+                stat = zero_device::shown(stat);
+            }
+            if let Some(data) = &file.data {
+                stat.blocks = data.stat()?.blocks;
+            }
+            if file.orphan {
+                stat.nlink = 0;
+            } else if self.cx.behaviour.static_nlink {
+                stat.nlink = 1;
+            } else if stat.nlink > 1 {
+                stat.nlink = self.visible_links(inode, &file, stat.nlink)?;
+            }
+            Ok(Attempt::Done(stat))
+        })
+    }
+
+    /// Returns the number of names under which a file with several links shows. A layer above its own may hide
+    /// some of them, which the count on disk does not reflect.
+    fn visible_links(&self, inode: &Arc<Inode>, file: &FileState, on_disk: u64) -> Result<u64> {
+        if self.cx.stack.in_upper(file) {
+            return Ok(on_disk);
+        }
+        if let Some(visible) = file.visible {
+            return Ok(visible.get());
+        }
+        let visible = self.links.visible_names(inode, file)?.len() as u64;
+        inode.change_file(|now| now.note_visible(file.identity, visible))?;
+        Ok(visible)
+    }
+}
+
+fn dir_stat(inode: &Inode) -> Result<Stat> {
+    let dir = inode.dir()?;
+    let mut stat = sys::stat::stat_fd(&*dir.top()?.fd()?)?;
+    if dir.removed {
+        stat.nlink = 0;
+    } else if dir.locs.len() > 1 {
+        stat.nlink = UNCOUNTED;
+    }
+    Ok(stat)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Behaviour, Overlay};
+    use cowl_layers::format::XattrSpace;
+    use cowl_layers::layer::{Layer, Upper};
+
+    /// Names were counted in the lower layer, and the count was noted when the file had been copied up already.
+    #[test]
+    fn names_counted_before_a_copy_up_do_not_count_after_it() {
+        let top = tempfile::tempdir().unwrap();
+        let space = XattrSpace::detect();
+        let at = |name: &str| top.path().join(name);
+        let upper = |dir: &str, work: &str| {
+            std::fs::create_dir(at(dir)).unwrap();
+            std::fs::create_dir(at(work)).unwrap();
+            Upper::open(&at(dir), &at(work), space).unwrap()
+        };
+        std::fs::create_dir(at("lower")).unwrap();
+        std::fs::write(at("lower/a"), "text").unwrap();
+        for name in ["b", "c", "d"] {
+            std::fs::hard_link(at("lower/a"), at("lower").join(name)).unwrap();
+        }
+        let lower = Layer::open(&at("lower"), space).unwrap();
+        let top_layer = Some(upper("upper", "work"));
+        let overlay = Overlay::new(top_layer, vec![lower], Behaviour::default()).unwrap();
+        let unlink = |name: &[u8]| {
+            let name = Name::new(name).unwrap();
+            overlay.begin().unlink(overlay.root(), &name).unwrap();
+        };
+        let inode = overlay.begin().find(b"a").unwrap();
+        let before = inode.file().unwrap();
+        unlink(b"b");
+        let op = overlay.begin();
+        let attributes = op.services().attributes();
+        attributes.visible_links(&inode, &before, 4).unwrap();
+        drop(op);
+        unlink(b"c");
+        overlay.push_layer(upper("next", "next-work")).unwrap();
+        assert_eq!(overlay.begin().attr(&inode).unwrap().stat.nlink, 2);
+    }
+}

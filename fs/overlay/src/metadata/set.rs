@@ -1,0 +1,179 @@
+//! Changing owner, mode, size and times.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::OFlags;
+use rustix::thread::CapabilitySet;
+
+use super::read::{Attr, Attributes};
+use crate::content::{Content, FileHandle, for_caller, truncate};
+use crate::copy_up::{CopyExtent, CopyUp};
+use crate::inode::{Inode, PLAIN};
+use crate::reach::{Caller, Context, access_path, is_capable, open_content, stat_on_disk};
+use cowl_layers::error::{Errno, Error, Result};
+use cowl_layers::format::CAPABILITY;
+use cowl_layers::sys;
+use cowl_layers::sys::attr::SetTime;
+use cowl_layers::sys::stat::FileKind;
+
+/// Changes of attributes, as one request brings them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SetAttr {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner, as the mount shows it.
+    pub uid: Option<u32>,
+    /// Group, as the mount shows it.
+    pub gid: Option<u32>,
+    /// Size in bytes.
+    pub size: Option<u64>,
+    /// Access time.
+    pub atime: SetTime,
+    /// Modification time.
+    pub mtime: SetTime,
+}
+
+impl Default for SetAttr {
+    fn default() -> Self {
+        Self {
+            mode: None,
+            uid: None,
+            gid: None,
+            size: None,
+            atime: SetTime::Keep,
+            mtime: SetTime::Keep,
+        }
+    }
+}
+
+/// Changes of attributes.
+#[derive(Clone, Copy)]
+pub(crate) struct SetAttributes<'o> {
+    pub(crate) cx: &'o Context<'o>,
+    pub(crate) copy_up: CopyUp<'o>,
+    pub(crate) content: Content<'o>,
+    pub(crate) attributes: Attributes<'o>,
+}
+
+impl SetAttributes<'_> {
+    /// Changes attributes. An empty change is the kernel's request to drop setuid, setgid and
+    /// capabilities (FUSE_HANDLE_KILLPRIV_V2).
+    pub(crate) fn set_attr(
+        &self,
+        caller: Caller,
+        inode: &Arc<Inode>,
+        set: &SetAttr,
+        handle: Option<&FileHandle>,
+    ) -> Result<Attr> {
+        self.cx.stack.upper()?;
+        if set.mode.is_some() && inode.kind() == FileKind::Symlink {
+            return Err(Error::Errno(Errno::OPNOTSUPP));
+        }
+        let ids = self.cx.behaviour;
+        let overflow = Error::Errno(Errno::OVERFLOW);
+        let uid = set.uid.map(|id| ids.uids.to_disk(id).ok_or(overflow));
+        let gid = set.gid.map(|id| ids.gids.to_disk(id).ok_or(overflow));
+        let (uid, gid) = (uid.transpose()?, gid.transpose()?);
+        let dropped = if *set == SetAttr::default() {
+            Some(self.privileges_to_drop(caller, inode)?)
+        } else {
+            None
+        };
+        if let Some(size) = set.size {
+            self.set_size(caller, inode, size, handle)?;
+        }
+        self.copy_up.any_up(inode)?;
+        // A copy-up in a directory sets the directory's times back, but not over those that are set here.
+        let _names = inode.names().ok().map(|names| names.lock());
+        let target = access_path(inode)?;
+        let fd = target.as_fd();
+        if let Some(bits) = dropped {
+            drop_privileges(&target, bits)?;
+            // A chown(2) that names neither owner nor group updates the change time all the same.
+            sys::attr::chown(fd, None, None)?;
+        }
+        if set.uid.is_some() || set.gid.is_some() {
+            for_caller(self.cx, caller, inode, &target, || {
+                sys::attr::chown(fd, uid, gid)
+            })?;
+        }
+        if let Some(mode) = set.mode {
+            sys::attr::chmod(fd, mode)?;
+            // A file that may be run now was nothing but data before.
+            inode.facts().forget(PLAIN);
+        }
+        if set.atime != SetTime::Keep || set.mtime != SetTime::Keep {
+            sys::attr::utimens(fd, set.atime, set.mtime)?;
+        }
+        inode.changed();
+        self.attributes.attr(inode)
+    }
+
+    fn set_size(
+        &self,
+        caller: Caller,
+        inode: &Arc<Inode>,
+        size: u64,
+        handle: Option<&FileHandle>,
+    ) -> Result<()> {
+        if inode.kind() != FileKind::Regular {
+            let errno = if inode.is_dir() {
+                Errno::ISDIR
+            } else {
+                Errno::INVAL
+            };
+            return Err(Error::Errno(errno));
+        }
+        let extent = if size == 0 {
+            CopyExtent::Truncate
+        } else {
+            CopyExtent::Data
+        };
+        self.copy_up.file_up(inode, extent)?;
+        let fd = match handle.filter(|handle| handle.writes()) {
+            Some(handle) => self.content.descriptor(handle)?,
+            None => Arc::new(open_content(inode, OFlags::RDWR)?),
+        };
+        truncate(self.cx, caller, inode, &fd, size)
+    }
+
+    /// Returns the mode bits that the empty request drops. It is sent for a change of the content, for which a
+    /// process has the file open for writing, and for a chown that changes nothing, for which setuid is
+    /// removed only if the caller owns the file. The kernel leaves that check to the daemon; without it any
+    /// user could remove setuid from any program.
+    fn privileges_to_drop(&self, caller: Caller, inode: &Inode) -> Result<u32> {
+        let stat = stat_on_disk(inode)?;
+        if stat.kind() == FileKind::Directory {
+            return Ok(0);
+        }
+        // The kernel's setattr_should_drop_sgid.
+        let setgid = stat.perm() & 0o2000 != 0
+            && (stat.perm() & 0o010 != 0
+                || (!is_capable(caller, CapabilitySet::FSETID)?
+                    && !self.cx.is_member(caller, stat.gid)?));
+        let drop = 0o4000 | if setgid { 0o2000 } else { 0 };
+        if stat.perm() & drop != 0 {
+            let who = self.cx.ids_on_disk(caller)?;
+            if caller.uid != 0 && who.uid != stat.uid && !inode.is_written() {
+                return Err(Error::Errno(Errno::PERM));
+            }
+        }
+        Ok(drop)
+    }
+}
+
+/// Drops these mode bits, and capabilities.
+fn drop_privileges(target: &OwnedFd, bits: u32) -> Result<()> {
+    let stat = sys::stat::stat_fd(target)?;
+    if stat.kind() == FileKind::Directory {
+        return Ok(());
+    }
+    if stat.perm() & bits != 0 {
+        sys::attr::chmod(target.as_fd(), stat.perm() & !bits)?;
+    }
+    match sys::xattr::remove(target.as_fd(), CAPABILITY) {
+        Err(error) if !matches!(error.errno(), Errno::NODATA | Errno::OPNOTSUPP) => Err(error),
+        _ => Ok(()),
+    }
+}

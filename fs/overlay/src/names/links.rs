@@ -1,0 +1,240 @@
+//! All names of a lower file with several hard links.
+//!
+//! The names are found by one scan of the layer that holds the file, when they are first needed. Where they
+//! show is found by lookups, because directories above them may have been moved.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::lookup::Names;
+use crate::inode::{Alias, FileState, Inode};
+use cowl_layers::error::Result;
+use cowl_layers::layer::{Layer, LayerDir, Markers, Seen, list, probe};
+use cowl_layers::name::Name;
+use cowl_layers::sys;
+use cowl_layers::sys::stat::{FileKind, Stat};
+use cowl_layers::view::resolve::join;
+
+/// The result of scanning one layer.
+#[derive(Debug, Default)]
+pub(crate) struct Scan {
+    /// Inode numbers and paths of files with more than one link.
+    links: HashMap<u64, Vec<Vec<u8>>>,
+    /// Directories with a redirect.
+    redirects: Vec<Vec<u8>>,
+}
+
+impl Scan {
+    /// Returns the paths of a file in the layer.
+    pub(crate) fn paths_of(&self, ino: u64) -> impl Iterator<Item = &Vec<u8>> {
+        self.links.get(&ino).into_iter().flatten()
+    }
+
+    /// Returns one path for each file.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Vec<u8>> {
+        self.links.values().filter_map(|paths| paths.first())
+    }
+}
+
+/// Hard links and moved directories; filled when first needed.
+#[derive(Debug, Default)]
+pub(crate) struct LinkIndex {
+    layers: Mutex<HashMap<u64, Arc<Scan>>>,
+    /// Directories that show elsewhere than where lower layers have them.
+    moved: Mutex<Vec<Arc<Inode>>>,
+    /// Whether those that were moved before this mount are among them. Held during the search, so that no
+    /// other thread works with a part of them.
+    moved_found: Mutex<bool>,
+}
+
+impl LinkIndex {
+    /// Records that a directory got a redirect.
+    pub(crate) fn note_moved(&self, inode: &Arc<Inode>) {
+        let mut moved = self.moved.lock();
+        if !moved.iter().any(|known| Arc::ptr_eq(known, inode)) {
+            moved.push(inode.clone());
+        }
+    }
+
+    /// Forgets a removed directory: nothing shows in it any more.
+    pub(crate) fn note_removed(&self, inode: &Arc<Inode>) {
+        self.moved.lock().retain(|known| !Arc::ptr_eq(known, inode));
+    }
+}
+
+/// Search for the names of a file.
+#[derive(Clone, Copy)]
+pub(crate) struct Links<'o> {
+    pub(crate) names: Names<'o>,
+    pub(crate) root: &'o Arc<Inode>,
+    pub(crate) index: &'o LinkIndex,
+}
+
+impl Links<'_> {
+    /// Returns every name under which a file that is not in the upper shows.
+    pub(crate) fn visible_names(&self, inode: &Arc<Inode>, file: &FileState) -> Result<Vec<Alias>> {
+        let stat = match &file.anchor {
+            Some(anchor) => sys::stat::stat_fd(&**anchor)?,
+            None => file.loc.stat()?,
+        };
+        self.visible_names_with(inode, file, &stat)
+    }
+
+    /// Like [`Self::visible_names`]; `stat` is what the disk says of the file.
+    pub(crate) fn visible_names_with(
+        &self,
+        inode: &Arc<Inode>,
+        file: &FileState,
+        stat: &Stat,
+    ) -> Result<Vec<Alias>> {
+        if stat.nlink == 1 && file.aliases.len() == 1 {
+            return Ok(file.aliases.to_vec());
+        }
+        // A lookup concurrent with a removal may have recorded a name that is removed, or another file's by
+        // now.
+        let mut known = Vec::new();
+        for alias in file.aliases.clone() {
+            let found = self.names.lookup(&alias.parent, &alias.name)?;
+            if found.is_some_and(|found| Arc::ptr_eq(&found, inode)) {
+                known.push(alias);
+            }
+        }
+        if stat.nlink <= known.len() as u64 {
+            return Ok(known);
+        }
+        let layer = file.loc.dir.layer().clone();
+        let scan = self.scan_of(&layer)?;
+        let mut seen: HashSet<_> = known
+            .iter()
+            .map(|alias| (alias.parent.ino(), alias.name.clone()))
+            .collect();
+        let mut names = known;
+        for path in scan.paths_of(stat.ino) {
+            self.each_shown(&layer, path, |parent, last| {
+                let shows = self
+                    .names
+                    .lookup(&parent, &last)?
+                    .is_some_and(|found| Arc::ptr_eq(&found, inode));
+                if shows && seen.insert((parent.ino(), last.clone())) {
+                    names.push(Alias { parent, name: last });
+                }
+                Ok(())
+            })?;
+        }
+        Ok(names)
+    }
+
+    /// Calls `visit` with each directory of the overlay, and the name in it, under which the object at `path`
+    /// of `layer` shows, unless something else is there.
+    pub(crate) fn each_shown(
+        &self,
+        layer: &Arc<Layer>,
+        path: &[u8],
+        mut visit: impl FnMut(Arc<Inode>, Name) -> Result<()>,
+    ) -> Result<()> {
+        let (parent, last) = match path.iter().rposition(|&byte| byte == b'/') {
+            Some(at) => path.split_at(at),
+            None => (&b""[..], path),
+        };
+        let last = Name::new(last.strip_prefix(b"/").unwrap_or(last))?;
+        self.find_moved()?;
+        for parent in self.shown_at(layer, parent)? {
+            visit(parent, last.clone())?;
+        }
+        Ok(())
+    }
+
+    /// Returns the directories of the overlay in which the directory `path` of `layer` shows.
+    fn shown_at(&self, layer: &Arc<Layer>, path: &[u8]) -> Result<Vec<Arc<Inode>>> {
+        let moved = self.index.moved.lock().clone();
+        let mut shown = vec![self.root.clone()];
+        let mut dir = layer.root_dir();
+        for part in path.split(|&byte| byte == b'/').filter(|p| !p.is_empty()) {
+            let Some(there) = probe(&dir, part, Markers::Ignored)? else {
+                return Ok(Vec::new());
+            };
+            let name = Name::new(part)?;
+            dir = LayerDir::child(&dir, name.clone(), there.stat.ino);
+            let mut next: Vec<Arc<Inode>> = Vec::new();
+            let mut candidates = Vec::new();
+            for parent in &shown {
+                candidates.extend(self.names.lookup(parent, &name)?);
+            }
+            candidates.extend(moved.iter().cloned());
+            for candidate in candidates {
+                let Ok(state) = candidate.dir() else { continue };
+                let merges = state.locs.iter().any(|loc| loc.same_place(&dir));
+                if merges && !state.removed && !next.iter().any(|n| Arc::ptr_eq(n, &candidate)) {
+                    next.push(candidate);
+                }
+            }
+            shown = next;
+        }
+        Ok(shown)
+    }
+
+    /// Finds the directories that were moved before this mount, once; from then on renames record them.
+    fn find_moved(&self) -> Result<()> {
+        let mut found = self.index.moved_found.lock();
+        if *found {
+            return Ok(());
+        }
+        // From the top, because where a lower layer's directory shows depends on the moves above it.
+        for layer in self.names.cx.stack.view().layers() {
+            for path in &self.scan_of(layer)?.redirects {
+                for inode in self.shown_at(layer, path)? {
+                    self.index.note_moved(&inode);
+                }
+            }
+        }
+        *found = true;
+        Ok(())
+    }
+
+    /// Returns the scan of a layer.
+    pub(crate) fn scan_of(&self, layer: &Arc<Layer>) -> Result<Arc<Scan>> {
+        if let Some(scan) = self.index.layers.lock().get(&layer.id()) {
+            return Ok(scan.clone());
+        }
+        let scan = Arc::new(scan(layer)?);
+        // The upper changes; only scans of frozen layers are cached.
+        if !self.names.cx.stack.is_upper(layer) {
+            let mut known = self.index.layers.lock();
+            known.insert(layer.id(), scan.clone());
+        }
+        Ok(scan)
+    }
+}
+
+fn scan(layer: &Arc<Layer>) -> Result<Scan> {
+    let mut scan = Scan::default();
+    let mut open = vec![(layer.root_dir(), Vec::new())];
+    while let Some((dir, path)) = open.pop() {
+        let fd = dir.fd()?;
+        for entry in list(&dir, Markers::Ignored)? {
+            let inner = join(&path, &entry.name);
+            if entry.kind != FileKind::Directory {
+                let stat = sys::stat::stat_at((*fd).as_fd(), &entry.name)?;
+                // Whiteouts are links to one another, and not names of a file.
+                if stat.nlink > 1 && !stat.is_whiteout_device() {
+                    scan.links.entry(stat.ino).or_default().push(inner);
+                }
+                continue;
+            }
+            let Some(found) = probe(&dir, &entry.name, Markers::Read)? else {
+                continue;
+            };
+            if let Seen::Dir {
+                redirect: Some(_), ..
+            } = found.seen
+            {
+                scan.redirects.push(inner.clone());
+            }
+            open.push((LayerDir::child(&dir, entry.name, found.stat.ino), inner));
+        }
+    }
+    Ok(scan)
+}

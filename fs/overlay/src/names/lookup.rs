@@ -1,0 +1,165 @@
+//! From a name to an inode.
+
+use std::sync::Arc;
+
+use super::absent::LastAbsent;
+use super::deep::{DeepDirs, Need};
+use super::intern::{intern_dir, intern_file};
+use crate::inode::{DirState, Inode, InodeTable, OnConflict};
+use crate::reach::Context;
+use cowl_layers::error::{Errno, Error, Result};
+use cowl_layers::layer::LayerDir;
+use cowl_layers::name::Name;
+use cowl_layers::sys::stat::Stat;
+use cowl_layers::view::{Found, Known, Line, PlaceNames};
+
+/// The link count that a merged directory shows: its subdirectories lie in several layers, and 1 means "not
+/// counted" to find(1) and fts(3).
+pub(crate) const UNCOUNTED: u64 = 1;
+
+/// Lookup of names in directories.
+#[derive(Clone, Copy)]
+pub(crate) struct Names<'o> {
+    pub(crate) cx: &'o Context<'o>,
+    pub(crate) inodes: &'o InodeTable,
+    pub(crate) deep: &'o DeepDirs,
+    pub(crate) absent: &'o LastAbsent,
+}
+
+/// The result of one attempt to look a name up.
+enum Lookup {
+    Found(Option<Hit>),
+    /// Another object has the number: see [`OnConflict::Defer`].
+    Conflict,
+}
+
+/// An object that was found under a name.
+pub(crate) struct Hit {
+    pub(crate) inode: Arc<Inode>,
+    /// Its attributes on disk.
+    pub(crate) stat: Stat,
+    /// The topmost layer has it under this name.
+    pub(crate) in_top: bool,
+}
+
+impl Names<'_> {
+    /// Returns the object `name` in `parent`.
+    pub(crate) fn lookup(&self, parent: &Arc<Inode>, name: &Name) -> Result<Option<Arc<Inode>>> {
+        Ok(self.find(parent, name)?.map(|hit| hit.inode))
+    }
+
+    /// Like [`Self::lookup`], with the attributes that were read on disk.
+    pub(crate) fn find(&self, parent: &Arc<Inode>, name: &Name) -> Result<Option<Hit>> {
+        // A concurrent copy-up may move the object between the lookup and its entry into the inode table:
+        // then the result is out of date, and the lookup is repeated. Each repetition means that a copy-up
+        // has ended.
+        loop {
+            let generation = parent.generation();
+            match self.attempt(parent, name, OnConflict::Defer)? {
+                // Either the object is just being copied up, or it is another one. While the directory's
+                // names are locked the two can be distinguished.
+                Lookup::Conflict => {
+                    let _names = parent.names()?.lock();
+                    return self.find_locked(parent, name);
+                }
+                Lookup::Found(found) if parent.generation() == generation => return Ok(found),
+                Lookup::Found(_) => {}
+            }
+        }
+    }
+
+    /// Like [`Self::find`]; the caller must hold `parent.names`.
+    pub(crate) fn find_locked(&self, parent: &Arc<Inode>, name: &Name) -> Result<Option<Hit>> {
+        match self.attempt(parent, name, OnConflict::Renumber)? {
+            Lookup::Found(found) => Ok(found),
+            Lookup::Conflict => Err(Error::Errno(Errno::STALE)),
+        }
+    }
+
+    fn attempt(&self, parent: &Arc<Inode>, name: &Name, on_conflict: OnConflict) -> Result<Lookup> {
+        let Some(locs) = parent.places()? else {
+            return Ok(Lookup::Found(None));
+        };
+        let is_top = |dir: &Arc<LayerDir>| {
+            locs.first()
+                .is_some_and(|top| Arc::ptr_eq(top.layer(), dir.layer()))
+        };
+        let (interned, stat, in_top) = match self.resolve(&locs, name)? {
+            Found::Absent | Found::Whiteout => {
+                self.absent.note(&locs, name);
+                return Ok(Lookup::Found(None));
+            }
+            Found::Dir(node) => {
+                let mut stat = node.stat;
+                if node.locs.len() > 1 {
+                    stat.nlink = UNCOUNTED;
+                }
+                let in_top = node.locs.first().is_some_and(is_top);
+                let inode = intern_dir(self.inodes, (parent, name), node, on_conflict);
+                (inode, stat, in_top)
+            }
+            Found::File(node) => {
+                let (loc, stat) = (node.loc.clone(), node.stat);
+                let in_top = is_top(&loc.dir);
+                let inode = intern_file(self.inodes, (parent, name), node, on_conflict);
+                if let Some(inode) = &inode {
+                    // The first known name of a file whose known names were all removed.
+                    inode.found_again(loc)?;
+                }
+                (inode, stat, in_top)
+            }
+        };
+        let hit = |inode| {
+            Lookup::Found(Some(Hit {
+                inode,
+                stat,
+                in_top,
+            }))
+        };
+        Ok(interned.map_or(Lookup::Conflict, hit))
+    }
+
+    /// Resolves `name` in a directory with these locations.
+    fn resolve(&self, locs: &[Arc<LayerDir>], name: &Name) -> Result<Found> {
+        let names = self.deep_names(locs, Need::One);
+        let known = self.known(locs, names.as_ref());
+        self.cx.stack.view().lookup_at(locs, name, known)
+    }
+
+    /// Returns the names in a directory with these locations.
+    pub(crate) fn lines_of(&self, locs: &[Arc<LayerDir>]) -> Result<Vec<Line>> {
+        let names = self.deep_names(locs, Need::All);
+        let known = self.known(locs, names.as_ref());
+        let mut lines = self.cx.stack.view().lines(locs, known)?;
+        lines.retain(|line| !line.whiteout);
+        Ok(lines)
+    }
+
+    fn deep_names(&self, locs: &[Arc<LayerDir>], need: Need) -> Option<Arc<PlaceNames>> {
+        let stack = &self.cx.stack;
+        self.deep.names(stack.view(), stack.below_upper(locs), need)
+    }
+
+    fn known<'a>(
+        &self,
+        locs: &[Arc<LayerDir>],
+        names: Option<&'a Arc<PlaceNames>>,
+    ) -> Option<Known<'a>> {
+        let above = locs.len() - self.cx.stack.below_upper(locs).len();
+        names.map(|names| Known { above, names })
+    }
+
+    /// Whether a directory shows no name.
+    pub(crate) fn is_empty(&self, inode: &Inode) -> Result<bool> {
+        match inode.places()? {
+            Some(locs) => Ok(self.lines_of(&locs)?.is_empty()),
+            None => Ok(true),
+        }
+    }
+
+    /// Whether an object would show under `name` if the upper had nothing there.
+    pub(crate) fn is_below(&self, dir: &DirState, name: &Name) -> Result<bool> {
+        let found = self.resolve(self.cx.stack.below_upper(&dir.locs), name)?;
+        Ok(matches!(found, Found::Dir(_) | Found::File(_)))
+    }
+}

@@ -1,0 +1,13 @@
+//! Names: from a name to an inode, from an inode to all its names, and what is remembered of both.
+
+pub(crate) mod absent;
+pub(crate) mod deep;
+mod intern;
+pub(crate) mod links;
+mod lookup;
+mod path_below;
+
+pub(crate) use intern::{intern_dir, intern_file};
+pub(crate) use links::{LinkIndex, Links};
+pub(crate) use lookup::{Hit, Names, UNCOUNTED};
+pub(crate) use path_below::path_below;

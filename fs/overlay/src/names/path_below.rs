@@ -1,0 +1,39 @@
+//! Paths as the layers below the upper know them: the values of redirect xattrs.
+
+use std::sync::Arc;
+
+use crate::inode::Inode;
+use crate::reach::Stack;
+use cowl_layers::error::{Errno, Error, Result};
+use cowl_layers::format::Redirect;
+
+/// Returns the path of a directory as the layers below the upper know it, without a leading slash. A
+/// directory that was moved in this upper has its redirect already.
+pub(crate) fn path_below(stack: &Stack, inode: &Arc<Inode>) -> Result<Vec<u8>> {
+    let mut parts: Vec<Vec<u8>> = Vec::new();
+    let mut next = inode.clone();
+    loop {
+        let dir = next.dir()?;
+        let redirect = dir
+            .redirect
+            .as_ref()
+            .filter(|_| stack.upper_dir(&dir).is_some());
+        let Some(alias) = &dir.alias else {
+            if dir.removed {
+                return Err(Error::Errno(Errno::NOENT));
+            }
+            break;
+        };
+        match redirect {
+            Some(Redirect::Path(path)) => {
+                parts.push(path.to_vec());
+                break;
+            }
+            Some(Redirect::Sibling(name)) => parts.push(name.as_bytes().to_vec()),
+            None => parts.push(alias.name.as_bytes().to_vec()),
+        }
+        next = alias.parent.clone();
+    }
+    parts.reverse();
+    Ok(parts.join(&b'/'))
+}

@@ -1,0 +1,12 @@
+//! The result of an import or an export.
+
+use crate::tree::error::Progress;
+
+/// The result of an import or an export.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Entries and bytes.
+    pub done: Progress,
+    /// Entries that were left out or changed: path (bytes) and reason.
+    pub notes: Vec<(Vec<u8>, &'static str)>,
+}

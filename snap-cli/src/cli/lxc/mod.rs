@@ -1,0 +1,5 @@
+//! LXC: `cowl lxc`, `cowl import-lxc-snapshots`, and cowl called as `lxc-snapshot`.
+
+pub(super) mod convert;
+pub(super) mod import;
+pub(super) mod snapshot;

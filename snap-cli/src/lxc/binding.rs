@@ -1,0 +1,114 @@
+//! The LXC container to which a container of a store is bound, by the link in its manifest.
+
+use std::fs::Permissions;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+
+use super::command::LxcContainer;
+use super::config::{self, Ours};
+use crate::error::{Error, Result};
+use crate::host::files;
+use crate::shell::posix_quoted;
+use crate::store::manifest::ContainerId;
+use crate::store::name::ContainerName;
+use crate::store::outside::Lxc;
+use crate::store::{Store, disk};
+
+/// Returns the LXC container of a link.
+pub fn of(link: &Lxc) -> LxcContainer {
+    LxcContainer {
+        lxcpath: link.lxcpath.clone(),
+        name: link.name.clone(),
+    }
+}
+
+/// Returns the host's user and group that are root in an LXC container whose config is `text`, if that is not root
+/// itself.
+pub fn mapped_root(link: &Lxc, text: &[u8]) -> Result<Option<(u32, u32)>> {
+    let own = config::mapped_root(text);
+    if own.is_some() || config::get(text, config::INCLUDE).is_none() {
+        return Ok(own);
+    }
+    let found = of(link).value("lxc.idmap")?.unwrap_or_default();
+    Ok(config::mapped_root_of(found.split(|&byte| byte == b'\n')))
+}
+
+/// Returns where a container is mounted for LXC: whichever of its two mount points its config names.
+pub fn mount_point(store: &Store, id: ContainerId, text: &[u8]) -> PathBuf {
+    let mapped = store.paths().mapped_dir(id);
+    let named = config::get(text, config::ROOTFS).unwrap_or_default();
+    let named = named.strip_prefix(b"dir:").unwrap_or(named);
+    match named == mapped.as_os_str().as_bytes() {
+        true => mapped,
+        false => store.paths().mount_dir(id),
+    }
+}
+
+/// Returns cowl's lines for a container's LXC config, whose text is `text`.
+pub fn own_lines(
+    store: &Store,
+    id: ContainerId,
+    name: &ContainerName,
+    (link, text): (&Lxc, &[u8]),
+) -> Result<Ours> {
+    let rootfs = match mapped_root(link, text)? {
+        Some(_) => store.paths().mapped_dir(id),
+        None => store.paths().mount_dir(id),
+    };
+    let program = std::env::current_exe()
+        .map_err(|e| Error::failed("cannot find the cowl program itself").because(e))?;
+    let (program, root) = (
+        program.as_os_str().as_bytes(),
+        store.root().as_os_str().as_bytes(),
+    );
+    if let Some(bad) = [program, root].iter().find(|path| path.contains(&b'\n')) {
+        return Err(Error::usage(format!(
+            "LXC's config can't hold the path {}: it has a line break",
+            bad.escape_ascii()
+        )));
+    }
+    let hook = |kind: &str| -> Vec<u8> {
+        let mut line = posix_quoted(program);
+        line.extend_from_slice(b" --store ");
+        line.extend(posix_quoted(root));
+        line.extend_from_slice(format!(" hook {kind} {id}").as_bytes());
+        line
+    };
+    Ok(Ours {
+        id: id.to_string(),
+        rootfs: rootfs.into_os_string().into_encoded_bytes(),
+        pre_start: hook("pre-start"),
+        post_stop: hook("post-stop"),
+        destroy: hook("destroy"),
+        note: format!("to get them back, and these lines out: cowl release {name}"),
+    })
+}
+
+/// Stops the LXC container of the container `name`, if it has one and it runs, and returns it, to be started again.
+/// The container must not be locked, because LXC calls cowl.
+pub fn stop(store: &Store, name: &ContainerName) -> Result<Option<LxcContainer>> {
+    let (_, record) = store.find(name)?;
+    let Some(link) = &record.body.lxc else {
+        return Ok(None);
+    };
+    let container = of(link);
+    Ok(container.stop()?.then_some(container))
+}
+
+/// Reads the config of an LXC container.
+pub fn read_config(link: &Lxc) -> Result<Vec<u8>> {
+    files::read(&link.config())
+}
+
+/// Creates the directory of a new LXC container with the mode that LXC's tools use.
+pub fn ensure_dir(link: &Lxc) -> Result<()> {
+    let dir = link.dir();
+    if disk::is_there(&dir)? {
+        return Ok(());
+    }
+    disk::ensure_dir(&dir)?;
+    std::fs::set_permissions(&dir, Permissions::from_mode(0o770))
+        .map_err(|e| Error::at("set the mode of", &dir, e))?;
+    disk::sync_parent(&dir)
+}

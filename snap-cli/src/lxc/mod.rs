@@ -1,0 +1,18 @@
+//! LXC: its containers, their config files, and the snapshots that LXC's own tools made.
+//!
+//! From the bottom up: [`config`] and [`layout`] read and write the text of files; [`command`] runs LXC's tools;
+//! [`binding`] connects a
+//! container of a store to LXC's; [`snapshots`] lists LXC's snapshots; [`locked`] and [`restore`] change them. A container of cowl's as an LXC container
+//! is `container::lxc`, and importing LXC's snapshots into a store is `snapshot::lxc_import`.
+
+pub mod binding;
+pub mod command;
+pub mod config;
+pub mod copy;
+pub mod layout;
+pub mod locked;
+mod restore;
+pub mod snapshots;
+mod staging;
+
+pub use command::{LxcContainer, State, lxcpath, random_address};

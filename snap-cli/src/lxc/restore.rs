@@ -1,0 +1,287 @@
+//! Going back to a snapshot of LXC's.
+//!
+//! To the same name: the files are copied beside those of now, put on the disk, and the two folders change
+//! places in one call. To a new name: a whole container is made beside and renamed.
+
+use std::io::{Read as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use cowl_layers::shown::Show as _;
+use cowl_layers::sys::dir;
+use cowl_layers::sys::within::{self, Links, Named};
+use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
+
+use super::command::{LxcContainer, State, random_address};
+use super::config;
+use super::copy::copy;
+use super::layout::{self, Rootfs};
+use super::locked::{LockedSnapshots, refuse_base, refuse_unfinished};
+use super::snapshots::{GOING, LxcSnapshot};
+use super::staging::{alone_in, live_top, make_dir, staging};
+use crate::error::{Error, Result};
+use crate::host::{files, inside, mountinfo, users};
+use crate::shell::quoted;
+use crate::store::disk;
+use crate::store::disk::remove_tree;
+use crate::tree::error::OnProgress;
+
+/// Files of a snapshot that belong to it and not to the container.
+const OF_THE_SNAPSHOT: [&str; 7] = [
+    "config",
+    "ts",
+    "comment",
+    "partial",
+    "lxc_rdepends",
+    "lxc_snapshots",
+    GOING,
+];
+
+impl LockedSnapshots {
+    /// Makes the container's files what they were at a snapshot. Its settings stay. Answers with what people
+    /// should know.
+    pub fn restore(&self, tree: &LxcSnapshot, progress: OnProgress<'_>) -> Result<Vec<String>> {
+        refuse_unfinished(tree)?;
+        let from = tree.rootfs()?;
+        let here = &self.container;
+        if let State::Running { word, .. } = here.state()? {
+            return Err(Error::busy(format!("{} is {word}", here.name))
+                .hint(format!("stop it first: lxc-stop {}", here.options())));
+        }
+        refuse_base(&here.dir(), &here.name)?;
+        let (from, top) = self.what_changes(from)?;
+        refuse_used(&here.name, &top)?;
+        let Some(new) = staging(&top) else {
+            return Err(Error::failed(format!("{} names no folder", top.shown())));
+        };
+        let made = make_dir(&new)
+            .and_then(|()| copy(&from, &new, progress))
+            .and_then(|notes| disk::sync_all(&new).map(|()| notes));
+        let mut notes = match made {
+            Ok(notes) => notes,
+            Err(error) => {
+                remove_tree(&new)?;
+                return Err(error);
+            }
+        };
+        if let Err(error) = exchange(&new, &top) {
+            remove_tree(&new)?;
+            return Err(error);
+        }
+        // What was there until now. It is in nobody's way when it can't be removed.
+        if let Err(error) = remove_tree(&new) {
+            log::warn!("{error}; the next command will clean up");
+        }
+        notes.extend(self.other_settings(tree)?);
+        Ok(notes)
+    }
+
+    /// What is copied, and the folder that it takes the place of.
+    fn what_changes(&self, from: Rootfs) -> Result<(Rootfs, PathBuf)> {
+        let elsewhere = |what: &str| {
+            Err(Error::failed(format!(
+                "{} can't be restored where it is: {what}",
+                self.container.name
+            ))
+            .hint("restore to a new name: -r SNAP -N NEW"))
+        };
+        match (from, live_top(&self.container)?) {
+            (from, Some((Rootfs::Folder(_), top))) => Ok((from, top)),
+            (
+                Rootfs::Overlay { delta, lowers },
+                Some((Rootfs::Overlay { lowers: live, .. }, top)),
+            ) if lowers == live => {
+                // Only what was written over the others changes: it is copied with all its marks.
+                Ok((Rootfs::Folder(delta), top))
+            }
+            (_, Some((Rootfs::Overlay { .. }, _))) => {
+                elsewhere("it stands on other files than the snapshot")
+            }
+            (_, Some((Rootfs::Other(_), _)) | None) => elsewhere("its files are in no folder"),
+        }
+    }
+
+    /// Says so when its settings are not those of the snapshot.
+    fn other_settings(&self, tree: &LxcSnapshot) -> Result<Option<String>> {
+        let here = &self.container;
+        let file = here.config();
+        let live = files::read(&file)?;
+        let then = tree.config()?;
+        if layout::same_settings((&live, &here.dir()), (&then, &tree.dir)) {
+            return Ok(None);
+        }
+        Ok(Some(format!(
+            "its settings stay as they are; those of {} are in {}",
+            tree.name.as_encoded_bytes().escape_ascii(),
+            tree.dir.join("config").shown()
+        )))
+    }
+
+    /// Makes a new container of a snapshot, with files of its own. Answers with what people should know.
+    pub fn restore_as(
+        &self,
+        tree: &LxcSnapshot,
+        new: &str,
+        progress: OnProgress<'_>,
+    ) -> Result<Vec<String>> {
+        refuse_unfinished(tree)?;
+        let from = tree.rootfs()?;
+        let new = LxcContainer {
+            lxcpath: self.container.lxcpath.clone(),
+            name: checked_name(new)?.to_owned(),
+        };
+        let target = new.dir();
+        let taken = || {
+            Error::failed(format!("{} exists already", target.shown()))
+                .hint("nothing was changed; choose another name")
+        };
+        if disk::is_there(&target)? {
+            return Err(taken());
+        }
+        let Some(made) = staging(&target) else {
+            return Err(Error::usage("the new container has no name"));
+        };
+        let _making = alone_in(&made, &new.name, self.patience)?;
+        let filled = self
+            .fill(tree, &from, &made, &new, progress)
+            .and_then(|notes| {
+                disk::sync_all(&made)?;
+                renameat_with(CWD, &made, CWD, &target, RenameFlags::NOREPLACE).map_err(
+                    |error| match error {
+                        rustix::io::Errno::EXIST => taken(),
+                        other => Error::at("make", &target, std::io::Error::from(other)),
+                    },
+                )?;
+                Ok(notes)
+            });
+        match filled {
+            Ok(notes) => {
+                disk::sync_parent(&target)?;
+                Ok(notes)
+            }
+            Err(error) => {
+                remove_tree(&made)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn fill(
+        &self,
+        tree: &LxcSnapshot,
+        from: &Rootfs,
+        made: &Path,
+        new: &LxcContainer,
+        progress: OnProgress<'_>,
+    ) -> Result<Vec<String>> {
+        let rootfs = made.join("rootfs");
+        make_dir(&rootfs)?;
+        let mut notes = copy(from, &rootfs, progress)?;
+        rename_host(&rootfs, &self.container.name, &new.name)?;
+        // Scripts and tables that LXC copied into the snapshot.
+        let at = |error| Error::at("list", &tree.dir, error);
+        for entry in std::fs::read_dir(&tree.dir).map_err(at)? {
+            let entry = entry.map_err(at)?;
+            let name = entry.file_name();
+            let own = OF_THE_SNAPSHOT.iter().any(|own| name == *own);
+            if !own && entry.file_type().map_err(at)?.is_file() {
+                files::copy_new(&entry.path(), &made.join(&name))?;
+            }
+        }
+        // Last: what has a config counts as a container.
+        disk::sync_all(made)?;
+        let target = new.dir();
+        let how = config::Renamed {
+            from: tree.dir.as_os_str().as_bytes(),
+            to: target.as_os_str().as_bytes(),
+            name: &new.name,
+        };
+        let text = layout::with_folder(&tree.config()?, &target.join("rootfs"));
+        let (text, more) = config::renamed(&text, &how, random_address);
+        notes.extend(more);
+        let file = made.join("config");
+        files::replace_name(&file, &text, 0o644)?;
+        Ok(notes)
+    }
+}
+
+/// A name that LXC can use for a container.
+fn checked_name(name: &str) -> Result<&str> {
+    let plain = |c: char| !c.is_control() && c != '/';
+    if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
+        return Err(Error::usage(format!(
+            "\"{}\" can't be a container's name",
+            name.escape_debug()
+        ))
+        .hint("a name is one word without '/' that does not begin with '.'"));
+    }
+    Ok(name)
+}
+
+/// Puts the folder `new` where `top` is, which comes to be where `new` was; or there is none.
+fn exchange(new: &Path, top: &Path) -> Result<()> {
+    let flags = match disk::is_there(top)? {
+        true => RenameFlags::EXCHANGE,
+        // What a restore of LXC's own that failed leaves.
+        false => RenameFlags::NOREPLACE,
+    };
+    renameat_with(CWD, new, CWD, top, flags).map_err(|error| {
+        Error::at(
+            "put the restored files at",
+            top,
+            std::io::Error::from(error),
+        )
+        .hint("nothing was changed")
+    })?;
+    disk::sync_parent(top)
+}
+
+/// Refuses while anything is mounted in the folder, or somebody works in it.
+fn refuse_used(name: &str, top: &Path) -> Result<()> {
+    let mounts = mountinfo::read()?;
+    let inside = mountinfo::topmost(&mounts, top).or_else(|| mountinfo::below(&mounts, top).last());
+    if let Some(mount) = inside {
+        let at = quoted(&mount.at);
+        return Err(
+            Error::busy(format!("{name} is in use: mounted in it: {at}"))
+                .hint(format!("unmount it first: umount {at}")),
+        );
+    }
+    if !disk::is_there(top)? {
+        return Ok(());
+    }
+    let found = inside::of(top)?;
+    if found.is_empty() {
+        return Ok(());
+    }
+    let pids: Vec<_> = found.iter().map(|user| user.pid.to_string()).collect();
+    Err(
+        Error::busy(format!("{name} is in use by {}", users::describe(&found)))
+            .hint(format!("end them first: kill {}", pids.join(" "))),
+    )
+}
+
+/// Writes the new name where the old one stands: in the copy's own /etc/hostname, whatever links there are.
+fn rename_host(rootfs: &Path, old: &str, new: &str) -> Result<()> {
+    let file = rootfs.join("etc/hostname");
+    let at = |error| Error::at("open", &file, error);
+    let root = dir::open_root(rootfs).map_err(at)?;
+    // A link is left alone: with an absolute one the name is another file's.
+    let found = within::open(root.as_fd(), b"etc/hostname", Links::Refused, OFlags::RDWR);
+    let mut hostname = match found.map_err(at)? {
+        Named::File(file) => std::fs::File::from(file),
+        Named::Nothing | Named::Other(_) => return Ok(()),
+    };
+    let mut write = || {
+        let mut text = Vec::new();
+        (&hostname).take(1 << 10).read_to_end(&mut text)?;
+        if text.trim_ascii() == old.as_bytes() {
+            hostname.set_len(0)?;
+            std::io::Seek::rewind(&mut hostname)?;
+            hostname.write_all(format!("{new}\n").as_bytes())?;
+        }
+        Ok(())
+    };
+    write().map_err(|error: std::io::Error| Error::at("write", &file, error))
+}

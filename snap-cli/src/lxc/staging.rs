@@ -1,0 +1,120 @@
+//! Directories in which a restore is prepared, and their locks.
+//!
+//! A staging directory is next to the one that it will replace. Its lock shows that a command is working in it; one
+//! without a lock was left by a command that was killed.
+
+use std::ffi::OsString;
+use std::io::ErrorKind;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use cowl_layers::shown::Show as _;
+use cowl_layers::sys::dir;
+
+use super::command::LxcContainer;
+use super::layout::{self, Rootfs};
+use crate::error::{Error, Result};
+use crate::host::files;
+use crate::store::disk;
+use crate::store::disk::remove_tree;
+
+/// What the names of folders that are being made begin with.
+const STAGING: &str = ".cowl-restore.";
+
+/// The place beside `path` where what is to take its place is made.
+pub(super) fn staging(path: &Path) -> Option<PathBuf> {
+    let mut name = OsString::from(STAGING);
+    name.push(path.file_name()?);
+    Some(path.with_file_name(name))
+}
+
+/// The folder that the container writes to, links followed; as it is where it is not there.
+pub(super) fn live_top(container: &LxcContainer) -> Result<Option<(Rootfs, PathBuf)>> {
+    let file = container.config();
+    let text = files::read(&file)?;
+    let Some(rootfs) = layout::rootfs(&text) else {
+        return Ok(None);
+    };
+    let Some(top) = rootfs.top() else {
+        return Ok(None);
+    };
+    let top = match std::fs::canonicalize(top) {
+        Ok(real) => real,
+        Err(error) if error.kind() == ErrorKind::NotFound => top.to_path_buf(),
+        Err(error) => return Err(Error::at("look at", top, error)),
+    };
+    Ok(Some((rootfs, top)))
+}
+
+/// Removes what killed restores left: copies that were not ready, and files that one took the place of.
+pub(super) fn remove_staging(container: &LxcContainer, patience: Duration) -> Result<()> {
+    let found = live_top(container)?;
+    if let Some(left) = found.and_then(|(_, top)| staging(&top)) {
+        remove_tree(&left)?;
+    }
+    let lxcpath = &container.lxcpath;
+    let _alone = lock_dir(lxcpath, patience)?;
+    for name in disk::names(lxcpath)? {
+        let left = lxcpath.join(&name);
+        if name.starts_with(STAGING) && left != container.dir() && is_dead(&left)? {
+            remove_tree(&left)?;
+        }
+    }
+    Ok(())
+}
+
+/// Alone in a folder, for as long as what this answers with lives.
+pub(super) fn lock_dir(dir: &Path, patience: Duration) -> Result<OwnedFd> {
+    const PAUSE: Duration = Duration::from_millis(20);
+    let at = |error: cowl_layers::Error| Error::at("lock", dir, error);
+    let until = Instant::now() + patience;
+    let opened = dir::open_root(dir).map_err(at)?;
+    loop {
+        if let Some(lock) = dir::lock_exclusive(opened.as_fd()).map_err(at)? {
+            return Ok(lock);
+        }
+        if Instant::now() >= until {
+            return Err(Error::busy(format!(
+                "waited {} s for another command that is at work in {}",
+                patience.as_secs(),
+                dir.shown()
+            ))
+            .hint("try again when it has ended"));
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+pub(super) fn make_dir(path: &Path) -> Result<()> {
+    std::fs::DirBuilder::new()
+        .mode(0o770)
+        .create(path)
+        .map_err(|error| Error::at("make the folder", path, error))
+}
+
+/// Whether nobody is making a container in the folder any more.
+fn is_dead(path: &Path) -> Result<bool> {
+    let locked = dir::open_root(path).and_then(|opened| dir::lock_exclusive(opened.as_fd()));
+    match locked {
+        Ok(lock) => Ok(lock.is_some()),
+        Err(error) if error.is_absent() => Ok(false),
+        Err(error) => Err(Error::at("lock", path, error)),
+    }
+}
+
+/// Makes the folder in which a container is made. Held for its lock, by which others tell that somebody is
+/// at work there.
+pub(super) fn alone_in(path: &Path, name: &str, patience: Duration) -> Result<OwnedFd> {
+    let _alone = lock_dir(path.parent().unwrap_or(path), patience)?;
+    if disk::is_there(path)? {
+        if !is_dead(path)? {
+            return Err(Error::busy(format!("another command is making {name}"))
+                .hint("try again when it has ended"));
+        }
+        remove_tree(path)?;
+    }
+    make_dir(path)?;
+    lock_dir(path, patience)
+}

@@ -1,0 +1,52 @@
+//! Notes among the locks, by which a collection finds what is to be done: of commands that make something, and on
+//! layers that a mount holds although no manifest names them.
+
+use std::path::PathBuf;
+
+use super::lock::{Lock, Mode};
+use super::manifest::LayerId;
+use super::paths::LOCK;
+use super::{Store, disk};
+use crate::error::{Error, Result};
+
+/// The prefix of notes that a command leaves while it makes something.
+pub(super) const MAKING: &str = "making-";
+
+/// The prefix of notes on layers that no manifest names, but that a mount holds.
+pub(super) const HELD: &str = "held-";
+
+/// Leaves notes on layers that are removed once no mount holds them.
+pub(super) fn leave_on_held(store: &Store, held: &[LayerId]) -> Result<()> {
+    for id in held {
+        let path = store.paths().lock_file(&format!("{HELD}{id}"));
+        std::fs::write(&path, b"").map_err(|error| Error::at("write", &path, error))?;
+    }
+    Ok(())
+}
+
+/// Lists the notes on held layers.
+pub(super) fn on_held_layers(store: &Store) -> Result<Vec<(PathBuf, LayerId)>> {
+    let dir = store.paths().locks();
+    let names = disk::names(&dir)?;
+    let note = |name: &String| {
+        let id = name.strip_prefix(HELD)?.strip_suffix(LOCK)?;
+        Some((dir.join(name), LayerId::parse(id)?))
+    };
+    Ok(names.iter().filter_map(note).collect())
+}
+
+/// Lists the notes of commands that were killed while they made something. The caller holds their locks then.
+pub(super) fn of_dead_makers(store: &Store) -> Result<Vec<Lock>> {
+    let mut stale = Vec::new();
+    for name in disk::names(&store.paths().locks())? {
+        if name.starts_with(MAKING) {
+            let path = store.paths().locks().join(&name);
+            stale.extend(Lock::try_take(
+                &path,
+                Mode::Exclusive,
+                &store.session().who,
+            )?);
+        }
+    }
+    Ok(stale)
+}

@@ -1,0 +1,120 @@
+//! Creating objects in a new tree, with their attributes.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use cowl_layers::format::{ACL_DEFAULT, XattrSpace};
+use cowl_layers::layer::zero_device;
+use cowl_layers::sys::stat::FileKind;
+use cowl_layers::sys::{dir, node, xattr};
+use rustix::fs::OFlags;
+
+use super::attrs::{self, Attrs};
+use super::error::{Context as _, ErrorKind, Result, TreeError};
+
+/// The mode of directories that an archive names only in the paths of others.
+pub(crate) const IMPLIED_PERM: u32 = 0o755;
+
+/// Makes an object that has no content of its own (anything but a regular file with data and a
+/// folder) in a layer, and gives it its attributes.
+pub(crate) fn special(
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    (kind, rdev): (FileKind, u64),
+    attrs: &Attrs,
+    space: XattrSpace,
+    path: &[u8],
+) -> Result<()> {
+    let what = "can't make";
+    if zero_device::is_zero_device(kind, rdev) {
+        zero_device::mark_folder(parent, space).context(what, path)?;
+        node::mknod(parent, name, FileKind::Regular, 0o600, 0).context(what, path)?;
+        let fd = dir::open_path(parent, name).context(what, path)?;
+        zero_device::mark(fd.as_fd(), space).context(what, path)?;
+    } else {
+        node::mknod(parent, name, kind, 0o600, rdev).context(what, path)?;
+    }
+    apply_at(parent, name, kind, attrs, path)
+}
+
+/// Makes a device, fifo or socket as it is, and gives it its attributes.
+pub(crate) fn node(
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    (kind, rdev): (FileKind, u64),
+    attrs: &Attrs,
+    path: &[u8],
+) -> Result<()> {
+    node::mknod(parent, name, kind, 0o600, rdev).context("can't make", path)?;
+    apply_at(parent, name, kind, attrs, path)
+}
+
+/// Makes a symbolic link and gives it its attributes.
+pub(crate) fn symlink(
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    target: &[u8],
+    attrs: &Attrs,
+    path: &[u8],
+) -> Result<()> {
+    node::symlink(parent, name, target).context("can't make the symbolic link", path)?;
+    apply_at(parent, name, FileKind::Symlink, attrs, path)
+}
+
+fn apply_at(
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    kind: FileKind,
+    attrs: &Attrs,
+    path: &[u8],
+) -> Result<()> {
+    let fd = dir::open_path(parent, name).context("can't open what was just made", path)?;
+    attrs::apply(fd.as_fd(), kind, attrs, path)
+}
+
+/// Makes a new regular file, open for reading and writing; nobody else may read it yet.
+pub(crate) fn file(parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<OwnedFd> {
+    node::create(parent, name, 0o600, OFlags::RDWR).context("can't make the file", path)
+}
+
+/// Makes a folder that only its maker may enter, and opens it.
+pub(crate) fn dir(parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<OwnedFd> {
+    node::mkdir(parent, name, 0o700).context("can't make the folder", path)?;
+    dir::open_dir(parent, name).context("can't open the folder", path)
+}
+
+/// Makes the root of a new tree ready: it must be empty, and a default ACL that it may have from
+/// the folder above must not reach what is made in it.
+pub(crate) fn ready_root(root: BorrowedFd<'_>) -> Result<()> {
+    if !dir::entries(root)
+        .context("can't read the target folder", b"")?
+        .is_empty()
+    {
+        return Err(TreeError::new(
+            ErrorKind::Refused,
+            "the target folder is not empty",
+        ));
+    }
+    if xattr::get(root, ACL_DEFAULT)
+        .context("can't read the target folder", b"")?
+        .is_some()
+    {
+        xattr::remove(root, ACL_DEFAULT).context("can't prepare the target folder", b"")?;
+    }
+    Ok(())
+}
+
+/// Gives the object behind `fd`, which lies in a layer, one more name there.
+pub(crate) fn link(
+    fd: BorrowedFd<'_>,
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    space: XattrSpace,
+    path: &[u8],
+) -> Result<()> {
+    let what = "can't make the hard link";
+    let device = xattr::get(fd, space.node().as_bytes()).context(what, path)?;
+    if device.is_some() {
+        zero_device::mark_folder(parent, space).context(what, path)?;
+    }
+    node::link_fd(fd, parent, name).context(what, path)
+}

@@ -1,0 +1,40 @@
+//! Relative paths as bytes: no leading slash; the path of the root is empty.
+
+pub(crate) use cowl_layers::view::resolve::join;
+
+/// Returns the parent and the last name of a path.
+pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|&byte| byte == b'/') {
+        Some(at) => (
+            path.get(..at).unwrap_or_default(),
+            path.get(at + 1..).unwrap_or_default(),
+        ),
+        None => (b"", path),
+    }
+}
+
+/// Returns the length of the common prefix of two paths in bytes.
+pub(crate) fn common(one: &[u8], two: &[u8]) -> usize {
+    const BLOCK: usize = 256;
+    let blocks = one.chunks_exact(BLOCK).zip(two.chunks_exact(BLOCK));
+    let same = BLOCK * blocks.take_while(|(a, b)| a == b).count();
+    let rest = one.iter().zip(two).skip(same);
+    same + rest.take_while(|(a, b)| a == b).count()
+}
+
+/// Returns whether the path is `top`, or below it.
+pub(crate) fn is_within(path: &[u8], top: &[u8]) -> bool {
+    top.is_empty()
+        || path
+            .strip_prefix(top)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+}
+
+/// Returns the first name of a path, and the rest with its leading slash.
+pub(crate) fn split_first(path: &[u8]) -> (&[u8], &[u8]) {
+    let path = path.strip_prefix(b"/").unwrap_or(path);
+    match path.iter().position(|&byte| byte == b'/') {
+        Some(at) => path.split_at(at),
+        None => (path, b""),
+    }
+}

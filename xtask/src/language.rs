@@ -1,0 +1,199 @@
+//! The language of comments and documentation (docs/style.md): words that are not used, and how often words occur that
+//! are signs of unusual sentences.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::run::{Result, note, root};
+
+/// Words that have a usual term, with that term.
+const REFUSED: [(&str, &str); 14] = [
+    ("folder", "directory"),
+    ("folders", "directories"),
+    ("room", "module, crate or space"),
+    ("rooms", "modules"),
+    ("whoever", "the caller, a process"),
+    ("somebody", "a process, another thread"),
+    ("someone", "a process, a user"),
+    ("nobody", "no process"),
+    ("everybody", "every process, all users"),
+    ("anybody", "any process"),
+    ("told", "reported, returned, notified"),
+    ("tells", "reports, returns"),
+    ("remark", "comment"),
+    ("remarks", "comments"),
+];
+
+/// Words that are counted, for the table of `cargo xtask language`.
+const COUNTED: [&str; 6] = ["what", "who", "which", "race", "retry", "truncate"];
+
+/// Sources whose comments are not rewritten yet. A directory that is rewritten is removed from here.
+const TO_REWRITE: &[&str] = &["benches/", "fs/", "snap-cli/", "tests/", "xtask/"];
+
+/// Pages that are not rewritten yet, and those that a program writes.
+const PAGES_TO_REWRITE: &[&str] = &["docs/man/"];
+
+/// Problems of a source file: refused words in its comments.
+pub(crate) fn in_source(path: &str, text: &str) -> Vec<String> {
+    if TO_REWRITE.iter().any(|prefix| path.starts_with(prefix)) {
+        return Vec::new();
+    }
+    refused(path, comments(text))
+}
+
+/// Problems of all pages of documentation.
+pub(crate) fn in_pages(root: &Path) -> Result<Vec<String>> {
+    let mut problems = Vec::new();
+    for (path, text) in pages(root)? {
+        if !PAGES_TO_REWRITE
+            .iter()
+            .any(|prefix| path.starts_with(prefix))
+        {
+            problems.extend(refused(&path, prose(&text)));
+        }
+    }
+    Ok(problems)
+}
+
+/// Prints how often the words occur, per 10,000 words of comments and of documentation.
+pub(crate) fn run() -> Result<()> {
+    let root = root()?;
+    let mut files = Vec::new();
+    for directory in ["fs", "snap-cli", "tests", "benches", "xtask"] {
+        crate::checks::collect(&root.join(directory), &mut files)?;
+    }
+    let mut areas: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for file in &files {
+        let text = std::fs::read_to_string(file)?;
+        let path = file.strip_prefix(&root).unwrap_or(file);
+        let area: Vec<_> = path
+            .iter()
+            .take(2)
+            .filter_map(|part| part.to_str())
+            .collect();
+        let lines = comments(&text).map(|(_, line)| line.to_owned());
+        areas.entry(area.join("/")).or_default().extend(lines);
+    }
+    for (path, text) in pages(&root)? {
+        let area = if path.contains('/') {
+            "docs"
+        } else {
+            "README etc."
+        };
+        let lines = prose(&text).map(|(_, line)| line.to_owned());
+        areas.entry(area.to_owned()).or_default().extend(lines);
+    }
+    note("per 10,000 words:");
+    for (area, lines) in &areas {
+        let all: Vec<String> = lines.iter().flat_map(|line| words(line)).collect();
+        let rate = |wanted: &dyn Fn(&str) -> bool| {
+            let found = all.iter().filter(|word| wanted(word)).count();
+            found * 10_000 / all.len().max(1)
+        };
+        let refused = rate(&|word| REFUSED.iter().any(|(other, _)| *other == word));
+        let counted: Vec<_> = COUNTED
+            .iter()
+            .map(|word| format!("{word} {}", rate(&|other| other == *word)))
+            .collect();
+        note(&format!(
+            "{area}: {} words, refused {refused}, {}",
+            all.len(),
+            counted.join(", ")
+        ));
+    }
+    Ok(())
+}
+
+fn pages(root: &Path) -> Result<Vec<(String, String)>> {
+    let mut pages = Vec::new();
+    for directory in ["", "docs", "docs/decisions"] {
+        for entry in std::fs::read_dir(root.join(directory))? {
+            let file = entry?.path();
+            if file.extension().is_some_and(|extension| extension == "md") {
+                let path = file.strip_prefix(root).unwrap_or(&file);
+                let path = path.iter().filter_map(|part| part.to_str());
+                let path = path.collect::<Vec<_>>().join("/");
+                // It lists the words.
+                if path != "docs/style.md" {
+                    pages.push((path, std::fs::read_to_string(&file)?));
+                }
+            }
+        }
+    }
+    pages.sort();
+    Ok(pages)
+}
+
+fn refused<'t>(path: &str, lines: impl Iterator<Item = (usize, &'t str)>) -> Vec<String> {
+    let mut problems = Vec::new();
+    for (number, line) in lines {
+        for word in words(line) {
+            if let Some((_, term)) = REFUSED.iter().find(|(refused, _)| *refused == word) {
+                problems.push(format!(
+                    "{path}:{number}: \"{word}\": write {term} (docs/style.md)"
+                ));
+            }
+        }
+    }
+    problems
+}
+
+/// Line numbers and text of the comments.
+fn comments(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.lines().enumerate().filter_map(|(index, line)| {
+        let line = line.trim_start();
+        let text = line.strip_prefix("//")?;
+        Some((index + 1, text.trim_start_matches(['/', '!'])))
+    })
+}
+
+/// Line numbers and text of a page without code blocks.
+fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let mut in_code = false;
+    text.lines().enumerate().filter_map(move |(index, line)| {
+        if line.trim_start().starts_with("```") {
+            in_code = !in_code;
+            return None;
+        }
+        (!in_code).then_some((index + 1, line))
+    })
+}
+
+/// The words of a line in lower case, without those in backticks and in links.
+fn words(line: &str) -> Vec<String> {
+    let outside: Vec<_> = line.split('`').step_by(2).collect();
+    let text = outside.join(" ");
+    let mut found = Vec::new();
+    for part in text.split_whitespace() {
+        // A link, a path or an identifier.
+        if part.contains("](") || part.contains('/') || part.contains("::") || part.contains('_') {
+            continue;
+        }
+        let word = part.trim_matches(|c: char| !c.is_alphanumeric());
+        if !word.is_empty() {
+            found.push(word.to_lowercase());
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_in_code_and_paths_are_ignored() {
+        assert_eq!(
+            words("The `folder` of a/folder, in Folder."),
+            ["the", "of", "in", "folder"]
+        );
+        let page = "a folder\n```\nfolder\n```\n`folder`";
+        assert_eq!(refused("p", prose(page)).len(), 1);
+    }
+
+    #[test]
+    fn only_comments_count_in_sources() {
+        let code = "let folder = 1; // folder\n/// A folder.\n//! room\n    // nobody\n";
+        assert_eq!(refused("p", comments(code)).len(), 3);
+    }
+}

@@ -1,0 +1,213 @@
+//! The structure of the source tree: which module may import which, cycles between sibling modules, methods per
+//! type. `cargo xtask check` refuses what breaks the rules, `cargo xtask structure` prints the figures.
+
+mod cycles;
+mod measure;
+mod names;
+mod source;
+
+use std::path::Path;
+
+use crate::run::{Result, note, root};
+
+use cycles::cycles;
+use source::Crate;
+
+/// Largest number of inherent methods of one type.
+const MOST_METHODS: usize = 40;
+
+/// A crate and the order of its modules. Each module may import itself and those that are listed after it.
+struct Order {
+    /// Directory of the sources.
+    directory: &'static str,
+    /// Every top-level module, from the top down. Modules of one line must not import each other.
+    modules: &'static [&'static [&'static str]],
+}
+
+/// The crates with rules. What one crate imports from another is enforced by Cargo.
+const ORDERS: [Order; 4] = [
+    Order {
+        directory: "fs/layers/src",
+        modules: &[
+            &["view"],
+            &["layer"],
+            &["setup", "sys", "format"],
+            &["name", "shown"],
+            &["error"],
+        ],
+    },
+    Order {
+        directory: "fs/overlay/src",
+        modules: &[],
+    },
+    Order {
+        directory: "fs/cowlfs/src",
+        modules: &[
+            &["main"],
+            &["serve", "cli"],
+            &["control"],
+            &["fuse"],
+            &["config", "logging"],
+            &["choices", "requests"],
+        ],
+    },
+    Order {
+        directory: "snap-cli/src",
+        modules: &[
+            &["main"],
+            &["cli"],
+            &["check"],
+            &["lifecycle"],
+            &["recover"],
+            &["snapshot"],
+            &["container"],
+            &["lxc"],
+            &["config"],
+            &["store"],
+            &["archive"],
+            &["delta"],
+            &["tree", "host"],
+            &["error", "shell"],
+        ],
+    },
+];
+
+/// The problems of all crates, one line each.
+pub(crate) fn check(root: &Path) -> Result<Vec<String>> {
+    let mut problems = Vec::new();
+    for order in &ORDERS {
+        let source = Crate::read(root, order.directory)?;
+        problems.extend(order.problems(&source));
+        for cycle in cycles(&source) {
+            problems.push(format!("{}: {cycle}", order.directory));
+        }
+        for (name, methods) in source.methods_per_type() {
+            if methods > MOST_METHODS {
+                problems.push(format!(
+                    "{}: the type {name} has {methods} methods, more than {MOST_METHODS}: split it",
+                    order.directory
+                ));
+            }
+        }
+    }
+    Ok(problems)
+}
+
+/// Prints the figures of each crate.
+pub(crate) fn run() -> Result<()> {
+    let root = root()?;
+    for order in &ORDERS {
+        let source = Crate::read(&root, order.directory)?;
+        note(&measure::summary(order.directory, &source));
+        for cycle in cycles(&source) {
+            note(&format!("  {cycle}"));
+        }
+    }
+    Ok(())
+}
+
+impl Order {
+    fn problems(&self, source: &Crate) -> Vec<String> {
+        let mut problems = Vec::new();
+        let rank = |name: &str| self.modules.iter().position(|line| line.contains(&name));
+        if self.modules.is_empty() {
+            return problems;
+        }
+        let present = source.top_level();
+        for name in &present {
+            if rank(name).is_none() {
+                problems.push(format!(
+                    "{}: the module `{name}` has no place in the order of modules (xtask/src/structure)",
+                    self.directory
+                ));
+            }
+        }
+        for name in self.modules.iter().flat_map(|line| line.iter()) {
+            if !present.iter().any(|other| other == name) {
+                problems.push(format!(
+                    "{}: the order of modules lists `{name}`, which does not exist",
+                    self.directory
+                ));
+            }
+        }
+        for import in source.imports() {
+            let (Some(from), Some(to)) = (import.from.first(), import.to.first()) else {
+                continue;
+            };
+            if from == to {
+                continue;
+            }
+            if let (Some(above), Some(below)) = (rank(from), rank(to))
+                && below <= above
+            {
+                problems.push(format!(
+                    "{}/{}: `{from}` may not import `{to}`",
+                    self.directory,
+                    import.from.join("/")
+                ));
+            }
+        }
+        problems.sort();
+        problems.dedup();
+        problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ORDER: Order = Order {
+        directory: "x",
+        modules: &[&["top"], &["left", "right"], &["low"]],
+    };
+
+    fn problems(files: &[(&str, &str)]) -> Vec<String> {
+        ORDER.problems(&Crate::of(files))
+    }
+
+    #[test]
+    fn imports_go_down_only() {
+        let good = [
+            ("top", "use crate::left::A;"),
+            ("left", "use crate::low::{self, B};"),
+            ("right", "fn f() { crate::low::g() }"),
+            ("low", ""),
+        ];
+        assert_eq!(problems(&good), Vec::<String>::new());
+        for code in [
+            "use crate::top::A;",
+            "use crate::{low::B, top::{A, C}};",
+            "fn f() -> crate::top::A { loop {} }",
+            "use super::top::A;",
+            "fn f() { super::super::left::g(crate::top::A) }",
+        ] {
+            let mut bad = good;
+            bad[3] = ("low", code);
+            assert!(!problems(&bad).is_empty(), "{code}");
+        }
+    }
+
+    #[test]
+    fn modules_of_one_line_do_not_import_each_other() {
+        let files = [
+            ("top", ""),
+            ("left", "use crate::right::A;"),
+            ("right", ""),
+            ("low", ""),
+        ];
+        assert_eq!(problems(&files), ["x/left: `left` may not import `right`"]);
+    }
+
+    #[test]
+    fn every_module_is_listed_and_exists() {
+        let files = [("top", ""), ("left", ""), ("right", ""), ("new", "")];
+        let found = problems(&files);
+        assert!(found.iter().any(|line| line.contains("`new` has no place")));
+        assert!(
+            found
+                .iter()
+                .any(|line| line.contains("`low`, which does not exist"))
+        );
+    }
+}
