@@ -160,9 +160,14 @@ pub fn sh_in(dir: &Path, script: &str) -> Output {
 }
 
 /// Runs a prepared command with `input` as its standard input.
+///
+/// Messages are English unless the test sets a locale, so that results do not depend on the caller's locale.
 #[track_caller]
 pub fn run_command(mut command: Command, input: &[u8]) -> Output {
     let line = format!("{command:?}");
+    if !command.get_envs().any(|(name, _)| name == "LC_ALL") {
+        command.env("LC_ALL", "C.UTF-8");
+    }
     let mut stdin = tempfile::tempfile().expect("a temporary file");
     stdin.write_all(input).expect("writing a temporary file");
     stdin

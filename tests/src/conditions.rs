@@ -67,8 +67,11 @@ fn lacks_filesystem(name: &str) -> Option<String> {
 }
 
 /// Returns whether all of `needs` are met; otherwise reports the calling test as skipped.
+///
+/// Also gives the test a umask of its own ([`own_umask`]).
 #[must_use]
 pub fn can(needs: &[Need]) -> bool {
+    own_umask();
     match needs.iter().find_map(|need| need.missing()) {
         None => true,
         Some(reason) => {
@@ -76,6 +79,22 @@ pub fn can(needs: &[Need]) -> bool {
             false
         }
     }
+}
+
+/// Like [`can`], for a test that mounts: root and `/dev/fuse`, and `more`.
+#[must_use]
+pub fn can_mount(more: &[Need]) -> bool {
+    can(&[&[Need::Root, Need::Fuse], more].concat())
+}
+
+/// Gives the calling thread, and the threads and processes that it starts, a umask and a working directory of its own.
+/// The umask is 022, whatever the caller's is and whatever another test sets.
+///
+/// # Panics
+/// If the kernel refuses, which it does for no user.
+pub fn own_umask() {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).expect("a umask of the thread's own");
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
 }
 
 /// Returns the name of the test that runs on this thread, with its modules.

@@ -3,11 +3,11 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::command::{Output, run_command};
+use crate::command::{Output, run_command, show};
 use crate::scratch::Scratch;
 
 /// A store for one test, in a directory that the test may use for other files.
@@ -81,12 +81,41 @@ impl Store {
         run_command(self.command(args), input)
     }
 
-    /// Returns the command for `cowl --store STORE ARGS`, to be modified before it runs.
+    /// Runs a command that must succeed. Returns its standard output as it is.
+    #[track_caller]
+    pub fn ok<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> String {
+        show(&self.cowl(args).ok().stdout)
+    }
+
+    /// Runs a command that must fail with this exit code and print nothing but a message with these words.
+    #[track_caller]
+    pub fn refused<S: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+        code: i32,
+        words: &[&str],
+    ) {
+        let output = self.cowl(args).fails(code, words);
+        assert!(output.stdout.is_empty(), "{}", output.report());
+    }
+
+    /// Returns the command line, which may be changed before it runs. Local time is UTC.
     #[must_use]
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(crate::programs::cowl());
-        command.arg("--store").arg(&self.path).args(args);
         command
+            .arg("--store")
+            .arg(&self.path)
+            .args(args)
+            .env("TZ", "UTC")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Returns the path of another file of the test, beside the store.
+    #[must_use]
+    pub fn beside(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.scratch.join(name)
     }
 
     /// Creates a container from a directory or a tar.

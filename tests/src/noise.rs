@@ -61,8 +61,8 @@ impl Drop for Noise {
 }
 
 fn read_randomly(root: PathBuf, mut rng: Rng, stop: &AtomicBool) -> Vec<String> {
-    // `Side` sets the umask for every operation. Without this, that would change the umask of the other threads.
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).expect("a umask of this thread");
+    // `Side` sets the umask with every step.
+    crate::conditions::own_umask();
     let mut side = Side::new(&root);
     let mut wrong = Vec::new();
     let mut known: Vec<RelPath> = Vec::new();

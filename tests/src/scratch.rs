@@ -16,10 +16,18 @@ impl Scratch {
     /// podman's directories have short limits on paths.
     #[must_use]
     pub fn for_test() -> Scratch {
-        let test = crate::conditions::test_name();
-        let (_, name) = test.rsplit_once("::").unwrap_or(("", &test));
-        let start: String = name.chars().take(16).collect();
-        Scratch::new(&start.replace(' ', "-"))
+        Scratch::new(&short_test_name())
+    }
+
+    /// Makes one for the calling test in memory, if there is a file system in memory: on a disk, the journal dominates
+    /// the time.
+    #[must_use]
+    pub fn in_memory() -> Scratch {
+        let memory = Path::new("/dev/shm");
+        match memory.is_dir() {
+            true => Scratch::new_in(memory, &short_test_name()),
+            false => Scratch::for_test(),
+        }
     }
 
     /// Creates one below `COWL_TEST_DIR`, or below `/var/tmp` if that is not set.
@@ -29,9 +37,10 @@ impl Scratch {
         Scratch::new_in(Path::new(&parent), test)
     }
 
-    /// Creates one in `parent`.
+    /// Makes one in `parent`. The test gets a umask of its own.
     #[must_use]
     pub fn new_in(parent: &Path, test: &str) -> Scratch {
+        crate::conditions::own_umask();
         let dir = tempfile::Builder::new()
             .prefix(&format!("cowl-{test}-"))
             .tempdir_in(parent)
@@ -56,6 +65,14 @@ impl Scratch {
             .unwrap_or_else(|error| panic!("cannot create {}: {error}", path.display()));
         path
     }
+}
+
+/// Returns the beginning of the calling test's name, without its modules.
+fn short_test_name() -> String {
+    let test = crate::conditions::test_name();
+    let (_, name) = test.rsplit_once("::").unwrap_or(("", &test));
+    let start: String = name.chars().take(16).collect();
+    start.replace(' ', "-")
 }
 
 impl Deref for Scratch {

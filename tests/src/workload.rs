@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use crate::command::sh_in;
-use crate::conditions::{Need, can};
+use crate::conditions::{Need, can_mount, test_name};
 use crate::layers::Wish;
 use crate::mount::{Overlay, Stack};
 use crate::random::{Generator, Op, Outcome, Side, Who};
@@ -99,9 +99,9 @@ pub fn upper_on(base: &Path, top: &Path) -> (PathBuf, PathBuf) {
 
 /// Runs the work on `stack` and on `plain`, and compares them after each part.
 #[track_caller]
-pub fn exercise(scratch: &Scratch, what: &str, stack: Stack, plain: PathBuf, seed: u64) {
+pub fn exercise(scratch: &Scratch, stack: Stack, plain: PathBuf, seed: u64) {
     let case = Case {
-        label: what,
+        label: &test_name(),
         stack,
         plain,
         seed: seed + seed_offset(),
@@ -114,10 +114,7 @@ pub fn exercise(scratch: &Scratch, what: &str, stack: Stack, plain: PathBuf, see
 /// Returns whether the machine can mount layers and meets the requirements `more`.
 #[must_use]
 pub fn ready(more: &[Vec<Need>]) -> bool {
-    let needs = [&[Need::Root, Need::Fuse][..], &more.concat()].concat();
-    // A fixed umask, because the modes of created objects are compared.
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    can(&needs)
+    can_mount(&more.concat())
 }
 
 /// Mounts, works, compares, mounts again, and compares. Everything is unmounted on return, so that the caller can

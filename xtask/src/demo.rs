@@ -31,7 +31,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Run::cargo()?
         .args([
             "build",
-            "--release",
+            "--profile",
+            "demo",
             "--locked",
             "--bins",
             "-p",
@@ -47,8 +48,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
     let scratch = Scratch::new("demo");
     let demo = Demo {
-        cowl: target()?.join("release/cowl"),
-        cowlfs: target()?.join("release/cowlfs"),
+        cowl: target()?.join("demo/cowl"),
+        cowlfs: target()?.join("demo/cowlfs"),
         scratch,
         kind,
     };

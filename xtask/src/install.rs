@@ -5,6 +5,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use crate::run::{Result, Run, failure, note, root, target, title};
+use crate::symbols::separate;
 
 /// How `cargo xtask install` is called.
 #[derive(Debug, clap::Args)]
@@ -18,6 +19,9 @@ pub(crate) struct Options {
     /// Make `lxc-snapshot` a link to cowl, which then behaves like it
     #[arg(long)]
     lxc_snapshot: bool,
+    /// Install the debug symbols too, in .debug beside the programs
+    #[arg(long)]
+    debug_symbols: bool,
     /// Install the programs that lie in this folder, and build none
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
@@ -121,10 +125,19 @@ pub(crate) fn install(options: &Options) -> Result<()> {
         let text = script(&programs, shell)?;
         system.put(&options.prefix.join(place), text.as_bytes(), 0o644)?;
     }
+    let bin = options.prefix.join("bin");
+    let separated = target()?.join("dist/programs");
     for name in ["cowl", "cowlfs"] {
-        let program = std::fs::read(programs.join(name))?;
-        system.put(&options.prefix.join("bin").join(name), &program, 0o755)?;
+        let separated = separate(&programs.join(name), &separated)?;
+        let program = std::fs::read(&separated.program)?;
+        system.put(&bin.join(name), &program, 0o755)?;
+        if options.debug_symbols {
+            let symbols = std::fs::read(&separated.symbols)?;
+            let place = bin.join(".debug").join(format!("{name}.debug"));
+            system.put(&place, &symbols, 0o644)?;
+        }
     }
+    note(&format!("debug symbols are in {}", separated.display()));
     let manual = options.prefix.join("share/man/man1");
     for page in pages {
         system.put(&manual.join(name(&page)?), &std::fs::read(&page)?, 0o644)?;
@@ -191,7 +204,9 @@ pub(crate) fn uninstall(place: &Where) -> Result<()> {
     for folder in ["/etc/cowl/hooks.d", "/etc/cowl"] {
         system.drop_empty(folder)?;
     }
-    system.drop_empty(&place.prefix.join("lib/cowl").display().to_string())?;
+    for folder in ["lib/cowl", "bin/.debug"] {
+        system.drop_empty(&place.prefix.join(folder).display().to_string())?;
+    }
     note(&format!("{} files were removed", places.len()));
     Ok(())
 }
@@ -203,6 +218,7 @@ pub(crate) fn dist(options: &Dist) -> Result<()> {
         prefix: options.prefix.clone(),
         destdir: stage.path().to_owned(),
         lxc_snapshot: false,
+        debug_symbols: false,
         programs: options.programs.clone(),
     })?;
     // Unpacked over a system that has settings it must leave them.

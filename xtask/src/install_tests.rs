@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 
 use cowl_tests::command::{run, sh, sh_in};
 use cowl_tests::conditions::{Need, can};
@@ -13,6 +14,7 @@ fn options(destdir: &Path) -> Options {
         prefix: PathBuf::from("/usr/local"),
         destdir: destdir.to_owned(),
         lxc_snapshot: true,
+        debug_symbols: true,
         programs: programs.parent().map(Path::to_owned),
     }
 }
@@ -28,6 +30,21 @@ fn content(directory: &Path) -> BTreeSet<String> {
         .collect()
 }
 
+/// The program is smaller than the one that was built, and names its symbols.
+fn assert_symbols_apart(cowl: &Path) {
+    let size = |path: &Path| path.metadata().unwrap().len();
+    assert!(size(cowl) * 2 < size(&cowl_tests::programs::cowl()));
+    let link = run(
+        "objcopy",
+        [
+            OsStr::new("--dump-section=.gnu_debuglink=/dev/stdout"),
+            cowl.as_os_str(),
+            OsStr::new("/dev/null"),
+        ],
+    );
+    assert!(link.ok().out().starts_with("cowl.debug"));
+}
+
 #[test]
 fn what_is_installed_works_and_goes_again() {
     let dir = tempfile::tempdir().unwrap();
@@ -39,6 +56,8 @@ fn what_is_installed_works_and_goes_again() {
         "usr/local/bin/cowl",
         "usr/local/bin/cowlfs",
         "usr/local/bin/lxc-snapshot",
+        "usr/local/bin/.debug/cowl.debug",
+        "usr/local/bin/.debug/cowlfs.debug",
         "usr/local/share/man/man1/cowl.1",
         "usr/local/share/man/man1/cowl-snapshot.1",
         "usr/local/share/man/man1/cowlfs.1",
@@ -59,6 +78,7 @@ fn what_is_installed_works_and_goes_again() {
         );
     }
     let cowl = system.join("usr/local/bin/cowl");
+    assert_symbols_apart(&cowl);
     let config = system.join("etc/cowl/config.toml");
     run(
         &cowl,

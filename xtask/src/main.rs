@@ -18,6 +18,7 @@ mod run;
 mod setup;
 mod soak;
 mod structure;
+mod symbols;
 mod test;
 mod transcript;
 

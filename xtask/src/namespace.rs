@@ -6,7 +6,7 @@ use rustix::mount::{MountPropagationFlags, mount_change};
 
 use crate::run::note;
 
-/// Moves this process and its children to a new mount namespace. Mounts of the host propagate into it, but not out of
+/// Moves this thread and the processes that it starts to a new mount namespace. Mounts of the host propagate into it, but not out of
 /// it. Without the privilege, nothing changes.
 pub(crate) fn enter() {
     let was_shared = root_is_shared();
@@ -29,7 +29,7 @@ pub(crate) fn enter() {
 }
 
 fn root_is_shared() -> bool {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let table = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
     let mut mounts = table.lines().map(|line| line.split(' '));
     mounts.any(|mut fields| {
         fields.nth(4) == Some("/") && fields.any(|field| field.starts_with("shared:"))

@@ -9,6 +9,7 @@ use crate::run::{Result, Run, failure, note, title};
 const PACKAGES: &[&str] = &[
     "acl",
     "attr",
+    "binutils",
     "btrfs-progs",
     "busybox-static",
     "debian-archive-keyring",

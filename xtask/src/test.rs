@@ -1,6 +1,10 @@
 //! Everything that a change must pass, in the order in which it fails soonest, and the count of
 //! what was skipped: a test that could not run is a failure unless the machine excuses it.
 
+mod binaries;
+mod memory;
+
+use std::path::Path;
 use std::time::Instant;
 
 use crate::run::{Result, Run, failure, note, target, title};
@@ -14,6 +18,9 @@ pub(crate) struct Options {
     /// Leave pjdfstest and fsx out
     #[arg(long)]
     no_conformance: bool,
+    /// How many test binaries run at a time
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    jobs: usize,
     /// For the edit loop: formatting, rules, unit tests, and the tests that need no mount and are fast
     #[arg(long, conflicts_with = "no_conformance")]
     quick: bool,
@@ -70,10 +77,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Run::cargo()?
         .args(["build", "--workspace", "--bins", "--locked"])
         .run()?;
-    let tests = Run::cargo()?
-        .args(["test", "--workspace", "--locked", "--no-fail-fast"])
-        .env("COWL_SKIP_LOG", &skips)
-        .run();
+    let binaries = binaries::build()?;
+    let scratch = memory::mount()?;
+    let mut environment: Vec<(&str, &Path)> = vec![("COWL_SKIP_LOG", &skips)];
+    environment.extend(scratch.map(|dir| ("TMPDIR", dir)));
+    let tests = binaries::run(binaries, options.jobs.max(1), &environment).and(
+        Run::cargo()?
+            .args(["test", "--workspace", "--locked", "--doc"])
+            .run(),
+    );
     let skipped = std::fs::read_to_string(&skips)?;
     let count = skipped.lines().count();
     note(&format!(

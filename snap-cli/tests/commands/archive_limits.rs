@@ -3,8 +3,11 @@
 
 use std::io::{Read as _, Write};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
+use cowl_tests::command::{Output, run, run_command};
+use cowl_tests::programs;
+use cowl_tests::scratch::Scratch;
 use sha2::Digest as _;
 use tar::{EntryType, Header};
 
@@ -101,14 +104,14 @@ fn record(key: &str, value: impl Into<Vec<u8>>) -> (String, Vec<u8>) {
 }
 
 fn cowl(store: &Path, args: &[&str]) -> Output {
-    Command::new("sh")
+    let mut command = Command::new("sh");
+    command
         .args(["-c", "ulimit -v \"$1\"; shift; exec \"$@\"", "sh", MEMORY])
-        .arg(env!("CARGO_BIN_EXE_cowl"))
+        .arg(programs::cowl())
         .arg("--store")
         .arg(store)
-        .args(args)
-        .output()
-        .unwrap()
+        .args(args);
+    run_command(command, b"")
 }
 
 /// The expected result of an archive.
@@ -122,14 +125,13 @@ enum End {
 }
 
 fn check(name: &str, archive: &[u8], end: &End) {
-    // In memory if possible: on a disk, the journal dominates the time.
-    let dir = tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap());
-    let (store, file) = (dir.path().join("store"), dir.path().join("a.tar"));
+    let dir = Scratch::in_memory();
+    let (store, file) = (dir.join("store"), dir.join("a.tar"));
     std::fs::write(&file, archive).unwrap();
     let output = cowl(&store, &["import", file.to_str().unwrap(), "c"]);
     match end {
         End::MadeOrRefused(words) => {
-            let end = match output.status.success() {
+            let end = match output.code == 0 {
                 true => End::Made,
                 false => End::Refused(words),
             };
@@ -137,7 +139,7 @@ fn check(name: &str, archive: &[u8], end: &End) {
         }
         end => ended(name, &store, &output, end),
     }
-    remove(dir);
+    remove(&store);
 }
 
 fn ended(name: &str, store: &Path, output: &Output, end: &End) {
@@ -145,12 +147,12 @@ fn ended(name: &str, store: &Path, output: &Output, end: &End) {
     match end {
         End::MadeOrRefused(_) => panic!("{name}: it has ended"),
         End::Made => {
-            assert!(output.status.success(), "{name}: {said}");
+            assert!(output.code == 0, "{name}: {said}");
             let cat = cowl(store, &["cat", "c:after"]);
             assert_eq!(cat.stdout, b"x", "{name}: {}", cat.stderr.escape_ascii());
         }
         End::Refused(words) => {
-            assert_eq!(output.status.code(), Some(1), "{name}: {said}");
+            assert_eq!(output.code, 1, "{name}: {said}");
             for word in *words {
                 assert!(said.contains(word), "{name}: no {word:?} in: {said}");
             }
@@ -167,10 +169,8 @@ fn ended(name: &str, store: &Path, output: &Output, end: &End) {
 }
 
 /// Removes a tree that may be too deep for the standard library.
-fn remove(dir: tempfile::TempDir) {
-    let path = dir.keep();
-    let status = Command::new("rm").arg("-rf").arg(path).status().unwrap();
-    assert!(status.success());
+fn remove(tree: &Path) {
+    run("rm", ["-rf".as_ref(), tree.as_os_str()]).ok();
 }
 
 const LIMIT: End = End::Refused(&["limit", "tar"]);

@@ -2,18 +2,21 @@
 //! out, and what can't be used is refused and leaves nothing.
 
 use std::collections::BTreeSet;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::process::Command;
 
+use cowl::store::Store;
 use cowl::store::name::{Address, ContainerName};
-use cowl::store::{Session, Store};
 use cowl::tree::{digest, digest_dir};
+use cowl_tests::command::{Output, run_command};
+use cowl_tests::programs;
+use cowl_tests::scratch::Scratch;
 use serde_json::Value;
 
+use crate::library;
+
 struct World {
-    dir: tempfile::TempDir,
+    scratch: Scratch,
     store: &'static str,
 }
 
@@ -22,7 +25,7 @@ impl World {
     /// written since.
     fn new() -> Self {
         let world = Self {
-            dir: tempfile::tempdir().unwrap(),
+            scratch: Scratch::for_test(),
             store: "store",
         };
         let base = world.path("base");
@@ -58,16 +61,11 @@ impl World {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.scratch.join(name)
     }
 
     fn open(&self, store: &str) -> Store {
-        let session = Session {
-            who: "test".to_owned(),
-            patience: Duration::from_secs(5),
-            mounts: Default::default(),
-        };
-        Store::open(&self.path(store), session).unwrap()
+        library::open(&self.path(store)).unwrap()
     }
 
     fn write(&self, path: &str, content: &str) {
@@ -79,38 +77,26 @@ impl World {
     }
 
     fn run_in(&self, store: &str, args: &[&str], input: &[u8]) -> Output {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_cowl"))
+        let mut command = Command::new(programs::cowl());
+        command
             .arg("--store")
             .arg(self.path(store))
             .args(args)
-            .current_dir(self.dir.path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // Who refuses what comes need not read it all.
-        drop(child.stdin.take().unwrap().write_all(input));
-        child.wait_with_output().unwrap()
+            .current_dir(&*self.scratch);
+        run_command(command, input)
     }
 
     #[track_caller]
     fn ok(&self, args: &[&str]) -> Vec<u8> {
-        ok(self.run_in(self.store, args, b""), args)
+        self.run_in(self.store, args, b"").ok().stdout
     }
 
     fn names(&self) -> BTreeSet<String> {
-        let entries = std::fs::read_dir(self.dir.path()).unwrap();
+        let entries = std::fs::read_dir(&*self.scratch).unwrap();
         entries
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect()
     }
-}
-
-#[track_caller]
-fn ok(output: Output, args: &[&str]) -> Vec<u8> {
-    assert!(output.status.success(), "{args:?}: {output:?}");
-    output.stdout
 }
 
 struct Other<'w> {
@@ -126,14 +112,14 @@ impl Other<'_> {
 
     #[track_caller]
     fn ok_with(&self, args: &[&str], input: &[u8]) -> Vec<u8> {
-        ok(self.world.run_in(self.store, args, input), args)
+        self.world.run_in(self.store, args, input).ok().stdout
     }
 
     #[track_caller]
     fn refused(&self, args: &[&str], input: &[u8], code: i32, words: &[&str]) {
         let output = self.world.run_in(self.store, args, input);
         let said = output.stderr.escape_ascii().to_string();
-        assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
+        assert_eq!(output.code, code, "{args:?}: {said}");
         for word in words {
             assert!(said.contains(word), "{args:?}: no {word:?} in: {said}");
         }
@@ -250,7 +236,7 @@ fn a_name_that_is_taken_is_refused_with_what_to_type() {
     let before = digests(&world.open("store"), "web");
     let output = world.run_in("store", &["import", "whole.tar"], b"");
     let said = output.stderr.escape_ascii().to_string();
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(output.code, 1, "{said}");
     assert!(said.contains("cowl import FILE NAME"), "{said}");
     assert_eq!(digests(&world.open("store"), "web"), before);
 }
@@ -315,11 +301,13 @@ fn a_state_as_a_folder() {
     assert_eq!(got.to_string(), want.1);
     let names = world.names();
     // What is there stays.
-    let output = world.run_in("store", &["export", "web", "--dir", "out"], b"");
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    world
+        .run_in("store", &["export", "web", "--dir", "out"], b"")
+        .fails(1, &[]);
     std::fs::write(world.path("file"), "x").unwrap();
-    let output = world.run_in("store", &["export", "web", "--dir", "file"], b"");
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    world
+        .run_in("store", &["export", "web", "--dir", "file"], b"")
+        .fails(1, &[]);
     std::fs::remove_file(world.path("file")).unwrap();
     assert_eq!(world.names(), names, "something was left");
     std::fs::create_dir(world.path("empty")).unwrap();
@@ -371,10 +359,7 @@ fn changes_as_an_image_layer() {
     ] {
         let output = world.run_in("store", &args, b"");
         let said = output.stderr.escape_ascii().to_string();
-        assert!(
-            matches!(output.status.code(), Some(2 | 3)),
-            "{args:?}: {said}"
-        );
+        assert!(matches!(output.code, 2 | 3), "{args:?}: {said}");
         assert!(said.contains(words), "{args:?}: {said}");
     }
     assert!(world.names().iter().all(|name| !name.starts_with('x')));
@@ -404,8 +389,9 @@ fn after_a_flatten_into_the_base_everything_shows_the_same() {
         .unwrap()
         .count();
     assert_eq!(layers, 4, "two containers, each a head and a base");
-    let output = world.run_in("store", &["flatten", "web", "snap0..", "--base"], b"");
-    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    world
+        .run_in("store", &["flatten", "web", "snap0..", "--base"], b"")
+        .fails(2, &[]);
 }
 
 /// An image is a tar archive, or a directory, too; what is in it is not a root file system.
@@ -424,7 +410,7 @@ fn images_are_no_root_file_systems_however_they_come() {
     let pack = |args: &[&str]| {
         let done = Command::new("tar")
             .args(args)
-            .current_dir(world.dir.path())
+            .current_dir(&*world.scratch)
             .output();
         assert!(done.unwrap().status.success());
     };

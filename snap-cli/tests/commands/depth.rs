@@ -1,29 +1,28 @@
 //! Stacks stay under their limit, whatever the number of snapshots, and nothing that is shown changes.
 
 use std::path::PathBuf;
-use std::process::Command;
-use std::time::Duration;
 
+use cowl::store::Store;
 use cowl::store::manifest::{ContainerId, ContainerManifest, LayerId};
 use cowl::store::name::ContainerName;
-use cowl::store::{Session, Store};
 use cowl::tree::digest;
+use cowl_tests::command::run_command;
+use cowl_tests::scratch::Scratch;
+
+use crate::library;
 
 /// The limit that is built in.
 const LIMIT: usize = 128;
 
 struct World {
-    dir: tempfile::TempDir,
+    cli: cowl_tests::cowl::Store,
     limit: Option<usize>,
 }
 
 impl World {
     fn new(limit: Option<usize>) -> Self {
-        // In memory where that is possible: what takes the time on a disk is its journal.
-        let dir = tempfile::tempdir_in("/dev/shm")
-            .or_else(|_| tempfile::tempdir())
-            .unwrap();
-        let world = Self { dir, limit };
+        let cli = cowl_tests::cowl::Store::in_scratch(Scratch::in_memory());
+        let world = Self { cli, limit };
         let base = world.path("base");
         std::fs::create_dir_all(base.join("d")).unwrap();
         std::fs::write(base.join("d/file"), "base").unwrap();
@@ -32,29 +31,21 @@ impl World {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.cli.beside(name)
     }
 
     #[track_caller]
     fn ok(&self, args: &[&str]) -> String {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_cowl"));
-        command.arg("--store").arg(self.path("store")).args(args);
+        let mut command = self.cli.command(args);
         command.env_remove("COWL_DEPTH_LIMIT");
         if let Some(limit) = self.limit {
             command.env("COWL_DEPTH_LIMIT", limit.to_string());
         }
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{args:?}: {output:?}");
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+        run_command(command, b"").ok().out()
     }
 
     fn store(&self) -> Store {
-        let session = Session {
-            who: "test".to_owned(),
-            patience: Duration::from_secs(5),
-            mounts: Default::default(),
-        };
-        Store::open(&self.path("store"), session).unwrap()
+        library::open(self.cli.path()).unwrap()
     }
 
     fn find(&self, name: &str) -> (ContainerId, ContainerManifest) {

@@ -2,74 +2,49 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
 
+use cowl_tests::cowl::Store;
 use serde_json::{Value, json};
 
-struct Store {
-    dir: tempfile::TempDir,
+/// The container web, changed in every way that needs no mount since its snapshot snap0.
+fn changed() -> Store {
+    let store = Store::for_test();
+    let base = store.beside("base");
+    std::fs::create_dir_all(base.join("etc/apt")).unwrap();
+    std::fs::write(base.join("etc/fstab"), "one\ntwo\n").unwrap();
+    std::fs::write(base.join("etc/mode"), "x").unwrap();
+    std::fs::write(base.join("thing"), "12345").unwrap();
+    store.create("web", &base);
+    store.ok(["snapshot", "web"]);
+    let head = head_of_web(&store);
+    let at = |path: &str| head.join(path);
+    std::fs::create_dir_all(at("etc/apt")).unwrap();
+    std::fs::write(at("etc/apt/new"), vec![b'n'; 2048]).unwrap();
+    std::fs::write(at("etc/fstab"), "one\nTWO\nthree\n").unwrap();
+    std::fs::write(at("etc/a b\n"), "").unwrap();
+    std::fs::write(at("etc/mode"), "x").unwrap();
+    let old = std::fs::metadata(base.join("etc/mode")).unwrap();
+    let file = std::fs::File::options().write(true).open(at("etc/mode"));
+    file.unwrap().set_modified(old.modified().unwrap()).unwrap();
+    std::fs::set_permissions(at("etc/mode"), PermissionsExt::from_mode(0o755)).unwrap();
+    std::os::unix::fs::symlink("etc", at("thing")).unwrap();
+    store
 }
 
-impl Store {
-    /// The container web, changed in every way that needs no mount since its snapshot snap0.
-    fn new() -> Self {
-        let store = Self {
-            dir: tempfile::tempdir().unwrap(),
-        };
-        let base = store.dir.path().join("base");
-        std::fs::create_dir_all(base.join("etc/apt")).unwrap();
-        std::fs::write(base.join("etc/fstab"), "one\ntwo\n").unwrap();
-        std::fs::write(base.join("etc/mode"), "x").unwrap();
-        std::fs::write(base.join("thing"), "12345").unwrap();
-        store.ok(&["create", "web", "--from", base.to_str().unwrap()]);
-        store.ok(&["snapshot", "web"]);
-        let head = store.head();
-        let at = |path: &str| head.join(path);
-        std::fs::create_dir_all(at("etc/apt")).unwrap();
-        std::fs::write(at("etc/apt/new"), vec![b'n'; 2048]).unwrap();
-        std::fs::write(at("etc/fstab"), "one\nTWO\nthree\n").unwrap();
-        std::fs::write(at("etc/a b\n"), "").unwrap();
-        std::fs::write(at("etc/mode"), "x").unwrap();
-        let old = std::fs::metadata(base.join("etc/mode")).unwrap();
-        let file = std::fs::File::options().write(true).open(at("etc/mode"));
-        file.unwrap().set_modified(old.modified().unwrap()).unwrap();
-        std::fs::set_permissions(at("etc/mode"), PermissionsExt::from_mode(0o755)).unwrap();
-        std::os::unix::fs::symlink("etc", at("thing")).unwrap();
-        store
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_cowl"))
-            .arg("--store")
-            .arg(self.dir.path().join("store"))
-            .args(args)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
-    }
-
-    #[track_caller]
-    fn ok(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert!(output.status.success(), "{args:?}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn head(&self) -> PathBuf {
-        let shown: Value = serde_json::from_str(&self.ok(&["show", "web", "--json"])).unwrap();
-        PathBuf::from(shown["head"].as_str().unwrap())
-    }
+fn head_of_web(store: &Store) -> PathBuf {
+    let shown = store.cowl(["show", "web", "--json"]).ok().json();
+    PathBuf::from(shown["head"].as_str().unwrap())
 }
 
 #[test]
 fn every_form_of_a_diff() {
-    let store = Store::new();
+    let store = changed();
     assert_eq!(
-        store.ok(&["diff", "web"]),
+        store.ok(["diff", "web"]),
         "A /etc/a b\\n\nA /etc/apt/new\nM /etc/fstab\nM /etc/mode\nT /thing\n"
     );
     assert_eq!(
-        store.ok(&["diff", "web@snap0", "web", "--long"]),
+        store.ok(["diff", "web@snap0", "web", "--long"]),
         "   OLD      NEW  WHAT          PATH\n\
          A           0 B                /etc/a b\\n\n\
          A       2.0 KiB                /etc/apt/new\n\
@@ -78,7 +53,7 @@ fn every_form_of_a_diff() {
          T  5 B      3 B                /thing\n"
     );
     assert_eq!(
-        store.ok(&["diff", "web", "--stat"]),
+        store.ok(["diff", "web", "--stat"]),
         "A  /etc/a b\\n         0 B\n\
          A  /etc/apt/new  +2.0 KiB\n\
          M  /etc/fstab        +6 B\n\
@@ -87,14 +62,14 @@ fn every_form_of_a_diff() {
          2 added, 2 modified, 1 of another type, +2.0 KiB\n"
     );
     assert_eq!(
-        store.ok(&["diff", "web", "--name-only"]),
+        store.ok(["diff", "web", "--name-only"]),
         "etc/a b\\n\netc/apt/new\netc/fstab\netc/mode\nthing\n"
     );
     assert_eq!(
-        store.ok(&["diff", "web", "--name-only", "-0"]),
+        store.ok(["diff", "web", "--name-only", "-0"]),
         "etc/a b\n\0etc/apt/new\0etc/fstab\0etc/mode\0thing\0"
     );
-    let told: Value = serde_json::from_str(&store.ok(&["diff", "web", "--json"])).unwrap();
+    let told: Value = serde_json::from_str(&store.ok(["diff", "web", "--json"])).unwrap();
     assert_eq!(
         told,
         json!({
@@ -109,16 +84,16 @@ fn every_form_of_a_diff() {
             "totals": {"A": 2, "M": 2, "D": 0, "T": 1, "R": 0, "old_size": 14, "new_size": 2066},
         })
     );
-    let nothing = store.ok(&["diff", "web@snap0", "web@snap0", "--stat"]);
+    let nothing = store.ok(["diff", "web@snap0", "web@snap0", "--stat"]);
     assert_eq!(nothing, "nothing differs\n");
-    let coloured = store.ok(&["--color", "always", "diff", "web", "--", "etc/fstab"]);
+    let coloured = store.ok(["--color", "always", "diff", "web", "--", "etc/fstab"]);
     assert_eq!(coloured, "\u{1b}[33mM\u{1b}[0m /etc/fstab\n");
 }
 
 #[test]
 fn only_the_paths_that_are_given() {
-    let store = Store::new();
-    let only = |paths: &[&str]| store.ok(&[&["diff", "web@snap0", "web", "--"], paths].concat());
+    let store = changed();
+    let only = |paths: &[&str]| store.ok([&["diff", "web@snap0", "web", "--"], paths].concat());
     assert_eq!(
         only(&["/etc/apt/", "etc/fstab"]),
         "A /etc/apt/new\nM /etc/fstab\n"
@@ -128,16 +103,10 @@ fn only_the_paths_that_are_given() {
         only(&["etc/apt", "etc/apt/new", "./etc//apt"]),
         "A /etc/apt/new\n"
     );
-    assert_eq!(only(&["/"]), store.ok(&["diff", "web"]));
-    assert_eq!(
-        store.ok(&["diff", "web", "--", "etc/mode"]),
-        "M /etc/mode\n"
-    );
+    assert_eq!(only(&["/"]), store.ok(["diff", "web"]));
+    assert_eq!(store.ok(["diff", "web", "--", "etc/mode"]), "M /etc/mode\n");
     let refused = |args: &[&str], code, word: &str| {
-        let output = store.run(args);
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(code), "{said}");
-        assert!(said.contains(word), "{said}");
+        store.cowl(args).fails(code, &[word]);
     };
     refused(&["diff", "web", "--", "etc/nothing"], 3, "etc/nothing");
     refused(&["diff", "web", "--", "../etc"], 2, "..");
@@ -147,8 +116,8 @@ fn only_the_paths_that_are_given() {
 
 #[test]
 fn a_patch_in_words() {
-    let store = Store::new();
-    let patch = store.ok(&[
+    let store = changed();
+    let patch = store.ok([
         "diff",
         "web",
         "--patch",

@@ -33,7 +33,7 @@ impl World {
 
     /// A line for the shell, in which `cowl` is the program under test, on this world's store.
     fn run(&self, line: &str) -> String {
-        let program = Path::new(env!("CARGO_BIN_EXE_cowl"));
+        let program = cowl_tests::programs::cowl();
         let path = std::env::join_paths(
             std::iter::once(program.parent().unwrap().to_path_buf())
                 .chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())),

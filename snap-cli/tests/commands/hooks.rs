@@ -2,17 +2,20 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
+
+use cowl_tests::command::{Output, run_command};
+use cowl_tests::programs;
 
 struct Machine {
-    dir: tempfile::TempDir,
+    cli: cowl_tests::cowl::Store,
 }
 
 impl Machine {
     /// A store with the container web, and a configuration file that names the hooks' folder.
     fn new() -> Self {
         let machine = Self {
-            dir: tempfile::tempdir().unwrap(),
+            cli: cowl_tests::cowl::Store::for_test(),
         };
         std::fs::create_dir(machine.path("base")).unwrap();
         std::fs::write(machine.path("base/file"), "x").unwrap();
@@ -24,7 +27,7 @@ impl Machine {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.cli.beside(name)
     }
 
     fn configure(&self, text: &str) {
@@ -35,9 +38,10 @@ impl Machine {
         let folder = self.path("hooks").join(format!("{when}.d"));
         std::fs::create_dir_all(&folder).unwrap();
         let path = folder.join(name);
-        let cowl = env!("CARGO_BIN_EXE_cowl");
+        let cowl = programs::cowl();
         let text = format!(
-            "#!/bin/sh\ncowl={cowl} log={}\n{text}\n",
+            "#!/bin/sh\ncowl={} log={}\n{text}\n",
+            cowl.display(),
             self.path("log").display()
         );
         std::fs::write(&path, text).unwrap();
@@ -45,34 +49,22 @@ impl Machine {
         path
     }
 
-    fn run(&self, args: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_cowl"))
-            .arg("--store")
-            .arg(self.path("store"))
-            .arg("--config")
-            .arg(self.path("config.toml"))
-            .args(args)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
+    fn command(&self, args: &[&str]) -> Command {
+        let config = self.path("config.toml");
+        let mut command = self.cli.command(["--config".as_ref(), config.as_os_str()]);
+        command.args(args);
+        command
     }
 
     #[track_caller]
     fn ok(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert!(output.status.success(), "{args:?}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
+        let done = run_command(self.command(args), b"").ok();
+        String::from_utf8(done.stdout).unwrap()
     }
 
     #[track_caller]
     fn fails(&self, args: &[&str], words: &[&str]) -> Output {
-        let output = self.run(args);
-        let said = output.stderr.escape_ascii().to_string();
-        assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
-        for word in words {
-            assert!(said.contains(word), "{args:?}: no {word:?} in: {said}");
-        }
-        output
+        run_command(self.command(args), b"").fails(1, words)
     }
 
     /// What the hooks noted, since the last time.
@@ -222,12 +214,8 @@ fn who_interrupts_the_command_interrupts_the_hook() {
         "echo $$ > $log.new; mv $log.new $log; sleep 1000",
     );
     machine.hook("post-snapshot", "note", NOTE);
-    let mut child = Command::new(env!("CARGO_BIN_EXE_cowl"))
-        .arg("--store")
-        .arg(machine.path("store"))
-        .arg("--config")
-        .arg(machine.path("config.toml"))
-        .args(["snapshot", "web"])
+    let mut child = machine
+        .command(&["snapshot", "web"])
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();

@@ -4,28 +4,30 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::process::{Command, Stdio};
 
 use cowl::container::Swap;
 use cowl::recover;
+use cowl::store::Store;
 use cowl::store::bytes::Blob;
 use cowl::store::name::ContainerName;
 use cowl::store::outside::Lxc;
-use cowl::store::{Session, Store};
+use cowl_tests::command::{Output, run_command, show};
+use cowl_tests::programs;
 
-const COWL: &str = env!("CARGO_BIN_EXE_cowl");
+use crate::library;
+
 const TIME: &str = "2026:11:23 13:02:05";
 
 /// A folder of LXC containers: c1 has "now" in its file, and a snapshot snap0 with "then".
 struct World {
-    dir: tempfile::TempDir,
+    cli: cowl_tests::cowl::Store,
 }
 
 impl World {
     fn new() -> Self {
         let world = Self {
-            dir: tempfile::tempdir().unwrap(),
+            cli: cowl_tests::cowl::Store::for_test(),
         };
         world.container(&world.path("l/c1"), "now");
         world.snapshot("snap0", "then");
@@ -33,7 +35,7 @@ impl World {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.cli.beside(name)
     }
 
     fn container(&self, dir: &Path, content: &str) {
@@ -57,38 +59,33 @@ impl World {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(COWL);
+        let mut command = Command::new(programs::cowl());
         command
             .arg0("/usr/local/bin/lxc-snapshot")
             .arg("-P")
             .arg(self.path("l"))
             .args(args)
-            .env("COWL_STORE", self.path("store"))
+            .env("COWL_STORE", self.cli.path())
             .env("TZ", "UTC")
             .stdin(Stdio::null());
         command
     }
 
     fn run(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
+        run_command(self.command(args), b"")
     }
 
     #[track_caller]
     fn ok(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert_eq!(output.status.code(), Some(0), "{args:?}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
+        show(&self.run(args).ok().stdout)
     }
 
     /// It ends with 1, says why, and nothing has changed.
     #[track_caller]
     fn refused(&self, args: &[&str], word: &str) {
         let before = self.content();
-        let output = self.run(args);
-        let said = String::from_utf8(output.stderr.clone()).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{args:?}: {output:?}");
-        assert!(output.stdout.is_empty(), "{args:?}: {output:?}");
-        assert!(said.contains(word), "{args:?}: no {word:?} in {said}");
+        let output = self.run(args).fails(1, &[word]);
+        assert!(output.stdout.is_empty(), "{}", output.report());
         assert_eq!(self.content(), before, "{args:?}");
     }
 
@@ -128,29 +125,17 @@ impl World {
     }
 
     fn cowl(&self, args: &[&str]) -> Output {
-        Command::new(COWL)
-            .arg("--store")
-            .arg(self.path("store"))
-            .args(args)
-            .env("TZ", "UTC")
-            .output()
-            .unwrap()
+        self.cli.cowl(args)
     }
 
     fn store(&self) -> Store {
-        let session = Session {
-            who: "test".to_owned(),
-            patience: Duration::from_secs(5),
-            mounts: Default::default(),
-        };
-        Store::open(&self.path("store"), session).unwrap()
+        library::open(self.cli.path()).unwrap()
     }
 
     /// Has cowl keep c1, as far as the front can tell.
     fn keep(&self) {
         let from = self.path("l/c1/rootfs");
-        let made = self.cowl(&["create", "c1", "--from", from.to_str().unwrap()]);
-        assert!(made.status.success(), "{made:?}");
+        self.cli.create("c1", &from);
         let store = self.store();
         let mut container = recover::open(&store, &ContainerName::parse("c1").unwrap()).unwrap();
         let mut next = container.manifest().clone();
@@ -166,14 +151,14 @@ impl World {
 
     /// A file of a state of the kept container.
     fn kept_file(&self, state: &str) -> String {
-        let dir = tempfile::tempdir().unwrap();
-        let tar = dir.path().join("x.tar");
-        let done = self.cowl(&["export", state, tar.to_str().unwrap()]);
-        assert!(done.status.success(), "{done:?}");
+        let tar = self.path("x.tar");
+        self.cowl(&["export", state, "--force", tar.to_str().unwrap()])
+            .ok();
         let read = Command::new("tar")
             .args(["-xOf", tar.to_str().unwrap(), "./etc/file"])
             .output()
             .unwrap();
+        std::fs::remove_file(tar).unwrap();
         String::from_utf8(read.stdout).unwrap()
     }
 }
@@ -378,7 +363,7 @@ fn the_common_options() {
     let log = world.path("log");
     let log = log.to_str().unwrap();
     let output = world.run(&["-q", "-o", log, "-n", "c1", "-r", "snap7"]);
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.code, 1);
     assert!(
         output.stderr.is_empty() && output.stdout.is_empty(),
         "{output:?}"
@@ -454,18 +439,16 @@ fn cowls_snapshots_and_lxcs_in_one_list() {
     world.refused(&["-n", "c1", "-d", "snap0"], "no snapshot named");
     // A protected one is not among all.
     world.ok(&["-n", "c1"]);
-    let done = world.cowl(&["protect", "c1@snap1"]);
-    assert!(done.status.success(), "{done:?}");
+    world.cowl(&["protect", "c1@snap1"]).ok();
     let output = world.run(&["-n", "c1", "-d", "ALL"]);
     let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(output.code, 1, "{said}");
     assert!(
         said.contains("snap1 is not removed: it is protected"),
         "{said}"
     );
     assert_eq!(world.list().lines().count(), 1);
-    let done = world.cowl(&["protect", "--off", "c1@snap1"]);
-    assert!(done.status.success(), "{done:?}");
+    world.cowl(&["protect", "--off", "c1@snap1"]).ok();
     world.ok(&["-n", "c1", "-d", "ALL"]);
     assert_eq!(world.list(), "No snapshots\n");
 }
@@ -503,7 +486,7 @@ fn lxcs_snapshots_are_taken_in() {
     world.keep();
     let before = world.content();
     let dry = world.cowl(&["import-lxc-snapshots", "c1", "--dry-run"]);
-    assert!(dry.status.success() && dry.stdout.is_empty(), "{dry:?}");
+    assert!(dry.code == 0 && dry.stdout.is_empty(), "{dry:?}");
     assert_eq!(world.content(), before);
     let done = world.cowl(&["import-lxc-snapshots", "c1"]);
     assert_eq!(done.stdout, b"snap0\nsnap3\n", "{done:?}");
@@ -519,7 +502,7 @@ fn lxcs_snapshots_are_taken_in() {
     world.ok(&["-n", "c1"]);
     assert!(world.list().contains("snap5 ("), "{}", world.list());
     let other = world.cowl(&["import-lxc-snapshots", "c1", "snap9"]);
-    assert_eq!(other.status.code(), Some(3), "{other:?}");
+    assert_eq!(other.code, 3, "{other:?}");
 }
 
 #[test]

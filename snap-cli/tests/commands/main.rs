@@ -16,6 +16,8 @@ mod depth;
 mod diff;
 mod golden;
 mod hooks;
+#[path = "../shared/library.rs"]
+mod library;
 mod look;
 mod lxc_snapshot;
 mod meta;

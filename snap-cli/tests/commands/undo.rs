@@ -1,5 +1,7 @@
 //! `restore --undo` and `--copy` on a container that is not mounted.
 
+use cowl_tests::command::run_command;
+
 use crate::undo_world::{World, digest_dir};
 
 #[test]
@@ -133,13 +135,13 @@ fn a_full_disk_leaves_nothing_of_a_copy() {
         "ulimit -f 50; trap '' XFSZ; exec \"$0\" --store \"$1\" {}",
         args.join(" ")
     );
-    let output = std::process::Command::new("sh")
-        .args(["-c", &line, env!("CARGO_BIN_EXE_cowl")])
+    let mut command = std::process::Command::new("sh");
+    command
+        .args(["-c", &line])
+        .arg(cowl_tests::programs::cowl())
         .arg(world.path("store"))
-        .current_dir(world.path(""))
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
+        .current_dir(world.path(""));
+    run_command(command, b"").fails(1, &[]);
     let left: Vec<_> = std::fs::read_dir(world.path("")).unwrap().collect();
     assert_eq!(left.len(), 2, "base and store: {left:?}");
 }

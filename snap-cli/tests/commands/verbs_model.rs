@@ -4,15 +4,13 @@
 //! The verbs are called as people call them; files are changed by the overlay in process, without a mount.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
-use std::time::Duration;
 
 use crate::common::{Fs, metacopy};
+use crate::library;
 use crate::model_tree::{Model, Node, Rename, same};
+use cowl::store::Store;
 use cowl::store::manifest::{ContainerId, ContainerManifest, LayerId};
 use cowl::store::name::{ContainerName, SnapshotName};
-use cowl::store::{Session, Store};
 use cowl_layers::layer::{Layer, Upper};
 use cowl_overlay::Overlay;
 use proptest::collection::vec;
@@ -95,7 +93,7 @@ struct Known {
 }
 
 struct World {
-    dir: tempfile::TempDir,
+    cli: cowl_tests::cowl::Store,
     known: Vec<Known>,
     made: usize,
 }
@@ -103,16 +101,16 @@ struct World {
 impl World {
     fn new() -> Self {
         let world = Self {
-            dir: tempfile::tempdir().unwrap(),
+            cli: cowl_tests::cowl::Store::for_test(),
             known: Vec::new(),
             made: 0,
         };
-        std::fs::create_dir(world.dir.path().join("base")).unwrap();
+        std::fs::create_dir(world.cli.beside("base")).unwrap();
         world
     }
 
     fn begin(&mut self) {
-        let base = self.dir.path().join("base");
+        let base = self.cli.beside("base");
         let name = self.fresh();
         self.ok(&["create", &name, "--from", base.to_str().unwrap()]);
         self.known.push(Known {
@@ -128,34 +126,12 @@ impl World {
         format!("c{}", self.made)
     }
 
-    fn root(&self) -> PathBuf {
-        self.dir.path().join("store")
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_cowl"))
-            .arg("--store")
-            .arg(self.root())
-            .args(args)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
-    }
-
-    #[track_caller]
     fn ok(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert!(output.status.success(), "{args:?}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
+        self.cli.ok(args)
     }
 
     fn store(&self) -> Store {
-        let session = Session {
-            who: "test".to_owned(),
-            patience: Duration::from_secs(5),
-            mounts: Default::default(),
-        };
-        Store::open(&self.root(), session).unwrap()
+        library::open(self.cli.path()).unwrap()
     }
 
     fn manifest(&self, name: &str) -> (ContainerId, ContainerManifest) {
@@ -246,11 +222,8 @@ impl World {
                     let snapshots = &self.known[at].snapshots;
                     let range = format!("{}..{}", snapshots[a].0, snapshots[b].0);
                     // Not every pair lies below what the container is now.
-                    let output = self.run(&["flatten", &name, &range]);
-                    assert!(
-                        matches!(output.status.code(), Some(0..=2)),
-                        "{range}: {output:?}"
-                    );
+                    let output = self.cli.cowl(["flatten", &name, &range]);
+                    assert!(matches!(output.code, 0..=2), "{range}: {output:?}");
                 }
             }
             Act::FlattenBase(_) => {
@@ -264,7 +237,7 @@ impl World {
             Act::RoundTrip(_) => {
                 if self.known.len() < CONTAINERS {
                     let new = self.fresh();
-                    let file = self.dir.path().join("whole.tar");
+                    let file = self.cli.beside("whole.tar");
                     let file = file.to_str().unwrap();
                     self.ok(&["export", &name, "--with-snapshots", file]);
                     // What it was is frozen by that.

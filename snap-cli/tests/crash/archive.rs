@@ -1,6 +1,6 @@
-//! The same as `crash.rs` for what brings containers in and out, and merges their layers.
+//! Like `snapshots.rs`, for commands that bring containers in and out, and merge their layers.
 
-use crate::world::{at_every_call, at_every_call_after, can};
+use crate::web::{at_every_call, at_every_call_after, can};
 
 #[test]
 fn flatten_base() {

@@ -1,43 +1,38 @@
-//! cowl called as `lxc-snapshot`, killed at every call that changes something: what the container holds is
-//! what it held before or what it is to hold, no snapshot is half there, and the next command goes through.
+//! cowl called as `lxc-snapshot`, killed at each system call that changes something: the container has its content
+//! from before or from afterwards, no snapshot is incomplete, and the next command succeeds.
 
-use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 
 use cowl::tree::digest_dir;
+use cowl_tests::command::{run, run_command, show};
 use cowl_tests::conditions::{Need, can};
 
-const COWL: &str = env!("CARGO_BIN_EXE_cowl");
-const CALLS: &str = "mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,rmdir,fsync,syncfs,\
-                     write,fchmodat,?fchmodat2,utimensat,fchownat,setxattr,flock,symlinkat,linkat,\
-                     mknodat,copy_file_range,ioctl";
+use crate::kill::{at_each, calls, kill_at};
 
-/// A folder of LXC containers with c1 and its snapshot snap0, and a name for cowl under which it is LXC's.
+/// A directory of LXC containers with c1 and its snapshot snap0, and a link to cowl under LXC's name.
 struct World {
-    dir: tempfile::TempDir,
+    cli: cowl_tests::cowl::Store,
 }
 
 impl World {
-    fn new(kept: bool) -> Self {
-        let parent = std::env::var_os("COWL_TEST_DIR").unwrap_or_else(|| "/var/tmp".into());
-        let dir = tempfile::Builder::new()
-            .prefix("cowl-crash-lxc-")
-            .tempdir_in(parent)
-            .unwrap();
-        let world = Self { dir };
+    /// Creates them; c1 becomes a container of cowl if it is `managed`.
+    fn new(managed: bool) -> Self {
+        let cli = cowl_tests::cowl::Store::for_test();
+        let world = Self { cli };
         world.container("l/c1", "now");
         world.container("l/c1/snaps/snap0", "then");
         std::fs::write(world.path("l/c1/snaps/snap0/ts"), "2026:11:23 13:02:05").unwrap();
-        std::os::unix::fs::symlink(COWL, world.path("lxc-snapshot")).unwrap();
-        if kept {
+        let link = world.path("lxc-snapshot");
+        std::os::unix::fs::symlink(cowl_tests::programs::cowl(), link).unwrap();
+        if managed {
             world.ok(&["-n", "c1"]);
         }
         world
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.cli.beside(name)
     }
 
     fn container(&self, name: &str, content: &str) {
@@ -51,81 +46,30 @@ impl World {
         std::fs::write(self.path(name).join("config"), config).unwrap();
     }
 
-    fn set_up(&self, command: &mut Command) {
-        command
-            .env("COWL_STORE", self.path("store"))
-            .env("TZ", "UTC")
-            .stdin(Stdio::null());
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
+    fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(self.path("lxc-snapshot"));
-        command.arg("-P").arg(self.path("l")).args(args);
-        self.set_up(&mut command);
-        command.output().unwrap()
+        command
+            .arg("-P")
+            .arg(self.path("l"))
+            .args(args)
+            .env("COWL_STORE", self.cli.path())
+            .env("TZ", "UTC");
+        command
     }
 
     #[track_caller]
     fn ok(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert!(output.status.success(), "{args:?}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
+        show(&run_command(self.command(args), b"").ok().stdout)
     }
 
-    fn strace(&self, options: &[&str], args: &[&str]) -> Output {
-        let mut command = Command::new("strace");
-        command
-            .arg("-qq")
-            .args(options)
-            .arg(self.path("lxc-snapshot"))
-            .arg("-P")
-            .arg(self.path("l"))
-            .args(args);
-        self.set_up(&mut command);
-        command.output().unwrap()
-    }
-
-    fn calls(&self, args: &[&str]) -> Vec<(String, usize)> {
-        let log = self.path("strace.log");
-        let trace = format!("trace={CALLS}");
-        let output = self.strace(&["-o", log.to_str().unwrap(), "-e", &trace], args);
-        assert!(output.status.success(), "{output:?}");
-        let mut calls: Vec<(String, usize)> = Vec::new();
-        for line in std::fs::read_to_string(log).unwrap().lines() {
-            if let Some((name, _)) = line.split_once('(') {
-                let number = 1 + calls.iter().filter(|(other, _)| other == name).count();
-                calls.push((name.to_owned(), number));
-            }
-        }
-        assert!(calls.len() > 5, "{calls:?}");
-        calls
-    }
-
-    fn kill_at(&self, (name, number): &(String, usize), args: &[&str]) -> bool {
-        let trace = format!("trace={name}");
-        let inject = format!("inject={name}:signal=KILL:when={number}");
-        let options = ["-o", "/dev/null", "-e", &trace, "-e", &inject];
-        let output = self.strace(&options, args);
-        let killed = output.status.signal() == Some(9);
-        assert!(killed || output.status.success(), "{args:?}: {output:?}");
-        killed
-    }
-
-    /// What a state of the container holds: cowl's, where it keeps it.
-    fn holds(&self, state: &str) -> Option<String> {
+    /// Returns the content of a state of the container, if cowl manages it.
+    fn content_of(&self, state: &str) -> Option<String> {
         let tar = self.path("x.tar");
-        let mut command = Command::new(COWL);
-        command.args(["export", state]).arg(&tar);
-        self.set_up(&mut command);
-        let done = command.output().unwrap();
-        if !done.status.success() {
+        let args = ["export".as_ref(), state.as_ref(), tar.as_os_str()];
+        if self.cli.cowl(args).code != 0 {
             return None;
         }
-        let read = |name: &str| {
-            let mut command = Command::new("tar");
-            command.arg("-xOf").arg(&tar).arg(name);
-            String::from_utf8(command.output().unwrap().stdout).unwrap()
-        };
+        let read = |name: &str| run("tar", ["-xOf".as_ref(), tar.as_os_str(), name.as_ref()]).out();
         let all = format!("{} {}", read("./etc/file"), read("./etc/deep/file"));
         std::fs::remove_file(&tar).unwrap();
         Some(all)
@@ -156,24 +100,16 @@ impl World {
     }
 }
 
-/// Kills `args` at each of its calls in a world of its own, and has `check` look at what is left.
-fn at_every_call(kept: bool, args: &[&str], check: impl Fn(&World, &str)) {
-    let calls = World::new(kept).calls(args);
-    let mut killed = 0;
-    for call in &calls {
-        let world = World::new(kept);
-        killed += usize::from(world.kill_at(call, args));
+/// Kills `args` at each of its calls in a world of its own, and has `check` inspect what is left.
+fn at_every_call(managed: bool, args: &[&str], check: impl Fn(&World, &str) + Sync) {
+    let first = World::new(managed);
+    let calls = calls(&first.command(args), &first.path("strace.log"));
+    at_each(&format!("{args:?}, managed: {managed}"), &calls, |call| {
+        let world = World::new(managed);
+        let killed = kill_at(&world.command(args), call);
         check(&world, &format!("{args:?} killed at {call:?}"));
-    }
-    eprintln!(
-        "{args:?}, kept: {kept}: killed at {killed} of {} calls",
-        calls.len()
-    );
-    assert!(
-        killed * 10 >= calls.len() * 9,
-        "{killed} of {}",
-        calls.len()
-    );
+        killed
+    });
 }
 
 /// The times of both worlds differ, so contents are compared.
@@ -258,12 +194,12 @@ fn the_first_snapshot_has_cowl_keep_the_container() {
         let taken = list.lines().count() - 1;
         assert!(taken <= 1, "{what}: {list}");
         let now = world
-            .holds("c1")
+            .content_of("c1")
             .unwrap_or_else(|| content(world, "l/c1/rootfs"));
         assert_eq!(now, "now now", "{what}");
         if taken == 1 {
             assert_eq!(
-                world.holds("c1@snap1").as_deref(),
+                world.content_of("c1@snap1").as_deref(),
                 Some("now now"),
                 "{what}"
             );
@@ -275,7 +211,7 @@ fn the_first_snapshot_has_cowl_keep_the_container() {
         assert!(more == 1 || (taken == 0 && more == 2), "{what}: {list}");
         for line in list.lines().skip(1) {
             let name = line.split(' ').next().unwrap();
-            let state = world.holds(&format!("c1@{name}"));
+            let state = world.content_of(&format!("c1@{name}"));
             assert_eq!(state.as_deref(), Some("now now"), "{what}: {name}");
         }
         world.is_clean(what);
@@ -291,17 +227,21 @@ fn going_back_takes_lxcs_snapshot_in() {
         let list = world.ok(&["-n", "c1", "-L"]);
         let times = list.matches("snap0 (").count();
         assert_eq!(times, 1, "{what}: {list}");
-        let now = world.holds("c1").unwrap();
+        let now = world.content_of("c1").unwrap();
         assert!(now == "now now" || now == "then then", "{what}: {now}");
         world.ok(&["-n", "c1", "-r", "snap0"]);
-        assert_eq!(world.holds("c1").as_deref(), Some("then then"), "{what}");
         assert_eq!(
-            world.holds("c1@snap0").as_deref(),
+            world.content_of("c1").as_deref(),
             Some("then then"),
             "{what}"
         );
         assert_eq!(
-            world.holds("c1@snap1").as_deref(),
+            world.content_of("c1@snap0").as_deref(),
+            Some("then then"),
+            "{what}"
+        );
+        assert_eq!(
+            world.content_of("c1@snap1").as_deref(),
             Some("now now"),
             "{what}"
         );

@@ -8,9 +8,13 @@
 )]
 
 mod archive;
+mod kill;
+#[path = "../shared/library.rs"]
+mod library;
 mod lxc;
 mod outside;
+mod remains;
 mod snapshots;
 mod undo;
 mod upkeep;
-mod world;
+mod web;

@@ -1,8 +1,7 @@
-//! Killed at any system call that changes something, a command leaves the container as it was before or
-//! as it is after, and the next command leaves nothing lying about. How that is done stands in
-//! `world`.
+//! Killed at any system call that changes something, a command leaves the container as it was before or as it is
+//! afterwards, and the next command removes what was left behind (`web.rs`).
 
-use crate::world::{at_every_call, can};
+use crate::web::{at_every_call, can};
 
 #[test]
 fn snapshot() {

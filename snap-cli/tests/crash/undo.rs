@@ -1,6 +1,6 @@
-//! The same as `crash.rs` for what takes changes back.
+//! Like `snapshots.rs`, for commands that undo changes.
 
-use crate::world::{at_every_call, at_every_call_after, at_every_call_path_by_path, can};
+use crate::web::{at_every_call, at_every_call_after, at_every_call_path_by_path, can};
 
 #[test]
 fn restore_undo() {

@@ -1,6 +1,6 @@
-//! The same as `crash.rs` for the verbs that take things away: removal, retention, the trash, renaming.
+//! Like `snapshots.rs`, for commands that remove things: removal, retention, the trash, renaming.
 
-use crate::world::{at_every_call, at_every_call_after, can};
+use crate::web::{at_every_call, at_every_call_after, can};
 
 #[test]
 fn rm() {

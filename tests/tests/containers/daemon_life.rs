@@ -48,6 +48,43 @@ impl Drop for Inside {
     }
 }
 
+/// The answer to an unmount arrives after the client's read timed out, and the daemon has exited by the time the client
+/// checks whether it is alive. The unmount succeeded, and the command must say so.
+#[test]
+fn an_answer_is_read_even_if_its_daemon_has_ended() {
+    let needs = [NEEDS, &[Need::Program("strace")]].concat();
+    if !can(&needs) {
+        return;
+    }
+    let store = Store::for_test();
+    created(&store, &["web"]);
+    let pid = store.pid("web").to_string();
+    let trace = |syscalls: &str, delay: &str| {
+        let mut strace = Command::new("strace");
+        strace
+            .args(["-f", "-qq", "-o", "/dev/null", "-e"])
+            .arg(format!("trace={syscalls}"))
+            .args(["-e", &format!("inject={syscalls}:{delay}")]);
+        strace
+    };
+    // Longer than the client waits before it checks, and shorter than the client's delay.
+    let mut daemon = trace("sendto", "delay_enter=300000");
+    let mut daemon = daemon.args(["-p", &pid]).spawn().unwrap();
+    let tracer = format!("TracerPid:\t{}", daemon.id());
+    wait_until("the daemon is traced", || {
+        std::fs::read_to_string(format!("/proc/{pid}/status"))
+            .is_ok_and(|text| text.contains(&tracer))
+    });
+    let mut client = trace("recvfrom", "delay_exit=900000");
+    client
+        .arg(cowl_tests::programs::cowl())
+        .arg("--store")
+        .arg(store.path())
+        .args(["umount", "web"]);
+    cowl_tests::command::run_command(client, b"").ok();
+    daemon.wait().unwrap();
+}
+
 /// A signal unmounts in all namespaces and keeps all written data.
 #[test]
 fn a_signal_unmounts_everywhere_and_ends_the_daemon() {

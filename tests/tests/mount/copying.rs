@@ -4,17 +4,11 @@
 use std::path::{Path, PathBuf};
 
 use cowl_tests::command::{sh, sh_in};
-use cowl_tests::conditions::{Need, can};
+use cowl_tests::conditions::{Need, can_mount};
 use cowl_tests::layers;
 use cowl_tests::mount::{Overlay, Stack};
 use cowl_tests::scratch::Scratch;
 use cowl_tests::tree::{self, Compare};
-
-fn ready(more: &[Need]) -> bool {
-    let needs = [&[Need::Root, Need::Fuse][..], more].concat();
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    can(&needs)
-}
 
 /// Three layers with a tree of everything in the lowest, an empty upper, and the plain folder.
 struct Pair {
@@ -78,7 +72,7 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn tar_packs_and_unpacks() {
-    if !ready(&[]) {
+    if !can_mount(&[]) {
         return;
     }
     let pair = Pair::new(21);
@@ -132,7 +126,7 @@ fn tar_packs_and_unpacks() {
 /// of content after it, must not move it.
 #[test]
 fn change_times_hold_over_copy_up() {
-    if !ready(&[]) {
+    if !can_mount(&[]) {
         return;
     }
     let pair = Pair::new(22);
@@ -174,7 +168,7 @@ fn change_times_hold_over_copy_up() {
 
 #[test]
 fn rsync_finds_nothing_to_do() {
-    if !ready(&[Need::Program("rsync")]) {
+    if !can_mount(&[Need::Program("rsync")]) {
         return;
     }
     let pair = Pair::new(23);
@@ -221,7 +215,7 @@ fn rsync_finds_nothing_to_do() {
 
 #[test]
 fn find_and_cp_know_which_names_are_one_file() {
-    if !ready(&[]) {
+    if !can_mount(&[]) {
         return;
     }
     let pair = Pair::new(24);

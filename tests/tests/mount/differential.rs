@@ -12,7 +12,7 @@
 
 use std::sync::Mutex;
 
-use cowl_tests::conditions::{Need, can};
+use cowl_tests::conditions::{Need, can, own_umask};
 use cowl_tests::cowl::Store;
 use cowl_tests::disk::Disk;
 use cowl_tests::layers::{self, Links, Wish};
@@ -36,22 +36,20 @@ type OneSeed = fn(&Disk, u64, Option<&[Step]>, &mut Vec<Step>) -> Result<(), Str
 
 #[test]
 fn a_mounted_stack_cannot_be_told_from_a_plain_folder() {
-    let test = "a_mounted_stack_cannot_be_told_from_a_plain_folder";
     if can(&NEEDS) {
-        every_seed(test, 150, against_plain);
+        every_seed(150, against_plain);
     }
 }
 
 #[test]
 fn what_the_kernel_wrote_is_shown_and_written_on() {
-    let test = "what_the_kernel_wrote_is_shown_and_written_on";
     if can(&NEEDS) {
-        every_seed(test, 50, after_kernel);
+        every_seed(50, after_kernel);
     }
 }
 
-fn every_seed(test: &str, default: u64, one_seed: OneSeed) {
-    let disk = Disk::new(test);
+fn every_seed(default: u64, one_seed: OneSeed) {
+    let disk = Disk::new("differential");
     let seeds: Vec<u64> = match std::env::var("COWL_SEED") {
         Ok(seed) => vec![seed.parse().unwrap()],
         Err(_) => {
@@ -64,8 +62,7 @@ fn every_seed(test: &str, default: u64, one_seed: OneSeed) {
     std::thread::scope(|scope| {
         for _ in 0..number("COWL_JOBS", 2) {
             scope.spawn(|| {
-                // Each thread has a umask of its own.
-                nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).unwrap();
+                own_umask();
                 loop {
                     let Some(seed) = open.lock().unwrap().pop() else {
                         break;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use cowl_tests::command::{run, run_command, sh, sh_in};
-use cowl_tests::conditions::{Need, can};
+use cowl_tests::conditions::{Need, can_mount};
 use cowl_tests::images::{self, Kind};
 use cowl_tests::layers;
 use cowl_tests::mount::{self, Overlay, Stack};
@@ -15,12 +15,6 @@ use cowl_tests::random::{Generator, Op, Outcome, Side, Who};
 use cowl_tests::scratch::Scratch;
 use rustix::fs::{OFlags, RenameFlags};
 use rustix::io::Errno;
-
-fn ready(more: &[Need]) -> bool {
-    let needs = [&[Need::Root, Need::Fuse][..], more].concat();
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    can(&needs)
-}
 
 fn upper_of(scratch: &Scratch) -> (PathBuf, PathBuf) {
     (scratch.make("upper"), scratch.make("work"))
@@ -137,7 +131,7 @@ fn refuses_like(place: &Path, plain: &Path, seed: u64) {
 
 #[test]
 fn a_read_only_mount_refuses_every_change() {
-    if !ready(&Kind::Tmpfs.needs()) {
+    if !can_mount(&Kind::Tmpfs.needs()) {
         return;
     }
     let scratch = Scratch::new("read-only");
@@ -205,7 +199,7 @@ fn remount(place: &Path, options: &str) {
 /// mount(8) has a helper program do it, which calls the file system's own program.
 #[test]
 fn mount_fuse_can_remount() {
-    if !ready(&[Need::Program("mount.fuse")]) {
+    if !can_mount(&[Need::Program("mount.fuse")]) {
         return;
     }
     let scratch = Scratch::new("remount");
@@ -251,7 +245,7 @@ fn as_user(dir: &Path, line: &str) -> cowl_tests::command::Output {
 
 #[test]
 fn flags_of_a_mount_show_and_work() {
-    if !ready(&[]) {
+    if !can_mount(&[]) {
         return;
     }
     let scratch = Scratch::new("flags");
@@ -330,7 +324,7 @@ fn as_root_fails(place: &Path) -> bool {
 /// A lower layer is only read, and reading it leaves no trace.
 #[test]
 fn reading_moves_no_access_time_below() {
-    if !ready(&[]) {
+    if !can_mount(&[]) {
         return;
     }
     let scratch = Scratch::new("atime");
@@ -362,7 +356,7 @@ fn reading_moves_no_access_time_below() {
 
 #[test]
 fn statfs_tells_of_what_is_written() {
-    if !ready(&Kind::Tmpfs.needs()) {
+    if !can_mount(&Kind::Tmpfs.needs()) {
         return;
     }
     let scratch = Scratch::new("statfs");

@@ -18,7 +18,6 @@ use rustix::fs::{FallocateFlags, OFlags};
 
 #[test]
 fn lower_on_a_cowl_mount() {
-    let test = "lower_on_a_cowl_mount";
     if !ready(&[]) {
         return;
     }
@@ -41,7 +40,7 @@ fn lower_on_a_cowl_mount() {
         lowers: vec![lowers[0].clone(), inner.path().to_owned()],
         upper: Some(upper),
     };
-    exercise(&scratch, test, stack, plain, 13);
+    exercise(&scratch, stack, plain, 13);
     inner.unmount();
 }
 
@@ -121,7 +120,7 @@ fn lowers_on_two_cowl_mounts_of_one_layer() {
 }
 
 /// Marks that one mount writes are a user's attributes to the other, and whiteouts too.
-fn upper_on_a_cowl_mount(test: &str, seed: u64) {
+fn upper_on_a_cowl_mount(seed: u64) {
     if !ready(&[]) {
         return;
     }
@@ -138,7 +137,7 @@ fn upper_on_a_cowl_mount(test: &str, seed: u64) {
         lowers,
         upper: Some(upper),
     };
-    exercise(&scratch, test, stack.clone(), plain.clone(), seed);
+    exercise(&scratch, stack.clone(), plain.clone(), seed);
     // It is all still there after a new mount of the one below.
     mounted.unmount();
     let mounted = Overlay::cowlfs(&outer, &place, "dev,suid");
@@ -152,12 +151,12 @@ fn upper_on_a_cowl_mount(test: &str, seed: u64) {
 
 #[test]
 fn upper_on_a_cowl_mount_once() {
-    upper_on_a_cowl_mount("upper_on_a_cowl_mount_once", 14);
+    upper_on_a_cowl_mount(14);
 }
 
 #[test]
 fn upper_on_a_cowl_mount_with_other_content() {
-    upper_on_a_cowl_mount("upper_on_a_cowl_mount_with_other_content", 15);
+    upper_on_a_cowl_mount(15);
 }
 
 /// Each way in which a change by its owner takes a program's setuid and setgid, through two mounts.
@@ -262,7 +261,6 @@ fn octal(mode: u32) -> String {
 
 #[test]
 fn lower_on_the_kernels_overlayfs() {
-    let test = "lower_on_the_kernels_overlayfs";
     if !ready(&[vec![Need::KernelOverlay]]) {
         return;
     }
@@ -280,7 +278,7 @@ fn lower_on_the_kernels_overlayfs() {
         lowers: vec![lowers[0].clone(), kernel.path().to_owned()],
         upper: Some(upper),
     };
-    exercise(&scratch, test, stack, plain, 16);
+    exercise(&scratch, stack, plain, 16);
     mount::unmount_free(kernel.path());
 }
 

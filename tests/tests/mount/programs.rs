@@ -7,17 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use cowl_tests::command::{self, Output, run_command, sh, sh_in};
-use cowl_tests::conditions::{Need, can};
+use cowl_tests::conditions::{Need, can_mount};
 use cowl_tests::mount::{Overlay, Stack};
 use cowl_tests::rootfs;
 use cowl_tests::scratch::Scratch;
 use cowl_tests::tree::{self, Compare, Tree};
-
-fn ready(more: &[Need]) -> bool {
-    let needs = [&[Need::Root, Need::Fuse][..], more].concat();
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    can(&needs)
-}
 
 /// One lower layer below an empty upper.
 struct Place {
@@ -85,7 +79,7 @@ fn without_records(root: &Path) -> Tree {
 
 #[test]
 fn a_large_package_comes_and_goes() {
-    if !ready(&[Need::Debian]) {
+    if !can_mount(&[Need::Debian]) {
         return;
     }
     let place = Place::new();
@@ -157,7 +151,7 @@ fn nothing_to_read_anew(repo: &Path) {
 
 #[test]
 fn git_finds_its_index_true() {
-    if !ready(&[Need::Program("git")]) {
+    if !can_mount(&[Need::Program("git")]) {
         return;
     }
     let place = Place::new();
@@ -253,7 +247,7 @@ fn ask(database: &Path, question: &str) -> String {
 
 #[test]
 fn sqlite_with_two_writers() {
-    if !ready(&[Need::Program("sqlite3")]) {
+    if !can_mount(&[Need::Program("sqlite3")]) {
         return;
     }
     let place = Place::new();
@@ -304,7 +298,7 @@ int f$n(int x) { return x + $n; }" > f$n.c
 
 #[test]
 fn make_builds_once() {
-    if !ready(&[Need::Program("make"), Need::Program("gcc")]) {
+    if !can_mount(&[Need::Program("make"), Need::Program("gcc")]) {
         return;
     }
     let place = Place::new();

@@ -48,7 +48,7 @@ fn a_base_can_be_unmounted_right_after_the_mount() {
     }
 }
 
-fn upper_is(kind: Kind, test: &str, seed: u64) {
+fn upper_is(kind: Kind, seed: u64) {
     if !ready(&[kind.needs()]) {
         return;
     }
@@ -61,11 +61,11 @@ fn upper_is(kind: Kind, test: &str, seed: u64) {
         lowers,
         upper: Some(upper),
     };
-    exercise(&scratch, test, stack, plain, seed);
+    exercise(&scratch, stack, plain, seed);
     mount::unmount_free(&base);
 }
 
-fn lowers_are(kind: Kind, test: &str, seed: u64) {
+fn lowers_are(kind: Kind, seed: u64) {
     if !ready(&[kind.needs()]) {
         return;
     }
@@ -81,11 +81,11 @@ fn lowers_are(kind: Kind, test: &str, seed: u64) {
         lowers: copies,
         upper: Some(upper),
     };
-    exercise(&scratch, test, stack, plain, seed);
+    exercise(&scratch, stack, plain, seed);
     mount::unmount_free(&base);
 }
 
-fn lowers_are_packed(kind: Packed, test: &str, seed: u64) {
+fn lowers_are_packed(kind: Packed, seed: u64) {
     if !ready(&[kind.needs()]) {
         return;
     }
@@ -104,7 +104,7 @@ fn lowers_are_packed(kind: Packed, test: &str, seed: u64) {
         lowers: places.clone(),
         upper: Some(upper),
     };
-    exercise(&scratch, test, stack, plain, seed);
+    exercise(&scratch, stack, plain, seed);
     for place in &places {
         mount::unmount_free(place);
     }
@@ -121,53 +121,52 @@ fn whole_seconds(tree: &Path) {
 
 #[test]
 fn upper_on_ext4() {
-    upper_is(Kind::Ext4, "upper-on-ext4", 1);
+    upper_is(Kind::Ext4, 1);
 }
 
 #[test]
 fn upper_on_xfs() {
-    upper_is(Kind::Xfs, "upper-on-xfs", 2);
+    upper_is(Kind::Xfs, 2);
 }
 
 #[test]
 fn upper_on_btrfs() {
-    upper_is(Kind::Btrfs, "upper-on-btrfs", 3);
+    upper_is(Kind::Btrfs, 3);
 }
 
 #[test]
 fn upper_on_tmpfs() {
-    upper_is(Kind::Tmpfs, "upper-on-tmpfs", 4);
+    upper_is(Kind::Tmpfs, 4);
 }
 
 #[test]
 fn lowers_on_xfs() {
-    lowers_are(Kind::Xfs, "lowers-on-xfs", 5);
+    lowers_are(Kind::Xfs, 5);
 }
 
 #[test]
 fn lowers_on_btrfs() {
-    lowers_are(Kind::Btrfs, "lowers-on-btrfs", 6);
+    lowers_are(Kind::Btrfs, 6);
 }
 
 #[test]
 fn lowers_on_tmpfs() {
-    lowers_are(Kind::Tmpfs, "lowers-on-tmpfs", 7);
+    lowers_are(Kind::Tmpfs, 7);
 }
 
 #[test]
 fn lowers_in_squashfs() {
-    lowers_are_packed(Packed::Squashfs, "lowers-in-squashfs", 8);
+    lowers_are_packed(Packed::Squashfs, 8);
 }
 
 #[test]
 fn lowers_in_erofs() {
-    lowers_are_packed(Packed::Erofs, "lowers-in-erofs", 9);
+    lowers_are_packed(Packed::Erofs, 9);
 }
 
 /// A base that knows no extended attributes at all, not even an empty list of them.
 #[test]
 fn lower_without_extended_attributes() {
-    let test = "lower_without_extended_attributes";
     if !ready(&[Kind::Ramfs.needs()]) {
         return;
     }
@@ -181,7 +180,7 @@ fn lower_without_extended_attributes() {
         lowers: vec![lower],
         upper: Some(upper),
     };
-    exercise(&scratch, test, stack, plain, 10);
+    exercise(&scratch, stack, plain, 10);
     mount::unmount_free(&base);
 }
 
@@ -208,7 +207,6 @@ fn upper_without_extended_attributes_is_refused() {
 
 #[test]
 fn lower_is_a_read_only_mount() {
-    let test = "lower_is_a_read_only_mount";
     if !ready(&[]) {
         return;
     }
@@ -224,7 +222,7 @@ fn lower_is_a_read_only_mount() {
         lowers: bound.clone(),
         upper: Some(upper),
     };
-    exercise(&scratch, test, stack, plain, 11);
+    exercise(&scratch, stack, plain, 11);
     for place in &bound {
         mount::unmount_free(place);
     }
@@ -234,7 +232,6 @@ fn lower_is_a_read_only_mount() {
 /// the same number.
 #[test]
 fn layers_on_four_filesystems() {
-    let test = "layers_on_four_filesystems";
     let kinds = [Kind::Xfs, Kind::Btrfs, Kind::Ext4];
     if !ready(&kinds.map(Kind::needs)) {
         return;
@@ -256,7 +253,7 @@ fn layers_on_four_filesystems() {
         lowers: copies,
         upper: Some(upper),
     };
-    exercise(&scratch, test, stack, plain, 12);
+    exercise(&scratch, stack, plain, 12);
     for base in &bases {
         mount::unmount_free(base);
     }

@@ -1,18 +1,14 @@
-//! The FUSE protocol: the only room that knows the crate `fuser`. A handler turns a request into one
-//! call of the overlay and its result into one reply; nothing is decided here.
+//! The FUSE protocol: the only module that knows the crate `fuser`.
+//!
+//! Imports run one way: `session` starts `adapter`, which turns requests into calls of the overlay and results into
+//! replies; it asks `passthrough` which files the kernel handles by itself, and reports each request to `workers`,
+//! which decides how many threads wait for requests. `serving` has the settings of a session.
 
 mod adapter;
-mod attributes;
-mod convert;
-mod crew;
-mod handles;
-mod listing;
-mod opening;
 mod passthrough;
-mod policy;
-mod reply;
+mod serving;
 mod session;
-mod turn;
-mod watch;
+mod workers;
 
-pub(crate) use session::{Serving, SessionError, open_device, prepare};
+pub(crate) use serving::Serving;
+pub(crate) use session::{SessionError, open_device, prepare};

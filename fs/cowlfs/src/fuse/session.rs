@@ -4,16 +4,13 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use fuser::{Session, SessionACL};
 
 use super::adapter::Adapter;
-use super::crew::Crew;
-use super::turn::Lookout;
-use super::watch;
-use crate::choices::{Awake, Coherence, Passthrough};
-use crate::requests::Requests;
+use super::serving::Serving;
+use super::workers::{self, Crew, Lookout};
+use crate::choices::Awake;
 use cowl_layers::sys::idle::{self, Wish};
 use cowl_layers::sys::mount::{self, MountOptions, PreparedMount};
 use cowl_layers::sys::users::Device;
@@ -42,30 +39,6 @@ pub(crate) enum SessionError {
     Mount(cowl_layers::Error),
     /// The greeting failed.
     Greeting(io::Error),
-}
-
-/// How requests are answered.
-pub(crate) struct Serving {
-    /// By how many threads.
-    pub(crate) threads: usize,
-    /// How long the kernel may keep what it is told.
-    pub(crate) keep: Duration,
-    /// Whether it may keep listings, of which it does not ask after a while whether they are still right.
-    pub(crate) keep_listings: bool,
-    /// How long a thread that has answered looks out for the next request before it sleeps.
-    pub(crate) lookout: Duration,
-    /// Whether CPUs are kept awake while requests come in numbers.
-    pub(crate) awake: Awake,
-    /// Where they are counted.
-    pub(crate) requests: Arc<Requests>,
-    /// Which files the kernel reads and writes by itself.
-    pub(crate) passthrough: Passthrough,
-    /// What old descriptors of lower files show.
-    pub(crate) coherence: Coherence,
-    /// Whether this process may let the kernel do so.
-    pub(crate) may_pass: bool,
-    /// Whether somebody can push a layer while the mount lives.
-    pub(crate) may_be_pushed: bool,
 }
 
 /// Opens /dev/fuse.
@@ -169,7 +142,7 @@ impl Attached {
     /// Starts to watch over the threads that will answer. Threads stay in the mount namespace that they were
     /// started in.
     pub(crate) fn start(self) -> io::Result<Session<Adapter>> {
-        watch::start(&self.crew, self.watched, wish(self.awake))?;
+        workers::start(&self.crew, self.watched, wish(self.awake))?;
         Ok(self.session)
     }
 }

@@ -114,11 +114,12 @@ impl LayerDir {
         }
     }
 
-    /// Returns a descriptor. A readable one is kept for finding names as well: a second open costs as much as
-    /// a lookup.
+    /// Returns a descriptor, and its kind.
+    ///
+    /// A readable descriptor is cached for lookups as well, because a second open costs as much as a lookup.
     fn opened(&self, access: Access) -> Result<(Arc<OwnedFd>, Opened)> {
-        // A rename of a folder on the way may come between reading its name and opening it: then
-        // the name is gone or leads to another inode, and the way is read anew.
+        // Retry after a race with a rename of a directory in the chain: if it happens between the read of the
+        // directory's name and its open, the name is absent or refers to another inode.
         let mut last = Error::NOT_FOUND;
         for _ in 0..8 {
             match self.open_chain(access) {

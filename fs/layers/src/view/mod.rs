@@ -44,7 +44,7 @@ enum Extent {
     Part,
 }
 
-/// One name of a folder.
+/// An entry of a merged directory.
 #[derive(Clone, Debug)]
 pub struct Listed {
     /// The name.

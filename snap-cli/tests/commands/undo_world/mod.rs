@@ -3,72 +3,59 @@
 #![allow(dead_code, reason = "not every test needs all of it")]
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::time::Duration;
 
+use cowl::store::Store;
 use cowl::store::manifest::{ContainerId, ContainerManifest, LayerId};
 use cowl::store::name::ContainerName;
-use cowl::store::{Session, Store};
 use cowl::tree::digest;
 use cowl_layers::layer::Upper;
 use cowl_layers::name::Name;
 use cowl_overlay::{Behaviour, Caller, OpenHow, Overlay, RenameFlags, Writer};
+use cowl_tests::command::{Output, run_command};
+
+use crate::library;
 
 pub(crate) struct World {
-    dir: tempfile::TempDir,
+    cli: cowl_tests::cowl::Store,
 }
 
 impl World {
     /// A store with the container web: a file that says "one", and a folder with two more.
     pub(crate) fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let base = dir.path().join("base");
+        let cli = cowl_tests::cowl::Store::for_test();
+        let base = cli.beside("base");
         std::fs::create_dir_all(base.join("etc/deep")).unwrap();
         for (name, text) in [("file", "one"), ("etc/a", "a"), ("etc/deep/b", "b")] {
             std::fs::write(base.join(name), text).unwrap();
         }
-        let world = Self { dir };
-        world.ok(&["create", "web", "--from", base.to_str().unwrap()]);
-        world
+        cli.create("web", &base);
+        Self { cli }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.cli.beside(name)
     }
 
-    pub(crate) fn run(&self, args: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_cowl"))
-            .arg("--store")
-            .arg(self.path("store"))
-            .args(args)
-            .current_dir(self.dir.path())
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
+    /// Runs a command in the directory of the test.
+    fn run(&self, args: &[&str]) -> Output {
+        let mut command = self.cli.command(args);
+        command.current_dir(&**self.cli.scratch());
+        run_command(command, b"")
     }
 
     #[track_caller]
     pub(crate) fn ok(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert!(output.status.success(), "{args:?}: {output:?}");
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+        self.run(args).ok().out()
     }
 
-    /// What it says when it fails with this exit code.
+    /// Runs a command that must fail with this exit code, and returns its message.
     #[track_caller]
     pub(crate) fn fails(&self, args: &[&str], code: i32) -> String {
-        let output = self.run(args);
-        assert_eq!(output.status.code(), Some(code), "{args:?}: {output:?}");
-        String::from_utf8(output.stderr).unwrap()
+        self.run(args).fails(code, &[]).err()
     }
 
     pub(crate) fn store(&self) -> Store {
-        let session = Session {
-            who: "test".to_owned(),
-            patience: Duration::from_secs(5),
-            mounts: Default::default(),
-        };
-        Store::open(&self.path("store"), session).unwrap()
+        library::open(self.cli.path()).unwrap()
     }
 
     pub(crate) fn manifest(&self, name: &str) -> (ContainerId, ContainerManifest) {

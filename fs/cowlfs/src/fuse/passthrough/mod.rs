@@ -5,6 +5,8 @@
 //! an open until it sends RELEASE, and no longer; here it counts from the answer until RELEASE came. So what
 //! is answered by this count is never refused.
 
+mod policy;
+
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -15,10 +17,11 @@ use fuser::{BackingId, FopenFlags};
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use super::policy::{Asked, Policy, State, Verdict, decide};
 use cowl_layers::error::Errno;
 use cowl_layers::sys;
 use cowl_overlay::inode::Inode;
+pub(super) use policy::{Asked, Policy};
+use policy::{State, Verdict, decide};
 
 /// So many backing files stay registered while nobody has them open.
 const IDLE: usize = 1024;

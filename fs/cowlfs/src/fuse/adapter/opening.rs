@@ -7,10 +7,9 @@ use fuser::{
     BackingId, FileHandle as Fh, FopenFlags, INodeNo, OpenFlags, ReplyCreate, ReplyOpen, Request,
 };
 
-use super::adapter::{Adapter, GENERATION};
 use super::convert::{attr, caller, errno, how, maps, name_of, syncs};
-use super::passthrough::{Answer, Cached, Opening, Register};
-use super::policy::Asked;
+use super::{Adapter, GENERATION};
+use crate::fuse::passthrough::{Answer, Asked, Cached, Opening, Register};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys;
 use cowl_overlay::inode::Inode;
@@ -56,11 +55,11 @@ impl Adapter {
             };
             if how.truncate && inode.is_run() {
                 // Before the content is cut, because a refused open changes nothing.
-                self.admit(op, &inode, how, req.pid())?;
+                self.refused.admit(op, &inode, how, req.pid())?;
             }
             let handle = op.open_unless(caller(req, 0), &inode, how, known)?;
             let close = |_: &Error| self.overlay.close(&handle);
-            let admitted = self.admit(op, &inode, how, req.pid());
+            let admitted = self.refused.admit(op, &inode, how, req.pid());
             admitted.inspect_err(close)?;
             let register: Register<'_> = &|fd| reply.open_backing(fd);
             let wanted = Wanted {

@@ -21,7 +21,7 @@ const SELDOM: u32 = 64;
 
 /// Looks out for requests.
 #[derive(Debug)]
-pub(super) struct Lookout {
+pub(in crate::fuse) struct Lookout {
     device: OwnedFd,
     window: Duration,
     taken: AtomicBool,
@@ -33,7 +33,7 @@ pub(super) struct Lookout {
 
 impl Lookout {
     /// On this device, for `window` at a time; never when that is zero.
-    pub(super) fn new(device: OwnedFd, window: Duration) -> Self {
+    pub(in crate::fuse) fn new(device: OwnedFd, window: Duration) -> Self {
         Self {
             device,
             window,
@@ -74,14 +74,14 @@ impl Lookout {
 }
 
 /// One request, from its arrival until after its reply.
-pub(super) struct Turn<'a> {
+pub(in crate::fuse) struct Turn<'a> {
     crew: &'a Crew,
     lookout: &'a Lookout,
 }
 
 impl<'a> Turn<'a> {
     /// The calling thread has a request.
-    pub(super) fn begin(crew: &'a Arc<Crew>, lookout: &'a Lookout) -> Self {
+    pub(in crate::fuse) fn begin(crew: &'a Arc<Crew>, lookout: &'a Lookout) -> Self {
         crew.begin();
         Self { crew, lookout }
     }

@@ -120,7 +120,7 @@ impl Watch {
 }
 
 /// Starts the watch over a crew that takes its requests from `device`.
-pub(super) fn start(
+pub(in crate::fuse) fn start(
     crew: &Arc<Crew>,
     device: OwnedFd,
     mut wish: Option<Wish>,

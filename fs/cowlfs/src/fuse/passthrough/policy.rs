@@ -6,18 +6,18 @@ use crate::choices::{Coherence, Passthrough};
 
 /// What a mount passes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Policy {
+pub(in crate::fuse) struct Policy {
     /// Files in the upper, for reading and for writing.
-    pub(super) upper: bool,
+    pub(in crate::fuse) upper: bool,
     /// Programs and libraries in lowers, for reading.
-    pub(super) programs: bool,
+    pub(in crate::fuse) programs: bool,
     /// All files of lowers, for reading.
-    pub(super) lowers: bool,
+    pub(in crate::fuse) lowers: bool,
 }
 
 impl Policy {
     /// Nothing.
-    pub(super) const OFF: Self = Self {
+    pub(in crate::fuse) const OFF: Self = Self {
         upper: false,
         programs: false,
         lowers: false,
@@ -25,7 +25,11 @@ impl Policy {
 
     /// What was asked for, on a mount whose stack somebody may or may not change while it lives. A program
     /// that writes through the kernel can't be stopped for that.
-    pub(super) fn new(asked: Passthrough, coherence: Coherence, may_be_pushed: bool) -> Self {
+    pub(in crate::fuse) fn new(
+        asked: Passthrough,
+        coherence: Coherence,
+        may_be_pushed: bool,
+    ) -> Self {
         let upper = match asked {
             Passthrough::Off => return Self::OFF,
             Passthrough::Read => false,
@@ -40,29 +44,29 @@ impl Policy {
     }
 
     /// Whether anything is passed through at all.
-    pub(super) fn any(self) -> bool {
+    pub(in crate::fuse) fn any(self) -> bool {
         self != Self::OFF
     }
 }
 
 /// An open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Asked {
+pub(in crate::fuse) struct Asked {
     /// The content lies in the layer that is written.
-    pub(super) upper: bool,
+    pub(in crate::fuse) upper: bool,
     /// It may be written through.
-    pub(super) write: bool,
+    pub(in crate::fuse) write: bool,
     /// It is a program or a library.
-    pub(super) program: bool,
+    pub(in crate::fuse) program: bool,
     /// Whoever writes to it takes setuid, setgid or capabilities from it, or not: the layer can't tell who.
-    pub(super) privileged: bool,
+    pub(in crate::fuse) privileged: bool,
     /// The program asked for O_DIRECT.
-    pub(super) direct: bool,
+    pub(in crate::fuse) direct: bool,
 }
 
 /// What the living opens of an inode are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum State {
+pub(in crate::fuse) enum State {
     /// There are none.
     Idle,
     /// Their requests come here.
@@ -73,7 +77,7 @@ pub(super) enum State {
 
 /// How an open is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(in crate::fuse) enum Verdict {
     /// The kernel reads and writes the backing file.
     Pass,
     /// Reads and writes come here, mappings are the backing file's.
@@ -87,7 +91,7 @@ pub(super) enum Verdict {
 }
 
 /// How this open is answered.
-pub(super) fn decide(policy: Policy, asked: Asked, state: State) -> Verdict {
+pub(in crate::fuse) fn decide(policy: Policy, asked: Asked, state: State) -> Verdict {
     let served = if asked.direct {
         Verdict::Direct
     } else {

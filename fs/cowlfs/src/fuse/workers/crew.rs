@@ -19,7 +19,7 @@ use parking_lot::{Condvar, Mutex};
 
 /// The threads of one mount.
 #[derive(Debug)]
-pub(super) struct Crew {
+pub(in crate::fuse) struct Crew {
     /// How many there are.
     size: u32,
     /// Threads that had a turn and wait for the next.
@@ -49,11 +49,11 @@ struct Spare {
 
 /// What has happened so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Tally {
+pub(in crate::fuse) struct Tally {
     /// Turns begun.
-    pub(super) begun: u64,
+    pub(in crate::fuse) begun: u64,
     /// Turns at whose end the next request was there already.
-    pub(super) pressed: u64,
+    pub(in crate::fuse) pressed: u64,
 }
 
 thread_local! {
@@ -70,7 +70,7 @@ impl Drop for Member {
 }
 
 /// What [`Crew::busy`] returns.
-pub(super) struct Busy<'a>(&'a Crew);
+pub(in crate::fuse) struct Busy<'a>(&'a Crew);
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
@@ -80,7 +80,7 @@ impl Drop for Busy<'_> {
 
 impl Crew {
     /// Of so many threads.
-    pub(super) fn new(size: usize) -> Self {
+    pub(in crate::fuse) fn new(size: usize) -> Self {
         Self {
             size: u32::try_from(size).unwrap_or(u32::MAX),
             waiting: AtomicU32::new(0),
@@ -96,7 +96,7 @@ impl Crew {
     }
 
     /// The calling thread has a request.
-    pub(super) fn begin(self: &Arc<Self>) {
+    pub(in crate::fuse) fn begin(self: &Arc<Self>) {
         self.take();
         self.begun.fetch_add(1, Ordering::SeqCst);
         self.wake_watch();
@@ -104,7 +104,7 @@ impl Crew {
 
     /// The calling thread is busy with something that may not be all of its request, so that it can't be parked
     /// after it: it waits for requests again as soon as what this returns is dropped.
-    pub(super) fn busy(self: &Arc<Self>) -> Busy<'_> {
+    pub(in crate::fuse) fn busy(self: &Arc<Self>) -> Busy<'_> {
         self.take();
         self.wake_watch();
         Busy(self)
@@ -133,7 +133,7 @@ impl Crew {
 
     /// The calling thread has answered. Says whether it may look out for the next request: it comes back when it
     /// is to wait for it.
-    pub(super) fn finish(&self) -> bool {
+    pub(in crate::fuse) fn finish(&self) -> bool {
         if self.stay() {
             return true;
         }
@@ -164,12 +164,12 @@ impl Crew {
     }
 
     /// The next request was there when this one was answered.
-    pub(super) fn was_pressed(&self) {
+    pub(in crate::fuse) fn was_pressed(&self) {
         self.pressed.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Has one more thread wait for requests, if one is parked.
-    pub(super) fn call(&self) {
+    pub(in crate::fuse) fn call(&self) {
         let mut spare = self.spare.lock();
         if spare.called < spare.parked {
             spare.called += 1;
@@ -179,23 +179,23 @@ impl Crew {
     }
 
     /// How many threads are of use.
-    pub(super) fn wanted(&self) -> u32 {
+    pub(in crate::fuse) fn wanted(&self) -> u32 {
         self.wanted.load(Ordering::SeqCst)
     }
 
     /// That many are, as far as there are so many.
-    pub(super) fn want(&self, threads: u32) {
+    pub(in crate::fuse) fn want(&self, threads: u32) {
         let threads = threads.clamp(1, self.size);
         self.wanted.store(threads, Ordering::SeqCst);
     }
 
     /// Whether no thread waits for a request, as far as they had a turn. Before the first one all do.
-    pub(super) fn nobody_waits(&self) -> bool {
+    pub(in crate::fuse) fn nobody_waits(&self) -> bool {
         self.begun.load(Ordering::SeqCst) > 0 && self.waiting.load(Ordering::SeqCst) == 0
     }
 
     /// What has happened so far.
-    pub(super) fn tally(&self) -> Tally {
+    pub(in crate::fuse) fn tally(&self) -> Tally {
         Tally {
             begun: self.begun.load(Ordering::SeqCst),
             pressed: self.pressed.load(Ordering::Relaxed),
@@ -203,17 +203,17 @@ impl Crew {
     }
 
     /// Whether the mount is gone.
-    pub(super) fn is_over(&self) -> bool {
+    pub(in crate::fuse) fn is_over(&self) -> bool {
         self.over.load(Ordering::SeqCst)
     }
 
     /// The calling thread looks after the others from here on.
-    pub(super) fn watched_by(&self, watch: Thread) {
+    pub(in crate::fuse) fn watched_by(&self, watch: Thread) {
         self.watch.get_or_init(|| watch);
     }
 
     /// Keeps the watch asleep until there is a turn after `seen`.
-    pub(super) fn sleep_until_turn(&self, seen: Tally) {
+    pub(in crate::fuse) fn sleep_until_turn(&self, seen: Tally) {
         self.watch_sleeps.store(true, Ordering::SeqCst);
         while self.watch_sleeps.load(Ordering::SeqCst)
             && self.begun.load(Ordering::SeqCst) == seen.begun

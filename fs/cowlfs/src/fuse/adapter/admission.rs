@@ -1,36 +1,19 @@
-//! Attributes that the kernel caches: for how long it may, when it has to drop them, and the rule that keeps
-//! programs with setuid bits and their writers apart. docs/decisions/0015 has the reasons.
-//!
-//! The kernel runs a program by the mode in its cache. For execve(2) it refreshes a mode that is invalidated or
-//! expired, but not after it has opened the file; see [`Adapter::admit`] for the time from there on.
+//! Admission of opens: a program that runs with setuid or setgid, and writers of its file, exclude one another.
+//! docs/decisions/0015 has the reasons.
 
-use std::io;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::Duration;
 
-use fuser::INodeNo;
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use super::adapter::Adapter;
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys::stat::{FileKind, Time};
 use cowl_overlay::inode::Inode;
-use cowl_overlay::{Attr, Op, OpenHow, SETID};
+use cowl_overlay::{Op, OpenHow, SETID};
 
 /// How many refused opens are remembered until they are repeated.
 const REFUSED: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
-
-/// How the kernel takes the attributes of a reply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Accepted {
-    /// It drops them when they were invalidated after it had sent the request: replies to LOOKUP, GETATTR and
-    /// READDIRPLUS.
-    IfCurrent,
-    /// It takes them as they are: replies to SETATTR, LINK, CREATE and whatever else makes a name.
-    Always,
-}
 
 /// Opens that were refused with ESTALE, upon which the kernel looks the name up and opens it once more: the
 /// inode and the thread, and the change time of the file then.
@@ -59,85 +42,6 @@ impl Refused {
             (Some(_), _) => Err(Error::Errno(Errno::TXTBSY)),
         }
     }
-}
-
-/// What an open means for a program with setuid or setgid bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Admission {
-    Admitted,
-    /// The kernel's cached mode may have bits that are gone: it has to ask again, once.
-    Outdated,
-    /// A program and a writer would overlap.
-    Busy,
-}
-
-/// Decides on an open of a file that the kernel was answered with the setuid and setgid bits `shown`, and that has
-/// those `on_disk`. `is_written`, `is_run`: the file is open so, this open included.
-fn admission(how: OpenHow, shown: u32, on_disk: u32, is_written: bool, is_run: bool) -> Admission {
-    if how.exec && shown & !on_disk != 0 {
-        Admission::Outdated
-    } else if (how.exec && is_written) || (how.write && is_run) {
-        Admission::Busy
-    } else {
-        Admission::Admitted
-    }
-}
-
-impl Adapter {
-    /// Returns how long the kernel may cache `found`, the attributes of `inode`, which it knows as `number`.
-    pub(super) fn keep_attr(
-        &self,
-        inode: &Inode,
-        number: u64,
-        found: &Attr,
-        accepted: Accepted,
-    ) -> Duration {
-        let setid = shows_setid(inode, found);
-        let outdated = setid && accepted == Accepted::Always;
-        if outdated || self.passing.is_unsure(number, setid) {
-            Duration::ZERO
-        } else {
-            self.keep
-        }
-    }
-
-    /// Returns how long the kernel may cache `found`, the attributes of a file that is answered as created, and
-    /// its name. It is empty: what makes it worth mapping has the kernel ask for size and times again.
-    pub(super) fn keep_created(&self, inode: &Inode, found: &Attr) -> Duration {
-        if shows_setid(inode, found) {
-            Duration::ZERO
-        } else {
-            self.keep
-        }
-    }
-
-    /// Has the kernel drop the cached attributes of objects that an operation lists. It must happen before the
-    /// reply: the caller may rely on them directly after it.
-    pub(super) fn invalidate_stale(&self, stale: &[Arc<Inode>]) {
-        for inode in stale {
-            let number = self.overlay.inodes().number(inode);
-            self.invalidate_attr(number);
-            if number != inode.ino() {
-                self.invalidate_attr(inode.ino());
-            }
-        }
-    }
-
-    /// Has the kernel drop the cached attributes of what it knows by this number.
-    ///
-    /// A handler may do so: with a negative offset the kernel takes no page lock and no directory lock, and the
-    /// request holds a reference to the inode, so that the notification never drops the last one.
-    pub(super) fn invalidate_attr(&self, number: u64) {
-        let Some(notifier) = self.notifier.get() else {
-            return;
-        };
-        match notifier.inval_inode(INodeNo(number), -1, 0) {
-            Ok(()) => {}
-            // The kernel does not know it, and has cached nothing.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => log::warn!("attributes of {number} may be out of date: {error}"),
-        }
-    }
 
     /// Keeps writers off programs that run with setuid or setgid, from the open for execve(2) on.
     ///
@@ -163,15 +67,36 @@ impl Adapter {
         let stat = op.stat_now(inode)?;
         let on_disk = stat.perm() & SETID;
         let admission = admission(how, shown, on_disk, inode.is_written(), inode.is_run());
-        self.refused
-            .answer((inode.ino(), thread), stat.ctime, admission)
+        self.answer((inode.ino(), thread), stat.ctime, admission)
+    }
+}
+
+/// What an open means for a program with setuid or setgid bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Admission {
+    Admitted,
+    /// The kernel's cached mode may have bits that are gone: it has to ask again, once.
+    Outdated,
+    /// A program and a writer would overlap.
+    Busy,
+}
+
+/// Decides on an open of a file that the kernel was answered with the setuid and setgid bits `shown`, and that has
+/// those `on_disk`. `is_written`, `is_run`: the file is open so, this open included.
+fn admission(how: OpenHow, shown: u32, on_disk: u32, is_written: bool, is_run: bool) -> Admission {
+    if how.exec && shown & !on_disk != 0 {
+        Admission::Outdated
+    } else if (how.exec && is_written) || (how.write && is_run) {
+        Admission::Busy
+    } else {
+        Admission::Admitted
     }
 }
 
 /// Admits a change of the mode of `inode` to `mode`; ETXTBSY where it is to gain setuid or setgid bits while it is
 /// open for execve(2) and for writing at once.
 ///
-/// [`Adapter::admit`] asks nothing about a file that was never shown with such bits, so both opens may have been
+/// [`Refused::admit`] asks nothing about a file that was never shown with such bits, so both opens may have been
 /// admitted. The program about to start would run with the new bits, and with what the writer writes after they
 /// were set, although that write takes them off. The bits are noted first: an open that counts from here on is
 /// asked about.
@@ -185,16 +110,6 @@ pub(super) fn admit_mode(inode: &Inode, mode: Option<u32>) -> Result<()> {
         return Err(Error::Errno(Errno::TXTBSY));
     }
     Ok(())
-}
-
-/// Whether attributes to be answered have setuid or setgid bits, which is noted.
-fn shows_setid(inode: &Inode, found: &Attr) -> bool {
-    let bits = found.stat.perm() & SETID;
-    let setid = found.stat.kind() == FileKind::Regular && bits != 0;
-    if setid {
-        inode.flags().note_setid_shown(bits);
-    }
-    setid
 }
 
 #[cfg(test)]

@@ -1,119 +1,35 @@
-//! One handler a request.
+//! One handler for each kind of request. A handler makes one call of the overlay and sends one reply.
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, FileHandle as Fh, Filesystem, Generation, INodeNo, InitFlags,
-    IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, FileHandle as Fh, Filesystem, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::attributes::{Accepted, Refused, admit_mode};
+use super::Adapter;
+use super::admission::admit_mode;
+use super::attributes::Accepted;
 use super::convert::{
     caller, device_from_protocol, errno, name_of, rename_flags, set_time, writer,
 };
-use super::crew::Crew;
-use super::handles::Handles;
-use super::passthrough::Passing;
-use super::policy::Policy;
 use super::reply::{self, empty, with_attr, xattr};
-use super::session::Serving;
-use super::turn::{Lookout, Turn};
-use crate::requests::{Opcode, Requests};
-use cowl_layers::error::{Errno, Error, Result};
+use crate::requests::Opcode;
+use cowl_layers::error::{Errno, Error};
 use cowl_layers::sys::copy::SyncScope;
-use cowl_overlay::{FileHandle, Op, Overlay, SeekTo, SetAttr};
+use cowl_overlay::{SeekTo, SetAttr};
 
-pub(super) const GENERATION: Generation = Generation(0);
 /// The largest read and write: one request of 256 pages.
 const MAX_WRITE: u32 = 1 << 20;
 
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// The overlay as the protocol sees it.
-#[derive(Debug)]
-pub(crate) struct Adapter {
-    pub(super) overlay: Arc<Overlay>,
-    pub(super) files: Handles<FileHandle>,
-    pub(super) keep: Duration,
-    /// Whether the kernel may keep listings, and knows what it means that folders are not opened.
-    pub(super) keep_listings: bool,
-    pub(super) passing: Passing,
-    pub(super) refused: Refused,
-    max_stack_depth: u32,
-    /// There once the session is.
-    pub(super) notifier: Arc<OnceLock<Notifier>>,
-    requests: Arc<Requests>,
-    crew: Arc<Crew>,
-    lookout: Lookout,
-}
-
-impl Adapter {
-    pub(super) fn new(
-        overlay: Arc<Overlay>,
-        serving: &Serving,
-        crew: Arc<Crew>,
-        lookout: Lookout,
-    ) -> Self {
-        let policy = if serving.may_pass {
-            Policy::new(
-                serving.passthrough,
-                serving.coherence,
-                serving.may_be_pushed,
-            )
-        } else {
-            Policy::OFF
-        };
-        let passing = Passing::new(policy, overlay.unattended());
-        // An overlayfs of the kernel on this mount wants as little as there is; files of one below it need
-        // two.
-        let max_stack_depth = if overlay.is_on_overlayfs() { 2 } else { 1 };
-        Self {
-            overlay,
-            passing,
-            refused: Refused::default(),
-            max_stack_depth,
-            files: Handles::default(),
-            keep: serving.keep,
-            keep_listings: serving.keep_listings,
-            notifier: Arc::default(),
-            requests: serving.requests.clone(),
-            crew,
-            lookout,
-        }
-    }
-
-    /// Begins a request; what this returns is dropped after the reply.
-    fn turn(&self, opcode: Opcode) -> Turn<'_> {
-        self.requests.count(opcode);
-        Turn::begin(&self.crew, &self.lookout)
-    }
-
-    /// Runs one operation and invalidates what the kernel caches wrongly since; an error that speaks of a
-    /// damaged layer or of the machine is logged once, here.
-    pub(super) fn run<T>(
-        &self,
-        what: &str,
-        ino: INodeNo,
-        name: Option<&OsStr>,
-        run: impl FnOnce(&Op<'_>) -> Result<T>,
-    ) -> Result<T> {
-        let op = self.overlay.begin();
-        let done = run(&op);
-        // A failed call may have copied something up.
-        let stale = op.take_stale();
-        drop(op);
-        self.invalidate_stale(&stale);
-        done.inspect_err(|error| reply::log_failure(what, ino, name, *error))
-    }
 }
 
 impl Filesystem for Adapter {
@@ -324,7 +240,7 @@ impl Filesystem for Adapter {
             let (name, new_name) = (name_of(name)?, name_of(new_name)?);
             let flags = rename_flags(flags)?;
             op.rename(caller(req, 0), &from, &name, &to, &new_name, flags)?;
-            self.after_rename(op, (&from, &name), (&to, &new_name), flags.exchange);
+            self.after_rename(op, (&from, &name), (&to, &new_name), flags);
             Ok(())
         });
         empty(done, reply);

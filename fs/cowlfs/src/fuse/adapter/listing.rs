@@ -12,15 +12,15 @@ use std::time::Duration;
 
 use fuser::{INodeNo, ReplyAttr, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry, ReplyOpen};
 
-use super::adapter::{Adapter, GENERATION};
 use super::attributes::Accepted;
 use super::convert::{attr, errno, kind, name_of};
 use super::reply::{absent, log_failure};
+use super::{Adapter, GENERATION};
 use cowl_layers::error::{Error, Result};
 use cowl_layers::name::Name;
 use cowl_layers::sys::stat::Stat;
 use cowl_overlay::inode::Inode;
-use cowl_overlay::{Attr, DirEntry, Op};
+use cowl_overlay::{Attr, DirEntry, Op, RenameFlags};
 
 /// What a listing with attributes says of one entry.
 struct Plus {
@@ -170,32 +170,19 @@ impl Adapter {
         op: &Op<'_>,
         from: (&Arc<Inode>, &Name),
         to: (&Arc<Inode>, &Name),
-        exchange: bool,
+        flags: RenameFlags,
     ) {
         from.0.note_removal();
         if Arc::ptr_eq(from.0, to.0) || !self.keep_listings {
             return;
         }
-        for (parent, name) in [to, from].into_iter().take(1 + usize::from(exchange)) {
+        for (parent, name) in [to, from].into_iter().take(1 + usize::from(flags.exchange)) {
             match op.lookup(parent, name) {
                 Ok(Some(moved)) if moved.is_dir() => self.drop_listing(moved.ino()),
                 Ok(_) => {}
                 // The move is made: an error here would tell that it is not.
                 Err(error) => log::warn!("cannot look at what was moved to {name}: {error}"),
             }
-        }
-    }
-
-    /// Neither waits for anything: no request holds a page of a listing while it is on its way.
-    fn drop_listing(&self, ino: u64) {
-        let Some(notifier) = self.notifier.get() else {
-            return;
-        };
-        match notifier.inval_inode(INodeNo(ino), 0, 0) {
-            // The kernel does not know it any more.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => log::warn!("cannot have a listing of {ino} dropped: {error}"),
-            Ok(()) => {}
         }
     }
 }

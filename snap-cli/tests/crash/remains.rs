@@ -1,0 +1,76 @@
+//! What an interrupted command may leave in a store: nothing that no manifest names.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use cowl::store::deleted;
+
+use crate::library;
+
+/// Checks that the store at `path` holds nothing that no manifest names. A store that does not exist yet is clean.
+#[track_caller]
+pub(crate) fn assert_none(path: &Path, what: &str) {
+    let Ok(store) = library::open(path) else {
+        return;
+    };
+    let mut layers = BTreeSet::new();
+    let mut files = BTreeSet::new();
+    for (id, record) in store.containers().unwrap() {
+        let manifest = record.unwrap().body;
+        layers.extend(manifest.stack.iter().map(ToString::to_string));
+        files.insert(store.paths().container_file(id));
+        for snapshot in &manifest.snapshots {
+            let stack = store.snapshot(id, snapshot.id).unwrap().stack;
+            layers.extend(stack.iter().map(ToString::to_string));
+            files.insert(store.paths().snapshot_file(id, snapshot.id));
+        }
+    }
+    for deleted in deleted::list(&store).unwrap() {
+        let manifest = deleted::manifest(&store, &deleted).unwrap().body;
+        layers.extend(manifest.stack.iter().map(ToString::to_string));
+        for snapshot in &manifest.snapshots {
+            let stack = store.snapshot_in(&deleted.dir, snapshot.id).unwrap().stack;
+            layers.extend(stack.iter().map(ToString::to_string));
+        }
+    }
+    assert_eq!(names(&path.join("layers")), layers, "{what}: layers");
+    let locks = names(&path.join("locks"));
+    assert!(
+        !locks.iter().any(|name| name.starts_with("making")),
+        "{what}: {locks:?}"
+    );
+    for dir in ["trash", "moving"] {
+        assert_eq!(names(&path.join(dir)), BTreeSet::new(), "{what}: {dir}");
+    }
+    // A daemon that has synced a snapshot commits that in the background.
+    let start = Instant::now();
+    while container_files(path) != files && start.elapsed() < Duration::from_secs(10) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(container_files(path), files, "{what}: files of containers");
+}
+
+fn container_files(store: &Path) -> BTreeSet<PathBuf> {
+    let mut files = BTreeSet::new();
+    let containers = store.join("containers");
+    for id in names(&containers) {
+        for name in names(&containers.join(&id)) {
+            let path = containers.join(&id).join(&name);
+            if path.is_dir() {
+                files.extend(names(&path).into_iter().map(|file| path.join(file)));
+            } else {
+                files.insert(path);
+            }
+        }
+    }
+    files
+}
+
+/// Returns the names in a directory; none if there is no directory.
+pub(crate) fn names(dir: &Path) -> BTreeSet<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten();
+    entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect()
+}

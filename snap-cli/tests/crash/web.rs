@@ -1,0 +1,262 @@
+//! The container `web` in a store of its own, and commands on it that are killed at each system call.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use cowl::store::Store;
+use cowl::store::manifest::{ContainerId, ContainerManifest, LayerId};
+use cowl::store::name::ContainerName;
+use cowl::tree::digest;
+use cowl_tests::conditions::{self, Need};
+use cowl_tests::mount::wait_until;
+
+use crate::kill::{at_each, calls, kill_at};
+use crate::library;
+use crate::remains;
+
+/// Returns whether the calling test can run here; if not, it is counted as skipped.
+pub(crate) fn can(mounts: bool) -> bool {
+    let mut needs = vec![Need::Program("strace")];
+    if mounts {
+        needs.extend([Need::Root, Need::Fuse]);
+    }
+    conditions::can(&needs)
+}
+
+struct World {
+    cli: cowl_tests::cowl::Store,
+}
+
+/// The states of a container: the current one, and each snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct States {
+    head: String,
+    snapshots: Vec<(String, String)>,
+}
+
+impl States {
+    fn names(&self) -> Vec<&str> {
+        let names = self.snapshots.iter().map(|(name, _)| name.as_str());
+        names.collect()
+    }
+}
+
+impl World {
+    fn empty() -> Self {
+        let cli = cowl_tests::cowl::Store::for_test();
+        Self { cli }
+    }
+
+    /// Copies the store, with all its time stamps.
+    fn copy(&self) -> Self {
+        let world = Self::empty();
+        let copied = Command::new("cp")
+            .arg("-a")
+            .args([self.cli.path(), world.cli.path()])
+            .status();
+        assert!(copied.unwrap().success());
+        world
+    }
+
+    /// Creates the container with three snapshots, and a file written since.
+    fn new() -> Self {
+        let world = Self::empty();
+        let base = world.cli.beside("base");
+        std::fs::create_dir_all(base.join("etc/deep")).unwrap();
+        std::fs::write(base.join("etc/file"), "one").unwrap();
+        world.cli.create("web", &base);
+        for round in 0..3 {
+            world.write(&format!("etc/round{round}"), "content");
+            world.cli.ok(["snapshot", "web"]);
+        }
+        world.write("etc/since", "the last snapshot");
+        world
+    }
+
+    fn store(&self) -> Store {
+        library::open(self.cli.path()).unwrap()
+    }
+
+    /// Unmounts web. A process that another thread is about to start holds a copy of each descriptor for a moment,
+    /// which keeps the mount busy.
+    #[track_caller]
+    fn umount(&self) {
+        wait_until("web is free", || {
+            let output = self.cli.cowl(["umount", "web"]);
+            assert!([0, 4].contains(&output.code), "{}", output.report());
+            output.code == 0
+        });
+    }
+
+    fn find(&self, name: &str) -> Option<(ContainerId, ContainerManifest)> {
+        let name = ContainerName::parse(name).unwrap();
+        let found = self.store().containers().unwrap();
+        found.into_iter().find_map(|(id, record)| {
+            let manifest = record.unwrap().body;
+            (manifest.name == name).then_some((id, manifest))
+        })
+    }
+
+    /// Writes into the head of web, which is not mounted.
+    fn write(&self, path: &str, content: &str) {
+        let (_, manifest) = self.find("web").unwrap();
+        let path = self.store().paths().layer_tree(manifest.head).join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+
+    fn digest(&self, stack: &[LayerId]) -> String {
+        let view = self.store().view(stack).unwrap();
+        digest(&view, &mut |_| ()).unwrap().to_string()
+    }
+
+    fn states(&self, name: &str) -> Option<States> {
+        let (id, manifest) = self.find(name)?;
+        let store = self.store();
+        let snapshots = manifest.snapshots.iter().map(|known| {
+            let snapshot = store.snapshot(id, known.id).unwrap();
+            (known.name.to_string(), self.digest(&snapshot.stack))
+        });
+        Some(States {
+            head: self.digest(&manifest.stack),
+            snapshots: snapshots.collect(),
+        })
+    }
+
+    fn log(&self) -> PathBuf {
+        self.cli.beside("strace.log")
+    }
+}
+
+/// Kills `args` at every call; `names` are the containers that the command changes.
+pub(crate) fn at_every_call(mounted: bool, args: &[&str], names: &[&str]) {
+    at_every_call_after(&[], mounted, args, names);
+}
+
+/// Like [`at_every_call`], in a store where the commands `prepare` were run before.
+pub(crate) fn at_every_call_after(
+    prepare: &[&[&str]],
+    mounted: bool,
+    args: &[&str],
+    names: &[&str],
+) {
+    let first = World::new();
+    for command in prepare {
+        first.cli.ok(*command);
+    }
+    let world = || {
+        let world = first.copy();
+        if mounted {
+            world.cli.ok(["mount", "web"]);
+        }
+        world
+    };
+    let states =
+        |world: &World| -> Vec<_> { names.iter().map(|name| world.states(name)).collect() };
+    let (calls, after) = {
+        let world = world();
+        let calls = calls(&world.cli.command(args), &world.log());
+        (calls, states(&world))
+    };
+    at_each(&format!("{args:?}, mounted: {mounted}"), &calls, |call| {
+        let mut what = format!("{args:?} killed at {call:?}");
+        let world = world();
+        let before = states(&world);
+        let killed = kill_at(&world.cli.command(args), call);
+        // The next command cleans up, whichever it is.
+        for next in ["status", "list", "check"] {
+            let output = world.cli.cowl([next]);
+            assert_eq!(output.code, 0, "{what}, then {}", output.report());
+            what = format!("{what}; {next} said: {}", output.err());
+        }
+        let now = states(&world);
+        assert!(
+            is_like(&now, &before) || is_like(&now, &after),
+            "{what}:\nbefore {before:#?}\nnow {now:#?}\nafter {after:#?}"
+        );
+        for (then, now) in before.iter().zip(&now) {
+            // No snapshot ever changes.
+            if let (Some(then), Some(now)) = (then, now) {
+                for (name, state) in &then.snapshots {
+                    let same = now.snapshots.iter().find(|(other, _)| other == name);
+                    assert!(same.is_none_or(|(_, now)| now == state), "{what}: {name}");
+                }
+            }
+        }
+        remains::assert_none(world.cli.path(), &what);
+        if mounted && let Some((id, _)) = world.find("web") {
+            assert_mount_works(&world, id, &what);
+        }
+        killed
+    });
+}
+
+fn is_like(a: &[Option<States>], b: &[Option<States>]) -> bool {
+    a.iter().zip(b).all(|(a, b)| match (a, b) {
+        (Some(a), Some(b)) => a.head == b.head && a.names() == b.names(),
+        (None, None) => true,
+        _ => false,
+    })
+}
+
+/// Checks that web is mounted, that what is written through the mount reaches the head, and that no frozen layer
+/// changes.
+fn assert_mount_works(world: &World, id: ContainerId, what: &str) {
+    let place = world.store().paths().mount_dir(id);
+    assert!(is_mounted(&place), "{what}: not mounted any more");
+    let snapshots = world.states("web").unwrap().snapshots;
+    std::fs::write(place.join("etc/after"), "the crash").unwrap();
+    std::fs::write(place.join("etc/file"), "changed").unwrap();
+    let (_, manifest) = world.find("web").unwrap();
+    let head = world.store().paths().layer_tree(manifest.head);
+    assert!(
+        head.join("etc/after").is_file(),
+        "{what}: written elsewhere"
+    );
+    assert_eq!(world.states("web").unwrap().snapshots, snapshots, "{what}");
+    world.umount();
+    world.cli.ok(["mount", "web"]);
+    let text = std::fs::read_to_string(place.join("etc/after")).unwrap();
+    assert_eq!(text, "the crash", "{what}");
+    world.umount();
+}
+
+fn is_mounted(place: &Path) -> bool {
+    cowl_tests::mount::at(place).is_some()
+}
+
+/// Kills `args`, which changes a mounted web path by path after it has saved its state. However far the command came,
+/// that state is saved, no snapshot has changed, and the repeated command has the same result.
+pub(crate) fn at_every_call_path_by_path(args: &[&str]) {
+    let first = World::new();
+    let world = || {
+        let world = first.copy();
+        world.cli.ok(["mount", "web"]);
+        world
+    };
+    let (calls, after) = {
+        let world = world();
+        let calls = calls(&world.cli.command(args), &world.log());
+        (calls, world.states("web").unwrap())
+    };
+    at_each(&format!("{args:?}"), &calls, |call| {
+        let what = format!("{args:?} killed at {call:?}");
+        let world = world();
+        let before = world.states("web").unwrap();
+        let killed = kill_at(&world.cli.command(args), call);
+        world.cli.ok(["status"]);
+        let now = world.states("web").unwrap();
+        assert!(now.snapshots.starts_with(&before.snapshots), "{what}");
+        match now.snapshots.strip_prefix(before.snapshots.as_slice()) {
+            Some([]) => assert_eq!(now.head, before.head, "{what}"),
+            Some([(_, saved)]) => assert_eq!(*saved, before.head, "{what}"),
+            other => panic!("{what}: {other:?}"),
+        }
+        remains::assert_none(world.cli.path(), &what);
+        world.cli.ok(args);
+        assert_eq!(world.states("web").unwrap().head, after.head, "{what}");
+        let (id, _) = world.find("web").unwrap();
+        assert_mount_works(&world, id, &what);
+        killed
+    });
+}
