@@ -75,7 +75,7 @@ fn an_answer_is_read_even_if_its_daemon_has_ended() {
         std::fs::read_to_string(format!("/proc/{pid}/status"))
             .is_ok_and(|text| text.contains(&tracer))
     });
-    let mut client = trace("recvfrom", "delay_exit=900000");
+    let mut client = trace("recvfrom", "delay_exit=2500000");
     client
         .arg(cowl_tests::programs::cowl())
         .arg("--store")
