@@ -145,12 +145,15 @@ fn run_one(binary: &Binary, log: &Path, environment: &[(&str, &Path)]) -> Result
     Ok(())
 }
 
-/// Returns the name and the last line of libtest.
+/// Returns the name of the binary, and the result as libtest prints it, so that programs that read the output of cargo
+/// find it.
 fn summary(name: &str, text: &str, took: Duration) -> String {
     let mut lines = text.lines().rev();
-    let result = lines.find_map(|line| line.strip_prefix("test result: "));
-    let counts = result.and_then(|line| line.split("; finished").next());
-    format!("{name:22} {:>5.0?} {}", took, counts.unwrap_or("no tests"))
+    let result = lines.find(|line| line.starts_with("test result: "));
+    format!(
+        "     Running {name} ({took:.0?})\n{}",
+        result.unwrap_or("no tests")
+    )
 }
 
 #[cfg(test)]
@@ -179,12 +182,10 @@ mod tests {
     }
 
     #[test]
-    fn the_result_of_a_binary_is_one_line() {
-        let text = "running 2 tests\n\ntest result: ok. 2 passed; 0 failed; finished in 0.1s\n";
-        let line = summary("tests-mount", text, Duration::from_secs(3));
-        assert_eq!(
-            line.split_whitespace().collect::<Vec<_>>().join(" "),
-            "tests-mount 3s ok. 2 passed; 0 failed"
-        );
+    fn the_result_of_a_binary_is_that_of_libtest() {
+        let result = "test result: ok. 2 passed; 0 failed; finished in 0.1s";
+        let text = format!("running 2 tests\n\n{result}\n");
+        let summary = summary("tests-mount", &text, Duration::from_secs(3));
+        assert_eq!(summary, format!("     Running tests-mount (3s)\n{result}"));
     }
 }
