@@ -33,10 +33,8 @@ pub fn ask(store: &Store, id: ContainerId) -> Result<Option<(RunState, Status)>>
         };
         match Client::connect(&socket(store, id)).and_then(|mut client| client.status()) {
             Ok(status) => Ok(Some(Some((state, status)))),
-            Err(error @ (ControlError::Silent { .. } | ControlError::Ending { .. })) => {
-                Err(told(&error))
-            }
-            // It may have been killed since the state was read.
+            Err(error @ ControlError::Silent { .. }) => Err(told(&error)),
+            // It may have been killed, or begun to end, since the state was read.
             Err(error) => {
                 failed = Some(told(&error));
                 Ok(None)

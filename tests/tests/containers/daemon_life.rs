@@ -149,13 +149,19 @@ fn a_container_whose_daemon_got_a_signal_is_unmounted() {
     let place = created(&store, &["web"]).remove(0);
     std::fs::write(place.join("new"), "new").unwrap();
     signal(store.pid("web"), "-TERM");
-    wait_until("it is unmounted", || {
-        store
-            .cowl(["status", "web"])
-            .ok()
-            .out()
-            .contains("not mounted")
-    });
+    let start = std::time::Instant::now();
+    loop {
+        let status = store.cowl(["status", "web"]).ok();
+        if status.out().contains("not mounted") {
+            break;
+        }
+        assert!(
+            start.elapsed() < std::time::Duration::from_secs(20),
+            "still mounted: {}\n{}",
+            status.report(),
+            store.cowl(["status", "web", "--json"]).ok().out()
+        );
+    }
     assert_eq!(store.cowl(["cat", "web:new"]).ok().out(), "new");
     store.cowl(["umount", "web"]).fails(1, &["not mounted"]);
 }
