@@ -18,8 +18,8 @@ pub(crate) struct Options {
     /// Leave pjdfstest and fsx out
     #[arg(long)]
     no_conformance: bool,
-    /// How many test binaries run at a time
-    #[arg(long, default_value_t = 2, value_name = "N")]
+    /// How many test binaries run at a time; with more than one for two CPUs, tests that wait for a process may time out
+    #[arg(long, default_value_t = 1, value_name = "N")]
     jobs: usize,
     /// For the edit loop: formatting, rules, unit tests, and the tests that need no mount and are fast
     #[arg(long, conflicts_with = "no_conformance")]
