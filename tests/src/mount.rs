@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::mount::{UnmountFlags, unmount};
 
 /// Timeout for a mount to appear and for a daemon to exit.
+///
 /// Longer than syncfs(2) takes beside tests that write at full speed: a daemon that ends syncs its layer first.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
