@@ -457,7 +457,8 @@ fn neither_do_archives_and_the_options_of_a_mount() {
         command
             .arg("-C")
             .arg(&tree)
-            .arg("-cPf")
+            // The order of names decides which of two hard links is stored as a link.
+            .args(["--sort=name", "-cPf"])
             .arg(&archive)
             .args(more)
             // In a UTF-8 locale, a pattern does not match a name that is not UTF-8.
