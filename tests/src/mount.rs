@@ -307,7 +307,9 @@ impl Overlay {
         };
         let mut mounted = mount();
         wait_until("the upper to be free", || {
-            let busy = mounted.err().contains("busy");
+            // mount(8) describes EBUSY in one of two ways, depending on what else is mounted.
+            let texts = ["busy", "already mounted"];
+            let busy = texts.iter().any(|text| mounted.err().contains(text));
             if busy {
                 mounted = mount();
             }
