@@ -68,17 +68,17 @@ fn open_unmounted<'s>(store: &'s Store, name: &ContainerName) -> Result<Containe
     browse::tidy(store, container.id())?;
     let container = moving::complete(container)?.ok_or_else(|| {
         Error::not_found(format!(
-            "there is no container named {name}: what a killed command had begun was brought to its end"
+            "there is no container named {name}: an interrupted adopt was rolled back, or an interrupted release completed"
         ))
     })?;
     let mut container = ephemeral::end(container)?.ok_or_else(|| {
         Error::not_found(format!(
-            "there is no container named {name} any more: it was there for one mount, which has ended"
+            "there is no container named {name} any more: it was ephemeral, and its mount has ended"
         ))
     })?;
     // On a full disk, say. Every state shows the same without it.
     if let Err(error) = finish_merge(&mut container) {
-        log::warn!("{error}; a merge of layers of {name} is not brought to its end yet");
+        log::warn!("{error}; a merge of layers of {name} is not complete yet");
     }
     Ok(container)
 }

@@ -218,13 +218,13 @@ impl<'a> Uses<'a> {
         }
     }
 
-    fn note_method(&mut self, method: &syn::Ident) {
+    fn note_method(&mut self, method: &str) {
         let Some(current) = &self.current else { return };
         let modules = self
             .names
             .methods
             .get(current)
-            .and_then(|methods| methods.get(&method.to_string()));
+            .and_then(|methods| methods.get(method));
         for module in modules.into_iter().flatten() {
             if module != self.module {
                 let item = format!("{}::{method}", current.last().map_or("", String::as_str));
@@ -260,11 +260,7 @@ impl Visit<'_> for Uses<'_> {
     fn visit_path(&mut self, path: &syn::Path) {
         let segments: Vec<_> = path.segments.iter().map(|s| s.ident.to_string()).collect();
         match segments.as_slice() {
-            [first, method] if first == "Self" => {
-                if let (_, Some(ident)) = (method, path.segments.last()) {
-                    self.note_method(&ident.ident);
-                }
-            }
+            [first, method] if first == "Self" => self.note_method(method),
             [_, _, ..] => self.note(&segments),
             _ => {}
         }
@@ -281,7 +277,7 @@ impl Visit<'_> for Uses<'_> {
         if let syn::Expr::Path(receiver) = &*call.receiver
             && receiver.path.is_ident("self")
         {
-            self.note_method(&call.method);
+            self.note_method(&call.method.to_string());
         }
         visit::visit_expr_method_call(self, call);
     }
