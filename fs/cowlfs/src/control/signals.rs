@@ -128,7 +128,7 @@ impl SignalTarget {
         }
         self.write_back();
         drop(alive);
-        if self.connection.wait_for_end(detach::ENDING) {
+        if self.connection.wait_for_end(detach::END_TIMEOUT) {
             return;
         }
         let unused = || {
