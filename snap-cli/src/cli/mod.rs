@@ -267,7 +267,7 @@ impl Context {
     fn settle(&self, store: &Store, name: &ContainerName) {
         let begun = store
             .find_id(name)
-            .and_then(|id| durability::begin(store, id));
+            .and_then(|id| durability::start(store, id));
         // What the command was asked for is done, and listed as settling.
         if let Err(error) = begun {
             log::warn!("what is settling of {name} is synced by a later command: {error}");

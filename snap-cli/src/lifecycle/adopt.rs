@@ -452,7 +452,7 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
     }
     // Nobody else is to finish, or take back, what we are about to do.
     let lock = store.lock_container(id)?;
-    external::mark(store, id, &Leftover::default())?;
+    external::write_marker(store, id, &Leftover::default())?;
     // Nobody writes to it any more, and from here on the store answers for what is in it.
     disk::sync_all(rootfs)?;
     making.sync()?;

@@ -10,7 +10,7 @@ use std::process::{Command, ExitStatus};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 
-use crate::container::mount::Then;
+use crate::container::mount::AfterUnmount;
 use crate::container::state::Lifetime;
 use crate::container::state::{self, Mounted};
 use crate::error::{Error, Result};
@@ -55,7 +55,7 @@ fn leave(store: &Store, name: &ContainerName) -> Result<()> {
     if !state.transient || last.is_none() {
         return Ok(());
     }
-    match container.unmount(Then::StayUnmounted) {
+    match container.unmount(AfterUnmount::StayUnmounted) {
         Ok(_) => recover::end_if_ephemeral(container).map(drop),
         Err(error) if error.kind == crate::error::Kind::Busy => {
             log::warn!("{name} stays mounted: {error}");

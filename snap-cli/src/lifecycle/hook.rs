@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::container::mount::Then;
+use crate::container::mount::AfterUnmount;
 use crate::container::state::Lifetime;
 use crate::container::state::Mounted;
 use crate::container::{Container, Swap, destroy, external};
@@ -130,7 +130,7 @@ pub fn pre_start(store: &Store, id: ContainerId, caller: &Caller, limit: usize) 
         }
     }
     if let Mounted::Alive(state) = container.mounted()?
-        && state.mountpoint != container.place()?
+        && state.mountpoint != container.mount_point()?
     {
         return Err(Error::busy(format!(
             "{} is mounted at {}",
@@ -188,7 +188,7 @@ pub fn post_stop(store: &Store, id: ContainerId, caller: &Caller) -> Result<()> 
     match who(container.manifest(), id, caller)? {
         Who::Itself | Who::Moved(_) => {
             mount_points::close_mnt(store.paths(), Closed::ToMappedRoots)?;
-            container.unmount(Then::StayUnmounted).map(drop)
+            container.unmount(AfterUnmount::StayUnmounted).map(drop)
         }
         Who::Copy => Ok(()),
     }

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 
 use crate::archive::export_dir;
 use crate::container::external::{self, Leftover};
-use crate::container::mount::Then;
+use crate::container::mount::AfterUnmount;
 use crate::container::{Container, Swap, dead};
 use crate::error::{Error, Result};
 use crate::lxc as tools;
@@ -67,7 +67,7 @@ pub fn plan(container: &Container<'_>, snapshots: Snapshots) -> Result<How> {
             )));
         }
     }
-    if let Some(found) = external::foreign(&adopted.rootfs)? {
+    if let Some(found) = external::find_foreign(&adopted.rootfs)? {
         return Err(Error::failed(format!(
             "where the root file system is to go, there is something: {found}"
         ))
@@ -115,7 +115,7 @@ pub fn release(
 ) -> Result<Vec<String>> {
     plan(&container, snapshots)?;
     dead::refuse_stranded(&container)?;
-    container.unmount(Then::StayUnmounted)?;
+    container.unmount(AfterUnmount::StayUnmounted)?;
     let store = container.store();
     // Alone: nobody reads the layer that moves, or begins to stand on it.
     let alone = store.alone()?;
@@ -145,7 +145,7 @@ pub fn release(
 
 /// From here on the release is finished, whatever happens.
 fn commit(container: &mut Container<'_>, plain: LayerId, making: Option<Making<'_>>) -> Result<()> {
-    external::mark(container.store(), container.id(), &Leftover::default())?;
+    external::write_marker(container.store(), container.id(), &Leftover::default())?;
     let next = ContainerManifest {
         head: plain,
         stack: vec![plain],

@@ -42,7 +42,7 @@ fn claimed(store: &Store, id: ContainerId, name: &ContainerName) -> Result<()> {
     };
     let record = deleted::manifest(store, &deleted)?;
     store.open_layers(&record.body.stack)?;
-    let moving = lxc::back(store, id, &record.body)?;
+    let moving = lxc::begin_recreation(store, id, &record.body)?;
     // What was there for one mount is brought back to stay.
     let stays = record.body.ephemeral.is_none();
     if record.body.name != *name || moving.is_some() || !stays {

@@ -121,7 +121,7 @@ impl Outgoing {
         freeze::freeze(&mut container)?;
         let reading = store.share()?;
         let mut manifest = container.manifest().clone();
-        let config = lxc::config_copy(&container);
+        let config = lxc::read_config_copy(&container);
         manifest.leave_machine();
         keep_losses(&mut manifest, &durability::epoch(store)?);
         let mut states = BTreeMap::new();

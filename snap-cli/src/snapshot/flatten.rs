@@ -8,7 +8,7 @@ use cowl_layers::view::View;
 
 use super::restore::again;
 use crate::container::Container;
-use crate::container::mount::Then;
+use crate::container::mount::AfterUnmount;
 use crate::container::state::Mounted;
 use crate::container::{Swap, dead, detach};
 use crate::error::{Error, Result};
@@ -153,7 +153,7 @@ pub(super) fn merge_run(
     merge(store, run, &below, merged, &mut progress)?;
     making.sync_content()?;
 
-    let was = container.unmount(Then::MountAgain)?;
+    let was = container.unmount(AfterUnmount::MountAgain)?;
     let mut next = container.manifest().clone();
     next.stack = replaced(&next.stack, run, merged).unwrap_or(next.stack);
     next.origin = replaced(&next.origin, run, merged).unwrap_or(next.origin);

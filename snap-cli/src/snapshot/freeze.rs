@@ -101,13 +101,13 @@ pub fn commit(
                 | ControlError::NotUnderstood(_)
                 | ControlError::Busy { .. }
                 | ControlError::InUse { .. }),
-            ) => Ok(Swap::Refused(daemon::told(&error))),
+            ) => Ok(Swap::Refused(daemon::to_error(&error))),
             // What became of it is not known.
             Err(
                 error @ (ControlError::Io(_)
                 | ControlError::Silent { .. }
                 | ControlError::Ending { .. }),
-            ) => Err(daemon::told(&error)),
+            ) => Err(daemon::to_error(&error)),
         }
     })
 }

@@ -130,7 +130,7 @@ impl State {
         if self.snapshot.is_some() {
             return Ok(());
         }
-        match state::look(store, self.container)? {
+        match state::probe(store, self.container)? {
             Mounted::Alive(state) => state.flush(store, self.container),
             Mounted::No | Mounted::Dead(_) => Ok(()),
         }

@@ -3,7 +3,7 @@
 use super::take::{drop_if_unnamed, write_file};
 use crate::container::Container;
 
-use crate::container::mount::Then;
+use crate::container::mount::AfterUnmount;
 use crate::container::{Swap, dead, state::RunState};
 use crate::error::{Error, Result};
 use crate::store::making::Making;
@@ -26,7 +26,7 @@ pub fn restore(container: &mut Container<'_>, name: &SnapshotName) -> Result<Res
     let (_, snapshot) = container.snapshot(name)?;
     container.store().open_layers(&snapshot.stack)?;
     dead::refuse_stranded(container)?;
-    let was = container.unmount(Then::MountAgain)?;
+    let was = container.unmount(AfterUnmount::MountAgain)?;
     let done = swap(container, name);
     let mounted = again(container, was.as_ref());
     // What became of the container comes first, what became of its mount second.

@@ -116,7 +116,7 @@ pub(super) fn write_file(
     let body = SnapshotManifest {
         stack: stack.to_vec(),
         settings: manifest.settings.clone(),
-        config: crate::container::lxc::config_copy(container),
+        config: crate::container::lxc::read_config_copy(container),
         extra: Map::new(),
     };
     let path = store.paths().snapshot_file(container.id(), id);
@@ -133,7 +133,7 @@ pub(super) fn write_file(
         comment: String::new(),
         tags: BTreeMap::new(),
         protected: false,
-        settling: durability::settling_of(container, stack)?,
+        settling: durability::settling_for(container, stack)?,
         extra: Map::new(),
     })
 }

@@ -39,7 +39,7 @@ pub(super) fn remove(store: &Store, path: &Path) {
 }
 
 /// Removes those of a container that does not exist any more.
-pub fn remove_of(store: &Store, id: ContainerId) {
+pub fn remove_for(store: &Store, id: ContainerId) {
     if let Err(error) = mount_points::remove(store.paths(), id) {
         log::warn!("{error}");
     }
