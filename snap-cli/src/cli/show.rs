@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Context, Verb, output, read_state};
 use crate::container::durability::epoch;
-use crate::container::state::{Mounted, look};
+use crate::container::state::{Mounted, probe};
 use crate::error::Result;
 use crate::snapshot::State;
 use crate::store::Store;
@@ -120,7 +120,7 @@ fn of_container(store: &Store, state: &State) -> Result<Value> {
             .map(|s| &s.name)
     };
     let (mark, epoch) = (manifest.settling.as_ref(), epoch(store)?);
-    let place = match look(store, state.container)? {
+    let place = match probe(store, state.container)? {
         Mounted::Alive(run) => Some(output::json_path(run.mountpoint.as_os_str().as_bytes())),
         Mounted::No | Mounted::Dead(_) => None,
     };

@@ -2,7 +2,6 @@
 
 use cowlfs::config::{Awake, Coherence, Passthrough, name_of};
 use std::io::{Read, Write as _};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::super::output;
 use super::columns::Template;
 use super::{Args, OrderWord};
-use crate::container::state::{Mounted, look};
+use crate::container::state::{Mounted, probe};
 use crate::error::{Error, Result};
 use crate::snapshot::select::{Filter, natural};
 use crate::store::Store;
@@ -37,7 +37,7 @@ pub(super) fn print(
         for (id, record) in store.containers()? {
             match record {
                 Ok(record) if takes(filter, &record.body) => rows.push(Row {
-                    mounted: look(store, id).unwrap_or_else(|error| {
+                    mounted: probe(store, id).unwrap_or_else(|error| {
                         output::complain(&error, args.json);
                         broken = Some(error);
                         Mounted::No
