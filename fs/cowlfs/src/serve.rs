@@ -163,7 +163,7 @@ impl Layers {
             made.map(|overlay| overlay.over_data(self.data.clone()))
         };
         let mut overlay = make().map_err(cannot)?;
-        if overlay.take_over_index().map_err(cannot)? {
+        if overlay.adopt_kernel_index().map_err(cannot)? {
             overlay = make().map_err(cannot)?;
         }
         // `upper` is dropped here: the overlay alone holds it, and releases its locks when it drops it.

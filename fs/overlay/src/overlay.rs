@@ -121,7 +121,7 @@ impl Overlay {
 
     /// Closes a file.
     pub fn close(&self, handle: &FileHandle) {
-        self.opens.close(handle);
+        self.opens.count_close(handle);
     }
 
     /// Returns the files that a process has open for writing.

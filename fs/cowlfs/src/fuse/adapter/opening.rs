@@ -137,7 +137,7 @@ impl Adapter {
         let Wanted { ino, flags, .. } = wanted;
         let close = |_: &Error| self.overlay.close(&handle);
         let asked = self.asked(op, &handle, wanted).inspect_err(close)?;
-        let content = handle.opened();
+        let content = handle.open_descriptor();
         let synced = asked.write && syncs(flags);
         let answer = self.passing.open(
             &Opening {
@@ -198,7 +198,7 @@ impl Adapter {
         let inode = handle.inode();
         let before = inode.facts().snapshot();
         asked.upper = op.content_is_up(handle)?;
-        if let Some((fd, _)) = handle.opened() {
+        if let Some((fd, _)) = handle.open_descriptor() {
             let passes = policy.upper && asked.upper;
             // Of what lies in the upper nothing depends on it, and to look at the content moves its access time.
             asked.program = !write && !asked.upper && policy.programs && handle.is_program(&fd)?;
@@ -246,7 +246,7 @@ impl Adapter {
 /// Whether a file that was opened to be written has setuid or setgid bits by now: a mode that was cached before
 /// the open counted would outlast a write that takes them off.
 fn may_have_setid(handle: &FileHandle) -> bool {
-    let Some((fd, _)) = handle.opened() else {
+    let Some((fd, _)) = handle.open_descriptor() else {
         return true;
     };
     match sys::stat::stat_fd(&*fd) {
