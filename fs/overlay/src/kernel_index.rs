@@ -81,7 +81,7 @@ impl TakeOver<'_> {
             if self.cx.stack.is_upper(layer) {
                 continue;
             }
-            for path in self.links.scan_of(layer)?.files() {
+            for path in self.links.scan_layer(layer)?.files() {
                 let fd = open_in(layer, path)?;
                 if let Some(handle) = sys::handle::of(fd.as_fd())? {
                     found.insert(handle, (layer.clone(), sys::stat::stat_fd(&fd)?));
@@ -100,9 +100,9 @@ impl TakeOver<'_> {
         stat: &Stat,
     ) -> Result<()> {
         let mut names: Vec<Alias> = Vec::new();
-        let scan = self.links.scan_of(layer)?;
-        for path in scan.paths_of(stat.ino) {
-            self.links.each_shown(layer, path, |parent, last| {
+        let scan = self.links.scan_layer(layer)?;
+        for path in scan.paths(stat.ino) {
+            self.links.for_each_visible(layer, path, |parent, last| {
                 let shows = match self.links.names.lookup(&parent, &last)? {
                     Some(inode) if !inode.is_dir() => {
                         let file = inode.file()?;

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::copy_up::{CopyExtent, CopyUp};
-use crate::inode::{Inode, InodeTable, State};
+use crate::inode::{Inode, InodeState, InodeTable};
 use crate::reach::{Context, access_path};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::name::Name;
@@ -24,7 +24,7 @@ impl NameRemoval<'_> {
     /// is right from here on, and the rest stays one file.
     pub(super) fn gather_links(&self, inode: &Arc<Inode>) -> Result<()> {
         let file = inode.file()?;
-        if self.cx.stack.in_upper(&file) || file.orphan {
+        if self.cx.stack.is_in_upper(&file) || file.orphan {
             return Ok(());
         }
         // Since a snapshot it may be a file of a lower that only its anchor leads to.
@@ -43,7 +43,7 @@ impl NameRemoval<'_> {
         name: &Name,
     ) -> Result<Option<Arc<OwnedFd>>> {
         let file = inode.file()?;
-        if !self.cx.stack.in_upper(&file) || file.anchor.is_some() {
+        if !self.cx.stack.is_in_upper(&file) || file.anchor.is_some() {
             return Ok(None);
         }
         let others = file
@@ -58,7 +58,7 @@ impl NameRemoval<'_> {
                     name: other.name.clone(),
                 };
                 if loc.stat().is_ok_and(|stat| stat.ino == file.identity.ino) {
-                    inode.change_file(|file| file.loc = loc)?;
+                    inode.update_file(|file| file.loc = loc)?;
                     return Ok(None);
                 }
             }
@@ -74,10 +74,10 @@ impl NameRemoval<'_> {
             inode.file().is_ok_and(|file| file.orphan)
         };
         if gone {
-            self.inodes.gone(inode.identity());
+            self.inodes.remove_substitute(inode.identity());
         }
         // The kernel decrements the count of one link that every file shows.
-        if self.cx.behaviour.static_nlink && !inode.is_dir() {
+        if self.cx.options.static_nlink && !inode.is_dir() {
             self.cx.note_stale(inode);
         }
     }
@@ -86,12 +86,12 @@ impl NameRemoval<'_> {
 /// Removes a name from a file's state. `anchor` leads to a file of which no other name is known; a file without
 /// any name is an orphan.
 pub(super) fn forget_name(
-    state: &mut State,
+    state: &mut InodeState,
     parent: &Arc<Inode>,
     name: &Name,
     anchor: Option<Arc<OwnedFd>>,
 ) -> Result<()> {
-    let State::File(file) = state else {
+    let InodeState::File(file) = state else {
         return Err(Error::Errno(Errno::ISDIR));
     };
     file.aliases

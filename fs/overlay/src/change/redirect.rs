@@ -47,7 +47,7 @@ impl Redirects<'_> {
         let marker = stack.upper()?.layer.space().redirect().as_bytes();
         let target = access_path(inode)?;
         match sys::xattr::set((*target).as_fd(), marker, &redirect.to_value()) {
-            Ok(()) => inode.change_file(|file| file.redirect = Some(Box::new(redirect))),
+            Ok(()) => inode.update_file(|file| file.redirect = Some(Box::new(redirect))),
             // A path of thousands of bytes does not fit: then the content is copied up and needs no redirect.
             Err(Error::Errno(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE)) => {
                 self.copy_up.file_up(inode, CopyExtent::Data).map(drop)
@@ -90,8 +90,8 @@ impl Redirects<'_> {
             }
             Err(error) => return Err(error),
         }
-        inode.change_dir(|dir| dir.redirect = Some(redirect))?;
-        self.index.note_moved(inode);
+        inode.update_dir(|dir| dir.redirect = Some(redirect))?;
+        self.index.add_moved(inode);
         Ok(())
     }
 }

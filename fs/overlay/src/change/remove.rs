@@ -9,13 +9,13 @@ use super::upper_names::UpperNames;
 use crate::copy_up::CopyUp;
 use crate::inode::{DirState, Inode};
 use crate::names::{Hit, LinkIndex, Names};
-use crate::plan::{self, NameState, RemovePlan, UpperHas};
+use crate::plan::{self, NameState, RemovePlan, UpperEntry};
 use crate::reach::Context;
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::layer::LayerDir;
 use cowl_layers::name::Name;
 use cowl_layers::sys;
-use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::node::RenameMode;
 
 /// Removal of names.
 #[derive(Clone, Copy)]
@@ -42,7 +42,7 @@ impl Remove<'_> {
             }
         };
         let find = || {
-            let hit = self.names.find_locked(parent, name)?;
+            let hit = self.names.lookup_locked(parent, name)?;
             let hit = hit.ok_or(Error::NOT_FOUND)?;
             refuse_dir(&hit.inode)?;
             Ok::<_, Error>(hit)
@@ -60,12 +60,12 @@ impl Remove<'_> {
         let state = self.state_of(&hit, &dir, &up, name)?;
         let inode = hit.inode;
         let anchor = self.name_removal.anchor(&inode, parent, name)?;
-        inode.change_name(None, |file, _| {
+        inode.update_states(None, |file, _| {
             self.remove_name(&up, name, state)?;
             forget_name(file, parent, name, anchor)
         })?;
-        inode.changed();
-        parent.changed();
+        inode.note_change();
+        parent.note_change();
         self.name_removal.note_removed(&inode);
         Ok(())
     }
@@ -87,18 +87,18 @@ impl Remove<'_> {
             Some(up) => Some((up, up.fd()?)),
             None => None,
         };
-        inode.change_name(None, |dir, _| {
+        inode.update_states(None, |dir, _| {
             let moving = kept.map(|(up, fd)| (up.moving(), fd));
             self.remove_name(&up, name, state)?;
             if let Some((moving, fd)) = moving {
                 moving.gone(fd);
             }
-            dir.removed();
+            dir.set_removed();
             Ok(())
         })?;
-        inode.changed();
-        parent.changed();
-        self.index.note_removed(&inode);
+        inode.note_change();
+        parent.note_change();
+        self.index.forget_moved(&inode);
         self.name_removal.note_removed(&inode);
         Ok(())
     }
@@ -112,12 +112,12 @@ impl Remove<'_> {
         }
         Ok(if hit.in_top {
             NameState {
-                upper: UpperHas::Object,
-                below: self.names.is_below(dir, name)?,
+                upper: UpperEntry::Object,
+                below: self.names.is_visible_below(dir, name)?,
             }
         } else {
             NameState {
-                upper: UpperHas::Nothing,
+                upper: UpperEntry::Nothing,
                 below: true,
             }
         })
@@ -134,7 +134,7 @@ impl Remove<'_> {
                 let whiteout = upper.stage_whiteout(fd)?;
                 // An exchange replaces files and directories alike; the replaced object is removed with the
                 // staged name.
-                whiteout.commit(fd, name, RenameHow::Exchange)
+                whiteout.commit(fd, name, RenameMode::Exchange)
             }
             RemovePlan::Remove => self.remove_in_upper(fd, name),
         }
@@ -149,7 +149,7 @@ impl Remove<'_> {
             // Only whiteouts can be left in it: it is moved to the work directory and removed there.
             Err(error) if error.errno() == Errno::NOTEMPTY => {
                 let (staged, ()) = self.cx.stack.upper()?.work.stage(|work, tmp| {
-                    sys::node::rename(dir, name, work, tmp, RenameHow::NoReplace)
+                    sys::node::rename(dir, name, work, tmp, RenameMode::NoReplace)
                 })?;
                 drop(staged);
                 Ok(())

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use super::handle::{FileHandle, OpenCounts, open_flags};
 use super::privileges::truncate;
 use crate::copy_up::{CopyExtent, CopyUp};
-use crate::inode::{Inode, OpenHow};
+use crate::inode::{Inode, OpenOptions};
 use crate::reach::{Caller, Context, open_content};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys::stat::FileKind;
@@ -27,7 +27,7 @@ impl Content<'_> {
         &self,
         caller: Caller,
         inode: &Arc<Inode>,
-        how: OpenHow,
+        how: OpenOptions,
         known: impl FnOnce(u32) -> bool,
     ) -> Result<Arc<FileHandle>> {
         if inode.kind() != FileKind::Regular {
@@ -39,7 +39,7 @@ impl Content<'_> {
             };
             return Err(Error::Errno(errno));
         }
-        if how.truncate && !how.write && inode.is_run() {
+        if how.truncate && !how.write && inode.is_executing() {
             // For an open for writing the kernel has checked this itself; for one that only truncates it checks
             // after the open, and with FUSE_ATOMIC_O_TRUNC the open has truncated the file by then.
             return Err(Error::Errno(Errno::TXTBSY));
@@ -54,19 +54,24 @@ impl Content<'_> {
         }
         // Before the content is opened: if it moves meanwhile, the handle opens it again.
         let version = inode.content_version();
-        if !how.write && !how.truncate && (known(version) || inode.facts().is_plain()) {
+        if !how.write && !how.truncate && (known(version) || inode.facts().is_plain_data()) {
             return Ok(self.opens.open(inode, None, how));
         }
         let fd = open_content(inode, open_flags(how))?;
         if how.truncate {
-            inode.changed();
+            inode.note_change();
             truncate(self.cx, caller, inode, &fd, 0)?;
         }
         Ok(self.opens.open(inode, Some((fd, version)), how))
     }
 
     /// Returns a handle of a file that was just created, with the descriptor that created it.
-    pub(crate) fn adopt(&self, inode: &Arc<Inode>, fd: OwnedFd, how: OpenHow) -> Arc<FileHandle> {
+    pub(crate) fn adopt(
+        &self,
+        inode: &Arc<Inode>,
+        fd: OwnedFd,
+        how: OpenOptions,
+    ) -> Arc<FileHandle> {
         let version = inode.content_version();
         self.opens.open(inode, Some((fd, version)), how)
     }
@@ -74,7 +79,7 @@ impl Content<'_> {
     /// Whether an open file's content lies in the layer that is written.
     pub(crate) fn is_in_upper(&self, handle: &FileHandle) -> Result<bool> {
         let file = handle.inode.file()?;
-        Ok(file.data.is_none() && self.cx.stack.in_upper(&file))
+        Ok(file.data.is_none() && self.cx.stack.is_in_upper(&file))
     }
 
     /// Returns the descriptor of a handle, opened again if the content has moved since.

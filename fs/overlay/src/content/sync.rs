@@ -26,7 +26,7 @@ impl Content<'_> {
     /// Writes a file to the disk. A lower one too: it may have been written in this mount or an earlier one,
     /// before a snapshot was taken.
     pub(crate) fn fsync(&self, handle: &FileHandle, scope: SyncScope) -> Result<()> {
-        if self.cx.behaviour.volatile {
+        if self.cx.options.volatile {
             return Ok(());
         }
         let inode = &handle.inode;
@@ -43,7 +43,7 @@ impl Content<'_> {
         // counts), and without that the name leads to the old content.
         let named = inode.flags().has_unsynced_name();
         let scope = if named { SyncScope::All } else { scope };
-        let in_upper = self.cx.stack.in_upper(&file);
+        let in_upper = self.cx.stack.is_in_upper(&file);
         match sys::copy::sync(&*fd, scope) {
             // A read-only file system may not support fsync.
             Err(error) if error.errno() == Errno::INVAL && !in_upper => return Ok(()),
@@ -66,7 +66,7 @@ impl Content<'_> {
     /// Writes a directory's names to the disk.
     pub(crate) fn fsync_dir(&self, inode: &Inode) -> Result<()> {
         let dir = inode.dir()?;
-        if self.cx.behaviour.volatile || dir.removed {
+        if self.cx.options.volatile || dir.removed {
             return Ok(());
         }
         for loc in dir.locs.iter() {
@@ -81,13 +81,13 @@ impl Content<'_> {
 
     /// Starts write-back of a file that was truncated before, when a descriptor of it is closed: early, so that
     /// the next commit of the journal seldom finds it empty.
-    pub(crate) fn close_rewritten(&self, handle: &FileHandle, close: Close) -> Result<()> {
+    pub(crate) fn close_truncated(&self, handle: &FileHandle, close: Close) -> Result<()> {
         let inode = &handle.inode;
-        if !handle.how.write || !inode.flags().is_rewritten() {
+        if !handle.how.write || !inode.flags().is_truncated() {
             return Ok(());
         }
         if close == Close::Last {
-            inode.flags().clear_rewritten();
+            inode.flags().clear_truncated();
         }
         if self.is_in_upper(handle)? {
             sys::early::start(&*self.descriptor(handle)?);

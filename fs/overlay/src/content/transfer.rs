@@ -65,7 +65,7 @@ impl Content<'_> {
                 data.len()
             }
         };
-        handle.inode.changed();
+        handle.inode.note_change();
         Ok(done)
     }
 
@@ -84,7 +84,7 @@ impl Content<'_> {
         let fd = self.descriptor_to_write(handle)?;
         let mode = FallocateFlags::from_bits_retain(mode);
         rustix::fs::fallocate(&fd, mode, at, len)?;
-        handle.inode.changed();
+        handle.inode.note_change();
         Ok(())
     }
 
@@ -115,7 +115,7 @@ impl Content<'_> {
         let copied = rustix::io::retry_on_intr(|| {
             rustix::fs::copy_file_range(&source, Some(&mut at), &target, Some(&mut to_at), len)
         })?;
-        to.0.inode.changed();
+        to.0.inode.note_change();
         // The kernel treats FUSE inodes as if they had no access times, and invalidates nothing of the source.
         if sys::stat::stat_fd(&*source)?.atime != atime {
             self.cx.note_stale(&from.0.inode);

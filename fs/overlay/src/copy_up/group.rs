@@ -80,7 +80,7 @@ impl GroupCommit<'_> {
         };
         self.commit.switch(inode, file, to)?;
         for alias in aliases {
-            alias.parent.next_generation();
+            alias.parent.advance_generation();
         }
         Ok(())
     }
@@ -107,7 +107,7 @@ impl GroupCommit<'_> {
         linked: &mut Vec<(Loc, Arc<Inode>)>,
     ) -> Result<()> {
         // Only the layers know: since the names were collected this one may have become another file's.
-        let found = self.names.find_locked(&alias.parent, &alias.name)?;
+        let found = self.names.lookup_locked(&alias.parent, &alias.name)?;
         if !found.is_some_and(|hit| Arc::ptr_eq(&hit.inode, inode)) {
             return Ok(());
         }

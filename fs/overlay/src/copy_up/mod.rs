@@ -75,7 +75,7 @@ impl<'o> CopyUp<'o> {
             return Ok(file);
         }
         preserving_ctime(self.cx, self.inodes, inode, |fd, stat| {
-            if self.cx.stack.in_upper(&file) {
+            if self.cx.stack.is_in_upper(&file) {
                 self.fill(inode, &file)
             } else {
                 self.first_up(inode, &file, (fd, stat), extent)
@@ -101,12 +101,12 @@ impl<'o> CopyUp<'o> {
         if inode.is_dir() {
             Ok(self.cx.stack.upper_dir(&inode.dir()?).is_some())
         } else {
-            Ok(self.cx.stack.in_upper(&inode.file()?))
+            Ok(self.cx.stack.is_in_upper(&inode.file()?))
         }
     }
 
     fn is_up(&self, file: &FileState, extent: CopyExtent) -> bool {
-        self.cx.stack.in_upper(file) && (extent == CopyExtent::Metadata || file.data.is_none())
+        self.cx.stack.is_in_upper(file) && (extent == CopyExtent::Metadata || file.data.is_none())
     }
 
     /// Copies the content of a metacopy into the file that is already in the upper. Its marker is removed
@@ -138,7 +138,7 @@ impl<'o> CopyUp<'o> {
             remove_marker(target.as_fd(), space.redirect())?;
         }
         inode.flags().set_unsynced_name();
-        inode.change_content(|file| {
+        inode.update_content(|file| {
             file.data = None;
             file.redirect = None;
         })

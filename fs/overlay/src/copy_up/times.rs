@@ -60,9 +60,9 @@ fn preserving<T>(
     change: impl FnOnce() -> Result<T>,
 ) -> Result<T> {
     let shown = inode.shown_ctime(before.ctime);
-    let held = inode.hold_times(shown, mtime);
+    let held = inode.override_times(shown, mtime);
     let done = change().inspect_err(|_| {
-        inode.hold_instead(held);
+        inode.end_times_override(held);
     })?;
     match stat_on_disk(inode) {
         Ok(now) => {
@@ -72,11 +72,11 @@ fn preserving<T>(
             if seen(&now) != seen(before) {
                 cx.note_stale(inode);
             }
-            inodes.hold_ctime(inode, now.ctime, shown);
+            inodes.override_ctime(inode, now.ctime, shown);
         }
         // The change is made: an error here would report that it is not.
         Err(error) => {
-            inode.hold_instead(held);
+            inode.end_times_override(held);
             log::warn!("the change time of {} moves: {error}", inode.ino());
         }
     }

@@ -9,14 +9,14 @@ use super::side::{Side, own_location, record_move};
 use super::whiteout::leave_whiteout;
 use crate::change::name_removal::{NameRemoval, forget_name};
 use crate::copy_up::{set_opaque, stage_dir};
-use crate::inode::{Identity, Inode, InodeTable, NumberMarker, PLAIN, State};
+use crate::inode::{Identity, Inode, InodeState, InodeTable, NumberMarker, PLAIN_DATA};
 use crate::names::LinkIndex;
-use crate::plan::{self, MovedObject, RenamePlan, UpperHas};
+use crate::plan::{self, MovedObject, RenamePlan, UpperEntry};
 use crate::reach::{Context, open_content};
 use cowl_layers::error::{Error, Result};
 use cowl_layers::layer::LayerDir;
 use cowl_layers::sys;
-use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::node::RenameMode;
 use cowl_layers::sys::stat::FileKind;
 
 /// The last step of a rename that is not an exchange.
@@ -36,7 +36,7 @@ impl Replace<'_> {
         inode: &Arc<Inode>,
         target: Option<&Arc<Inode>>,
     ) -> Result<()> {
-        if from.state.upper != UpperHas::Object {
+        if from.state.upper != UpperEntry::Object {
             return Err(Error::NOT_FOUND);
         }
         let stack = &self.cx.stack;
@@ -50,7 +50,7 @@ impl Replace<'_> {
             Some(target) => own_location(stack, target)?,
             None => None,
         };
-        if plan.how == RenameHow::Exchange && !plan.drop_whiteout {
+        if plan.how == RenameMode::Exchange && !plan.drop_whiteout {
             // The whiteout of the new name is moved to the old name's directory.
             stack
                 .upper()?
@@ -58,11 +58,11 @@ impl Replace<'_> {
         }
         if let Some(target) = target
             // Where the target is in the upper and the rename replaces it, the file system below does this.
-            && (to.state.upper != UpperHas::Object || plan.how == RenameHow::Exchange)
+            && (to.state.upper != UpperEntry::Object || plan.how == RenameMode::Exchange)
         {
             self.write_back_before_replacing(inode, target)?;
         }
-        inode.change_name(target.map(|target| &**target), |state, others| {
+        inode.update_states(target.map(|target| &**target), |state, others| {
             let moving = moved_dir.as_ref().map(|dir| dir.moving());
             let going = target_dir.as_ref().map(|dir| dir.moving());
             self.rename_in_upper(plan, from, to)?;
@@ -70,7 +70,7 @@ impl Replace<'_> {
                 going.gone(fd.clone());
             }
             match others {
-                Some(state @ State::Dir(_)) => state.removed(),
+                Some(state @ InodeState::Dir(_)) => state.set_removed(),
                 Some(state) => forget_name(state, to.parent, to.name, kept)?,
                 None => {}
             }
@@ -78,12 +78,12 @@ impl Replace<'_> {
             Ok(())
         })?;
         // A library is recognized by its name.
-        inode.facts().forget(PLAIN);
+        inode.facts().forget(PLAIN_DATA);
         for changed in [inode, from.parent, to.parent].into_iter().chain(target) {
-            changed.changed();
+            changed.note_change();
         }
         if let Some(target) = target {
-            self.index.note_removed(target);
+            self.index.forget_moved(target);
             self.name_removal.note_removed(target);
         }
         Ok(())
@@ -91,7 +91,7 @@ impl Replace<'_> {
 
     /// Makes the system calls that `plan` says.
     fn rename_in_upper(&self, plan: RenamePlan, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
-        if plan.how == RenameHow::Whiteout {
+        if plan.how == RenameMode::Whiteout {
             return leave_whiteout(self.cx.stack.upper()?, from, to);
         }
         sys::node::rename(from.fd(), from.name, to.fd(), to.name, plan.how)?;
@@ -148,13 +148,13 @@ impl Replace<'_> {
         let (empty, stat) = stage_dir(self.cx, up)?;
         let kept = empty.open_path()?;
         set_opaque(self.cx, kept.as_fd())?;
-        empty.commit(to.fd(), to.name, RenameHow::Exchange)?;
+        empty.commit(to.fd(), to.name, RenameMode::Exchange)?;
         // Recorded at once: the rename that comes next may fail.
         let location = LayerDir::child(&to.up, to.name.clone(), stat.ino);
-        let identity = Identity::of(&stat);
+        let identity = Identity::from_stat(&stat);
         self.inodes
-            .moving(target, identity, NumberMarker::Present, || {
-                target.change_dir(|dir| {
+            .relocate(target, identity, NumberMarker::Present, || {
+                target.update_dir(|dir| {
                     dir.locs = Arc::from([location]);
                     dir.redirect = None;
                     dir.identity = identity;
