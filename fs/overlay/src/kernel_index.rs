@@ -86,7 +86,7 @@ impl IndexAdoption<'_> {
             if self.cx.stack.is_upper(layer) {
                 continue;
             }
-            for path in self.links.scan_of(layer)?.files() {
+            for path in self.links.scan_layer(layer)?.files() {
                 let fd = open_path_in(layer, path)?;
                 if let Some(handle) = sys::handle::of(fd.as_fd())? {
                     found.insert(handle, (layer.clone(), sys::stat::stat_fd(&fd)?));
@@ -105,9 +105,9 @@ impl IndexAdoption<'_> {
         stat: &Stat,
     ) -> Result<()> {
         let mut names: Vec<Alias> = Vec::new();
-        let scan = self.links.scan_of(layer)?;
-        for path in scan.paths_of(stat.ino) {
-            self.links.each_shown(layer, path, |parent, last| {
+        let scan = self.links.scan_layer(layer)?;
+        for path in scan.paths(stat.ino) {
+            self.links.for_each_visible(layer, path, |parent, last| {
                 let is_visible = match self.links.names.lookup(&parent, &last)? {
                     Some(inode) if !inode.is_dir() => {
                         let file = inode.file()?;

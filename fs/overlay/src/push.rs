@@ -51,7 +51,7 @@ impl Overlay {
                 return Err(PushError::TooBusy);
             }
         };
-        match self.unattended.load(Ordering::Acquire) {
+        match self.passthrough_writers.load(Ordering::Acquire) {
             0 => {}
             writers => return Err(PushError::Unattended(writers)),
         }
@@ -95,20 +95,20 @@ impl Overlay {
             .shown_ctime(sys::stat::stat_fd(&*old_root.fd()?)?.ctime);
         let mut layers = vec![upper.layer.clone()];
         layers.extend(stack.view().layers().iter().cloned());
-        let view = View::new(layers).over_data(stack.view().data_only().to_vec());
+        let view = View::new(layers).with_data_layers(stack.view().data_only().to_vec());
         let root = view.root()?;
         let lock = stack.writable().map(|old| old.freeze()).transpose()?;
 
-        let identity = Identity::of(&root.stat);
+        let identity = Identity::from_stat(&root.stat);
         self.inodes
-            .moving(&self.root, identity, NumberMarker::Present, || {
-                self.root.change_dir(|dir| {
+            .relocate(&self.root, identity, NumberMarker::Present, || {
+                self.root.update_dir(|dir| {
                     dir.locs = root.locs.into();
                     dir.identity = identity;
                 })
             })?;
-        self.root.hold_ctime(root.stat.ctime, shown);
-        self.keep_locks(lock.into_iter().collect());
+        self.root.override_ctime(root.stat.ctime, shown);
+        self.hold_locks(lock.into_iter().collect());
         self.opens.count_push();
         *stack = Stack::new(view, Some(upper.clone()));
         Ok(())

@@ -10,15 +10,15 @@ use super::upper_names::{NewObject, UpperNames};
 use super::zero_device::{commit_zero_device, stage_zero_device};
 use crate::content::{Content, FileHandle};
 use crate::copy_up::{CopyUp, set_opaque, stage_in_twin};
-use crate::inode::{BARE, Inode, OpenHow};
+use crate::inode::{Inode, NO_CAPABILITIES, OpenOptions};
 use crate::metadata::{Attr, Attributes};
-use crate::plan::UpperHas;
+use crate::plan::UpperEntry;
 use crate::reach::{Caller, Context};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::layer::zero_device::is_zero_device;
 use cowl_layers::name::Name;
 use cowl_layers::sys;
-use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::node::RenameMode;
 use cowl_layers::sys::stat::{FileKind, Stat};
 
 /// Creation of objects.
@@ -87,7 +87,7 @@ impl Create<'_> {
         parent: &Arc<Inode>,
         name: &Name,
         mode: u32,
-        how: OpenHow,
+        how: OpenOptions,
     ) -> Result<(Arc<Inode>, Arc<FileHandle>, Attr)> {
         // The handle uses the descriptor that created the file: O_CREAT grants access even if the mode denies it.
         let mut opened: Option<OwnedFd> = None;
@@ -100,7 +100,9 @@ impl Create<'_> {
             None => return Err(Error::Errno(Errno::IO)),
         };
         // No other thread has access to the inode yet, so the fact cannot race with a change.
-        inode.facts().note(inode.facts().snapshot(), BARE);
+        inode
+            .facts()
+            .note(inode.facts().snapshot(), NO_CAPABILITIES);
         let attr = self.attributes.attr_as_found(&inode, stat)?;
         let handle = self.content.adopt(&inode, fd, how);
         Ok((inode, handle, attr))
@@ -128,20 +130,20 @@ impl Create<'_> {
         match self.cx.as_creator(caller, || how(fd, name)) {
             Ok(()) => {}
             Err(error) if error.errno() == Errno::EXIST => {
-                if self.upper_names.upper_has(&up, name)? != UpperHas::Whiteout {
+                if self.upper_names.upper_has(&up, name)? != UpperEntry::Whiteout {
                     return Err(error);
                 }
                 let staged = stage_in_twin(self.cx, caller, fd, |twin| how(twin, b"new"))?;
                 if kind == FileKind::Directory {
                     set_opaque(self.cx, staged.open_path()?.as_fd())?;
-                    staged.commit(fd, name, RenameHow::Exchange)?;
+                    staged.commit(fd, name, RenameMode::Exchange)?;
                 } else {
-                    staged.commit(fd, name, RenameHow::Replace)?;
+                    staged.commit(fd, name, RenameMode::Replace)?;
                 }
             }
             Err(error) => return Err(error),
         }
-        parent.changed();
+        parent.note_change();
         self.upper_names
             .intern_new(parent, &up, name, NewObject::AsStored)
     }
@@ -162,7 +164,7 @@ impl Create<'_> {
         self.upper_names.require_free(&dir, &up, name)?;
         let staged = stage_zero_device(self.cx, caller, &up, mode)?;
         commit_zero_device(&self.upper_names, staged, &up, name)?;
-        parent.changed();
+        parent.note_change();
         self.upper_names
             .intern_new(parent, &up, name, NewObject::ZeroDevice)
             .map(|(inode, _)| inode)

@@ -8,12 +8,12 @@ use super::redirect::Redirects;
 use super::upper_names::UpperNames;
 use crate::copy_up::{CopyUp, prepare_dir_for};
 use crate::inode::{Alias, Inode};
-use crate::plan::UpperHas;
+use crate::plan::UpperEntry;
 use crate::reach::{Context, access_path};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::name::Name;
 use cowl_layers::sys;
-use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::node::RenameMode;
 
 /// Creation of hard links.
 #[derive(Clone, Copy)]
@@ -49,23 +49,23 @@ impl Link<'_> {
         let link_to =
             |dir: BorrowedFd<'_>, name: &[u8]| sys::node::link_fd(source.as_fd(), dir, name);
         match self.upper_names.upper_has(&up, name)? {
-            UpperHas::Object => return Err(Error::Errno(Errno::EXIST)),
-            UpperHas::Nothing => {
+            UpperEntry::Object => return Err(Error::Errno(Errno::EXIST)),
+            UpperEntry::Nothing => {
                 self.upper_names.require_free_below(&dir, name)?;
                 link_to(fd, name)?;
             }
-            UpperHas::Whiteout => {
+            UpperEntry::Whiteout => {
                 let work = &self.cx.stack.upper()?.work;
                 let (staged, ()) = work.stage(|work, tmp| link_to(work, tmp))?;
-                staged.commit(fd, name, RenameHow::Replace)?;
+                staged.commit(fd, name, RenameMode::Replace)?;
             }
         }
         inode.add_alias(Alias {
             parent: parent.clone(),
             name: name.clone(),
         });
-        inode.changed();
-        parent.changed();
+        inode.note_change();
+        parent.note_change();
         Ok(inode.clone())
     }
 }

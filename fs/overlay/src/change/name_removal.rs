@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::copy_up::{CopyExtent, CopyUp};
-use crate::inode::{Inode, InodeTable, State};
+use crate::inode::{Inode, InodeState, InodeTable};
 use crate::reach::{Context, access_path};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::name::Name;
@@ -25,7 +25,7 @@ impl NameRemoval<'_> {
     /// The link count on disk is then correct, and the remaining names stay links to one file.
     pub(super) fn copy_up_all_links(&self, inode: &Arc<Inode>) -> Result<()> {
         let file = inode.file()?;
-        if self.cx.stack.in_upper(&file) || file.orphan {
+        if self.cx.stack.is_in_upper(&file) || file.orphan {
             return Ok(());
         }
         // After a snapshot, the anchor may be the only access to a file of the former upper layer.
@@ -46,7 +46,7 @@ impl NameRemoval<'_> {
         name: &Name,
     ) -> Result<Option<Arc<OwnedFd>>> {
         let file = inode.file()?;
-        if !self.cx.stack.in_upper(&file) || file.anchor.is_some() {
+        if !self.cx.stack.is_in_upper(&file) || file.anchor.is_some() {
             return Ok(None);
         }
         let others = file
@@ -61,7 +61,7 @@ impl NameRemoval<'_> {
                     name: other.name.clone(),
                 };
                 if loc.stat().is_ok_and(|stat| stat.ino == file.identity.ino) {
-                    inode.change_file(|file| file.loc = loc)?;
+                    inode.update_file(|file| file.loc = loc)?;
                     return Ok(None);
                 }
             }
@@ -77,10 +77,10 @@ impl NameRemoval<'_> {
             inode.file().is_ok_and(|file| file.orphan)
         };
         if removed {
-            self.inodes.gone(inode.identity());
+            self.inodes.remove_substitute(inode.identity());
         }
         // Every file reports one link, but the kernel decrements its cached count after an unlink.
-        if self.cx.behaviour.static_nlink && !inode.is_dir() {
+        if self.cx.options.static_nlink && !inode.is_dir() {
             self.cx.note_stale(inode);
         }
     }
@@ -90,12 +90,12 @@ impl NameRemoval<'_> {
 ///
 /// `anchor` must be a descriptor of the file if no other name of it is known.
 pub(super) fn forget_name(
-    state: &mut State,
+    state: &mut InodeState,
     parent: &Arc<Inode>,
     name: &Name,
     anchor: Option<Arc<OwnedFd>>,
 ) -> Result<()> {
-    let State::File(file) = state else {
+    let InodeState::File(file) = state else {
         return Err(Error::Errno(Errno::ISDIR));
     };
     file.aliases

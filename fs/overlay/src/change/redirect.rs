@@ -51,7 +51,7 @@ impl Redirects<'_> {
         let marker = stack.upper()?.layer.space().redirect().as_bytes();
         let target = access_path(inode)?;
         match sys::xattr::set((*target).as_fd(), marker, &redirect.to_value()) {
-            Ok(()) => inode.change_file(|file| file.redirect = Some(Box::new(redirect))),
+            Ok(()) => inode.update_file(|file| file.redirect = Some(Box::new(redirect))),
             // A path of thousands of bytes does not fit in an xattr. Copy up the content, which then needs no
             // redirect.
             Err(Error::Errno(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE)) => {
@@ -97,8 +97,8 @@ impl Redirects<'_> {
             }
             Err(error) => return Err(error),
         }
-        inode.change_dir(|dir| dir.redirect = Some(redirect))?;
-        self.index.note_moved(inode);
+        inode.update_dir(|dir| dir.redirect = Some(redirect))?;
+        self.index.add_moved(inode);
         Ok(())
     }
 }

@@ -9,13 +9,13 @@ use super::upper_names::UpperNames;
 use crate::copy_up::CopyUp;
 use crate::inode::{DirState, Inode};
 use crate::names::{Hit, LinkIndex, Names};
-use crate::plan::{self, NameState, RemovePlan, UpperHas};
+use crate::plan::{self, NameState, RemovePlan, UpperEntry};
 use crate::reach::Context;
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::layer::LayerDir;
 use cowl_layers::name::Name;
 use cowl_layers::sys;
-use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::node::RenameMode;
 
 /// Removal of names.
 #[derive(Clone, Copy)]
@@ -42,7 +42,7 @@ impl Remove<'_> {
             }
         };
         let find = || {
-            let hit = self.names.find_locked(parent, name)?;
+            let hit = self.names.lookup_locked(parent, name)?;
             let hit = hit.ok_or(Error::NOT_FOUND)?;
             refuse_dir(&hit.inode)?;
             Ok::<_, Error>(hit)
@@ -60,12 +60,12 @@ impl Remove<'_> {
         let state = self.name_state_from_hit(&hit, &dir, &up, name)?;
         let inode = hit.inode;
         let anchor = self.name_removal.open_anchor(&inode, parent, name)?;
-        inode.change_name(None, |file, _| {
+        inode.update_states(None, |file, _| {
             self.remove_name(&up, name, state)?;
             forget_name(file, parent, name, anchor)
         })?;
-        inode.changed();
-        parent.changed();
+        inode.note_change();
+        parent.note_change();
         self.name_removal.note_removed(&inode);
         Ok(())
     }
@@ -87,18 +87,18 @@ impl Remove<'_> {
             Some(up) => Some((up, up.fd()?)),
             None => None,
         };
-        inode.change_name(None, |dir, _| {
+        inode.update_states(None, |dir, _| {
             let moving = upper_dir.map(|(up, fd)| (up.moving(), fd));
             self.remove_name(&up, name, state)?;
             if let Some((moving, fd)) = moving {
                 moving.set_removed(fd);
             }
-            dir.removed();
+            dir.set_removed();
             Ok(())
         })?;
-        inode.changed();
-        parent.changed();
-        self.index.note_removed(&inode);
+        inode.note_change();
+        parent.note_change();
+        self.index.forget_moved(&inode);
         self.name_removal.note_removed(&inode);
         Ok(())
     }
@@ -119,12 +119,12 @@ impl Remove<'_> {
         }
         Ok(if hit.in_top {
             NameState {
-                upper: UpperHas::Object,
-                below: self.names.is_below(dir, name)?,
+                upper: UpperEntry::Object,
+                below: self.names.is_visible_below(dir, name)?,
             }
         } else {
             NameState {
-                upper: UpperHas::Nothing,
+                upper: UpperEntry::Nothing,
                 below: true,
             }
         })
@@ -142,7 +142,7 @@ impl Remove<'_> {
                 let whiteout = upper.stage_whiteout(fd)?;
                 // Only an exchange can replace both files and directories by a whiteout. The replaced object is
                 // removed together with the staged name.
-                whiteout.commit(fd, name, RenameHow::Exchange)
+                whiteout.commit(fd, name, RenameMode::Exchange)
             }
             RemovePlan::Remove => self.remove_in_upper(fd, name),
         }
@@ -159,7 +159,7 @@ impl Remove<'_> {
             // removes it together with them.
             Err(error) if error.errno() == Errno::NOTEMPTY => {
                 let (staged, ()) = self.cx.stack.upper()?.work.stage(|work, tmp| {
-                    sys::node::rename(dir, name, work, tmp, RenameHow::NoReplace)
+                    sys::node::rename(dir, name, work, tmp, RenameMode::NoReplace)
                 })?;
                 drop(staged);
                 Ok(())

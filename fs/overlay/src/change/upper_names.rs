@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::inode::{DirState, Inode, OnConflict};
 use crate::names::{Names, intern_dir, intern_file};
-use crate::plan::{NameState, UpperHas};
+use crate::plan::{NameState, UpperEntry};
 use crate::reach::Context;
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::layer::{LayerDir, Markers, Seen, probe, zero_device};
@@ -32,14 +32,14 @@ pub(super) enum NewObject {
 
 impl UpperNames<'_> {
     /// Returns the type of the upper layer's entry under a name.
-    pub(super) fn upper_has(&self, up: &LayerDir, name: &Name) -> Result<UpperHas> {
+    pub(super) fn upper_has(&self, up: &LayerDir, name: &Name) -> Result<UpperEntry> {
         if up.layer().is_foreign() {
             self.cx.stack.upper()?.settle(up, name)?;
         }
         Ok(match probe(up, name, Markers::Read)? {
-            None => UpperHas::Nothing,
-            Some(found) if found.seen == Seen::Whiteout => UpperHas::Whiteout,
-            Some(_) => UpperHas::Object,
+            None => UpperEntry::Nothing,
+            Some(found) if found.seen == Seen::Whiteout => UpperEntry::Whiteout,
+            Some(_) => UpperEntry::Object,
         })
     }
 
@@ -52,7 +52,7 @@ impl UpperNames<'_> {
     ) -> Result<NameState> {
         Ok(NameState {
             upper: self.upper_has(up, name)?,
-            below: self.names.is_below(dir, name)?,
+            below: self.names.is_visible_below(dir, name)?,
         })
     }
 
@@ -62,7 +62,7 @@ impl UpperNames<'_> {
     pub(super) fn require_free(&self, dir: &DirState, up: &LayerDir, name: &Name) -> Result<()> {
         // In a layer of fuse-overlayfs, a cached negative lookup does not exclude a marker.
         let known = !up.layer().is_foreign() && self.names.absent.is(&dir.locs, name);
-        if dir.locs.len() > 1 && !known && self.upper_has(up, name)? == UpperHas::Nothing {
+        if dir.locs.len() > 1 && !known && self.upper_has(up, name)? == UpperEntry::Nothing {
             self.require_free_below(dir, name)?;
         }
         Ok(())
@@ -70,7 +70,7 @@ impl UpperNames<'_> {
 
     /// Returns EEXIST if the name exists in the merged lower layers.
     pub(super) fn require_free_below(&self, dir: &DirState, name: &Name) -> Result<()> {
-        match self.names.is_below(dir, name)? {
+        match self.names.is_visible_below(dir, name)? {
             true => Err(Error::Errno(Errno::EXIST)),
             false => Ok(()),
         }

@@ -7,13 +7,13 @@ use std::os::fd::AsFd;
 
 use super::upper_names::UpperNames;
 use crate::copy_up::stage_in_twin;
-use crate::plan::UpperHas;
+use crate::plan::UpperEntry;
 use crate::reach::{Caller, Context};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::layer::{LayerDir, Staged, zero_device};
 use cowl_layers::name::Name;
 use cowl_layers::sys;
-use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::node::RenameMode;
 use cowl_layers::sys::stat::FileKind;
 
 /// Stages a device 0:0 with the owner and mode that it would get if the caller created it in `up`.
@@ -43,8 +43,8 @@ pub(super) fn commit_zero_device(
     let space = upper_names.cx.stack.upper()?.layer.space();
     zero_device::mark_dir(fd, space)?;
     match upper_names.upper_has(up, name)? {
-        UpperHas::Object => Err(Error::Errno(Errno::EXIST)),
-        UpperHas::Nothing => staged.commit(fd, name, RenameHow::NoReplace),
-        UpperHas::Whiteout => staged.commit(fd, name, RenameHow::Replace),
+        UpperEntry::Object => Err(Error::Errno(Errno::EXIST)),
+        UpperEntry::Nothing => staged.commit(fd, name, RenameMode::NoReplace),
+        UpperEntry::Whiteout => staged.commit(fd, name, RenameMode::Replace),
     }
 }

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::handle::FileHandle;
-use crate::inode::{BARE, FileState};
+use crate::inode::{FileState, NO_CAPABILITIES};
 use cowl_layers::error::{Errno, Result};
 use cowl_layers::format::CAPABILITY;
 use cowl_layers::sys;
@@ -33,7 +33,7 @@ impl FileHandle {
             return Ok(true);
         }
         let facts = self.inode.facts();
-        if facts.is_bare() {
+        if facts.has_no_capabilities() {
             return Ok(false);
         }
         let before = facts.snapshot();
@@ -43,7 +43,7 @@ impl FileHandle {
             Err(error) => return Err(error),
         };
         if !found {
-            facts.note(before, BARE);
+            facts.note(before, NO_CAPABILITIES);
         }
         Ok(found)
     }

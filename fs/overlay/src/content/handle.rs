@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::inode::{Inode, OpenHow};
+use crate::inode::{Inode, OpenOptions};
 use crate::reach::Caller;
 use rustix::fs::OFlags;
 
@@ -22,7 +22,7 @@ pub enum Writer {
 }
 
 /// Returns the flags of open(2) for a file's content.
-pub(super) fn open_flags(how: OpenHow) -> OFlags {
+pub(super) fn open_flags(how: OpenOptions) -> OFlags {
     let access = if how.write || how.truncate {
         OFlags::RDWR
     } else {
@@ -45,7 +45,7 @@ pub(super) type Versioned = (Arc<OwnedFd>, u32);
 #[derive(Debug)]
 pub struct FileHandle {
     pub(super) inode: Arc<Inode>,
-    pub(super) how: OpenHow,
+    pub(super) how: OpenOptions,
     /// The descriptor of the content, opened by the first request that needs it.
     pub(super) open: Mutex<Option<Versioned>>,
     /// The value of [`OpenCounts::pushes`] at which the content was last known to be in the upper layer.
@@ -64,7 +64,7 @@ impl FileHandle {
     }
 
     /// Returns the options with which the file was opened.
-    pub fn how(&self) -> OpenHow {
+    pub fn how(&self) -> OpenOptions {
         self.how
     }
 
@@ -84,7 +84,7 @@ pub(crate) struct OpenCounts {
 }
 
 impl OpenCounts {
-    fn counter(&self, how: OpenHow) -> &AtomicU32 {
+    fn counter(&self, how: OpenOptions) -> &AtomicU32 {
         if how.write {
             &self.writers
         } else {
@@ -97,10 +97,10 @@ impl OpenCounts {
         &self,
         inode: &Arc<Inode>,
         opened: Option<(OwnedFd, u32)>,
-        how: OpenHow,
+        how: OpenOptions,
     ) -> Arc<FileHandle> {
         self.counter(how).fetch_add(1, Ordering::AcqRel);
-        inode.opened(how);
+        inode.count_open(how);
         Arc::new(FileHandle {
             inode: inode.clone(),
             how,
@@ -112,7 +112,7 @@ impl OpenCounts {
     /// Counts the close of an open file.
     pub(crate) fn count_close(&self, handle: &FileHandle) {
         self.counter(handle.how).fetch_sub(1, Ordering::AcqRel);
-        handle.inode.closed(handle.how);
+        handle.inode.count_close(handle.how);
     }
 
     /// Returns the number of files that are open for writing.

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use super::handle::{FileHandle, OpenCounts, open_flags};
 use super::privileges::truncate;
 use crate::copy_up::{CopyExtent, CopyUp};
-use crate::inode::{Inode, OpenHow};
+use crate::inode::{Inode, OpenOptions};
 use crate::reach::{Caller, Context, open_content};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys::stat::FileKind;
@@ -29,7 +29,7 @@ impl Content<'_> {
         &self,
         caller: Caller,
         inode: &Arc<Inode>,
-        how: OpenHow,
+        how: OpenOptions,
         is_known_version: impl FnOnce(u32) -> bool,
     ) -> Result<Arc<FileHandle>> {
         if inode.kind() != FileKind::Regular {
@@ -41,7 +41,7 @@ impl Content<'_> {
             };
             return Err(Error::Errno(errno));
         }
-        if how.truncate && !how.write && inode.is_run() {
+        if how.truncate && !how.write && inode.is_executing() {
             // The kernel checks for ETXTBSY itself at an open for writing. At one that only truncates it checks
             // after the open, and with FUSE_ATOMIC_O_TRUNC the file is truncated by then.
             return Err(Error::Errno(Errno::TXTBSY));
@@ -57,19 +57,27 @@ impl Content<'_> {
         // Read the version before opening the content: if a copy-up races with the open, the handle has a stale
         // version and reopens the content.
         let version = inode.content_version();
-        if !how.write && !how.truncate && (is_known_version(version) || inode.facts().is_plain()) {
+        if !how.write
+            && !how.truncate
+            && (is_known_version(version) || inode.facts().is_plain_data())
+        {
             return Ok(self.opens.count_open(inode, None, how));
         }
         let fd = open_content(inode, open_flags(how))?;
         if how.truncate {
-            inode.changed();
+            inode.note_change();
             truncate(self.cx, caller, inode, &fd, 0)?;
         }
         Ok(self.opens.count_open(inode, Some((fd, version)), how))
     }
 
     /// Returns the handle of a file that was just created through `fd`.
-    pub(crate) fn adopt(&self, inode: &Arc<Inode>, fd: OwnedFd, how: OpenHow) -> Arc<FileHandle> {
+    pub(crate) fn adopt(
+        &self,
+        inode: &Arc<Inode>,
+        fd: OwnedFd,
+        how: OpenOptions,
+    ) -> Arc<FileHandle> {
         let version = inode.content_version();
         self.opens.count_open(inode, Some((fd, version)), how)
     }
@@ -77,7 +85,7 @@ impl Content<'_> {
     /// Whether the content of an open file is in the upper layer.
     pub(crate) fn is_in_upper(&self, handle: &FileHandle) -> Result<bool> {
         let file = handle.inode.file()?;
-        Ok(file.data.is_none() && self.cx.stack.in_upper(&file))
+        Ok(file.data.is_none() && self.cx.stack.is_in_upper(&file))
     }
 
     /// Returns the descriptor of a handle, reopened if a copy-up has moved the content.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rustix::thread::CapabilitySet;
 
 use crate::inode::Inode;
-use crate::reach::{Caller, Context, is_capable};
+use crate::reach::{Caller, Context, has_capability};
 use cowl_layers::error::Result;
 use cowl_layers::sys;
 
@@ -34,7 +34,7 @@ pub(crate) fn truncate(
     }
     // A file that was truncated is written back early, at its close.
     if cx.early()?.after_cut(size) {
-        inode.flags().set_rewritten();
+        inode.flags().set_truncated();
     }
     Ok(())
 }
@@ -79,5 +79,5 @@ pub(crate) fn as_unprivileged<T>(
 /// Whether a change by this caller keeps setuid and setgid.
 fn keeps_setid(caller: Caller, fd: &OwnedFd) -> Result<bool> {
     let perm = sys::stat::stat_fd(fd)?.perm();
-    Ok(perm & SETID == 0 || is_capable(caller, CapabilitySet::FSETID)?)
+    Ok(perm & SETID == 0 || has_capability(caller, CapabilitySet::FSETID)?)
 }

@@ -27,7 +27,7 @@ impl Content<'_> {
     ///
     /// A file of a lower layer is synced, too: it may have been written before the layer was frozen by a snapshot.
     pub(crate) fn fsync(&self, handle: &FileHandle, scope: SyncScope) -> Result<()> {
-        if self.cx.behaviour.volatile {
+        if self.cx.options.volatile {
             return Ok(());
         }
         let inode = &handle.inode;
@@ -48,7 +48,7 @@ impl Content<'_> {
         } else {
             scope
         };
-        let in_upper = self.cx.stack.in_upper(&file);
+        let in_upper = self.cx.stack.is_in_upper(&file);
         match sys::copy::sync(&*fd, scope) {
             // A read-only filesystem may not support fsync.
             Err(error) if error.errno() == Errno::INVAL && !in_upper => return Ok(()),
@@ -71,7 +71,7 @@ impl Content<'_> {
     /// Syncs the names of a directory to stable storage.
     pub(crate) fn fsync_dir(&self, inode: &Inode) -> Result<()> {
         let dir = inode.dir()?;
-        if self.cx.behaviour.volatile || dir.removed {
+        if self.cx.options.volatile || dir.removed {
             return Ok(());
         }
         for loc in dir.locs.iter() {
@@ -87,13 +87,13 @@ impl Content<'_> {
     /// Starts write-back at the close of a file that was truncated before.
     ///
     /// After an early write-back, the next journal commit is unlikely to persist an empty file.
-    pub(crate) fn close_rewritten(&self, handle: &FileHandle, close: Close) -> Result<()> {
+    pub(crate) fn close_truncated(&self, handle: &FileHandle, close: Close) -> Result<()> {
         let inode = &handle.inode;
-        if !handle.how.write || !inode.flags().is_rewritten() {
+        if !handle.how.write || !inode.flags().is_truncated() {
             return Ok(());
         }
         if close == Close::Last {
-            inode.flags().clear_rewritten();
+            inode.flags().clear_truncated();
         }
         if self.is_in_upper(handle)? {
             sys::early::start(&*self.descriptor(handle)?);

@@ -69,7 +69,7 @@ impl Content<'_> {
                 data.len()
             }
         };
-        handle.inode.changed();
+        handle.inode.note_change();
         Ok(done)
     }
 
@@ -88,7 +88,7 @@ impl Content<'_> {
         let fd = self.descriptor_to_write(handle)?;
         let mode = FallocateFlags::from_bits_retain(mode);
         rustix::fs::fallocate(&fd, mode, at, len)?;
-        handle.inode.changed();
+        handle.inode.note_change();
         Ok(())
     }
 
@@ -120,7 +120,7 @@ impl Content<'_> {
         let copied = rustix::io::retry_on_intr(|| {
             rustix::fs::copy_file_range(&source, Some(&mut at), &target, Some(&mut to_at), len)
         })?;
-        to.0.inode.changed();
+        to.0.inode.note_change();
         // The kernel does not track access times of FUSE inodes, so it does not invalidate the source's attributes.
         if sys::stat::stat_fd(&*source)?.atime != atime {
             self.cx.note_stale(&from.0.inode);

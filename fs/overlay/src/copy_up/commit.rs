@@ -12,7 +12,7 @@ use crate::reach::Context;
 use cowl_layers::error::Result;
 use cowl_layers::format::{Redirect, XattrSpace};
 use cowl_layers::name::Name;
-use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::node::RenameMode;
 use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::view::Loc;
 
@@ -54,7 +54,7 @@ impl Commit<'_> {
         let parent = parent_in_upper(&self.cx.stack, alias)?;
         preserve_times(self.cx, self.inodes, &alias.parent, &parent, |fd| {
             prepare_dir_for(self.cx, inode, fd)?;
-            made.staged.commit(fd, &alias.name, RenameHow::NoReplace)
+            made.staged.commit(fd, &alias.name, RenameMode::NoReplace)
         })?;
         let to = CopiedFile {
             loc: Loc {
@@ -67,7 +67,7 @@ impl Commit<'_> {
             orphan: None,
         };
         self.record_copy(inode, file, to)?;
-        alias.parent.next_generation();
+        alias.parent.advance_generation();
         Ok(())
     }
 
@@ -103,7 +103,7 @@ impl Commit<'_> {
         before: &FileState,
         to: CopiedFile,
     ) -> Result<()> {
-        let identity = Identity::of(&to.stat);
+        let identity = Identity::from_stat(&to.stat);
         // Only regular files and directories can have user.* xattrs, such as the marker with the inode number.
         let space = self.cx.stack.upper()?.layer.space();
         let marker = if space == XattrSpace::Trusted || inode.kind() == FileKind::Regular {
@@ -130,11 +130,11 @@ impl Commit<'_> {
             file.visible = None;
             file.identity = identity;
         };
-        self.inodes.moving(inode, identity, marker, || {
+        self.inodes.relocate(inode, identity, marker, || {
             if content_moves {
-                inode.change_content(change)
+                inode.update_content(change)
             } else {
-                inode.change_file(change)
+                inode.update_file(change)
             }
         })
     }

@@ -9,7 +9,7 @@ use crate::reach::{Context, Stack};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::layer::LayerDir;
 use cowl_layers::name::Name;
-use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::node::RenameMode;
 
 /// The copy-up of directories.
 #[derive(Clone, Copy)]
@@ -77,12 +77,12 @@ impl DirCopyUp<'_> {
         let parent = parent_in_upper(&self.cx.stack, &alias)?;
         let up = LayerDir::child(&parent, alias.name.clone(), stat.ino);
         preserve_times(self.cx, self.inodes, &alias.parent, &parent, |fd| {
-            staged.commit(fd, &alias.name, RenameHow::NoReplace)
+            staged.commit(fd, &alias.name, RenameMode::NoReplace)
         })?;
-        let identity = Identity::of(&stat);
+        let identity = Identity::from_stat(&stat);
         self.inodes
-            .moving(inode, identity, NumberMarker::Present, || {
-                inode.change_dir(|dir| {
+            .relocate(inode, identity, NumberMarker::Present, || {
+                inode.update_dir(|dir| {
                     dir.locs = std::iter::once(up)
                         .chain(dir.locs.iter().cloned())
                         .collect();
@@ -90,8 +90,8 @@ impl DirCopyUp<'_> {
                     dir.identity = identity;
                 })
             })?;
-        alias.parent.next_generation();
-        inode.next_generation();
+        alias.parent.advance_generation();
+        inode.advance_generation();
         Ok(())
     }
 
@@ -107,10 +107,10 @@ impl DirCopyUp<'_> {
         let name = Name::new(staged.name())?;
         let up = LayerDir::child(&self.cx.stack.upper()?.layer.root_dir(), name, stat.ino);
         up.set_removed(fd);
-        let identity = Identity::of(&stat);
+        let identity = Identity::from_stat(&stat);
         self.inodes
-            .moving(inode, identity, NumberMarker::Present, || {
-                inode.change_dir(|dir| {
+            .relocate(inode, identity, NumberMarker::Present, || {
+                inode.update_dir(|dir| {
                     dir.locs = Arc::from([up]);
                     dir.identity = identity;
                 })

@@ -84,7 +84,7 @@ impl GroupCommit<'_> {
         };
         self.commit.record_copy(inode, file, to)?;
         for alias in aliases {
-            alias.parent.next_generation();
+            alias.parent.advance_generation();
         }
         Ok(())
     }
@@ -112,7 +112,7 @@ impl GroupCommit<'_> {
         linked: &mut Vec<(Loc, Arc<Inode>)>,
     ) -> Result<()> {
         // Look the name up again: after the names were collected, it may have been removed or replaced.
-        let found = self.names.find_locked(&alias.parent, &alias.name)?;
+        let found = self.names.lookup_locked(&alias.parent, &alias.name)?;
         if !found.is_some_and(|hit| Arc::ptr_eq(&hit.inode, inode)) {
             return Ok(());
         }

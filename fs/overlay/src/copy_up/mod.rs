@@ -77,7 +77,7 @@ impl<'o> CopyUp<'o> {
             return Ok(file);
         }
         preserve_ctime(self.cx, self.inodes, inode, |fd, stat| {
-            if self.cx.stack.in_upper(&file) {
+            if self.cx.stack.is_in_upper(&file) {
                 self.complete_metacopy(inode, &file)
             } else {
                 self.copy_up_from_lower(inode, &file, (fd, stat), extent)
@@ -103,13 +103,13 @@ impl<'o> CopyUp<'o> {
         if inode.is_dir() {
             Ok(self.cx.stack.upper_dir(&inode.dir()?).is_some())
         } else {
-            Ok(self.cx.stack.in_upper(&inode.file()?))
+            Ok(self.cx.stack.is_in_upper(&inode.file()?))
         }
     }
 
     /// Whether a file is copied up to this extent.
     fn is_copied(&self, file: &FileState, extent: CopyExtent) -> bool {
-        self.cx.stack.in_upper(file) && (extent == CopyExtent::Metadata || file.data.is_none())
+        self.cx.stack.is_in_upper(file) && (extent == CopyExtent::Metadata || file.data.is_none())
     }
 
     /// Copies the content of a metacopy into the upper layer.
@@ -143,7 +143,7 @@ impl<'o> CopyUp<'o> {
             remove_marker(target.as_fd(), space.redirect())?;
         }
         inode.flags().set_unsynced_name();
-        inode.change_content(|file| {
+        inode.update_content(|file| {
             file.data = None;
             file.redirect = None;
         })

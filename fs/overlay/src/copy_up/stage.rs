@@ -45,7 +45,7 @@ pub(super) fn stage_file(
     let metacopy = kind == FileKind::Regular
         && extent == CopyExtent::Metadata
         && stat.size > 0
-        && cx.behaviour.metacopy;
+        && cx.options.metacopy;
     let mut copied = None;
     let (staged, target) = upper.work.stage(|dir, name| match kind {
         FileKind::Regular => {
@@ -156,7 +156,7 @@ pub(crate) fn stage_in_twin(
             b"new",
             dir,
             name,
-            sys::node::RenameHow::NoReplace,
+            sys::node::RenameMode::NoReplace,
         )
     })?;
     drop(twin);

@@ -68,9 +68,9 @@ fn preserve<T>(
     change: impl FnOnce() -> Result<T>,
 ) -> Result<T> {
     let shown = inode.shown_ctime(before.ctime);
-    let held = inode.hold_times(shown, mtime);
+    let held = inode.override_times(shown, mtime);
     let done = change().inspect_err(|_| {
-        inode.hold_instead(held);
+        inode.end_times_override(held);
     })?;
     match stat_on_disk(inode) {
         Ok(now) => {
@@ -80,11 +80,11 @@ fn preserve<T>(
             if cached(&now) != cached(before) {
                 cx.note_stale(inode);
             }
-            inodes.hold_ctime(inode, now.ctime, shown);
+            inodes.override_ctime(inode, now.ctime, shown);
         }
         // Not an error of the operation: the change itself is complete.
         Err(error) => {
-            inode.hold_instead(held);
+            inode.end_times_override(held);
             log::warn!(
                 "cannot preserve the change time of inode {}: {error}",
                 inode.ino()

@@ -34,7 +34,7 @@ impl Attributes<'_> {
         parent: &Arc<Inode>,
         name: &Name,
     ) -> Result<Option<(Arc<Inode>, Attr)>> {
-        let Some(Hit { inode, stat, .. }) = self.links.names.find(parent, name)? else {
+        let Some(Hit { inode, stat, .. }) = self.links.names.lookup_with_stat(parent, name)? else {
             return Ok(None);
         };
         let attr = self.attr_as_found(&inode, stat)?;
@@ -45,8 +45,8 @@ impl Attributes<'_> {
     ///
     /// Reads the attributes again only if a copy-up affects the times, or the visible links must be counted.
     pub(crate) fn attr_as_found(&self, inode: &Arc<Inode>, stat: Stat) -> Result<Attr> {
-        let plain = inode.is_dir() || stat.nlink == 1 || self.cx.behaviour.static_nlink;
-        if plain && !inode.has_held_times() {
+        let plain = inode.is_dir() || stat.nlink == 1 || self.cx.options.static_nlink;
+        if plain && !inode.had_times_override() {
             Ok(self.shown(inode, stat))
         } else {
             self.attr(inode)
@@ -80,7 +80,7 @@ impl Attributes<'_> {
 
     /// Converts `stat`, in which links and times are already those to report: maps ids and adds the inode number.
     fn shown(&self, inode: &Inode, mut stat: Stat) -> Attr {
-        let ids = self.cx.behaviour;
+        let ids = self.cx.options;
         stat.uid = ids.uids.to_mount(stat.uid);
         stat.gid = ids.gids.to_mount(stat.gid);
         if ids.static_nlink && !inode.is_dir() {
@@ -113,7 +113,7 @@ impl Attributes<'_> {
             }
             if file.orphan {
                 stat.nlink = 0;
-            } else if self.cx.behaviour.static_nlink {
+            } else if self.cx.options.static_nlink {
                 stat.nlink = 1;
             } else if stat.nlink > 1 {
                 stat.nlink = self.visible_links(inode, &file, stat.nlink)?;
@@ -126,14 +126,14 @@ impl Attributes<'_> {
     ///
     /// A layer above the file's may hide some names, which the link count on disk does not reflect.
     fn visible_links(&self, inode: &Arc<Inode>, file: &FileState, on_disk: u64) -> Result<u64> {
-        if self.cx.stack.in_upper(file) {
+        if self.cx.stack.is_in_upper(file) {
             return Ok(on_disk);
         }
         if let Some(visible) = file.visible {
             return Ok(visible.get());
         }
         let visible = self.links.visible_names(inode, file)?.len() as u64;
-        inode.change_file(|now| now.note_visible(file.identity, visible))?;
+        inode.update_file(|now| now.note_visible_names(file.identity, visible))?;
         Ok(visible)
     }
 }
@@ -152,7 +152,7 @@ fn dir_stat(inode: &Inode) -> Result<Stat> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Behaviour, Overlay};
+    use crate::{Overlay, OverlayOptions};
     use cowl_layers::format::XattrSpace;
     use cowl_layers::layer::{Layer, Upper};
 
@@ -174,12 +174,12 @@ mod tests {
         }
         let lower = Layer::open(&at("lower"), space).unwrap();
         let top_layer = Some(upper("upper", "work"));
-        let overlay = Overlay::new(top_layer, vec![lower], Behaviour::default()).unwrap();
+        let overlay = Overlay::new(top_layer, vec![lower], OverlayOptions::default()).unwrap();
         let unlink = |name: &[u8]| {
             let name = Name::new(name).unwrap();
             overlay.begin().unlink(overlay.root(), &name).unwrap();
         };
-        let inode = overlay.begin().find(b"a").unwrap();
+        let inode = overlay.begin().lookup_path(b"a").unwrap();
         let before = inode.file().unwrap();
         unlink(b"b");
         let op = overlay.begin();

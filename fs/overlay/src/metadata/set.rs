@@ -9,8 +9,8 @@ use rustix::thread::CapabilitySet;
 use super::read::{Attr, Attributes};
 use crate::content::{Content, FileHandle, change_for_caller, truncate};
 use crate::copy_up::{CopyExtent, CopyUp};
-use crate::inode::{Inode, PLAIN};
-use crate::reach::{Caller, Context, access_path, is_capable, open_content, stat_on_disk};
+use crate::inode::{Inode, PLAIN_DATA};
+use crate::reach::{Caller, Context, access_path, has_capability, open_content, stat_on_disk};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::format::CAPABILITY;
 use cowl_layers::sys;
@@ -71,7 +71,7 @@ impl SetAttributes<'_> {
         if set.mode.is_some() && inode.kind() == FileKind::Symlink {
             return Err(Error::Errno(Errno::OPNOTSUPP));
         }
-        let ids = self.cx.behaviour;
+        let ids = self.cx.options;
         let overflow = Error::Errno(Errno::OVERFLOW);
         let uid = set.uid.map(|id| ids.uids.to_disk(id).ok_or(overflow));
         let gid = set.gid.map(|id| ids.gids.to_disk(id).ok_or(overflow));
@@ -103,12 +103,12 @@ impl SetAttributes<'_> {
         if let Some(mode) = set.mode {
             sys::attr::chmod(fd, mode)?;
             // A plain data file may have become executable.
-            inode.facts().forget(PLAIN);
+            inode.facts().forget(PLAIN_DATA);
         }
         if set.atime != SetTime::Keep || set.mtime != SetTime::Keep {
             sys::attr::utimens(fd, set.atime, set.mtime)?;
         }
-        inode.changed();
+        inode.note_change();
         self.attributes.attr(inode)
     }
 
@@ -154,12 +154,12 @@ impl SetAttributes<'_> {
         // The kernel's setattr_should_drop_sgid.
         let setgid = stat.perm() & 0o2000 != 0
             && (stat.perm() & 0o010 != 0
-                || (!is_capable(caller, CapabilitySet::FSETID)?
+                || (!has_capability(caller, CapabilitySet::FSETID)?
                     && !self.cx.is_member(caller, stat.gid)?));
         let drop = 0o4000 | if setgid { 0o2000 } else { 0 };
         if stat.perm() & drop != 0 {
             let ids = self.cx.ids_on_disk(caller)?;
-            if caller.uid != 0 && ids.uid != stat.uid && !inode.is_written() {
+            if caller.uid != 0 && ids.uid != stat.uid && !inode.has_writers() {
                 return Err(Error::Errno(Errno::PERM));
             }
         }

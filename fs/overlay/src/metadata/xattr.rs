@@ -9,8 +9,8 @@ use rustix::thread::CapabilitySet;
 use super::acl::{is_acl, map_acl};
 use crate::copy_up::CopyUp;
 use crate::idmap::IdMap;
-use crate::inode::{BARE, Inode};
-use crate::reach::{Caller, Context, access_path, is_capable};
+use crate::inode::{Inode, NO_CAPABILITIES};
+use crate::reach::{Caller, Context, access_path, has_capability};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::format::CAPABILITY;
 use cowl_layers::format::foreign::is_attribute;
@@ -38,7 +38,7 @@ impl Xattrs<'_> {
         }
         let capability = name == CAPABILITY;
         // The result is cached, because the kernel requests this xattr at the first write to every file.
-        if capability && inode.facts().is_bare() {
+        if capability && inode.facts().has_no_capabilities() {
             return Err(Error::Errno(Errno::NODATA));
         }
         let before = inode.facts().snapshot();
@@ -52,10 +52,10 @@ impl Xattrs<'_> {
             .read_value(target.as_fd(), &disk)
             .inspect_err(|error| {
                 if capability && error.errno() == Errno::NODATA {
-                    inode.facts().note(before, BARE);
+                    inode.facts().note(before, NO_CAPABILITIES);
                 }
             })?;
-        let ids = self.cx.behaviour;
+        let ids = self.cx.options;
         if is_acl(name) && !(ids.uids.is_identity() && ids.gids.is_identity()) {
             return map_acl(
                 &value,
@@ -80,14 +80,14 @@ impl Xattrs<'_> {
             if self.is_internal(target.as_fd(), &name)? {
                 continue;
             }
-            if self.cx.behaviour.no_acl && is_acl(&name) {
+            if self.cx.options.no_acl && is_acl(&name) {
                 continue;
             }
             if let Some(shown) = space.to_mount(&name) {
                 if shown.starts_with(b"trusted.") {
                     let is_admin = match has_sys_admin {
                         Some(known) => known,
-                        None => is_capable(caller, CapabilitySet::SYS_ADMIN)?,
+                        None => has_capability(caller, CapabilitySet::SYS_ADMIN)?,
                     };
                     has_sys_admin = Some(is_admin);
                     if !is_admin {
@@ -116,7 +116,7 @@ impl Xattrs<'_> {
             return Err(Error::Errno(Errno::OPNOTSUPP));
         }
         self.cx.stack.upper()?;
-        if is_attribute(name) && self.cx.stack.reads_foreign() {
+        if is_attribute(name) && self.cx.stack.has_foreign_layers() {
             return Err(Error::Errno(Errno::PERM));
         }
         let disk = self.cx.stack.space().to_disk(name);
@@ -125,8 +125,8 @@ impl Xattrs<'_> {
         }
         self.copy_up.copy_up_any(inode)?;
         let target = access_path(inode)?;
-        inode.facts().forget(BARE);
-        let _forget_after = ForgetBare(inode);
+        inode.facts().forget(NO_CAPABILITIES);
+        let _forget_after = ForgetNoCapabilities(inode);
         self.change_xattrs(inode, &target, || {
             self.set_in_upper(caller, inode, &target, (name, &disk), value, flags)
         })
@@ -162,7 +162,7 @@ impl Xattrs<'_> {
     ) -> Result<T> {
         let before = sys::stat::stat_fd(target)?.blocks;
         let done = change()?;
-        inode.changed();
+        inode.note_change();
         if sys::stat::stat_fd(target)?.blocks != before {
             self.cx.note_stale(inode);
         }
@@ -195,7 +195,7 @@ impl Xattrs<'_> {
         if !is_acl(name) {
             return sys::xattr::set_with(target.as_fd(), disk, value, flags);
         }
-        let ids = self.cx.behaviour;
+        let ids = self.cx.options;
         let value = if ids.uids.is_identity() && ids.gids.is_identity() {
             Cow::Borrowed(value)
         } else {
@@ -261,7 +261,7 @@ impl Xattrs<'_> {
     ///
     /// Such are the escaped markers of devices 0:0, and fuse-overlayfs's markers where the mount reads them.
     fn is_internal(&self, fd: BorrowedFd<'_>, disk: &[u8]) -> Result<bool> {
-        if is_attribute(disk) && self.cx.stack.reads_foreign() {
+        if is_attribute(disk) && self.cx.stack.has_foreign_layers() {
             return Ok(true);
         }
         let space = self.cx.stack.space();
@@ -275,20 +275,20 @@ impl Xattrs<'_> {
 
     /// Returns EOPNOTSUPP for an ACL if the mount has ACLs disabled.
     fn refuse_acl(&self, name: &[u8]) -> Result<()> {
-        if self.cx.behaviour.no_acl && is_acl(name) {
+        if self.cx.options.no_acl && is_acl(name) {
             return Err(Error::Errno(Errno::OPNOTSUPP));
         }
         Ok(())
     }
 }
 
-/// A guard that invalidates the cached fact [`BARE`] when the setting of an xattr ends.
+/// A guard that invalidates the cached fact [`NO_CAPABILITIES`] when the setting of an xattr ends.
 ///
 /// A concurrent reader may have cached the fact while the xattr was being set.
-struct ForgetBare<'a>(&'a Inode);
+struct ForgetNoCapabilities<'a>(&'a Inode);
 
-impl Drop for ForgetBare<'_> {
+impl Drop for ForgetNoCapabilities<'_> {
     fn drop(&mut self) {
-        self.0.facts().forget(BARE);
+        self.0.facts().forget(NO_CAPABILITIES);
     }
 }

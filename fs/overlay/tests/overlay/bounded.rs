@@ -23,8 +23,8 @@ fn a_file_that_is_closed_after_it_was_forgotten_is_not_kept() {
     let inodes = fs.overlay.inodes();
     for number in 0..count {
         let op = fs.overlay.begin();
-        let inode = op.find(format!("d{number}/f").as_bytes()).unwrap();
-        inodes.remember(&inode);
+        let inode = op.lookup_path(format!("d{number}/f").as_bytes()).unwrap();
+        inodes.count_lookup(&inode);
         let handle = op.open(caller(), &inode, READ).unwrap();
         inodes.forget(inode.ino(), 1);
         drop(inode);

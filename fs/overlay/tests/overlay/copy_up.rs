@@ -9,11 +9,11 @@ use crate::common::{
 use cowl_layers::error::Errno;
 use cowl_layers::sys::attr::{SetTime, chown};
 use cowl_layers::sys::stat::Time;
-use cowl_overlay::{Behaviour, SetAttr};
+use cowl_overlay::{OverlayOptions, SetAttr};
 
 #[test]
 fn everything_that_belongs_to_a_file_comes_along() {
-    for behaviour in [Behaviour::default(), crate::common::metacopy()] {
+    for options in [OverlayOptions::default(), crate::common::metacopy()] {
         let lab = Lab::new(|top| {
             plant(top, &["d/f", "d/s/"]);
             let (f, d) = (top.join("d/f"), top.join("d"));
@@ -27,7 +27,7 @@ fn everything_that_belongs_to_a_file_comes_along() {
             mode(&f, 0o4751);
             mode(&d, 0o2755);
         })
-        .with(behaviour);
+        .with(options);
         let fs = lab.open();
         let numbers = ["d", "d/f", "d/s"].map(|path| fs.number(path));
         let before = fs.tree();
@@ -55,7 +55,7 @@ fn everything_that_belongs_to_a_file_comes_along() {
 fn how_much_is_copied() {
     const SIZE: u64 = 1 << 20;
     let build = |top: &std::path::Path| std::fs::write(top.join("f"), vec![7; 1 << 20]).unwrap();
-    let full = || Lab::new(build).with(Behaviour::default());
+    let full = || Lab::new(build).with(OverlayOptions::default());
     let meta = || Lab::new(build);
 
     let lab = full();

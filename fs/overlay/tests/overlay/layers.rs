@@ -7,7 +7,7 @@ use crate::common::{Fs, Lab, R, READ, WRITE, caller, disk, is_root, plant};
 use cowl_layers::error::Errno;
 use cowl_layers::format::XattrSpace;
 use cowl_overlay::idmap::{IdMap, OVERFLOW, Range};
-use cowl_overlay::{Behaviour, Caller, PushError, SetAttr};
+use cowl_overlay::{Caller, OverlayOptions, PushError, SetAttr};
 
 /// Numbers that look random and are the same in every run.
 struct Dice(u64);
@@ -64,9 +64,9 @@ fn a_frozen_layer_is_never_written() {
             std::fs::hard_link(top.join("a"), top.join("e/h")).unwrap();
             std::fs::hard_link(top.join("a"), top.join("d/s/i")).unwrap();
         })
-        .with(Behaviour {
+        .with(OverlayOptions {
             metacopy: seed % 3 != 2,
-            ..Behaviour::default()
+            ..OverlayOptions::default()
         })
         .in_space(
             crate::common::spaces()[usize::try_from(seed).unwrap() % crate::common::spaces().len()],
@@ -267,7 +267,7 @@ fn ids_are_mapped_both_ways() {
         plant(top, &["mine", "foreign"]);
         std::os::unix::fs::chown(top.join("mine"), Some(100_005), Some(100_006)).unwrap();
     })
-    .with(Behaviour {
+    .with(OverlayOptions {
         uids: map(),
         gids: map(),
         ..crate::common::metacopy()
@@ -328,15 +328,15 @@ fn no_layer_is_pushed_while_files_are_written_unseen() {
     let lab = Lab::new(|_| {});
     let fs = lab.open();
     fs.create("file", b"content").unwrap();
-    let unattended = fs.overlay.unattended();
-    unattended.fetch_add(1, Ordering::AcqRel);
+    let passthrough_writers = fs.overlay.passthrough_writers();
+    passthrough_writers.fetch_add(1, Ordering::AcqRel);
     let refused = lab.push(&fs);
     assert!(
         matches!(refused, Err(PushError::Unattended(1))),
         "{refused:?}"
     );
     fs.append("file", b"!").unwrap();
-    unattended.fetch_sub(1, Ordering::AcqRel);
+    passthrough_writers.fetch_sub(1, Ordering::AcqRel);
     lab.push(&fs).unwrap();
     assert_eq!(fs.read("file").unwrap(), b"content!");
 }

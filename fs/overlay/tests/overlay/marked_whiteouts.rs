@@ -6,7 +6,7 @@ use crate::common::{Fs, Lab, metacopy, plant, spaces, walk};
 use cowl_layers::format::XattrSpace;
 use cowl_layers::sys::fault::refuse_devices;
 use cowl_layers::sys::stat::{FileKind, Time};
-use cowl_overlay::Behaviour;
+use cowl_overlay::OverlayOptions;
 use proptest::prelude::*;
 use proptest::test_runner::Config;
 
@@ -48,11 +48,11 @@ fn lab(space: XattrSpace) -> Lab {
     let lab = Lab::new(|top| plant(top, &["a/a/x", "a/b", "b/a/y", "b/c", "c"]));
     lab.add_lower(|top| plant(top, &["a/c/z", "b/b/"]));
     // Nothing is to outlive a power cut here, and syncs are what takes time.
-    let behaviour = Behaviour {
+    let options = OverlayOptions {
         volatile: true,
         ..metacopy()
     };
-    lab.in_space(space).with(behaviour)
+    lab.in_space(space).with(options)
 }
 
 /// One of the two bases.

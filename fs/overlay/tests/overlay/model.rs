@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::common::{Fs, Lab, OpenHow, READ, WRITE, disk};
+use crate::common::{Fs, Lab, OpenOptions, READ, WRITE, disk};
 use crate::model_tree::{Model, Node, Rename, same};
 use cowl_layers::error::Errno;
 use cowl_layers::format::XattrSpace;
 use cowl_layers::sys::stat::FileKind;
-use cowl_overlay::{Behaviour, FileHandle};
+use cowl_overlay::{FileHandle, OverlayOptions};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::Config;
@@ -310,7 +310,7 @@ impl Pair {
         match act {
             Act::Open(slot, _, write) => {
                 self.close(*slot);
-                let how: OpenHow = if *write { WRITE } else { READ };
+                let how: OpenOptions = if *write { WRITE } else { READ };
                 let (got, want) = (self.fs().open(path, how), self.model.open(path));
                 assert_eq!(got.as_ref().err(), want.as_ref().err(), "{act:?}");
                 if let (Ok(handle), Ok(node)) = (got, want) {
@@ -427,13 +427,13 @@ fn run(lab: Lab, acts: &[Act]) {
 }
 
 fn lab(metacopy: bool, space: XattrSpace) -> Lab {
-    let behaviour = Behaviour {
+    let options = OverlayOptions {
         metacopy,
         // What a test does needs to survive no power cut.
         volatile: true,
-        ..Behaviour::default()
+        ..OverlayOptions::default()
     };
-    Lab::new(|_| {}).with(behaviour).in_space(space)
+    Lab::new(|_| {}).with(options).in_space(space)
 }
 
 fn config() -> Config {

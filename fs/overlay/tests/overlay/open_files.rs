@@ -1,14 +1,17 @@
 //! What an open file sees of what happens to the file afterwards.
 
 use crate::common::{Fs, Lab, READ, WRITE, plant};
-use cowl_overlay::Behaviour;
+use cowl_overlay::OverlayOptions;
 
 fn labs() -> [Lab; 2] {
     let build = |top: &std::path::Path| {
         plant(top, &["f", "g", "h1"]);
         std::fs::hard_link(top.join("h1"), top.join("h2")).unwrap();
     };
-    [Lab::new(build), Lab::new(build).with(Behaviour::default())]
+    [
+        Lab::new(build),
+        Lab::new(build).with(OverlayOptions::default()),
+    ]
 }
 
 type Act = fn(&Fs);

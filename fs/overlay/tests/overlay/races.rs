@@ -7,7 +7,7 @@ use std::thread;
 use cowl_layers::Name;
 use cowl_layers::format::XattrSpace;
 use cowl_layers::layer::{Layer, Upper};
-use cowl_overlay::{Behaviour, Caller, OpenHow, Overlay, RenameFlags, SetAttr, Writer};
+use cowl_overlay::{Caller, OpenOptions, Overlay, OverlayOptions, RenameFlags, SetAttr, Writer};
 
 const ROOT: Caller = Caller {
     pid: 0,
@@ -27,12 +27,12 @@ fn overlay(place: &std::path::Path) -> Overlay {
     }
     let upper = Upper::open(&place.join("upper"), &place.join("work"), space).unwrap();
     let lower = Layer::open(&place.join("lower"), space).unwrap();
-    let behaviour = Behaviour {
+    let options = OverlayOptions {
         metacopy: true,
         volatile: true,
-        ..Behaviour::default()
+        ..OverlayOptions::default()
     };
-    Overlay::new(Some(upper), vec![lower], behaviour).unwrap()
+    Overlay::new(Some(upper), vec![lower], options).unwrap()
 }
 
 /// Runs both for every number at the same moment.
@@ -72,7 +72,7 @@ fn a_lookup_beside_a_copy_up_finds_the_same_object() {
                 .lookup(&root, &name(&text))
                 .unwrap()
                 .unwrap();
-            overlay.inodes().remember(&found);
+            overlay.inodes().count_lookup(&found);
             found
         })
         .collect();
@@ -124,7 +124,7 @@ fn an_open_for_reading_beside_the_first_for_writing_sees_what_is_written() {
         |number| {
             let inode = find(number);
             let op = overlay.begin();
-            let how = OpenHow {
+            let how = OpenOptions {
                 keep_atime: false,
                 write: true,
                 truncate: false,
@@ -138,7 +138,7 @@ fn an_open_for_reading_beside_the_first_for_writing_sees_what_is_written() {
         |number| {
             let inode = find(number);
             let op = overlay.begin();
-            let handle = op.open(ROOT, &inode, OpenHow::default()).unwrap();
+            let handle = op.open(ROOT, &inode, OpenOptions::default()).unwrap();
             done.wait();
             let mut buffer = [0; 3];
             op.read(&handle, 0, &mut buffer).unwrap();
@@ -167,7 +167,7 @@ fn a_copy_up_holds_nobody_up() {
     let root = overlay.root().clone();
     let find = |text| overlay.begin().lookup(&root, &name(text)).unwrap().unwrap();
     let (big, small) = (find("big"), find("small"));
-    let how = OpenHow {
+    let how = OpenOptions {
         keep_atime: false,
         write: true,
         truncate: false,
@@ -280,9 +280,9 @@ fn a_file_that_is_filled_beside_a_rename_is_the_right_one() {
             let new = op
                 .mknod(ROOT, &root, &text("n", number), 0o100_644, 0)
                 .unwrap();
-            let how = OpenHow {
+            let how = OpenOptions {
                 write: true,
-                ..OpenHow::default()
+                ..OpenOptions::default()
             };
             let handle = op.open(ROOT, &new, how).unwrap();
             op.write(&handle, 0, b"new file", Writer::Privileged)
@@ -304,9 +304,9 @@ fn a_file_that_is_filled_beside_a_rename_is_the_right_one() {
         },
         |number| {
             let op = overlay.begin();
-            let how = OpenHow {
+            let how = OpenOptions {
                 write: true,
-                ..OpenHow::default()
+                ..OpenOptions::default()
             };
             // No panic here: the other thread would wait for ever.
             match op.open(ROOT, &known[number], how) {

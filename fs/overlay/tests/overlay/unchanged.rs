@@ -6,7 +6,7 @@ use crate::common::{Fs, Lab, WRITE, caller, is_root, mode, plant, set_xattr, sta
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_overlay::idmap::IdMap;
 use cowl_overlay::inode::Inode;
-use cowl_overlay::{Behaviour, Caller, Op, SetAttr, Writer};
+use cowl_overlay::{Caller, Op, OverlayOptions, SetAttr, Writer};
 
 const CREATE: u32 = 1;
 const REPLACE: u32 = 2;
@@ -75,10 +75,10 @@ fn lab() -> Lab {
         stamp(top);
     });
     let map = || IdMap::new(IdMap::parse("0:0:5000").unwrap(), None);
-    lab.with(Behaviour {
+    lab.with(OverlayOptions {
         uids: map(),
         gids: map(),
-        ..Behaviour::default()
+        ..OverlayOptions::default()
     })
 }
 

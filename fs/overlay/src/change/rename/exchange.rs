@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use super::side::{Side, own_location, record_move};
 use crate::copy_up::set_opaque;
-use crate::inode::{Inode, PLAIN};
+use crate::inode::{Inode, PLAIN_DATA};
 use crate::reach::Context;
 use cowl_layers::error::Result;
 use cowl_layers::sys;
-use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::node::RenameMode;
 
 /// Exchanges two objects of the upper layer.
 pub(super) fn exchange(
@@ -26,10 +26,10 @@ pub(super) fn exchange(
     }
     let inode_dir = own_location(&cx.stack, inode)?;
     let target_dir = own_location(&cx.stack, target)?;
-    inode.change_name(Some(target), |state, others| {
+    inode.update_states(Some(target), |state, others| {
         let inode_move = inode_dir.as_ref().map(|dir| dir.moving());
         let target_move = target_dir.as_ref().map(|dir| dir.moving());
-        sys::node::rename(from.fd(), from.name, to.fd(), to.name, RenameHow::Exchange)?;
+        sys::node::rename(from.fd(), from.name, to.fd(), to.name, RenameMode::Exchange)?;
         record_move(state, inode_move, from, to);
         if let Some(state) = others {
             record_move(state, target_move, to, from);
@@ -37,10 +37,10 @@ pub(super) fn exchange(
         Ok(())
     })?;
     for moved in [inode, target] {
-        moved.facts().forget(PLAIN);
+        moved.facts().forget(PLAIN_DATA);
     }
     for changed in [inode, target, from.parent, to.parent] {
-        changed.changed();
+        changed.note_change();
     }
     Ok(())
 }

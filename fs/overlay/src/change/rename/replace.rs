@@ -9,15 +9,15 @@ use super::side::{Side, own_location, record_move};
 use super::whiteout::leave_whiteout;
 use crate::change::name_removal::{NameRemoval, forget_name};
 use crate::copy_up::{set_opaque, stage_dir};
-use crate::inode::{Identity, Inode, InodeTable, NumberMarker, PLAIN, State};
+use crate::inode::{Identity, Inode, InodeState, InodeTable, NumberMarker, PLAIN_DATA};
 use crate::names::LinkIndex;
-use crate::plan::{self, MovedObject, RenamePlan, UpperHas};
+use crate::plan::{self, MovedObject, RenamePlan, UpperEntry};
 use crate::reach::{Context, open_content};
 use cowl_layers::error::{Error, Result};
 use cowl_layers::layer::LayerDir;
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys;
-use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::node::RenameMode;
 use cowl_layers::sys::stat::FileKind;
 
 /// The final step of a rename that is not an exchange.
@@ -37,7 +37,7 @@ impl Replace<'_> {
         inode: &Arc<Inode>,
         target: Option<&Arc<Inode>>,
     ) -> Result<()> {
-        if from.state.upper != UpperHas::Object {
+        if from.state.upper != UpperEntry::Object {
             return Err(Error::NOT_FOUND);
         }
         let stack = &self.cx.stack;
@@ -51,7 +51,7 @@ impl Replace<'_> {
             Some(target) => own_location(stack, target)?,
             None => None,
         };
-        if plan.how == RenameHow::Exchange && !plan.drop_whiteout {
+        if plan.how == RenameMode::Exchange && !plan.drop_whiteout {
             // The exchange moves the whiteout at the new name to the directory of the old name.
             stack
                 .upper()?
@@ -60,11 +60,11 @@ impl Replace<'_> {
         if let Some(target) = target
             // Where the rename itself replaces a target in the upper layer, the filesystem below starts the
             // write-back.
-            && (to.state.upper != UpperHas::Object || plan.how == RenameHow::Exchange)
+            && (to.state.upper != UpperEntry::Object || plan.how == RenameMode::Exchange)
         {
             self.write_back_before_replacing(inode, target)?;
         }
-        inode.change_name(target.map(|target| &**target), |state, others| {
+        inode.update_states(target.map(|target| &**target), |state, others| {
             let moving = moved_dir.as_ref().map(|dir| dir.moving());
             let removing = target_dir.as_ref().map(|dir| dir.moving());
             self.rename_in_upper(plan, from, to)?;
@@ -72,7 +72,7 @@ impl Replace<'_> {
                 removing.set_removed(fd.clone());
             }
             match others {
-                Some(state @ State::Dir(_)) => state.removed(),
+                Some(state @ InodeState::Dir(_)) => state.set_removed(),
                 Some(state) => forget_name(state, to.parent, to.name, target_fd)?,
                 None => {}
             }
@@ -80,12 +80,12 @@ impl Replace<'_> {
             Ok(())
         })?;
         // Whether a file is a library depends on its name.
-        inode.facts().forget(PLAIN);
+        inode.facts().forget(PLAIN_DATA);
         for changed in [inode, from.parent, to.parent].into_iter().chain(target) {
-            changed.changed();
+            changed.note_change();
         }
         if let Some(target) = target {
-            self.index.note_removed(target);
+            self.index.forget_moved(target);
             self.name_removal.note_removed(target);
         }
         Ok(())
@@ -93,7 +93,7 @@ impl Replace<'_> {
 
     /// Executes the system calls of `plan`.
     fn rename_in_upper(&self, plan: RenamePlan, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
-        if plan.how == RenameHow::Whiteout {
+        if plan.how == RenameMode::Whiteout {
             return leave_whiteout(self.cx.stack.upper()?, from, to);
         }
         sys::node::rename(from.fd(), from.name, to.fd(), to.name, plan.how)?;
@@ -153,13 +153,13 @@ impl Replace<'_> {
         let (empty, stat) = stage_dir(self.cx, up)?;
         let empty_fd = empty.open_path()?;
         set_opaque(self.cx, empty_fd.as_fd())?;
-        empty.commit(to.fd(), to.name, RenameHow::Exchange)?;
+        empty.commit(to.fd(), to.name, RenameMode::Exchange)?;
         // Record the exchange now, because the rename that follows may fail.
         let location = LayerDir::child(&to.up, to.name.clone(), stat.ino);
-        let identity = Identity::of(&stat);
+        let identity = Identity::from_stat(&stat);
         self.inodes
-            .moving(target, identity, NumberMarker::Present, || {
-                target.change_dir(|dir| {
+            .relocate(target, identity, NumberMarker::Present, || {
+                target.update_dir(|dir| {
                     dir.locs = Arc::from([location]);
                     dir.redirect = None;
                     dir.identity = identity;

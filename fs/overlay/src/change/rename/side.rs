@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use crate::inode::{Alias, DirState, Inode, State};
+use crate::inode::{Alias, DirState, Inode, InodeState};
 use crate::plan::NameState;
 use crate::reach::Stack;
 use cowl_layers::error::Result;
@@ -39,7 +39,7 @@ pub(super) fn own_location(stack: &Stack, inode: &Inode) -> Result<Option<Arc<La
 
 /// Records an object's new name and its new location in the upper layer.
 pub(super) fn record_move(
-    state: &mut State,
+    state: &mut InodeState,
     location: Option<Moving<'_>>,
     from: &Side<'_>,
     to: &Side<'_>,
@@ -52,8 +52,8 @@ pub(super) fn record_move(
         location.to(&to.up, to.name.clone());
     }
     match state {
-        State::Dir(dir) => dir.alias = Some(alias),
-        State::File(file) => {
+        InodeState::Dir(dir) => dir.alias = Some(alias),
+        InodeState::File(file) => {
             file.aliases
                 .retain(|a| !(a.name == *from.name && Arc::ptr_eq(&a.parent, from.parent)));
             file.aliases.push(alias);

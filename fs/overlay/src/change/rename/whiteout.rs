@@ -1,12 +1,12 @@
 //! Renames that leave a whiteout at the old name, natively or emulated.
 
 use super::side::Side;
-use crate::plan::UpperHas;
+use crate::plan::UpperEntry;
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::layer::{Upper, WhiteoutForm};
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys;
-use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::node::RenameMode;
 
 /// Moves an object and leaves a whiteout at its old name, in the way that the upper layer's filesystem supports.
 pub(super) fn leave_whiteout(upper: &Upper, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
@@ -14,7 +14,7 @@ pub(super) fn leave_whiteout(upper: &Upper, from: &Side<'_>, to: &Side<'_>) -> R
         return leave_by_exchange(upper, from, to);
     }
     let (from_fd, to_fd) = (from.fd(), to.fd());
-    match sys::node::rename(from_fd, from.name, to_fd, to.name, RenameHow::Whiteout) {
+    match sys::node::rename(from_fd, from.name, to_fd, to.name, RenameMode::Whiteout) {
         Err(Error::Errno(Errno::INVAL | Errno::NOSYS)) => leave_by_exchange(upper, from, to),
         // RENAME_WHITEOUT allocates an inode; a hard link to the shared whiteout does not.
         Err(Error::Errno(Errno::NOSPC | Errno::DQUOT)) => leave_by_link(upper, from, to),
@@ -30,11 +30,11 @@ fn leave_by_exchange(upper: &Upper, from: &Side<'_>, to: &Side<'_>) -> Result<()
     let (from_fd, to_fd) = (from.fd(), to.fd());
     let whiteout = upper.stage_whiteout(from_fd)?;
     let how = match to.state.upper {
-        UpperHas::Nothing => RenameHow::NoReplace,
-        UpperHas::Whiteout | UpperHas::Object => RenameHow::Exchange,
+        UpperEntry::Nothing => RenameMode::NoReplace,
+        UpperEntry::Whiteout | UpperEntry::Object => RenameMode::Exchange,
     };
     whiteout.commit(to_fd, to.name, how)?;
-    sys::node::rename(from_fd, from.name, to_fd, to.name, RenameHow::Exchange)
+    sys::node::rename(from_fd, from.name, to_fd, to.name, RenameMode::Exchange)
 }
 
 /// Emulates RENAME_WHITEOUT on a full disk, without allocating an inode.
@@ -44,7 +44,7 @@ fn leave_by_exchange(upper: &Upper, from: &Side<'_>, to: &Side<'_>) -> Result<()
 fn leave_by_link(upper: &Upper, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
     let (from_fd, to_fd) = (from.fd(), to.fd());
     let exchange = || {
-        let how = RenameHow::Exchange;
+        let how = RenameMode::Exchange;
         sys::node::rename(from_fd, from.name, to_fd, to.name, how)
     };
     let or_roll_back = |done: Result<()>, back: &dyn Fn() -> Result<()>| {
@@ -60,19 +60,19 @@ fn leave_by_link(upper: &Upper, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
         done
     };
     match to.state.upper {
-        UpperHas::Whiteout => leave_by_exchange(upper, from, to),
-        UpperHas::Nothing if !to.state.below => leave_by_exchange(upper, from, to),
-        UpperHas::Nothing => {
-            let how = RenameHow::NoReplace;
+        UpperEntry::Whiteout => leave_by_exchange(upper, from, to),
+        UpperEntry::Nothing if !to.state.below => leave_by_exchange(upper, from, to),
+        UpperEntry::Nothing => {
+            let how = RenameMode::NoReplace;
             sys::node::rename(from_fd, from.name, to_fd, to.name, how)?;
             let back = || sys::node::rename(to_fd, to.name, from_fd, from.name, how);
             or_roll_back(upper.whiteout_new(from_fd, from.name), &back)
         }
-        UpperHas::Object => {
+        UpperEntry::Object => {
             let whiteout = upper.stage_whiteout(from_fd)?;
             exchange()?;
             // The replaced object is removed with the staged name.
-            let done = whiteout.commit(from_fd, from.name, RenameHow::Exchange);
+            let done = whiteout.commit(from_fd, from.name, RenameMode::Exchange);
             or_roll_back(done, &exchange)
         }
     }

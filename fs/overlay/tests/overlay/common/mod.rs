@@ -27,8 +27,8 @@ use cowl_layers::sys;
 use cowl_layers::sys::attr::SetTime;
 use cowl_layers::sys::private::Through;
 use cowl_layers::sys::stat::{FileKind, Stat, Time};
-pub use cowl_overlay::OpenHow;
-use cowl_overlay::{Behaviour, Caller, Overlay, PushError};
+pub use cowl_overlay::OpenOptions;
+use cowl_overlay::{Caller, Overlay, OverlayOptions, PushError};
 
 #[allow(unused_imports, reason = "every test file uses a part")]
 pub use shown::{Fs, Shown, Tree};
@@ -41,19 +41,19 @@ pub const THEN: Time = Time {
     nanos: 123_456_789,
 };
 
-pub const READ: OpenHow = OpenHow {
+pub const READ: OpenOptions = OpenOptions {
     keep_atime: false,
     write: false,
     truncate: false,
     exec: false,
 };
-pub const WRITE: OpenHow = OpenHow {
+pub const WRITE: OpenOptions = OpenOptions {
     keep_atime: false,
     write: true,
     truncate: false,
     exec: false,
 };
-pub const CUT: OpenHow = OpenHow {
+pub const CUT: OpenOptions = OpenOptions {
     keep_atime: false,
     write: true,
     truncate: true,
@@ -82,10 +82,10 @@ pub fn spaces() -> &'static [XattrSpace] {
     }
 }
 
-pub fn metacopy() -> Behaviour {
-    Behaviour {
+pub fn metacopy() -> OverlayOptions {
+    OverlayOptions {
         metacopy: true,
-        ..Behaviour::default()
+        ..OverlayOptions::default()
     }
 }
 
@@ -96,7 +96,7 @@ pub struct Lab {
     lowers: RefCell<Vec<PathBuf>>,
     upper: RefCell<usize>,
     pub space: XattrSpace,
-    pub behaviour: Behaviour,
+    pub options: OverlayOptions,
 }
 
 impl Lab {
@@ -107,7 +107,7 @@ impl Lab {
             lowers: RefCell::default(),
             upper: RefCell::new(0),
             space: XattrSpace::detect(),
-            behaviour: metacopy(),
+            options: metacopy(),
         };
         lab.add_lower(build);
         lab.make_upper(0);
@@ -121,8 +121,8 @@ impl Lab {
         lab
     }
 
-    pub fn with(mut self, behaviour: Behaviour) -> Self {
-        self.behaviour = behaviour;
+    pub fn with(mut self, options: OverlayOptions) -> Self {
+        self.options = options;
         self
     }
 
@@ -177,7 +177,7 @@ impl Lab {
     /// A new "mount".
     pub fn open(&self) -> Fs {
         let upper = Some(self.open_upper());
-        Fs::new(Overlay::new(upper, self.open_lowers(), self.behaviour.clone()).unwrap())
+        Fs::new(Overlay::new(upper, self.open_lowers(), self.options.clone()).unwrap())
     }
 
     /// A new "mount" that reads the marks of fuse-overlayfs.
@@ -185,21 +185,21 @@ impl Lab {
         let open = |path: &Path| Layer::open_foreign(path, self.space).unwrap();
         let upper = Upper::of(Through::Writing, open(&self.upper()), &self.work()).unwrap();
         let lowers = self.lowers.borrow().iter().map(|path| open(path)).collect();
-        Fs::new(Overlay::new(Some(upper), lowers, self.behaviour.clone()).unwrap())
+        Fs::new(Overlay::new(Some(upper), lowers, self.options.clone()).unwrap())
     }
 
     /// A new "mount" over data-only layers, topmost first.
     pub fn open_over_data(&self, data: &[&Path]) -> Fs {
         let fs = self.open();
         let open = |path: &&Path| Layer::open(path, self.space).unwrap();
-        Fs::new(fs.overlay.over_data(data.iter().map(open).collect()))
+        Fs::new(fs.overlay.with_data_layers(data.iter().map(open).collect()))
     }
 
     /// All layers, the upper among them, for reading only.
     pub fn open_read_only(&self) -> Fs {
         let mut layers = vec![Layer::open(&self.upper(), self.space).unwrap()];
         layers.extend(self.open_lowers());
-        Fs::new(Overlay::new(None, layers, self.behaviour.clone()).unwrap())
+        Fs::new(Overlay::new(None, layers, self.options.clone()).unwrap())
     }
 
     /// A new empty upper over the one so far; returns the old one's path.

@@ -8,7 +8,7 @@ use cowl_layers::sys::stat::{FileKind, Stat, Time};
 use cowl_overlay::inode::Inode;
 use cowl_overlay::{Attr, FileHandle, Overlay, RenameFlags, SetAttr, Writer};
 
-use super::{CUT, OpenHow, R, READ, WRITE, caller};
+use super::{CUT, OpenOptions, R, READ, WRITE, caller};
 
 /// One object as an overlay shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,9 +54,9 @@ impl Fs {
 
     /// The object, held as the kernel holds what it looked up.
     pub fn find(&self, path: &str) -> R<Arc<Inode>> {
-        let inode = self.overlay.begin().find(path.as_bytes());
+        let inode = self.overlay.begin().lookup_path(path.as_bytes());
         let inode = inode.map_err(|error| error.errno())?;
-        self.overlay.inodes().remember(&inode);
+        self.overlay.inodes().count_lookup(&inode);
         Ok(inode)
     }
 
@@ -65,7 +65,7 @@ impl Fs {
         Ok((self.find(parent)?, Name::new(name).unwrap()))
     }
 
-    pub fn open(&self, path: &str, how: OpenHow) -> R<Arc<FileHandle>> {
+    pub fn open(&self, path: &str, how: OpenOptions) -> R<Arc<FileHandle>> {
         let inode = self.find(path)?;
         let opened = self.overlay.begin().open(caller(), &inode, how);
         opened.map_err(|error| error.errno())
@@ -260,7 +260,7 @@ impl Fs {
         let entries = listing.iter().map(|entry| Entry {
             name: entry.name().to_vec(),
             kind: entry.kind(),
-            ino: op.entry_number(&listing, entry).unwrap(),
+            ino: op.entry_ino(&listing, entry).unwrap(),
         });
         entries.collect()
     }
