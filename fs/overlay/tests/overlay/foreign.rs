@@ -15,7 +15,7 @@ fn whiteout(path: &Path) {
     rustix::fs::mknodat(rustix::fs::CWD, path, device, mode, 0).unwrap();
 }
 
-fn marked_file(path: &Path, space: XattrSpace) {
+fn create_xattr_whiteout(path: &Path, space: XattrSpace) {
     std::fs::write(path, b"").unwrap();
     set_xattr(path, space.whiteout(), b"");
 }
@@ -39,7 +39,7 @@ const CASES: &[Case] = &[
         build: |top, space| {
             create_files(top, &["d/"]);
             set_xattr(&top.join("d"), space.opaque(), b"x");
-            marked_file(&top.join("d/x"), space);
+            create_xattr_whiteout(&top.join("d/x"), space);
         },
         shown: &["d", "d/y", "e", "e/z", "f"],
     },
@@ -156,7 +156,7 @@ fn xattr_whiteouts_in_a_directory_that_becomes_opaque() {
         let n = lab.upper().join("n");
         create_files(&lab.upper(), &["n/own"]);
         set_xattr(&n, space.opaque(), b"x");
-        marked_file(&n.join("w"), space);
+        create_xattr_whiteout(&n.join("w"), space);
         let fs = lab.open();
         assert_eq!(fs.names("n").unwrap(), ["own"]);
         fs.unlink("e/z").unwrap();
