@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use cowl_layers::layer::Upper;
 use cowl_layers::sys::dir;
 use cowl_layers::view::View;
-use cowl_overlay::{Behaviour, Overlay};
+use cowl_overlay::{Overlay, OverlayOptions};
 
 use super::freeze::{self, Frozen};
 use super::paths::{Only, check};
@@ -202,11 +202,11 @@ fn apart(
         let upper = Upper::open(&tree, &store.paths().layer_work(head), store.space())?;
         let lowers = store.open_layers(&frozen.state)?;
         // How many names of a lower file show is of no use here, and costs a walk to each of them.
-        let behaviour = Behaviour {
+        let options = OverlayOptions {
             static_nlink: true,
-            ..Behaviour::default()
+            ..OverlayOptions::default()
         };
-        let overlay = Overlay::new(Some(upper), lowers, behaviour)
+        let overlay = Overlay::new(Some(upper), lowers, options)
             .map_err(|error| Error::failed("cannot open the layers").because(error))?;
         Ok(InProcess::new(overlay))
     };

@@ -1,21 +1,22 @@
-//! The character device 0:0, which is a whiteout where it lies in a layer. Programs that keep layers of their
-//! own on the mount make it: kernel overlayfs, podman, umoci. It is stored as described in
-//! [`cowl_layers::format::zero_device`].
+//! Creation of the character device 0:0.
+//!
+//! Programs that store layers on the mount create such devices: kernel overlayfs, podman, umoci. In a layer of this
+//! overlay a device 0:0 would be a whiteout, so it is stored as described in [`cowl_layers::format::zero_device`].
 
 use std::os::fd::AsFd;
 
 use super::upper_names::UpperNames;
 use crate::copy_up::stage_in_twin;
-use crate::plan::UpperHas;
+use crate::plan::UpperEntry;
 use crate::reach::{Caller, Context};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::layer::{LayerDir, Staged, zero_device};
 use cowl_layers::name::Name;
 use cowl_layers::sys;
-use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::node::RenameMode;
 use cowl_layers::sys::stat::FileKind;
 
-/// Stages a device 0:0, as the caller would make it in `up`.
+/// Stages a device 0:0 with the owner and mode that it would get if the caller created it in `up`.
 pub(super) fn stage_zero_device(
     cx: &Context<'_>,
     caller: Caller,
@@ -30,7 +31,7 @@ pub(super) fn stage_zero_device(
     Ok(staged)
 }
 
-/// Gives a staged device a name that is free or a whiteout.
+/// Renames a staged device to a name that is free or a whiteout; EEXIST otherwise.
 pub(super) fn commit_zero_device(
     upper_names: &UpperNames<'_>,
     staged: Staged,
@@ -40,10 +41,10 @@ pub(super) fn commit_zero_device(
     let fd = up.fd()?;
     let fd = (*fd).as_fd();
     let space = upper_names.cx.stack.upper()?.layer.space();
-    zero_device::mark_folder(fd, space)?;
+    zero_device::mark_dir(fd, space)?;
     match upper_names.upper_has(up, name)? {
-        UpperHas::Object => Err(Error::Errno(Errno::EXIST)),
-        UpperHas::Nothing => staged.commit(fd, name, RenameHow::NoReplace),
-        UpperHas::Whiteout => staged.commit(fd, name, RenameHow::Replace),
+        UpperEntry::Object => Err(Error::Errno(Errno::EXIST)),
+        UpperEntry::Nothing => staged.commit(fd, name, RenameMode::NoReplace),
+        UpperEntry::Whiteout => staged.commit(fd, name, RenameMode::Replace),
     }
 }
