@@ -9,7 +9,7 @@ use super::dirs::{refuse_marker_name, require_live_dir};
 use super::upper_names::{NewObject, UpperNames};
 use super::zero_device::{commit_zero_device, stage_zero_device};
 use crate::content::{Content, FileHandle};
-use crate::copy_up::{CopyUp, set_opaque, stage_in_twin};
+use crate::copy_up::{CopyUp, set_opaque, stage_in_temp_dir};
 use crate::inode::{Inode, NO_CAPABILITIES, OpenOptions};
 use crate::metadata::{Attr, Attributes};
 use crate::plan::UpperEntry;
@@ -41,7 +41,7 @@ impl Create<'_> {
         mode: u32,
     ) -> Result<Arc<Inode>> {
         let kind = FileKind::Directory;
-        self.make(caller, (parent, name), kind, |dir, name| {
+        self.make_object(caller, (parent, name), kind, |dir, name| {
             sys::node::mkdir(dir, name, mode & 0o7777)
         })
         .map(|(inode, _)| inode)
@@ -60,7 +60,7 @@ impl Create<'_> {
         if is_zero_device(kind, rdev) {
             return self.make_zero_device(caller, parent, name, mode & 0o7777);
         }
-        self.make(caller, (parent, name), kind, |dir, name| {
+        self.make_object(caller, (parent, name), kind, |dir, name| {
             sys::node::mknod(dir, name, kind, mode & 0o7777, rdev)
         })
         .map(|(inode, _)| inode)
@@ -74,7 +74,7 @@ impl Create<'_> {
         name: &Name,
         target: &[u8],
     ) -> Result<Arc<Inode>> {
-        self.make(caller, (parent, name), FileKind::Symlink, |dir, name| {
+        self.make_object(caller, (parent, name), FileKind::Symlink, |dir, name| {
             sys::node::symlink(dir, name, target)
         })
         .map(|(inode, _)| inode)
@@ -87,14 +87,15 @@ impl Create<'_> {
         parent: &Arc<Inode>,
         name: &Name,
         mode: u32,
-        how: OpenOptions,
+        options: OpenOptions,
     ) -> Result<(Arc<Inode>, Arc<FileHandle>, Attr)> {
         // The handle uses the descriptor that created the file: O_CREAT grants access even if the mode denies it.
         let mut opened: Option<OwnedFd> = None;
-        let (inode, stat) = self.make(caller, (parent, name), FileKind::Regular, |dir, name| {
-            opened = Some(sys::node::create(dir, name, mode & 0o7777, OFlags::RDWR)?);
-            Ok(())
-        })?;
+        let (inode, stat) =
+            self.make_object(caller, (parent, name), FileKind::Regular, |dir, name| {
+                opened = Some(sys::node::create(dir, name, mode & 0o7777, OFlags::RDWR)?);
+                Ok(())
+            })?;
         let fd = match opened {
             Some(fd) => fd,
             None => return Err(Error::Errno(Errno::IO)),
@@ -104,7 +105,7 @@ impl Create<'_> {
             .facts()
             .note(inode.facts().snapshot(), NO_CAPABILITIES);
         let attr = self.attributes.attr_as_found(&inode, stat)?;
-        let handle = self.content.adopt(&inode, fd, how);
+        let handle = self.content.adopt(&inode, fd, options);
         Ok((inode, handle, attr))
     }
 
@@ -112,28 +113,29 @@ impl Create<'_> {
     ///
     /// Creates it directly in its directory if the name is free. Over a whiteout, stages it in the work directory
     /// and renames it over the whiteout.
-    fn make(
+    fn make_object(
         &self,
         caller: Caller,
         (parent, name): (&Arc<Inode>, &Name),
         kind: FileKind,
-        mut how: impl FnMut(BorrowedFd<'_>, &[u8]) -> Result<()>,
+        mut create: impl FnMut(BorrowedFd<'_>, &[u8]) -> Result<()>,
     ) -> Result<(Arc<Inode>, Stat)> {
         require_live_dir(parent)?;
-        let (_, up) = self.copy_up.copy_up_dir(parent)?;
+        let (_, upper_dir) = self.copy_up.copy_up_dir(parent)?;
         let _names = parent.names()?.lock();
         let dir = require_live_dir(parent)?;
-        let fd = up.fd()?;
+        let fd = upper_dir.fd()?;
         let fd = (*fd).as_fd();
-        refuse_marker_name(&up, name)?;
-        self.upper_names.require_free(&dir, &up, name)?;
-        match self.cx.as_creator(caller, || how(fd, name)) {
+        refuse_marker_name(&upper_dir, name)?;
+        self.upper_names.require_free(&dir, &upper_dir, name)?;
+        match self.cx.as_creator(caller, || create(fd, name)) {
             Ok(()) => {}
             Err(error) if error.errno() == Errno::EXIST => {
-                if self.upper_names.upper_has(&up, name)? != UpperEntry::Whiteout {
+                if self.upper_names.upper_entry(&upper_dir, name)? != UpperEntry::Whiteout {
                     return Err(error);
                 }
-                let staged = stage_in_twin(self.cx, caller, fd, |twin| how(twin, b"new"))?;
+                let staged =
+                    stage_in_temp_dir(self.cx, caller, fd, |temp_dir| create(temp_dir, b"new"))?;
                 if kind == FileKind::Directory {
                     set_opaque(self.cx, staged.open_path()?.as_fd())?;
                     staged.commit(fd, name, RenameMode::Exchange)?;
@@ -145,7 +147,7 @@ impl Create<'_> {
         }
         parent.note_change();
         self.upper_names
-            .intern_new(parent, &up, name, NewObject::AsStored)
+            .intern_new(parent, &upper_dir, name, NewObject::AsStored)
     }
 
     /// Creates a character device 0:0, stored as a marked regular file.
@@ -157,16 +159,16 @@ impl Create<'_> {
         mode: u32,
     ) -> Result<Arc<Inode>> {
         require_live_dir(parent)?;
-        let (_, up) = self.copy_up.copy_up_dir(parent)?;
+        let (_, upper_dir) = self.copy_up.copy_up_dir(parent)?;
         let _names = parent.names()?.lock();
         let dir = require_live_dir(parent)?;
-        refuse_marker_name(&up, name)?;
-        self.upper_names.require_free(&dir, &up, name)?;
-        let staged = stage_zero_device(self.cx, caller, &up, mode)?;
-        commit_zero_device(&self.upper_names, staged, &up, name)?;
+        refuse_marker_name(&upper_dir, name)?;
+        self.upper_names.require_free(&dir, &upper_dir, name)?;
+        let staged = stage_zero_device(self.cx, caller, &upper_dir, mode)?;
+        commit_zero_device(&self.upper_names, staged, &upper_dir, name)?;
         parent.note_change();
         self.upper_names
-            .intern_new(parent, &up, name, NewObject::ZeroDevice)
+            .intern_new(parent, &upper_dir, name, NewObject::ZeroDevice)
             .map(|(inode, _)| inode)
     }
 }

@@ -20,8 +20,8 @@ pub(super) fn require_live_dir(inode: &Inode) -> Result<DirState> {
 }
 
 /// Returns EINVAL for a name that fuse-overlayfs's format reserves for markers, if the layer has that format.
-pub(super) fn refuse_marker_name(up: &LayerDir, name: &Name) -> Result<()> {
-    if up.layer().is_foreign() && is_mark(name) {
+pub(super) fn refuse_marker_name(upper_dir: &LayerDir, name: &Name) -> Result<()> {
+    if upper_dir.layer().is_foreign() && is_mark(name) {
         return Err(Error::Errno(Errno::INVAL));
     }
     Ok(())

@@ -36,19 +36,19 @@ impl Link<'_> {
             return Err(Error::Errno(Errno::PERM));
         }
         self.redirects.copy_up_file_with_redirect(inode)?;
-        let (_, up) = self.copy_up.copy_up_dir(parent)?;
+        let (_, upper_dir) = self.copy_up.copy_up_dir(parent)?;
         let _names = parent.names()?.lock();
         let dir = require_live_dir(parent)?;
-        let fd = up.fd()?;
+        let fd = upper_dir.fd()?;
         let fd = (*fd).as_fd();
-        refuse_marker_name(&up, name)?;
+        refuse_marker_name(&upper_dir, name)?;
         prepare_dir_for(self.cx, inode, fd)?;
         // Link from a descriptor, not from a name: the directory of that name is not locked, and a race with a
         // rename would link another file. If the file has no name left, linkat(2) returns ENOENT as usual.
         let source = access_path(inode)?;
         let link_to =
             |dir: BorrowedFd<'_>, name: &[u8]| sys::node::link_fd(source.as_fd(), dir, name);
-        match self.upper_names.upper_has(&up, name)? {
+        match self.upper_names.upper_entry(&upper_dir, name)? {
             UpperEntry::Object => return Err(Error::Errno(Errno::EXIST)),
             UpperEntry::Nothing => {
                 self.upper_names.require_free_below(&dir, name)?;

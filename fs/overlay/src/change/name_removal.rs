@@ -55,9 +55,9 @@ impl NameRemoval<'_> {
             .filter(|a| !(a.name == *name && Arc::ptr_eq(&a.parent, parent)));
         for other in others {
             // Use another name in the upper layer as the file's location from here on.
-            if let Some(up) = self.cx.stack.upper_dir(&other.parent.dir()?) {
+            if let Some(upper_dir) = self.cx.stack.upper_dir(&other.parent.dir()?) {
                 let loc = Loc {
-                    dir: up.clone(),
+                    dir: upper_dir.clone(),
                     name: other.name.clone(),
                 };
                 if loc.stat().is_ok_and(|stat| stat.ino == file.identity.ino) {

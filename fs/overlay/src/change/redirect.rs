@@ -68,15 +68,16 @@ impl Redirects<'_> {
         if !inode.is_dir() {
             return self.copy_up_file_with_redirect(inode);
         }
-        let (dir, up) = self.copy_up.copy_up_dir(inode)?;
+        let (dir, upper_dir) = self.copy_up.copy_up_dir(inode)?;
         if dir.locs.len() < 2 || matches!(dir.redirect, Some(Redirect::Path(_))) {
             return Ok(());
         }
         let stack = &self.cx.stack;
         let mut redirect = Redirect::Path(path_below(stack, inode)?.into());
         let marker = stack.upper()?.layer.space().redirect().as_bytes();
-        let set =
-            |value: &Redirect| sys::xattr::set((*up.fd()?).as_fd(), marker, &value.to_value());
+        let set = |value: &Redirect| {
+            sys::xattr::set((*upper_dir.fd()?).as_fd(), marker, &value.to_value())
+        };
         match set(&redirect) {
             Ok(()) => {}
             // A path of thousands of bytes does not fit in an xattr. Within the same parent directory, the old

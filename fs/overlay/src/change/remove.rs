@@ -31,8 +31,8 @@ pub(crate) struct Remove<'o> {
 impl Remove<'_> {
     /// Removes a name of an object that is not a directory.
     pub(crate) fn unlink(&self, parent: &Arc<Inode>, name: &Name) -> Result<()> {
-        let up = match self.cx.stack.upper_dir(&require_live_dir(parent)?) {
-            Some(up) => up.clone(),
+        let upper_dir = match self.cx.stack.upper_dir(&require_live_dir(parent)?) {
+            Some(upper_dir) => upper_dir.clone(),
             None => {
                 // Do not copy up the directory for a name that cannot be removed.
                 let inode = self.names.lookup(parent, name)?.ok_or(Error::NOT_FOUND)?;
@@ -57,11 +57,11 @@ impl Remove<'_> {
             (names, hit)
         };
         let dir = require_live_dir(parent)?;
-        let state = self.name_state_from_hit(&hit, &dir, &up, name)?;
+        let state = self.name_state_from_hit(&hit, &dir, &upper_dir, name)?;
         let inode = hit.inode;
         let anchor = self.name_removal.open_anchor(&inode, parent, name)?;
         inode.update_states(None, |file, _| {
-            self.remove_name(&up, name, state)?;
+            self.remove_name(&upper_dir, name, state)?;
             forget_name(file, parent, name, anchor)
         })?;
         inode.note_change();
@@ -75,21 +75,21 @@ impl Remove<'_> {
         let inode = self.names.lookup(parent, name)?.ok_or(Error::NOT_FOUND)?;
         let removed = inode.dir()?;
         self.cx.stack.upper()?;
-        let (_, up) = self.copy_up.copy_up_dir(parent)?;
+        let (_, upper_dir) = self.copy_up.copy_up_dir(parent)?;
         // The lock of the removed directory prevents a race with a creation in it.
         let _names = lock_both(parent, &inode)?;
         let dir = require_live_dir(parent)?;
         if !self.names.is_empty(&inode)? {
             return Err(Error::Errno(Errno::NOTEMPTY));
         }
-        let state = self.upper_names.name_state(&dir, &up, name)?;
-        let upper_dir = match self.cx.stack.upper_dir(&removed) {
-            Some(up) => Some((up, up.fd()?)),
+        let state = self.upper_names.name_state(&dir, &upper_dir, name)?;
+        let removed_dir = match self.cx.stack.upper_dir(&removed) {
+            Some(upper_dir) => Some((upper_dir, upper_dir.fd()?)),
             None => None,
         };
         inode.update_states(None, |dir, _| {
-            let moving = upper_dir.map(|(up, fd)| (up.moving(), fd));
-            self.remove_name(&up, name, state)?;
+            let moving = removed_dir.map(|(upper_dir, fd)| (upper_dir.moving(), fd));
+            self.remove_name(&upper_dir, name, state)?;
             if let Some((moving, fd)) = moving {
                 moving.set_removed(fd);
             }
@@ -110,12 +110,12 @@ impl Remove<'_> {
         &self,
         hit: &Hit,
         dir: &DirState,
-        up: &LayerDir,
+        upper_dir: &LayerDir,
         name: &Name,
     ) -> Result<NameState> {
-        if up.layer().is_foreign() {
+        if upper_dir.layer().is_foreign() {
             // The upper directory may also have a marker for the name.
-            return self.upper_names.name_state(dir, up, name);
+            return self.upper_names.name_state(dir, upper_dir, name);
         }
         Ok(if hit.in_top {
             NameState {
@@ -131,8 +131,8 @@ impl Remove<'_> {
     }
 
     /// Removes a name on disk as its state requires.
-    fn remove_name(&self, up: &LayerDir, name: &Name, state: NameState) -> Result<()> {
-        let fd = up.fd()?;
+    fn remove_name(&self, upper_dir: &LayerDir, name: &Name, state: NameState) -> Result<()> {
+        let fd = upper_dir.fd()?;
         let fd = (*fd).as_fd();
         let upper = self.cx.stack.upper()?;
         match plan::remove(state) {

@@ -32,11 +32,11 @@ pub(super) enum NewObject {
 
 impl UpperNames<'_> {
     /// Returns the type of the upper layer's entry under a name.
-    pub(super) fn upper_has(&self, up: &LayerDir, name: &Name) -> Result<UpperEntry> {
-        if up.layer().is_foreign() {
-            self.cx.stack.upper()?.settle(up, name)?;
+    pub(super) fn upper_entry(&self, upper_dir: &LayerDir, name: &Name) -> Result<UpperEntry> {
+        if upper_dir.layer().is_foreign() {
+            self.cx.stack.upper()?.settle(upper_dir, name)?;
         }
-        Ok(match probe(up, name, Markers::Read)? {
+        Ok(match probe(upper_dir, name, Markers::Read)? {
             None => UpperEntry::Nothing,
             Some(found) if found.seen == Seen::Whiteout => UpperEntry::Whiteout,
             Some(_) => UpperEntry::Object,
@@ -47,11 +47,11 @@ impl UpperNames<'_> {
     pub(super) fn name_state(
         &self,
         dir: &DirState,
-        up: &LayerDir,
+        upper_dir: &LayerDir,
         name: &Name,
     ) -> Result<NameState> {
         Ok(NameState {
-            upper: self.upper_has(up, name)?,
+            upper: self.upper_entry(upper_dir, name)?,
             below: self.names.is_visible_below(dir, name)?,
         })
     }
@@ -59,10 +59,16 @@ impl UpperNames<'_> {
     /// Returns EEXIST if only a lower layer has the name.
     ///
     /// If the upper layer has it, the system call that creates the object fails by itself.
-    pub(super) fn require_free(&self, dir: &DirState, up: &LayerDir, name: &Name) -> Result<()> {
+    pub(super) fn require_free(
+        &self,
+        dir: &DirState,
+        upper_dir: &LayerDir,
+        name: &Name,
+    ) -> Result<()> {
         // In a layer of fuse-overlayfs, a cached negative lookup does not exclude a marker.
-        let known = !up.layer().is_foreign() && self.names.absent.is(&dir.locs, name);
-        if dir.locs.len() > 1 && !known && self.upper_has(up, name)? == UpperEntry::Nothing {
+        let known = !upper_dir.layer().is_foreign() && self.names.absent.is(&dir.locs, name);
+        if dir.locs.len() > 1 && !known && self.upper_entry(upper_dir, name)? == UpperEntry::Nothing
+        {
             self.require_free_below(dir, name)?;
         }
         Ok(())
@@ -80,19 +86,19 @@ impl UpperNames<'_> {
     pub(super) fn intern_new(
         &self,
         parent: &Arc<Inode>,
-        up: &Arc<LayerDir>,
+        upper_dir: &Arc<LayerDir>,
         name: &Name,
         new: NewObject,
     ) -> Result<(Arc<Inode>, Stat)> {
-        let mut stat = sys::stat::stat_at((*up.fd()?).as_fd(), name)?;
+        let mut stat = sys::stat::stat_at((*upper_dir.fd()?).as_fd(), name)?;
         if new == NewObject::ZeroDevice {
             stat = zero_device::shown(stat);
         }
-        let ino = self.cx.stack.view().number(up.layer(), &stat, None);
+        let ino = self.cx.stack.view().number(upper_dir.layer(), &stat, None);
         let inodes = self.names.inodes;
         let inode = if stat.kind() == FileKind::Directory {
             let node = DirNode {
-                locs: vec![LayerDir::child(up, name.clone(), stat.ino)],
+                locs: vec![LayerDir::child(upper_dir, name.clone(), stat.ino)],
                 below: None,
                 redirect: None,
                 stat,
@@ -102,7 +108,7 @@ impl UpperNames<'_> {
         } else {
             let node = FileNode {
                 loc: Loc {
-                    dir: up.clone(),
+                    dir: upper_dir.clone(),
                     name: name.clone(),
                 },
                 data: None,

@@ -6,7 +6,7 @@
 use std::os::fd::AsFd;
 
 use super::upper_names::UpperNames;
-use crate::copy_up::stage_in_twin;
+use crate::copy_up::stage_in_temp_dir;
 use crate::plan::UpperEntry;
 use crate::reach::{Caller, Context};
 use cowl_layers::error::{Errno, Error, Result};
@@ -16,15 +16,15 @@ use cowl_layers::sys;
 use cowl_layers::sys::node::RenameMode;
 use cowl_layers::sys::stat::FileKind;
 
-/// Stages a device 0:0 with the owner and mode that it would get if the caller created it in `up`.
+/// Stages a device 0:0 with the owner and mode that it would get if the caller created it in `upper_dir`.
 pub(super) fn stage_zero_device(
     cx: &Context<'_>,
     caller: Caller,
-    up: &LayerDir,
+    upper_dir: &LayerDir,
     mode: u32,
 ) -> Result<Staged> {
-    let staged = stage_in_twin(cx, caller, (*up.fd()?).as_fd(), |twin| {
-        sys::node::mknod(twin, b"new", FileKind::Regular, mode, 0)
+    let staged = stage_in_temp_dir(cx, caller, (*upper_dir.fd()?).as_fd(), |temp_dir| {
+        sys::node::mknod(temp_dir, b"new", FileKind::Regular, mode, 0)
     })?;
     let space = cx.stack.upper()?.layer.space();
     zero_device::mark(staged.open_path()?.as_fd(), space)?;
@@ -35,14 +35,14 @@ pub(super) fn stage_zero_device(
 pub(super) fn commit_zero_device(
     upper_names: &UpperNames<'_>,
     staged: Staged,
-    up: &LayerDir,
+    upper_dir: &LayerDir,
     name: &Name,
 ) -> Result<()> {
-    let fd = up.fd()?;
+    let fd = upper_dir.fd()?;
     let fd = (*fd).as_fd();
     let space = upper_names.cx.stack.upper()?.layer.space();
     zero_device::mark_dir(fd, space)?;
-    match upper_names.upper_has(up, name)? {
+    match upper_names.upper_entry(upper_dir, name)? {
         UpperEntry::Object => Err(Error::Errno(Errno::EXIST)),
         UpperEntry::Nothing => staged.commit(fd, name, RenameMode::NoReplace),
         UpperEntry::Whiteout => staged.commit(fd, name, RenameMode::Replace),

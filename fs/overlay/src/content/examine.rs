@@ -20,7 +20,7 @@ impl FileHandle {
         if is_library(&self.inode.file()?) {
             return Ok(true);
         }
-        let is_executable = self.how.exec || sys::stat::stat_fd(fd)?.perm() & 0o111 != 0;
+        let is_executable = self.options.exec || sys::stat::stat_fd(fd)?.perm() & 0o111 != 0;
         let mut start = [0; 4];
         Ok(is_executable && rustix::io::pread(fd, &mut start, 0)? == ELF.len() && start == ELF)
     }

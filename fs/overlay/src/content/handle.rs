@@ -22,14 +22,14 @@ pub enum Writer {
 }
 
 /// Returns the flags of open(2) for a file's content.
-pub(super) fn open_flags(how: OpenOptions) -> OFlags {
-    let access = if how.write || how.truncate {
+pub(super) fn open_flags(options: OpenOptions) -> OFlags {
+    let access = if options.write || options.truncate {
         OFlags::RDWR
     } else {
         OFlags::RDONLY
     };
     access
-        | if how.keep_atime {
+        | if options.keep_atime {
             OFlags::NOATIME
         } else {
             OFlags::empty()
@@ -37,7 +37,7 @@ pub(super) fn open_flags(how: OpenOptions) -> OFlags {
 }
 
 /// A descriptor of a file's content, and the version of the content.
-pub(super) type Versioned = (Arc<OwnedFd>, u32);
+pub(super) type VersionedDescriptor = (Arc<OwnedFd>, u32);
 
 /// An open file.
 ///
@@ -45,9 +45,9 @@ pub(super) type Versioned = (Arc<OwnedFd>, u32);
 #[derive(Debug)]
 pub struct FileHandle {
     pub(super) inode: Arc<Inode>,
-    pub(super) how: OpenOptions,
+    pub(super) options: OpenOptions,
     /// The descriptor of the content, opened by the first request that needs it.
-    pub(super) open: Mutex<Option<Versioned>>,
+    pub(super) open: Mutex<Option<VersionedDescriptor>>,
     /// The value of [`OpenCounts::pushes`] at which the content was last known to be in the upper layer.
     pub(super) pushes: AtomicU32,
 }
@@ -60,12 +60,12 @@ impl FileHandle {
 
     /// Whether the file was opened for writing.
     pub fn is_writable(&self) -> bool {
-        self.how.write
+        self.options.write
     }
 
     /// Returns the options with which the file was opened.
-    pub fn how(&self) -> OpenOptions {
-        self.how
+    pub fn options(&self) -> OpenOptions {
+        self.options
     }
 
     /// Returns the descriptor of the content and the content's version, if the descriptor is open.
@@ -84,8 +84,8 @@ pub(crate) struct OpenCounts {
 }
 
 impl OpenCounts {
-    fn counter(&self, how: OpenOptions) -> &AtomicU32 {
-        if how.write {
+    fn counter(&self, options: OpenOptions) -> &AtomicU32 {
+        if options.write {
             &self.writers
         } else {
             &self.readers
@@ -97,13 +97,13 @@ impl OpenCounts {
         &self,
         inode: &Arc<Inode>,
         opened: Option<(OwnedFd, u32)>,
-        how: OpenOptions,
+        options: OpenOptions,
     ) -> Arc<FileHandle> {
-        self.counter(how).fetch_add(1, Ordering::AcqRel);
-        inode.count_open(how);
+        self.counter(options).fetch_add(1, Ordering::AcqRel);
+        inode.count_open(options);
         Arc::new(FileHandle {
             inode: inode.clone(),
-            how,
+            options,
             open: Mutex::new(opened.map(|(fd, version)| (Arc::new(fd), version))),
             pushes: AtomicU32::new(self.pushes()),
         })
@@ -111,8 +111,8 @@ impl OpenCounts {
 
     /// Counts the close of an open file.
     pub(crate) fn count_close(&self, handle: &FileHandle) {
-        self.counter(handle.how).fetch_sub(1, Ordering::AcqRel);
-        handle.inode.count_close(handle.how);
+        self.counter(handle.options).fetch_sub(1, Ordering::AcqRel);
+        handle.inode.count_close(handle.options);
     }
 
     /// Returns the number of files that are open for writing.

@@ -29,7 +29,7 @@ impl Content<'_> {
         &self,
         caller: Caller,
         inode: &Arc<Inode>,
-        how: OpenOptions,
+        options: OpenOptions,
         is_known_version: impl FnOnce(u32) -> bool,
     ) -> Result<Arc<FileHandle>> {
         if inode.kind() != FileKind::Regular {
@@ -41,13 +41,13 @@ impl Content<'_> {
             };
             return Err(Error::Errno(errno));
         }
-        if how.truncate && !how.write && inode.is_executing() {
+        if options.truncate && !options.write && inode.is_executing() {
             // The kernel checks for ETXTBSY itself at an open for writing. At one that only truncates it checks
             // after the open, and with FUSE_ATOMIC_O_TRUNC the file is truncated by then.
             return Err(Error::Errno(Errno::TXTBSY));
         }
-        if how.write || how.truncate {
-            let extent = if how.truncate {
+        if options.write || options.truncate {
+            let extent = if options.truncate {
                 CopyExtent::Truncate
             } else {
                 CopyExtent::Data
@@ -57,18 +57,18 @@ impl Content<'_> {
         // Read the version before opening the content: if a copy-up races with the open, the handle has a stale
         // version and reopens the content.
         let version = inode.content_version();
-        if !how.write
-            && !how.truncate
+        if !options.write
+            && !options.truncate
             && (is_known_version(version) || inode.facts().is_plain_data())
         {
-            return Ok(self.opens.count_open(inode, None, how));
+            return Ok(self.opens.count_open(inode, None, options));
         }
-        let fd = open_content(inode, open_flags(how))?;
-        if how.truncate {
+        let fd = open_content(inode, open_flags(options))?;
+        if options.truncate {
             inode.note_change();
             truncate(self.cx, caller, inode, &fd, 0)?;
         }
-        Ok(self.opens.count_open(inode, Some((fd, version)), how))
+        Ok(self.opens.count_open(inode, Some((fd, version)), options))
     }
 
     /// Returns the handle of a file that was just created through `fd`.
@@ -76,10 +76,10 @@ impl Content<'_> {
         &self,
         inode: &Arc<Inode>,
         fd: OwnedFd,
-        how: OpenOptions,
+        options: OpenOptions,
     ) -> Arc<FileHandle> {
         let version = inode.content_version();
-        self.opens.count_open(inode, Some((fd, version)), how)
+        self.opens.count_open(inode, Some((fd, version)), options)
     }
 
     /// Whether the content of an open file is in the upper layer.
@@ -97,7 +97,7 @@ impl Content<'_> {
         {
             return Ok(fd.clone());
         }
-        let fd = Arc::new(open_content(&handle.inode, open_flags(handle.how))?);
+        let fd = Arc::new(open_content(&handle.inode, open_flags(handle.options))?);
         *open = Some((fd.clone(), version));
         Ok(fd)
     }

@@ -89,7 +89,7 @@ impl Content<'_> {
     /// After an early write-back, the next journal commit is unlikely to persist an empty file.
     pub(crate) fn close_truncated(&self, handle: &FileHandle, close: Close) -> Result<()> {
         let inode = &handle.inode;
-        if !handle.how.write || !inode.flags().is_truncated() {
+        if !handle.options.write || !inode.flags().is_truncated() {
             return Ok(());
         }
         if close == Close::Last {

@@ -24,12 +24,18 @@ impl Content<'_> {
     /// Reads into `buffer`, and returns the number of bytes read.
     ///
     /// The number is less than the size of `buffer` only at the end of the file.
-    pub(crate) fn read(&self, handle: &FileHandle, at: u64, buffer: &mut [u8]) -> Result<usize> {
+    pub(crate) fn read(
+        &self,
+        handle: &FileHandle,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize> {
         let fd = self.descriptor(handle)?;
         let mut done = 0;
         while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            let count =
-                rustix::io::retry_on_intr(|| rustix::io::pread(&fd, &mut *rest, at + done as u64))?;
+            let count = rustix::io::retry_on_intr(|| {
+                rustix::io::pread(&fd, &mut *rest, offset + done as u64)
+            })?;
             if count == 0 {
                 break;
             }
@@ -44,16 +50,16 @@ impl Content<'_> {
     pub(crate) fn write(
         &self,
         handle: &FileHandle,
-        at: u64,
+        offset: u64,
         data: &[u8],
         writer: Writer,
     ) -> Result<usize> {
-        if !handle.how.write {
+        if !handle.options.write {
             return Err(Error::Errno(Errno::BADF));
         }
         self.cx.stack.upper()?;
         let fd = self.descriptor_to_write(handle)?;
-        let write = || sys::copy::write_some(&*fd, data, at);
+        let write = || sys::copy::write_some(&*fd, data, offset);
         let done = match writer {
             Writer::Privileged => write()?,
             Writer::Unprivileged(caller) => {
@@ -62,7 +68,7 @@ impl Content<'_> {
             Writer::Mapping => {
                 let capability = sys::xattr::get(fd.as_fd(), CAPABILITY)?;
                 // The kernel does not retry a short write of write-back, so the rest would be lost.
-                sys::copy::write_all(&*fd, data, at)?;
+                sys::copy::write_all(&*fd, data, offset)?;
                 if let Some(value) = capability {
                     sys::xattr::set(fd.as_fd(), CAPABILITY, &value)?;
                 }
@@ -78,26 +84,26 @@ impl Content<'_> {
         &self,
         handle: &FileHandle,
         mode: u32,
-        at: u64,
+        offset: u64,
         len: u64,
     ) -> Result<()> {
-        if !handle.how.write {
+        if !handle.options.write {
             return Err(Error::Errno(Errno::BADF));
         }
         self.cx.stack.upper()?;
         let fd = self.descriptor_to_write(handle)?;
         let mode = FallocateFlags::from_bits_retain(mode);
-        rustix::fs::fallocate(&fd, mode, at, len)?;
+        rustix::fs::fallocate(&fd, mode, offset, len)?;
         handle.inode.note_change();
         Ok(())
     }
 
     /// Returns the offset of the next data or hole, like lseek(2) with SEEK_DATA or SEEK_HOLE.
-    pub(crate) fn seek(&self, handle: &FileHandle, at: u64, to: SeekTo) -> Result<u64> {
+    pub(crate) fn seek(&self, handle: &FileHandle, offset: u64, to: SeekTo) -> Result<u64> {
         let fd = self.descriptor(handle)?;
         let from = match to {
-            SeekTo::Data => SeekFrom::Data(at),
-            SeekTo::Hole => SeekFrom::Hole(at),
+            SeekTo::Data => SeekFrom::Data(offset),
+            SeekTo::Hole => SeekFrom::Hole(offset),
         };
         Ok(rustix::fs::seek(&fd, from)?)
     }
@@ -116,9 +122,15 @@ impl Content<'_> {
         let target = self.descriptor_to_write(to.0)?;
         let source = self.descriptor(from.0)?;
         let atime = sys::stat::stat_fd(&*source)?.atime;
-        let (mut at, mut to_at) = (from.1, to.1);
+        let (mut offset, mut to_offset) = (from.1, to.1);
         let copied = rustix::io::retry_on_intr(|| {
-            rustix::fs::copy_file_range(&source, Some(&mut at), &target, Some(&mut to_at), len)
+            rustix::fs::copy_file_range(
+                &source,
+                Some(&mut offset),
+                &target,
+                Some(&mut to_offset),
+                len,
+            )
         })?;
         to.0.inode.note_change();
         // The kernel does not track access times of FUSE inodes, so it does not invalidate the source's attributes.

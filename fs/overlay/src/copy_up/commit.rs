@@ -40,7 +40,7 @@ impl Commit<'_> {
         &self,
         inode: &Arc<Inode>,
         file: &FileState,
-        made: StagedFile,
+        copy: StagedFile,
         alias: &Alias,
     ) -> Result<()> {
         let names = alias.parent.names()?.lock();
@@ -49,20 +49,20 @@ impl Commit<'_> {
         if now.orphan || !now.aliases.iter().any(is_alias) {
             // Race: the name was removed while the content was copied.
             drop(names);
-            return self.adopt_orphan(inode, file, made);
+            return self.adopt_orphan(inode, file, copy);
         }
         let parent = parent_in_upper(&self.cx.stack, alias)?;
         preserve_times(self.cx, self.inodes, &alias.parent, &parent, |fd| {
             prepare_dir_for(self.cx, inode, fd)?;
-            made.staged.commit(fd, &alias.name, RenameMode::NoReplace)
+            copy.staged.commit(fd, &alias.name, RenameMode::NoReplace)
         })?;
         let to = CopiedFile {
             loc: Loc {
                 dir: parent,
                 name: alias.name.clone(),
             },
-            metacopy: made.metacopy,
-            stat: made.stat,
+            metacopy: copy.metacopy,
+            stat: copy.stat,
             redirect: None,
             orphan: None,
         };
@@ -76,20 +76,20 @@ impl Commit<'_> {
         &self,
         inode: &Arc<Inode>,
         file: &FileState,
-        made: StagedFile,
+        copy: StagedFile,
     ) -> Result<()> {
-        let anchor = Arc::new(made.staged.open_path()?);
+        let anchor = Arc::new(copy.staged.open_path()?);
         let dir = self.cx.stack.upper()?.layer.root_dir();
         // The location is a placeholder: all access goes through the anchor. Dropping the staged copy removes its
         // name, so that it is unlinked like the original.
         let loc = Loc {
             dir,
-            name: Name::new(made.staged.name())?,
+            name: Name::new(copy.staged.name())?,
         };
         let to = CopiedFile {
             loc,
-            metacopy: made.metacopy,
-            stat: made.stat,
+            metacopy: copy.metacopy,
+            stat: copy.stat,
             redirect: None,
             orphan: Some(anchor),
         };

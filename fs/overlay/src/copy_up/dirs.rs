@@ -25,9 +25,9 @@ impl DirCopyUp<'_> {
     pub(super) fn copy_up_dir(&self, inode: &Arc<Inode>) -> Result<(DirState, Arc<LayerDir>)> {
         let stack = &self.cx.stack;
         let dir = inode.dir()?;
-        if let Some(up) = stack.upper_dir(&dir) {
-            let up = up.clone();
-            return Ok((dir, up));
+        if let Some(upper_dir) = stack.upper_dir(&dir) {
+            let upper_dir = upper_dir.clone();
+            return Ok((dir, upper_dir));
         }
         stack.upper()?;
         // Collect the ancestors iteratively, because a deep path would overflow the stack.
@@ -53,8 +53,8 @@ impl DirCopyUp<'_> {
             }
         }
         let dir = inode.dir()?;
-        let up = stack.upper_dir(&dir).cloned().ok_or(Error::NOT_FOUND)?;
-        Ok((dir, up))
+        let upper_dir = stack.upper_dir(&dir).cloned().ok_or(Error::NOT_FOUND)?;
+        Ok((dir, upper_dir))
     }
 
     /// Copies up one directory.
@@ -75,7 +75,7 @@ impl DirCopyUp<'_> {
             _ => return Err(Error::Errno(Errno::STALE)),
         };
         let parent = parent_in_upper(&self.cx.stack, &alias)?;
-        let up = LayerDir::child(&parent, alias.name.clone(), stat.ino);
+        let upper_dir = LayerDir::child(&parent, alias.name.clone(), stat.ino);
         preserve_times(self.cx, self.inodes, &alias.parent, &parent, |fd| {
             staged.commit(fd, &alias.name, RenameMode::NoReplace)
         })?;
@@ -83,7 +83,7 @@ impl DirCopyUp<'_> {
         self.inodes
             .relocate(inode, identity, NumberMarker::Present, || {
                 inode.update_dir(|dir| {
-                    dir.locs = std::iter::once(up)
+                    dir.locs = std::iter::once(upper_dir)
                         .chain(dir.locs.iter().cloned())
                         .collect();
                     dir.redirect = None;
@@ -105,13 +105,13 @@ impl DirCopyUp<'_> {
         let (staged, stat) = stage_dir(self.cx, dir.top()?)?;
         let fd = Arc::new(staged.open_path()?);
         let name = Name::new(staged.name())?;
-        let up = LayerDir::child(&self.cx.stack.upper()?.layer.root_dir(), name, stat.ino);
-        up.set_removed(fd);
+        let upper_dir = LayerDir::child(&self.cx.stack.upper()?.layer.root_dir(), name, stat.ino);
+        upper_dir.set_removed(fd);
         let identity = Identity::from_stat(&stat);
         self.inodes
             .relocate(inode, identity, NumberMarker::Present, || {
                 inode.update_dir(|dir| {
-                    dir.locs = Arc::from([up]);
+                    dir.locs = Arc::from([upper_dir]);
                     dir.identity = identity;
                 })
             })

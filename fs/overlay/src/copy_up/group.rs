@@ -38,13 +38,13 @@ impl GroupCommit<'_> {
         &self,
         inode: &Arc<Inode>,
         file: &FileState,
-        made: StagedFile,
+        copy: StagedFile,
         aliases: &[Alias],
     ) -> Result<()> {
         let cx = self.commit.cx;
         let upper = cx.stack.upper()?;
-        let redirect = match (made.metacopy, aliases.first()) {
-            (true, Some(first)) => Some(self.set_redirect(&made, first)?),
+        let redirect = match (copy.metacopy, aliases.first()) {
+            (true, Some(first)) => Some(self.set_redirect(&copy, first)?),
             _ => None,
         };
         let mut locations = Vec::new();
@@ -55,7 +55,7 @@ impl GroupCommit<'_> {
         for (parent, alias) in &locations {
             paths.push(join(&parent.path_in_layer()?, &alias.name));
         }
-        let entry = journal::write(&upper.work, made.staged, &paths, cx.order()?)?;
+        let entry = journal::write(&upper.work, copy.staged, &paths, cx.order()?)?;
         let mut linked = Vec::new();
         // Hold the locks until the inode has its new location. Otherwise a concurrent lookup of a linked name would
         // take the copy for another file.
@@ -77,8 +77,8 @@ impl GroupCommit<'_> {
         }
         let to = CopiedFile {
             loc,
-            metacopy: made.metacopy,
-            stat: made.stat,
+            metacopy: copy.metacopy,
+            stat: copy.stat,
             redirect,
             orphan: None,
         };
@@ -92,11 +92,11 @@ impl GroupCommit<'_> {
     /// Sets the redirect of a metacopy with several names.
     ///
     /// Without a redirect, a lookup searches for the content under the name that it was called with.
-    fn set_redirect(&self, made: &StagedFile, first: &Alias) -> Result<Redirect> {
+    fn set_redirect(&self, copy: &StagedFile, first: &Alias) -> Result<Redirect> {
         let stack = &self.commit.cx.stack;
         let path = join(&path_below(stack, &first.parent)?, &first.name);
         let redirect = Redirect::Path(path.into());
-        let fd = made.staged.open_path()?;
+        let fd = copy.staged.open_path()?;
         let marker = stack.upper()?.layer.space().redirect().as_bytes();
         sys::xattr::set(fd.as_fd(), marker, &redirect.to_value())?;
         Ok(redirect)

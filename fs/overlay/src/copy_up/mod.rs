@@ -29,7 +29,7 @@ use commit::Commit;
 use dirs::DirCopyUp;
 use group::GroupCommit;
 use stage::stage_file;
-pub(crate) use stage::{CopyExtent, set_opaque, stage_dir, stage_in_twin};
+pub(crate) use stage::{CopyExtent, set_opaque, stage_dir, stage_in_temp_dir};
 use times::preserve_ctime;
 pub(crate) use times::preserve_times;
 pub(crate) use zero_device::prepare_dir_for;
@@ -164,16 +164,16 @@ impl<'o> CopyUp<'o> {
         for alias in &aliases {
             self.copy_up_dir(&alias.parent)?;
         }
-        let made = stage_file(self.cx, inode.kind(), file, source, extent)?;
+        let copy = stage_file(self.cx, inode.kind(), file, source, extent)?;
         match aliases.as_slice() {
             [] => self.copy_up_orphan(inode, file, source, extent),
-            [only] => self.commit().commit_one(inode, file, made, only),
+            [only] => self.commit().commit_one(inode, file, copy, only),
             several => {
                 let group = GroupCommit {
                     commit: self.commit(),
                     names: self.links.names,
                 };
-                group.commit(inode, file, made, several)
+                group.commit(inode, file, copy, several)
             }
         }
     }
@@ -191,8 +191,8 @@ impl<'o> CopyUp<'o> {
         } else {
             extent
         };
-        let made = stage_file(self.cx, inode.kind(), file, source, extent)?;
-        self.commit().adopt_orphan(inode, file, made)
+        let copy = stage_file(self.cx, inode.kind(), file, source, extent)?;
+        self.commit().adopt_orphan(inode, file, copy)
     }
 }
 

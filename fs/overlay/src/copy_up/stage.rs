@@ -132,7 +132,7 @@ pub(crate) fn stage_dir(cx: &Context<'_>, source: &LayerDir) -> Result<(Staged, 
 ///
 /// The object thereby inherits the same group, setgid bit and ACL as in `parent`. `make` must create it under the name
 /// `new`.
-pub(crate) fn stage_in_twin(
+pub(crate) fn stage_in_temp_dir(
     cx: &Context<'_>,
     caller: Caller,
     parent: BorrowedFd<'_>,
@@ -140,7 +140,7 @@ pub(crate) fn stage_in_twin(
 ) -> Result<Staged> {
     let upper = cx.stack.upper()?;
     let stat = sys::stat::stat_fd(parent)?;
-    let (twin, fd) = upper.work.stage(|dir, name| {
+    let (temp_dir, fd) = upper.work.stage(|dir, name| {
         sys::node::mkdir(dir, name, 0o700)?;
         sys::dir::open_dir(dir, name)
     })?;
@@ -159,7 +159,7 @@ pub(crate) fn stage_in_twin(
             sys::node::RenameMode::NoReplace,
         )
     })?;
-    drop(twin);
+    drop(temp_dir);
     Ok(staged)
 }
 

@@ -47,7 +47,7 @@ impl Attributes<'_> {
     pub(crate) fn attr_as_found(&self, inode: &Arc<Inode>, stat: Stat) -> Result<Attr> {
         let plain = inode.is_dir() || stat.nlink == 1 || self.cx.options.static_nlink;
         if plain && !inode.had_times_override() {
-            Ok(self.shown(inode, stat))
+            Ok(self.attr_from_stat(inode, stat))
         } else {
             self.attr(inode)
         }
@@ -75,11 +75,11 @@ impl Attributes<'_> {
             stat.ctime = inode.shown_ctime(stat.ctime);
         }
         stat.mtime = inode.shown_mtime(stat.mtime);
-        Ok(self.shown(inode, stat))
+        Ok(self.attr_from_stat(inode, stat))
     }
 
     /// Converts `stat`, in which links and times are already those to report: maps ids and adds the inode number.
-    fn shown(&self, inode: &Inode, mut stat: Stat) -> Attr {
+    fn attr_from_stat(&self, inode: &Inode, mut stat: Stat) -> Attr {
         let ids = self.cx.options;
         stat.uid = ids.uids.to_mount(stat.uid);
         stat.gid = ids.gids.to_mount(stat.gid);

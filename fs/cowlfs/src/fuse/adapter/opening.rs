@@ -187,7 +187,7 @@ impl Adapter {
     /// What the decision depends on, as far as it does.
     fn asked(&self, op: &Op<'_>, handle: &FileHandle, wanted: Wanted) -> Result<Asked> {
         let policy = self.passing.policy();
-        let OpenOptions { write, .. } = handle.how();
+        let OpenOptions { write, .. } = handle.options();
         let mut asked = Asked {
             upper: false,
             write,

@@ -91,7 +91,7 @@ impl Rename<'_> {
         let _names = lock_both(parent, new_parent)?;
         let from = self.open_side(parent, name)?;
         let to = self.open_side(new_parent, new_name)?;
-        refuse_marker_name(&to.up, new_name)?;
+        refuse_marker_name(&to.upper_dir, new_name)?;
         prepare_dir_for(cx, &inode, to.fd())?;
         if flags.exchange {
             let target = target.ok_or(Error::NOT_FOUND)?;
@@ -110,11 +110,11 @@ impl Rename<'_> {
         // Stage the device and mark the directory before the object is moved, because both can fail. Between the
         // rename and the commit of the device, the old name is absent: after a power cut there, the object is
         // moved but the old name is not hidden. The reverse order cannot do better.
-        let device = stage_zero_device(cx, caller, &from.up, 0)?;
+        let device = stage_zero_device(cx, caller, &from.upper_dir, 0)?;
         let space = cx.stack.upper()?.layer.space();
         zero_device::mark_dir(from.fd(), space)?;
         replace.replace((&from, &to), &inode, target.as_ref())?;
-        commit_zero_device(&self.upper_names, device, &from.up, name)
+        commit_zero_device(&self.upper_names, device, &from.upper_dir, name)
     }
 
     /// Returns the error that rename(2) defines for these objects and flags, if any.
@@ -155,15 +155,15 @@ impl Rename<'_> {
     /// Opens one side of the rename. The caller must hold the `names` of `parent`.
     fn open_side<'a>(&self, parent: &'a Arc<Inode>, name: &'a Name) -> Result<Side<'a>> {
         let dir = require_live_dir(parent)?;
-        let up = self.cx.stack.upper_dir(&dir).cloned();
-        let up = up.ok_or(Error::NOT_FOUND)?;
-        let state = self.upper_names.name_state(&dir, &up, name)?;
-        let fd = up.fd()?;
+        let upper_dir = self.cx.stack.upper_dir(&dir).cloned();
+        let upper_dir = upper_dir.ok_or(Error::NOT_FOUND)?;
+        let state = self.upper_names.name_state(&dir, &upper_dir, name)?;
+        let fd = upper_dir.fd()?;
         Ok(Side {
             parent,
             name,
             dir,
-            up,
+            upper_dir,
             fd,
             state,
         })

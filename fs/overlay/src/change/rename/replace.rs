@@ -143,19 +143,19 @@ impl Replace<'_> {
             return self.name_removal.open_anchor(target, to.parent, to.name);
         }
         let dir = target.dir()?;
-        let Some(up) = self.cx.stack.upper_dir(&dir) else {
+        let Some(upper_dir) = self.cx.stack.upper_dir(&dir) else {
             return Ok(None);
         };
-        let fd = up.fd()?;
+        let fd = upper_dir.fd()?;
         if sys::dir::entries((*fd).as_fd())?.is_empty() {
             return Ok(Some(fd));
         }
-        let (empty, stat) = stage_dir(self.cx, up)?;
+        let (empty, stat) = stage_dir(self.cx, upper_dir)?;
         let empty_fd = empty.open_path()?;
         set_opaque(self.cx, empty_fd.as_fd())?;
         empty.commit(to.fd(), to.name, RenameMode::Exchange)?;
         // Record the exchange now, because the rename that follows may fail.
-        let location = LayerDir::child(&to.up, to.name.clone(), stat.ino);
+        let location = LayerDir::child(&to.upper_dir, to.name.clone(), stat.ino);
         let identity = Identity::from_stat(&stat);
         self.inodes
             .relocate(target, identity, NumberMarker::Present, || {

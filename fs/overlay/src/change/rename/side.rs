@@ -16,9 +16,11 @@ pub(super) struct Side<'a> {
     pub(super) parent: &'a Arc<Inode>,
     pub(super) name: &'a Name,
     pub(super) dir: DirState,
-    pub(super) up: Arc<LayerDir>,
-    /// A descriptor of `up`. It must be opened before any object is moved, because opening reads the locations of
-    /// the directories above, which are locked during the move.
+    pub(super) upper_dir: Arc<LayerDir>,
+    /// A descriptor of `upper_dir`.
+    ///
+    /// It must be opened before any object is moved, because opening reads the locations of the directories above,
+    /// which are locked during the move.
     pub(super) fd: Arc<OwnedFd>,
     pub(super) state: NameState,
 }
@@ -49,7 +51,7 @@ pub(super) fn record_move(
         name: to.name.clone(),
     };
     if let Some(location) = location {
-        location.to(&to.up, to.name.clone());
+        location.to(&to.upper_dir, to.name.clone());
     }
     match state {
         InodeState::Dir(dir) => dir.alias = Some(alias),
@@ -58,7 +60,7 @@ pub(super) fn record_move(
                 .retain(|a| !(a.name == *from.name && Arc::ptr_eq(&a.parent, from.parent)));
             file.aliases.push(alias);
             file.loc = Loc {
-                dir: to.up.clone(),
+                dir: to.upper_dir.clone(),
                 name: to.name.clone(),
             };
         }

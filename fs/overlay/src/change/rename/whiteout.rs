@@ -29,11 +29,11 @@ pub(super) fn leave_whiteout(upper: &Upper, from: &Side<'_>, to: &Side<'_>) -> R
 fn leave_by_exchange(upper: &Upper, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
     let (from_fd, to_fd) = (from.fd(), to.fd());
     let whiteout = upper.stage_whiteout(from_fd)?;
-    let how = match to.state.upper {
+    let mode = match to.state.upper {
         UpperEntry::Nothing => RenameMode::NoReplace,
         UpperEntry::Whiteout | UpperEntry::Object => RenameMode::Exchange,
     };
-    whiteout.commit(to_fd, to.name, how)?;
+    whiteout.commit(to_fd, to.name, mode)?;
     sys::node::rename(from_fd, from.name, to_fd, to.name, RenameMode::Exchange)
 }
 
@@ -44,8 +44,8 @@ fn leave_by_exchange(upper: &Upper, from: &Side<'_>, to: &Side<'_>) -> Result<()
 fn leave_by_link(upper: &Upper, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
     let (from_fd, to_fd) = (from.fd(), to.fd());
     let exchange = || {
-        let how = RenameMode::Exchange;
-        sys::node::rename(from_fd, from.name, to_fd, to.name, how)
+        let mode = RenameMode::Exchange;
+        sys::node::rename(from_fd, from.name, to_fd, to.name, mode)
     };
     let or_roll_back = |done: Result<()>, back: &dyn Fn() -> Result<()>| {
         if done.is_err()
@@ -63,9 +63,9 @@ fn leave_by_link(upper: &Upper, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
         UpperEntry::Whiteout => leave_by_exchange(upper, from, to),
         UpperEntry::Nothing if !to.state.below => leave_by_exchange(upper, from, to),
         UpperEntry::Nothing => {
-            let how = RenameMode::NoReplace;
-            sys::node::rename(from_fd, from.name, to_fd, to.name, how)?;
-            let back = || sys::node::rename(to_fd, to.name, from_fd, from.name, how);
+            let mode = RenameMode::NoReplace;
+            sys::node::rename(from_fd, from.name, to_fd, to.name, mode)?;
+            let back = || sys::node::rename(to_fd, to.name, from_fd, from.name, mode);
             or_roll_back(upper.whiteout_new(from_fd, from.name), &back)
         }
         UpperEntry::Object => {
