@@ -218,7 +218,7 @@ fn settling(container: &Container<'_>) -> Result<(Map<String, Value>, Vec<String
     for state in [Durability::Settling, Durability::Incomplete] {
         let snapshots = container.manifest().snapshots.iter();
         let found: Vec<_> = snapshots
-            .filter(|s| Durability::of(s.settling.as_ref(), &epoch) == state)
+            .filter(|s| Durability::from_settling(s.settling.as_ref(), &epoch) == state)
             .collect();
         counts.insert(state.name().to_owned(), found.len().into());
         for snapshot in found {

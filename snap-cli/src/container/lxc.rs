@@ -21,22 +21,22 @@ use cowl_layers::shown::Show as _;
 
 /// Returns the hint to stop the LXC container that uses a mount; `None` if it is not an LXC container or not running.
 ///
-/// `who` is the command to repeat.
-pub(crate) fn stop_hint(container: &Container<'_>, who: &str) -> Option<String> {
+/// `command` is the command to repeat.
+pub(crate) fn stop_hint(container: &Container<'_>, command: &str) -> Option<String> {
     let lxc = binding::of(container.manifest().lxc.as_ref()?);
     if !matches!(lxc.state(), Ok(tools::State::Running { .. })) {
         return None;
     }
-    let takes = |verbs: &[&str]| who.split(' ').any(|word| verbs.contains(&word));
+    let takes = |verbs: &[&str]| command.split(' ').any(|word| verbs.contains(&word));
     let or = if takes(&["restore", "flatten"]) {
-        format!("; or have cowl do all of it: {who} --stop --start")
+        format!("; or have cowl do all of it: {command} --stop --start")
     } else if takes(&["destroy"]) {
-        format!("; or have cowl do both: {who} --stop")
+        format!("; or have cowl do both: {command} --stop")
     } else {
         String::new()
     };
     Some(format!(
-        "stop it: lxc-stop {}; then type: {who}{or}",
+        "stop it: lxc-stop {}; then type: {command}{or}",
         lxc.options()
     ))
 }
@@ -233,7 +233,7 @@ impl LxcCopy {
 /// Returns an error if the directory of a new LXC container exists.
 fn check_free(lxcpath: &Path, name: &ContainerName) -> Result<()> {
     let dir = lxcpath.join(name.as_str());
-    if !disk::is_there(&dir)? {
+    if !disk::exists(&dir)? {
         return Ok(());
     }
     Err(Error::failed(format!("{} exists already", dir.shown()))
@@ -252,7 +252,7 @@ pub(crate) fn begin_recreation(
         return Ok(None);
     };
     let path = link.config();
-    if disk::is_there(&path)? {
+    if disk::exists(&path)? {
         if tools::config::names(&binding::read_config(link)?, &id.to_string()) {
             return Ok(None);
         }

@@ -134,7 +134,7 @@ fn copied_base(
     progress: OnProgress<'_>,
 ) -> Result<LayerId> {
     let view = View::new(store.open_layers(stack)?);
-    let base = making.layer(LayerKind::Base, &[], &[])?;
+    let base = making.create_layer(LayerKind::Base, &[], &[])?;
     let tree = store.paths().layer_tree(base);
     let total = measure::known_size(store, stack)?;
     let mut progress = |done| progress(Progress { total, ..done });

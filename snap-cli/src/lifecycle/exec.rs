@@ -28,7 +28,7 @@ pub fn exec(store: &Store, name: &ContainerName, command: &[OsString]) -> Result
     let running = Lock::take(
         &state::exec_lock(store, container.id()),
         Mode::Shared,
-        &session.who,
+        &session.command,
         session.patience,
     )?;
     let place = container.mount(None, Lifetime::OfCommand)?;
@@ -51,7 +51,7 @@ fn leave(store: &Store, name: &ContainerName) -> Result<()> {
         return Ok(());
     };
     let path = state::exec_lock(store, container.id());
-    let last = Lock::try_take(&path, Mode::Exclusive, &store.session().who)?;
+    let last = Lock::try_take(&path, Mode::Exclusive, &store.session().command)?;
     if !state.transient || last.is_none() {
         return Ok(());
     }

@@ -63,7 +63,7 @@ pub fn plan(container: &Container<'_>, snapshots: Snapshots) -> Result<How> {
             return Err(Error::busy(format!("{name} is {word}")).hint(format!(
                 "stop it: lxc-stop {}; then type: {}",
                 lxc.options(),
-                container.store().session().who
+                container.store().session().command
             )));
         }
     }
@@ -73,7 +73,7 @@ pub fn plan(container: &Container<'_>, snapshots: Snapshots) -> Result<How> {
         ))
         .hint(format!(
             "it is no part of the container; move it away, then type: {}",
-            container.store().session().who
+            container.store().session().command
         )));
     }
     Ok(match untouched(container)? {
@@ -104,7 +104,7 @@ fn used_by_others(container: &Container<'_>, layer: LayerId) -> Result<bool> {
         let stack = store.snapshot(container.id(), snapshot.id)?.stack;
         own += usize::from(stack.contains(&layer));
     }
-    Ok(References::of(store)?.times(layer) > own)
+    Ok(References::from_store(store)?.count(layer) > own)
 }
 
 /// Gives the root file system back, and tells what people should know. The container is gone from the store.
@@ -118,7 +118,7 @@ pub fn release(
     container.unmount(AfterUnmount::StayUnmounted)?;
     let store = container.store();
     // Alone: nobody reads the layer that moves, or begins to stand on it.
-    let alone = store.alone()?;
+    let alone = store.lock_exclusive()?;
     if let Some(base) = untouched(&container)? {
         if layers::is_held(store, base)? {
             // What is written to the folder afterwards would show there.
@@ -133,12 +133,12 @@ pub fn release(
     }
     drop(alone);
     let mut making = Making::begin(store)?;
-    let plain = making.layer(LayerKind::Base, &[], &[])?;
+    let plain = making.create_layer(LayerKind::Base, &[], &[])?;
     let tree = store.paths().layer_tree(plain);
     let view = store.view(&container.manifest().stack)?;
     export_dir::fill(&view, &tree, progress)?;
     making.sync_content()?;
-    making.frees_something();
+    making.request_sweep();
     commit(&mut container, plain, Some(making))?;
     moving::finish_release(container, None)
 }

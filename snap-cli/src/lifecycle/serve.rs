@@ -62,7 +62,7 @@ pub fn serve(store: &Store, id: ContainerId, place: &Path, how: How) -> Result<(
     let filesystem = durability::open_filesystem(store)?;
     let daemon = Uuid::new_v4();
     let lock = state::daemon_lock(store, id, daemon);
-    let alive = Lock::take(&lock, Mode::Exclusive, &session.who, session.patience)?;
+    let alive = Lock::take(&lock, Mode::Exclusive, &session.command, session.patience)?;
     let served = filesystem
         .try_clone()
         .and_then(|filesystem| serve_locked(store, id, (place, how), daemon, filesystem));

@@ -147,7 +147,7 @@ pub(super) fn merge_run(
         true => LayerKind::Base,
         false => LayerKind::Flattened,
     };
-    let merged = making.layer(kind, &below, run)?;
+    let merged = making.create_layer(kind, &below, run)?;
     let total = measure::known_size(store, run)?;
     let mut progress = |done| progress(Progress { total, ..done });
     merge(store, run, &below, merged, &mut progress)?;
@@ -171,7 +171,7 @@ pub(super) fn merge_run(
         run: run.to_vec(),
         layer: merged,
     });
-    making.frees_something();
+    making.request_sweep();
     let done = container.commit(next, Some(making), |_| Ok(Swap::Done));
     if done.is_ok()
         && let Err(error) = finish_merge(container)
@@ -240,7 +240,7 @@ fn rewrite_snapshots(container: &Container<'_>, run: &[LayerId], merged: LayerId
     let store = container.store();
     // Only for its note: a command that is killed in here may leave a temporary file, or the old layers.
     let mut making = Making::begin(store)?;
-    making.frees_something();
+    making.request_sweep();
     for snapshot in &container.manifest().snapshots {
         let path = store.paths().snapshot_file(container.id(), snapshot.id);
         let record = disk::read::<SnapshotManifest>(&path)?;
@@ -252,7 +252,7 @@ fn rewrite_snapshots(container: &Container<'_>, run: &[LayerId], merged: LayerId
             disk::replace(&path, &record.next(body))?;
         }
     }
-    making.done()
+    making.finish()
 }
 
 #[cfg(test)]

@@ -142,7 +142,7 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
     let (before, below) = (Before::of(container, &snapshot.stack)?, &snapshot.stack);
     let mut kept = None;
     if let Before::Unnamed(stack) = &before {
-        synced::note_unsynced(store, container.manifest().head)?;
+        synced::record_unsynced(store, container.manifest().head)?;
         let auto = SnapshotName::automatic(next.next_auto);
         let new = SnapshotRef {
             comment: format!("before restore of {name}"),
@@ -159,7 +159,7 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
     };
     if !matches!(before, Before::Same) {
         let like = below.first().unwrap_or(&next.head);
-        next.head = making.head(below, &store.paths().layer_tree(*like))?;
+        next.head = making.create_head(below, &store.paths().layer_tree(*like))?;
         next.stack = vec![next.head];
         next.stack.extend_from_slice(below);
     }
@@ -170,7 +170,7 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
         && !matches!(&before, Before::Unnamed(stack) if stays(stack))
     {
         // The head that was there, which holds nothing.
-        making.frees_something();
+        making.request_sweep();
     }
     let done = container.commit(next, Some(making), |_| Ok(Swap::Done));
     if let Some((id, _)) = &kept {
