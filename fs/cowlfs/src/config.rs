@@ -7,7 +7,7 @@ use std::time::Duration;
 pub use crate::choices::{Awake, Coherence, Passthrough, choice_name, find_choice};
 use cowl_layers::format::XattrSpace;
 use cowl_layers::sys::mount::MountOptions;
-use cowl_overlay::Behaviour;
+use cowl_overlay::OverlayOptions;
 
 /// The default time for which the kernel may cache names and attributes.
 ///
@@ -32,7 +32,7 @@ pub struct Config {
     /// Flags and names of the mount.
     pub mount: MountOptions,
     /// The options of the overlay.
-    pub behaviour: Behaviour,
+    pub overlay: OverlayOptions,
     /// The namespace of marker xattrs; `None` selects the one that this process can write.
     pub space: Option<XattrSpace>,
     /// Whether the markers of fuse-overlayfs and of tar layers are read as well.
@@ -79,9 +79,9 @@ impl Config {
                 allow_other: true,
                 ..MountOptions::default()
             },
-            behaviour: Behaviour {
+            overlay: OverlayOptions {
                 metacopy: true,
-                ..Behaviour::default()
+                ..OverlayOptions::default()
             },
             space: None,
             foreign: false,

@@ -70,7 +70,7 @@ pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), Setup
         connection: connection.clone(),
     });
     // Held until the process exits.
-    overlay.keep_locks(locks);
+    overlay.hold_locks(locks);
     if let Some(listener) = listener {
         let served = control::ServedMount {
             overlay,
@@ -158,12 +158,12 @@ impl Layers {
         let cannot =
             |error| SetupError::at("cannot read the layers for", &config.mountpoint, error);
         let build = || {
-            let behaviour = config.behaviour.clone();
-            let overlay = Overlay::new(upper.clone(), self.lowers.clone(), behaviour);
-            overlay.map(|overlay| overlay.over_data(self.data.clone()))
+            let options = config.overlay.clone();
+            let overlay = Overlay::new(upper.clone(), self.lowers.clone(), options);
+            overlay.map(|overlay| overlay.with_data_layers(self.data.clone()))
         };
         let mut overlay = build().map_err(cannot)?;
-        if overlay.take_over_index().map_err(cannot)? {
+        if overlay.adopt_kernel_index().map_err(cannot)? {
             overlay = build().map_err(cannot)?;
         }
         // `upper` is dropped here: the overlay alone holds it, and releases its locks when it drops it.

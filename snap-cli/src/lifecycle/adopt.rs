@@ -150,7 +150,7 @@ fn look_at_lxc(
             Error::busy(format!("{} is {word}{pid}", container.name)).hint(format!(
                 "stop it: lxc-stop {}; then type: {}",
                 container.options(),
-                home.session().who
+                home.session().command
             )),
         );
     }
@@ -310,15 +310,15 @@ fn check_place(home: &Store, rootfs: &Path) -> Result<()> {
         .hint(format!(
             "unmount it: umount {}; then type: {}",
             quoted(last),
-            home.session().who
+            home.session().command
         )));
     }
-    refuse_users(rootfs, rootfs, &home.session().who)
+    refuse_users(rootfs, rootfs, &home.session().command)
 }
 
 /// Refuses the folder that only says where a container's files went.
 fn refuse_marker(rootfs: &Path) -> Result<()> {
-    if !disk::is_there(&rootfs.join(external::README))? {
+    if !disk::exists(&rootfs.join(external::README))? {
         return Ok(());
     }
     Err(Error::failed(format!(
@@ -417,7 +417,7 @@ fn one_at_a_time(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
     let meta = std::fs::symlink_metadata(rootfs).map_err(|e| Error::at("adopt", rootfs, e))?;
     let done = if meta.ino() == candidate.inode {
         refuse_marker(rootfs)
-            .and_then(|()| refuse_users(rootfs, rootfs, &store.session().who))
+            .and_then(|()| refuse_users(rootfs, rootfs, &store.session().command))
             .and_then(|()| adopt_claimed(store, candidate, name))
     } else {
         Err(Error::busy(format!(
@@ -433,9 +433,9 @@ fn one_at_a_time(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
 fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> Result<()> {
     let rootfs = &candidate.rootfs;
     let mut making = Making::begin(store)?;
-    let base = making.layer(LayerKind::Base, &[], &[])?;
-    let head = making.head(&[base], rootfs)?;
-    let id = making.container()?;
+    let base = making.create_layer(LayerKind::Base, &[], &[])?;
+    let head = making.create_head(&[base], rootfs)?;
+    let id = making.create_container()?;
     let manifest = ContainerManifest {
         adopted: Some(Adopted {
             rootfs: rootfs.clone(),
@@ -452,17 +452,17 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
     }
     // Nobody else is to finish, or take back, what we are about to do.
     let lock = store.lock_container(id)?;
-    external::mark(store, id, &Leftover::default())?;
+    external::write_marker(store, id, &Leftover::default())?;
     // Nobody writes to it any more, and from here on the store answers for what is in it.
     disk::sync_all(rootfs)?;
     making.sync()?;
     let record = Record::first(manifest);
     if let Err(error) = disk::replace(&store.paths().container_file(id), &record) {
         // It may be there already: the next command takes it back.
-        making.leave();
+        making.abandon();
         return Err(error);
     }
-    making.done()?;
+    making.finish()?;
     let mut container = Container::from_locked(store, id, record, lock);
     if let Err(error) = moving::move_in(&container) {
         if moving::complete(container)?.is_some() {
@@ -479,7 +479,7 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
     }
     // Whoever began to use it just before it moved would write to a layer.
     let tree = store.paths().layer_tree(base);
-    if let Err(error) = refuse_users(&tree, rootfs, &store.session().who) {
+    if let Err(error) = refuse_users(&tree, rootfs, &store.session().command) {
         disk::rename(&tree, rootfs)?;
         moving::roll_back_adoption(container)?;
         return Err(error);

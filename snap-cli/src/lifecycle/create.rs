@@ -56,7 +56,7 @@ fn import_into(
         image::refuse(path)?;
     }
     let mut making = Making::begin(store)?;
-    let base = making.layer(LayerKind::Base, &[], &[])?;
+    let base = making.create_layer(LayerKind::Base, &[], &[])?;
     let tree = store.paths().layer_tree(base);
     let imported = match source {
         Source::Path(path) => import::path(path, &tree, store.space(), progress),
@@ -101,8 +101,8 @@ pub fn over_layers_and(
     let Some(top) = below.first() else {
         return Err(Error::damaged("a state without any layer"));
     };
-    let head = making.head(below, &store.paths().layer_tree(*top))?;
-    let id = making.container()?;
+    let head = making.create_head(below, &store.paths().layer_tree(*top))?;
+    let id = making.create_container()?;
     let mut manifest = ContainerManifest {
         settings,
         ..ContainerManifest::new(name.clone(), head, below)
@@ -110,10 +110,10 @@ pub fn over_layers_and(
     more(id, &mut manifest)?;
     making.sync()?;
     match disk::replace(&store.paths().container_file(id), &Record::first(manifest)) {
-        Ok(()) => making.done()?,
+        Ok(()) => making.finish()?,
         Err(error) => {
             // It may be there already: only its name was not put on the disk for sure.
-            making.leave();
+            making.abandon();
             return Err(error);
         }
     }

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::container::mount::Then;
+use crate::container::mount::AfterUnmount;
 use crate::container::state::Lifetime;
 use crate::container::state::Mounted;
 use crate::container::{Container, Swap, destroy, external};
@@ -19,7 +19,7 @@ use crate::snapshot::depth;
 use crate::store::Store;
 use crate::store::bytes::Blob;
 use crate::store::manifest::{ContainerId, ContainerManifest};
-use crate::store::mount_points::{self, Closed};
+use crate::store::mount_points::{self, ClosedTo};
 use crate::store::outside::Lxc;
 use cowl_layers::shown::Show as _;
 
@@ -130,7 +130,7 @@ pub fn pre_start(store: &Store, id: ContainerId, caller: &Caller, limit: usize) 
         }
     }
     if let Mounted::Alive(state) = container.mounted()?
-        && state.mountpoint != container.place()?
+        && state.mountpoint != container.mount_point()?
     {
         return Err(Error::busy(format!(
             "{} is mounted at {}",
@@ -157,7 +157,7 @@ fn admit(mut container: Container<'_>) -> Result<()> {
         return Ok(());
     };
     if place == store.paths().mapped_dir(id) {
-        mount_points::close_mnt(store.paths(), Closed::ToMappedRoots)?;
+        mount_points::close_mnt(store.paths(), ClosedTo::MappedRoots)?;
     } else {
         // Written by an older version, or the map was added since. LXC has read the config already: this start
         // goes through the place that all share; the next one finds a place of its own.
@@ -187,8 +187,8 @@ pub fn post_stop(store: &Store, id: ContainerId, caller: &Caller) -> Result<()> 
     };
     match who(container.manifest(), id, caller)? {
         Who::Itself | Who::Moved(_) => {
-            mount_points::close_mnt(store.paths(), Closed::ToMappedRoots)?;
-            container.unmount(Then::StayUnmounted).map(drop)
+            mount_points::close_mnt(store.paths(), ClosedTo::MappedRoots)?;
+            container.unmount(AfterUnmount::StayUnmounted).map(drop)
         }
         Who::Copy => Ok(()),
     }

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 
 use crate::archive::export_dir;
 use crate::container::external::{self, Leftover};
-use crate::container::mount::Then;
+use crate::container::mount::AfterUnmount;
 use crate::container::{Container, Swap, dead};
 use crate::error::{Error, Result};
 use crate::lxc as tools;
@@ -63,17 +63,17 @@ pub fn plan(container: &Container<'_>, snapshots: Snapshots) -> Result<How> {
             return Err(Error::busy(format!("{name} is {word}")).hint(format!(
                 "stop it: lxc-stop {}; then type: {}",
                 lxc.options(),
-                container.store().session().who
+                container.store().session().command
             )));
         }
     }
-    if let Some(found) = external::foreign(&adopted.rootfs)? {
+    if let Some(found) = external::find_foreign(&adopted.rootfs)? {
         return Err(Error::failed(format!(
             "where the root file system is to go, there is something: {found}"
         ))
         .hint(format!(
             "it is no part of the container; move it away, then type: {}",
-            container.store().session().who
+            container.store().session().command
         )));
     }
     Ok(match untouched(container)? {
@@ -104,7 +104,7 @@ fn used_by_others(container: &Container<'_>, layer: LayerId) -> Result<bool> {
         let stack = store.snapshot(container.id(), snapshot.id)?.stack;
         own += usize::from(stack.contains(&layer));
     }
-    Ok(References::of(store)?.times(layer) > own)
+    Ok(References::from_store(store)?.count(layer) > own)
 }
 
 /// Gives the root file system back, and tells what people should know. The container is gone from the store.
@@ -115,10 +115,10 @@ pub fn release(
 ) -> Result<Vec<String>> {
     plan(&container, snapshots)?;
     dead::refuse_stranded(&container)?;
-    container.unmount(Then::StayUnmounted)?;
+    container.unmount(AfterUnmount::StayUnmounted)?;
     let store = container.store();
     // Alone: nobody reads the layer that moves, or begins to stand on it.
-    let alone = store.alone()?;
+    let alone = store.lock_exclusive()?;
     if let Some(base) = untouched(&container)? {
         if layers::is_held(store, base)? {
             // What is written to the folder afterwards would show there.
@@ -133,19 +133,19 @@ pub fn release(
     }
     drop(alone);
     let mut making = Making::begin(store)?;
-    let plain = making.layer(LayerKind::Base, &[], &[])?;
+    let plain = making.create_layer(LayerKind::Base, &[], &[])?;
     let tree = store.paths().layer_tree(plain);
     let view = store.view(&container.manifest().stack)?;
     export_dir::fill(&view, &tree, progress)?;
     making.sync_content()?;
-    making.frees_something();
+    making.request_sweep();
     commit(&mut container, plain, Some(making))?;
     moving::finish_release(container, None)
 }
 
 /// From here on the release is finished, whatever happens.
 fn commit(container: &mut Container<'_>, plain: LayerId, making: Option<Making<'_>>) -> Result<()> {
-    external::mark(container.store(), container.id(), &Leftover::default())?;
+    external::write_marker(container.store(), container.id(), &Leftover::default())?;
     let next = ContainerManifest {
         head: plain,
         stack: vec![plain],

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 use cowlfs::config::Config;
 use uuid::Uuid;
 
-use crate::container::mount::say_ready;
+use crate::container::mount::report_ready;
 use crate::container::state::{self, RunState};
 use crate::container::{daemon, durability};
 use crate::error::{Error, Result};
@@ -59,10 +59,10 @@ pub struct How {
 pub fn serve(store: &Store, id: ContainerId, place: &Path, how: How) -> Result<()> {
     let session = store.session();
     // Before anything is written: its sync reports every error since, also the last one.
-    let filesystem = durability::filesystem(store)?;
+    let filesystem = durability::open_filesystem(store)?;
     let daemon = Uuid::new_v4();
     let lock = state::daemon_lock(store, id, daemon);
-    let alive = Lock::take(&lock, Mode::Exclusive, &session.who, session.patience)?;
+    let alive = Lock::take(&lock, Mode::Exclusive, &session.command, session.patience)?;
     let served = filesystem
         .try_clone()
         .and_then(|filesystem| serve_locked(store, id, (place, how), daemon, filesystem));
@@ -120,7 +120,7 @@ fn serve_locked(
         for done in [
             state::write(store, id, &state),
             let_go_of_lock(),
-            say_ready(),
+            report_ready(),
             settle_in_background(store, id, filesystem, told),
         ] {
             if let Err(error) = done {

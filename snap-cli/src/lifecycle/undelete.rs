@@ -30,7 +30,7 @@ pub fn undelete(store: &Store, deleted: &Deleted, new: Option<&ContainerName>) -
 
 fn claimed(store: &Store, id: ContainerId, name: &ContainerName) -> Result<()> {
     // Keeps collection away, and anybody else who brings it back.
-    let reading = store.share()?;
+    let reading = store.lock_shared()?;
     let lock = store.lock_container(id)?;
     let found = deleted::list(store)?.into_iter().find(|one| one.id == id);
     let Some(deleted) = found else {
@@ -42,7 +42,7 @@ fn claimed(store: &Store, id: ContainerId, name: &ContainerName) -> Result<()> {
     };
     let record = deleted::manifest(store, &deleted)?;
     store.open_layers(&record.body.stack)?;
-    let moving = lxc::back(store, id, &record.body)?;
+    let moving = lxc::begin_recreation(store, id, &record.body)?;
     // What was there for one mount is brought back to stay.
     let stays = record.body.ephemeral.is_none();
     if record.body.name != *name || moving.is_some() || !stays {
@@ -54,7 +54,7 @@ fn claimed(store: &Store, id: ContainerId, name: &ContainerName) -> Result<()> {
         };
         disk::replace(&deleted.dir.join("container.json"), &record.next(renamed))?;
     }
-    deleted::bring_back(store, &deleted)?;
+    deleted::undelete(store, &deleted)?;
     drop((lock, reading));
     // What is outside the store comes back with it.
     recover::open(store, name).map(drop)

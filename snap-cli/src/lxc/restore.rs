@@ -135,7 +135,7 @@ impl LockedSnapshots {
             Error::failed(format!("{} exists already", target.shown()))
                 .hint("nothing was changed; choose another name")
         };
-        if disk::is_there(&target)? {
+        if disk::exists(&target)? {
             return Err(taken());
         }
         let Some(made) = staging(&target) else {
@@ -220,7 +220,7 @@ fn checked_name(name: &str) -> Result<&str> {
 
 /// Exchanges the directories `new` and `top`, or renames `new` if `top` does not exist.
 fn exchange(new: &Path, top: &Path) -> Result<()> {
-    let flags = match disk::is_there(top)? {
+    let flags = match disk::exists(top)? {
         true => RenameFlags::EXCHANGE,
         // A failed restore of LXC's own leaves none.
         false => RenameFlags::NOREPLACE,
@@ -247,7 +247,7 @@ fn refuse_used(name: &str, top: &Path) -> Result<()> {
                 .hint(format!("unmount it first: umount {at}")),
         );
     }
-    if !disk::is_there(top)? {
+    if !disk::exists(top)? {
         return Ok(());
     }
     let found = inside::of(top)?;

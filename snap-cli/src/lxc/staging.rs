@@ -107,7 +107,7 @@ fn is_dead(path: &Path) -> Result<bool> {
 /// Creates and locks a staging directory.
 pub(super) fn alone_in(path: &Path, name: &str, patience: Duration) -> Result<OwnedFd> {
     let _alone = lock_dir(path.parent().unwrap_or(path), patience)?;
-    if disk::is_there(path)? {
+    if disk::exists(path)? {
         if !is_dead(path)? {
             return Err(Error::busy(format!("another command is making {name}"))
                 .hint("try again when it has ended"));

@@ -71,7 +71,7 @@ impl Counter<'_> {
         let (mut unique, mut shared) = (Space::default(), Space::default());
         for layer in stack {
             let (_, space) = self.layer(*layer)?;
-            match named.times(*layer) {
+            match named.count(*layer) {
                 0 | 1 => unique += space,
                 _ => shared += space,
             }
@@ -84,7 +84,7 @@ impl Counter<'_> {
     }
 }
 
-/// What a container takes. `named`: what names each layer of the store ([`References::of`]). Hold a shared
+/// What a container takes. `named`: what names each layer of the store ([`References::from_store`]). Hold a shared
 /// lock of the store.
 pub fn container(
     store: &Store,
@@ -94,7 +94,7 @@ pub fn container(
 ) -> Result<ContainerSpace> {
     let mut counter = Counter {
         store,
-        sizes: Sizes::of(store, id),
+        sizes: Sizes::read(store, id),
         head: manifest.head,
         known: HashMap::new(),
     };
@@ -109,7 +109,7 @@ pub fn container(
     let head = head_layers(manifest);
     found.states.push(counter.state(None, &head, named)?);
     stacks.push(head);
-    for layer in named.only_in(stacks.iter().map(Vec::as_slice)) {
+    for layer in named.layers_only_in(stacks.iter().map(Vec::as_slice)) {
         found.unique += counter.layer(layer)?.1;
     }
     let all: HashSet<_> = stacks.iter().flatten().copied().collect();
@@ -120,6 +120,6 @@ pub fn container(
             found.base += space;
         }
     }
-    counter.sizes.keep();
+    counter.sizes.save();
     Ok(found)
 }

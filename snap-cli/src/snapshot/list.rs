@@ -31,7 +31,7 @@ pub fn snapshots(
     manifest: &ContainerManifest,
 ) -> Result<Vec<Entry>> {
     let epoch = epoch(store)?;
-    let mut sizes = Sizes::of(store, id);
+    let mut sizes = Sizes::read(store, id);
     // What an older one holds already was not written for this one.
     let mut counted: HashSet<LayerId> = manifest.origin.iter().copied().collect();
     let names: HashMap<_, _> = manifest.snapshots.iter().map(|s| (s.id, &s.name)).collect();
@@ -46,12 +46,12 @@ pub fn snapshots(
         };
         let parent = snapshot.parent.and_then(|id| names.get(&id));
         entries.push(Entry {
-            durability: Durability::of(snapshot.settling.as_ref(), &epoch),
+            durability: Durability::from_settling(snapshot.settling.as_ref(), &epoch),
             snapshot: snapshot.clone(),
             parent: parent.map(|name| name.to_string()),
             bytes,
         });
     }
-    sizes.keep();
+    sizes.save();
     Ok(entries)
 }

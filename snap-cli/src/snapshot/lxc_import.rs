@@ -80,7 +80,7 @@ pub fn bring(
     refuse_base(&tree.dir, &shown)?;
     let store = container.store();
     let mut making = Making::begin(store)?;
-    let base = making.layer(LayerKind::Base, &[], &[])?;
+    let base = making.create_layer(LayerKind::Base, &[], &[])?;
     let notes = fill(store, base, &tree.rootfs()?, progress)?;
     // It must not be named before its data is there.
     making.sync_content()?;
@@ -99,8 +99,8 @@ pub fn bring(
     };
     let path = store.paths().snapshot_file(container.id(), id);
     disk::write_new(&path, &Record::first(body))?;
-    making.will_sync(path);
-    making.will_sync(store.paths().snapshots_dir(container.id()));
+    making.add_unsynced(path);
+    making.add_unsynced(store.paths().snapshots_dir(container.id()));
     insert(&mut next, new_ref(id, &name, base, tree)?);
     let done = container.commit(next, Some(making), |_| Ok(Swap::Done));
     super::take::drop_if_unnamed(container, id)?;

@@ -130,7 +130,7 @@ impl State {
         if self.snapshot.is_some() {
             return Ok(());
         }
-        match state::look(store, self.container)? {
+        match state::probe(store, self.container)? {
             Mounted::Alive(state) => state.flush(store, self.container),
             Mounted::No | Mounted::Dead(_) => Ok(()),
         }
@@ -154,7 +154,7 @@ pub fn loss(address: &str, mark: Option<&Settling>, epoch: &str) -> Option<Strin
         None => String::new(),
     };
     Some(match &mark.failed {
-        Some(why) if mark.is_of(epoch) => {
+        Some(why) if mark.is_in_epoch(epoch) => {
             let why = why.escape_debug();
             format!("{address} is not durable, and a part of it may be lost{source}: {why}")
         }

@@ -34,7 +34,7 @@ impl Held {
     fn look(store: &Store) -> Result<Self> {
         let mut held = Self::default();
         for (id, record) in store.containers()? {
-            if let Mounted::Alive(state) = state::look(store, id)? {
+            if let Mounted::Alive(state) = state::probe(store, id)? {
                 held.daemons.insert(state.pid);
                 // What can't be read explains no lock.
                 held.mounted

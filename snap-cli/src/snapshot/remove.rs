@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::making::Making;
 use crate::store::manifest::{ContainerId, ContainerManifest, LayerId, SnapshotId, SnapshotRef};
-use crate::store::name::{Chosen, SnapshotName};
+use crate::store::name::{SnapshotChoice, SnapshotName};
 use crate::store::sizes::Sizes;
 use crate::store::usage::{References, Space};
 
@@ -54,7 +54,7 @@ pub struct Removal {
 /// list.
 pub fn chosen<'m>(
     manifest: &'m ContainerManifest,
-    choice: &[Chosen],
+    choice: &[SnapshotChoice],
 ) -> Result<Vec<&'m SnapshotRef>> {
     let place = |name: &SnapshotName| -> Result<usize> {
         let found = find_snapshot_ref(manifest, name)?;
@@ -64,8 +64,8 @@ pub fn chosen<'m>(
     let mut meant = HashSet::new();
     for one in choice {
         let (first, last) = match one {
-            Chosen::One(name) => (place(name)?, place(name)?),
-            Chosen::Through(first, last) => (place(first)?, place(last)?),
+            SnapshotChoice::One(name) => (place(name)?, place(name)?),
+            SnapshotChoice::Through(first, last) => (place(first)?, place(last)?),
         };
         if first > last {
             return Err(Error::usage("the range is the wrong way round")
@@ -96,7 +96,7 @@ pub fn plan(
 ) -> Result<Removal> {
     let store = container.store();
     // What is looked at here is not collected meanwhile.
-    let _reading = store.share()?;
+    let _reading = store.lock_shared()?;
     let mut removal = Removal::default();
     let mut stacks = Vec::new();
     for snapshot in &container.manifest().snapshots {
@@ -122,13 +122,13 @@ pub fn plan(
 
 /// What is free once these states of a container are gone. Hold a shared lock of the store.
 pub fn frees(store: &Store, id: ContainerId, stacks: &[Vec<LayerId>]) -> Result<Space> {
-    let only = References::of(store)?.only_in(stacks.iter().map(Vec::as_slice));
-    let mut sizes = Sizes::of(store, id);
+    let only = References::from_store(store)?.layers_only_in(stacks.iter().map(Vec::as_slice));
+    let mut sizes = Sizes::read(store, id);
     let mut space = Space::default();
     for layer in only {
         space += sizes.measured(layer)?.1.into();
     }
-    sizes.keep();
+    sizes.save();
     Ok(space)
 }
 
@@ -173,7 +173,7 @@ pub fn remove(container: &mut Container<'_>, going: &[SnapshotRef]) -> Result<()
     }
     let ids: HashSet<_> = going.iter().map(|snapshot| snapshot.id).collect();
     let mut making = Making::begin(container.store())?;
-    making.frees_something();
+    making.request_sweep();
     let next = without(container.manifest(), &ids);
     container.commit(next, Some(making), |_| Ok(Swap::Done))
 }
@@ -244,7 +244,7 @@ mod tests {
     }
 
     fn names(manifest: &ContainerManifest, words: &[&str]) -> Result<Vec<String>> {
-        let choice: Result<Vec<_>> = words.iter().map(Chosen::parse).collect();
+        let choice: Result<Vec<_>> = words.iter().map(SnapshotChoice::parse).collect();
         let found = chosen(manifest, &choice?)?;
         Ok(found.iter().map(|s| s.name.to_string()).collect())
     }

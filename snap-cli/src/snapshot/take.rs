@@ -116,13 +116,13 @@ pub(super) fn write_file(
     let body = SnapshotManifest {
         stack: stack.to_vec(),
         settings: manifest.settings.clone(),
-        config: crate::container::lxc::config_copy(container),
+        config: crate::container::lxc::read_config_copy(container),
         extra: Map::new(),
     };
     let path = store.paths().snapshot_file(container.id(), id);
     disk::write_new(&path, &Record::first(body))?;
-    making.will_sync(path);
-    making.will_sync(store.paths().snapshots_dir(container.id()));
+    making.add_unsynced(path);
+    making.add_unsynced(store.paths().snapshots_dir(container.id()));
     Ok(SnapshotRef {
         id,
         name: name.clone(),
@@ -133,7 +133,7 @@ pub(super) fn write_file(
         comment: String::new(),
         tags: BTreeMap::new(),
         protected: false,
-        settling: durability::settling_of(container, stack)?,
+        settling: durability::settling_for(container, stack)?,
         extra: Map::new(),
     })
 }
@@ -143,8 +143,8 @@ pub(super) fn drop_if_unnamed(container: &Container<'_>, id: SnapshotId) -> Resu
     let store = container.store();
     let named = container.manifest().snapshots.iter().any(|s| s.id == id);
     // What waits in `container.json.next` may still come into force.
-    if named || disk::is_there(&store.paths().pending_file(container.id()))? {
+    if named || disk::exists(&store.paths().pending_file(container.id()))? {
         return Ok(());
     }
-    disk::remove_if_there(&store.paths().snapshot_file(container.id(), id))
+    disk::remove_if_exists(&store.paths().snapshot_file(container.id(), id))
 }

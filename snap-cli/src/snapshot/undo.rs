@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use cowl_layers::layer::Upper;
 use cowl_layers::sys::dir;
 use cowl_layers::view::View;
-use cowl_overlay::{Behaviour, Overlay};
+use cowl_overlay::{Overlay, OverlayOptions};
 
 use super::freeze::{self, Frozen};
 use super::paths::{Only, check};
@@ -72,7 +72,7 @@ fn target(container: &Container<'_>, wish: &Wish) -> Result<(Vec<LayerId>, Optio
 /// What [`undo`] would do.
 pub fn plan(container: &Container<'_>, wish: &Wish) -> Result<Undone> {
     let store = container.store();
-    let _reading = store.share()?;
+    let _reading = store.lock_shared()?;
     let (stack, _) = target(container, wish)?;
     Ok(Undone {
         steps: look(container, &store.view(&stack)?, wish)?.steps,
@@ -106,7 +106,7 @@ fn refuse_inner_mounts(container: &Container<'_>, run: &RunState, scope: &Scope)
             .hint(format!(
                 "unmount it first (umount {}), then type: {}",
                 quoted(&mount.at),
-                container.store().session().who
+                container.store().session().command
             )));
         }
     }
@@ -125,7 +125,7 @@ pub fn undo(
     let old = store.view(&stack)?;
     let planned = look(container, &old, wish)?;
     if planned.is_empty() {
-        making.done()?;
+        making.finish()?;
         return Ok(Undone::default());
     }
     let frozen = freeze::plan(container, &mut making)?;
@@ -194,19 +194,19 @@ fn apart(
     if head == container.manifest().head {
         // Shared with the state because nothing was written to it; what is in force stays as it is.
         let top = frozen.state.first().unwrap_or(&head);
-        head = making.head(&frozen.state, &store.paths().layer_tree(*top))?;
-        making.frees_something();
+        head = making.create_head(&frozen.state, &store.paths().layer_tree(*top))?;
+        making.request_sweep();
     }
     let tree = store.paths().layer_tree(head);
     let open = || -> Result<InProcess> {
         let upper = Upper::open(&tree, &store.paths().layer_work(head), store.space())?;
         let lowers = store.open_layers(&frozen.state)?;
         // How many names of a lower file show is of no use here, and costs a walk to each of them.
-        let behaviour = Behaviour {
+        let options = OverlayOptions {
             static_nlink: true,
-            ..Behaviour::default()
+            ..OverlayOptions::default()
         };
-        let overlay = Overlay::new(Some(upper), lowers, behaviour)
+        let overlay = Overlay::new(Some(upper), lowers, options)
             .map_err(|error| Error::failed("cannot open the layers").because(error))?;
         Ok(InProcess::new(overlay))
     };

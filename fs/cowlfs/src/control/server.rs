@@ -178,7 +178,7 @@ fn stats(served: &ServedMount) -> Response {
 
 /// Writes everything that programs have stored through mappings to the layers.
 fn flush(served: &ServedMount) -> Response {
-    for ino in served.overlay.written() {
+    for ino in served.overlay.inodes_with_writers() {
         if let Err(error) = (served.flush)(ino) {
             let message = format!("cannot write back mapped pages: {error}");
             return Response::Failed { message };
@@ -230,7 +230,7 @@ fn push(overlay: &Overlay, config: &Config, upper: &Path, work: &Path) -> Respon
 mod tests {
     use super::*;
 
-    use cowl_overlay::Behaviour;
+    use cowl_overlay::OverlayOptions;
 
     #[test]
     fn an_unknown_request_is_named() {
@@ -260,7 +260,7 @@ mod tests {
         let space = XattrSpace::detect();
         let upper = Upper::open(&path("upper"), &path("work"), space).unwrap();
         let lower = Layer::open(&path("lower"), space).unwrap();
-        let overlay = Overlay::new(Some(upper), vec![lower], Behaviour::default()).unwrap();
+        let overlay = Overlay::new(Some(upper), vec![lower], OverlayOptions::default()).unwrap();
         let config = Config {
             snapshots: true,
             ..Config::new(vec![path("lower")], None, path("mount"))

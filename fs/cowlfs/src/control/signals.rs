@@ -152,7 +152,7 @@ impl SignalTarget {
     }
 
     fn write_back(&self) {
-        for ino in self.overlay.written() {
+        for ino in self.overlay.inodes_with_writers() {
             if let Err(error) = (self.flush)(ino) {
                 log::warn!("cannot write back mapped pages: {error}");
             }

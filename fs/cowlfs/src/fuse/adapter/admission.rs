@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys::stat::{FileKind, Time};
 use cowl_overlay::inode::Inode;
-use cowl_overlay::{Op, OpenHow, SETID};
+use cowl_overlay::{Op, OpenOptions, SETID};
 
 /// The number of refused opens that are remembered until the kernel repeats them.
 const MAX_REFUSED: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
@@ -60,16 +60,22 @@ impl RefusedOpens {
         &self,
         op: &Op<'_>,
         inode: &Arc<Inode>,
-        how: OpenHow,
+        how: OpenOptions,
         thread: u32,
     ) -> Result<()> {
         let shown = inode.flags().setid_shown();
         if !(how.exec || how.write) || shown == 0 {
             return Ok(());
         }
-        let stat = op.stat_now(inode)?;
+        let stat = op.stat_on_disk(inode)?;
         let on_disk = stat.perm() & SETID;
-        let admission = decide(how, shown, on_disk, inode.is_written(), inode.is_run());
+        let admission = decide(
+            how,
+            shown,
+            on_disk,
+            inode.has_writers(),
+            inode.is_executing(),
+        );
         self.check((inode.ino(), thread), stat.ctime, admission)
     }
 }
@@ -88,7 +94,7 @@ enum Admission {
 /// `on_disk`.
 ///
 /// `is_written` and `is_run` report its open descriptors for writing and for execve(2), including this one.
-fn decide(how: OpenHow, shown: u32, on_disk: u32, is_written: bool, is_run: bool) -> Admission {
+fn decide(how: OpenOptions, shown: u32, on_disk: u32, is_written: bool, is_run: bool) -> Admission {
     if how.exec && shown & !on_disk != 0 {
         Admission::Outdated
     } else if (how.exec && is_written) || (how.write && is_run) {
@@ -111,7 +117,7 @@ pub(super) fn admit_mode(inode: &Inode, mode: Option<u32>) -> Result<()> {
         return Ok(());
     }
     inode.flags().note_setid_shown(bits);
-    if inode.is_run() && inode.is_written() {
+    if inode.is_executing() && inode.has_writers() {
         return Err(Error::Errno(Errno::TXTBSY));
     }
     Ok(())
@@ -122,20 +128,20 @@ mod tests {
     use super::*;
     use cowl_layers::format::XattrSpace;
     use cowl_layers::layer::Layer;
-    use cowl_overlay::{Behaviour, Overlay};
+    use cowl_overlay::{Overlay, OverlayOptions};
 
-    const EXEC: OpenHow = OpenHow {
+    const EXEC: OpenOptions = OpenOptions {
         write: false,
         truncate: false,
         exec: true,
         keep_atime: false,
     };
-    const WRITE: OpenHow = OpenHow {
+    const WRITE: OpenOptions = OpenOptions {
         write: true,
         exec: false,
         ..EXEC
     };
-    const READ: OpenHow = OpenHow {
+    const READ: OpenOptions = OpenOptions {
         exec: false,
         ..EXEC
     };
@@ -170,16 +176,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("program"), "text").unwrap();
         let layer = Layer::open(dir.path(), XattrSpace::detect()).unwrap();
-        let overlay = Overlay::new(None, vec![layer], Behaviour::default()).unwrap();
-        let inode = overlay.begin().find(b"program").unwrap();
+        let overlay = Overlay::new(None, vec![layer], OverlayOptions::default()).unwrap();
+        let inode = overlay.begin().lookup_path(b"program").unwrap();
         for how in [WRITE, EXEC] {
-            inode.opened(how);
+            inode.count_open(how);
             assert_eq!(admit_mode(&inode, Some(0o755)), Ok(()));
             assert_eq!(admit_mode(&inode, None), Ok(()));
             assert_eq!(inode.flags().setid_shown(), 0);
-            inode.closed(how);
+            inode.count_close(how);
         }
-        inode.opened(OpenHow {
+        inode.count_open(OpenOptions {
             write: true,
             ..EXEC
         });
@@ -187,11 +193,11 @@ mod tests {
         assert_eq!(admit_mode(&inode, Some(0o2755)), BUSY);
         assert_eq!(inode.flags().setid_shown(), 0o2000);
         assert_eq!(admit_mode(&inode, Some(0o4755)), BUSY);
-        inode.closed(WRITE);
+        inode.count_close(WRITE);
         assert_eq!(admit_mode(&inode, Some(0o6755)), Ok(()));
         assert_eq!(inode.flags().setid_shown(), 0o6000);
         assert_eq!(admit_mode(overlay.root(), Some(0o2755)), Ok(()));
-        inode.closed(EXEC);
+        inode.count_close(EXEC);
     }
 
     #[test]

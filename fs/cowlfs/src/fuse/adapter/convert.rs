@@ -10,7 +10,7 @@ use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::name::Name;
 use cowl_layers::sys::attr::SetTime;
 use cowl_layers::sys::stat::{FileKind, Time};
-use cowl_overlay::{Attr, Caller, OpenHow, RenameFlags, Writer};
+use cowl_overlay::{Attr, Caller, OpenOptions, RenameFlags, Writer};
 
 /// The flag of an open for execve(2): `__FMODE_EXEC` in include/linux/fs.h, which fuse_send_open includes in the flags
 /// of the request.
@@ -155,8 +155,8 @@ pub(super) fn is_synchronous(flags: OpenFlags) -> bool {
 }
 
 /// Returns the options of an open, and whether the flags include O_DIRECT.
-pub(super) fn open_how(flags: OpenFlags) -> (OpenHow, bool) {
-    let how = OpenHow {
+pub(super) fn open_how(flags: OpenFlags) -> (OpenOptions, bool) {
+    let how = OpenOptions {
         write: flags.acc_mode() != OpenAccMode::O_RDONLY,
         truncate: flags.0 & libc::O_TRUNC != 0,
         exec: flags.0 & FMODE_EXEC != 0,

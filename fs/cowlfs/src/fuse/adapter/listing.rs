@@ -40,8 +40,8 @@ impl Adapter {
     ) {
         match done {
             Ok((inode, found)) => {
-                let number = self.overlay.inodes().number(&inode);
-                self.overlay.inodes().remember_as(&inode, number);
+                let number = self.overlay.inodes().node_id(&inode);
+                self.overlay.inodes().count_lookup_as(&inode, number);
                 let mut timeout = self.attr_timeout(&inode, number, &found, accepted);
                 let mut found = file_attr(&found);
                 if number != inode.ino() {
@@ -102,8 +102,8 @@ impl Adapter {
             let inode = op.inode(ino.0)?;
             let listing = op.listing(&inode, offset)?;
             let mut empty = true;
-            for (next, entry) in listing.from(offset) {
-                let ino = op.entry_number(&listing, entry)?;
+            for (next, entry) in listing.entries_from(offset) {
+                let ino = op.entry_ino(&listing, entry)?;
                 let name = OsStr::from_bytes(entry.name());
                 if out.add(INodeNo(ino), next, file_type(entry.kind()), name) {
                     break;
@@ -125,7 +125,7 @@ impl Adapter {
             let inode = op.inode(ino.0)?;
             let listing = op.listing(&inode, offset)?;
             let mut empty = true;
-            for (next, entry) in listing.from(offset) {
+            for (next, entry) in listing.entries_from(offset) {
                 // The entry was removed since the listing was read.
                 let Some(plus) = plus_entry(op, &inode, entry)? else {
                     continue;
@@ -134,7 +134,7 @@ impl Adapter {
                 let mut found = file_attr(&plus.attr);
                 let mut timeout = Duration::ZERO;
                 if let Some(inode) = &plus.inode {
-                    let number = self.overlay.inodes().number(inode);
+                    let number = self.overlay.inodes().node_id(inode);
                     let allowed = self.attr_timeout(inode, number, &plus.attr, Accepted::IfCurrent);
                     if number == inode.ino() {
                         timeout = allowed;
@@ -146,7 +146,7 @@ impl Adapter {
                 }
                 empty = false;
                 if let Some(inode) = plus.inode {
-                    self.overlay.inodes().remember_as(&inode, found.ino.0);
+                    self.overlay.inodes().count_lookup_as(&inode, found.ino.0);
                 }
             }
             self.before_end(&inode, empty);
@@ -209,7 +209,7 @@ fn plus_entry(op: &Op<'_>, dir: &Arc<Inode>, entry: &DirEntry) -> Result<Option<
         Ok(Some(PlusEntry {
             inode: None,
             attr: Attr {
-                ino: entry.number_on_disk(),
+                ino: entry.ino_on_disk(),
                 stat: Stat {
                     mode: entry.kind().mode_bits(),
                     ..Stat::default()

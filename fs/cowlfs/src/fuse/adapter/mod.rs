@@ -61,7 +61,7 @@ impl Adapter {
         } else {
             Policy::OFF
         };
-        let backing = BackingFiles::new(policy, overlay.unattended());
+        let backing = BackingFiles::new(policy, overlay.passthrough_writers());
         // The kernel limits the depth of stacked file systems. Passthrough to files on an overlayfs needs a depth of
         // two. Otherwise one is enough, and leaves the most for a kernel overlayfs on this mount.
         let max_stack_depth = if overlay.is_on_overlayfs() { 2 } else { 1 };
@@ -110,7 +110,7 @@ impl Adapter {
     /// It must happen before the reply: the caller may rely on new attributes directly after it.
     fn invalidate_stale(&self, stale: &[Arc<Inode>]) {
         for inode in stale {
-            let number = self.overlay.inodes().number(inode);
+            let number = self.overlay.inodes().node_id(inode);
             self.invalidate_attr(number);
             if number != inode.ino() {
                 self.invalidate_attr(inode.ino());

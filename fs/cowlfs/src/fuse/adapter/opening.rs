@@ -15,7 +15,7 @@ use crate::fuse::passthrough::{CachedAttr, OpenMode, OpenParams, OpenTraits, Reg
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys;
 use cowl_overlay::inode::Inode;
-use cowl_overlay::{Attr, Close, FileHandle, Op, OpenHow, SETID};
+use cowl_overlay::{Attr, Close, FileHandle, Op, OpenOptions, SETID};
 
 /// The parameters of an OPEN or CREATE request.
 #[derive(Clone, Copy)]
@@ -49,7 +49,7 @@ impl Adapter {
             let inode = op.inode(ino.0)?;
             // The number was renewed: descriptors that were opened with the old one remain valid, but it gets no new
             // ones. On ESTALE the kernel looks the name up again.
-            if self.overlay.inodes().number(&inode) != ino.0 {
+            if self.overlay.inodes().node_id(&inode) != ino.0 {
                 return Err(Error::Errno(Errno::STALE));
             }
             let mut is_registered = false;
@@ -57,11 +57,11 @@ impl Adapter {
                 is_registered = self.backing.is_registered(ino.0, version);
                 is_registered
             };
-            if how.truncate && inode.is_run() {
+            if how.truncate && inode.is_executing() {
                 // Before the truncation: a refused open must not change the file.
                 self.refused.admit(op, &inode, how, req.pid())?;
             }
-            let handle = op.open_unless(caller(req, 0), &inode, how, is_known)?;
+            let handle = op.open_lazily(caller(req, 0), &inode, how, is_known)?;
             let close = |_: &Error| self.overlay.close(&handle);
             let admitted = self.refused.admit(op, &inode, how, req.pid());
             admitted.inspect_err(close)?;
@@ -125,7 +125,7 @@ impl Adapter {
         reply: ReplyCreate,
     ) {
         let fh = Fh(self.files.insert(opened.handle));
-        self.overlay.inodes().remember(inode);
+        self.overlay.inodes().count_lookup(inode);
         let timeout = &self.created_attr_timeout(inode, attr);
         let attr = file_attr(attr);
         match opened.backing {
@@ -150,7 +150,7 @@ impl Adapter {
         let Requested { ino, flags, .. } = requested;
         let close = |_: &Error| self.overlay.close(&handle);
         let traits = self.traits(op, &handle, requested).inspect_err(close)?;
-        let content = handle.opened();
+        let content = handle.open_descriptor();
         let is_synchronous = traits.write && is_synchronous(flags);
         let mode = self.backing.open(
             &OpenParams {
@@ -178,7 +178,7 @@ impl Adapter {
                 return Err(Error::Errno(Errno::STALE));
             }
         };
-        if traits.write && inode.flags().is_rewritten() && inode.flags().has_unsynced_name() {
+        if traits.write && inode.flags().is_truncated() && inode.flags().has_unsynced_name() {
             // The file replaces the content of a lower one: its close(2) starts writeback before it returns. Other
             // files of the upper layer are left to the file system below, and to RELEASE.
             flags.remove(FopenFlags::FOPEN_NOFLUSH);
@@ -200,7 +200,7 @@ impl Adapter {
     /// Returns the properties of an open on which the decision about passthrough depends.
     fn traits(&self, op: &Op<'_>, handle: &FileHandle, requested: Requested) -> Result<OpenTraits> {
         let policy = self.backing.policy();
-        let OpenHow { write, .. } = handle.how();
+        let OpenOptions { write, .. } = handle.options();
         let mut traits = OpenTraits {
             upper: false,
             write,
@@ -210,8 +210,8 @@ impl Adapter {
         };
         let inode = handle.inode();
         let before = inode.facts().snapshot();
-        traits.upper = op.content_is_up(handle)?;
-        if let Some((fd, _)) = handle.opened() {
+        traits.upper = op.is_content_in_upper(handle)?;
+        if let Some((fd, _)) = handle.open_descriptor() {
             let is_candidate = policy.upper && traits.upper;
             // Reading the content would change its access time. For the upper layer the decision does not depend on
             // it, so it is not read there.
@@ -219,7 +219,7 @@ impl Adapter {
                 !write && !traits.upper && policy.programs && handle.is_program(&fd)?;
             traits.privileged = write && is_candidate && handle.is_privileged(&fd)?;
             if !write && !traits.upper && !traits.program && !policy.lowers {
-                inode.facts().note_plain(before);
+                inode.facts().note_plain_data(before);
             }
         } else {
             // The content was not opened: it is either registered for passthrough, or was found to be plain data.
@@ -246,9 +246,9 @@ impl Adapter {
     }
 
     fn start_writeback(&self, request: &str, ino: INodeNo, handle: &FileHandle, close: Close) {
-        if handle.inode().flags().is_rewritten() {
+        if handle.inode().flags().is_truncated() {
             // The error is logged. It must not fail the close(2).
-            let _logged = self.run(request, ino, None, |op| op.close_rewritten(handle, close));
+            let _logged = self.run(request, ino, None, |op| op.close_truncated(handle, close));
         }
     }
 
@@ -256,7 +256,7 @@ impl Adapter {
     ///
     /// Descriptors that are open remain valid under the old number.
     fn renew(&self, inode: &Arc<Inode>, old: INodeNo) {
-        self.overlay.inodes().renew(inode, old.0);
+        self.overlay.inodes().replace_node_id(inode, old.0);
         self.invalidate_attr(old.0);
     }
 }
@@ -266,7 +266,7 @@ impl Adapter {
 /// The kernel may have cached its mode before the open was counted, and would show the bits even after a passthrough
 /// write has cleared them.
 fn may_have_setid(handle: &FileHandle) -> bool {
-    let Some((fd, _)) = handle.opened() else {
+    let Some((fd, _)) = handle.open_descriptor() else {
         return true;
     };
     match sys::stat::stat_fd(&*fd) {
