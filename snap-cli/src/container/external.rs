@@ -86,7 +86,7 @@ impl Leftover {
         }
         if let Some(link) = &self.lxc {
             let there = disk::is_there(&link.config())?;
-            if !there || config::names(&files::read(&link.config())?, &id.to_string()) {
+            if !there || config::has_own_lines(&files::read(&link.config())?, &id.to_string()) {
                 disk::remove_if_there(&link.config())?;
                 remove_if_empty(&link.dir())?;
             }

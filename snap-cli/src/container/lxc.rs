@@ -9,7 +9,7 @@ use serde_json::Map;
 use super::{Container, Swap, external};
 use crate::error::{Error, Result};
 use crate::host::files;
-use crate::lxc::config::{Renamed, attach, detach, renamed};
+use crate::lxc::config::{CopyRewrite, attach, detach, rewrite_for_copy};
 use crate::lxc::{self as tools, LxcContainer, binding};
 use crate::store::Store;
 use crate::store::bytes::Blob;
@@ -21,8 +21,8 @@ use cowl_layers::shown::Show as _;
 
 /// What to type when a running LXC container is in the way; `None` when it is none, or does not run.
 pub(crate) fn how_to_stop(container: &Container<'_>, who: &str) -> Option<String> {
-    let lxc = binding::of(container.manifest().lxc.as_ref()?);
-    if !matches!(lxc.state(), Ok(tools::State::Running { .. })) {
+    let lxc = binding::from_link(container.manifest().lxc.as_ref()?);
+    if !matches!(lxc.state(), Ok(tools::LxcState::Running { .. })) {
         return None;
     }
     let takes = |verbs: &[&str]| who.split(' ').any(|word| verbs.contains(&word));
@@ -190,7 +190,7 @@ impl Copy {
             extra: Map::new(),
         };
         let (from, to) = (self.from.dir(), link.dir());
-        let how = Renamed {
+        let how = CopyRewrite {
             from: from.as_os_str().as_bytes(),
             to: to.as_os_str().as_bytes(),
             name: &link.name,
@@ -203,7 +203,7 @@ impl Copy {
         ]
         .concat();
         let plain = detach(&self.text, Some(&line), &self.id.to_string());
-        let (plain, notes) = renamed(&plain, &how, tools::random_address);
+        let (plain, notes) = rewrite_for_copy(&plain, &how, tools::random_address);
         self.notes = notes;
         let ours = binding::own_lines(store, id, &self.name, (&self.from, &plain))?;
         let config = Blob(attach(&plain, &ours));
@@ -246,7 +246,7 @@ pub(crate) fn back(
     };
     let path = link.config();
     if disk::is_there(&path)? {
-        if tools::config::names(&binding::read_config(link)?, &id.to_string()) {
+        if tools::config::has_own_lines(&binding::read_config(link)?, &id.to_string()) {
             return Ok(None);
         }
         return Err(Error::failed(format!(
