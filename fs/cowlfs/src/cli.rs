@@ -226,9 +226,9 @@ impl Build {
                 self.config.coherence = named(&Coherence::NAMES, value)
                     .ok_or_else(|| unknown_value(key, value, "posix, overlay"))?;
             }
-            "fsync" => self.config.behaviour.volatile = !switch()?,
+            "fsync" => self.config.overlay.volatile = !switch()?,
             "threaded" => self.config.threads = if switch()? { None } else { Some(1) },
-            "metacopy" => self.config.behaviour.metacopy = switch()?,
+            "metacopy" => self.config.overlay.metacopy = switch()?,
             "fsname" => self.config.mount.source = value.into(),
             "subtype" => self.config.mount.subtype = value.into(),
             // Numbers are unique whatever is said here; the values of others are taken.
@@ -266,9 +266,9 @@ impl Build {
             "noexec" => mount.noexec = true,
             "atime" | "relatime" => mount.noatime = false,
             "noatime" => mount.noatime = true,
-            "volatile" => self.config.behaviour.volatile = true,
-            "static_nlink" => self.config.behaviour.static_nlink = true,
-            "noacl" => self.config.behaviour.no_acl = true,
+            "volatile" => self.config.overlay.volatile = true,
+            "static_nlink" => self.config.overlay.static_nlink = true,
+            "noacl" => self.config.overlay.no_acl = true,
             "squash_to_root" => (self.squash_uid, self.squash_gid) = (Some(0), Some(0)),
             "fuse_overlayfs" => self.config.foreign = true,
             "userxattr" => self.config.space = Some(XattrSpace::User),
@@ -295,8 +295,8 @@ impl Build {
             };
             Ok(IdMap::new(ranges, squash))
         };
-        self.config.behaviour.uids = map("uidmapping", &self.uids, self.squash_uid)?;
-        self.config.behaviour.gids = map("gidmapping", &self.gids, self.squash_gid)?;
+        self.config.overlay.uids = map("uidmapping", &self.uids, self.squash_uid)?;
+        self.config.overlay.gids = map("gidmapping", &self.gids, self.squash_gid)?;
         (self.config.lowers, self.config.data_only) = self
             .lower
             .ok_or("option lowerdir is missing: name the layers, topmost first")?;
@@ -407,8 +407,8 @@ mod tests {
             "M",
         ])
         .unwrap();
-        assert!(config.behaviour.volatile);
-        assert_eq!(config.behaviour.uids.to_mount(1), 100_001);
+        assert!(config.overlay.volatile);
+        assert_eq!(config.overlay.uids.to_mount(1), 100_001);
 
         let config = parse(&["-o", r"lowerdir=D,control=a\,b", "M"]).unwrap();
         assert_eq!(config.control, Some("a,b".into()));
@@ -447,7 +447,7 @@ mod tests {
         let m = &config.mount;
         assert!(m.read_only && m.nosuid && m.nodev && m.noexec && m.noatime);
         assert_eq!((&*m.source, &*m.subtype), ("n", "s"));
-        let b = &config.behaviour;
+        let b = &config.overlay;
         assert!(b.static_nlink && b.no_acl && b.volatile && !b.metacopy);
         assert_eq!(b.uids.to_mount(7), 0);
         assert_eq!(config.space, Some(XattrSpace::User));

@@ -7,7 +7,7 @@ use std::time::Duration;
 pub use crate::choices::{Awake, Coherence, Passthrough, name_of, named};
 use cowl_layers::format::XattrSpace;
 use cowl_layers::sys::mount::MountOptions;
-use cowl_overlay::Behaviour;
+use cowl_overlay::OverlayOptions;
 
 /// How long the kernel may keep names and attributes: everything changes through the mount, so for as
 /// long as it likes. A year, because that is a number that no arithmetic on it overflows.
@@ -31,7 +31,7 @@ pub struct Config {
     /// Flags and names of the mount.
     pub mount: MountOptions,
     /// Choices of the overlay.
-    pub behaviour: Behaviour,
+    pub overlay: OverlayOptions,
     /// Where the marks lie; `None`: what this process can write.
     pub space: Option<XattrSpace>,
     /// Marks of fuse-overlayfs and of tar layers are read as well.
@@ -79,9 +79,9 @@ impl Config {
                 allow_other: true,
                 ..MountOptions::default()
             },
-            behaviour: Behaviour {
+            overlay: OverlayOptions {
                 metacopy: true,
-                ..Behaviour::default()
+                ..OverlayOptions::default()
             },
             space: None,
             foreign: false,

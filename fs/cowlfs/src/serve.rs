@@ -70,7 +70,7 @@ pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), Setup
         session: state.clone(),
     });
     // Held for as long as the process lives.
-    overlay.keep_locks(locks);
+    overlay.hold_locks(locks);
     if let Some(listener) = listener {
         let serving = control::Serving {
             overlay,
@@ -158,12 +158,12 @@ impl Layers {
         let cannot =
             |error| SetupError::at("cannot read the layers for", &config.mountpoint, error);
         let make = || {
-            let behaviour = config.behaviour.clone();
-            let made = Overlay::new(upper.clone(), self.lowers.clone(), behaviour);
-            made.map(|overlay| overlay.over_data(self.data.clone()))
+            let options = config.overlay.clone();
+            let made = Overlay::new(upper.clone(), self.lowers.clone(), options);
+            made.map(|overlay| overlay.with_data_layers(self.data.clone()))
         };
         let mut overlay = make().map_err(cannot)?;
-        if overlay.take_over_index().map_err(cannot)? {
+        if overlay.adopt_kernel_index().map_err(cannot)? {
             overlay = make().map_err(cannot)?;
         }
         // `upper` is dropped here: the overlay alone holds it, and releases its locks when it drops it.

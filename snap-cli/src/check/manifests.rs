@@ -88,7 +88,7 @@ fn container(
             report.add(Level::Loose, about, path.clone(), why, fix);
         }
     }
-    if disk::is_there(&store.paths().pending_file(id))? {
+    if disk::exists(&store.paths().pending_file(id))? {
         let what = format!("a change of {name} was cut off; the next command on it finishes that");
         let fix = Some(Fix::Settle(name.clone()));
         report.add(
@@ -216,7 +216,7 @@ fn rebuilt(
     let mut stack = vec![snapshot.layer];
     stack.extend(layer.body.over);
     for layer in &stack {
-        if !disk::is_there(&store.paths().layer_tree(*layer))? {
+        if !disk::exists(&store.paths().layer_tree(*layer))? {
             return Ok(None);
         }
     }

@@ -244,7 +244,7 @@ impl Context {
         if let Err(error) = collect::collect(&store) {
             log::info!("cleaning up: {error}");
         }
-        if let Err(error) = reserve::keep(&store) {
+        if let Err(error) = reserve::ensure(&store) {
             log::debug!("no space is set aside: {error}");
         }
         Ok(store)
@@ -254,7 +254,7 @@ impl Context {
     fn give_up_reserves(&self) -> Result<bool> {
         let mut given = false;
         for store in family::stores(&self.root, &self.session)? {
-            given |= reserve::give_up(&store)?;
+            given |= reserve::release(&store)?;
         }
         Ok(given)
     }
@@ -267,7 +267,7 @@ impl Context {
     fn settle(&self, store: &Store, name: &ContainerName) {
         let begun = store
             .find_id(name)
-            .and_then(|id| durability::begin(store, id));
+            .and_then(|id| durability::start(store, id));
         // What the command was asked for is done, and listed as settling.
         if let Err(error) = begun {
             log::warn!("what is settling of {name} is synced by a later command: {error}");
@@ -294,7 +294,7 @@ impl Context {
 fn read_state(context: &Context, address: &Address) -> Result<(Store, ResolvedState, Lock)> {
     let store = context.store_of(&address.container)?;
     drop(recover::open(&store, &address.container)?);
-    let reading = store.share()?;
+    let reading = store.lock_shared()?;
     let state = resolve(&store, address)?;
     state.flush(&store)?;
     if let Some(why) = state.describe_loss(&store)? {
@@ -358,7 +358,7 @@ pub fn main() -> ExitCode {
         let context = Context {
             root: Store::locate(config.store.clone())?,
             session: Session {
-                who: typed(&args),
+                command: typed(&args),
                 patience: Duration::from_secs(config.wait.min(24 * 3600)),
                 mounts: config.mounts,
             },

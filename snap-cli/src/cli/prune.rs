@@ -90,7 +90,7 @@ impl Verb for Args {
         let rules = match asked.is_empty() {
             true => self.rules_of(context, &store, &name)?,
             // Which snapshots are meant is one thing, what is kept of them another.
-            false if asked.says_only_which() => Some(Rules {
+            false if asked.has_only_scope() => Some(Rules {
                 manual: asked.manual,
                 protected: asked.protected,
                 ..self.rules_of(context, &store, &name)?.unwrap_or_default()

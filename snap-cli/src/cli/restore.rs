@@ -123,7 +123,7 @@ impl Verb for RestoreArgs {
                         .hint("look what it is now, and undo that if you mean it"));
                 }
                 if self.with_config {
-                    container.with_config_of(&snapshot)?;
+                    container.restore_config_from(&snapshot)?;
                 }
                 let restored = restore(&mut container, &snapshot)?;
                 recover::complete_outside(container)?;

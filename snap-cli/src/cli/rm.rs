@@ -11,7 +11,7 @@ use crate::host::hooks::Event;
 use crate::recover;
 use crate::snapshot::remove::{Protected, Removal, plan, remove, select_snapshots};
 use crate::store::Store;
-use crate::store::name::{Chosen, ContainerName};
+use crate::store::name::{ContainerName, SnapshotChoice};
 use crate::store::usage::Space;
 
 /// Remove snapshots
@@ -101,7 +101,7 @@ impl Verb for Args {
 
 impl Args {
     /// Nothing is guessed here: what is no plain name of a snapshot is wrong use.
-    fn parse(&self) -> Result<(ContainerName, Vec<Chosen>)> {
+    fn parse(&self) -> Result<(ContainerName, Vec<SnapshotChoice>)> {
         let Some((first, rest)) = self.what.split_first() else {
             return Err(Error::usage("which container?"));
         };
@@ -118,7 +118,7 @@ impl Args {
                     ))
                     .hint("type a command for each container"));
                 }
-                (None, false) => choice.push(Chosen::parse(word)?),
+                (None, false) => choice.push(SnapshotChoice::parse(word)?),
                 (Some(_), false) | (None, true) => {
                     return Err(Error::usage("addresses and names are mixed")
                         .hint("type `cowl rm NAME SNAP...` or `cowl rm NAME@SNAP NAME@SNAP...`"));
@@ -184,13 +184,13 @@ pub(super) fn remove_hooked(
 }
 
 /// `NAME@SNAP` or `NAME@A..B`.
-fn split(word: &OsStr) -> Result<Option<(ContainerName, Chosen)>> {
-    let Some((name, select_snapshots)) = word.to_str().and_then(|text| text.split_once('@')) else {
+fn split(word: &OsStr) -> Result<Option<(ContainerName, SnapshotChoice)>> {
+    let Some((name, chosen)) = word.to_str().and_then(|text| text.split_once('@')) else {
         return Ok(None);
     };
     Ok(Some((
         ContainerName::parse(name)?,
-        Chosen::parse(select_snapshots)?,
+        SnapshotChoice::parse(chosen)?,
     )))
 }
 

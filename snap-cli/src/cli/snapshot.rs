@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::meta::remark;
 use super::{Context, Verb, output, tags};
-use crate::container::durability::{filesystem, make_durable};
+use crate::container::durability::{make_durable, open_filesystem};
 use crate::error::{Error, Result};
 use crate::host::hooks::Event;
 use crate::recover;
@@ -106,7 +106,7 @@ pub(super) fn take_hooked(
     let chosen = wish.name.as_ref().map(SnapshotName::as_str);
     context.hooked(Event::Snapshot, store, name, chosen, |facts| {
         // Before the freeze: its sync reports every error of writing since.
-        let filesystem = filesystem(store)?;
+        let filesystem = open_filesystem(store)?;
         let taken = take(&mut recover::open(store, name)?, wish)?;
         facts.tell("COWL_SNAPSHOT", taken.as_str());
         if sync == Sync::Wait {

@@ -160,7 +160,7 @@ fn inspect_lxc(
             Error::busy(format!("{} is {word}{pid}", container.name)).hint(format!(
                 "stop it: lxc-stop {}; then run: {}",
                 container.options(),
-                home.session().who
+                home.session().command
             )),
         );
     }
@@ -322,15 +322,15 @@ fn check_location(home: &Store, rootfs: &Path) -> Result<()> {
         .hint(format!(
             "unmount it: umount {}; then run: {}",
             quoted(last),
-            home.session().who
+            home.session().command
         )));
     }
-    refuse_users(rootfs, rootfs, &home.session().who)
+    refuse_users(rootfs, rootfs, &home.session().command)
 }
 
 /// Fails if the directory only has the README that an adoption left in place of the files.
 fn refuse_marker(rootfs: &Path) -> Result<()> {
-    if !disk::is_there(&rootfs.join(external::README))? {
+    if !disk::exists(&rootfs.join(external::README))? {
         return Ok(());
     }
     Err(Error::failed(format!(
@@ -433,7 +433,7 @@ fn adopt_locked(store: &Store, candidate: &Candidate, name: &ContainerName) -> R
     let meta = std::fs::symlink_metadata(rootfs).map_err(|e| Error::at("adopt", rootfs, e))?;
     let done = if meta.ino() == candidate.inode {
         refuse_marker(rootfs)
-            .and_then(|()| refuse_users(rootfs, rootfs, &store.session().who))
+            .and_then(|()| refuse_users(rootfs, rootfs, &store.session().command))
             .and_then(|()| adopt_claimed(store, candidate, name))
     } else {
         Err(Error::busy(format!(
@@ -449,9 +449,9 @@ fn adopt_locked(store: &Store, candidate: &Candidate, name: &ContainerName) -> R
 fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> Result<()> {
     let rootfs = &candidate.rootfs;
     let mut making = Making::begin(store)?;
-    let base = making.layer(LayerKind::Base, &[], &[])?;
-    let head = making.head(&[base], rootfs)?;
-    let id = making.container()?;
+    let base = making.create_layer(LayerKind::Base, &[], &[])?;
+    let head = making.create_head(&[base], rootfs)?;
+    let id = making.create_container()?;
     let manifest = ContainerManifest {
         adopted: Some(Adopted {
             rootfs: rootfs.clone(),
@@ -468,17 +468,17 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
     }
     // The lock prevents another command from completing or rolling back this adoption.
     let lock = store.lock_container(id)?;
-    external::mark(store, id, &Leftover::default())?;
+    external::write_marker(store, id, &Leftover::default())?;
     // No process writes to it any more, and from here on the store guarantees its content.
     disk::sync_all(rootfs)?;
     making.sync()?;
     let record = Record::first(manifest);
     if let Err(error) = disk::replace(&store.paths().container_file(id), &record) {
         // The file may exist already. Then the next command rolls the adoption back.
-        making.leave();
+        making.abandon();
         return Err(error);
     }
-    making.done()?;
+    making.finish()?;
     let mut container = Container::from_locked(store, id, record, lock);
     if let Err(error) = moving::move_in(&container) {
         if moving::complete(container)?.is_some() {
@@ -495,7 +495,7 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
     }
     // A process that started to use it just before the move would write to a layer.
     let tree = store.paths().layer_tree(base);
-    if let Err(error) = refuse_users(&tree, rootfs, &store.session().who) {
+    if let Err(error) = refuse_users(&tree, rootfs, &store.session().command) {
         disk::rename(&tree, rootfs)?;
         moving::roll_back_adoption(container)?;
         return Err(error);

@@ -87,7 +87,7 @@ fn clone_claimed(
         let state = resolve(store, source)?;
         store.open_layers(&state.stack)?;
         let kept = state.snapshot.as_ref().and_then(|(_, s)| s.config.as_ref());
-        lxc = lxc::Copy::of((state.container, &state.manifest), kept, new)?;
+        lxc = lxc::LxcCopy::for_container((state.container, &state.manifest), kept, new)?;
         settling = inherit_settling(
             state.settling(),
             &source.container,
@@ -96,13 +96,13 @@ fn clone_claimed(
         (stack, manifest, _lock) = (state.stack, state.manifest, None);
     } else {
         let mut container = recover::open(store, &source.container)?;
-        lxc = lxc::Copy::of((container.id(), container.manifest()), None, new)?;
+        lxc = lxc::LxcCopy::for_container((container.id(), container.manifest()), None, new)?;
         stack = freeze::freeze(&mut container)?;
         making = Making::begin(store)?;
         manifest = container.manifest().clone();
-        let marker = match durability::loss(&container)? {
+        let marker = match durability::find_loss(&container)? {
             Some(lost) => Some(lost.clone()),
-            None => durability::settling_of(&container, &stack)?,
+            None => durability::settling_for(&container, &stack)?,
         };
         settling = inherit_settling(marker.as_ref(), &source.container, None);
         _lock = Some(container);
@@ -119,7 +119,7 @@ fn clone_claimed(
         manifest.ephemeral = ephemeral;
         manifest.settling = settling;
         match &mut lxc {
-            Some(lxc) => lxc.fill(store, id, manifest),
+            Some(lxc) => lxc.fill_manifest(store, id, manifest),
             None => Ok(()),
         }
     })?;
@@ -139,7 +139,7 @@ fn copy_to_base(
     progress: OnProgress<'_>,
 ) -> Result<LayerId> {
     let view = View::new(store.open_layers(stack)?);
-    let base = making.layer(LayerKind::Base, &[], &[])?;
+    let base = making.create_layer(LayerKind::Base, &[], &[])?;
     let tree = store.paths().layer_tree(base);
     let total = measure::known_size(store, stack)?;
     let mut progress = |done| progress(Progress { total, ..done });

@@ -56,7 +56,7 @@ fn import_claimed(
         image::refuse(path)?;
     }
     let mut making = Making::begin(store)?;
-    let base = making.layer(LayerKind::Base, &[], &[])?;
+    let base = making.create_layer(LayerKind::Base, &[], &[])?;
     let tree = store.paths().layer_tree(base);
     let imported = match source {
         Source::Path(path) => import::path(path, &tree, store.space(), progress),
@@ -103,8 +103,8 @@ pub fn create_over_layers_with(
     let Some(top) = below.first() else {
         return Err(Error::damaged("a state has no layer"));
     };
-    let head = making.head(below, &store.paths().layer_tree(*top))?;
-    let id = making.container()?;
+    let head = making.create_head(below, &store.paths().layer_tree(*top))?;
+    let id = making.create_container()?;
     let mut manifest = ContainerManifest {
         settings,
         ..ContainerManifest::new(name.clone(), head, below)
@@ -112,10 +112,10 @@ pub fn create_over_layers_with(
     edit(id, &mut manifest)?;
     making.sync()?;
     match disk::replace(&store.paths().container_file(id), &Record::first(manifest)) {
-        Ok(()) => making.done()?,
+        Ok(()) => making.finish()?,
         Err(error) => {
             // The file may exist already, with a name that is not durable.
-            making.leave();
+            making.abandon();
             return Err(error);
         }
     }

@@ -10,7 +10,7 @@ use std::process::{Command, ExitStatus};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 
-use crate::container::mount::Then;
+use crate::container::mount::AfterUnmount;
 use crate::container::state::Lifetime;
 use crate::container::state::{self, Mounted};
 use crate::error::{Error, Result};
@@ -28,7 +28,7 @@ pub fn exec(store: &Store, name: &ContainerName, command: &[OsString]) -> Result
     let running = Lock::take(
         &state::exec_lock(store, container.id()),
         Mode::Shared,
-        &session.who,
+        &session.command,
         session.patience,
     )?;
     let mountpoint = container.mount(None, Lifetime::OfCommand)?;
@@ -51,11 +51,11 @@ fn unmount_if_last(store: &Store, name: &ContainerName) -> Result<()> {
         return Ok(());
     };
     let path = state::exec_lock(store, container.id());
-    let last = Lock::try_take(&path, Mode::Exclusive, &store.session().who)?;
+    let last = Lock::try_take(&path, Mode::Exclusive, &store.session().command)?;
     if !state.transient || last.is_none() {
         return Ok(());
     }
-    match container.unmount(Then::StayUnmounted) {
+    match container.unmount(AfterUnmount::StayUnmounted) {
         Ok(_) => recover::end_if_ephemeral(container).map(drop),
         Err(error) if error.kind == crate::error::Kind::Busy => {
             log::warn!("{name} remains mounted: {error}");

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::container::mount::Then;
+use crate::container::mount::AfterUnmount;
 use crate::container::state::Lifetime;
 use crate::container::state::Mounted;
 use crate::container::{Container, Swap, destroy, external};
@@ -20,7 +20,7 @@ use crate::snapshot::depth;
 use crate::store::Store;
 use crate::store::bytes::Blob;
 use crate::store::manifest::{ContainerId, ContainerManifest};
-use crate::store::mount_points::{self, Closed};
+use crate::store::mount_points::{self, ClosedTo};
 use crate::store::outside::Lxc;
 use cowl_layers::shown::Show as _;
 
@@ -136,7 +136,7 @@ pub fn pre_start(store: &Store, id: ContainerId, caller: &Caller, limit: usize) 
         }
     }
     if let Mounted::Alive(state) = container.mounted()?
-        && state.mountpoint != container.place()?
+        && state.mountpoint != container.mount_point()?
     {
         return Err(Error::busy(format!(
             "{} is mounted at {}",
@@ -163,7 +163,7 @@ fn grant_access(mut container: Container<'_>) -> Result<()> {
         return Ok(());
     };
     if mountpoint == store.paths().mapped_dir(id) {
-        mount_points::close_mnt(store.paths(), Closed::ToMappedRoots)?;
+        mount_points::close_mnt(store.paths(), ClosedTo::MappedRoots)?;
     } else {
         // An older version wrote the config, or the id map was added later. LXC has read the config already, so
         // this start uses the shared directory of mount points. The next start uses the container's own.
@@ -193,8 +193,8 @@ pub fn post_stop(store: &Store, id: ContainerId, caller: &Caller) -> Result<()> 
     };
     match identify_caller(container.manifest(), id, caller)? {
         CallerKind::Itself | CallerKind::Moved(_) => {
-            mount_points::close_mnt(store.paths(), Closed::ToMappedRoots)?;
-            container.unmount(Then::StayUnmounted).map(drop)
+            mount_points::close_mnt(store.paths(), ClosedTo::MappedRoots)?;
+            container.unmount(AfterUnmount::StayUnmounted).map(drop)
         }
         CallerKind::Copy => Ok(()),
     }

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 
 use crate::archive::export_dir;
 use crate::container::external::{self, Leftover};
-use crate::container::mount::Then;
+use crate::container::mount::AfterUnmount;
 use crate::container::{Container, Swap, dead};
 use crate::error::{Error, Result};
 use crate::lxc as tools;
@@ -65,17 +65,17 @@ pub fn plan(container: &Container<'_>, snapshots: Snapshots) -> Result<ReleaseMe
             return Err(Error::busy(format!("{name} is {word}")).hint(format!(
                 "stop it: lxc-stop {}; then run: {}",
                 lxc.options(),
-                container.store().session().who
+                container.store().session().command
             )));
         }
     }
-    if let Some(found) = external::foreign(&adopted.rootfs)? {
+    if let Some(found) = external::find_foreign(&adopted.rootfs)? {
         return Err(Error::failed(format!(
             "cannot release {name}: its original directory contains {found}"
         ))
         .hint(format!(
             "it is not part of the container; move it away, then run: {}",
-            container.store().session().who
+            container.store().session().command
         )));
     }
     Ok(match unchanged_base(container)? {
@@ -107,7 +107,7 @@ fn is_used_by_others(container: &Container<'_>, layer: LayerId) -> Result<bool> 
         let stack = store.snapshot(container.id(), snapshot.id)?.stack;
         own += usize::from(stack.contains(&layer));
     }
-    Ok(References::of(store)?.times(layer) > own)
+    Ok(References::from_store(store)?.count(layer) > own)
 }
 
 /// Releases the container from the store, and returns notes for the user.
@@ -118,11 +118,11 @@ pub fn release(
 ) -> Result<Vec<String>> {
     plan(&container, snapshots)?;
     dead::refuse_stranded(&container)?;
-    container.unmount(Then::StayUnmounted)?;
+    container.unmount(AfterUnmount::StayUnmounted)?;
     let store = container.store();
     // The exclusive lock prevents other commands from reading the layer that is moved, and from using it as a
     // base.
-    let alone = store.alone()?;
+    let alone = store.lock_exclusive()?;
     if let Some(base) = unchanged_base(&container)? {
         if layers::is_held(store, base)? {
             // A later write to the directory would be visible in that mount.
@@ -138,19 +138,19 @@ pub fn release(
     }
     drop(alone);
     let mut making = Making::begin(store)?;
-    let plain = making.layer(LayerKind::Base, &[], &[])?;
+    let plain = making.create_layer(LayerKind::Base, &[], &[])?;
     let tree = store.paths().layer_tree(plain);
     let view = store.view(&container.manifest().stack)?;
     export_dir::fill(&view, &tree, progress)?;
     making.sync_content()?;
-    making.frees_something();
+    making.request_sweep();
     commit(&mut container, plain, Some(making))?;
     moving::finish_release(container, None)
 }
 
 /// Commits the release: from here on the next command completes it after an interruption.
 fn commit(container: &mut Container<'_>, plain: LayerId, making: Option<Making<'_>>) -> Result<()> {
-    external::mark(container.store(), container.id(), &Leftover::default())?;
+    external::write_marker(container.store(), container.id(), &Leftover::default())?;
     let next = ContainerManifest {
         head: plain,
         stack: vec![plain],

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 use cowlfs::config::Config;
 use uuid::Uuid;
 
-use crate::container::mount::say_ready;
+use crate::container::mount::report_ready;
 use crate::container::state::{self, RunState};
 use crate::container::{daemon, durability};
 use crate::error::{Error, Result};
@@ -65,10 +65,10 @@ pub fn serve(
 ) -> Result<()> {
     let session = store.session();
     // Open this descriptor before any write: its sync reports every error since then, including the last.
-    let filesystem = durability::filesystem(store)?;
+    let filesystem = durability::open_filesystem(store)?;
     let daemon = Uuid::new_v4();
     let lock = state::daemon_lock(store, id, daemon);
-    let alive = Lock::take(&lock, Mode::Exclusive, &session.who, session.patience)?;
+    let alive = Lock::take(&lock, Mode::Exclusive, &session.command, session.patience)?;
     let served = filesystem
         .try_clone()
         .and_then(|filesystem| serve_locked(store, id, (mountpoint, options), daemon, filesystem));
@@ -126,7 +126,7 @@ fn serve_locked(
         for done in [
             state::write(store, id, &state),
             release_lock(),
-            say_ready(),
+            report_ready(),
             spawn_sync_thread(store, id, filesystem, requests),
         ] {
             if let Err(error) = done {

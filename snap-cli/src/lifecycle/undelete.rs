@@ -31,7 +31,7 @@ pub fn undelete(store: &Store, deleted: &Deleted, new: Option<&ContainerName>) -
 
 fn undelete_claimed(store: &Store, id: ContainerId, name: &ContainerName) -> Result<()> {
     // The locks prevent garbage collection and other commands that restore the same container.
-    let reading = store.share()?;
+    let reading = store.lock_shared()?;
     let lock = store.lock_container(id)?;
     let found = deleted::list(store)?.into_iter().find(|one| one.id == id);
     let Some(deleted) = found else {
@@ -43,7 +43,7 @@ fn undelete_claimed(store: &Store, id: ContainerId, name: &ContainerName) -> Res
     };
     let record = deleted::manifest(store, &deleted)?;
     store.open_layers(&record.body.stack)?;
-    let moving = lxc::back(store, id, &record.body)?;
+    let moving = lxc::begin_recreation(store, id, &record.body)?;
     // An ephemeral container is restored as a permanent one.
     let was_permanent = record.body.ephemeral.is_none();
     if record.body.name != *name || moving.is_some() || !was_permanent {
@@ -55,7 +55,7 @@ fn undelete_claimed(store: &Store, id: ContainerId, name: &ContainerName) -> Res
         };
         disk::replace(&deleted.dir.join("container.json"), &record.next(renamed))?;
     }
-    deleted::bring_back(store, &deleted)?;
+    deleted::undelete(store, &deleted)?;
     drop((lock, reading));
     // Opening the container restores its files outside the store.
     recover::open(store, name).map(drop)

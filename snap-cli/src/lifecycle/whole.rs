@@ -22,7 +22,7 @@ use crate::store::bytes::Blob;
 use crate::store::family;
 use crate::store::making::Making;
 use crate::store::manifest::{
-    ContainerManifest, LayerId, LayerManifest, Marks, SnapshotId, SnapshotManifest,
+    ContainerManifest, LayerId, LayerManifest, MarkerSpace, SnapshotId, SnapshotManifest,
 };
 use crate::store::name::{ContainerName, SnapshotName};
 use crate::store::record::{Body, Record, RecordError};
@@ -33,7 +33,7 @@ use crate::tree::error::{OnProgress, Progress};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WholeManifest {
     /// The xattr namespace of the markers in its layers.
-    pub marks: Marks,
+    pub marks: MarkerSpace,
     /// The container's manifest. The archive does not contain the head, which was empty.
     pub container: ContainerManifest,
     /// The manifests of the snapshots.
@@ -128,10 +128,10 @@ impl Outgoing {
     pub fn prepare(store: &Store, name: &ContainerName) -> Result<Self> {
         let mut container = recover::open(store, name)?;
         freeze::freeze(&mut container)?;
-        let reading = store.share()?;
+        let reading = store.lock_shared()?;
         let mut manifest = container.manifest().clone();
-        let config = lxc::config_copy(&container);
-        manifest.leave_machine();
+        let config = lxc::read_config_copy(&container);
+        manifest.clear_machine_fields();
         retain_losses(&mut manifest, &durability::epoch(store)?);
         let mut states = BTreeMap::new();
         for snapshot in &manifest.snapshots {
@@ -165,8 +165,8 @@ impl Outgoing {
         }
         let whole = WholeManifest {
             marks: match store.space() {
-                XattrSpace::Trusted => Marks::Trusted,
-                XattrSpace::User => Marks::User,
+                XattrSpace::Trusted => MarkerSpace::Trusted,
+                XattrSpace::User => MarkerSpace::User,
             },
             container: manifest,
             states,
@@ -277,8 +277,8 @@ fn import_claimed(
     progress: OnProgress<'_>,
 ) -> Result<()> {
     let from = match manifest.marks {
-        Marks::Trusted => XattrSpace::Trusted,
-        Marks::User => XattrSpace::User,
+        MarkerSpace::Trusted => XattrSpace::Trusted,
+        MarkerSpace::User => XattrSpace::User,
     };
     let mut making = Making::begin(store)?;
     let mut new = HashMap::new();
@@ -294,7 +294,7 @@ fn import_claimed(
             unsynced: false,
             ..layer
         };
-        let made = making.layer_as(layer)?;
+        let made = making.create_layer_from(layer)?;
         new.insert(id, made);
         let tree = store.paths().layer_tree(made);
         archive.layer(&id.to_string(), &tree, (from, store.space()), &mut progress)?;
@@ -306,7 +306,7 @@ fn import_claimed(
     store.view(&below)?.root().map_err(unreadable_error)?;
     // The data must be durable before a container references it.
     making.sync_content()?;
-    let id = making.container()?;
+    let id = making.create_container()?;
     let mut container = ContainerManifest {
         name: name.clone(),
         origin: match old.origin.iter().all(|id| new.contains_key(id)) {
@@ -315,7 +315,7 @@ fn import_claimed(
         },
         ..old
     };
-    container.leave_machine();
+    container.clear_machine_fields();
     mark_losses(&mut container);
     for snapshot in &mut container.snapshots {
         let Some(state) = manifest.states.get(&snapshot.id) else {
@@ -330,21 +330,21 @@ fn import_claimed(
         };
         let path = store.paths().snapshot_file(id, snapshot.id);
         disk::write_new(&path, &Record::first(state))?;
-        making.will_sync(path);
+        making.add_unsynced(path);
         let beyond = |prefix: &str| next_after(&snapshot.name, prefix);
         container.next_snap = container.next_snap.max(beyond("snap"));
         container.next_auto = container.next_auto.max(beyond("auto"));
     }
-    making.will_sync(store.paths().snapshots_dir(id));
+    making.add_unsynced(store.paths().snapshots_dir(id));
     let top = below.first().copied().unwrap_or(container.head);
-    container.head = making.head(&below, &store.paths().layer_tree(top))?;
+    container.head = making.create_head(&below, &store.paths().layer_tree(top))?;
     container.stack = [&[container.head], below.as_slice()].concat();
     making.sync()?;
     match disk::replace(&store.paths().container_file(id), &Record::first(container)) {
-        Ok(()) => making.done(),
+        Ok(()) => making.finish(),
         Err(error) => {
             // The file may exist already, with a name that is not durable.
-            making.leave();
+            making.abandon();
             Err(error)
         }
     }

@@ -106,7 +106,7 @@ pub fn read_config(link: &Lxc) -> Result<Vec<u8>> {
 /// Creates the directory of a new LXC container with the mode that LXC's tools use.
 pub fn ensure_dir(link: &Lxc) -> Result<()> {
     let dir = link.dir();
-    if disk::is_there(&dir)? {
+    if disk::exists(&dir)? {
         return Ok(());
     }
     disk::ensure_dir(&dir)?;

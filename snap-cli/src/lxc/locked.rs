@@ -83,12 +83,12 @@ pub fn refuse_unfinished(snapshot: &LxcSnapshot) -> Result<()> {
 impl LockedSnapshots {
     /// Waits for the lock, and cleans up after interrupted commands.
     pub fn open(container: LxcContainer, patience: Duration) -> Result<Self> {
-        if !disk::is_there(&container.dir())? {
+        if !disk::exists(&container.dir())? {
             return Err(no_container(&container));
         }
         let lock = lock_dir(&container.dir(), patience)?;
         // It may have been removed while this waited for the lock.
-        if !disk::is_there(&container.config())? {
+        if !disk::exists(&container.config())? {
             return Err(no_container(&container));
         }
         let dir = snapshots::snapshots_dir(&container)?;

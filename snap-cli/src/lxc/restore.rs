@@ -139,7 +139,7 @@ impl LockedSnapshots {
         let taken = || {
             Error::failed(format!("{} already exists", target.shown())).hint("choose another name")
         };
-        if disk::is_there(&target)? {
+        if disk::exists(&target)? {
             return Err(taken());
         }
         let Some(made) = staging_path(&target) else {
@@ -223,7 +223,7 @@ fn check_name(name: &str) -> Result<&str> {
 
 /// Exchanges the directories `new` and `top`, or renames `new` if `top` does not exist.
 fn exchange(new: &Path, top: &Path) -> Result<()> {
-    let flags = match disk::is_there(top)? {
+    let flags = match disk::exists(top)? {
         true => RenameFlags::EXCHANGE,
         // A failed restore by LXC's own tool leaves no directory.
         false => RenameFlags::NOREPLACE,
@@ -250,7 +250,7 @@ fn refuse_used(name: &str, top: &Path) -> Result<()> {
         ))
         .hint(format!("unmount it first: umount {at}")));
     }
-    if !disk::is_there(top)? {
+    if !disk::exists(top)? {
         return Ok(());
     }
     let found = inside::of(top)?;

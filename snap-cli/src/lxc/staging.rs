@@ -107,7 +107,7 @@ fn is_abandoned(path: &Path) -> Result<bool> {
 /// Creates and locks a staging directory.
 pub(super) fn create_locked(path: &Path, name: &str, patience: Duration) -> Result<OwnedFd> {
     let _alone = lock_dir(path.parent().unwrap_or(path), patience)?;
-    if disk::is_there(path)? {
+    if disk::exists(path)? {
         if !is_abandoned(path)? {
             return Err(Error::busy(format!("another command is creating {name}"))
                 .hint("retry when that command has finished"));

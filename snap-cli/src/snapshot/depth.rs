@@ -77,7 +77,7 @@ fn choose(container: &Container<'_>, limit: usize) -> Result<Option<Vec<LayerId>
     let below = container.manifest().below_head();
     let deltas = below.get(..find_base(container)?).unwrap_or_default();
     let sizes = {
-        let _reading = store.share()?;
+        let _reading = store.lock_shared()?;
         let size = |id: &LayerId| Ok(measure::measured(store, *id)?.1.bytes);
         deltas.iter().map(size).collect::<Result<Vec<u64>>>()?
     };

@@ -70,7 +70,7 @@ impl Counter<'_> {
         let (mut unique, mut shared) = (Space::default(), Space::default());
         for layer in stack {
             let (_, space) = self.measure_layer(*layer)?;
-            match references.times(*layer) {
+            match references.count(*layer) {
                 0 | 1 => unique += space,
                 _ => shared += space,
             }
@@ -85,7 +85,7 @@ impl Counter<'_> {
 
 /// Measures the disk usage of a container and of each of its states.
 ///
-/// `references` are those of the whole store ([`References::of`]). The caller must hold a shared lock of the
+/// `references` are those of the whole store ([`References::from_store`]). The caller must hold a shared lock of the
 /// store.
 pub fn measure_container(
     store: &Store,
@@ -95,7 +95,7 @@ pub fn measure_container(
 ) -> Result<ContainerSpace> {
     let mut counter = Counter {
         store,
-        sizes: Sizes::of(store, id),
+        sizes: Sizes::read(store, id),
         head: manifest.head,
         measured: HashMap::new(),
     };
@@ -114,7 +114,7 @@ pub fn measure_container(
         .states
         .push(counter.measure_state(None, &head, references)?);
     stacks.push(head);
-    for layer in references.only_in(stacks.iter().map(Vec::as_slice)) {
+    for layer in references.layers_only_in(stacks.iter().map(Vec::as_slice)) {
         found.unique += counter.measure_layer(layer)?.1;
     }
     let all: HashSet<_> = stacks.iter().flatten().copied().collect();
@@ -125,6 +125,6 @@ pub fn measure_container(
             found.base += space;
         }
     }
-    counter.sizes.keep();
+    counter.sizes.save();
     Ok(found)
 }

@@ -8,7 +8,7 @@ use cowl_layers::view::View;
 
 use super::restore::remount;
 use crate::container::Container;
-use crate::container::mount::Then;
+use crate::container::mount::AfterUnmount;
 use crate::container::state::Mounted;
 use crate::container::{Swap, dead, detach};
 use crate::error::{Error, Result};
@@ -149,13 +149,13 @@ pub(super) fn merge_run(
         true => LayerKind::Base,
         false => LayerKind::Flattened,
     };
-    let merged = making.layer(kind, &below, run)?;
+    let merged = making.create_layer(kind, &below, run)?;
     let total = measure::known_size(store, run)?;
     let mut progress = |done| progress(Progress { total, ..done });
     merge(store, run, &below, merged, &mut progress)?;
     making.sync_content()?;
 
-    let was = container.unmount(Then::MountAgain)?;
+    let was = container.unmount(AfterUnmount::MountAgain)?;
     let mut next = container.manifest().clone();
     next.stack = replace_run(&next.stack, run, merged).unwrap_or(next.stack);
     next.origin = replace_run(&next.origin, run, merged).unwrap_or(next.origin);
@@ -173,7 +173,7 @@ pub(super) fn merge_run(
         run: run.to_vec(),
         layer: merged,
     });
-    making.frees_something();
+    making.request_sweep();
     let done = container.commit(next, Some(making), |_| Ok(Swap::Done));
     if done.is_ok()
         && let Err(error) = finish_merge(container)
@@ -245,7 +245,7 @@ fn rewrite_snapshots(container: &Container<'_>, run: &[LayerId], merged: LayerId
     // This registers the pending cleanup only: a command that is killed here may leave a temporary file or the
     // old layers.
     let mut making = Making::begin(store)?;
-    making.frees_something();
+    making.request_sweep();
     for snapshot in &container.manifest().snapshots {
         let path = store.paths().snapshot_file(container.id(), snapshot.id);
         let record = disk::read::<SnapshotManifest>(&path)?;
@@ -257,7 +257,7 @@ fn rewrite_snapshots(container: &Container<'_>, run: &[LayerId], merged: LayerId
             disk::replace(&path, &record.next(body))?;
         }
     }
-    making.done()
+    making.finish()
 }
 
 #[cfg(test)]

@@ -37,8 +37,8 @@ pub fn plan(container: &Container<'_>, making: &mut Making<'_>) -> Result<Frozen
     }
     let state = manifest.stack.clone();
     // Heads that older versions created lack this note.
-    synced::note_unsynced(container.store(), manifest.head)?;
-    let head = making.head(&state, &container.store().paths().layer_tree(manifest.head))?;
+    synced::record_unsynced(container.store(), manifest.head)?;
+    let head = making.create_head(&state, &container.store().paths().layer_tree(manifest.head))?;
     let mut stack = vec![head];
     stack.extend_from_slice(&state);
     Ok(Frozen { state, head, stack })
@@ -49,7 +49,7 @@ pub fn freeze(container: &mut Container<'_>) -> Result<Vec<LayerId>> {
     let mut making = Making::begin(container.store())?;
     let frozen = plan(container, &mut making)?;
     if frozen.head == container.manifest().head {
-        making.done()?;
+        making.finish()?;
     } else {
         let next = ContainerManifest {
             head: frozen.head,
@@ -105,13 +105,13 @@ pub fn commit(
                 | ControlError::NotUnderstood(_)
                 | ControlError::Busy { .. }
                 | ControlError::InUse { .. }),
-            ) => Ok(Swap::Refused(daemon::told(&error))),
+            ) => Ok(Swap::Refused(daemon::to_error(&error))),
             // It is unknown whether the daemon switched.
             Err(
                 error @ (ControlError::Io(_)
                 | ControlError::Silent { .. }
                 | ControlError::Ending { .. }),
-            ) => Err(daemon::told(&error)),
+            ) => Err(daemon::to_error(&error)),
         }
     })
 }

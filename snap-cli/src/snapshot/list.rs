@@ -32,7 +32,7 @@ pub fn list_snapshots(
     manifest: &ContainerManifest,
 ) -> Result<Vec<SnapshotEntry>> {
     let epoch = epoch(store)?;
-    let mut sizes = Sizes::of(store, id);
+    let mut sizes = Sizes::read(store, id);
     // A layer that an older state contains was not written for this snapshot.
     let mut counted: HashSet<LayerId> = manifest.origin.iter().copied().collect();
     let names: HashMap<_, _> = manifest.snapshots.iter().map(|s| (s.id, &s.name)).collect();
@@ -47,12 +47,12 @@ pub fn list_snapshots(
         };
         let parent = snapshot.parent.and_then(|id| names.get(&id));
         entries.push(SnapshotEntry {
-            durability: Durability::of(snapshot.settling.as_ref(), &epoch),
+            durability: Durability::from_settling(snapshot.settling.as_ref(), &epoch),
             snapshot: snapshot.clone(),
             parent: parent.map(|name| name.to_string()),
             bytes,
         });
     }
-    sizes.keep();
+    sizes.save();
     Ok(entries)
 }

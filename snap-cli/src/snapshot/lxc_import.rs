@@ -82,7 +82,7 @@ pub fn import_snapshot(
     refuse_base(&snapshot.dir, &snapshot.name.shown().to_string())?;
     let store = container.store();
     let mut making = Making::begin(store)?;
-    let base = making.layer(LayerKind::Base, &[], &[])?;
+    let base = making.create_layer(LayerKind::Base, &[], &[])?;
     let notes = fill(store, base, &snapshot.rootfs()?, progress)?;
     // The data must be durable before a manifest references it.
     making.sync_content()?;
@@ -101,8 +101,8 @@ pub fn import_snapshot(
     };
     let path = store.paths().snapshot_file(container.id(), id);
     disk::write_new(&path, &Record::first(body))?;
-    making.will_sync(path);
-    making.will_sync(store.paths().snapshots_dir(container.id()));
+    making.add_unsynced(path);
+    making.add_unsynced(store.paths().snapshots_dir(container.id()));
     insert(&mut next, new_ref(id, &name, base, snapshot)?);
     let done = container.commit(next, Some(making), |_| Ok(Swap::Done));
     super::take::drop_if_unnamed(container, id)?;

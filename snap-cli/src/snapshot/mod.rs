@@ -137,7 +137,7 @@ impl ResolvedState {
         if self.snapshot.is_some() {
             return Ok(());
         }
-        match state::look(store, self.container)? {
+        match state::probe(store, self.container)? {
             Mounted::Alive(state) => state.flush(store, self.container),
             Mounted::No | Mounted::Dead(_) => Ok(()),
         }
@@ -161,7 +161,7 @@ pub fn describe_loss(address: &str, marker: Option<&Settling>, epoch: &str) -> O
         None => String::new(),
     };
     Some(match &marker.failed {
-        Some(reason) if marker.is_of(epoch) => {
+        Some(reason) if marker.is_in_epoch(epoch) => {
             let reason = reason.escape_debug();
             format!("{address} is not durable, and a part of it may be lost{source}: {reason}")
         }

@@ -36,7 +36,7 @@ impl LayerLocks {
     fn read(store: &Store) -> Result<Self> {
         let mut locks = Self::default();
         for (id, record) in store.containers()? {
-            if let Mounted::Alive(state) = state::look(store, id)? {
+            if let Mounted::Alive(state) = state::probe(store, id)? {
                 locks.daemons.insert(state.pid);
                 // An unreadable manifest accounts for no locks.
                 locks

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::making::Making;
 use crate::store::manifest::{ContainerId, ContainerManifest, LayerId, SnapshotId, SnapshotRef};
-use crate::store::name::{Chosen, SnapshotName};
+use crate::store::name::{SnapshotChoice, SnapshotName};
 use crate::store::sizes::Sizes;
 use crate::store::usage::{References, Space};
 
@@ -57,7 +57,7 @@ pub struct Removal {
 /// A range includes all snapshots between its ends in the list.
 pub fn select_snapshots<'m>(
     manifest: &'m ContainerManifest,
-    choice: &[Chosen],
+    choice: &[SnapshotChoice],
 ) -> Result<Vec<&'m SnapshotRef>> {
     let position = |name: &SnapshotName| -> Result<usize> {
         let found = find_snapshot_ref(manifest, name)?;
@@ -67,8 +67,8 @@ pub fn select_snapshots<'m>(
     let mut selected = HashSet::new();
     for one in choice {
         let (first, last) = match one {
-            Chosen::One(name) => (position(name)?, position(name)?),
-            Chosen::Through(first, last) => (position(first)?, position(last)?),
+            SnapshotChoice::One(name) => (position(name)?, position(name)?),
+            SnapshotChoice::Through(first, last) => (position(first)?, position(last)?),
         };
         if first > last {
             return Err(Error::usage("the range is reversed")
@@ -99,7 +99,7 @@ pub fn plan(
 ) -> Result<Removal> {
     let store = container.store();
     // The lock prevents the collection of the layers that are inspected here.
-    let _reading = store.share()?;
+    let _reading = store.lock_shared()?;
     let mut removal = Removal::default();
     let mut stacks = Vec::new();
     for snapshot in &container.manifest().snapshots {
@@ -127,13 +127,13 @@ pub fn plan(
 ///
 /// The caller must hold a shared lock of the store.
 pub fn measure_freed(store: &Store, id: ContainerId, stacks: &[Vec<LayerId>]) -> Result<Space> {
-    let only = References::of(store)?.only_in(stacks.iter().map(Vec::as_slice));
-    let mut sizes = Sizes::of(store, id);
+    let only = References::from_store(store)?.layers_only_in(stacks.iter().map(Vec::as_slice));
+    let mut sizes = Sizes::read(store, id);
     let mut space = Space::default();
     for layer in only {
         space += sizes.measured(layer)?.1.into();
     }
-    sizes.keep();
+    sizes.save();
     Ok(space)
 }
 
@@ -179,7 +179,7 @@ pub fn remove(container: &mut Container<'_>, going: &[SnapshotRef]) -> Result<()
     }
     let ids: HashSet<_> = going.iter().map(|snapshot| snapshot.id).collect();
     let mut making = Making::begin(container.store())?;
-    making.frees_something();
+    making.request_sweep();
     let next = manifest_without(container.manifest(), &ids);
     container.commit(next, Some(making), |_| Ok(Swap::Done))
 }
@@ -254,7 +254,7 @@ mod tests {
     }
 
     fn names(manifest: &ContainerManifest, words: &[&str]) -> Result<Vec<String>> {
-        let choice: Result<Vec<_>> = words.iter().map(Chosen::parse).collect();
+        let choice: Result<Vec<_>> = words.iter().map(SnapshotChoice::parse).collect();
         let found = select_snapshots(manifest, &choice?)?;
         Ok(found.iter().map(|s| s.name.to_string()).collect())
     }

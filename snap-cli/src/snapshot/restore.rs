@@ -3,7 +3,7 @@
 use super::take::{drop_if_unnamed, write_file};
 use crate::container::Container;
 
-use crate::container::mount::Then;
+use crate::container::mount::AfterUnmount;
 use crate::container::{Swap, dead, state::RunState};
 use crate::error::{Error, Result};
 use crate::store::making::Making;
@@ -27,7 +27,7 @@ pub fn restore(container: &mut Container<'_>, name: &SnapshotName) -> Result<Res
     let (_, snapshot) = container.snapshot(name)?;
     container.store().open_layers(&snapshot.stack)?;
     dead::refuse_stranded(container)?;
-    let was = container.unmount(Then::MountAgain)?;
+    let was = container.unmount(AfterUnmount::MountAgain)?;
     let done = swap(container, name);
     let mounted = remount(container, was.as_ref());
     // An error of the restore takes precedence over one of the mount.
@@ -146,7 +146,7 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
     );
     let mut kept = None;
     if let CurrentState::Unnamed(stack) = &before {
-        synced::note_unsynced(store, container.manifest().head)?;
+        synced::record_unsynced(store, container.manifest().head)?;
         let auto = SnapshotName::automatic(next.next_auto);
         let new = SnapshotRef {
             comment: format!("before restore of {name}"),
@@ -163,7 +163,7 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
     };
     if !matches!(before, CurrentState::Same) {
         let like = below.first().unwrap_or(&next.head);
-        next.head = making.head(below, &store.paths().layer_tree(*like))?;
+        next.head = making.create_head(below, &store.paths().layer_tree(*like))?;
         next.stack = vec![next.head];
         next.stack.extend_from_slice(below);
     }
@@ -174,7 +174,7 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
         && !matches!(&before, CurrentState::Unnamed(stack) if keeps_head(stack))
     {
         // The replaced head has no changes and is collected.
-        making.frees_something();
+        making.request_sweep();
     }
     let done = container.commit(next, Some(making), |_| Ok(Swap::Done));
     if let Some((id, _)) = &kept {

@@ -117,13 +117,13 @@ pub(super) fn write_file(
     let body = SnapshotManifest {
         stack: stack.to_vec(),
         settings: manifest.settings.clone(),
-        config: crate::container::lxc::config_copy(container),
+        config: crate::container::lxc::read_config_copy(container),
         extra: Map::new(),
     };
     let path = store.paths().snapshot_file(container.id(), id);
     disk::write_new(&path, &Record::first(body))?;
-    making.will_sync(path);
-    making.will_sync(store.paths().snapshots_dir(container.id()));
+    making.add_unsynced(path);
+    making.add_unsynced(store.paths().snapshots_dir(container.id()));
     Ok(SnapshotRef {
         id,
         name: name.clone(),
@@ -134,7 +134,7 @@ pub(super) fn write_file(
         comment: String::new(),
         tags: BTreeMap::new(),
         protected: false,
-        settling: durability::settling_of(container, stack)?,
+        settling: durability::settling_for(container, stack)?,
         extra: Map::new(),
     })
 }
@@ -144,8 +144,8 @@ pub(super) fn drop_if_unnamed(container: &Container<'_>, id: SnapshotId) -> Resu
     let store = container.store();
     let is_listed = container.manifest().snapshots.iter().any(|s| s.id == id);
     // A pending manifest, `container.json.next`, may still be committed.
-    if is_listed || disk::is_there(&store.paths().pending_file(container.id()))? {
+    if is_listed || disk::exists(&store.paths().pending_file(container.id()))? {
         return Ok(());
     }
-    disk::remove_if_there(&store.paths().snapshot_file(container.id(), id))
+    disk::remove_if_exists(&store.paths().snapshot_file(container.id(), id))
 }

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use cowl_layers::layer::Upper;
 use cowl_layers::sys::dir;
 use cowl_layers::view::View;
-use cowl_overlay::{Behaviour, Overlay};
+use cowl_overlay::{Overlay, OverlayOptions};
 
 use super::freeze::{self, Frozen};
 use super::paths::{AllowedPaths, check};
@@ -75,7 +75,7 @@ fn find_target(
 /// Returns what [`undo`] would do, without changing anything.
 pub fn plan(container: &Container<'_>, request: &UndoRequest) -> Result<Undone> {
     let store = container.store();
-    let _reading = store.share()?;
+    let _reading = store.lock_shared()?;
     let (stack, _) = find_target(container, request)?;
     Ok(Undone {
         steps: compare(container, &store.view(&stack)?, request)?.steps,
@@ -111,7 +111,7 @@ fn refuse_inner_mounts(container: &Container<'_>, run: &RunState, scope: &Scope)
             .hint(format!(
                 "unmount it first (umount {}), then run: {}",
                 quoted(&mount.at),
-                container.store().session().who
+                container.store().session().command
             )));
         }
     }
@@ -130,7 +130,7 @@ pub fn undo(
     let old = store.view(&stack)?;
     let planned = compare(container, &old, request)?;
     if planned.is_empty() {
-        making.done()?;
+        making.finish()?;
         return Ok(Undone::default());
     }
     let frozen = freeze::plan(container, &mut making)?;
@@ -200,19 +200,19 @@ fn undo_unmounted(
         // The head has no changes, so it stays on top of the frozen state. It must not change before the
         // commit.
         let top = frozen.state.first().unwrap_or(&head);
-        head = making.head(&frozen.state, &store.paths().layer_tree(*top))?;
-        making.frees_something();
+        head = making.create_head(&frozen.state, &store.paths().layer_tree(*top))?;
+        making.request_sweep();
     }
     let tree = store.paths().layer_tree(head);
     let open = || -> Result<InProcess> {
         let upper = Upper::open(&tree, &store.paths().layer_work(head), store.space())?;
         let lowers = store.open_layers(&frozen.state)?;
         // Exact link counts are not needed here, and would cost a walk over all names of a lower file.
-        let behaviour = Behaviour {
+        let options = OverlayOptions {
             static_nlink: true,
-            ..Behaviour::default()
+            ..OverlayOptions::default()
         };
-        let overlay = Overlay::new(Some(upper), lowers, behaviour)
+        let overlay = Overlay::new(Some(upper), lowers, options)
             .map_err(|error| Error::failed("cannot open the layers").because(error))?;
         Ok(InProcess::new(overlay))
     };

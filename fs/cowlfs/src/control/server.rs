@@ -184,7 +184,7 @@ fn stats(daemon: &Daemon) -> Answer {
 
 /// What programs stored through mappings is in the layers afterwards.
 fn flush(daemon: &Daemon) -> Answer {
-    for ino in daemon.overlay.written() {
+    for ino in daemon.overlay.inodes_with_writers() {
         if let Err(error) = (daemon.flush)(ino) {
             let why = format!("cannot have the kernel write what it keeps: {error}");
             return Answer::Failed { why };
@@ -234,7 +234,7 @@ fn push(overlay: &Overlay, config: &Config, upper: &Path, work: &Path) -> Answer
 mod tests {
     use super::*;
 
-    use cowl_overlay::Behaviour;
+    use cowl_overlay::OverlayOptions;
 
     #[test]
     fn a_question_of_another_version_is_named() {
@@ -264,7 +264,7 @@ mod tests {
         let space = XattrSpace::detect();
         let upper = Upper::open(&path("upper"), &path("work"), space).unwrap();
         let lower = Layer::open(&path("lower"), space).unwrap();
-        let overlay = Overlay::new(Some(upper), vec![lower], Behaviour::default()).unwrap();
+        let overlay = Overlay::new(Some(upper), vec![lower], OverlayOptions::default()).unwrap();
         let config = Config {
             snapshots: true,
             ..Config::new(vec![path("lower")], None, path("mount"))

@@ -151,7 +151,7 @@ impl Mounted {
     }
 
     fn write_back(&self) {
-        for ino in self.overlay.written() {
+        for ino in self.overlay.inodes_with_writers() {
             if let Err(error) = (self.flush)(ino) {
                 log::warn!("cannot write back mapped pages: {error}");
             }

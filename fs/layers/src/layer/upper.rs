@@ -12,7 +12,7 @@ use crate::format::{OPAQUE_XATTR_WHITEOUTS, XattrSpace};
 use crate::setup::SetupError;
 use crate::sys;
 use crate::sys::early::Early;
-use crate::sys::node::RenameHow;
+use crate::sys::node::RenameMode;
 use crate::sys::order::Order;
 use crate::sys::private::Through;
 
@@ -101,7 +101,7 @@ impl Upper {
             WhiteoutForm::Device => self.whiteouts.make(dir, name),
             WhiteoutForm::MarkedFile => {
                 let staged = self.stage_whiteout(dir)?;
-                staged.commit(dir, name, RenameHow::NoReplace)
+                staged.commit(dir, name, RenameMode::NoReplace)
             }
         }
     }

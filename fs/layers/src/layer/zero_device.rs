@@ -45,7 +45,7 @@ pub fn mark(fd: BorrowedFd<'_>, space: XattrSpace) -> Result<()> {
 ///
 /// To be called before the device is linked into the directory: listings check for devices only in directories with
 /// these xattrs.
-pub fn mark_folder(dir: BorrowedFd<'_>, space: XattrSpace) -> Result<()> {
+pub fn mark_dir(dir: BorrowedFd<'_>, space: XattrSpace) -> Result<()> {
     let nodes = space.nodes().as_bytes();
     if sys::xattr::get(dir, nodes)?.is_some() {
         return Ok(());

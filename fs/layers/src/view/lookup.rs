@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::names::Known;
+use super::names::PartialIndex;
 use super::resolve::{Fold, Kind, Target, Use, join, replace_last};
 use super::{DirNode, FileNode, Found, LayerPath, Loc, View};
 use crate::error::{Error, Result};
@@ -38,7 +38,7 @@ impl View {
         &self,
         locs: &[Arc<LayerDir>],
         name: &Name,
-        known: Option<Known<'_>>,
+        known: Option<PartialIndex<'_>>,
     ) -> Result<Found> {
         self.lookup_below(locs, None, name, known)
     }
@@ -48,7 +48,7 @@ impl View {
         locs: &[Arc<LayerDir>],
         below: Option<&LayerPath>,
         name: &Name,
-        known: Option<Known<'_>>,
+        known: Option<PartialIndex<'_>>,
     ) -> Result<Found> {
         let mut fold = Fold::new(name.clone());
         let mut got = Gathered::default();

@@ -11,8 +11,8 @@ mod names_tests;
 mod path;
 pub mod resolve;
 
-pub use listing::Line;
-pub use names::{Known, PlaceNames};
+pub use listing::MergedEntry;
+pub use names::{NameIndex, PartialIndex};
 pub use path::LayerPath;
 
 use std::convert::Infallible;
@@ -142,7 +142,7 @@ impl View {
     /// They are not visible, but the content of a metacopy that has a redirect with a path is looked up there if no
     /// other layer contains it.
     #[must_use]
-    pub fn over_data(mut self, data: Vec<Arc<Layer>>) -> Self {
+    pub fn with_data_layers(mut self, data: Vec<Arc<Layer>>) -> Self {
         self.data = data;
         self
     }

@@ -30,7 +30,7 @@ pub(super) fn print(
         let container = recover::open(store, name)?;
         (container.id(), container.manifest().clone())
     };
-    let _reading = store.share()?;
+    let _reading = store.lock_shared()?;
     let mut entries = list_snapshots(store, id, &manifest)?;
     if args.tree {
         return draw(args, &manifest, &entries, filter);

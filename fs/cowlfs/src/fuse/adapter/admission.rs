@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys::stat::{FileKind, Time};
 use cowl_overlay::inode::Inode;
-use cowl_overlay::{Op, OpenHow, SETID};
+use cowl_overlay::{Op, OpenOptions, SETID};
 
 /// How many refused opens are remembered until they are repeated.
 const REFUSED: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
@@ -57,16 +57,22 @@ impl Refused {
         &self,
         op: &Op<'_>,
         inode: &Arc<Inode>,
-        how: OpenHow,
+        how: OpenOptions,
         thread: u32,
     ) -> Result<()> {
         let shown = inode.flags().setid_shown();
         if !(how.exec || how.write) || shown == 0 {
             return Ok(());
         }
-        let stat = op.stat_now(inode)?;
+        let stat = op.stat_on_disk(inode)?;
         let on_disk = stat.perm() & SETID;
-        let admission = admission(how, shown, on_disk, inode.is_written(), inode.is_run());
+        let admission = admission(
+            how,
+            shown,
+            on_disk,
+            inode.has_writers(),
+            inode.is_executing(),
+        );
         self.answer((inode.ino(), thread), stat.ctime, admission)
     }
 }
@@ -83,7 +89,13 @@ enum Admission {
 
 /// Decides on an open of a file that the kernel was answered with the setuid and setgid bits `shown`, and that has
 /// those `on_disk`. `is_written`, `is_run`: the file is open so, this open included.
-fn admission(how: OpenHow, shown: u32, on_disk: u32, is_written: bool, is_run: bool) -> Admission {
+fn admission(
+    how: OpenOptions,
+    shown: u32,
+    on_disk: u32,
+    is_written: bool,
+    is_run: bool,
+) -> Admission {
     if how.exec && shown & !on_disk != 0 {
         Admission::Outdated
     } else if (how.exec && is_written) || (how.write && is_run) {
@@ -106,7 +118,7 @@ pub(super) fn admit_mode(inode: &Inode, mode: Option<u32>) -> Result<()> {
         return Ok(());
     }
     inode.flags().note_setid_shown(bits);
-    if inode.is_run() && inode.is_written() {
+    if inode.is_executing() && inode.has_writers() {
         return Err(Error::Errno(Errno::TXTBSY));
     }
     Ok(())
@@ -117,20 +129,20 @@ mod tests {
     use super::*;
     use cowl_layers::format::XattrSpace;
     use cowl_layers::layer::Layer;
-    use cowl_overlay::{Behaviour, Overlay};
+    use cowl_overlay::{Overlay, OverlayOptions};
 
-    const EXEC: OpenHow = OpenHow {
+    const EXEC: OpenOptions = OpenOptions {
         write: false,
         truncate: false,
         exec: true,
         keep_atime: false,
     };
-    const WRITE: OpenHow = OpenHow {
+    const WRITE: OpenOptions = OpenOptions {
         write: true,
         exec: false,
         ..EXEC
     };
-    const READ: OpenHow = OpenHow {
+    const READ: OpenOptions = OpenOptions {
         exec: false,
         ..EXEC
     };
@@ -165,16 +177,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("program"), "text").unwrap();
         let layer = Layer::open(dir.path(), XattrSpace::detect()).unwrap();
-        let overlay = Overlay::new(None, vec![layer], Behaviour::default()).unwrap();
-        let inode = overlay.begin().find(b"program").unwrap();
+        let overlay = Overlay::new(None, vec![layer], OverlayOptions::default()).unwrap();
+        let inode = overlay.begin().lookup_path(b"program").unwrap();
         for how in [WRITE, EXEC] {
-            inode.opened(how);
+            inode.count_open(how);
             assert_eq!(admit_mode(&inode, Some(0o755)), Ok(()));
             assert_eq!(admit_mode(&inode, None), Ok(()));
             assert_eq!(inode.flags().setid_shown(), 0);
-            inode.closed(how);
+            inode.count_close(how);
         }
-        inode.opened(OpenHow {
+        inode.count_open(OpenOptions {
             write: true,
             ..EXEC
         });
@@ -182,11 +194,11 @@ mod tests {
         assert_eq!(admit_mode(&inode, Some(0o2755)), BUSY);
         assert_eq!(inode.flags().setid_shown(), 0o2000);
         assert_eq!(admit_mode(&inode, Some(0o4755)), BUSY);
-        inode.closed(WRITE);
+        inode.count_close(WRITE);
         assert_eq!(admit_mode(&inode, Some(0o6755)), Ok(()));
         assert_eq!(inode.flags().setid_shown(), 0o6000);
         assert_eq!(admit_mode(overlay.root(), Some(0o2755)), Ok(()));
-        inode.closed(EXEC);
+        inode.count_close(EXEC);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::name::Name;
 use cowl_layers::sys::attr::SetTime;
 use cowl_layers::sys::stat::{FileKind, Time};
-use cowl_overlay::{Attr, Caller, OpenHow, RenameFlags, Writer};
+use cowl_overlay::{Attr, Caller, OpenOptions, RenameFlags, Writer};
 
 /// How the kernel marks an open for execve(2) (include/linux/fs.h: `__FMODE_EXEC`, which
 /// fuse_send_open passes on with the other flags).
@@ -146,8 +146,8 @@ pub(super) fn syncs(flags: OpenFlags) -> bool {
     flags.0 & libc::O_DSYNC != 0
 }
 
-pub(super) fn how(flags: OpenFlags) -> (OpenHow, bool) {
-    let how = OpenHow {
+pub(super) fn how(flags: OpenFlags) -> (OpenOptions, bool) {
+    let how = OpenOptions {
         write: flags.acc_mode() != OpenAccMode::O_RDONLY,
         truncate: flags.0 & libc::O_TRUNC != 0,
         exec: flags.0 & FMODE_EXEC != 0,

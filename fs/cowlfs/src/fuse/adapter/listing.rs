@@ -39,8 +39,8 @@ impl Adapter {
     ) {
         match done {
             Ok((inode, found)) => {
-                let number = self.overlay.inodes().number(&inode);
-                self.overlay.inodes().remember_as(&inode, number);
+                let number = self.overlay.inodes().node_id(&inode);
+                self.overlay.inodes().count_lookup_as(&inode, number);
                 let mut keep = self.keep_attr(&inode, number, &found, accepted);
                 let mut found = attr(&found);
                 if number != inode.ino() {
@@ -97,8 +97,8 @@ impl Adapter {
             let inode = op.inode(ino.0)?;
             let listing = op.listing(&inode, offset)?;
             let mut empty = true;
-            for (next, entry) in listing.from(offset) {
-                let ino = op.entry_number(&listing, entry)?;
+            for (next, entry) in listing.entries_from(offset) {
+                let ino = op.entry_ino(&listing, entry)?;
                 let name = OsStr::from_bytes(entry.name());
                 if out.add(INodeNo(ino), next, kind(entry.kind()), name) {
                     break;
@@ -119,7 +119,7 @@ impl Adapter {
             let inode = op.inode(ino.0)?;
             let listing = op.listing(&inode, offset)?;
             let mut empty = true;
-            for (next, entry) in listing.from(offset) {
+            for (next, entry) in listing.entries_from(offset) {
                 // Removed since the listing was taken: passed over.
                 let Some(plus) = plus_entry(op, &inode, entry)? else {
                     continue;
@@ -128,7 +128,7 @@ impl Adapter {
                 let mut found = attr(&plus.attr);
                 let mut keep = Duration::ZERO;
                 if let Some(inode) = &plus.inode {
-                    let number = self.overlay.inodes().number(inode);
+                    let number = self.overlay.inodes().node_id(inode);
                     let allowed = self.keep_attr(inode, number, &plus.attr, Accepted::IfCurrent);
                     if number == inode.ino() {
                         keep = allowed;
@@ -140,7 +140,7 @@ impl Adapter {
                 }
                 empty = false;
                 if let Some(inode) = plus.inode {
-                    self.overlay.inodes().remember_as(&inode, found.ino.0);
+                    self.overlay.inodes().count_lookup_as(&inode, found.ino.0);
                 }
             }
             self.before_end(&inode, empty);
@@ -195,7 +195,7 @@ fn plus_entry(op: &Op<'_>, folder: &Arc<Inode>, entry: &DirEntry) -> Result<Opti
         Ok(Some(Plus {
             inode: None,
             attr: Attr {
-                ino: entry.number_on_disk(),
+                ino: entry.ino_on_disk(),
                 stat: Stat {
                     mode: entry.kind().mode_bits(),
                     ..Stat::default()

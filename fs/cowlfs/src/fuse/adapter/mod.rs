@@ -66,7 +66,7 @@ impl Adapter {
         } else {
             Policy::OFF
         };
-        let passing = Passing::new(policy, overlay.unattended());
+        let passing = Passing::new(policy, overlay.passthrough_writers());
         // An overlayfs of the kernel on this mount wants as little as there is; files of one below it need
         // two.
         let max_stack_depth = if overlay.is_on_overlayfs() { 2 } else { 1 };
@@ -113,7 +113,7 @@ impl Adapter {
     /// reply: the caller may rely on them directly after it.
     fn invalidate_stale(&self, stale: &[Arc<Inode>]) {
         for inode in stale {
-            let number = self.overlay.inodes().number(inode);
+            let number = self.overlay.inodes().node_id(inode);
             self.invalidate_attr(number);
             if number != inode.ino() {
                 self.invalidate_attr(inode.ino());

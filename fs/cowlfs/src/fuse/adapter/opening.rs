@@ -13,7 +13,7 @@ use crate::fuse::passthrough::{Answer, Asked, Cached, Opening, Register};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys;
 use cowl_overlay::inode::Inode;
-use cowl_overlay::{Attr, Close, FileHandle, Op, OpenHow, SETID};
+use cowl_overlay::{Attr, Close, FileHandle, Op, OpenOptions, SETID};
 
 /// What the kernel asks to be opened.
 #[derive(Clone, Copy)]
@@ -45,7 +45,7 @@ impl Adapter {
         let done = self.run("open", ino, None, |op| {
             let inode = op.inode(ino.0)?;
             // Whoever has it open under its old number keeps what it had; nobody else comes by that.
-            if self.overlay.inodes().number(&inode) != ino.0 {
+            if self.overlay.inodes().node_id(&inode) != ino.0 {
                 return Err(Error::Errno(Errno::STALE));
             }
             let mut kept = false;
@@ -53,11 +53,11 @@ impl Adapter {
                 kept = self.passing.is_kept(ino.0, turn);
                 kept
             };
-            if how.truncate && inode.is_run() {
+            if how.truncate && inode.is_executing() {
                 // Before the content is cut, because a refused open changes nothing.
                 self.refused.admit(op, &inode, how, req.pid())?;
             }
-            let handle = op.open_unless(caller(req, 0), &inode, how, known)?;
+            let handle = op.open_lazily(caller(req, 0), &inode, how, known)?;
             let close = |_: &Error| self.overlay.close(&handle);
             let admitted = self.refused.admit(op, &inode, how, req.pid());
             admitted.inspect_err(close)?;
@@ -116,7 +116,7 @@ impl Adapter {
 
     fn created(&self, inode: &Arc<Inode>, opened: Opened, found: &Attr, reply: ReplyCreate) {
         let fh = Fh(self.files.insert(opened.handle));
-        self.overlay.inodes().remember(inode);
+        self.overlay.inodes().count_lookup(inode);
         let keep = &self.keep_created(inode, found);
         let found = attr(found);
         match opened.backing {
@@ -137,7 +137,7 @@ impl Adapter {
         let Wanted { ino, flags, .. } = wanted;
         let close = |_: &Error| self.overlay.close(&handle);
         let asked = self.asked(op, &handle, wanted).inspect_err(close)?;
-        let content = handle.opened();
+        let content = handle.open_descriptor();
         let synced = asked.write && syncs(flags);
         let answer = self.passing.open(
             &Opening {
@@ -165,7 +165,7 @@ impl Adapter {
                 return Err(Error::Errno(Errno::STALE));
             }
         };
-        if asked.write && inode.flags().is_rewritten() && inode.flags().has_unsynced_name() {
+        if asked.write && inode.flags().is_truncated() && inode.flags().has_unsynced_name() {
             // It replaces a lower file's content: its close starts write-back, before it returns. What was in the
             // upper layer before is left to the file system below, and to RELEASE.
             flags.remove(FopenFlags::FOPEN_NOFLUSH);
@@ -187,7 +187,7 @@ impl Adapter {
     /// What the decision depends on, as far as it does.
     fn asked(&self, op: &Op<'_>, handle: &FileHandle, wanted: Wanted) -> Result<Asked> {
         let policy = self.passing.policy();
-        let OpenHow { write, .. } = handle.how();
+        let OpenOptions { write, .. } = handle.options();
         let mut asked = Asked {
             upper: false,
             write,
@@ -197,14 +197,14 @@ impl Adapter {
         };
         let inode = handle.inode();
         let before = inode.facts().snapshot();
-        asked.upper = op.content_is_up(handle)?;
-        if let Some((fd, _)) = handle.opened() {
+        asked.upper = op.is_content_in_upper(handle)?;
+        if let Some((fd, _)) = handle.open_descriptor() {
             let passes = policy.upper && asked.upper;
             // Of what lies in the upper nothing depends on it, and to look at the content moves its access time.
             asked.program = !write && !asked.upper && policy.programs && handle.is_program(&fd)?;
             asked.privileged = write && passes && handle.is_privileged(&fd)?;
             if !write && !asked.upper && !asked.program && !policy.lowers {
-                inode.facts().note_plain(before);
+                inode.facts().note_plain_data(before);
             }
         } else {
             // It was found to be one that is passed through, or nothing but data.
@@ -229,16 +229,16 @@ impl Adapter {
     }
 
     fn start_write_back(&self, what: &str, ino: INodeNo, handle: &FileHandle, close: Close) {
-        if handle.inode().flags().is_rewritten() {
+        if handle.inode().flags().is_truncated() {
             // A close succeeds all the same; why it did not start was logged.
-            let _logged = self.run(what, ino, None, |op| op.close_rewritten(handle, close));
+            let _logged = self.run(what, ino, None, |op| op.close_truncated(handle, close));
         }
     }
 
     /// Whoever has the object open goes on under the old number; what the kernel keeps of its attributes there
     /// is asked for again.
     fn renew(&self, inode: &Arc<Inode>, old: INodeNo) {
-        self.overlay.inodes().renew(inode, old.0);
+        self.overlay.inodes().replace_node_id(inode, old.0);
         self.invalidate_attr(old.0);
     }
 }
@@ -246,7 +246,7 @@ impl Adapter {
 /// Whether a file that was opened to be written has setuid or setgid bits by now: a mode that was cached before
 /// the open counted would outlast a write that takes them off.
 fn may_have_setid(handle: &FileHandle) -> bool {
-    let Some((fd, _)) = handle.opened() else {
+    let Some((fd, _)) = handle.open_descriptor() else {
         return true;
     };
     match sys::stat::stat_fd(&*fd) {

@@ -45,7 +45,7 @@ impl<'a> Front<'a> {
             lxcpath,
             name: name.to_owned(),
         };
-        if !disk::is_there(&container.config())? {
+        if !disk::exists(&container.config())? {
             return Err(no_container(&container));
         }
         let folder = snapshots::snapshots_dir(&container)?;

@@ -36,7 +36,7 @@ impl Front<'_> {
     }
 
     fn look(&self) -> Result<Option<Kept>> {
-        if !disk::is_there(&self.context.root.join("store.json"))? {
+        if !disk::exists(&self.context.root.join("store.json"))? {
             return Ok(None);
         }
         let mut unreadable = None;
