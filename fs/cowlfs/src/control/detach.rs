@@ -126,7 +126,7 @@ pub(super) fn detach(overlay: &Overlay, place: &Place) -> Result<Detached, Answe
     // inode, and so that it can be put back.
     let alive = match own {
         Some(own) => {
-            let alive = own.act(PATIENT, Inside::clone_of).map_err(covered)?;
+            let alive = own.act(PATIENT, Inside::clone_mount).map_err(covered)?;
             match own.act(PATIENT, Inside::unmount) {
                 Ok(()) => {}
                 Err(error) if error.errno() == Errno::BUSY => {
@@ -141,7 +141,7 @@ pub(super) fn detach(overlay: &Overlay, place: &Place) -> Result<Detached, Answe
         }
         None => found
             .first()
-            .and_then(|one| one.act(HASTY, Inside::clone_of).ok()),
+            .and_then(|one| one.act(HASTY, Inside::clone_mount).ok()),
     };
     // Copies that follow this one were unmounted with it.
     match detach_copies(overlay, place) {
@@ -205,7 +205,7 @@ fn detach_copies(overlay: &Overlay, place: &Place) -> Result<bool, Answer> {
 
 /// Refuses while a process uses the file system, or it is mounted somewhere on purpose.
 pub(super) fn refuse_users(place: &Place, found: &[Found]) -> Result<(), Answer> {
-    let users = sys::users::of(place.device, &[std::process::id()]);
+    let users = sys::users::list(place.device, &[std::process::id()]);
     let users = users.map_err(|error| Answer::Failed {
         why: format!("cannot list processes: {error}"),
     })?;

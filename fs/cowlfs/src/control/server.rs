@@ -212,8 +212,8 @@ fn push(overlay: &Overlay, config: &Config, upper: &Path, work: &Path) -> Answer
         return failed("this mount takes no new layers".into());
     }
     let space = config.space.unwrap_or_else(XattrSpace::detect);
-    let opened =
-        Layer::open(upper, space).and_then(|layer| Upper::of(config.mount.through(), layer, work));
+    let opened = Layer::open(upper, space)
+        .and_then(|layer| Upper::from_layer(config.mount.through(), layer, work));
     let new = match opened {
         Ok(new) => new,
         Err(error) => return failed(error.to_string()),

@@ -120,7 +120,7 @@ impl Mounted {
                 // Keeps the file system alive until the writeback is complete.
                 alive = found
                     .first()
-                    .and_then(|one| one.act(HASTY, Inside::clone_of).ok());
+                    .and_then(|one| one.act(HASTY, Inside::clone_mount).ok());
                 place::detach_all(&found);
             }
             Err(error) => log::warn!("cannot find the mount: {error}"),
