@@ -29,7 +29,7 @@ impl Context {
         if let Some(file) = self.config.file() {
             facts.tell("COWL_CONFIG", file);
         }
-        facts.tell("COWL_COMMAND", &self.session.who);
+        facts.tell("COWL_COMMAND", &self.session.command);
         facts.tell("COWL_MOUNTPOINT", mountpoint(store, name)?);
         let settings = hooks::Hooks {
             dir: self.config.hooks.dir.clone(),

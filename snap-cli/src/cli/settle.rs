@@ -32,7 +32,7 @@ impl Verb for Args {
             patience: PATIENCE,
             ..context.session.clone()
         };
-        let alone = Store::open(&context.root, patient)?.settling_alone(id)?;
+        let alone = Store::open(&context.root, patient)?.lock_settling(id)?;
         make_durable_patiently(&store, id, &filesystem);
         alone.remove()?;
         Ok(0)

@@ -13,7 +13,7 @@ use crate::container::{Container, dead, detach, query};
 use crate::error::{Kind, Result};
 use crate::host::users::{Hold, User};
 use crate::recover;
-use crate::snapshot::loss;
+use crate::snapshot::describe_loss;
 use crate::store::manifest::Durability;
 use crate::store::name::ContainerName;
 
@@ -218,12 +218,12 @@ fn settling(container: &Container<'_>) -> Result<(Map<String, Value>, Vec<String
     for state in [Durability::Settling, Durability::Incomplete] {
         let snapshots = container.manifest().snapshots.iter();
         let found: Vec<_> = snapshots
-            .filter(|s| Durability::of(s.settling.as_ref(), &epoch) == state)
+            .filter(|s| Durability::from_settling(s.settling.as_ref(), &epoch) == state)
             .collect();
         counts.insert(state.name().to_owned(), found.len().into());
         for snapshot in found {
             let address = format!("{}@{}", container.name(), snapshot.name);
-            failed.extend(loss(&address, snapshot.settling.as_ref(), &epoch));
+            failed.extend(describe_loss(&address, snapshot.settling.as_ref(), &epoch));
         }
     }
     Ok((counts, failed))

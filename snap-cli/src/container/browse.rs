@@ -241,7 +241,7 @@ pub fn kill_silent(
 fn unmount_one(container: &Container<'_>, browse: &SnapshotMount) -> Result<()> {
     let mount_point = &browse.mountpoint;
     let socket = find_dir(container.store, container.id(), browse.mount).join(SOCKET);
-    if disk::is_there(&socket)? {
+    if disk::exists(&socket)? {
         detach::unmount(
             container,
             &detach::UnmountTarget {
@@ -287,7 +287,7 @@ pub fn serve(
     let dir = find_dir(store, id, mount);
     // The command that created the directory waits for this daemon and holds the container's lock meanwhile.
     let path = dir.join("lock");
-    let alive = Lock::take(&path, Mode::Exclusive, &session.who, session.patience)?;
+    let alive = Lock::take(&path, Mode::Exclusive, &session.command, session.patience)?;
     let mut browse = SnapshotMount {
         mount,
         pid: std::process::id(),

@@ -51,7 +51,7 @@ fn read(path: &Path) -> Result<Vec<DeadMount>> {
 
 fn write(path: &Path, dead: &[DeadMount]) -> Result<()> {
     if dead.is_empty() {
-        return disk::remove_if_there(path);
+        return disk::remove_if_exists(path);
     }
     let bytes = serde_json::to_vec(dead).map_err(|e| Error::at("write", path, e))?;
     std::fs::write(path, bytes).map_err(|e| Error::at("write", path, e))

@@ -38,7 +38,7 @@ pub fn destroy_with_retention(
     orphans::remove_for(store, id);
     left.remove(store, id)?;
     container.into_lock().remove()?;
-    collect::collect_after(store);
+    collect::collect_or_warn(store);
     Ok(id)
 }
 
@@ -53,7 +53,7 @@ pub fn destroy_now(mut container: Container<'_>) -> Result<ContainerId> {
     deleted::discard(store, id)?;
     left.remove(store, id)?;
     drop(container);
-    collect::collect_after(store);
+    collect::collect_or_warn(store);
     Ok(id)
 }
 

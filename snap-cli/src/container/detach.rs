@@ -80,8 +80,12 @@ pub(super) fn unmount(container: &Container<'_>, target: &UnmountTarget<'_>) -> 
             pause = (pause * 2).min(LONGEST);
         }
     }
-    Err(Error::busy(format!("{} is in use", container.name()))
-        .hint(format!("try again: {}", container.store().session().who)))
+    Err(
+        Error::busy(format!("{} is in use", container.name())).hint(format!(
+            "try again: {}",
+            container.store().session().command
+        )),
+    )
 }
 
 /// Finds the obstacle that keeps the daemon from unmounting.
@@ -125,7 +129,7 @@ fn find_obstacle(
         .hint(format!(
             "unmount them first (umount {}), then type: {}",
             quoted(last),
-            container.store().session().who
+            container.store().session().command
         )),
     }))
 }
@@ -149,20 +153,20 @@ fn mounted_elsewhere(container: &Container<'_>, binds: &[Bind]) -> Option<Error>
                 return at;
             }
             let proc = PathBuf::from(format!("/proc/{}", bind.pid));
-            let command = cowl_layers::sys::users::command(&proc);
+            let program = cowl_layers::sys::users::command(&proc);
             format!(
-                "{at} in the mount namespace of pid {} ({command})",
+                "{at} in the mount namespace of pid {} ({program})",
                 bind.pid
             )
         })
         .collect();
-    let who = &container.store.session().who;
+    let command = &container.store.session().command;
     let unmount = format!("umount {}", quoted(OsStr::from_bytes(&first.at)));
-    let hint = match lxc::stop_hint(container, who) {
+    let hint = match lxc::stop_hint(container, command) {
         Some(how) => how,
-        None if is_here(first) => format!("unmount it there ({unmount}), then type: {who}"),
+        None if is_here(first) => format!("unmount it there ({unmount}), then type: {command}"),
         None => format!(
-            "unmount it there (nsenter -t {} -m {unmount}), then type: {who}",
+            "unmount it there (nsenter -t {} -m {unmount}), then type: {command}",
             first.pid
         ),
     };
@@ -184,7 +188,7 @@ fn open_without_process(container: &Container<'_>, files: u32) -> Error {
     ))
     .hint(format!(
         "detach loop devices and swap files that use them (losetup -l, swapon), then type: {}",
-        container.store().session().who
+        container.store().session().command
     ))
 }
 
@@ -205,13 +209,13 @@ pub fn in_use(container: &Container<'_>, users: &[User]) -> Error {
 
 /// Returns the hint for a mount that processes use.
 pub(super) fn unmount_hint(container: &Container<'_>, users: &[User]) -> String {
-    let who = &container.store.session().who;
-    if let Some(how) = lxc::stop_hint(container, who) {
+    let command = &container.store.session().command;
+    if let Some(how) = lxc::stop_hint(container, command) {
         return how;
     }
     let pids: Vec<_> = users.iter().map(|user| user.pid.to_string()).collect();
     format!(
-        "end these processes (kill {}), then type: {who}",
+        "end these processes (kill {}), then type: {command}",
         pids.join(" ")
     )
 }

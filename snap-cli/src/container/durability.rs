@@ -82,7 +82,7 @@ impl Pending {
         let own = stacks.iter().map(|(s, stack)| (s.settling.as_ref(), stack));
         let basis = (manifest.settling.as_ref(), &manifest.origin);
         for (mark, stack) in own.chain([basis]) {
-            let mark = mark.filter(|mark| mark.is_of(&found.epoch));
+            let mark = mark.filter(|mark| mark.is_in_epoch(&found.epoch));
             let Some(why) = mark.and_then(|mark| mark.failed.as_ref()) else {
                 continue;
             };
@@ -172,9 +172,9 @@ fn record_result(
     container.resolve_pending()?;
     if failed.is_none() {
         // Excludes garbage collection.
-        let _reading = store.share()?;
+        let _reading = store.lock_shared()?;
         for layer in &pending.layers {
-            synced::note_synced(store, *layer)?;
+            synced::record_synced(store, *layer)?;
         }
     }
     let next = with_result(container.manifest(), pending, failed);
@@ -255,7 +255,7 @@ pub fn start(store: &Store, id: ContainerId) -> Result<()> {
 fn start_process(store: &Store, id: ContainerId) -> Result<()> {
     // `ensure_run_dir` would remove temporary files, but the caller holds no lock, and a daemon may be writing its
     // state.
-    store.run().make(id)?;
+    store.run().create(id)?;
     let program = std::env::current_exe()
         .map_err(|e| Error::failed("cannot find the cowl program itself").because(e))?;
     let mut child = Command::new(&program)
@@ -378,17 +378,17 @@ pub fn accept(container: &mut Container<'_>, snapshot: Option<SnapshotId>) -> Re
     };
     open_filesystem(store)?.sync()?;
     {
-        let _reading = store.share()?;
+        let _reading = store.lock_shared()?;
         let unsynced = synced::unsynced(store, &stack)?;
         let origin = next.origin.first();
         for layer in &stack {
             let topmost = stack.first() == Some(layer) || origin == Some(layer);
             if topmost || unsynced.contains(layer) {
-                measure::measure_again(store, *layer)?;
+                measure::remeasure(store, *layer)?;
             }
         }
     }
-    disk::remove_if_there(&store.paths().cache_file(container.id))?;
+    disk::remove_if_exists(&store.paths().cache_file(container.id))?;
     container.commit(next, None, |_| Ok(Swap::Done))
 }
 

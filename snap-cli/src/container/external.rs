@@ -49,7 +49,7 @@ pub(crate) fn begin_writing(store: &Store, id: ContainerId, config: Blob) -> Res
 
 /// Removes the marker of a completed change.
 pub(crate) fn remove_marker(store: &Store, id: ContainerId) -> Result<()> {
-    disk::remove_if_there(&marker_path(store, id))
+    disk::remove_if_exists(&marker_path(store, id))
 }
 
 /// The files of a container outside the store that are removed once it is destroyed. Stored in its marker.
@@ -88,9 +88,9 @@ impl Leftover {
             remove_if_empty(&adopted.rootfs)?;
         }
         if let Some(link) = &self.lxc {
-            let exists = disk::is_there(&link.config())?;
-            if !exists || config::names(&files::read(&link.config())?, &id.to_string()) {
-                disk::remove_if_there(&link.config())?;
+            let exists = disk::exists(&link.config())?;
+            if !exists || config::has_own_lines(&files::read(&link.config())?, &id.to_string()) {
+                disk::remove_if_exists(&link.config())?;
                 remove_if_empty(&link.dir())?;
             }
         }
@@ -107,7 +107,7 @@ pub(crate) fn remove_copy(config: &Path) -> Result<()> {
     remove_if_empty(&dir.join("rootfs"))?;
     remove_tree(&dir.join("overlay"))?;
     for name in ["config", "lxc_rdepends"] {
-        disk::remove_if_there(&dir.join(name))?;
+        disk::remove_if_exists(&dir.join(name))?;
     }
     remove_if_empty(dir)
 }

@@ -131,7 +131,7 @@ impl<'s> Container<'s> {
     /// to the old head, which is intact below the new, empty one.
     pub(crate) fn resolve_pending(&mut self) -> Result<()> {
         let path = self.store.paths().pending_file(self.id);
-        if !disk::is_there(&path)? {
+        if !disk::exists(&path)? {
             return Ok(());
         }
         let next = match self.store.container_at(&path) {
@@ -143,8 +143,8 @@ impl<'s> Container<'s> {
                 kind: Kind::Damaged,
                 ..
             }) if self.writes_to_head()? => {
-                disk::remove_if_there(&path)?;
-                collect::collect_after(self.store);
+                disk::remove_if_exists(&path)?;
+                collect::collect_or_warn(self.store);
                 return Ok(());
             }
             Ok(None) => {
@@ -160,7 +160,7 @@ impl<'s> Container<'s> {
         let fits = next.generation == self.record.generation.saturating_add(1);
         let layers = next.body.stack.iter();
         let has_all_layers = layers
-            .map(|id| disk::is_there(&self.store.paths().layer_tree(*id)))
+            .map(|id| disk::exists(&self.store.paths().layer_tree(*id)))
             .collect::<Result<Vec<_>>>()?
             .into_iter()
             .all(|exists| exists);
@@ -172,10 +172,10 @@ impl<'s> Container<'s> {
             disk::sync_all(self.store.root())?;
             self.put_in_force(next)?;
         } else {
-            disk::remove_if_there(&path)?;
+            disk::remove_if_exists(&path)?;
         }
         // Layers that only the other manifest named are unreferenced now.
-        collect::collect_after(self.store);
+        collect::collect_or_warn(self.store);
         Ok(())
     }
 
@@ -197,7 +197,7 @@ impl<'s> Container<'s> {
     ) -> Result<()> {
         self.refuse_unseen_daemon(&body)?;
         let path = self.store.paths().pending_file(self.id);
-        disk::remove_if_there(&path)?;
+        disk::remove_if_exists(&path)?;
         if let Some(config) = self.config.take() {
             body.moving = Some(external::begin_writing(self.store, self.id, config)?);
         }
@@ -208,13 +208,13 @@ impl<'s> Container<'s> {
             .and_then(|()| making.as_mut().map_or(Ok(()), Making::sync))
             .and_then(|()| disk::sync_file(&path));
         if let Err(error) = written {
-            disk::remove_if_there(&path)?;
+            disk::remove_if_exists(&path)?;
             return Err(error);
         }
         let before = self.record.generation;
         let done = match between(self) {
             Ok(Swap::Refused(error)) => {
-                disk::remove_if_there(&path)?;
+                disk::remove_if_exists(&path)?;
                 return Err(error);
             }
             Ok(Swap::Done) => self.put_in_force(next),
@@ -223,7 +223,7 @@ impl<'s> Container<'s> {
         if let Err(error) = done {
             // From here on, a manifest may name the new layers, or a daemon may write to them.
             if let Some(making) = making {
-                making.leave();
+                making.abandon();
             }
             if self.record.generation != before {
                 return Err(error);
@@ -235,7 +235,7 @@ impl<'s> Container<'s> {
             log::warn!("{error}; the change was completed nevertheless");
             return Ok(());
         }
-        making.map_or(Ok(()), Making::done)
+        making.map_or(Ok(()), Making::finish)
     }
 
     /// Renames `container.json.next` over the manifest.
@@ -274,7 +274,7 @@ impl<'s> Container<'s> {
         ))
         .hint(format!(
             "unmount it where it was mounted (umount PATH), then type: {}",
-            self.store.session().who
+            self.store.session().command
         )))
     }
 

@@ -177,7 +177,7 @@ impl Container<'_> {
 
     /// Starts a daemon and waits until its mount is ready.
     fn start(&self, mount_point: &Path, lifetime: Lifetime, nosuid: bool) -> Result<()> {
-        reserve::make_room_to_remove(self.store)?;
+        reserve::release_if_full(self.store)?;
         let log = state::ensure_run_dir(self.store, self.id)?.join("log");
         // The daemon holds the container's lock until it has written its state. Otherwise, if this process were
         // killed before that, another command would consider the container unmounted and freeze the layer that the

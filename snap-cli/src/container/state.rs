@@ -184,7 +184,7 @@ pub fn probe(store: &Store, id: ContainerId) -> Result<Mounted> {
     if daemon::is_alive(&path, &daemon::socket(store, id))? {
         return Ok(Mounted::Alive(state));
     }
-    disk::remove_if_there(&path)?;
+    disk::remove_if_exists(&path)?;
     Ok(Mounted::Dead(state))
 }
 
@@ -196,7 +196,7 @@ pub fn read(store: &Store, id: ContainerId) -> Result<Option<RunState>> {
             Ok(state) => Ok(Some(state)),
             Err(error) => {
                 log::warn!("removed {}: {error}", path.shown());
-                disk::remove_if_there(&path)?;
+                disk::remove_if_exists(&path)?;
                 Ok(None)
             }
         },
@@ -213,7 +213,7 @@ pub fn write(store: &Store, id: ContainerId, state: &RunState) -> Result<()> {
     let written =
         std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, &path));
     written.map_err(|error| {
-        if let Err(left) = disk::remove_if_there(&temporary) {
+        if let Err(left) = disk::remove_if_exists(&temporary) {
             log::warn!("{left}");
         }
         Error::at("write", &path, error)
@@ -224,7 +224,7 @@ pub fn write(store: &Store, id: ContainerId, state: &RunState) -> Result<()> {
 pub fn remove_unfinished(dir: &Path) -> Result<()> {
     for name in disk::names(dir)? {
         if name.starts_with("state.") && name.ends_with(disk::TEMPORARY) {
-            disk::remove_if_there(&dir.join(name))?;
+            disk::remove_if_exists(&dir.join(name))?;
         }
     }
     Ok(())
@@ -232,14 +232,14 @@ pub fn remove_unfinished(dir: &Path) -> Result<()> {
 
 /// Creates the directory for the run-time files of a container. The caller must hold the container's lock.
 pub fn ensure_run_dir(store: &Store, id: ContainerId) -> Result<PathBuf> {
-    let dir = store.run().make(id)?;
+    let dir = store.run().create(id)?;
     remove_unfinished(&dir)?;
     Ok(dir)
 }
 
 /// Removes the state.
 pub fn remove(store: &Store, id: ContainerId) -> Result<()> {
-    disk::remove_if_there(&state_file(store, id))
+    disk::remove_if_exists(&state_file(store, id))
 }
 
 #[cfg(test)]

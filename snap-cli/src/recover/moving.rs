@@ -50,7 +50,7 @@ fn complete_marked(store: &Store, name: &str) -> Result<()> {
         return Ok(());
     };
     if name != base {
-        return disk::remove_if_there(&store.root().join(MARKERS).join(name));
+        return disk::remove_if_exists(&store.root().join(MARKERS).join(name));
     }
     match store.container(id)? {
         Some(record) => {
@@ -188,7 +188,7 @@ pub(crate) fn finish_release(
     let (store, id) = (container.store(), container.id());
     let tree = store.paths().layer_tree(base_layer(&container)?);
     let mut notes = Vec::new();
-    if disk::is_there(&tree)? {
+    if disk::exists(&tree)? {
         remove_readme(&adopted.rootfs)?;
         move_out(&tree, &adopted.rootfs, container.name().as_str())?;
     }
@@ -224,14 +224,14 @@ fn move_out(tree: &Path, to: &Path, name: &str) -> Result<()> {
 fn restore_config(link: &Lxc, id: &str) -> Result<Option<String>> {
     let path = link.config();
     let original = link.original.clone().unwrap_or_default();
-    if !disk::is_there(&path)? {
+    if !disk::exists(&path)? {
         return Ok(Some(format!(
             "{} does not exist any more and was not restored",
             path.shown()
         )));
     }
     let now = binding::read_config(link)?;
-    if now == original.0 || !config::names(&now, id) {
+    if now == original.0 || !config::has_own_lines(&now, id) {
         return Ok(None);
     }
     let back = config::detach(&now, Some(&original.0), id);
@@ -318,7 +318,7 @@ mod tests {
         std::fs::write(rootfs.join(README), "").unwrap();
         write_marker(&store, id('2'), &leftover(rootfs.clone())).unwrap();
         complete_all(&store).unwrap();
-        assert!(!disk::is_there(&rootfs).unwrap());
+        assert!(!disk::exists(&rootfs).unwrap());
         let left = disk::names(&store.root().join(MARKERS)).unwrap();
         assert_eq!(left, [id('1').to_string()]);
     }

@@ -4,7 +4,7 @@
 //! It takes the store's lock, by itself without waiting: while any command makes or reads something, it does
 //! nothing, and the next one tries again. It begins only when there is a sign that something is left
 //! over (a note of a maker that is dead, something in the trash, a destroyed container whose time is over),
-//! so that in general it costs a few listings of nearly empty folders.
+//! so that in general it costs a few listings of nearly empty dirs.
 //!
 //! A layer that a mount still holds (each mount locks the layers that it reads) stays, whatever the
 //! manifests say, until the mount is gone.
@@ -16,7 +16,7 @@ use cowl_layers::sys;
 use super::leftovers::{self, Expiry, Leftovers};
 use super::lock::{Lock, Mode};
 use super::manifest::LayerId;
-use super::trash::keep_first;
+use super::trash::retain_first;
 use super::{Store, disk, notes, orphans, trash};
 use crate::error::{Error, Result};
 
@@ -31,15 +31,15 @@ pub struct Collected {
 
 /// Cleans up if there is a sign of anything left over and nobody is at work.
 pub fn collect(store: &Store) -> Result<Collected> {
-    match leftovers::has_signs(store)? {
+    match leftovers::has_any(store)? {
         true => sweep(store),
         false => Ok(Collected::default()),
     }
 }
 
-/// The same for those who have done their work already: that it could not be is told, and no failure of
+/// The same for those command have done their work already: that it could not be is told, and no failure of
 /// theirs.
-pub fn collect_after(store: &Store) {
+pub fn collect_or_warn(store: &Store) {
     if let Err(error) = collect(store) {
         log::warn!("{error}; nothing is collected before that is put in order");
     }
@@ -47,16 +47,16 @@ pub fn collect_after(store: &Store) {
 
 /// Cleans up if nobody is at work.
 pub fn sweep(store: &Store) -> Result<Collected> {
-    let who = &store.session().who;
-    let Some(alone) = Lock::try_take(&store.paths().lock_file("store"), Mode::Exclusive, who)?
+    let command = &store.session().command;
+    let Some(alone) = Lock::try_take(&store.paths().lock_file("store"), Mode::Exclusive, command)?
     else {
         return Ok(Collected::default());
     };
     match leftovers::find(store, Expiry::Respected) {
-        Ok(left) => clear(store, alone, &left),
+        Ok(left) => remove_leftovers(store, alone, &left),
         Err(error) => {
             drop(alone);
-            empty_trash_besides(store, &error);
+            empty_trash_only(store, &error);
             Err(error)
         }
     }
@@ -64,7 +64,7 @@ pub fn sweep(store: &Store) -> Result<Collected> {
 
 /// Empties the trash where nothing else can be collected: what is in it was moved there when nothing named
 /// it any more, whatever is damaged now.
-pub fn empty_trash_besides(store: &Store, error: &Error) {
+pub fn empty_trash_only(store: &Store, error: &Error) {
     log::debug!("only the trash is emptied: {error}");
     if let Err(error) = trash::empty(store) {
         log::warn!("{error}");
@@ -72,7 +72,7 @@ pub fn empty_trash_besides(store: &Store, error: &Error) {
 }
 
 /// Removes what lies about.
-pub fn clear(store: &Store, alone: Lock, left: &Leftovers) -> Result<Collected> {
+pub fn remove_leftovers(store: &Store, alone: Lock, left: &Leftovers) -> Result<Collected> {
     let mut collected = Collected::default();
     // Before their layers: what is listed can be brought back whole.
     for deleted in &left.expired {
@@ -87,10 +87,10 @@ pub fn clear(store: &Store, alone: Lock, left: &Leftovers) -> Result<Collected> 
     for id in &left.layers {
         match discard(store, *id) {
             Ok(gone) => collected.layers += usize::from(gone),
-            Err(error) => keep_first(&mut failed, error),
+            Err(error) => retain_first(&mut failed, error),
         }
     }
-    for id in &left.half_made {
+    for id in &left.unfinished {
         trash::put(
             store,
             store.paths().container_dir(*id),
@@ -99,28 +99,28 @@ pub fn clear(store: &Store, alone: Lock, left: &Leftovers) -> Result<Collected> 
         collected.containers += 1;
     }
     for file in &left.files {
-        disk::remove_if_there(file)?;
+        disk::remove_if_exists(file)?;
     }
-    for folder in &left.folders {
-        orphans::remove(store, folder);
+    for dir in &left.dirs {
+        orphans::remove(store, dir);
     }
-    let who = &store.session().who;
+    let command = &store.session().command;
     for path in &left.locks {
-        if let Some(lock) = Lock::try_take(path, Mode::Exclusive, who)? {
+        if let Some(lock) = Lock::try_take(path, Mode::Exclusive, command)? {
             lock.remove()?;
         }
     }
-    notes::leave_on_held(store, &left.held)?;
+    notes::write_held(store, &left.held)?;
     // What a change that waits for its commit names may turn out to be nobody's: look again then.
     if !left.pending {
-        for note in notes::of_dead_makers(store)? {
+        for note in notes::lock_stale(store)? {
             note.remove()?;
         }
     }
     // From here on nothing that counts is touched: others may go to work.
     drop(alone);
     if let Err(error) = trash::empty(store) {
-        keep_first(&mut failed, error);
+        retain_first(&mut failed, error);
     }
     failed.map_or(Ok(collected), Err)
 }
@@ -133,7 +133,7 @@ fn discard(store: &Store, id: LayerId) -> Result<bool> {
     let _lock: Option<OwnedFd> = match sys::dir::open_root(&tree) {
         Ok(root) => match sys::dir::lock_exclusive(root.as_fd()).map_err(at)? {
             Some(lock) => Some(lock),
-            None => return notes::leave_on_held(store, &[id]).map(|()| false),
+            None => return notes::write_held(store, &[id]).map(|()| false),
         },
         Err(error) if error.is_absent() => None,
         Err(error) => return Err(at(error)),
@@ -155,15 +155,15 @@ mod tests {
 
     fn container(store: &Store) -> ContainerId {
         let mut making = Making::begin(store).unwrap();
-        let base = making.layer(LayerKind::Base, &[], &[]).unwrap();
+        let base = making.create_layer(LayerKind::Base, &[], &[]).unwrap();
         let head = making
-            .head(&[base], &store.paths().layer_tree(base))
+            .create_head(&[base], &store.paths().layer_tree(base))
             .unwrap();
-        let id = making.container().unwrap();
+        let id = making.create_container().unwrap();
         let name = ContainerName::parse("web").unwrap();
         let manifest = ContainerManifest::new(name, head, &[base]);
         disk::replace(&store.paths().container_file(id), &Record::first(manifest)).unwrap();
-        making.done().unwrap();
+        making.finish().unwrap();
         id
     }
 
@@ -173,13 +173,13 @@ mod tests {
         let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
         let id = container(&store);
         let mut making = Making::begin(&store).unwrap();
-        let layer = making.layer(LayerKind::Delta, &[], &[]).unwrap();
+        let layer = making.create_layer(LayerKind::Delta, &[], &[]).unwrap();
         std::fs::create_dir_all(store.paths().layer_tree(layer).join("a/b/c")).unwrap();
-        let half = making.container().unwrap();
+        let half = making.create_container().unwrap();
         // While the maker lives, nothing is touched.
         assert_eq!(collect(&store).unwrap(), Collected::default());
         assert!(store.paths().layer_dir(layer).try_exists().unwrap());
-        making.leave();
+        making.abandon();
 
         let other = Store::open(store.root(), session()).unwrap();
         let collected = collect(&other).unwrap();
@@ -210,14 +210,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
         let mut making = Making::begin(&store).unwrap();
-        let layer = making.layer(LayerKind::Delta, &[], &[]).unwrap();
-        making.leave();
+        let layer = making.create_layer(LayerKind::Delta, &[], &[]).unwrap();
+        making.abandon();
         let root = sys::dir::open_root(&store.paths().layer_tree(layer)).unwrap();
         let held = sys::dir::lock_shared(root.as_fd()).unwrap().unwrap();
         assert_eq!(collect(&store).unwrap(), Collected::default());
         assert!(store.paths().layer_tree(layer).try_exists().unwrap());
         // It is not looked for again and again.
-        assert!(!leftovers::has_signs(&store).unwrap());
+        assert!(!leftovers::has_any(&store).unwrap());
         drop(held);
         assert_eq!(collect(&store).unwrap().layers, 1);
         assert!(!store.paths().layer_dir(layer).try_exists().unwrap());
@@ -239,7 +239,7 @@ mod tests {
         let [deleted] = &deleted::list(&store).unwrap()[..] else {
             panic!("one is in the trash");
         };
-        deleted::bring_back(&store, deleted).unwrap();
+        deleted::undelete(&store, deleted).unwrap();
         assert_eq!(store.containers().unwrap().len(), 1);
         deleted::delete(&store, id, 0).unwrap();
         let collected = collect(&store).unwrap();

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 pub type Listed = (ContainerId, Result<Record<ContainerManifest>>);
 
 /// A container's id with its name alone, or why that can't be read.
-pub type Named = (ContainerId, Result<ContainerName>);
+pub type ListedName = (ContainerId, Result<ContainerName>);
 
 impl Store {
     /// The ids of all layers that there are.
@@ -55,13 +55,13 @@ impl Store {
         };
         match record.body.check() {
             Ok(()) => Ok(Some(record)),
-            Err(why) => Err(disk::impossible::<ContainerManifest>(path, why)),
+            Err(why) => Err(disk::invalid::<ContainerManifest>(path, why)),
         }
     }
 
     /// The names of all containers, in no order: far cheaper than [`Store::containers`].
-    pub fn names(&self) -> Result<Vec<Named>> {
-        names_below(self.root())
+    pub fn names(&self) -> Result<Vec<ListedName>> {
+        read_names(self.root())
     }
 
     /// The container of this name.
@@ -101,13 +101,13 @@ impl Store {
         let body = disk::read::<SnapshotManifest>(&path)?.body;
         match body.check() {
             Ok(()) => Ok(body),
-            Err(why) => Err(disk::impossible::<SnapshotManifest>(&path, why)),
+            Err(why) => Err(disk::invalid::<SnapshotManifest>(&path, why)),
         }
     }
 }
 
 /// The names of the containers of the store at `root`.
-pub(super) fn names_below(root: &Path) -> Result<Vec<Named>> {
+pub(super) fn read_names(root: &Path) -> Result<Vec<ListedName>> {
     let containers = root.join("containers");
     let mut found = Vec::new();
     for name in disk::names(&containers)? {

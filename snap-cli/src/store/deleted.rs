@@ -1,4 +1,4 @@
-//! Destroyed containers that may still come back. The folder of each lies in `deleted`, under a name that
+//! Destroyed containers that may still come back. The parent of each lies in `deleted`, under a name that
 //! tells when it was destroyed and how long it is kept; so one rename takes it there, and one brings it
 //! back. Its layers stay while it is there.
 
@@ -22,7 +22,7 @@ pub struct Deleted {
     pub since: i64,
     /// When it goes for good.
     pub until: i64,
-    /// Its folder.
+    /// Its parent.
     pub dir: PathBuf,
 }
 
@@ -45,15 +45,15 @@ fn parse(name: &str) -> Option<(ContainerId, i64, i64)> {
 
 /// The destroyed containers, the latest last.
 pub fn list(store: &Store) -> Result<Vec<Deleted>> {
-    let folder = store.root().join(DELETED);
+    let parent = store.root().join(DELETED);
     let mut found = Vec::new();
-    for name in disk::names(&folder)? {
+    for name in disk::names(&parent)? {
         if let Some((id, since, until)) = parse(&name) {
             found.push(Deleted {
                 id,
                 since,
                 until,
-                dir: folder.join(&name),
+                dir: parent.join(&name),
             });
         }
     }
@@ -87,19 +87,19 @@ pub fn manifest(store: &Store, deleted: &Deleted) -> Result<Record<ContainerMani
 /// Takes a container out of the store, to be kept until this second. Nobody may be using it.
 pub fn delete(store: &Store, id: ContainerId, until: i64) -> Result<()> {
     // A collection that has looked here already, and not yet there, would find it nowhere.
-    let _no_collection = store.share()?;
-    let folder = store.root().join(DELETED);
-    disk::ensure_private_dir(&folder)?;
+    let _no_collection = store.lock_shared()?;
+    let parent = store.root().join(DELETED);
+    disk::ensure_private_dir(&parent)?;
     let since = jiff::Timestamp::now().as_second();
     disk::rename(
         &store.paths().container_dir(id),
-        &folder.join(format!("{id}.{since}.{until}")),
+        &parent.join(format!("{id}.{since}.{until}")),
     )
 }
 
 /// Takes a container out of the store for good.
 pub fn discard(store: &Store, id: ContainerId) -> Result<()> {
-    let _no_collection = store.share()?;
+    let _no_collection = store.lock_shared()?;
     trash::put(
         store,
         store.paths().container_dir(id),
@@ -108,7 +108,7 @@ pub fn discard(store: &Store, id: ContainerId) -> Result<()> {
 }
 
 /// Puts it back. The caller has claimed the name that its manifest says.
-pub fn bring_back(store: &Store, deleted: &Deleted) -> Result<()> {
+pub fn undelete(store: &Store, deleted: &Deleted) -> Result<()> {
     disk::rename(&deleted.dir, &store.paths().container_dir(deleted.id))
 }
 

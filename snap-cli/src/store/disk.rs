@@ -69,7 +69,7 @@ pub fn read_opt<T: Body>(path: &Path) -> Result<Option<Record<T>>> {
     };
     Record::decode(&bytes)
         .map(Some)
-        .map_err(|error| refused::<T>(path, error))
+        .map_err(|error| record_error::<T>(path, error))
 }
 
 /// Reads a record that must be there.
@@ -83,7 +83,7 @@ pub fn missing<T: Body>(path: &Path) -> Error {
         .hint("bring it back from a backup; nothing was changed")
 }
 
-fn refused<T: Body>(path: &Path, error: RecordError) -> Error {
+fn record_error<T: Body>(path: &Path, error: RecordError) -> Error {
     let newer = matches!(error, RecordError::Newer { .. });
     let what = format!("cannot use the {} file {}", T::WHAT, path.shown());
     if newer {
@@ -98,11 +98,11 @@ fn refused<T: Body>(path: &Path, error: RecordError) -> Error {
 }
 
 /// A complaint about a record whose fields are well-formed but can't be true.
-pub fn impossible<T: Body>(path: &Path, why: String) -> Error {
-    refused::<T>(path, RecordError::Shape(why))
+pub fn invalid<T: Body>(path: &Path, why: String) -> Error {
+    record_error::<T>(path, RecordError::Shape(why))
 }
 
-fn bytes_of<T: Body>(path: &Path, record: &Record<T>) -> Result<Vec<u8>> {
+fn encode<T: Body>(path: &Path, record: &Record<T>) -> Result<Vec<u8>> {
     record
         .encode()
         .map_err(|error| Error::at("write", path, error))
@@ -110,12 +110,12 @@ fn bytes_of<T: Body>(path: &Path, record: &Record<T>) -> Result<Vec<u8>> {
 
 /// Replaces the file at `path`: temporary file, fsync, rename, fsync of the folder.
 pub fn replace<T: Body>(path: &Path, record: &Record<T>) -> Result<()> {
-    replace_bytes(path, &bytes_of(path, record)?)
+    replace_bytes(path, &encode(path, record)?)
 }
 
 /// The same for plain bytes.
 pub fn replace_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temporary = beside(path, &format!("{}{TEMPORARY}", std::process::id()))?;
+    let temporary = sibling_path(path, &format!("{}{TEMPORARY}", std::process::id()))?;
     let written = OpenOptions::new()
         .write(true)
         .create(true)
@@ -127,7 +127,7 @@ pub fn replace_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
             file.sync_all()
         });
     if let Err(error) = written.and_then(|()| std::fs::rename(&temporary, path)) {
-        remove_if_there(&temporary)?;
+        remove_if_exists(&temporary)?;
         return Err(Error::at("write", path, error));
     }
     sync_parent(path)
@@ -136,13 +136,13 @@ pub fn replace_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Writes a file that must not be there yet. It is on the disk only after [`sync_file`], and its name only
 /// after [`sync_dir`]: who makes several syncs them together, which costs no more than one.
 pub fn write_new<T: Body>(path: &Path, record: &Record<T>) -> Result<()> {
-    let bytes = bytes_of(path, record)?;
+    let bytes = encode(path, record)?;
     let at = |error| Error::at("write", path, error);
     let made = OpenOptions::new().write(true).create_new(true).open(path);
     let mut file = made.map_err(at)?;
     file.write_all(&bytes).map_err(|error| {
         // On a full disk an empty file would stay.
-        drop(remove_if_there(path));
+        drop(remove_if_exists(path));
         at(error)
     })
 }
@@ -253,7 +253,7 @@ pub fn touch(path: &Path) -> Result<()> {
 }
 
 /// Removes a file unless it is gone.
-pub fn remove_if_there(path: &Path) -> Result<()> {
+pub fn remove_if_exists(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
@@ -282,7 +282,7 @@ pub fn remove_tree(path: &Path) -> Result<()> {
 }
 
 /// Whether anything is at `path`; any error but "nothing there" goes up.
-pub fn is_there(path: &Path) -> Result<bool> {
+pub fn exists(path: &Path) -> Result<bool> {
     match std::fs::symlink_metadata(path) {
         Ok(_) => Ok(true),
         Err(error) if is_absent(&error) => Ok(false),
@@ -321,7 +321,7 @@ pub fn names(path: &Path) -> Result<Vec<String>> {
     Ok(found)
 }
 
-fn beside(path: &Path, ending: &str) -> Result<PathBuf> {
+fn sibling_path(path: &Path, ending: &str) -> Result<PathBuf> {
     let Some(name) = path.file_name() else {
         return Err(Error::failed(format!("{} names no file", path.shown())));
     };

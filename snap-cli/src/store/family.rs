@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::containers::{Named, names_below, no_container};
+use super::containers::{ListedName, no_container, read_names};
 use super::lock::{Lock, Mode};
 use super::name::ContainerName;
 use super::paths::LOCK;
@@ -57,7 +57,7 @@ pub fn stores(home: &Path, session: &Session) -> Result<Vec<Store>> {
     let mut stores = vec![Store::open(home, session.clone())?];
     for entry in entries(home)? {
         match Store::open(&entry.path, session.clone()) {
-            Ok(store) if store.uuid() == entry.uuid => stores.push(store.of_family(home)),
+            Ok(store) if store.uuid() == entry.uuid => stores.push(store.with_home(home)),
             Ok(_) => log::warn!(
                 "at {} is another store than the one that is expected there",
                 entry.path.shown()
@@ -110,7 +110,7 @@ pub fn join(store: &Store, path: &Path) -> Result<Store> {
     }
     let made = Store::open_or_make(path, session.clone())?;
     let lock = store.home().join("locks").join(format!("stores{LOCK}"));
-    let _alone = Lock::take(&lock, Mode::Exclusive, &session.who, session.patience)?;
+    let _alone = Lock::take(&lock, Mode::Exclusive, &session.command, session.patience)?;
     let file = list_file(store.home());
     let old = disk::read_opt::<StoreList>(&file)?;
     let mut list = old
@@ -130,7 +130,7 @@ pub fn join(store: &Store, path: &Path) -> Result<Store> {
         };
         disk::replace(&file, &next)?;
     }
-    Ok(made.of_family(store.home()))
+    Ok(made.with_home(store.home()))
 }
 
 /// Claims `name` for a new container: no other container of the family of stores has it, and no other command claims
@@ -141,7 +141,7 @@ pub fn claim(store: &Store, name: &ContainerName) -> Result<Lock> {
         .home()
         .join("locks")
         .join(format!("name-{name}{LOCK}"));
-    let lock = Lock::take(&path, Mode::Exclusive, &session.who, session.patience)?;
+    let lock = Lock::take(&path, Mode::Exclusive, &session.command, session.patience)?;
     for (_, known) in names(store)? {
         let known = match known {
             Ok(known) => known,
@@ -167,7 +167,7 @@ pub fn claim(store: &Store, name: &ContainerName) -> Result<Lock> {
 pub fn lock_adoption(store: &Store) -> Result<Lock> {
     let session = store.session();
     let path = store.home().join("locks").join(format!("adopting{LOCK}"));
-    Lock::take(&path, Mode::Exclusive, &session.who, session.patience)
+    Lock::take(&path, Mode::Exclusive, &session.command, session.patience)
 }
 
 /// What is wrong with the list of the family's stores, entry by entry. Nothing for a store that is not
@@ -198,18 +198,18 @@ pub fn list_problems(store: &Store) -> Result<Vec<(PathBuf, String)>> {
 }
 
 /// The names of all containers of the family; stores that can't be reached are left out.
-fn names(store: &Store) -> Result<Vec<Named>> {
-    let mut names = names_below(store.home())?;
+fn names(store: &Store) -> Result<Vec<ListedName>> {
+    let mut names = read_names(store.home())?;
     let others = entries(store.home())?;
     for other in &others {
-        match names_below(&other.path) {
+        match read_names(&other.path) {
             Ok(found) => names.extend(found),
             Err(error) => log::warn!("{error}"),
         }
     }
     // A store that was opened by its own path, and is on no list of its own.
     if store.root() != store.home() && others.iter().all(|other| other.path != store.root()) {
-        names.extend(names_below(store.root())?);
+        names.extend(read_names(store.root())?);
     }
     Ok(names)
 }

@@ -21,11 +21,11 @@ pub struct Leftovers {
     /// Layers that nothing names, but that some mount holds: they stay.
     pub held: Vec<LayerId>,
     /// Containers whose making was cut off.
-    pub half_made: Vec<ContainerId>,
+    pub unfinished: Vec<ContainerId>,
     /// Temporary files, and files of snapshots that no container names.
     pub files: Vec<PathBuf>,
-    /// Mount points, run folders and caches of containers that are gone.
-    pub folders: Vec<PathBuf>,
+    /// Mount points, run dirs and caches of containers that are gone.
+    pub dirs: Vec<PathBuf>,
     /// Locks that nobody needs any more.
     pub locks: Vec<PathBuf>,
     /// What is on its way out already.
@@ -39,9 +39,9 @@ impl Leftovers {
     pub fn is_empty(&self) -> bool {
         self.expired.is_empty()
             && self.layers.is_empty()
-            && self.half_made.is_empty()
+            && self.unfinished.is_empty()
             && self.files.is_empty()
-            && self.folders.is_empty()
+            && self.dirs.is_empty()
             && self.locks.is_empty()
             && self.trash.is_empty()
     }
@@ -57,15 +57,15 @@ pub enum Expiry {
 }
 
 /// Returns whether there is a sign of any leftover: cheap, as it reads no manifest.
-pub(super) fn has_signs(store: &Store) -> Result<bool> {
+pub(super) fn has_any(store: &Store) -> Result<bool> {
     // Lets go of the notes again at once: the sweep takes them when it is alone.
-    if !notes::of_dead_makers(store)?.is_empty() || !trash::list(store)?.is_empty() {
+    if !notes::lock_stale(store)?.is_empty() || !trash::list(store)?.is_empty() {
         return Ok(true);
     }
     if deleted::list(store)?.iter().any(Deleted::is_expired) {
         return Ok(true);
     }
-    for (_, layer) in notes::on_held_layers(store)? {
+    for (_, layer) in notes::list_held(store)? {
         if !layers::is_held(store, layer)? {
             return Ok(true);
         }
@@ -87,7 +87,7 @@ pub fn find(store: &Store, expiry: Expiry) -> Result<Leftovers> {
             false => kept.push(deleted),
         }
     }
-    let survey = survey::of(store, &kept)?;
+    let survey = survey::read(store, &kept)?;
     left.files = survey.files;
     left.pending = survey.pending;
     for id in store.layer_ids()? {
@@ -107,13 +107,13 @@ pub fn find(store: &Store, expiry: Expiry) -> Result<Leftovers> {
     }
     for name in disk::names(&store.paths().containers())? {
         if let Some(id) = ContainerId::parse(&name)
-            && !disk::is_there(&store.paths().container_file(id))?
+            && !disk::exists(&store.paths().container_file(id))?
         {
-            left.half_made.push(id);
+            left.unfinished.push(id);
         }
     }
     left.files.extend(temporaries(&store.paths().caches())?);
-    left.folders = orphans::list(store)?;
+    left.dirs = orphans::list(store)?;
     left.locks = stale_locks(store)?;
     Ok(left)
 }
@@ -128,8 +128,8 @@ fn stale_locks(store: &Store) -> Result<Vec<PathBuf>> {
         let container = own.strip_prefix("container-").and_then(ContainerId::parse);
         let layer = own.strip_prefix(HELD).and_then(LayerId::parse);
         let gone = match (container, layer) {
-            (Some(id), _) => !disk::is_there(&store.paths().container_dir(id))?,
-            (None, Some(id)) => !disk::is_there(&store.paths().layer_dir(id))?,
+            (Some(id), _) => !disk::exists(&store.paths().container_dir(id))?,
+            (None, Some(id)) => !disk::exists(&store.paths().layer_dir(id))?,
             (None, None) => {
                 let passing = own.starts_with("name-") || own.starts_with("settling-");
                 passing && !Lock::is_held(&path)?

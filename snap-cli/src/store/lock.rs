@@ -1,7 +1,7 @@
 //! Locks between commands: flock on files in the store's `locks` folder. The kernel lets go of them when
 //! their holder ends, however it ends, so no lock is ever stale.
 //!
-//! A lock file says who holds it, for the message that the one who waited in vain prints.
+//! A lock file says command holds it, for the message that the one command waited in vain prints.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, Write};
@@ -37,25 +37,25 @@ pub struct Lock {
 const POLL: Duration = Duration::from_millis(10);
 
 impl Lock {
-    /// Takes the lock at `path`, waiting for `patience`. `who` goes into the file, for others to read.
-    pub fn take(path: &Path, mode: Mode, who: &str, patience: Duration) -> Result<Self> {
-        wait(path, patience, || Self::try_take(path, mode, who))
+    /// Takes the lock at `path`, waiting for `patience`. `command` goes into the file, for others to read.
+    pub fn take(path: &Path, mode: Mode, command: &str, patience: Duration) -> Result<Self> {
+        wait(path, patience, || Self::try_take(path, mode, command))
     }
 
-    /// Takes a lock alone that nobody ever waits for: it need not say who holds it.
-    pub fn take_unsigned(path: &Path, patience: Duration) -> Result<Self> {
+    /// Takes a lock alone that nobody ever waits for: it need not say command holds it.
+    pub fn take_anonymous(path: &Path, patience: Duration) -> Result<Self> {
         wait(path, patience, || {
             Self::open_and_lock(path, Mode::Exclusive)
         })
     }
 
     /// Takes the lock if nobody is in the way.
-    pub fn try_take(path: &Path, mode: Mode, who: &str) -> Result<Option<Self>> {
+    pub fn try_take(path: &Path, mode: Mode, command: &str) -> Result<Option<Self>> {
         let Some(mut lock) = Self::open_and_lock(path, mode)? else {
             return Ok(None);
         };
         if mode == Mode::Exclusive {
-            let line = format!("{} {who}\n", std::process::id());
+            let line = format!("{} {command}\n", std::process::id());
             let written = lock
                 .file
                 .set_len(0)
@@ -64,7 +64,7 @@ impl Lock {
             // Who holds the lock is told to others as a courtesy; on a full disk, where something must
             // still be removed to free space, it is held all the same.
             if let Err(error) = written {
-                log::debug!("cannot note who holds {}: {error}", path.shown());
+                log::debug!("cannot note command holds {}: {error}", path.shown());
             }
         }
         Ok(Some(lock))
@@ -191,7 +191,7 @@ fn held_by_another(path: &Path, waited: Duration) -> Error {
     let mut text = String::new();
     let read = disk::open(path).and_then(|mut file| file.read_to_string(&mut text));
     let holder = match (read, text.trim().split_once(' ')) {
-        (Ok(_), Some((pid, who))) => format!("pid {pid} ({who})"),
+        (Ok(_), Some((pid, command))) => format!("pid {pid} ({command})"),
         _ => "another command".to_owned(),
     };
     Error::busy(format!(

@@ -21,7 +21,7 @@ use super::record::Record;
 use super::{Store, disk};
 use crate::error::{Error, Result};
 
-/// Things on their way into the store. Dropped before [`Making::done`], it removes them again.
+/// Things on their way into the store. Dropped before [`Making::finish`], it removes them again.
 #[derive(Debug)]
 pub struct Making<'s> {
     store: &'s Store,
@@ -38,7 +38,7 @@ pub struct Making<'s> {
 impl<'s> Making<'s> {
     /// Begins.
     pub fn begin(store: &'s Store) -> Result<Self> {
-        let shared = store.share()?;
+        let shared = store.lock_shared()?;
         let filesystem = disk::Filesystem::open(&store.paths().layers())?;
         let path = store
             .paths()
@@ -47,7 +47,7 @@ impl<'s> Making<'s> {
             filesystem,
             store,
             _shared: shared,
-            note: Some(Lock::take_unsigned(&path, store.session().patience)?),
+            note: Some(Lock::take_anonymous(&path, store.session().patience)?),
             sweeps: false,
             unsynced: Vec::new(),
             layers: Vec::new(),
@@ -56,8 +56,8 @@ impl<'s> Making<'s> {
     }
 
     /// Makes an empty layer whose root has the attributes of the root of `like`.
-    pub fn head(&mut self, over: &[LayerId], like: &Path) -> Result<LayerId> {
-        let id = self.layer_as(LayerManifest {
+    pub fn create_head(&mut self, over: &[LayerId], like: &Path) -> Result<LayerId> {
+        let id = self.create_layer_from(LayerManifest {
             unsynced: true,
             ..LayerManifest::new(LayerKind::Delta, over, &[])
         })?;
@@ -66,17 +66,17 @@ impl<'s> Making<'s> {
     }
 
     /// Makes an empty layer for the caller to fill, and to put on the disk what it filled in.
-    pub fn layer(
+    pub fn create_layer(
         &mut self,
         kind: LayerKind,
         over: &[LayerId],
         stands_for: &[LayerId],
     ) -> Result<LayerId> {
-        self.layer_as(LayerManifest::new(kind, over, stands_for))
+        self.create_layer_from(LayerManifest::new(kind, over, stands_for))
     }
 
     /// The same for a layer of which everything is known already.
-    pub fn layer_as(&mut self, manifest: LayerManifest) -> Result<LayerId> {
+    pub fn create_layer_from(&mut self, manifest: LayerManifest) -> Result<LayerId> {
         let id = LayerId::fresh();
         self.layers.push(id);
         let store = self.store;
@@ -84,15 +84,15 @@ impl<'s> Making<'s> {
         private_dir(&store.paths().layer_tree(id))?;
         private_dir(&store.paths().layer_work(id))?;
         disk::write_new(&store.paths().layer_file(id), &Record::first(manifest))?;
-        self.will_sync(store.paths().layer_file(id));
-        self.will_sync(store.paths().layer_tree(id));
-        self.will_sync(store.paths().layer_dir(id));
-        self.will_sync(store.paths().layers());
+        self.add_unsynced(store.paths().layer_file(id));
+        self.add_unsynced(store.paths().layer_tree(id));
+        self.add_unsynced(store.paths().layer_dir(id));
+        self.add_unsynced(store.paths().layers());
         Ok(id)
     }
 
     /// Has [`Making::sync`] put this file or folder on the disk too.
-    pub fn will_sync(&mut self, path: PathBuf) {
+    pub fn add_unsynced(&mut self, path: PathBuf) {
         self.unsynced.push(path);
     }
 
@@ -112,29 +112,29 @@ impl<'s> Making<'s> {
     }
 
     /// Makes the folder of a new container, not counting until its manifest is there.
-    pub fn container(&mut self) -> Result<ContainerId> {
+    pub fn create_container(&mut self) -> Result<ContainerId> {
         let id = ContainerId::fresh();
         self.containers.push(id);
         private_dir(&self.store.paths().container_dir(id))?;
         // Tells one that is being made from one that lost its manifest.
         let unfinished = self.store.paths().unfinished_file(id);
         disk::touch(&unfinished)?;
-        self.will_sync(unfinished);
+        self.add_unsynced(unfinished);
         private_dir(&self.store.paths().snapshots_dir(id))?;
-        self.will_sync(self.store.paths().containers());
+        self.add_unsynced(self.store.paths().containers());
         Ok(id)
     }
 
-    /// The change takes the last name from something: [`Making::done`] is to clean that up.
-    pub fn frees_something(&mut self) {
+    /// The change takes the last name from something: [`Making::finish`] is to clean that up.
+    pub fn request_sweep(&mut self) {
         self.sweeps = true;
     }
 
     /// All that was made is named by a manifest now: it stays.
-    pub fn done(mut self) -> Result<()> {
+    pub fn finish(mut self) -> Result<()> {
         self.layers.clear();
         for id in std::mem::take(&mut self.containers) {
-            disk::remove_if_there(&self.store.paths().unfinished_file(id))?;
+            disk::remove_if_exists(&self.store.paths().unfinished_file(id))?;
         }
         let Some(note) = self.note.take() else {
             return Ok(());
@@ -154,7 +154,7 @@ impl<'s> Making<'s> {
     }
 
     /// It may be that a manifest names what was made: the next command's collection finds out.
-    pub fn leave(mut self) {
+    pub fn abandon(mut self) {
         self.layers.clear();
         self.containers.clear();
         self.note = None;
@@ -228,7 +228,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = store(dir.path());
         let mut making = Making::begin(&store).unwrap();
-        let base = making.layer(LayerKind::Base, &[], &[]).unwrap();
+        let base = making.create_layer(LayerKind::Base, &[], &[]).unwrap();
         let tree = store.paths().layer_tree(base);
         std::fs::create_dir(tree.join("etc")).unwrap();
         std::fs::set_permissions(&tree, std::fs::Permissions::from_mode(0o1751)).unwrap();
@@ -236,8 +236,8 @@ mod tests {
         sys::xattr::set(fd.as_fd(), b"user.colour", b"blue").unwrap();
         let mark = store.space().opaque().as_bytes();
         sys::xattr::set(fd.as_fd(), mark, b"y").unwrap();
-        let head = making.head(&[base], &tree).unwrap();
-        making.done().unwrap();
+        let head = making.create_head(&[base], &tree).unwrap();
+        making.finish().unwrap();
 
         let (a, b) = (
             tree.metadata().unwrap(),
@@ -272,8 +272,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = store(dir.path());
         let mut making = Making::begin(&store).unwrap();
-        let base = making.layer(LayerKind::Base, &[], &[]).unwrap();
-        let container = making.container().unwrap();
+        let base = making.create_layer(LayerKind::Base, &[], &[]).unwrap();
+        let container = making.create_container().unwrap();
         drop(making);
         assert!(!store.paths().layer_dir(base).try_exists().unwrap());
         assert!(!store.paths().container_dir(container).try_exists().unwrap());

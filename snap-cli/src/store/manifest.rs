@@ -63,7 +63,7 @@ pub struct StoreManifest {
     /// The store's own id.
     pub uuid: Uuid,
     /// Where the marks of its layers lie: "trusted" or "user".
-    pub marks: Marks,
+    pub marks: MarkerSpace,
     /// What this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
@@ -76,7 +76,7 @@ impl Body for StoreManifest {
 /// Which extended attributes carry the marks of a store's layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Marks {
+pub enum MarkerSpace {
     /// `trusted.overlay.*`
     Trusted,
     /// `user.overlay.*`
@@ -187,7 +187,7 @@ impl ContainerManifest {
     }
 
     /// Drops all that is of this machine, for a container that goes to another, or is made anew.
-    pub fn leave_machine(&mut self) {
+    pub fn clear_machine_fields(&mut self) {
         self.adopted = None;
         self.lxc = None;
         self.moving = None;
@@ -315,12 +315,12 @@ impl Settling {
 
     /// Whether a sync can still make it durable, in the epoch `epoch`.
     pub fn is_pending(&self, epoch: &str) -> bool {
-        self.is_of(epoch) && self.failed.is_none()
+        self.is_in_epoch(epoch) && self.failed.is_none()
     }
 
     /// Whether it was acknowledged in the epoch `epoch`: in the same boot, on the same disk and in the same mounted
     /// file system, where both say which.
-    pub fn is_of(&self, epoch: &str) -> bool {
+    pub fn is_in_epoch(&self, epoch: &str) -> bool {
         let mut parts = self.epoch.split('/').zip(epoch.split('/'));
         let same_boot = parts.next().is_some_and(|(own, other)| own == other);
         let mut known = parts.filter(|(own, other)| !own.is_empty() && !other.is_empty());
@@ -341,10 +341,10 @@ pub enum Durability {
 
 impl Durability {
     /// The durability of what `settling` is said of, in the epoch `epoch`.
-    pub fn of(settling: Option<&Settling>, epoch: &str) -> Self {
+    pub fn from_settling(settling: Option<&Settling>, epoch: &str) -> Self {
         match settling {
             None => Self::Durable,
-            Some(settling) if settling.is_of(epoch) => Self::Settling,
+            Some(settling) if settling.is_in_epoch(epoch) => Self::Settling,
             Some(_) => Self::Incomplete,
         }
     }
@@ -499,7 +499,7 @@ mod tests {
             ("", "boot/7", false),
         ] {
             let mark = Settling::since(own.to_owned());
-            assert_eq!(mark.is_of(now), same, "{own} {now}");
+            assert_eq!(mark.is_in_epoch(now), same, "{own} {now}");
             assert_eq!(mark.is_pending(now), same, "{own} {now}");
         }
     }

@@ -36,7 +36,7 @@ pub fn size_of(store: &Store, id: LayerId) -> Result<LayerSize> {
             let (measured, looks) = measure(store, id)?;
             // A power cut may still take some of it. What is recorded must hold afterwards, too.
             if is_final {
-                note_measured(store, id, &record, measured, looks);
+                record_measured(store, id, &record, measured, looks);
             }
             measured
         }
@@ -50,7 +50,7 @@ pub fn size_of(store: &Store, id: LayerId) -> Result<LayerSize> {
 
 /// Records what a frozen layer takes now, whatever was recorded before. Its content must be durable, and
 /// a shared lock of the store held.
-pub fn measure_again(store: &Store, id: LayerId) -> Result<()> {
+pub fn remeasure(store: &Store, id: LayerId) -> Result<()> {
     let path = store.paths().layer_file(id);
     let record = disk::read::<LayerManifest>(&path)?;
     let (measured, looks) = measure(store, id)?;
@@ -68,13 +68,13 @@ pub fn measure_again(store: &Store, id: LayerId) -> Result<()> {
 /// never measured.
 pub fn known_size(store: &Store, layers: &[LayerId]) -> Result<Option<u64>> {
     let mut total = 0;
-    for (place, id) in layers.iter().enumerate() {
+    for (index, id) in layers.iter().enumerate() {
         match disk::read::<LayerManifest>(&store.paths().layer_file(*id))?
             .body
             .measured
         {
             Some(measured) => total += measured.bytes,
-            None if place == 0 && layers.len() > 1 => {}
+            None if index == 0 && layers.len() > 1 => {}
             None => return Ok(None),
         }
     }
@@ -110,7 +110,7 @@ pub fn measure_like(store: &Store, id: LayerId, known: Option<&str>) -> Result<(
 }
 
 /// Kept so that it need not be measured again; on a full disk it will be.
-fn note_measured(
+fn record_measured(
     store: &Store,
     id: LayerId,
     record: &Record<LayerManifest>,
@@ -128,7 +128,7 @@ fn note_measured(
 }
 
 /// What layers that are to go take, as far as it is known or can be counted now.
-pub fn space_of(store: &Store, layers: &[LayerId]) -> Space {
+pub fn total_space(store: &Store, layers: &[LayerId]) -> Space {
     let mut space = Space::default();
     for layer in layers {
         match measured(store, *layer) {

@@ -64,7 +64,7 @@ use crate::error::{Error, Kind, Result};
 use cowl_layers::shown::Show as _;
 use cowlfs::config::{Awake, Coherence, Passthrough};
 use lock::{Lock, Mode};
-use manifest::{ContainerId, Marks, StoreManifest};
+use manifest::{ContainerId, MarkerSpace, StoreManifest};
 use paths::Paths;
 
 pub use containers::{Listed, no_container};
@@ -75,7 +75,7 @@ pub use span::now;
 #[derive(Clone, Debug)]
 pub struct Session {
     /// The command, for the messages of those who wait for it: "cowl snapshot web".
-    pub who: String,
+    pub command: String,
     /// How long to wait for a lock.
     pub patience: Duration,
     /// How containers are mounted.
@@ -181,14 +181,14 @@ impl Store {
             );
         };
         let store = Self {
-            run: run::RunDirs::of(root, record.body.uuid)?,
-            paths: Paths::of(root),
+            run: run::RunDirs::for_store(root, record.body.uuid)?,
+            paths: Paths::new(root),
             home: root.to_path_buf(),
             manifest: record.body,
             session,
         };
         if let Err(error) =
-            mount_points::close_mnt(&store.paths, mount_points::Closed::ToOtherUsers)
+            mount_points::close_mnt(&store.paths, mount_points::ClosedTo::OtherUsers)
         {
             log::warn!("other users may reach what is mounted in the store: {error}");
         }
@@ -215,7 +215,7 @@ impl Store {
         let lock = Lock::take(
             &root.join(".making"),
             Mode::Exclusive,
-            &session.who,
+            &session.command,
             session.patience,
         )?;
         let made = Self::fill(root, session);
@@ -254,16 +254,16 @@ impl Store {
         let manifest = StoreManifest {
             uuid: Uuid::new_v4(),
             marks: match XattrSpace::detect() {
-                XattrSpace::Trusted => Marks::Trusted,
-                XattrSpace::User => Marks::User,
+                XattrSpace::Trusted => MarkerSpace::Trusted,
+                XattrSpace::User => MarkerSpace::User,
             },
             extra: Map::new(),
         };
         disk::replace(&root.join("store.json"), &Record::first(manifest.clone()))?;
         disk::sync_parent(root)?;
         Ok(Self {
-            run: run::RunDirs::of(root, manifest.uuid)?,
-            paths: Paths::of(root),
+            run: run::RunDirs::for_store(root, manifest.uuid)?,
+            paths: Paths::new(root),
             home: root.to_path_buf(),
             manifest,
             session,
@@ -283,8 +283,8 @@ impl Store {
     /// Where the marks of its layers lie.
     pub fn space(&self) -> XattrSpace {
         match self.manifest.marks {
-            Marks::Trusted => XattrSpace::Trusted,
-            Marks::User => XattrSpace::User,
+            MarkerSpace::Trusted => XattrSpace::Trusted,
+            MarkerSpace::User => XattrSpace::User,
         }
     }
 
@@ -294,7 +294,7 @@ impl Store {
     }
 
     /// As a store of the family whose list the store at `home` keeps.
-    pub(super) fn of_family(self, home: &Path) -> Self {
+    pub(super) fn with_home(self, home: &Path) -> Self {
         Self {
             home: home.to_path_buf(),
             ..self
@@ -321,7 +321,7 @@ impl Store {
         Lock::take(
             &self.paths().lock_file(name),
             mode,
-            &session.who,
+            &session.command,
             session.patience,
         )
     }
@@ -334,21 +334,21 @@ impl Store {
     /// The same without waiting; `None` when somebody is at work on it.
     pub fn try_lock_container(&self, id: ContainerId) -> Result<Option<Lock>> {
         let path = self.paths().lock_file(&format!("container-{id}"));
-        Lock::try_take(&path, Mode::Exclusive, &self.session.who)
+        Lock::try_take(&path, Mode::Exclusive, &self.session.command)
     }
 
     /// Alone with the store: nobody makes or reads anything.
-    pub fn alone(&self) -> Result<Lock> {
+    pub fn lock_exclusive(&self) -> Result<Lock> {
         self.lock("store", Mode::Exclusive)
     }
 
     /// The right to sync a container's snapshots in the background.
-    pub fn settling_alone(&self, id: ContainerId) -> Result<Lock> {
+    pub fn lock_settling(&self, id: ContainerId) -> Result<Lock> {
         self.lock(&format!("settling-{id}"), Mode::Exclusive)
     }
 
     /// Keeps collection away: what is made, or read, now stays until this is dropped.
-    pub fn share(&self) -> Result<Lock> {
+    pub fn lock_shared(&self) -> Result<Lock> {
         self.lock("store", Mode::Shared)
     }
 }
@@ -359,7 +359,7 @@ pub(crate) mod tests {
 
     pub(crate) fn session() -> Session {
         Session {
-            who: "cowl test".to_owned(),
+            command: "cowl test".to_owned(),
             patience: Duration::from_millis(50),
             mounts: Default::default(),
         }

@@ -43,15 +43,15 @@ pub fn admit_to_mnt(paths: &Paths, group: u32) -> Result<()> {
 
 /// Users whose access to `mnt` is taken away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Closed {
+pub enum ClosedTo {
     /// All but the owner and a mapped root that was admitted: in a store of an older version others may have access.
-    ToOtherUsers,
+    OtherUsers,
     /// All but the owner.
-    ToMappedRoots,
+    MappedRoots,
 }
 
 /// Closes `mnt` to users that have access to it.
-pub fn close_mnt(paths: &Paths, closed: Closed) -> Result<()> {
+pub fn close_mnt(paths: &Paths, closed: ClosedTo) -> Result<()> {
     let dir = paths.root().join(MNT);
     let meta = match std::fs::symlink_metadata(&dir) {
         Ok(meta) => meta,
@@ -59,8 +59,8 @@ pub fn close_mnt(paths: &Paths, closed: Closed) -> Result<()> {
         Err(error) => return Err(Error::at("inspect", &dir, error)),
     };
     let open = match closed {
-        Closed::ToOtherUsers => 0o007,
-        Closed::ToMappedRoots => 0o077,
+        ClosedTo::OtherUsers => 0o007,
+        ClosedTo::MappedRoots => 0o077,
     };
     match meta.mode() & open {
         0 => Ok(()),
@@ -69,7 +69,7 @@ pub fn close_mnt(paths: &Paths, closed: Closed) -> Result<()> {
 }
 
 /// Whether the path is in one of the two directories of mount points.
-pub(super) fn is_one(paths: &Paths, path: &Path) -> bool {
+pub(super) fn is_mount_point(paths: &Paths, path: &Path) -> bool {
     [MNT, MAPPED]
         .iter()
         .any(|places| path.starts_with(paths.root().join(places)))
@@ -158,7 +158,7 @@ mod tests {
         admit_to_mnt(store.paths(), group).unwrap();
         let store = Store::open(&root, session()).unwrap();
         assert_eq!(mode(&mnt), GROUP_PASSES);
-        close_mnt(store.paths(), Closed::ToMappedRoots).unwrap();
+        close_mnt(store.paths(), ClosedTo::MappedRoots).unwrap();
         assert_eq!(mode(&mnt), PRIVATE);
     }
 
@@ -172,7 +172,7 @@ mod tests {
         std::fs::remove_dir(root.join(MNT)).unwrap();
         std::os::unix::fs::symlink(&other, root.join(MNT)).unwrap();
         let store = Store::open(&root, session()).unwrap();
-        close_mnt(store.paths(), Closed::ToOtherUsers).unwrap_err();
+        close_mnt(store.paths(), ClosedTo::OtherUsers).unwrap_err();
         assert_eq!(mode(&other), 0o755);
     }
 

@@ -160,14 +160,14 @@ impl fmt::Display for Address {
 
 /// `NAME[@SNAP]:PATH`: something in a state. The path is bytes, from the container's root.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct StatePath {
     /// The state.
     pub address: Address,
     /// The path as it was given; without a colon there is none.
     pub path: Option<Vec<u8>>,
 }
 
-impl Place {
+impl StatePath {
     /// Reads a place. No name holds a colon, so the first one ends the address.
     pub fn parse(raw: impl AsRef<OsStr>) -> Result<Self> {
         let raw = raw.as_ref().as_bytes();
@@ -215,14 +215,14 @@ impl Range {
 
 /// Snapshots of one container that somebody names: one, or `A..B`, the two with all between them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Chosen {
+pub enum SnapshotChoice {
     /// This one.
     One(SnapshotName),
     /// From the first of the list's two to the second, both meant too.
     Through(SnapshotName, SnapshotName),
 }
 
-impl Chosen {
+impl SnapshotChoice {
     /// Reads one. Both ends of a range must be said: this is for things that go away.
     pub fn parse(raw: impl AsRef<OsStr>) -> Result<Self> {
         let raw = raw.as_ref();
@@ -330,17 +330,17 @@ mod tests {
 
     #[test]
     fn places() {
-        let place = Place::parse(OsStr::from_bytes(b"web@snap0:/a:b\xff")).unwrap();
+        let place = StatePath::parse(OsStr::from_bytes(b"web@snap0:/a:b\xff")).unwrap();
         assert_eq!(place.address, Address::parse("web@snap0").unwrap());
         assert_eq!(place.path.as_deref(), Some(&b"/a:b\xff"[..]));
-        assert_eq!(Place::parse("web").unwrap().path, None);
+        assert_eq!(StatePath::parse("web").unwrap().path, None);
         assert_eq!(
-            Place::parse("web:").unwrap().path.as_deref(),
+            StatePath::parse("web:").unwrap().path.as_deref(),
             Some(&b""[..])
         );
-        assert_eq!(Place::parse("web:a@b").unwrap().address.snapshot, None);
+        assert_eq!(StatePath::parse("web:a@b").unwrap().address.snapshot, None);
         for bad in ["", ":etc", "web@:etc", "a/b:c"] {
-            assert!(Place::parse(bad).is_err(), "{bad:?}");
+            assert!(StatePath::parse(bad).is_err(), "{bad:?}");
         }
     }
 
@@ -360,13 +360,16 @@ mod tests {
     #[test]
     fn chosen_snapshots() {
         let name = |text: &str| SnapshotName::parse(text).unwrap();
-        assert_eq!(Chosen::parse("a").unwrap(), Chosen::One(name("a")));
-        let range = Chosen::Through(name("a"), name("b"));
-        assert_eq!(Chosen::parse("a..b").unwrap(), range);
+        assert_eq!(
+            SnapshotChoice::parse("a").unwrap(),
+            SnapshotChoice::One(name("a"))
+        );
+        let range = SnapshotChoice::Through(name("a"), name("b"));
+        assert_eq!(SnapshotChoice::parse("a..b").unwrap(), range);
         for bad in [
             "", "..", "a..", "..b", "a..b..c", "a...b", "*", "a b", "ALL/",
         ] {
-            let error = Chosen::parse(bad).unwrap_err();
+            let error = SnapshotChoice::parse(bad).unwrap_err();
             assert_eq!(error.kind, Kind::Usage, "{bad:?}");
         }
     }

@@ -16,7 +16,7 @@ pub(super) const MAKING: &str = "making-";
 pub(super) const HELD: &str = "held-";
 
 /// Leaves notes on layers that are removed once no mount holds them.
-pub(super) fn leave_on_held(store: &Store, held: &[LayerId]) -> Result<()> {
+pub(super) fn write_held(store: &Store, held: &[LayerId]) -> Result<()> {
     for id in held {
         let path = store.paths().lock_file(&format!("{HELD}{id}"));
         std::fs::write(&path, b"").map_err(|error| Error::at("write", &path, error))?;
@@ -25,7 +25,7 @@ pub(super) fn leave_on_held(store: &Store, held: &[LayerId]) -> Result<()> {
 }
 
 /// Lists the notes on held layers.
-pub(super) fn on_held_layers(store: &Store) -> Result<Vec<(PathBuf, LayerId)>> {
+pub(super) fn list_held(store: &Store) -> Result<Vec<(PathBuf, LayerId)>> {
     let dir = store.paths().locks();
     let names = disk::names(&dir)?;
     let note = |name: &String| {
@@ -36,7 +36,7 @@ pub(super) fn on_held_layers(store: &Store) -> Result<Vec<(PathBuf, LayerId)>> {
 }
 
 /// Lists the notes of commands that were killed while they made something. The caller holds their locks then.
-pub(super) fn of_dead_makers(store: &Store) -> Result<Vec<Lock>> {
+pub(super) fn lock_stale(store: &Store) -> Result<Vec<Lock>> {
     let mut stale = Vec::new();
     for name in disk::names(&store.paths().locks())? {
         if name.starts_with(MAKING) {
@@ -44,7 +44,7 @@ pub(super) fn of_dead_makers(store: &Store) -> Result<Vec<Lock>> {
             stale.extend(Lock::try_take(
                 &path,
                 Mode::Exclusive,
-                &store.session().who,
+                &store.session().command,
             )?);
         }
     }

@@ -18,7 +18,7 @@ pub(super) fn list(store: &Store) -> Result<Vec<PathBuf>> {
         for name in disk::names(&dir)? {
             let own = name.strip_suffix(".json").unwrap_or(&name);
             if let Some(id) = ContainerId::parse(own)
-                && !disk::is_there(&store.paths().container_dir(id))?
+                && !disk::exists(&store.paths().container_dir(id))?
             {
                 orphans.push(dir.join(&name));
             }
@@ -29,7 +29,7 @@ pub(super) fn list(store: &Store) -> Result<Vec<PathBuf>> {
 
 /// Removes one. What cannot be removed now is left for the next collection.
 pub(super) fn remove(store: &Store, path: &Path) {
-    let removed = match mount_points::is_one(store.paths(), path) {
+    let removed = match mount_points::is_mount_point(store.paths(), path) {
         true => mount_points::remove_dir(path),
         false => remove_tree(path),
     };

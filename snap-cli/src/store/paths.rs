@@ -21,7 +21,7 @@ pub struct Paths {
 
 impl Paths {
     /// The paths of the store at `root`.
-    pub fn of(root: &Path) -> Self {
+    pub fn new(root: &Path) -> Self {
         Self {
             root: root.to_path_buf(),
         }

@@ -17,23 +17,23 @@ use crate::error::{Error, Result};
 /// How many files.
 const FILES: u64 = 8;
 /// How much in all, on a disk that is not small.
-const WANTED: u64 = 1 << 20;
+const MAX_SIZE: u64 = 1 << 20;
 /// Of a small disk only this part.
-const PART: u64 = 128;
+const DISK_FRACTION: u64 = 128;
 /// With less than this a disk is full to a mount.
-const FULL: u64 = 64 << 10;
+const FULL_BELOW: u64 = 64 << 10;
 /// It is set aside only where there is so many times as much room.
-const PLENTY: u64 = 8;
+const MIN_FREE_FACTOR: u64 = 8;
 
-fn dir_of(store: &Store) -> PathBuf {
+fn reserve_dir(store: &Store) -> PathBuf {
     store.root().join("reserve")
 }
 
 /// Sets the reserve aside if it is not there and there is room for it.
-pub fn keep(store: &Store) -> Result<()> {
-    let dir = dir_of(store);
-    let there = disk::names(&dir)?;
-    if there.len() as u64 >= FILES {
+pub fn ensure(store: &Store) -> Result<()> {
+    let dir = reserve_dir(store);
+    let existing = disk::names(&dir)?;
+    if existing.len() as u64 >= FILES {
         return Ok(());
     }
     let at = |error: Errno| {
@@ -44,11 +44,11 @@ pub fn keep(store: &Store) -> Result<()> {
         )
     };
     let space = rustix::fs::statvfs(store.root()).map_err(at)?;
-    let size = (space.f_blocks * space.f_frsize / PART).min(WANTED) / FILES;
-    let room = space.f_bavail * space.f_frsize >= size * FILES * PLENTY;
+    let size = (space.f_blocks * space.f_frsize / DISK_FRACTION).min(MAX_SIZE) / FILES;
+    let has_space = space.f_bavail * space.f_frsize >= size * FILES * MIN_FREE_FACTOR;
     // Where inodes are made as they are needed, none are counted.
-    let inodes = space.f_files == 0 || space.f_favail >= FILES * PLENTY;
-    if !room || !inodes {
+    let has_inodes = space.f_files == 0 || space.f_favail >= FILES * MIN_FREE_FACTOR;
+    if !has_space || !has_inodes {
         return Ok(());
     }
     match std::fs::DirBuilder::new().mode(0o700).create(&dir) {
@@ -59,8 +59,8 @@ pub fn keep(store: &Store) -> Result<()> {
     }
     for number in 0..FILES {
         let path = dir.join(number.to_string());
-        if let Err(error) = set_aside(&path, size) {
-            disk::remove_if_there(&path)?;
+        if let Err(error) = allocate(&path, size) {
+            disk::remove_if_exists(&path)?;
             return Err(Error::at("set space aside in", &path, error));
         }
     }
@@ -68,7 +68,7 @@ pub fn keep(store: &Store) -> Result<()> {
 }
 
 /// Gives the reserve up where the disk is full, for a mount: removing a lower file needs a little space.
-pub fn make_room_to_remove(store: &Store) -> Result<()> {
+pub fn release_if_full(store: &Store) -> Result<()> {
     let space = rustix::fs::statvfs(store.root()).map_err(|error| {
         Error::at(
             "inspect the disk of",
@@ -77,25 +77,25 @@ pub fn make_room_to_remove(store: &Store) -> Result<()> {
         )
     })?;
     let few_inodes = space.f_files != 0 && space.f_favail < FILES;
-    if space.f_bavail * space.f_frsize >= FULL && !few_inodes {
+    if space.f_bavail * space.f_frsize >= FULL_BELOW && !few_inodes {
         return Ok(());
     }
     // What statfs reports is not exact, and root may use more.
     let full = probe(&store.paths().locks()).is_err_and(|error| error.is_no_space());
-    if full && give_up(store)? {
+    if full && release(store)? {
         log::warn!("the disk is full: using the space that was set aside for this");
     }
     Ok(())
 }
 
 /// Gives the reserve up; false where there was none.
-pub fn give_up(store: &Store) -> Result<bool> {
-    let dir = dir_of(store);
-    let there = disk::names(&dir)?;
-    for name in &there {
-        disk::remove_if_there(&dir.join(name))?;
+pub fn release(store: &Store) -> Result<bool> {
+    let dir = reserve_dir(store);
+    let existing = disk::names(&dir)?;
+    for name in &existing {
+        disk::remove_if_exists(&dir.join(name))?;
     }
-    if there.is_empty() {
+    if existing.is_empty() {
         return Ok(false);
     }
     // What was freed is free when the disk's journal says so.
@@ -103,7 +103,7 @@ pub fn give_up(store: &Store) -> Result<bool> {
     Ok(true)
 }
 
-fn set_aside(path: &std::path::Path, size: u64) -> std::io::Result<()> {
+fn allocate(path: &std::path::Path, size: u64) -> std::io::Result<()> {
     let made = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -138,23 +138,23 @@ mod tests {
     fn it_is_kept_given_up_and_kept_again() {
         let dir = tempfile::tempdir().unwrap();
         let session = Session {
-            who: "test".to_owned(),
+            command: "test".to_owned(),
             patience: Duration::ZERO,
             mounts: Default::default(),
         };
         let store = Store::open_or_make(&dir.path().join("store"), session).unwrap();
-        assert!(!give_up(&store).unwrap());
+        assert!(!release(&store).unwrap());
         for _ in 0..2 {
-            keep(&store).unwrap();
-            keep(&store).unwrap();
+            ensure(&store).unwrap();
+            ensure(&store).unwrap();
             let taken = |number: u64| {
-                let meta = std::fs::metadata(dir_of(&store).join(number.to_string()));
+                let meta = std::fs::metadata(reserve_dir(&store).join(number.to_string()));
                 meta.unwrap().blocks() * 512
             };
             let taken: u64 = (0..FILES).map(taken).sum();
-            assert!(taken >= WANTED / 4, "{taken}");
-            assert!(give_up(&store).unwrap());
-            assert!(!give_up(&store).unwrap());
+            assert!(taken >= MAX_SIZE / 4, "{taken}");
+            assert!(release(&store).unwrap());
+            assert!(!release(&store).unwrap());
         }
     }
 }

@@ -93,7 +93,7 @@ impl Rules {
     }
 
     /// Whether they say which snapshots may be removed, and nothing of what is kept.
-    pub fn says_only_which(&self) -> bool {
+    pub fn has_only_scope(&self) -> bool {
         let kept = Self {
             manual: false,
             protected: false,

@@ -35,7 +35,7 @@ pub struct Sizes<'s> {
 
 impl<'s> Sizes<'s> {
     /// Reads what is remembered. Hold a shared lock of the store.
-    pub fn of(store: &'s Store, container: ContainerId) -> Self {
+    pub fn read(store: &'s Store, container: ContainerId) -> Self {
         let path = store.paths().cache_file(container);
         let read =
             disk::read_bytes(&path).and_then(|bytes| Ok(serde_json::from_slice::<File>(&bytes)?));
@@ -91,7 +91,7 @@ impl<'s> Sizes<'s> {
     }
 
     /// Remembers what was found out. Not being able to is no failure.
-    pub fn keep(mut self) {
+    pub fn save(mut self) {
         if !self.changed {
             return;
         }
@@ -120,7 +120,7 @@ impl<'s> Sizes<'s> {
         ));
         let written = std::fs::write(&temporary, bytes);
         if let Err(error) = written.and_then(|()| std::fs::rename(&temporary, &path)) {
-            disk::remove_if_there(&temporary)?;
+            disk::remove_if_exists(&temporary)?;
             return Err(at(error));
         }
         Ok(())
@@ -138,16 +138,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
         let mut making = Making::begin(&store).unwrap();
-        let layer = making.layer(LayerKind::Delta, &[], &[]).unwrap();
+        let layer = making.create_layer(LayerKind::Delta, &[], &[]).unwrap();
         std::fs::write(store.paths().layer_tree(layer).join("x"), b"x").unwrap();
-        making.done().unwrap();
+        making.finish().unwrap();
         let id = ContainerId::fresh();
-        let mut sizes = Sizes::of(&store, id);
+        let mut sizes = Sizes::read(&store, id);
         let found = sizes.measured(layer).unwrap();
         assert_eq!((found.1.files, found.1.inodes), (1, 2));
-        sizes.keep();
+        sizes.save();
         std::fs::remove_file(store.paths().layer_file(layer)).unwrap();
-        assert_eq!(Sizes::of(&store, id).measured(layer).unwrap(), found);
+        assert_eq!(Sizes::read(&store, id).measured(layer).unwrap(), found);
         // Lost or torn, it is as if it had never been.
         for torn in [
             "",
@@ -155,7 +155,7 @@ mod tests {
             "{\"format\": 1, \"lay",
         ] {
             std::fs::write(store.paths().cache_file(id), torn).unwrap();
-            assert!(Sizes::of(&store, id).measured(layer).is_err());
+            assert!(Sizes::read(&store, id).measured(layer).is_err());
         }
     }
 }

@@ -23,7 +23,7 @@ pub(super) struct Survey {
 /// Finds all layers that any manifest names, also those of changes that wait for their commit and of
 /// destroyed containers that may come back, and snapshot files that none names. An unreadable manifest
 /// is an error: what it names must not be taken for unused.
-pub(super) fn of(store: &Store, deleted: &[Deleted]) -> Result<Survey> {
+pub(super) fn read(store: &Store, deleted: &[Deleted]) -> Result<Survey> {
     let mut survey = Survey::default();
     for name in disk::names(&store.paths().containers())? {
         let Some(id) = ContainerId::parse(&name) else {
@@ -37,11 +37,11 @@ pub(super) fn of(store: &Store, deleted: &[Deleted]) -> Result<Survey> {
             }
             continue;
         };
-        if disk::is_there(&store.paths().unfinished_file(id))? {
+        if disk::exists(&store.paths().unfinished_file(id))? {
             survey.files.push(store.paths().unfinished_file(id));
         }
         let mut manifests = vec![record.body];
-        if disk::is_there(&store.paths().pending_file(id))? {
+        if disk::exists(&store.paths().pending_file(id))? {
             survey.pending = true;
             match store.container_at(&store.paths().pending_file(id)) {
                 Ok(next) => manifests.extend(next.map(|next| next.body)),
@@ -91,11 +91,11 @@ fn survey_one(
 }
 
 /// Containers whose manifest is gone: nobody knows what they named.
-pub fn lost_containers(store: &Store) -> Result<Vec<ContainerId>> {
+pub fn containers_without_manifest(store: &Store) -> Result<Vec<ContainerId>> {
     let mut lost = Vec::new();
     for name in disk::names(&store.paths().containers())? {
         if let Some(id) = ContainerId::parse(&name)
-            && !disk::is_there(&store.paths().container_file(id))?
+            && !disk::exists(&store.paths().container_file(id))?
             && !is_half_made(store, id)?
         {
             lost.push(id);
@@ -106,7 +106,7 @@ pub fn lost_containers(store: &Store) -> Result<Vec<ContainerId>> {
 
 /// Whether a container without a manifest is one whose making was cut off, and not one that lost it.
 fn is_half_made(store: &Store, id: ContainerId) -> Result<bool> {
-    if disk::is_there(&store.paths().unfinished_file(id))? {
+    if disk::exists(&store.paths().unfinished_file(id))? {
         return Ok(true);
     }
     // Cut off before the first file was written.

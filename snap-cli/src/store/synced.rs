@@ -19,7 +19,7 @@ pub fn unsynced(store: &Store, layers: &[LayerId]) -> Result<Vec<LayerId>> {
 }
 
 /// Records that a layer's content is not known to be durable.
-pub fn note_unsynced(store: &Store, id: LayerId) -> Result<()> {
+pub fn record_unsynced(store: &Store, id: LayerId) -> Result<()> {
     let path = store.paths().layer_file(id);
     let record = disk::read::<LayerManifest>(&path)?;
     if record.body.unsynced {
@@ -33,7 +33,7 @@ pub fn note_unsynced(store: &Store, id: LayerId) -> Result<()> {
 }
 
 /// Records that a frozen layer's content is durable. Hold a shared lock of the store.
-pub fn note_synced(store: &Store, id: LayerId) -> Result<()> {
+pub fn record_synced(store: &Store, id: LayerId) -> Result<()> {
     let path = store.paths().layer_file(id);
     let Some(record) = disk::read_opt::<LayerManifest>(&path)? else {
         // Merged into another one meanwhile, or its last name was removed.

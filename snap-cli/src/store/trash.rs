@@ -21,24 +21,24 @@ pub(super) fn list(store: &Store) -> Result<Vec<PathBuf>> {
 
 /// Removes what is in the trash. Nothing is done while another command does so.
 pub(super) fn empty(store: &Store) -> Result<()> {
-    let who = &store.session().who;
+    let command = &store.session().command;
     let path = store.paths().lock_file("trash");
     // One is enough.
-    let Some(_lock) = Lock::try_take(&path, Mode::Exclusive, who)? else {
+    let Some(_lock) = Lock::try_take(&path, Mode::Exclusive, command)? else {
         return Ok(());
     };
     let mut failed = None;
     for path in list(store)? {
         // One that cannot be removed keeps none of the others.
         if let Err(error) = remove_tree(&path) {
-            keep_first(&mut failed, error);
+            retain_first(&mut failed, error);
         }
     }
     failed.map_or(Ok(()), Err)
 }
 
 /// Keeps the first of several errors to be returned; the others are reported at once.
-pub(super) fn keep_first(first: &mut Option<Error>, error: Error) {
+pub(super) fn retain_first(first: &mut Option<Error>, error: Error) {
     match first {
         None => *first = Some(error),
         Some(_) => log::warn!("{error}"),

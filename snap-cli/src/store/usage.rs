@@ -47,17 +47,17 @@ pub struct References(HashMap<LayerId, usize>);
 
 impl References {
     /// Counts the references to each layer of a store. The caller holds a shared lock of the store.
-    pub fn of(store: &Store) -> Result<Self> {
-        let (references, unread) = Self::of_readable(store)?;
+    pub fn from_store(store: &Store) -> Result<Self> {
+        let (references, unread) = Self::from_readable(store)?;
         match unread.into_iter().next() {
             None => Ok(references),
             Some(error) => Err(error),
         }
     }
 
-    /// Like [`References::of`], without the containers whose files cannot be read; returns why those cannot as well.
+    /// Like [`References::from_store`], without the containers whose files cannot be read; returns why those cannot as well.
     /// The counts may be too low then.
-    pub fn of_readable(store: &Store) -> Result<(Self, Vec<Error>)> {
+    pub fn from_readable(store: &Store) -> Result<(Self, Vec<Error>)> {
         let (mut references, mut unread) = (Self::default(), Vec::new());
         for (id, record) in store.containers()? {
             unread.extend(references.add_container(store, id, record).err());
@@ -92,7 +92,7 @@ impl References {
             self.add(&store.snapshot(id, snapshot.id)?.stack);
         }
         let pending = store.paths().pending_file(id);
-        if disk::is_there(&pending)?
+        if disk::exists(&pending)?
             && let Ok(Some(next)) = store.container_at(&pending)
         {
             self.add(&next.body.stack);
@@ -107,18 +107,21 @@ impl References {
     }
 
     /// How many states name the layer.
-    pub fn times(&self, layer: LayerId) -> usize {
+    pub fn count(&self, layer: LayerId) -> usize {
         self.0.get(&layer).copied().unwrap_or_default()
     }
 
     /// The layers that nothing names any more once these states are gone, in no order.
-    pub fn only_in<'a>(&self, stacks: impl IntoIterator<Item = &'a [LayerId]>) -> Vec<LayerId> {
+    pub fn layers_only_in<'a>(
+        &self,
+        stacks: impl IntoIterator<Item = &'a [LayerId]>,
+    ) -> Vec<LayerId> {
         let mut going = Self::default();
         for stack in stacks {
             going.add(stack);
         }
         let only =
-            |(layer, times): (&LayerId, &usize)| (self.times(*layer) <= *times).then_some(*layer);
+            |(layer, times): (&LayerId, &usize)| (self.count(*layer) <= *times).then_some(*layer);
         going.0.iter().filter_map(only).collect()
     }
 }
@@ -148,7 +151,7 @@ mod tests {
             named.add(stack);
         }
         let only = |stacks: &[&[LayerId]]| {
-            let mut only = named.only_in(stacks.iter().copied());
+            let mut only = named.layers_only_in(stacks.iter().copied());
             only.sort_unstable();
             only
         };
@@ -158,7 +161,7 @@ mod tests {
         let mut both = [head, two];
         both.sort_unstable();
         assert_eq!(only(&[&[head, two, one, base], &[two, one, base]]), both);
-        assert_eq!(named.times(base), 4);
-        assert_eq!(named.times(LayerId::fresh()), 0);
+        assert_eq!(named.count(base), 4);
+        assert_eq!(named.count(LayerId::fresh()), 0);
     }
 }
