@@ -57,7 +57,7 @@ mod tests {
             layer: 0x0123_4567_89ab_cdef,
             ino: u64::MAX,
         };
-        assert_eq!(NumberMark::parse(&number.to_value()).unwrap(), Some(mark));
+        assert_eq!(NumberMark::parse(&number.to_value()).unwrap(), Some(number));
     }
 
     #[test]
