@@ -151,7 +151,7 @@ impl Layers {
         let upper = match &config.upper {
             Some((upper, work)) => {
                 let layer = self.open_one(config, upper)?;
-                Some(Upper::of(config.mount.through(), layer, work)?)
+                Some(Upper::from_layer(config.mount.through(), layer, work)?)
             }
             None => None,
         };

@@ -131,7 +131,9 @@ pub(super) fn detach(overlay: &Overlay, mount: &OwnMount) -> Result<Detached, Re
     // inode, and so that a refusal below can roll the unmount back.
     let alive = match own {
         Some(own) => {
-            let alive = own.run_inside(PATIENT, Inside::clone_of).map_err(covered)?;
+            let alive = own
+                .run_inside(PATIENT, Inside::clone_mount)
+                .map_err(covered)?;
             match own.run_inside(PATIENT, Inside::unmount) {
                 Ok(()) => {}
                 Err(error) if error.errno() == Errno::BUSY => {
@@ -146,7 +148,7 @@ pub(super) fn detach(overlay: &Overlay, mount: &OwnMount) -> Result<Detached, Re
         }
         None => found
             .first()
-            .and_then(|one| one.run_inside(HASTY, Inside::clone_of).ok()),
+            .and_then(|one| one.run_inside(HASTY, Inside::clone_mount).ok()),
     };
     // Copies to which the unmount propagates are unmounted already.
     match detach_copies(overlay, mount) {
@@ -211,7 +213,7 @@ fn detach_copies(overlay: &Overlay, mount: &OwnMount) -> Result<bool, Response> 
 /// Returns the response that refuses an unmount, if a process uses the file system, or it is deliberately mounted
 /// elsewhere.
 pub(super) fn refuse_users(mount: &OwnMount, found: &[FoundMount]) -> Result<(), Response> {
-    let users = sys::users::of(mount.device, &[std::process::id()]);
+    let users = sys::users::list(mount.device, &[std::process::id()]);
     let users = users.map_err(|error| Response::Failed {
         message: format!("cannot list processes: {error}"),
     })?;

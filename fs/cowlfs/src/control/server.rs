@@ -206,8 +206,8 @@ fn push(overlay: &Overlay, config: &Config, upper: &Path, work: &Path) -> Respon
         return failed("no layer can be pushed on this mount".into());
     }
     let space = config.space.unwrap_or_else(XattrSpace::detect);
-    let opened =
-        Layer::open(upper, space).and_then(|layer| Upper::of(config.mount.through(), layer, work));
+    let opened = Layer::open(upper, space)
+        .and_then(|layer| Upper::from_layer(config.mount.through(), layer, work));
     let new = match opened {
         Ok(new) => new,
         Err(error) => return failed(error.to_string()),

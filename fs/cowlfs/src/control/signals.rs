@@ -121,7 +121,7 @@ impl SignalTarget {
                 // Keeps the file system alive until the writeback is complete.
                 alive = found
                     .first()
-                    .and_then(|one| one.run_inside(HASTY, Inside::clone_of).ok());
+                    .and_then(|one| one.run_inside(HASTY, Inside::clone_mount).ok());
                 own_mount::detach_all(&found);
             }
             Err(error) => log::warn!("cannot find the mount: {error}"),
