@@ -343,7 +343,11 @@ impl Builder {
         self.config.upper = match (self.upper, self.work) {
             (Some(upper), Some(work)) => Some((upper, work)),
             (Some(_), None) => {
-                return Err("option workdir is missing: specify an empty directory on the file system of upperdir".into());
+                return Err(
+                    "option workdir is missing: specify an empty directory on the \
+                            file system of upperdir"
+                        .into(),
+                );
             }
             (None, Some(_)) => {
                 return Err("option upperdir is missing: specify it, or remove workdir".into());
@@ -484,7 +488,8 @@ mod tests {
         let config = parse(&[
             "-o",
             "lowerdir=A,ro,nosuid,nodev,noexec,noatime,static_nlink,noacl,squash_to_root,userxattr,\
-             timeout=0.5,threaded=0,awake=off,passthrough=read,coherence=overlay,metacopy=off,fsync=0,fsname=n,subtype=s,xino=auto,x-foo",
+             timeout=0.5,threaded=0,awake=off,passthrough=read,coherence=overlay,metacopy=off,fsync=0,\
+             fsname=n,subtype=s,xino=auto,x-foo",
             "M",
         ])
         .unwrap();

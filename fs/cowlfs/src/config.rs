@@ -23,7 +23,8 @@ pub const BUSY_POLL: Duration = Duration::from_micros(30);
 pub struct Config {
     /// The lower layers, topmost first.
     pub lowers: Vec<PathBuf>,
-    /// Data-only layers below the lower layers, topmost first. They have the content of metacopies, but no visible names.
+    /// Data-only layers below the lower layers, topmost first. They have the content of metacopies,
+    /// but no visible names.
     pub data_only: Vec<PathBuf>,
     /// The upper layer and its work directory. Without them the mount is read-only.
     pub upper: Option<(PathBuf, PathBuf)>,

@@ -55,10 +55,10 @@ fn run(args: Args) -> Result<(), (String, u8)> {
         false => LevelFilter::Warn,
     });
     if remount {
-        return cowlfs::remount(&config).map_err(|error| report(&error));
+        return cowlfs::remount(&config).map_err(|error| describe(&error));
     }
     if foreground {
-        return cowlfs::serve(config, |_| {}).map_err(|error| report(&error));
+        return cowlfs::serve(config, |_| {}).map_err(|error| describe(&error));
     }
     match to_background().map_err(|error| (format!("cannot fork: {error}"), 1))? {
         Background::Parent(message) if message.is_empty() => Ok(()),
@@ -76,7 +76,7 @@ fn run(args: Args) -> Result<(), (String, u8)> {
                 }
             });
             let Err(error) = served else { return Ok(()) };
-            let (message, code) = report(&error);
+            let (message, code) = describe(&error);
             match pipe {
                 Some(pipe) => pipe
                     .failed(&format!("{code} {message}"))
@@ -88,7 +88,7 @@ fn run(args: Args) -> Result<(), (String, u8)> {
 }
 
 /// Returns the message and the exit code of an error.
-fn report(error: &SetupError) -> (String, u8) {
+fn describe(error: &SetupError) -> (String, u8) {
     let code = match error.kind {
         SetupKind::Usage => 2,
         SetupKind::Host => 1,

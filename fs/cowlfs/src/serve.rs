@@ -30,7 +30,7 @@ pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), Setup
     sys::process::raise_open_files();
     config.mountpoint = check_mountpoint(&config.mountpoint)?;
     check_layers_apart(&config)?;
-    let layers = Layers::open(&config)?;
+    let layers = LowerLayers::open(&config)?;
     let device = fuse::open_device().map_err(|error| explain(error, &config.mountpoint))?;
     let (overlay, locks) = layers.into_overlay(&config)?;
     let signals = Signals::block();
@@ -97,14 +97,14 @@ pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), Setup
 }
 
 /// The opened lower layers, with their locks.
-struct Layers {
+struct LowerLayers {
     space: XattrSpace,
     lowers: Vec<Arc<Layer>>,
     data: Vec<Arc<Layer>>,
     locks: Vec<OwnedFd>,
 }
 
-impl Layers {
+impl LowerLayers {
     fn open(config: &Config) -> Result<Self, SetupError> {
         let mut layers = Self {
             space: config.space.unwrap_or_else(XattrSpace::detect),
@@ -189,9 +189,9 @@ fn session_settings(config: &Config, requests: &Arc<Requests>) -> SessionSetting
         // The kernel's condition for FUSE_DEV_IOC_BACKING_OPEN. Without passthrough, other file systems can be stacked
         // on the mount.
         may_use_passthrough: sys::process::is_initial_admin(),
-        layers: match config.snapshots {
-            true => fuse::Layers::Pushable,
-            false => fuse::Layers::Fixed,
+        stack: match config.snapshots {
+            true => fuse::StackMode::Pushable,
+            false => fuse::StackMode::Fixed,
         },
     }
 }

@@ -103,8 +103,8 @@ fn serve_client(stream: UnixStream, server: &Server) -> io::Result<()> {
         let mut text = serde_json::to_vec(&response)?;
         text.push(b'\n');
         stream.get_mut().write_all(&text)?;
-        // This drops the last mount. The kernel then drops its caches, whose requests the worker threads answer, and the
-        // process exits.
+        // This drops the last mount. The kernel then drops its caches, the worker threads answer the requests that this
+        // causes, and the process exits.
         if let Some(detached) = detached {
             detached.end(&server.mount.connection);
         }

@@ -12,4 +12,4 @@ mod settings;
 mod workers;
 
 pub(crate) use session::{SessionError, open_device, prepare};
-pub(crate) use settings::{Layers, SessionSettings};
+pub(crate) use settings::{SessionSettings, StackMode};

@@ -27,12 +27,12 @@ pub(crate) struct SessionSettings {
     /// Whether this process has the privilege for passthrough.
     pub(crate) may_use_passthrough: bool,
     /// Whether layers can be pushed while the file system is mounted.
-    pub(crate) layers: Layers,
+    pub(crate) stack: StackMode,
 }
 
 /// Whether the stack of layers can change during a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Layers {
+pub(crate) enum StackMode {
     /// A control client can push a new top layer, which takes a snapshot.
     Pushable,
     /// The stack stays the same until the unmount.

@@ -64,8 +64,8 @@ pub(super) fn set_time(time: Option<TimeOrNow>) -> SetTime {
 
 /// Returns a time of a request.
 ///
-/// For seconds before 1970, `fuser` subtracts the nanoseconds instead of adding them: -3 s plus 0.5 s arrives as -3.5 s.
-/// The mapping is unambiguous, so it is reverted here.
+/// For seconds before 1970, `fuser` subtracts the nanoseconds instead of adding them: -3 s plus 0.5 s arrives as
+/// -3.5 s. The mapping is unambiguous, so it is reverted here.
 fn from_system_time(time: SystemTime) -> Time {
     let (duration, before) = match time.duration_since(UNIX_EPOCH) {
         Ok(after) => (after, false),

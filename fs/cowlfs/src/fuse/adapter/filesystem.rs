@@ -19,7 +19,7 @@ use super::attributes::Accepted;
 use super::convert::{
     caller, device_from_protocol, errno, parse_name, rename_flags, set_time, writer,
 };
-use super::reply::{self, empty, with_attr, xattr};
+use super::reply::{reply_empty, reply_statfs, reply_xattr, with_attr};
 use crate::requests::Opcode;
 use cowl_layers::error::{Errno, Error};
 use cowl_layers::sys::copy::SyncScope;
@@ -211,7 +211,7 @@ impl Filesystem for Adapter {
             op.unlink(&parent, &parse_name(name)?)
                 .inspect(|()| parent.note_removal())
         });
-        empty(done, reply);
+        reply_empty(done, reply);
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -221,7 +221,7 @@ impl Filesystem for Adapter {
             op.rmdir(&parent, &parse_name(name)?)
                 .inspect(|()| parent.note_removal())
         });
-        empty(done, reply);
+        reply_empty(done, reply);
     }
 
     fn rename(
@@ -243,7 +243,7 @@ impl Filesystem for Adapter {
             self.after_rename(op, (&from, &name), (&to, &new_name), flags);
             Ok(())
         });
-        empty(done, reply);
+        reply_empty(done, reply);
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -349,7 +349,7 @@ impl Filesystem for Adapter {
         let done = self.run("fsync", ino, None, |op| {
             op.fsync(&*self.files.get(fh.0)?, scope)
         });
-        empty(done, reply);
+        reply_empty(done, reply);
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -375,12 +375,12 @@ impl Filesystem for Adapter {
     fn fsyncdir(&self, _: &Request, ino: INodeNo, _: Fh, _: bool, reply: ReplyEmpty) {
         let _span = self.begin_request(Opcode::Fsyncdir);
         let done = self.run("fsyncdir", ino, None, |op| op.fsync_dir(&*op.inode(ino.0)?));
-        empty(done, reply);
+        reply_empty(done, reply);
     }
 
     fn statfs(&self, _: &Request, ino: INodeNo, out: ReplyStatfs) {
         let _span = self.begin_request(Opcode::Statfs);
-        reply::statfs(self.run("statfs", ino, None, |op| op.statfs()), out);
+        reply_statfs(self.run("statfs", ino, None, |op| op.statfs()), out);
     }
 
     fn setxattr(
@@ -399,7 +399,7 @@ impl Filesystem for Adapter {
             let flags = flags.cast_unsigned();
             op.set_xattr(caller(req, 0), &inode, name.as_bytes(), value, flags)
         });
-        empty(done, reply);
+        reply_empty(done, reply);
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -407,7 +407,7 @@ impl Filesystem for Adapter {
         let done = self.run("getxattr", ino, Some(name), |op| {
             op.get_xattr(&op.inode(ino.0)?, name.as_bytes())
         });
-        xattr(done, size, reply);
+        reply_xattr(done, size, reply);
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
@@ -415,7 +415,7 @@ impl Filesystem for Adapter {
         let done = self.run("listxattr", ino, None, |op| {
             op.list_xattr(caller(req, 0), &op.inode(ino.0)?)
         });
-        xattr(done, size, reply);
+        reply_xattr(done, size, reply);
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -423,7 +423,7 @@ impl Filesystem for Adapter {
         let done = self.run("removexattr", ino, Some(name), |op| {
             op.remove_xattr(&op.inode(ino.0)?, name.as_bytes())
         });
-        empty(done, reply);
+        reply_empty(done, reply);
     }
 
     fn ioctl(
@@ -462,7 +462,7 @@ impl Filesystem for Adapter {
                 length,
             )
         });
-        empty(done, reply);
+        reply_empty(done, reply);
     }
 
     fn lseek(

@@ -57,7 +57,7 @@ impl Adapter {
         busy_poll: BusyPoll,
     ) -> Self {
         let policy = if settings.may_use_passthrough {
-            Policy::new(settings.passthrough, settings.coherence, settings.layers)
+            Policy::new(settings.passthrough, settings.coherence, settings.stack)
         } else {
             Policy::OFF
         };

@@ -15,7 +15,7 @@ use cowl_overlay::inode::Inode;
 use cowl_overlay::{Attr, Op};
 
 /// Sends a reply without data.
-pub(super) fn empty(done: Result<()>, reply: ReplyEmpty) {
+pub(super) fn reply_empty(done: Result<()>, reply: ReplyEmpty) {
     match done {
         Ok(()) => reply.ok(),
         Err(error) => reply.error(errno(error)),
@@ -23,7 +23,7 @@ pub(super) fn empty(done: Result<()>, reply: ReplyEmpty) {
 }
 
 /// Sends a reply to GETXATTR or LISTXATTR: the size of the value if `size` is zero, otherwise the value.
-pub(super) fn xattr(done: Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
+pub(super) fn reply_xattr(done: Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
     match done {
         Err(error) => reply.error(errno(error)),
         Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
@@ -46,7 +46,7 @@ pub(super) fn log_failure(request: &str, ino: INodeNo, name: Option<&OsStr>, err
 }
 
 /// Sends a reply to STATFS.
-pub(super) fn statfs(done: Result<StatVfs>, reply: ReplyStatfs) {
+pub(super) fn reply_statfs(done: Result<StatVfs>, reply: ReplyStatfs) {
     match done {
         Ok(s) => reply.statfs(
             s.f_blocks,
@@ -62,7 +62,9 @@ pub(super) fn statfs(done: Result<StatVfs>, reply: ReplyStatfs) {
     }
 }
 
-/// Returns the attributes of a negative LOOKUP reply: with inode number 0 the kernel caches that the name does not exist.
+/// Returns the attributes of a negative LOOKUP reply.
+///
+/// On inode number 0 the kernel caches that the name does not exist.
 pub(super) fn negative_attr() -> FileAttr {
     file_attr(&Attr {
         ino: 0,

@@ -4,7 +4,7 @@
 //! inode uses passthrough, all others must use it, with the same backing file; while one does not, none can.
 
 use crate::choices::{Coherence, Passthrough};
-use crate::fuse::settings::Layers;
+use crate::fuse::settings::StackMode;
 
 /// The files of a mount for which passthrough is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,12 +29,16 @@ impl Policy {
     ///
     /// By default, the upper layer is excluded if layers can be pushed: the daemon cannot pause a program that writes
     /// by passthrough.
-    pub(in crate::fuse) fn new(option: Passthrough, coherence: Coherence, layers: Layers) -> Self {
+    pub(in crate::fuse) fn new(
+        option: Passthrough,
+        coherence: Coherence,
+        stack: StackMode,
+    ) -> Self {
         let upper = match option {
             Passthrough::Off => return Self::OFF,
             Passthrough::Read => false,
             Passthrough::All => true,
-            Passthrough::Auto => layers == Layers::Fixed,
+            Passthrough::Auto => stack == StackMode::Fixed,
         };
         Self {
             upper,
@@ -173,9 +177,9 @@ mod tests {
         };
         let opens = [lower, program, upper, write, setuid, direct, upper_program];
         use Coherence::{Overlay, Posix};
-        use Layers::{Fixed, Pushable};
         use Passthrough::{All, Auto, Off, Read};
-        for (option, coherence, layers, verdicts) in [
+        use StackMode::{Fixed, Pushable};
+        for (option, coherence, stack, verdicts) in [
             (
                 Auto,
                 Posix,
@@ -213,9 +217,9 @@ mod tests {
                 [Cached, Cached, Cached, Cached, Cached, Direct, Cached],
             ),
         ] {
-            let policy = Policy::new(option, coherence, layers);
+            let policy = Policy::new(option, coherence, stack);
             let got = opens.map(|open| decide(policy, open, InodeMode::Closed));
-            assert_eq!(got, verdicts, "{option:?} {coherence:?} {layers:?}");
+            assert_eq!(got, verdicts, "{option:?} {coherence:?} {stack:?}");
         }
     }
 
@@ -231,9 +235,9 @@ mod tests {
         });
         for open in all {
             for policy in [
-                Policy::new(Passthrough::Auto, Coherence::Posix, Layers::Fixed),
-                Policy::new(Passthrough::Auto, Coherence::Overlay, Layers::Pushable),
-                Policy::new(Passthrough::All, Coherence::Overlay, Layers::Fixed),
+                Policy::new(Passthrough::Auto, Coherence::Posix, StackMode::Fixed),
+                Policy::new(Passthrough::Auto, Coherence::Overlay, StackMode::Pushable),
+                Policy::new(Passthrough::All, Coherence::Overlay, StackMode::Fixed),
             ] {
                 let by_daemon = decide(policy, open, InodeMode::Daemon);
                 assert!(matches!(by_daemon, Verdict::Cached | Verdict::Direct));
