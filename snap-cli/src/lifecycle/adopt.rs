@@ -158,7 +158,7 @@ fn inspect_lxc(
         let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
         return Err(
             Error::busy(format!("{} is {word}{pid}", container.name)).hint(format!(
-                "stop it: lxc-stop {}; then run: {}",
+                "stop it: lxc-stop {}; then type: {}",
                 container.options(),
                 home.session().command
             )),
@@ -320,7 +320,7 @@ fn check_location(home: &Store, rootfs: &Path) -> Result<()> {
             all.join(", ")
         ))
         .hint(format!(
-            "unmount it: umount {}; then run: {}",
+            "unmount it: umount {}; then type: {}",
             quoted(last),
             home.session().command
         )));
@@ -354,7 +354,7 @@ fn refuse_users(path: &Path, rootfs: &Path, command: &str) -> Result<()> {
         users::describe(&inside)
     ))
     .hint(format!(
-        "stop them (kill {}), then run: {command}",
+        "stop them (kill {}), then type: {command}",
         pids.join(" ")
     )))
 }
@@ -427,7 +427,7 @@ pub fn adopt(store: &Store, candidate: &Candidate, name: &ContainerName) -> Resu
 
 /// Adopts while no other adoption runs in the family of stores.
 fn adopt_locked(store: &Store, candidate: &Candidate, name: &ContainerName) -> Result<()> {
-    let alone = family::lock_adoption(store)?;
+    let lock = family::lock_adoption(store)?;
     let rootfs = &candidate.rootfs;
     // Another process may have adopted it or started to use it since the inspection.
     let meta = std::fs::symlink_metadata(rootfs).map_err(|e| Error::at("adopt", rootfs, e))?;
@@ -442,7 +442,7 @@ fn adopt_locked(store: &Store, candidate: &Candidate, name: &ContainerName) -> R
         ))
         .hint("check whether it was adopted: cowl list"))
     };
-    alone.remove()?;
+    lock.remove()?;
     done
 }
 

@@ -66,7 +66,8 @@ pub fn enter(mountpoint: &Path, command: &[OsString]) -> (u8, Error) {
 }
 
 fn change_root(mountpoint: &Path) -> Result<()> {
-    let failed = |what: &str, error: std::io::Error| Error::failed(what.to_owned()).because(error);
+    let failed =
+        |message: &str, error: std::io::Error| Error::failed(message.to_owned()).because(error);
     unshare_namespace()?;
     let recursive = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", recursive)

@@ -130,7 +130,7 @@ pub fn pre_start(store: &Store, id: ContainerId, caller: &Caller, limit: usize) 
                 caller.config.shown()
             ))
             .hint(format!(
-                "destroy it with lxc-destroy, which does not affect {name}, then run: cowl clone {name} {}",
+                "destroy it with lxc-destroy, which does not affect {name}, then type: cowl clone {name} {}",
                 caller.name
             )));
         }
@@ -176,7 +176,7 @@ fn grant_access(mut container: Container<'_>) -> Result<()> {
     }
     if let Some(dir) = reach::blocked_for(&mountpoint, user, group)? {
         log::warn!(
-            "uid {user}, the root of {}, cannot search {}; if LXC cannot open the files, run: \
+            "uid {user}, the root of {}, cannot search {}; if LXC cannot open the files, type: \
              chmod o+x {}",
             link.name,
             quoted(&dir),
@@ -225,7 +225,7 @@ pub fn destroy(store: &Store, id: ContainerId, caller: &Caller) -> Result<()> {
                  snapshots"
             ))
             .hint(format!(
-                "run: cowl restore {name} SNAP (list the snapshots with cowl list {name})"
+                "type: cowl restore {name} SNAP (list the snapshots with cowl list {name})"
             )))
         }
         CallerKind::Itself | CallerKind::Moved(_) => destroy::destroy(container).map(drop),

@@ -55,7 +55,7 @@ pub(super) fn remove_staging(container: &LxcContainer, patience: Duration) -> Re
         remove_tree(&left)?;
     }
     let lxcpath = &container.lxcpath;
-    let _alone = lock_dir(lxcpath, patience)?;
+    let _lock = lock_dir(lxcpath, patience)?;
     for name in disk::names(lxcpath)? {
         let left = lxcpath.join(&name);
         if name.starts_with(STAGING) && left != container.dir() && is_abandoned(&left)? {
@@ -106,7 +106,7 @@ fn is_abandoned(path: &Path) -> Result<bool> {
 
 /// Creates and locks a staging directory.
 pub(super) fn create_locked(path: &Path, name: &str, patience: Duration) -> Result<OwnedFd> {
-    let _alone = lock_dir(path.parent().unwrap_or(path), patience)?;
+    let _lock = lock_dir(path.parent().unwrap_or(path), patience)?;
     if disk::exists(path)? {
         if !is_abandoned(path)? {
             return Err(Error::busy(format!("another command is creating {name}"))

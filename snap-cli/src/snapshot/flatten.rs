@@ -58,7 +58,7 @@ fn find_run(
         from.filter(|from| below.get(*from..) == Some(snapshot.stack.as_slice()))
             .ok_or_else(|| {
                 Error::failed(format!(
-                    "{name} is not an ancestor of the current state of {}",
+                    "the current state of {} is not based on the layers of {name}",
                     container.name()
                 ))
                 .hint("use the container's ancestors as the ends of the range, oldest first")
@@ -183,11 +183,11 @@ pub(super) fn merge_run(
     let mounted = remount(container, was.as_ref());
     done?;
     mounted.map_err(|error| {
-        let what = format!(
+        let message = format!(
             "cannot remount {}: its layers are merged, but it is not mounted",
             container.name()
         );
-        Error::failed(what)
+        Error::failed(message)
             .because(error.to_string())
             .hint(format!("cowl mount {}", container.name()))
     })
