@@ -341,7 +341,9 @@ fn refuse_marker(rootfs: &Path) -> Result<()> {
     .hint("list all containers: cowl list"))
 }
 
-/// Fails if processes use the files at `path`. Messages call it `rootfs`, and end with `command` to repeat.
+/// Fails if processes use the files at `path`.
+///
+/// Messages call it `rootfs`, and end with `command` to repeat.
 fn refuse_users(path: &Path, rootfs: &Path, command: &str) -> Result<()> {
     let inside = inside::of(path)?;
     if inside.is_empty() {

@@ -131,7 +131,9 @@ fn clone_claimed(
     Ok(lxc.notes)
 }
 
-/// Copies all layers of a state into one base. The caller must prevent the collection of the layers.
+/// Copies all layers of a state into one base.
+///
+/// The caller must prevent the collection of the layers.
 fn copy_to_base(
     store: &Store,
     making: &mut Making<'_>,

@@ -101,7 +101,9 @@ fn open(store: &Store, id: ContainerId, purpose: Purpose) -> Result<Option<Conta
     }
 }
 
-/// The pre-start hook: mounts the container. Fails for a copy of the container.
+/// The pre-start hook: mounts the container.
+///
+/// Fails for a copy of the container.
 pub fn pre_start(store: &Store, id: ContainerId, caller: &Caller, limit: usize) -> Result<()> {
     let Some(mut container) = open(store, id, Purpose::Mount)? else {
         return Err(Error::not_found(format!(

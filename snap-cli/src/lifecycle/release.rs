@@ -37,7 +37,9 @@ pub enum Snapshots {
     Drop,
 }
 
-/// Returns the method that [`release`] would use. Detects all errors that can be detected before the release.
+/// Returns the method that [`release`] would use.
+///
+/// Detects all errors that can be detected before the release.
 pub fn plan(container: &Container<'_>, snapshots: Snapshots) -> Result<ReleaseMethod> {
     let manifest = container.manifest();
     let name = container.name();

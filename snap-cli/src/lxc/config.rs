@@ -1,5 +1,6 @@
-//! The text of an LXC config: parsed without loss, changed in as few lines as possible. Pure: bytes in, bytes out.
-//! Cowl's lines are recognized by the container's id.
+//! The text of an LXC config: parsed without loss, changed in as few lines as possible.
+//!
+//! Pure: bytes in, bytes out. Cowl's lines are recognized by the container's id.
 
 /// The beginning of the comment above the lines that cowl appended.
 const COMMENT: &[u8] = b"# cowl keeps this container's files;";
@@ -364,7 +365,7 @@ mod tests {
             ),
             "{text}"
         );
-        // The path of the root filesystem is in an included file.
+        // The original path of the root filesystem is in an included file.
         assert!(text.contains("lxc.rootfs.path = dir:/s/mnt/ID-1\n"));
         let back = detach(text.as_bytes(), Some(b"lxc.hook.pre-start = /a\n"), "ID-1");
         assert_eq!(

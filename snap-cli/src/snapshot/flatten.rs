@@ -113,7 +113,9 @@ pub(super) fn refuse_users(container: &Container<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Merges layers. A mounted container is remounted at the same mount point.
+/// Merges layers.
+///
+/// A mounted container is remounted at the same mount point.
 pub fn flatten(
     container: &mut Container<'_>,
     request: &FlattenRequest,
@@ -213,7 +215,7 @@ fn merge(
     Ok(())
 }
 
-/// Returns `stack` with `run` replace_run by `merged`, or `None` if it does not contain the whole run.
+/// Returns `stack` with `run` replaced by `merged`, or `None` if it does not contain the whole run.
 fn replace_run(stack: &[LayerId], run: &[LayerId], merged: LayerId) -> Option<Vec<LayerId>> {
     let at = stack.windows(run.len()).position(|part| part == run)?;
     let mut new = stack.get(..at)?.to_vec();

@@ -54,7 +54,7 @@ impl LayerLocks {
 
     /// Returns the processes that read exactly this state.
     ///
-    /// 0 stands for processes outside the process-id namespace.
+    /// 0 stands for processes in other PID namespaces.
     fn find_readers(&self, store: &Store, stack: &[LayerId]) -> Result<Vec<u32>> {
         let Some(top) = stack.first() else {
             return Ok(Vec::new());
@@ -100,7 +100,7 @@ fn read_inode(store: &Store, id: LayerId) -> Result<u64> {
 
 /// Returns the processes that have this state of a snapshot mounted.
 ///
-/// 0 stands for processes outside the process-id namespace. Mounts of containers are ignored: their layers are
+/// 0 stands for processes in other PID namespaces. Mounts of containers are ignored: their layers are
 /// retained, whichever snapshots are removed.
 pub fn find_readers(store: &Store, stack: &[LayerId]) -> Result<Vec<u32>> {
     let Some(top) = stack.first() else {

@@ -21,7 +21,9 @@ pub struct Restored {
     pub remounted: bool,
 }
 
-/// Restores the container to a snapshot. An automatic snapshot retains the current state.
+/// Restores the container to a snapshot.
+///
+/// An automatic snapshot retains the current state.
 pub fn restore(container: &mut Container<'_>, name: &SnapshotName) -> Result<Restored> {
     // Detect all errors that can be detected before the unmount.
     let (_, snapshot) = container.snapshot(name)?;
@@ -83,9 +85,9 @@ pub(super) fn remount(container: &Container<'_>, was: Option<&RunState>) -> Resu
 
 /// The relation of the current state to the snapshots and to the state that is about to replace it.
 enum CurrentState {
-    /// No snapshot has the state, so it needs one. These are its layers.
+    /// The layers of the state, which no snapshot has, so that it needs one.
     Unnamed(Vec<LayerId>),
-    /// This snapshot has the state: nothing was written since.
+    /// The snapshot that has the state: nothing was written since.
     Named(SnapshotId),
     /// The state is the target.
     Same,

@@ -118,7 +118,9 @@ fn refuse_inner_mounts(container: &Container<'_>, run: &RunState, scope: &Scope)
     Ok(())
 }
 
-/// Reverts the changes. Does nothing if there are none.
+/// Reverts the changes.
+///
+/// Does nothing if there are none.
 pub fn undo(
     container: &mut Container<'_>,
     request: &UndoRequest,
