@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys::dir;
-use cowl_layers::sys::within::{self, Links, Named};
+use cowl_layers::sys::within::{self, OpenedObject, SymlinkPolicy};
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 
 use super::command::{LxcContainer, LxcState, random_address};
@@ -274,10 +274,15 @@ fn rename_host(rootfs: &Path, old: &str, new: &str) -> Result<()> {
     let at = |error| Error::at("open", &file, error);
     let root = dir::open_root(rootfs).map_err(at)?;
     // A symbolic link is not followed: an absolute one leads to a file of the host.
-    let found = within::open(root.as_fd(), b"etc/hostname", Links::Refused, OFlags::RDWR);
+    let found = within::open(
+        root.as_fd(),
+        b"etc/hostname",
+        SymlinkPolicy::Refused,
+        OFlags::RDWR,
+    );
     let mut hostname = match found.map_err(at)? {
-        Named::File(file) => std::fs::File::from(file),
-        Named::Nothing | Named::Other(_) => return Ok(()),
+        OpenedObject::File(file) => std::fs::File::from(file),
+        OpenedObject::Nothing | OpenedObject::Other(_) => return Ok(()),
     };
     let mut write = || {
         let mut text = Vec::new();

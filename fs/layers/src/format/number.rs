@@ -53,11 +53,11 @@ mod tests {
 
     #[test]
     fn marks_round_trip() {
-        let mark = NumberMark {
+        let number = NumberMark {
             layer: 0x0123_4567_89ab_cdef,
             ino: u64::MAX,
         };
-        assert_eq!(NumberMark::parse(&mark.to_value()).unwrap(), Some(mark));
+        assert_eq!(NumberMark::parse(&number.to_value()).unwrap(), Some(number));
     }
 
     #[test]

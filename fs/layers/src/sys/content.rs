@@ -83,7 +83,7 @@ fn check(fd: BorrowedFd<'_>) -> Result<()> {
 mod tests {
     use super::*;
     use crate::sys::node;
-    use crate::sys::private::{Through, mount_of};
+    use crate::sys::private::{Through, clone_mount};
 
     /// Checks that objects of each other type are refused without blocking.
     ///
@@ -111,7 +111,7 @@ mod tests {
             }
         }
         // Without the privilege to mount, only the first sequence is tested.
-        let private = mount_of(plain.as_fd(), Through::Writing).ok();
+        let private = clone_mount(plain.as_fd(), Through::Writing).ok();
         for flags in [OFlags::RDONLY, OFlags::RDWR] {
             for name in &names {
                 let name = name.as_bytes();
@@ -140,7 +140,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let plain = crate::sys::dir::open_root(dir.path()).unwrap();
         let made = node::mknod(plain.as_fd(), b"null", FileKind::CharDevice, 0o666, 0x103);
-        let Ok(private) = mount_of(plain.as_fd(), Through::Reading) else {
+        let Ok(private) = clone_mount(plain.as_fd(), Through::Reading) else {
             return;
         };
         if made.is_ok() {

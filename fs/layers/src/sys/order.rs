@@ -35,7 +35,7 @@ pub enum Order {
 
 impl Order {
     /// Determines the order of the file system that holds `dir`.
-    pub fn of(dir: BorrowedFd<'_>) -> Self {
+    pub fn for_dir(dir: BorrowedFd<'_>) -> Self {
         match determine(dir) {
             Ok(order) => order,
             Err(error) => {
@@ -214,6 +214,6 @@ mod tests {
     #[test]
     fn a_file_system_in_memory_is_not_known() {
         let dir = rustix::fs::open("/dev/shm", rustix::fs::OFlags::PATH, 0.into()).unwrap();
-        assert_eq!(Order::of(dir.as_fd()), Order::Unknown);
+        assert_eq!(Order::for_dir(dir.as_fd()), Order::Unknown);
     }
 }

@@ -1,19 +1,20 @@
-//! The shapes of replies that several handlers share.
+//! Replies that several handlers share.
 
 use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use fuser::{FileAttr, INodeNo, ReplyEmpty, ReplyStatfs, ReplyXattr};
 
-use super::convert::{attr, errno};
+use super::convert::{errno, file_attr};
 use rustix::fs::StatVfs;
 
 use cowl_layers::error::{Errno, Error, Result};
+use cowl_layers::shown::Show as _;
 use cowl_layers::sys::stat::Stat;
 use cowl_overlay::inode::Inode;
 use cowl_overlay::{Attr, Op};
 
+/// Sends a reply without data.
 pub(super) fn empty(done: Result<()>, reply: ReplyEmpty) {
     match done {
         Ok(()) => reply.ok(),
@@ -21,7 +22,7 @@ pub(super) fn empty(done: Result<()>, reply: ReplyEmpty) {
     }
 }
 
-/// An answer to getxattr or listxattr: its size when that is asked, else its bytes.
+/// Sends a reply to GETXATTR or LISTXATTR: the size of the value if `size` is zero, otherwise the value.
 pub(super) fn xattr(done: Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
     match done {
         Err(error) => reply.error(errno(error)),
@@ -31,18 +32,20 @@ pub(super) fn xattr(done: Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
     }
 }
 
-/// Logs an error that speaks of a damaged layer or of the machine; others are a program's own.
-pub(super) fn log_failure(what: &str, ino: INodeNo, name: Option<&OsStr>, error: Error) {
+/// Logs an error that is caused by a damaged layer or by the machine. Other errors are caused by the calling program.
+pub(super) fn log_failure(request: &str, ino: INodeNo, name: Option<&OsStr>, error: Error) {
     if matches!(
         error,
         Error::Damaged(_) | Error::Errno(Errno::IO | Errno::MFILE)
     ) {
-        let name = name.map(|n| n.as_bytes().escape_ascii().to_string());
-        log::error!("{what} of {ino} {}: {error}", name.unwrap_or_default());
+        match name {
+            Some(name) => log::error!("{request} of inode {ino}, name {}: {error}", name.shown()),
+            None => log::error!("{request} of inode {ino}: {error}"),
+        }
     }
 }
 
-/// What statfs(2) shows.
+/// Sends a reply to STATFS.
 pub(super) fn statfs(done: Result<StatVfs>, reply: ReplyStatfs) {
     match done {
         Ok(s) => reply.statfs(
@@ -59,15 +62,15 @@ pub(super) fn statfs(done: Result<StatVfs>, reply: ReplyStatfs) {
     }
 }
 
-/// Number 0 says "absent, and you may remember that".
-pub(super) fn absent() -> FileAttr {
-    attr(&Attr {
+/// Returns the attributes of a negative LOOKUP reply: with inode number 0 the kernel caches that the name does not exist.
+pub(super) fn negative_attr() -> FileAttr {
+    file_attr(&Attr {
         ino: 0,
         stat: Stat::default(),
     })
 }
 
-/// An object with its attributes.
+/// Returns an inode with its attributes.
 pub(super) fn with_attr(op: &Op<'_>, inode: Arc<Inode>) -> Result<(Arc<Inode>, Attr)> {
     let attr = op.attr(&inode)?;
     Ok((inode, attr))
