@@ -495,7 +495,7 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
         );
         return Err(error.hint(hint));
     }
-    // A process that started to use it just before the move would write to a layer.
+    // Race: a process that started to use it just before the move would write to a layer.
     let tree = store.paths().layer_tree(base);
     if let Err(error) = refuse_users(&tree, rootfs, &store.session().command) {
         disk::rename(&tree, rootfs)?;
