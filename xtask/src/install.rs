@@ -312,7 +312,9 @@ impl System {
         Ok(std::fs::create_dir_all(self.locate(path))?)
     }
 
-    /// Installs the configuration file. An existing one that differs is not changed.
+    /// Installs the configuration file.
+    ///
+    /// An existing one that differs is not changed.
     fn install_config(&mut self, sample: &Path) -> Result<()> {
         let path = Path::new("/etc/cowl/config.toml");
         let bytes = std::fs::read(sample)?;
@@ -369,7 +371,9 @@ fn write_file(path: &Path, bytes: impl AsRef<[u8]>, mode: u32) -> Result<()> {
     Ok(())
 }
 
-/// Returns the paths in a directory, sorted. Fails if there are none.
+/// Returns the paths in a directory, sorted.
+///
+/// Fails if there are none.
 fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir)? {

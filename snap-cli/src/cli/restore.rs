@@ -131,7 +131,7 @@ impl Verb for RestoreArgs {
             })
         })?;
         context.settle(&store, &name);
-        if let Some(auto) = done.kept_as {
+        if let Some(auto) = done.auto_snapshot {
             output::note(&format!(
                 "what {name} was until now stays as {auto}: cowl restore {name} --undo takes this back"
             ));

@@ -112,7 +112,7 @@ pub(super) fn put_back(
 fn tell(name: &ContainerName, done: &Undone, planned: bool, json: bool) -> Result<()> {
     if json {
         let steps: Vec<Value> = done.steps.iter().map(as_json).collect();
-        let kept = done.kept_as.as_ref().map(SnapshotName::as_str);
+        let kept = done.auto_snapshot.as_ref().map(SnapshotName::as_str);
         return output::data(&json!({ "changes": steps, "kept_as": kept, "dry_run": planned }));
     }
     for step in &done.steps {
@@ -122,7 +122,7 @@ fn tell(name: &ContainerName, done: &Undone, planned: bool, json: bool) -> Resul
         output::note("nothing changed there since then, so nothing is done");
     } else if !planned {
         let kept = done
-            .kept_as
+            .auto_snapshot
             .as_ref()
             .map(|auto| format!(" stays as {auto}"));
         output::note(&format!(

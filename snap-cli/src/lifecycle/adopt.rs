@@ -158,7 +158,7 @@ fn inspect_lxc(
         let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
         return Err(
             Error::busy(format!("{} is {word}{pid}", container.name)).hint(format!(
-                "stop it: lxc-stop {}; then run: {}",
+                "stop it: lxc-stop {}; then type: {}",
                 container.options(),
                 home.session().command
             )),
@@ -320,7 +320,7 @@ fn check_location(home: &Store, rootfs: &Path) -> Result<()> {
             all.join(", ")
         ))
         .hint(format!(
-            "unmount it: umount {}; then run: {}",
+            "unmount it: umount {}; then type: {}",
             quoted(last),
             home.session().command
         )));
@@ -341,7 +341,9 @@ fn refuse_marker(rootfs: &Path) -> Result<()> {
     .hint("list all containers: cowl list"))
 }
 
-/// Fails if processes use the files at `path`. Messages call it `rootfs`, and end with `command` to repeat.
+/// Fails if processes use the files at `path`.
+///
+/// Messages call it `rootfs`, and end with `command` to repeat.
 fn refuse_users(path: &Path, rootfs: &Path, command: &str) -> Result<()> {
     let inside = inside::of(path)?;
     if inside.is_empty() {
@@ -354,7 +356,7 @@ fn refuse_users(path: &Path, rootfs: &Path, command: &str) -> Result<()> {
         users::describe(&inside)
     ))
     .hint(format!(
-        "stop them (kill {}), then run: {command}",
+        "stop them (kill {}), then type: {command}",
         pids.join(" ")
     )))
 }
@@ -427,7 +429,7 @@ pub fn adopt(store: &Store, candidate: &Candidate, name: &ContainerName) -> Resu
 
 /// Adopts while no other adoption runs in the family of stores.
 fn adopt_locked(store: &Store, candidate: &Candidate, name: &ContainerName) -> Result<()> {
-    let alone = family::lock_adoption(store)?;
+    let lock = family::lock_adoption(store)?;
     let rootfs = &candidate.rootfs;
     // Another process may have adopted it or started to use it since the inspection.
     let meta = std::fs::symlink_metadata(rootfs).map_err(|e| Error::at("adopt", rootfs, e))?;
@@ -442,7 +444,7 @@ fn adopt_locked(store: &Store, candidate: &Candidate, name: &ContainerName) -> R
         ))
         .hint("check whether it was adopted: cowl list"))
     };
-    alone.remove()?;
+    lock.remove()?;
     done
 }
 
@@ -493,7 +495,7 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
         );
         return Err(error.hint(hint));
     }
-    // A process that started to use it just before the move would write to a layer.
+    // Race: a process that started to use it just before the move would write to a layer.
     let tree = store.paths().layer_tree(base);
     if let Err(error) = refuse_users(&tree, rootfs, &store.session().command) {
         disk::rename(&tree, rootfs)?;

@@ -86,8 +86,8 @@ fn clone_claimed(
         // Resolve it again: `making` prevents the collection of its layers from here on.
         let state = resolve(store, source)?;
         store.open_layers(&state.stack)?;
-        let kept = state.snapshot.as_ref().and_then(|(_, s)| s.config.as_ref());
-        lxc = lxc::LxcCopy::for_container((state.container, &state.manifest), kept, new)?;
+        let config = state.snapshot.as_ref().and_then(|(_, s)| s.config.as_ref());
+        lxc = lxc::LxcCopy::for_container((state.container, &state.manifest), config, new)?;
         settling = inherit_settling(
             state.settling(),
             &source.container,
@@ -101,7 +101,7 @@ fn clone_claimed(
         making = Making::begin(store)?;
         manifest = container.manifest().clone();
         let marker = match durability::find_loss(&container)? {
-            Some(lost) => Some(lost.clone()),
+            Some(loss) => Some(loss.clone()),
             None => durability::settling_for(&container, &stack)?,
         };
         settling = inherit_settling(marker.as_ref(), &source.container, None);
@@ -131,7 +131,9 @@ fn clone_claimed(
     Ok(lxc.notes)
 }
 
-/// Copies all layers of a state into one base. The caller must prevent the collection of the layers.
+/// Copies all layers of a state into one base.
+///
+/// The caller must prevent the collection of the layers.
 fn copy_to_base(
     store: &Store,
     making: &mut Making<'_>,

@@ -28,7 +28,9 @@ pub enum Source<'a> {
     Tree(Box<input::Tree<'a>>),
 }
 
-/// Creates the container `name` from a root file system. Returns notes on properties that were not preserved.
+/// Creates the container `name` from a root file system.
+///
+/// Returns notes on properties that were not preserved.
 pub fn create(
     store: &Store,
     name: &ContainerName,
@@ -81,8 +83,9 @@ fn import_claimed(
         .collect())
 }
 
-/// Creates the container `name` with an empty head on the layers `below`. The caller must have claimed the
-/// name.
+/// Creates the container `name` with an empty head on the layers `below`.
+///
+/// The caller must have claimed the name.
 pub fn create_over_layers(
     store: &Store,
     making: Making<'_>,

@@ -1,5 +1,7 @@
-//! The inner process of exec. It makes the mounted container the root of a private mount namespace, with the
-//! host's /proc, /sys and /dev, and executes the command.
+//! The inner process of exec.
+//!
+//! It makes the mounted container the root of a private mount namespace, with the host's /proc, /sys and /dev, and
+//! executes the command.
 //!
 //! The old root is detached, so that the namespace has no copy of any other mount: a command that runs here
 //! keeps no other mount busy. Mount points in the container are opened without following symbolic links,
@@ -42,8 +44,9 @@ const LINKS: [(&str, &str); 5] = [
     ("stderr", "/proc/self/fd/2"),
 ];
 
-/// Executes `command` inside the mount at `mountpoint`. Returns only on failure, with the exit code and the
-/// error.
+/// Executes `command` inside the mount at `mountpoint`.
+///
+/// Returns only on failure, with the exit code and the error.
 pub fn enter(mountpoint: &Path, command: &[OsString]) -> (u8, Error) {
     let Some((program, args)) = command.split_first() else {
         return (FAILED, Error::usage("no command to run"));
@@ -66,7 +69,8 @@ pub fn enter(mountpoint: &Path, command: &[OsString]) -> (u8, Error) {
 }
 
 fn change_root(mountpoint: &Path) -> Result<()> {
-    let failed = |what: &str, error: std::io::Error| Error::failed(what.to_owned()).because(error);
+    let failed =
+        |message: &str, error: std::io::Error| Error::failed(message.to_owned()).because(error);
     unshare_namespace()?;
     let recursive = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", recursive)
@@ -170,7 +174,9 @@ struct MountTarget {
     _fd: OwnedFd,
 }
 
-/// Opens the directory `name` of the container. `None` if it does not exist or is not a directory.
+/// Opens the directory `name` of the container.
+///
+/// `None` if it does not exist or is not a directory.
 fn open_dir(root: &OwnedFd, name: &str) -> Result<Option<MountTarget>> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match rustix::fs::openat(root.as_fd(), name, flags, Mode::empty()) {

@@ -19,7 +19,9 @@ use crate::store::Store;
 use crate::store::lock::{Lock, Mode};
 use crate::store::name::ContainerName;
 
-/// Runs a command in the container. Returns its exit code, or 128 plus the number of the signal that killed it.
+/// Runs a command in the container.
+///
+/// Returns its exit code, or 128 plus the number of the signal that killed it.
 pub fn exec(store: &Store, name: &ContainerName, command: &[OsString]) -> Result<u8> {
     let mut container = recover::open(store, name)?;
     state::ensure_run_dir(store, container.id())?;

@@ -101,7 +101,9 @@ fn open(store: &Store, id: ContainerId, purpose: Purpose) -> Result<Option<Conta
     }
 }
 
-/// The pre-start hook: mounts the container. Fails for a copy of the container.
+/// The pre-start hook: mounts the container.
+///
+/// Fails for a copy of the container.
 pub fn pre_start(store: &Store, id: ContainerId, caller: &Caller, limit: usize) -> Result<()> {
     let Some(mut container) = open(store, id, Purpose::Mount)? else {
         return Err(Error::not_found(format!(
@@ -130,7 +132,7 @@ pub fn pre_start(store: &Store, id: ContainerId, caller: &Caller, limit: usize) 
                 caller.config.shown()
             ))
             .hint(format!(
-                "destroy it with lxc-destroy, which does not affect {name}, then run: cowl clone {name} {}",
+                "destroy it with lxc-destroy, which does not affect {name}, then type: cowl clone {name} {}",
                 caller.name
             )));
         }
@@ -176,7 +178,7 @@ fn grant_access(mut container: Container<'_>) -> Result<()> {
     }
     if let Some(dir) = reach::blocked_for(&mountpoint, user, group)? {
         log::warn!(
-            "uid {user}, the root of {}, cannot search {}; if LXC cannot open the files, run: \
+            "uid {user}, the root of {}, cannot search {}; if LXC cannot open the files, type: \
              chmod o+x {}",
             link.name,
             quoted(&dir),
@@ -225,7 +227,7 @@ pub fn destroy(store: &Store, id: ContainerId, caller: &Caller) -> Result<()> {
                  snapshots"
             ))
             .hint(format!(
-                "run: cowl restore {name} SNAP (list the snapshots with cowl list {name})"
+                "type: cowl restore {name} SNAP (list the snapshots with cowl list {name})"
             )))
         }
         CallerKind::Itself | CallerKind::Moved(_) => destroy::destroy(container).map(drop),

@@ -37,7 +37,9 @@ pub enum Snapshots {
     Drop,
 }
 
-/// Returns the method that [`release`] would use. Detects all errors that can be detected before the release.
+/// Returns the method that [`release`] would use.
+///
+/// Detects all errors that can be detected before the release.
 pub fn plan(container: &Container<'_>, snapshots: Snapshots) -> Result<ReleaseMethod> {
     let manifest = container.manifest();
     let name = container.name();
@@ -63,7 +65,7 @@ pub fn plan(container: &Container<'_>, snapshots: Snapshots) -> Result<ReleaseMe
         let lxc = binding::from_link(link);
         if let tools::LxcState::Running { word, .. } = lxc.state()? {
             return Err(Error::busy(format!("{name} is {word}")).hint(format!(
-                "stop it: lxc-stop {}; then run: {}",
+                "stop it: lxc-stop {}; then type: {}",
                 lxc.options(),
                 container.store().session().command
             )));
@@ -74,7 +76,7 @@ pub fn plan(container: &Container<'_>, snapshots: Snapshots) -> Result<ReleaseMe
             "cannot release {name}: its original directory contains {found}"
         ))
         .hint(format!(
-            "it is not part of the container; move it away, then run: {}",
+            "it is not part of the container; move it away, then type: {}",
             container.store().session().command
         )));
     }
@@ -122,7 +124,7 @@ pub fn release(
     let store = container.store();
     // The exclusive lock prevents other commands from reading the layer that is moved, and from using it as a
     // base.
-    let alone = store.lock_exclusive()?;
+    let lock = store.lock_exclusive()?;
     if let Some(base) = unchanged_base(&container)? {
         if layers::is_held(store, base)? {
             // A later write to the directory would be visible in that mount.
@@ -134,9 +136,9 @@ pub fn release(
             );
         }
         commit(&mut container, base, None)?;
-        return moving::finish_release(container, Some(alone));
+        return moving::finish_release(container, Some(lock));
     }
-    drop(alone);
+    drop(lock);
     let mut making = Making::begin(store)?;
     let plain = making.create_layer(LayerKind::Base, &[], &[])?;
     let tree = store.paths().layer_tree(plain);

@@ -1,4 +1,6 @@
-//! Renames a container. All of its files are found by its id, so a mount is not affected.
+//! Renames a container.
+//!
+//! All of its files are found by its id, so a mount is not affected.
 
 use crate::container::Swap;
 use crate::error::{Error, Result};

@@ -143,7 +143,9 @@ fn serve_locked(
     Ok(())
 }
 
-/// Starts the thread that syncs the container's states. It ends with the process.
+/// Starts the thread that syncs the container's states.
+///
+/// It ends with the process.
 fn spawn_sync_thread(
     store: &Store,
     id: ContainerId,

@@ -65,7 +65,9 @@ pub struct LayerEntry {
 }
 
 impl WholeManifest {
-    /// Checks the invariants that types do not express. The error is the text of a message.
+    /// Checks the invariants that types do not express.
+    ///
+    /// The error is the text of a message.
     fn check(&self) -> Result<(), String> {
         let container = &self.container;
         container.check()?;
@@ -110,7 +112,9 @@ impl WholeManifest {
     }
 }
 
-/// A prepared export. Its layers are not collected while this value exists.
+/// A prepared export.
+///
+/// Its layers are not collected while this value exists.
 #[derive(Debug)]
 pub struct Outgoing {
     manifest: Vec<u8>,
@@ -385,7 +389,9 @@ fn next_after(name: &SnapshotName, prefix: &str) -> u64 {
         .unwrap_or(0)
 }
 
-/// Maps layer ids to the new ones. A layer that is not in the archive keeps its id, which refers to nothing.
+/// Maps layer ids to the new ones.
+///
+/// A layer that is not in the archive keeps its id, which refers to nothing.
 fn map_ids(ids: &[LayerId], new: &HashMap<LayerId, LayerId>) -> Vec<LayerId> {
     ids.iter().map(|id| *new.get(id).unwrap_or(id)).collect()
 }

@@ -88,6 +88,7 @@ pub fn own_lines(
 }
 
 /// Stops the LXC container of the container `name`, if it has one and it runs, and returns it, to be started again.
+///
 /// The container must not be locked, because LXC calls cowl.
 pub fn stop(store: &Store, name: &ContainerName) -> Result<Option<LxcContainer>> {
     let (_, record) = store.find(name)?;

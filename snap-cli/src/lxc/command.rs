@@ -1,4 +1,6 @@
-//! LXC containers through LXC's own tools: paths, state, start and stop. Independent of cowl's stores and containers.
+//! LXC containers through LXC's own tools: paths, state, start and stop.
+//!
+//! Independent of cowl's stores and containers.
 
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
@@ -72,17 +74,17 @@ fn run<'a>(
 }
 
 impl LxcContainer {
-    /// Returns its directory.
+    /// Returns the container's directory.
     pub fn dir(&self) -> PathBuf {
         self.lxcpath.join(&self.name)
     }
 
-    /// Returns the path of its config.
+    /// Returns the path of the container's config.
     pub fn config(&self) -> PathBuf {
         self.dir().join("config")
     }
 
-    /// Returns the options by which LXC's tools find it, quoted for a shell.
+    /// Returns the options that select the container in LXC's tools, quoted for a shell.
     pub fn options(&self) -> String {
         let name = quoted(&self.name);
         if self.lxcpath == Path::new(DEFAULT) {
@@ -105,7 +107,9 @@ impl LxcContainer {
         run(program, args.into_iter().chain(more.iter().map(OsStr::new)))
     }
 
-    /// Returns its state according to LXC, or, if LXC is not installed, according to the socket of its monitor.
+    /// Returns the container's state according to LXC.
+    ///
+    /// If LXC is not installed, the socket of the container's monitor determines the state.
     pub fn state(&self) -> Result<LxcState> {
         let output = match self.tool("lxc-info", &["-H", "-s", "-p"]) {
             Ok(output) => output,
@@ -128,7 +132,7 @@ impl LxcContainer {
         })
     }
 
-    /// Returns a value of its config, included files considered.
+    /// Returns a value of the container's config, including included files.
     pub fn value(&self, key: &str) -> Result<Option<Vec<u8>>> {
         let output = match self.tool("lxc-info", &["-H", "-c", key]) {
             Ok(output) => output,
@@ -158,7 +162,9 @@ impl LxcContainer {
         })
     }
 
-    /// Stops it, by force after half a minute. Returns whether it was running.
+    /// Stops the container, by force after half a minute.
+    ///
+    /// Returns whether it was running.
     pub fn stop(&self) -> Result<bool> {
         if self.state()? == LxcState::Stopped {
             return Ok(false);
@@ -172,7 +178,7 @@ impl LxcContainer {
         Ok(true)
     }
 
-    /// Starts it in the background.
+    /// Starts the container in the background.
     pub fn start(&self) -> Result<()> {
         self.act("lxc-start", &["-d"], "start")
     }
@@ -199,7 +205,7 @@ impl LxcContainer {
     }
 }
 
-/// Returns a random last half of a hardware address.
+/// Returns three random bytes for the second half of a hardware address.
 pub fn random_address() -> [u8; 3] {
     let (high, ..) = uuid::Uuid::new_v4().as_fields();
     let [a, b, c, _] = high.to_be_bytes();

@@ -1,5 +1,6 @@
-//! The text of an LXC config: parsed without loss, changed in as few lines as possible. Pure: bytes in, bytes out.
-//! Cowl's lines are recognized by the container's id.
+//! The text of an LXC config: parsed without loss, changed in as few lines as possible.
+//!
+//! Pure: bytes in, bytes out. Cowl's lines are recognized by the container's id.
 
 /// The beginning of the comment above the lines that cowl appended.
 const COMMENT: &[u8] = b"# cowl keeps this container's files;";
@@ -364,7 +365,7 @@ mod tests {
             ),
             "{text}"
         );
-        // The path of the root filesystem is in an included file.
+        // The original path of the root filesystem is in an included file.
         assert!(text.contains("lxc.rootfs.path = dir:/s/mnt/ID-1\n"));
         let back = detach(text.as_bytes(), Some(b"lxc.hook.pre-start = /a\n"), "ID-1");
         assert_eq!(
@@ -378,7 +379,7 @@ mod tests {
         let text = b"# /l/c1/x\nlxc.uts.name = c1\nlxc.net.0.hwaddr = 00:16:3e:11:22:33\n\
             lxc.net.1.hwaddr = 00:16:3e:xx:xx:xx\nlxc.net.0.veth.pair = v1\n\
             lxc.net.0.ipv4.address = 10.0.0.2/24\nlxc.mount.fstab = /l/c1/fstab\n\
-            lxc.mount.parse_entry = /l/c10 /l/c1/rootfs/x none bind\n";
+            lxc.mount.entry = /l/c10 /l/c1/rootfs/x none bind\n";
         let rewrite = CopyRewrite {
             from: b"/l/c1",
             to: b"/l/c2",
@@ -389,7 +390,7 @@ mod tests {
             String::from_utf8(text).unwrap(),
             "# /l/c1/x\nlxc.uts.name = c2\nlxc.net.0.hwaddr = 00:16:3e:01:02:ab\n\
              lxc.net.1.hwaddr = 00:16:3e:xx:xx:xx\nlxc.net.0.ipv4.address = 10.0.0.2/24\n\
-             lxc.mount.fstab = /l/c2/fstab\nlxc.mount.parse_entry = /l/c10 /l/c2/rootfs/x none bind\n"
+             lxc.mount.fstab = /l/c2/fstab\nlxc.mount.entry = /l/c10 /l/c2/rootfs/x none bind\n"
         );
         assert_eq!(notes.len(), 2);
     }

@@ -1,4 +1,4 @@
-//! Copying the root filesystem of an LXC snapshot into a plain directory.
+//! Copies the root filesystem of an LXC snapshot into a plain directory.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::tree::error::OnProgress;
 use crate::tree::measure;
 
-/// Returns the merged view of an overlay of LXC's.
+/// Opens the merged view of an LXC overlay.
 fn open_overlay(delta: &Path, lowers: &[PathBuf]) -> Result<View> {
     let space = XattrSpace::detect();
     let mut layers = vec![Layer::open_foreign(delta, space)?];

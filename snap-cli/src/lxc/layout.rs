@@ -1,4 +1,6 @@
-//! The format of the files in LXC's snapshots. Pure: bytes in, values out.
+//! The format of the files in LXC's snapshots.
+//!
+//! Pure: bytes in, values out.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -18,7 +20,7 @@ const TIME: &str = "%Y:%m:%d %H:%M:%S";
 pub enum Rootfs {
     /// A plain directory.
     Dir(PathBuf),
-    /// An overlay of the kernel's.
+    /// A kernel overlay.
     Overlay {
         /// The upper directory.
         delta: PathBuf,
@@ -123,7 +125,7 @@ pub fn format_stored_time(text: &[u8]) -> Option<String> {
     (!text.is_empty()).then(|| text.escape_ascii().to_string())
 }
 
-/// Parses a time of LXC's, in the given zone; `None` if it is malformed.
+/// Parses a time in LXC's format, in the given zone; `None` if it is malformed.
 pub fn parse_time(shown: &str, zone: &TimeZone) -> Option<Timestamp> {
     let time = DateTime::strptime(TIME, shown).ok()?;
     Some(time.to_zoned_datetime(zone.clone()).ok()?.timestamp())
@@ -181,7 +183,7 @@ fn lines_by_two(text: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     std::iter::from_fn(move || Some((lines.next()?, lines.next()?)))
 }
 
-/// Removes one pair from such a list.
+/// Removes one pair of lines from an `lxc_snapshots` or `lxc_rdepends` file.
 pub fn remove_pair(text: &[u8], path: &[u8], name: &[u8]) -> Vec<u8> {
     if matches!(parse_dependants(text).as_slice(), [Dependant::Count(_)]) {
         return text.to_vec();

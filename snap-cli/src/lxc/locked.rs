@@ -155,7 +155,7 @@ fn complete_removal(dir: &Path) -> Result<()> {
             dir.shown()
         )));
     };
-    // Renamed first, so that an interrupted removal is recognized by the name.
+    // The directory is renamed first, so that an interrupted removal is recognized by the name.
     disk::rename(dir, &out)?;
     remove_tree(&out)
 }

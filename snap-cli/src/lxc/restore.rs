@@ -1,4 +1,4 @@
-//! Restoring an LXC snapshot.
+//! Restores LXC snapshots, to the same container or to a new one.
 //!
 //! To the same name: the files are copied into a staging directory and synced, and one call exchanges the two
 //! directories. To a new name: a whole container is prepared in a staging directory and renamed.
@@ -39,7 +39,9 @@ const SNAPSHOT_FILES: [&str; 7] = [
 ];
 
 impl LockedSnapshots {
-    /// Restores the container's files, and not its settings. Returns notes for the user.
+    /// Restores the container's files, and not its settings.
+    ///
+    /// Returns notes for the user.
     pub fn restore(&self, snapshot: &LxcSnapshot, progress: OnProgress<'_>) -> Result<Vec<String>> {
         refuse_unfinished(snapshot)?;
         let from = snapshot.rootfs()?;
@@ -71,7 +73,7 @@ impl LockedSnapshots {
             remove_tree(&new)?;
             return Err(error);
         }
-        // The previous files. They do no harm if they cannot be removed.
+        // The staging directory has the previous files now. They are harmless if they cannot be removed.
         if let Err(error) = remove_tree(&new) {
             log::warn!("{error}; the next command will clean up");
         }
@@ -106,7 +108,7 @@ impl LockedSnapshots {
         }
     }
 
-    /// Returns a note if its settings differ from those of the snapshot.
+    /// Returns a note if the container's settings differ from those of the snapshot.
     fn compare_settings(&self, snapshot: &LxcSnapshot) -> Result<Option<String>> {
         let here = &self.container;
         let file = here.config();
@@ -122,7 +124,9 @@ impl LockedSnapshots {
         )))
     }
 
-    /// Creates a new container from a snapshot, with its own copy of the files. Returns notes for the user.
+    /// Creates a new container from a snapshot, with its own copy of the files.
+    ///
+    /// Returns notes for the user.
     pub fn restore_as(
         &self,
         snapshot: &LxcSnapshot,
@@ -269,7 +273,7 @@ fn rename_host(rootfs: &Path, old: &str, new: &str) -> Result<()> {
     let file = rootfs.join("etc/hostname");
     let at = |error| Error::at("open", &file, error);
     let root = dir::open_root(rootfs).map_err(at)?;
-    // A symbolic link is left alone: an absolute one leads to a file of the host.
+    // A symbolic link is not followed: an absolute one leads to a file of the host.
     let found = within::open(
         root.as_fd(),
         b"etc/hostname",

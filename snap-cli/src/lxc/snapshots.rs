@@ -22,7 +22,7 @@ pub const REMOVED_CONFIG: &str = "config.cowl-removed";
 /// The prefix of directories that are being removed.
 const REMOVED_PREFIX: &str = ".cowl-removed.";
 
-/// A snapshot of LXC's.
+/// An LXC snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LxcSnapshot {
     /// The name: snap0, snap1, ...
@@ -115,17 +115,19 @@ pub fn next_number(snaps_dir: &Path) -> Result<u64> {
 }
 
 impl LxcSnapshot {
-    /// Returns the text of its config.
+    /// Returns the text of the snapshot's config.
     pub fn config(&self) -> Result<Vec<u8>> {
         files::read(&self.dir.join("config"))
     }
 
-    /// Returns its comment, which is empty by default.
+    /// Returns the snapshot's comment, which is empty by default.
     pub fn comment(&self) -> Result<Vec<u8>> {
         Ok(read_opt(&self.dir.join("comment"))?.unwrap_or_default())
     }
 
-    /// Returns the location of its files. Fails if they are outside of its directory.
+    /// Returns the location of the snapshot's files.
+    ///
+    /// Fails if they are outside of its directory.
     pub fn rootfs(&self) -> Result<Rootfs> {
         let text = self.config()?;
         let foreign = |reason: &str| {

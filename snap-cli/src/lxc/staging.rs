@@ -1,7 +1,7 @@
-//! Directories in which a restore is prepared, and their locks.
+//! Staging directories, in which restores are prepared, and their locks.
 //!
-//! A staging directory is next to the one that it will replace. Its lock shows that a command is working in it; one
-//! without a lock was left by a command that was killed.
+//! A staging directory is next to the one that it will replace. A locked one is in use by a command; an
+//! unlocked one was left by a command that was killed.
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -48,14 +48,14 @@ pub(super) fn live_top(container: &LxcContainer) -> Result<Option<(Rootfs, PathB
     Ok(Some((rootfs, top)))
 }
 
-/// Removes what interrupted restores left: incomplete copies, and files that were replaced.
+/// Removes the remains of interrupted restores: incomplete copies, and files that were replaced.
 pub(super) fn remove_staging(container: &LxcContainer, patience: Duration) -> Result<()> {
     let found = live_top(container)?;
     if let Some(left) = found.and_then(|(_, top)| staging_path(&top)) {
         remove_tree(&left)?;
     }
     let lxcpath = &container.lxcpath;
-    let _alone = lock_dir(lxcpath, patience)?;
+    let _lock = lock_dir(lxcpath, patience)?;
     for name in disk::names(lxcpath)? {
         let left = lxcpath.join(&name);
         if name.starts_with(STAGING) && left != container.dir() && is_abandoned(&left)? {
@@ -87,6 +87,7 @@ pub(super) fn lock_dir(dir: &Path, patience: Duration) -> Result<OwnedFd> {
     }
 }
 
+/// Creates a directory with the mode that LXC's tools use.
 pub(super) fn make_dir(path: &Path) -> Result<()> {
     std::fs::DirBuilder::new()
         .mode(0o770)
@@ -106,7 +107,7 @@ fn is_abandoned(path: &Path) -> Result<bool> {
 
 /// Creates and locks a staging directory.
 pub(super) fn create_locked(path: &Path, name: &str, patience: Duration) -> Result<OwnedFd> {
-    let _alone = lock_dir(path.parent().unwrap_or(path), patience)?;
+    let _lock = lock_dir(path.parent().unwrap_or(path), patience)?;
     if disk::exists(path)? {
         if !is_abandoned(path)? {
             return Err(Error::busy(format!("another command is creating {name}"))

@@ -81,18 +81,18 @@ fn choose(container: &Container<'_>, limit: usize) -> Result<Option<Vec<LayerId>
         let size = |id: &LayerId| Ok(measure::measured(store, *id)?.1.bytes);
         deltas.iter().map(size).collect::<Result<Vec<u64>>>()?
     };
-    let width = width(limit, deltas.len());
-    let run_boundaries = run_boundaries(deltas, &stacks(store)?);
-    Ok(best_run(&sizes, &run_boundaries, width).and_then(|run| Some(deltas.get(run)?.to_vec())))
+    let width = run_width(limit, deltas.len());
+    let boundaries = run_boundaries(deltas, &read_stacks(store)?);
+    Ok(best_run(&sizes, &boundaries, width).and_then(|run| Some(deltas.get(run)?.to_vec())))
 }
 
 /// Returns the number of layers to merge at a time.
-fn width(limit: usize, deltas: usize) -> usize {
+fn run_width(limit: usize, deltas: usize) -> usize {
     (limit / 4).max(2).min(deltas)
 }
 
 /// Returns all stacks that the manifests of a store reference.
-fn stacks(store: &Store) -> Result<Vec<Vec<LayerId>>> {
+fn read_stacks(store: &Store) -> Result<Vec<Vec<LayerId>>> {
     let mut stacks = Vec::new();
     for (id, record) in store.containers()? {
         // An unreadable manifest only makes the estimate of shared layers less precise, so it does not prevent
@@ -228,10 +228,10 @@ mod tests {
             sizes.insert(0, 1);
             // The head and the base count too.
             while sizes.len() + 2 > limit {
-                let width = width(limit, sizes.len());
+                let width = run_width(limit, sizes.len());
                 // Every state retains its layers, as if each one were a snapshot.
-                let run_boundaries = vec![true; sizes.len() - 1];
-                let run = best_run(&sizes, &run_boundaries, width).unwrap();
+                let boundaries = vec![true; sizes.len() - 1];
+                let run = best_run(&sizes, &boundaries, width).unwrap();
                 let at = run.start;
                 let sum: u64 = sizes.drain(run).sum();
                 copied += sum;

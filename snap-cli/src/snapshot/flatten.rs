@@ -58,7 +58,7 @@ fn find_run(
         from.filter(|from| below.get(*from..) == Some(snapshot.stack.as_slice()))
             .ok_or_else(|| {
                 Error::failed(format!(
-                    "{name} is not an ancestor of the current state of {}",
+                    "the current state of {} is not based on the layers of {name}",
                     container.name()
                 ))
                 .hint("use the container's ancestors as the ends of the range, oldest first")
@@ -113,7 +113,9 @@ pub(super) fn refuse_users(container: &Container<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Merges layers. A mounted container is remounted at the same mount point.
+/// Merges layers.
+///
+/// A mounted container is remounted at the same mount point.
 pub fn flatten(
     container: &mut Container<'_>,
     request: &FlattenRequest,
@@ -183,11 +185,11 @@ pub(super) fn merge_run(
     let mounted = remount(container, was.as_ref());
     done?;
     mounted.map_err(|error| {
-        let what = format!(
+        let message = format!(
             "cannot remount {}: its layers are merged, but it is not mounted",
             container.name()
         );
-        Error::failed(what)
+        Error::failed(message)
             .because(error.to_string())
             .hint(format!("cowl mount {}", container.name()))
     })
@@ -213,7 +215,7 @@ fn merge(
     Ok(())
 }
 
-/// Returns `stack` with `run` replace_run by `merged`, or `None` if it does not contain the whole run.
+/// Returns `stack` with `run` replaced by `merged`, or `None` if it does not contain the whole run.
 fn replace_run(stack: &[LayerId], run: &[LayerId], merged: LayerId) -> Option<Vec<LayerId>> {
     let at = stack.windows(run.len()).position(|part| part == run)?;
     let mut new = stack.get(..at)?.to_vec();

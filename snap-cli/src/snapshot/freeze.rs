@@ -20,8 +20,9 @@ pub struct Frozen {
     pub stack: Vec<LayerId>,
 }
 
-/// Prepares freezing the head. A head without changes stays the head, and its lower layers are the frozen
-/// state.
+/// Prepares freezing the head.
+///
+/// A head without changes stays the head, and its lower layers are the frozen state.
 pub fn plan(container: &Container<'_>, making: &mut Making<'_>) -> Result<Frozen> {
     flush_mappings(container)?;
     let manifest = container.manifest();

@@ -1,7 +1,8 @@
 //! Imports the snapshots that LXC's own tools made: each becomes a snapshot in the store.
 //!
-//! It gets the same name if that is free, and its time and comment. The files are copied, because they may be
-//! on another file system. LXC's directory is removed when all of its content is in the store and referenced.
+//! An imported snapshot has the same name if that is free, and the original time and comment. The files are
+//! copied, because they may be on another file system. LXC's directory is removed when all of its content is in
+//! the store and referenced.
 
 use std::os::unix::fs::MetadataExt as _;
 
@@ -35,7 +36,7 @@ const SOURCE_KEY: &str = "lxc_tree";
 /// An imported snapshot.
 #[derive(Clone, Debug)]
 pub struct ImportedSnapshot {
-    /// Its name in the store.
+    /// The name in the store.
     pub name: SnapshotName,
     /// Properties that were not imported unchanged.
     pub notes: Vec<String>,

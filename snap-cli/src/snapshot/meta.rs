@@ -19,7 +19,9 @@ pub enum Protection {
     Off,
 }
 
-/// Edits the manifest entry of one snapshot. Commits nothing if the edit changes nothing.
+/// Edits the manifest entry of one snapshot.
+///
+/// Commits nothing if the edit changes nothing.
 fn edit_entry(
     container: &mut Container<'_>,
     name: &SnapshotName,
@@ -69,7 +71,9 @@ pub fn set_protection(
     })
 }
 
-/// Renames a snapshot. The old name becomes free, unless automatic numbering assigned it.
+/// Renames a snapshot.
+///
+/// The old name becomes free, unless automatic numbering assigned it.
 pub fn rename(
     container: &mut Container<'_>,
     name: &SnapshotName,

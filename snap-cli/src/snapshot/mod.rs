@@ -3,12 +3,11 @@
 //! A snapshot freezes the head: from then on the snapshot references the head's layer, and a new, empty layer
 //! becomes the head. Nothing is copied.
 
+pub mod ancestry;
 pub mod depth;
 pub mod du;
 pub mod flatten;
 pub mod freeze;
-pub mod keep;
-pub mod line;
 pub mod list;
 pub mod lxc_import;
 pub mod meta;
@@ -17,6 +16,7 @@ pub mod prune;
 pub mod readers;
 pub mod remove;
 pub mod restore;
+pub mod retain;
 pub mod select;
 pub mod take;
 pub mod tree;

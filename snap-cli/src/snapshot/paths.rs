@@ -52,7 +52,7 @@ pub fn parse_scope(paths: &[OsString]) -> Result<Scope> {
 }
 
 /// Fails if a path of the scope cannot be restored.
-pub fn check(scope: &Scope, old: &View, new: &View, allowed: AllowedPaths) -> Result<()> {
+pub fn check_paths(scope: &Scope, old: &View, new: &View, allowed: AllowedPaths) -> Result<()> {
     for path in &scope.0 {
         if has_path(old, path)? {
             continue;

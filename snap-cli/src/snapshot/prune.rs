@@ -3,8 +3,8 @@
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::keep::choose;
 use super::remove::{self, Protected, Removal};
+use super::retain::choose;
 use crate::container::Container;
 use crate::container::Swap;
 use crate::error::{Error, Result};
@@ -35,7 +35,7 @@ pub fn load_rules(manifest: &ContainerManifest) -> Result<Option<Rules>> {
             Error::failed(format!("cannot read the pruning rules of {name}"))
                 .because(error)
                 .hint(format!(
-                    "replace them: cowl prune {name} --keep-daily 7 --save_rules"
+                    "replace them: cowl prune {name} --keep-daily 7 --save"
                 ))
         })
 }

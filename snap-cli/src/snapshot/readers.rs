@@ -54,12 +54,12 @@ impl LayerLocks {
 
     /// Returns the processes that read exactly this state.
     ///
-    /// 0 stands for processes outside the process-id namespace.
-    fn readers(&self, store: &Store, stack: &[LayerId]) -> Result<Vec<u32>> {
+    /// 0 stands for processes in other PID namespaces.
+    fn find_readers(&self, store: &Store, stack: &[LayerId]) -> Result<Vec<u32>> {
         let Some(top) = stack.first() else {
             return Ok(Vec::new());
         };
-        let ino = inode(store, *top)?;
+        let ino = read_inode(store, *top)?;
         let mut readers = Vec::new();
         let mut is_explained = false;
         for (pid, inodes) in &self.inodes {
@@ -83,13 +83,13 @@ impl LayerLocks {
     fn count_layers(&self, store: &Store, inodes: &HashSet<u64>) -> Result<usize> {
         let mut layers = 0;
         for id in store.layer_ids()? {
-            layers += usize::from(inodes.contains(&inode(store, id)?));
+            layers += usize::from(inodes.contains(&read_inode(store, id)?));
         }
         Ok(layers)
     }
 }
 
-fn inode(store: &Store, id: LayerId) -> Result<u64> {
+fn read_inode(store: &Store, id: LayerId) -> Result<u64> {
     let tree = store.paths().layer_tree(id);
     match std::fs::symlink_metadata(&tree) {
         Ok(meta) => Ok(meta.ino()),
@@ -100,7 +100,7 @@ fn inode(store: &Store, id: LayerId) -> Result<u64> {
 
 /// Returns the processes that have this state of a snapshot mounted.
 ///
-/// 0 stands for processes outside the process-id namespace. Mounts of containers are ignored: their layers are
+/// 0 stands for processes in other PID namespaces. Mounts of containers are ignored: their layers are
 /// retained, whichever snapshots are removed.
 pub fn find_readers(store: &Store, stack: &[LayerId]) -> Result<Vec<u32>> {
     let Some(top) = stack.first() else {
@@ -109,7 +109,7 @@ pub fn find_readers(store: &Store, stack: &[LayerId]) -> Result<Vec<u32>> {
     let mut readers = Vec::new();
     wait_until(Instant::now() + PATIENCE, PAUSE, || {
         readers = match layers::is_held(store, *top)? {
-            true => LayerLocks::read(store)?.readers(store, stack)?,
+            true => LayerLocks::read(store)?.find_readers(store, stack)?,
             false => Vec::new(),
         };
         Ok::<_, Error>(readers.is_empty())

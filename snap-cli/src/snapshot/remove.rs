@@ -23,7 +23,7 @@ pub struct Refused {
     pub name: SnapshotName,
     /// The reason.
     pub reason: String,
-    /// The user's remedy.
+    /// The hint for the user.
     pub hint: String,
     /// Whether the reason is its protection; otherwise it is in use.
     pub protected: bool,
@@ -184,8 +184,9 @@ pub fn remove(container: &mut Container<'_>, going: &[SnapshotRef]) -> Result<()
     container.commit(next, Some(making), |_| Ok(Swap::Done))
 }
 
-/// Returns the manifest without these snapshots. Their children become children of the nearest remaining
-/// ancestor.
+/// Returns the manifest without these snapshots.
+///
+/// Their children become children of the nearest remaining ancestor.
 fn manifest_without(
     manifest: &ContainerManifest,
     going: &HashSet<SnapshotId>,

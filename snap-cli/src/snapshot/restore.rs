@@ -16,12 +16,14 @@ use crate::store::synced;
 pub struct Restored {
     /// The automatic snapshot of the previous state; `None` if nothing had been written since the last
     /// snapshot.
-    pub kept_as: Option<SnapshotName>,
+    pub auto_snapshot: Option<SnapshotName>,
     /// Whether the container was mounted, and was remounted.
     pub remounted: bool,
 }
 
-/// Restores the container to a snapshot. An automatic snapshot retains the current state.
+/// Restores the container to a snapshot.
+///
+/// An automatic snapshot retains the current state.
 pub fn restore(container: &mut Container<'_>, name: &SnapshotName) -> Result<Restored> {
     // Detect all errors that can be detected before the unmount.
     let (_, snapshot) = container.snapshot(name)?;
@@ -31,22 +33,22 @@ pub fn restore(container: &mut Container<'_>, name: &SnapshotName) -> Result<Res
     let done = swap(container, name);
     let mounted = remount(container, was.as_ref());
     // An error of the restore takes precedence over one of the mount.
-    let kept_as = done?;
+    let auto_snapshot = done?;
     mounted.map_err(|error| {
-        let kept = kept_as
+        let previous = auto_snapshot
             .as_ref()
             .map(|auto| format!("; its previous state is {auto}"));
         let message = format!(
             "cannot remount {}: it is restored, but it is not mounted{}",
             container.name(),
-            kept.unwrap_or_default()
+            previous.unwrap_or_default()
         );
         Error::failed(message)
             .because(error.to_string())
             .hint(format!("cowl mount {}", container.name()))
     })?;
     Ok(Restored {
-        kept_as,
+        auto_snapshot,
         remounted: was.is_some(),
     })
 }
@@ -83,9 +85,9 @@ pub(super) fn remount(container: &Container<'_>, was: Option<&RunState>) -> Resu
 
 /// The relation of the current state to the snapshots and to the state that is about to replace it.
 enum CurrentState {
-    /// No snapshot has the state, so it needs one. These are its layers.
+    /// The layers of the state, which no snapshot has, so that it needs one.
     Unnamed(Vec<LayerId>),
-    /// This snapshot has the state: nothing was written since.
+    /// The snapshot that has the state: nothing was written since.
     Named(SnapshotId),
     /// The state is the target.
     Same,
@@ -144,7 +146,7 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
         CurrentState::classify(container, &snapshot.stack)?,
         &snapshot.stack,
     );
-    let mut kept = None;
+    let mut taken = None;
     if let CurrentState::Unnamed(stack) = &before {
         synced::record_unsynced(store, container.manifest().head)?;
         let auto = SnapshotName::automatic(next.next_auto);
@@ -153,10 +155,10 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
             ..write_file(container, &mut making, &auto, SnapshotKind::Auto, stack)?
         };
         next.next_auto = next.next_auto.saturating_add(1);
-        kept = Some((new.id, auto));
+        taken = Some((new.id, auto));
         next.snapshots.push(new);
     }
-    next.undo = match (&before, &kept) {
+    next.undo = match (&before, &taken) {
         (CurrentState::Named(id), _) | (CurrentState::Unnamed(_), Some((id, _))) => Some(*id),
         // Nothing changes, so the previous restore can still be undone.
         (CurrentState::Same, _) | (CurrentState::Unnamed(_), None) => next.undo.or(Some(target.id)),
@@ -177,11 +179,11 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
         making.request_sweep();
     }
     let done = container.commit(next, Some(making), |_| Ok(Swap::Done));
-    if let Some((id, _)) = &kept {
+    if let Some((id, _)) = &taken {
         drop_if_unnamed(container, *id)?;
     }
     done?;
-    Ok(kept.map(|(_, name)| name))
+    Ok(taken.map(|(_, name)| name))
 }
 
 /// Returns the marker of a container whose new state is based on a state with the marker `marker`.

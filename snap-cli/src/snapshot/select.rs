@@ -1,4 +1,6 @@
-//! Filters and sorts lists of snapshots. Pure.
+//! Filters and sorts lists of snapshots.
+//!
+//! Pure.
 
 use std::cmp::Reverse;
 
@@ -10,23 +12,27 @@ use super::list::SnapshotEntry;
 use crate::error::{Error, Result};
 use crate::store::manifest::SnapshotKind;
 
-/// The conditions on listed snapshots. An empty field imposes none.
+/// The conditions on listed snapshots.
+///
+/// An empty field imposes none.
 #[derive(Debug, Default)]
 pub struct Filter {
     /// The earliest creation time.
     pub since: Option<Timestamp>,
-    /// The creation time that is too late.
+    /// The end of the creation times, exclusive.
     pub until: Option<Timestamp>,
-    /// The tags that it must have: keys, each with a value if one is required.
+    /// The required tags: keys, each with a value if one is required.
     pub tags: Vec<(String, Option<String>)>,
-    /// The pattern that its name or comment must match.
+    /// The pattern that the name or the comment must match.
     pub pattern: Option<Pattern>,
-    /// The kinds, one of which it must have.
+    /// The accepted kinds.
     pub kinds: Vec<SnapshotKind>,
 }
 
 impl Filter {
-    /// Returns whether a snapshot meets all conditions. An invalid time meets no condition on the time.
+    /// Returns whether a snapshot meets all conditions.
+    ///
+    /// An invalid time meets no condition on the time.
     pub fn matches(&self, entry: &SnapshotEntry) -> bool {
         let snapshot = &entry.snapshot;
         let time = || snapshot.created.parse::<Timestamp>();
@@ -97,7 +103,9 @@ pub enum Order {
     Comment,
 }
 
-/// Sorts a list. The sort is stable.
+/// Sorts a list.
+///
+/// The sort is stable.
 pub fn sort(entries: &mut [SnapshotEntry], order: Order) {
     match order {
         Order::Taken => {}

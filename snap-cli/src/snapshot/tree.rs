@@ -1,4 +1,6 @@
-//! Draws the tree of snapshots as lines of text. Pure.
+//! Draws the tree of snapshots as lines of text.
+//!
+//! Pure.
 //!
 //! A chain of descendants stays in one column, whatever its length. Only where a snapshot has several children,
 //! the side branches are indented.

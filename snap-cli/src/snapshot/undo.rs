@@ -12,7 +12,7 @@ use cowl_layers::view::View;
 use cowl_overlay::{Overlay, OverlayOptions};
 
 use super::freeze::{self, Frozen};
-use super::paths::{AllowedPaths, check};
+use super::paths::{AllowedPaths, check_paths};
 use super::restore::find_by_stack;
 use super::take::{drop_if_unnamed, write_file};
 use crate::container::Container;
@@ -47,7 +47,7 @@ pub struct Undone {
     pub steps: Vec<Step>,
     /// The automatic snapshot of the previous state; `None` if another snapshot has that state, or if nothing
     /// changed.
-    pub kept_as: Option<SnapshotName>,
+    pub auto_snapshot: Option<SnapshotName>,
 }
 
 /// Returns the layers of the state to return to, and its snapshot.
@@ -79,7 +79,7 @@ pub fn plan(container: &Container<'_>, request: &UndoRequest) -> Result<Undone> 
     let (stack, _) = find_target(container, request)?;
     Ok(Undone {
         steps: compare(container, &store.view(&stack)?, request)?.steps,
-        kept_as: None,
+        auto_snapshot: None,
     })
 }
 
@@ -90,7 +90,7 @@ fn compare(container: &Container<'_>, old: &View, request: &UndoRequest) -> Resu
         run.flush(container.store(), container.id())?;
     }
     let now = container.store().view(&container.manifest().stack)?;
-    check(&request.scope, old, &now, request.allowed)?;
+    check_paths(&request.scope, old, &now, request.allowed)?;
     Ok(Plan::new(old, &now, &request.scope)?)
 }
 
@@ -109,7 +109,7 @@ fn refuse_inner_mounts(container: &Container<'_>, run: &RunState, scope: &Scope)
                 mount.at.shown()
             ))
             .hint(format!(
-                "unmount it first (umount {}), then run: {}",
+                "unmount it first (umount {}), then type: {}",
                 quoted(&mount.at),
                 container.store().session().command
             )));
@@ -118,7 +118,9 @@ fn refuse_inner_mounts(container: &Container<'_>, run: &RunState, scope: &Scope)
     Ok(())
 }
 
-/// Reverts the changes. Does nothing if there are none.
+/// Reverts the changes.
+///
+/// Does nothing if there are none.
 pub fn undo(
     container: &mut Container<'_>,
     request: &UndoRequest,
@@ -135,7 +137,7 @@ pub fn undo(
     }
     let frozen = freeze::plan(container, &mut making)?;
     let mut next = container.manifest().clone();
-    let kept = retain_current(container, &mut making, &mut next, &frozen)?;
+    let auto = retain_current(container, &mut making, &mut next, &frozen)?;
     if request.scope.is_all() && snapshot.is_some() {
         next.parent = snapshot;
     }
@@ -151,13 +153,13 @@ pub fn undo(
             undo_unmounted(container, making, next, &frozen, &old, &planned, progress)
         }
     };
-    if let Some((id, _)) = &kept {
+    if let Some((id, _)) = &auto {
         drop_if_unnamed(container, *id)?;
     }
     done?;
     Ok(Undone {
         steps: planned.steps,
-        kept_as: kept.map(|(_, name)| name),
+        auto_snapshot: auto.map(|(_, name)| name),
     })
 }
 

@@ -79,7 +79,9 @@ fn parse_binary(message: &Value) -> Option<Binary> {
     })
 }
 
-/// Runs the binaries, `jobs` at a time, with these variables in their environment. All run, even if one fails.
+/// Runs the binaries, `jobs` at a time, with these variables in their environment.
+///
+/// All run, even if one fails.
 pub(super) fn run(binaries: Vec<Binary>, jobs: usize, environment: &[(&str, &Path)]) -> Result<()> {
     let logs = target()?.join("test-logs");
     std::fs::create_dir_all(&logs)?;
@@ -116,7 +118,9 @@ pub(super) fn run(binaries: Vec<Binary>, jobs: usize, environment: &[(&str, &Pat
     failure(format!("tests failed in {}", failed.join(", ")))
 }
 
-/// Runs one binary, with its output in `log`. Prints the result, or all output if it failed.
+/// Runs one binary, with its output in `log`.
+///
+/// Prints the result, or all output if it failed.
 fn run_one(binary: &Binary, log: &Path, environment: &[(&str, &Path)]) -> Result<()> {
     let output = File::create(log)?;
     let start = Instant::now();

@@ -10,7 +10,9 @@ use crate::run::{Result, Run, failure, note};
 const MEMORY: &str = "/dev/shm";
 /// The mount point: the directory in which tests create theirs.
 const MOUNT_POINT: &str = "/var/tmp";
-/// The size of the file system. Only written data occupies memory.
+/// The size of the file system.
+///
+/// Only written data occupies memory.
 const SIZE: u64 = 8 << 30;
 /// The memory that must be free.
 const NEEDED: u64 = 6 << 30;

@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn marks_are_hidden_and_escaped_names_come_back() {
+    fn markers_are_hidden_and_escaped_names_restored() {
         for space in [XattrSpace::Trusted, XattrSpace::User] {
             for marker in [
                 space.opaque(),

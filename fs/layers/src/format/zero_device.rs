@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_no_user_set_is_hidden() {
+    fn only_internal_xattrs_are_hidden() {
         let space = XattrSpace::Trusted;
         let ask = |attrs: &[(&str, &[u8])]| {
             let value = |name: &str| {

@@ -129,7 +129,7 @@ mod tests {
 
     /// Interrupts the linking of one file under three names after each step.
     #[test]
-    fn a_mount_finishes_what_a_kill_interrupted() {
+    fn mount_completes_interrupted_operations() {
         for done in 0..=3 {
             let top = tempfile::tempdir().unwrap();
             let (u, w) = (top.path().join("u"), top.path().join("w"));

@@ -89,7 +89,7 @@ mod tests {
     ///
     /// Both access modes are tried, because an open of a FIFO blocks with O_RDONLY, but not with O_RDWR.
     #[test]
-    fn nothing_but_a_regular_file_has_content() {
+    fn only_regular_files_have_content() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("file"), "text").unwrap();
         std::fs::create_dir(dir.path().join("dir")).unwrap();
@@ -136,7 +136,7 @@ mod tests {
 
     /// Checks that a private mount refuses devices by itself, before any check of the type.
     #[test]
-    fn a_private_mount_has_no_devices() {
+    fn private_mount_refuses_devices() {
         let dir = tempfile::tempdir().unwrap();
         let plain = crate::sys::dir::open_root(dir.path()).unwrap();
         let made = node::mknod(plain.as_fd(), b"null", FileKind::CharDevice, 0o666, 0x103);

@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn options_that_turn_it_off() {
+    fn mount_options_disable_early_writeback() {
         assert!(Early::for_ext4("rw,discard,stripe=16").on_replace);
         assert!(Early::for_ext4("rw,data=ordered").on_rewrite);
         for off in [
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn truncations_that_count() {
+    fn truncations_that_start_writeback() {
         let none = Early::default();
         assert!(!none.after_cut(0));
         let rewrite = Early {
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_in_memory_does_nothing() {
+    fn tmpfs_starts_no_early_writeback() {
         let dir = rustix::fs::open("/dev/shm", rustix::fs::OFlags::PATH, 0.into()).unwrap();
         assert_eq!(Early::for_dir(dir.as_fd()), Early::default());
     }

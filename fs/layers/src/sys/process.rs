@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_killed_process_is_told_apart() {
+    fn killed_process_is_detected() {
         let seen = |state: &str, pending: &str| {
             let status = format!("Name:\tx\nState:\t{state}\nSigPnd:\t{pending}\nShdPnd:\t0\n");
             parse_state(status.as_bytes()).unwrap()

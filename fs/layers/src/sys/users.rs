@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_with_a_directory_of_its_own_is_found() {
+    fn thread_with_its_own_working_directory_is_found() {
         // No other test works in /proc.
         let proc = Device::from_path(Path::new("/proc")).unwrap();
         let me = std::process::id();

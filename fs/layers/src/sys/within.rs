@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn links_lead_nowhere_outside() {
+    fn symlinks_do_not_escape_the_tree() {
         let (dir, root) = tree();
         let path = dir.path().join("root");
         let outside = dir.path().join("outside");
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_regular_file_is_not_opened() {
+    fn only_regular_files_are_opened() {
         let (dir, root) = tree();
         let path = dir.path().join("root/etc");
         let made = dir::open_root(&path).unwrap();

@@ -301,7 +301,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_redirect_on_the_way_changes_the_front_only() {
+    fn redirect_of_a_parent_changes_only_the_prefix() {
         let sibling = Redirect::Sibling(Name::new("x").unwrap());
         let path = Redirect::Path(b"q/r/s"[..].into());
         assert_eq!(redirected(b"a/b/c", 0, 3, &sibling), b"x/b/c");

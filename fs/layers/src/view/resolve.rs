@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn every_sequence_of_marks_in_up_to_three_layers() {
+    fn every_sequence_of_markers_in_up_to_three_layers() {
         let results = every_result();
         let mut sequences: Vec<Vec<LayerObject>> = vec![vec![]];
         let mut tried = 0;
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn redirects_change_what_is_asked_next() {
+    fn redirects_change_the_next_path() {
         let dir = |redirect| LayerObject::Dir {
             opaque: false,
             redirect,

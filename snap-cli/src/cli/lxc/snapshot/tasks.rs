@@ -140,7 +140,7 @@ impl Front<'_> {
             Ok(restored)
         })?;
         self.context.settle(store, name);
-        if let Some(auto) = done.kept_as {
+        if let Some(auto) = done.auto_snapshot {
             self.said.note(&format!(
                 "what {name} was until now stays as {auto}: cowl restore {name} {auto} undoes this"
             ));
