@@ -60,17 +60,17 @@ impl RefusedOpens {
         &self,
         op: &Op<'_>,
         inode: &Arc<Inode>,
-        how: OpenOptions,
+        options: OpenOptions,
         thread: u32,
     ) -> Result<()> {
         let shown = inode.flags().setid_shown();
-        if !(how.exec || how.write) || shown == 0 {
+        if !(options.exec || options.write) || shown == 0 {
             return Ok(());
         }
         let stat = op.stat_on_disk(inode)?;
         let on_disk = stat.perm() & SETID;
         let admission = decide(
-            how,
+            options,
             shown,
             on_disk,
             inode.has_writers(),
@@ -94,10 +94,16 @@ enum Admission {
 /// `on_disk`.
 ///
 /// `is_written` and `is_run` report its open descriptors for writing and for execve(2), including this one.
-fn decide(how: OpenOptions, shown: u32, on_disk: u32, is_written: bool, is_run: bool) -> Admission {
-    if how.exec && shown & !on_disk != 0 {
+fn decide(
+    options: OpenOptions,
+    shown: u32,
+    on_disk: u32,
+    is_written: bool,
+    is_run: bool,
+) -> Admission {
+    if options.exec && shown & !on_disk != 0 {
         Admission::Outdated
-    } else if (how.exec && is_written) || (how.write && is_run) {
+    } else if (options.exec && is_written) || (options.write && is_run) {
         Admission::Busy
     } else {
         Admission::Admitted
@@ -149,7 +155,7 @@ mod tests {
     #[test]
     fn a_setid_program_and_its_writers_exclude_each_other() {
         use Admission::{Admitted, Busy, Outdated};
-        for (how, on_disk, is_written, is_run, wanted) in [
+        for (options, on_disk, is_written, is_run, wanted) in [
             (EXEC, 0o6000, false, true, Admitted),
             (EXEC, 0o6000, true, true, Busy),
             (WRITE, 0o6000, true, false, Admitted),
@@ -163,8 +169,8 @@ mod tests {
             (EXEC, 0o2000, false, true, Outdated),
             (READ, 0o6000, true, true, Admitted),
         ] {
-            let got = decide(how, 0o6000, on_disk, is_written, is_run);
-            assert_eq!(got, wanted, "{how:?} {on_disk:o} {is_written} {is_run}");
+            let got = decide(options, 0o6000, on_disk, is_written, is_run);
+            assert_eq!(got, wanted, "{options:?} {on_disk:o} {is_written} {is_run}");
         }
         assert_eq!(decide(EXEC, 0o2000, 0o6000, false, true), Admitted);
     }
@@ -178,12 +184,12 @@ mod tests {
         let layer = Layer::open(dir.path(), XattrSpace::detect()).unwrap();
         let overlay = Overlay::new(None, vec![layer], OverlayOptions::default()).unwrap();
         let inode = overlay.begin().lookup_path(b"program").unwrap();
-        for how in [WRITE, EXEC] {
-            inode.count_open(how);
+        for options in [WRITE, EXEC] {
+            inode.count_open(options);
             assert_eq!(admit_mode(&inode, Some(0o755)), Ok(()));
             assert_eq!(admit_mode(&inode, None), Ok(()));
             assert_eq!(inode.flags().setid_shown(), 0);
-            inode.count_close(how);
+            inode.count_close(options);
         }
         inode.count_open(OpenOptions {
             write: true,

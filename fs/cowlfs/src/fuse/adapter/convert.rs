@@ -17,7 +17,7 @@ use cowl_overlay::{Attr, Caller, OpenOptions, RenameFlags, Writer};
 const FMODE_EXEC: i32 = 0x20;
 
 /// Returns the error number of a reply.
-pub(super) fn errno(error: cowl_layers::Error) -> fuser::Errno {
+pub(super) fn to_errno(error: cowl_layers::Error) -> fuser::Errno {
     fuser::Errno::from_i32(error.errno().raw_os_error())
 }
 
@@ -32,7 +32,7 @@ pub(super) fn caller(request: &Request, umask: u32) -> Caller {
 }
 
 /// Returns the protocol's type of a file.
-pub(super) fn file_type(kind: FileKind) -> FileType {
+pub(super) fn to_file_type(kind: FileKind) -> FileType {
     match kind {
         FileKind::Regular => FileType::RegularFile,
         FileKind::Directory => FileType::Directory,
@@ -54,7 +54,7 @@ fn system_time(time: Time) -> SystemTime {
 }
 
 /// Returns the change of a time that a SETATTR request demands.
-pub(super) fn set_time(time: Option<TimeOrNow>) -> SetTime {
+pub(super) fn to_set_time(time: Option<TimeOrNow>) -> SetTime {
     match time {
         None => SetTime::Keep,
         Some(TimeOrNow::Now) => SetTime::Now,
@@ -92,7 +92,7 @@ pub(super) fn device_from_protocol(rdev: u32) -> u64 {
 }
 
 /// Returns attributes in the form of a reply.
-pub(super) fn file_attr(attr: &Attr) -> FileAttr {
+pub(super) fn to_file_attr(attr: &Attr) -> FileAttr {
     let stat = &attr.stat;
     FileAttr {
         ino: INodeNo(attr.ino),
@@ -102,7 +102,7 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
         mtime: system_time(stat.mtime),
         ctime: system_time(stat.ctime),
         crtime: UNIX_EPOCH,
-        kind: file_type(stat.kind()),
+        kind: to_file_type(stat.kind()),
         // At most twelve bits.
         perm: u16::try_from(stat.perm()).unwrap_or(0o7777),
         nlink: u32::try_from(stat.nlink).unwrap_or(u32::MAX),
@@ -120,7 +120,7 @@ pub(super) fn parse_name(name: &OsStr) -> Result<Name> {
 }
 
 /// Returns the flags of renameat2(2), or EINVAL for an unknown flag.
-pub(super) fn rename_flags(flags: fuser::RenameFlags) -> Result<RenameFlags> {
+pub(super) fn to_rename_flags(flags: fuser::RenameFlags) -> Result<RenameFlags> {
     use fuser::RenameFlags as Wire;
     let known = Wire::RENAME_NOREPLACE | Wire::RENAME_EXCHANGE | Wire::RENAME_WHITEOUT;
     if !known.contains(flags) {
@@ -155,14 +155,14 @@ pub(super) fn is_synchronous(flags: OpenFlags) -> bool {
 }
 
 /// Returns the options of an open, and whether the flags include O_DIRECT.
-pub(super) fn open_how(flags: OpenFlags) -> (OpenOptions, bool) {
-    let how = OpenOptions {
+pub(super) fn to_open_options(flags: OpenFlags) -> (OpenOptions, bool) {
+    let options = OpenOptions {
         write: flags.acc_mode() != OpenAccMode::O_RDONLY,
         truncate: flags.0 & libc::O_TRUNC != 0,
         exec: flags.0 & FMODE_EXEC != 0,
         keep_atime: flags.0 & libc::O_NOATIME != 0,
     };
-    (how, flags.0 & libc::O_DIRECT != 0)
+    (options, flags.0 & libc::O_DIRECT != 0)
 }
 
 #[cfg(test)]

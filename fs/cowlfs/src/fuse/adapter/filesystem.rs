@@ -17,7 +17,7 @@ use super::Adapter;
 use super::admission::admit_mode;
 use super::attributes::Accepted;
 use super::convert::{
-    caller, device_from_protocol, errno, parse_name, rename_flags, set_time, writer,
+    caller, device_from_protocol, parse_name, to_errno, to_rename_flags, to_set_time, writer,
 };
 use super::reply::{reply_empty, reply_statfs, reply_xattr, with_attr};
 use crate::requests::Opcode;
@@ -118,8 +118,8 @@ impl Filesystem for Adapter {
             uid,
             gid,
             size,
-            atime: set_time(atime),
-            mtime: set_time(mtime),
+            atime: to_set_time(atime),
+            mtime: to_set_time(mtime),
         };
         let done = self.run("setattr", ino, None, |op| {
             let handle = fh.map(|fh| self.files.get(fh.0)).transpose()?;
@@ -135,7 +135,7 @@ impl Filesystem for Adapter {
         let _span = self.begin_request(Opcode::Readlink);
         match self.run("readlink", ino, None, |op| op.read_link(&*op.inode(ino.0)?)) {
             Ok(target) => reply.data(&target),
-            Err(error) => reply.error(errno(error)),
+            Err(error) => reply.error(to_errno(error)),
         }
     }
 
@@ -238,7 +238,7 @@ impl Filesystem for Adapter {
         let done = self.run("rename", parent, Some(name), |op| {
             let (from, to) = (op.inode(parent.0)?, op.inode(new_parent.0)?);
             let (name, new_name) = (parse_name(name)?, parse_name(new_name)?);
-            let flags = rename_flags(flags)?;
+            let flags = to_rename_flags(flags)?;
             op.rename(caller(req, 0), &from, &name, &to, &new_name, flags)?;
             self.after_rename(op, (&from, &name), (&to, &new_name), flags);
             Ok(())
@@ -289,7 +289,7 @@ impl Filesystem for Adapter {
             });
             match done {
                 Ok(got) => reply.data(buffer.get(..got).unwrap_or_default()),
-                Err(error) => reply.error(errno(error)),
+                Err(error) => reply.error(to_errno(error)),
             }
         });
     }
@@ -314,7 +314,7 @@ impl Filesystem for Adapter {
         match done {
             // A request carries at most MAX_WRITE bytes.
             Ok(done) => reply.written(u32::try_from(done).unwrap_or(MAX_WRITE)),
-            Err(error) => reply.error(errno(error)),
+            Err(error) => reply.error(to_errno(error)),
         }
     }
 
@@ -485,7 +485,7 @@ impl Filesystem for Adapter {
         });
         match done {
             Ok(offset) => reply.offset(offset.cast_signed()),
-            Err(error) => reply.error(errno(error)),
+            Err(error) => reply.error(to_errno(error)),
         }
     }
 
@@ -511,7 +511,7 @@ impl Filesystem for Adapter {
         });
         match done {
             Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),
-            Err(error) => reply.error(errno(error)),
+            Err(error) => reply.error(to_errno(error)),
         }
     }
 }

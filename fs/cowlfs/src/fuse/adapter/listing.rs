@@ -13,7 +13,7 @@ use std::time::Duration;
 use fuser::{INodeNo, ReplyAttr, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry, ReplyOpen};
 
 use super::attributes::Accepted;
-use super::convert::{errno, file_attr, file_type, parse_name};
+use super::convert::{parse_name, to_errno, to_file_attr, to_file_type};
 use super::reply::{log_failure, negative_attr};
 use super::{Adapter, GENERATION};
 use cowl_layers::error::{Error, Result};
@@ -43,7 +43,7 @@ impl Adapter {
                 let number = self.overlay.inodes().node_id(&inode);
                 self.overlay.inodes().count_lookup_as(&inode, number);
                 let mut timeout = self.attr_timeout(&inode, number, &found, accepted);
-                let mut found = file_attr(&found);
+                let mut found = to_file_attr(&found);
                 if number != inode.ino() {
                     // `fuser` has one field for two numbers: that of the node, and that in the attributes. With a
                     // timeout of zero the kernel requests the attributes, with the number for stat(2), at once.
@@ -52,7 +52,7 @@ impl Adapter {
                 }
                 reply.entry_with_ttls(&timeout, &self.cache_timeout, &found, GENERATION);
             }
-            Err(error) => reply.error(errno(error)),
+            Err(error) => reply.error(to_errno(error)),
         }
     }
 
@@ -67,9 +67,9 @@ impl Adapter {
         match done {
             Ok((inode, found)) => {
                 let timeout = self.attr_timeout(&inode, ino.0, &found, accepted);
-                reply.attr(&timeout, &file_attr(&found));
+                reply.attr(&timeout, &to_file_attr(&found));
             }
-            Err(error) => reply.error(errno(error)),
+            Err(error) => reply.error(to_errno(error)),
         }
     }
 
@@ -105,7 +105,7 @@ impl Adapter {
             for (next, entry) in listing.entries_from(offset) {
                 let ino = op.entry_ino(&listing, entry)?;
                 let name = OsStr::from_bytes(entry.name());
-                if out.add(INodeNo(ino), next, file_type(entry.kind()), name) {
+                if out.add(INodeNo(ino), next, to_file_type(entry.kind()), name) {
                     break;
                 }
                 empty = false;
@@ -115,7 +115,7 @@ impl Adapter {
         });
         match done {
             Ok(()) => out.ok(),
-            Err(error) => out.error(errno(error)),
+            Err(error) => out.error(to_errno(error)),
         }
     }
 
@@ -131,7 +131,7 @@ impl Adapter {
                     continue;
                 };
                 let name = OsStr::from_bytes(entry.name());
-                let mut found = file_attr(&plus.attr);
+                let mut found = to_file_attr(&plus.attr);
                 let mut timeout = Duration::ZERO;
                 if let Some(inode) = &plus.inode {
                     let number = self.overlay.inodes().node_id(inode);
@@ -154,7 +154,7 @@ impl Adapter {
         });
         match done {
             Ok(()) => out.ok(),
-            Err(error) => out.error(errno(error)),
+            Err(error) => out.error(to_errno(error)),
         }
     }
 

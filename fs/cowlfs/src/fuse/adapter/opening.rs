@@ -8,7 +8,7 @@ use fuser::{
 };
 
 use super::convert::{
-    caller, can_map_writable, errno, file_attr, is_synchronous, open_how, parse_name,
+    caller, can_map_writable, is_synchronous, parse_name, to_errno, to_file_attr, to_open_options,
 };
 use super::{Adapter, GENERATION};
 use crate::fuse::passthrough::{CachedAttr, OpenMode, OpenParams, OpenTraits, Register};
@@ -44,7 +44,7 @@ impl Adapter {
         flags: OpenFlags,
         reply: ReplyOpen,
     ) {
-        let (how, direct) = open_how(flags);
+        let (options, direct) = to_open_options(flags);
         let done = self.run("open", ino, None, |op| {
             let inode = op.inode(ino.0)?;
             // The number was renewed: descriptors that were opened with the old one remain valid, but it gets no new
@@ -57,13 +57,13 @@ impl Adapter {
                 is_registered = self.backing.is_registered(ino.0, version);
                 is_registered
             };
-            if how.truncate && inode.is_executing() {
+            if options.truncate && inode.is_executing() {
                 // Before the truncation: a refused open must not change the file.
-                self.refused.admit(op, &inode, how, req.pid())?;
+                self.refused.admit(op, &inode, options, req.pid())?;
             }
-            let handle = op.open_lazily(caller(req, 0), &inode, how, is_known)?;
+            let handle = op.open_lazily(caller(req, 0), &inode, options, is_known)?;
             let close = |_: &Error| self.overlay.close(&handle);
-            let admitted = self.refused.admit(op, &inode, how, req.pid());
+            let admitted = self.refused.admit(op, &inode, options, req.pid());
             admitted.inspect_err(close)?;
             let register: Register<'_> = &|fd| reply.open_backing(fd);
             let requested = Requested {
@@ -82,7 +82,7 @@ impl Adapter {
                     None => reply.opened(fh, opened.flags),
                 }
             }
-            Err(error) => reply.error(errno(error)),
+            Err(error) => reply.error(to_errno(error)),
         }
     }
 
@@ -95,12 +95,12 @@ impl Adapter {
         flags: OpenFlags,
         reply: ReplyCreate,
     ) {
-        let (how, direct) = open_how(flags);
+        let (options, direct) = to_open_options(flags);
         let done = self.run("create", parent, Some(name), |op| {
             let caller = caller(req, umask);
             let parent = op.inode(parent.0)?;
             let name = parse_name(name)?;
-            let (inode, handle, attr) = op.create_attr(caller, &parent, &name, mode, how)?;
+            let (inode, handle, attr) = op.create_attr(caller, &parent, &name, mode, options)?;
             let register: Register<'_> = &|fd| reply.open_backing(fd);
             let requested = Requested {
                 ino: INodeNo(inode.ino()),
@@ -113,7 +113,7 @@ impl Adapter {
         });
         match done {
             Ok((inode, opened, attr)) => self.reply_created(&inode, opened, &attr, reply),
-            Err(error) => reply.error(errno(error)),
+            Err(error) => reply.error(to_errno(error)),
         }
     }
 
@@ -127,7 +127,7 @@ impl Adapter {
         let fh = Fh(self.files.insert(opened.handle));
         self.overlay.inodes().count_lookup(inode);
         let timeout = &self.created_attr_timeout(inode, attr);
-        let attr = file_attr(attr);
+        let attr = to_file_attr(attr);
         match opened.backing {
             Some(id) => {
                 reply.created_passthrough(timeout, &attr, GENERATION, fh, opened.flags, &id);
@@ -149,7 +149,9 @@ impl Adapter {
     ) -> Result<OpenedFile> {
         let Requested { ino, flags, .. } = requested;
         let close = |_: &Error| self.overlay.close(&handle);
-        let traits = self.traits(op, &handle, requested).inspect_err(close)?;
+        let traits = self
+            .collect_traits(op, &handle, requested)
+            .inspect_err(close)?;
         let content = handle.open_descriptor();
         let is_synchronous = traits.write && is_synchronous(flags);
         let mode = self.backing.open(
@@ -198,7 +200,12 @@ impl Adapter {
     }
 
     /// Returns the properties of an open on which the decision about passthrough depends.
-    fn traits(&self, op: &Op<'_>, handle: &FileHandle, requested: Requested) -> Result<OpenTraits> {
+    fn collect_traits(
+        &self,
+        op: &Op<'_>,
+        handle: &FileHandle,
+        requested: Requested,
+    ) -> Result<OpenTraits> {
         let policy = self.backing.policy();
         let OpenOptions { write, .. } = handle.options();
         let mut traits = OpenTraits {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use fuser::{FileAttr, INodeNo, ReplyEmpty, ReplyStatfs, ReplyXattr};
 
-use super::convert::{errno, file_attr};
+use super::convert::{to_errno, to_file_attr};
 use rustix::fs::StatVfs;
 
 use cowl_layers::error::{Errno, Error, Result};
@@ -18,14 +18,14 @@ use cowl_overlay::{Attr, Op};
 pub(super) fn reply_empty(done: Result<()>, reply: ReplyEmpty) {
     match done {
         Ok(()) => reply.ok(),
-        Err(error) => reply.error(errno(error)),
+        Err(error) => reply.error(to_errno(error)),
     }
 }
 
 /// Sends a reply to GETXATTR or LISTXATTR: the size of the value if `size` is zero, otherwise the value.
 pub(super) fn reply_xattr(done: Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
     match done {
-        Err(error) => reply.error(errno(error)),
+        Err(error) => reply.error(to_errno(error)),
         Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
         Ok(value) if value.len() > size as usize => reply.error(fuser::Errno::ERANGE),
         Ok(value) => reply.data(&value),
@@ -58,7 +58,7 @@ pub(super) fn reply_statfs(done: Result<StatVfs>, reply: ReplyStatfs) {
             u32::try_from(s.f_namemax).unwrap_or(255),
             u32::try_from(s.f_frsize).unwrap_or(4096),
         ),
-        Err(error) => reply.error(errno(error)),
+        Err(error) => reply.error(to_errno(error)),
     }
 }
 
@@ -66,7 +66,7 @@ pub(super) fn reply_statfs(done: Result<StatVfs>, reply: ReplyStatfs) {
 ///
 /// On inode number 0 the kernel caches that the name does not exist.
 pub(super) fn negative_attr() -> FileAttr {
-    file_attr(&Attr {
+    to_file_attr(&Attr {
         ino: 0,
         stat: Stat::default(),
     })
