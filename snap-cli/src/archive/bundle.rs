@@ -77,7 +77,7 @@ pub fn write(
             lends: named.remove(&layer.id()).unwrap_or_default(),
         };
         writer.begin_layer(folder_of(name), raw);
-        walk::plain(layer.path(), &mut |item: &Item<'_>| writer.item(item))?;
+        walk::visit_dir(layer.path(), &mut |item: &Item<'_>| writer.item(item))?;
         let sum = format!("sha256:{}\n", writer.sum());
         writer.own_file(&sum_of(name), 0o600, sum.as_bytes())?;
     }
@@ -112,7 +112,7 @@ fn limit_values(manifest: &[u8]) -> Result<()> {
 /// Adds the inodes whose numbers the objects of a layer borrow, by layer.
 fn borrowed(layer: &Layer, named: &mut HashMap<u64, HashSet<u64>>) -> Result<()> {
     let mark = layer.space().ino().as_bytes();
-    walk::plain(layer.path(), &mut |item: &Item<'_>| {
+    walk::visit_dir(layer.path(), &mut |item: &Item<'_>| {
         for (name, value) in item.xattrs()? {
             if name == mark
                 && let Some(number) =

@@ -36,7 +36,7 @@ fn every_delta_is_right(stack: &Stack, what: &str) {
         for high in low + 1..=count {
             let name = format!("{what}-{low}-{high}");
             let (old, new) = (view(&stack.down(..low)), view(&stack.down(..high)));
-            let target = stack.folder(&format!("apply-{name}"));
+            let target = stack.create_dir(&format!("apply-{name}"));
             export_dir::fill(&old, &target, &mut |_| {}).unwrap();
             assert_eq!(
                 digest_dir(&target, &mut |_| {}).unwrap(),
@@ -46,7 +46,7 @@ fn every_delta_is_right(stack: &Stack, what: &str) {
             let data = written(Some(&old), &new).unwrap();
             import::changes(&*data, &target, XattrSpace::Trusted, &mut |_| {})
                 .unwrap_or_else(|error| panic!("{name}: {error}\n{:#?}", names(&data)));
-            let want = stack.folder(&format!("want-{name}"));
+            let want = stack.create_dir(&format!("want-{name}"));
             export_dir::fill(&new, &want, &mut |_| {}).unwrap();
             assert_same(&target, &describe(&want), &name);
             assert_eq!(
@@ -126,8 +126,8 @@ fn a_delta_tells_what_was_done_in_the_words_of_image_layers() {
     );
     // Against nothing everything is, in the same form as a plain archive.
     let all = written(None, &old).unwrap();
-    let plain = stack.folder("plain");
-    let file = stack.folder("tar").join("all.tar");
+    let plain = stack.create_dir("plain");
+    let file = stack.create_dir("tar").join("all.tar");
     fs::write(&file, all).unwrap();
     let args = [
         "--numeric-owner",
@@ -172,7 +172,7 @@ fn one_of_everything_as_a_plain_folder() {
     one_of_everything(&base);
     let socket = cowl_layers::sys::stat::FileKind::Socket;
     testing::mknod(&base.join("socket"), socket, 0o755, 0);
-    let target = stack.folder("target");
+    let target = stack.create_dir("target");
     export_dir::fill(&view(&stack.down(..)), &target, &mut |_| {}).unwrap();
     assert_same(&target, &describe(&base), "a plain folder");
     let sparse = |at: &Path| fs::metadata(at.join("sparse")).unwrap().blocks();

@@ -15,7 +15,7 @@ use rustix::fs::OFlags;
 use super::report::Report;
 use crate::tree::attrs::{self, Attrs};
 use crate::tree::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
-use crate::tree::linked::Linked;
+use crate::tree::hard_links::HardLinks;
 use crate::tree::{create, position};
 
 /// How many folders of the present path are kept open on each side; those above are opened again,
@@ -41,7 +41,7 @@ struct Copy<'a> {
     path: Vec<u8>,
     /// The device that is not left.
     dev: u64,
-    linked: Linked,
+    linked: HardLinks,
     /// Of the layer that is filled; `None` for a plain folder, in which nothing is a mark.
     space: Option<XattrSpace>,
     progress: OnProgress<'a>,
@@ -63,12 +63,12 @@ pub(super) fn copy(
     )?;
     let from_stat = stat::stat_fd(&from).context("can't read the source folder", name)?;
     refuse_overlap(&from_stat, &to, name)?;
-    create::ready_root(to.as_fd())?;
+    create::prepare_root(to.as_fd())?;
     let mut copy = Copy {
         levels: Vec::new(),
         path: Vec::new(),
         dev: from_stat.dev,
-        linked: Linked::new(to.as_fd())?,
+        linked: HardLinks::new(to.as_fd())?,
         space,
         progress,
         out: Report::default(),
@@ -173,7 +173,7 @@ impl Copy<'_> {
             return Err(closed(path));
         };
         let place = (target.as_fd(), name);
-        self.linked.note(&stat, place, path, self.levels.len())?;
+        self.linked.record(&stat, place, path, self.levels.len())?;
         self.out.done.bytes = self.out.done.bytes.saturating_add(bytes);
         if bytes > 0 {
             (self.progress)(self.out.done);
@@ -213,7 +213,7 @@ impl Copy<'_> {
         let target_id = id(&target)?;
         self.levels.push(Level {
             above,
-            attrs: Attrs::of(&stat, xattrs),
+            attrs: Attrs::from_stat(&stat, xattrs),
             stat,
             todo,
             source: Some(source),
@@ -274,7 +274,7 @@ fn closed(path: &[u8]) -> TreeError {
 /// The attributes as the copy keeps them.
 fn kept(space: Option<XattrSpace>, xattrs: attrs::Xattrs) -> attrs::Xattrs {
     match space {
-        Some(space) => attrs::escaped(space, xattrs),
+        Some(space) => attrs::escape_markers(space, xattrs),
         None => xattrs,
     }
 }
@@ -290,7 +290,7 @@ fn copy_one(
     path: &[u8],
 ) -> Result<u64> {
     let xattrs = xattr::all(found.as_fd()).context("can't read the attributes", path)?;
-    let attrs = Attrs::of(stat, kept(space, xattrs));
+    let attrs = Attrs::from_stat(stat, kept(space, xattrs));
     let kind = stat.kind();
     match kind {
         FileKind::Regular => {

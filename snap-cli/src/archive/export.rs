@@ -25,7 +25,7 @@ pub fn tar(
 ) -> Result<Report> {
     with_entries(output, compression, Holes::Left, progress, |writer| {
         comment.map_or(Ok(()), |comment| writer.comment(comment))?;
-        walk::state(view, &mut |item: &Item<'_>| writer.item(item))
+        walk::visit_state(view, &mut |item: &Item<'_>| writer.item(item))
     })
 }
 

@@ -15,7 +15,7 @@ use crate::tree::attrs::{self, Attrs};
 use crate::tree::create;
 use crate::tree::dir_cursor::DirCursor;
 use crate::tree::error::{Context as _, OnProgress, Result};
-use crate::tree::linked::Linked;
+use crate::tree::hard_links::HardLinks;
 use crate::tree::walk::{self, Item, Visitor};
 
 /// Fills the empty folder `target` with what the view shows. Making it durable is the caller's.
@@ -24,15 +24,15 @@ pub fn fill(view: &View, target: &Path, progress: OnProgress<'_>) -> Result<Repo
         "can't open the target folder",
         target.as_os_str().as_bytes(),
     )?;
-    create::ready_root(root.as_fd())?;
+    create::prepare_root(root.as_fd())?;
     let mut fill = Fill {
-        linked: Linked::new(root.as_fd())?,
+        linked: HardLinks::new(root.as_fd())?,
         places: DirCursor::new(root),
         levels: Vec::new(),
         out: Report::default(),
         progress,
     };
-    walk::state(view, &mut fill)?;
+    walk::visit_state(view, &mut fill)?;
     (fill.progress)(fill.out.done);
     Ok(fill.out)
 }
@@ -41,20 +41,20 @@ struct Fill<'a> {
     places: DirCursor,
     /// Attributes of the directories in which the walk is: set last, because what is made inside changes them.
     levels: Vec<Attrs>,
-    linked: Linked,
+    linked: HardLinks,
     out: Report,
     progress: OnProgress<'a>,
 }
 
 impl Visitor for Fill<'_> {
-    fn item(&mut self, item: &Item<'_>) -> Result<()> {
+    fn visit(&mut self, item: &Item<'_>) -> Result<()> {
         let (path, name, kind) = (item.path, item.name(), item.kind());
         self.out.done.entries += u64::from(!path.is_empty());
         if let Some(first) = self.linked.find(&item.stat)? {
             return node::link_fd(first.as_fd(), self.places.here(), name)
                 .context("can't make the hard link", path);
         }
-        let attrs = Attrs::of(&item.stat, item.xattrs()?);
+        let attrs = Attrs::from_stat(&item.stat, item.xattrs()?);
         if kind == FileKind::Directory {
             if !path.is_empty() {
                 create::dir(self.places.here(), name, path)?;
@@ -79,7 +79,7 @@ impl Visitor for Fill<'_> {
             _ => create::node(place, name, (kind, item.stat.rdev), &attrs, path)?,
         }
         self.linked
-            .note(&item.stat, (place, name), path, item.depth)?;
+            .record(&item.stat, (place, name), path, item.depth)?;
         (self.progress)(self.out.done);
         Ok(())
     }

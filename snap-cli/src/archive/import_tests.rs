@@ -62,7 +62,7 @@ fn a_folder_comes_in_exactly() {
         .unwrap();
     let before = fs::metadata(source.path().join("sparse")).unwrap();
     // A default ACL that the target got from the folder above must not reach what is made in it.
-    testing::set(target.path(), "system.posix_acl_default", testing::ACL);
+    testing::set_xattr(target.path(), "system.posix_acl_default", testing::ACL);
     let got = import_dir(source.path(), target.path()).unwrap();
     assert_eq!(got.notes, []);
     assert_eq!(got.done.entries as usize, want.len() - 1);
@@ -291,7 +291,7 @@ fn what_would_be_a_mark_is_stored_so_that_it_is_none() {
     testing::mknod(&source.path().join("a-device"), FileKind::CharDevice, 0, 0);
     for name in &names {
         fs::write(source.path().join(name), b"").unwrap();
-        testing::set(&source.path().join(name), name, b"y");
+        testing::set_xattr(&source.path().join(name), name, b"y");
     }
     import_dir(source.path(), target.path()).unwrap();
     assert_eq!(show(target.path()), expected);

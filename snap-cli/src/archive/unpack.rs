@@ -74,7 +74,7 @@ impl<'a> Unpack<'a> {
             target.as_os_str().as_bytes(),
         )?;
         if !matches!(how, How::Changes(_)) {
-            create::ready_root(root.as_fd())?;
+            create::prepare_root(root.as_fd())?;
         }
         let again = root
             .try_clone()
@@ -209,7 +209,7 @@ impl<'a> Unpack<'a> {
     fn attributes(&mut self, member: &mut Member, path: &[u8]) -> Result<()> {
         let xattrs = std::mem::take(&mut member.attrs.xattrs);
         let (xattrs, borrowed) = match self.how {
-            How::Shown(space) | How::Changes(space) => (attrs::escaped(space, xattrs), None),
+            How::Shown(space) | How::Changes(space) => (attrs::escape_markers(space, xattrs), None),
             How::Raw(from, to) => marks::converted(from, to, member, xattrs)?,
         };
         member.attrs.xattrs = xattrs;

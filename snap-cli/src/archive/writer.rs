@@ -20,7 +20,7 @@ use super::pax::{self, Records};
 use super::report::Report;
 use crate::tree::content;
 use crate::tree::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
-use crate::tree::walk::{Item, Links};
+use crate::tree::walk::{Item, LinkMap};
 
 /// The largest number that fits a field of eight bytes, and one of twelve.
 const FIELD_8: u64 = 0o7_777_777;
@@ -61,7 +61,7 @@ pub(super) struct Writer<'a, W: Write> {
     prefix: Vec<u8>,
     raw: Option<Raw>,
     holes: Holes,
-    links: Links<Vec<u8>>,
+    links: LinkMap<Vec<u8>>,
     result: Report,
     progress: OnProgress<'a>,
 }
@@ -76,7 +76,7 @@ impl<'a, W: Write> Writer<'a, W> {
             prefix: b"./".to_vec(),
             raw: None,
             holes: Holes::Left,
-            links: Links::default(),
+            links: LinkMap::default(),
             result: Report::default(),
             progress,
         }
@@ -103,7 +103,7 @@ impl<'a, W: Write> Writer<'a, W> {
     pub(super) fn begin_layer(&mut self, prefix: Vec<u8>, raw: Raw) {
         self.prefix = prefix;
         self.raw = Some(raw);
-        self.links = Links::default();
+        self.links = LinkMap::default();
     }
 
     /// Ends the archive, and gives the output back, flushed.

@@ -107,7 +107,7 @@ pub fn stranded(store: &Store, id: ContainerId) -> Result<Vec<Stranded>> {
 
 /// The users of a file system, if it is a dead one: its number may be another one's by now.
 fn stranded_on(device: Device) -> Result<Vec<User>> {
-    let mut users = users::of(device, &[std::process::id()])?;
+    let mut users = users::list(device, &[std::process::id()])?;
     users.retain(|user| {
         let link = cowl_layers::sys::users::link_to(user.pid, device);
         link.is_some_and(|link| is_dead(&link))

@@ -185,7 +185,7 @@ fn held_unseen(container: &Container<'_>, files: u32) -> Error {
 /// Lists the processes that use a mount, other than its daemon and this command.
 pub fn users(daemon: u32, device: Option<Device>) -> Result<Vec<User>> {
     match device {
-        Some(device) => users::of(device, &[daemon, std::process::id()]),
+        Some(device) => users::list(device, &[daemon, std::process::id()]),
         None => Ok(Vec::new()),
     }
 }

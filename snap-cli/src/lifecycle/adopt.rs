@@ -14,7 +14,7 @@ use crate::container::external::{self, Leftover};
 use crate::container::{Container, Swap};
 use crate::error::{Error, Result};
 use crate::host::files;
-use crate::host::{inside, mountinfo, users};
+use crate::host::{dir_users, mountinfo, users};
 use crate::lxc::binding;
 use crate::lxc::{self as tools, LxcContainer, config, snapshots};
 use crate::recover::{self, moving};
@@ -84,7 +84,7 @@ impl Candidate {
     /// The store that is to take it: one of the family on the same file system, or a new one there.
     pub fn store(&self, home: &Store, asked: Option<&Path>) -> Result<Store> {
         let parent = self.rootfs.parent().unwrap_or(Path::new("/"));
-        let mount = mountinfo::holding(parent)?;
+        let mount = mountinfo::find_containing(parent)?;
         if let Some(asked) = asked {
             let asked = std::path::absolute(asked).map_err(|e| Error::at("use", asked, e))?;
             // It may have to be made: then what counts is the folder that it will be made in.
@@ -98,7 +98,7 @@ impl Candidate {
             }
             let there = asked
                 .ancestors()
-                .find_map(|path| mountinfo::holding(path).ok());
+                .find_map(|path| mountinfo::find_containing(path).ok());
             if there.is_none_or(|there| there.id != mount.id) {
                 return Err(Error::usage(format!(
                     "{} is not on the file system of {}, which is mounted at {}",
@@ -114,7 +114,7 @@ impl Candidate {
             return family::join(home, &asked);
         }
         for store in family::stores(home.home(), home.session())? {
-            if mountinfo::holding(store.root())?.id == mount.id {
+            if mountinfo::find_containing(store.root())?.id == mount.id {
                 return Ok(store);
             }
         }
@@ -331,7 +331,7 @@ fn refuse_marker(rootfs: &Path) -> Result<()> {
 
 /// Refuses while somebody uses what lies at `place`, which people know as `rootfs`.
 fn refuse_users(place: &Path, rootfs: &Path, who: &str) -> Result<()> {
-    let inside = inside::of(place)?;
+    let inside = dir_users::list(place)?;
     if inside.is_empty() {
         return Ok(());
     }
@@ -352,7 +352,7 @@ fn refuse_users(place: &Path, rootfs: &Path, who: &str) -> Result<()> {
 fn look_through(rootfs: &Path, space: XattrSpace) -> Result<usize> {
     let mut found: Option<Vec<u8>> = None;
     let mut linked: HashMap<u64, u64> = HashMap::new();
-    walk::plain(rootfs, &mut |item: &Item<'_>| {
+    walk::visit_dir(rootfs, &mut |item: &Item<'_>| {
         if found.is_some() {
             return Ok(());
         }

@@ -212,7 +212,7 @@ pub fn destroy(store: &Store, id: ContainerId, caller: &Caller) -> Result<()> {
     let name = container.name();
     match who(container.manifest(), id, caller)? {
         // It would destroy the container, and then copy one of its own snapshots to that place.
-        Who::Itself | Who::Moved(_) if process::is_below("lxc-snapshot") => {
+        Who::Itself | Who::Moved(_) if process::is_descendant_of("lxc-snapshot") => {
             Err(Error::failed(format!(
                 "{name} is cowl's: LXC's lxc-snapshot would throw away what it is now, and its snapshots"
             ))

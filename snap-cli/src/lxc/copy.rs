@@ -32,7 +32,7 @@ pub fn copy(from: &Rootfs, to: &Path, progress: OnProgress<'_>) -> Result<Vec<St
         Rootfs::Other(_) => return Err(Error::failed("its files are in no folder")),
     };
     if let (Rootfs::Folder(path), true) = (from, done.notes.is_empty())
-        && measure(path)?.looks != measure(to)?.looks
+        && measure(path)?.metadata_digest != measure(to)?.metadata_digest
     {
         return Err(Error::failed(format!(
             "{} changed while it was copied; nothing else was changed",

@@ -125,9 +125,9 @@ fn fill(
         std::fs::create_dir(&plain).map_err(|e| Error::at("make the folder", &plain, e))?;
         return Ok(notes);
     };
-    let before = measure(path)?.looks;
+    let before = measure(path)?.metadata_digest;
     let imported = import::path(path, &tree, store.space(), progress)?;
-    if measure(path)?.looks != before {
+    if measure(path)?.metadata_digest != before {
         return Err(Error::failed(format!(
             "{} changed while it was copied; nothing was changed",
             path.shown()

@@ -5,12 +5,12 @@ use std::os::unix::ffi::OsStrExt as _;
 
 use cowl_layers::view::{Found, View};
 
-use crate::delta::put_back::Scope;
+use crate::delta::revert::Scope;
 use crate::error::{Error, Result};
 use crate::store::name::nearest;
-use crate::tree::find::at as find;
+use crate::tree::find::find;
 use crate::tree::path::{join, split};
-use crate::tree::walk::children;
+use crate::tree::walk::list_children;
 
 /// Which paths may be named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +100,7 @@ fn hint(old: &View, new: &View, path: &[u8]) -> Result<Option<String>> {
     let mut known = Vec::new();
     for view in [old, new] {
         if let Found::Dir(dir) = find(view, above)? {
-            for (path, _) in children(view, &dir, above)? {
+            for (path, _) in list_children(view, &dir, above)? {
                 known.extend(std::str::from_utf8(split(&path).1).map(str::to_owned));
             }
         }
@@ -123,7 +123,9 @@ mod tests {
         let clean = scope(&["/etc//x/", "./a/./b"]).unwrap();
         assert_eq!(clean.0, [b"etc/x".to_vec(), b"a/b".to_vec()]);
         assert!(scope(&["/", "a"]).unwrap().is_all());
-        assert!(clean.holds(b"etc/x/y") && !clean.holds(b"etc/xy") && !clean.holds(b"etc"));
+        assert!(
+            clean.contains(b"etc/x/y") && !clean.contains(b"etc/xy") && !clean.contains(b"etc")
+        );
         assert!(scope(&["a/../b"]).is_err() && scope(&[""]).is_err());
     }
 }

@@ -18,7 +18,7 @@ use super::take::{drop_if_unnamed, write_file};
 use crate::container::Container;
 use crate::container::Swap;
 use crate::container::state::{Mounted, RunState};
-use crate::delta::put_back::{Plan, Scope, Step};
+use crate::delta::revert::{RevertPlan, RevertStep, Scope};
 use crate::error::{Error, Result};
 use crate::host::mountinfo;
 use crate::shell::quoted;
@@ -26,7 +26,7 @@ use crate::store::making::Making;
 use crate::store::manifest::{ContainerManifest, LayerId, SnapshotId, SnapshotKind, SnapshotRef};
 use crate::store::name::SnapshotName;
 use crate::tree::error::OnProgress;
-use crate::tree::target::{InDirectory, InProcess};
+use crate::tree::writable::{DirTree, OverlayTree};
 use cowl_layers::shown::Show as _;
 
 /// What is to be taken back.
@@ -44,7 +44,7 @@ pub struct Wish {
 #[derive(Debug, Default)]
 pub struct Undone {
     /// Path by path.
-    pub steps: Vec<Step>,
+    pub steps: Vec<RevertStep>,
     /// The automatic snapshot that keeps what was there; `None` where another one does, or nothing was
     /// done.
     pub kept_as: Option<SnapshotName>,
@@ -80,14 +80,14 @@ pub fn plan(container: &Container<'_>, wish: &Wish) -> Result<Undone> {
     })
 }
 
-fn look(container: &Container<'_>, old: &View, wish: &Wish) -> Result<Plan> {
+fn look(container: &Container<'_>, old: &View, wish: &Wish) -> Result<RevertPlan> {
     if let Mounted::Alive(run) = container.mounted()? {
         refuse_inner_mounts(container, &run, &wish.scope)?;
         run.flush(container.store(), container.id())?;
     }
     let now = container.store().view(&container.manifest().stack)?;
     check(&wish.scope, old, &now, wish.only)?;
-    Ok(Plan::new(old, &now, &wish.scope)?)
+    Ok(RevertPlan::new(old, &now, &wish.scope)?)
 }
 
 /// What is mounted in the scope is no part of the container, and must not be removed with it.
@@ -97,7 +97,7 @@ fn refuse_inner_mounts(container: &Container<'_>, run: &RunState, scope: &Scope)
         let Ok(inside) = mount.at.strip_prefix(&run.mountpoint) else {
             continue;
         };
-        if scope.touches(inside.as_os_str().as_bytes()) {
+        if scope.overlaps(inside.as_os_str().as_bytes()) {
             return Err(Error::busy(format!(
                 "something else is mounted in {}, at {}",
                 container.name(),
@@ -186,7 +186,7 @@ fn apart(
     mut next: ContainerManifest,
     frozen: &Frozen,
     old: &View,
-    plan: &Plan,
+    plan: &RevertPlan,
     progress: OnProgress<'_>,
 ) -> Result<()> {
     let store = container.store();
@@ -198,7 +198,7 @@ fn apart(
         making.frees_something();
     }
     let tree = store.paths().layer_tree(head);
-    let open = || -> Result<InProcess> {
+    let open = || -> Result<OverlayTree> {
         let upper = Upper::open(&tree, &store.paths().layer_work(head), store.space())?;
         let lowers = store.open_layers(&frozen.state)?;
         // How many names of a lower file show is of no use here, and costs a walk to each of them.
@@ -208,18 +208,18 @@ fn apart(
         };
         let overlay = Overlay::new(Some(upper), lowers, behaviour)
             .map_err(|error| Error::failed("cannot open the layers").because(error))?;
-        Ok(InProcess::new(overlay))
+        Ok(OverlayTree::new(overlay))
     };
     let mut stack = vec![head];
     stack.extend_from_slice(&frozen.state);
-    let renamed = plan.rename_back(&open()?)?;
+    let renamed = plan.revert_renames(&open()?)?;
     match renamed {
         true => {
             let scope = plan.scope();
-            let rest = Plan::new(old, &store.view(&stack)?, scope)?;
-            rest.carry_out(old, &open()?, progress)?;
+            let rest = RevertPlan::new(old, &store.view(&stack)?, scope)?;
+            rest.execute(old, &open()?, progress)?;
         }
-        false => plan.carry_out(old, &open()?, progress)?,
+        false => plan.execute(old, &open()?, progress)?,
     }
     making.sync_content()?;
     next.head = head;
@@ -238,15 +238,15 @@ fn live(
 ) -> Result<()> {
     let store = container.store();
     // What is frozen stands still, whatever programs do meanwhile.
-    let mut plan = Plan::new(old, &store.view(&frozen.state)?, &wish.scope)?;
+    let mut plan = RevertPlan::new(old, &store.view(&frozen.state)?, &wish.scope)?;
     let place = container.mount(None, run.lifetime())?;
     let root = dir::open_root(&place).map_err(|error| Error::at("open", &place, error))?;
-    let target = InDirectory::new(root).map_err(|error| Error::at("open", &place, error))?;
-    if plan.rename_back(&target)? {
+    let target = DirTree::new(root).map_err(|error| Error::at("open", &place, error))?;
+    if plan.revert_renames(&target)? {
         run.flush(container.store(), container.id())?;
-        plan = Plan::new(old, &store.view(&container.manifest().stack)?, &wish.scope)?;
+        plan = RevertPlan::new(old, &store.view(&container.manifest().stack)?, &wish.scope)?;
     }
-    Ok(plan.carry_out(old, &target, progress)?)
+    Ok(plan.execute(old, &target, progress)?)
 }
 
 fn unfinished(container: &Container<'_>, error: Error) -> Error {

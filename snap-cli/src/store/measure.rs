@@ -106,7 +106,7 @@ pub fn measure_like(store: &Store, id: LayerId, known: Option<&str>) -> Result<(
         files: size.entries,
         inodes: size.inodes,
     };
-    Ok((measured, size.looks))
+    Ok((measured, size.metadata_digest))
 }
 
 /// Kept so that it need not be measured again; on a full disk it will be.
