@@ -24,7 +24,7 @@ pub enum Source<'a> {
     /// A tar archive on standard input.
     Stdin,
     /// A tar archive that was opened already.
-    Tree(Box<input::Tree<'a>>),
+    Tree(Box<input::TreeArchive<'a>>),
 }
 
 /// Makes the container `name` from a root file system. Answers with what could not be taken over as it
@@ -59,9 +59,11 @@ fn import_into(
     let base = making.layer(LayerKind::Base, &[], &[])?;
     let tree = store.paths().layer_tree(base);
     let imported = match source {
-        Source::Path(path) => import::path(path, &tree, store.space(), progress),
-        Source::Tree(archive) => import::opened(*archive, &tree, store.space(), progress),
-        Source::Stdin => import::tar(std::io::stdin().lock(), &tree, store.space(), progress),
+        Source::Path(path) => import::from_path(path, &tree, store.space(), progress),
+        Source::Tree(archive) => import::from_archive(*archive, &tree, store.space(), progress),
+        Source::Stdin => {
+            import::from_stream(std::io::stdin().lock(), &tree, store.space(), progress)
+        }
     }?;
     if images == Images::Refuse {
         image::refuse(&tree)?;

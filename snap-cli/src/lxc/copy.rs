@@ -27,7 +27,7 @@ fn view(delta: &Path, lowers: &[PathBuf]) -> Result<View> {
 /// what was left out.
 pub fn copy(from: &Rootfs, to: &Path, progress: OnProgress<'_>) -> Result<Vec<String>> {
     let done = match from {
-        Rootfs::Folder(path) => import::plain(path, to, progress)?,
+        Rootfs::Folder(path) => import::copy_plain(path, to, progress)?,
         Rootfs::Overlay { delta, lowers } => export_dir::fill(&view(delta, lowers)?, to, progress)?,
         Rootfs::Other(_) => return Err(Error::failed("its files are in no folder")),
     };

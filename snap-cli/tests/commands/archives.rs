@@ -276,7 +276,7 @@ fn archives_that_can_t_be_used_are_refused_and_leave_nothing() {
             .unwrap();
         let mut lies = whole.clone();
         lies[at] = b'C';
-        other.refused(&["import", "-"], &lies, 1, &["sum is wrong"]);
+        other.refused(&["import", "-"], &lies, 1, &["wrong checksum"]);
         // A newer version.
         let mut newer = whole.clone();
         let text = b"\"format\": 1";
