@@ -1,4 +1,5 @@
-//! Bytes in JSON: text where they are text, else numbers. For paths, and for files of other programs.
+//! Bytes in JSON: a string if they are valid UTF-8, otherwise an array of numbers. Used for paths and for files of other
+//! programs.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -61,12 +62,12 @@ pub mod path {
         Serialize, Serializer,
     };
 
-    /// Writes a path.
+    /// Serializes a path.
     pub fn serialize<S: Serializer>(path: &Path, out: S) -> Result<S::Ok, S::Error> {
         BytesOrText::of(path.as_os_str().as_bytes()).serialize(out)
     }
 
-    /// Reads one.
+    /// Deserializes a path.
     pub fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<PathBuf, D::Error> {
         let bytes = BytesOrText::deserialize(input)?.into_bytes();
         Ok(PathBuf::from(OsString::from_vec(bytes)))
@@ -78,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_bytes_come_back() {
+    fn arbitrary_bytes_round_trip() {
         for bytes in [&b""[..], b"text\n", b"\xff\0\xfe"] {
             let blob = Blob(bytes.to_vec());
             let json = serde_json::to_string(&blob).unwrap();
