@@ -51,7 +51,7 @@ pub struct WholeManifest {
 }
 
 impl Body for WholeManifest {
-    const WHAT: &'static str = "archive";
+    const TYPE_NAME: &'static str = "archive";
 }
 
 /// A layer of an archive.

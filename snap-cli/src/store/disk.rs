@@ -80,13 +80,18 @@ pub fn read<T: Body>(path: &Path) -> Result<Record<T>> {
 
 /// Returns the error for a record that must exist and does not.
 pub fn missing<T: Body>(path: &Path) -> Error {
-    Error::damaged(format!("the {} file {} is missing", T::WHAT, path.shown()))
-        .hint("restore it from a backup; nothing was changed")
+    Error::damaged(format!(
+        "the {} file {} is missing",
+        T::TYPE_NAME,
+        path.shown()
+    ))
+    .hint("restore it from a backup; nothing was changed")
 }
 
+/// Returns the error for a record that cannot be decoded.
 fn record_error<T: Body>(path: &Path, error: RecordError) -> Error {
     let newer = matches!(error, RecordError::Newer { .. });
-    let what = format!("cannot use the {} file {}", T::WHAT, path.shown());
+    let what = format!("cannot use the {} file {}", T::TYPE_NAME, path.shown());
     if newer {
         Error::new(Kind::Failed, what)
             .because(error)
@@ -103,6 +108,7 @@ pub fn invalid<T: Body>(path: &Path, why: String) -> Error {
     record_error::<T>(path, RecordError::Shape(why))
 }
 
+/// Encodes a record that is written to `path`.
 fn encode<T: Body>(path: &Path, record: &Record<T>) -> Result<Vec<u8>> {
     record
         .encode()

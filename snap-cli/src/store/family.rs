@@ -18,7 +18,7 @@ use super::{Session, Store, disk};
 use crate::error::{Error, Kind, Result};
 use cowl_layers::shown::Show as _;
 
-/// `stores.json`.
+/// The list of stores in a home store: `stores.json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreList {
     /// The other stores.
@@ -29,7 +29,7 @@ pub struct StoreList {
 }
 
 impl Body for StoreList {
-    const WHAT: &'static str = "list of stores";
+    const TYPE_NAME: &'static str = "list of stores";
 }
 
 /// An entry of the list: a store other than the home store.
@@ -166,7 +166,7 @@ pub fn claim(store: &Store, name: &ContainerName) -> Result<Lock> {
     Ok(lock)
 }
 
-/// Takes the lock of adoptions into the family of stores.
+/// Acquires the lock that serializes adoptions into the family of stores.
 pub fn lock_adoption(store: &Store) -> Result<Lock> {
     let session = store.session();
     let path = store.home().join("locks").join(format!("adopting{LOCK}"));

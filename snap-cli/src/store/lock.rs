@@ -34,10 +34,13 @@ pub struct Lock {
     file: File,
 }
 
+/// The interval between attempts to acquire a lock.
 const POLL: Duration = Duration::from_millis(10);
 
 impl Lock {
-    /// Acquires the lock at `path`, waiting up to `patience`. `command` is written to the file if the lock is exclusive.
+    /// Acquires the lock at `path`, waiting up to `patience`.
+    ///
+    /// If the lock is exclusive, `command` is written to the file, for the messages of waiting commands.
     pub fn take(path: &Path, mode: Mode, command: &str, patience: Duration) -> Result<Self> {
         wait(path, patience, || Self::try_take(path, mode, command))
     }
@@ -70,6 +73,7 @@ impl Lock {
         Ok(Some(lock))
     }
 
+    /// Opens the lock file, creating it if necessary, and locks it; `None` if another process holds the lock.
     fn open_and_lock(path: &Path, mode: Mode) -> Result<Option<Self>> {
         let at = |error: std::io::Error| Error::at("lock", path, error);
         let how = match mode {
@@ -170,15 +174,17 @@ impl Lock {
     }
 }
 
+/// Repeats `attempt` until it returns a lock or `patience` is over.
 fn wait(
     path: &Path,
     patience: Duration,
     attempt: impl FnMut() -> Result<Option<Lock>>,
 ) -> Result<Lock> {
     poll_until(Instant::now() + patience, POLL, attempt)?
-        .ok_or_else(|| held_by_another(path, patience))
+        .ok_or_else(|| timeout_error(path, patience))
 }
 
+/// Returns whether `path` still refers to the open file.
 fn is_still_at(file: &File, path: &Path) -> std::io::Result<bool> {
     let held = file.metadata()?;
     match std::fs::symlink_metadata(path) {
@@ -188,7 +194,8 @@ fn is_still_at(file: &File, path: &Path) -> std::io::Result<bool> {
     }
 }
 
-fn held_by_another(path: &Path, waited: Duration) -> Error {
+/// Returns the error that names the holder of a lock.
+fn timeout_error(path: &Path, waited: Duration) -> Error {
     let mut text = String::new();
     let read = disk::open(path).and_then(|mut file| file.read_to_string(&mut text));
     let holder = match (read, text.trim().split_once(' ')) {

@@ -82,9 +82,9 @@ impl<'s> Making<'s> {
         let id = LayerId::fresh();
         self.layers.push(id);
         let store = self.store;
-        private_dir(&store.paths().layer_dir(id))?;
-        private_dir(&store.paths().layer_tree(id))?;
-        private_dir(&store.paths().layer_work(id))?;
+        create_private_dir(&store.paths().layer_dir(id))?;
+        create_private_dir(&store.paths().layer_tree(id))?;
+        create_private_dir(&store.paths().layer_work(id))?;
         disk::write_new(&store.paths().layer_file(id), &Record::first(manifest))?;
         self.add_unsynced(store.paths().layer_file(id));
         self.add_unsynced(store.paths().layer_tree(id));
@@ -98,8 +98,8 @@ impl<'s> Making<'s> {
         self.unsynced.push(path);
     }
 
-    /// Syncs all created files and directories, in the order of their creation. One journal commit usually covers all of
-    /// them.
+    /// Syncs all created files and directories, in the order of their creation. One journal commit usually covers all
+    /// of them.
     pub fn sync(&mut self) -> Result<()> {
         for path in std::mem::take(&mut self.unsynced) {
             disk::sync_file(&path)?;
@@ -116,12 +116,12 @@ impl<'s> Making<'s> {
     pub fn create_container(&mut self) -> Result<ContainerId> {
         let id = ContainerId::fresh();
         self.containers.push(id);
-        private_dir(&self.store.paths().container_dir(id))?;
+        create_private_dir(&self.store.paths().container_dir(id))?;
         // This file distinguishes an unfinished container from one that lost its manifest.
         let unfinished = self.store.paths().unfinished_file(id);
         disk::touch(&unfinished)?;
         self.add_unsynced(unfinished);
-        private_dir(&self.store.paths().snapshots_dir(id))?;
+        create_private_dir(&self.store.paths().snapshots_dir(id))?;
         self.add_unsynced(self.store.paths().containers());
         Ok(id)
     }
@@ -190,7 +190,8 @@ impl Drop for Making<'_> {
     }
 }
 
-fn private_dir(path: &Path) -> Result<()> {
+/// Creates a directory with mode 0700. Fails if it exists.
+fn create_private_dir(path: &Path) -> Result<()> {
     std::fs::DirBuilder::new()
         .mode(0o700)
         .create(path)

@@ -69,7 +69,7 @@ pub struct StoreManifest {
 }
 
 impl Body for StoreManifest {
-    const WHAT: &'static str = "store";
+    const TYPE_NAME: &'static str = "store";
 }
 
 /// The namespace of the marker xattrs in a store's layers.
@@ -144,7 +144,7 @@ pub enum Ephemeral {
 }
 
 impl Body for ContainerManifest {
-    const WHAT: &'static str = "container";
+    const TYPE_NAME: &'static str = "container";
 }
 
 impl ContainerManifest {
@@ -197,11 +197,12 @@ impl ContainerManifest {
         if self.stack.first() != Some(&self.head) {
             return Err("its head is not the first layer of its stack".to_owned());
         }
-        no_layer_twice(&self.stack)
+        check_unique(&self.stack)
     }
 }
 
-fn no_layer_twice(stack: &[LayerId]) -> Result<(), String> {
+/// Returns an error if the stack contains a layer twice.
+fn check_unique(stack: &[LayerId]) -> Result<(), String> {
     let mut sorted = stack.to_vec();
     sorted.sort_unstable();
     match sorted.windows(2).find(|pair| pair.first() == pair.last()) {
@@ -271,7 +272,7 @@ pub struct SnapshotManifest {
 }
 
 impl Body for SnapshotManifest {
-    const WHAT: &'static str = "snapshot";
+    const TYPE_NAME: &'static str = "snapshot";
 }
 
 impl SnapshotManifest {
@@ -280,7 +281,7 @@ impl SnapshotManifest {
         if self.stack.is_empty() {
             return Err("its stack is empty".to_owned());
         }
-        no_layer_twice(&self.stack)
+        check_unique(&self.stack)
     }
 }
 
@@ -414,7 +415,7 @@ pub struct LayerManifest {
 }
 
 impl Body for LayerManifest {
-    const WHAT: &'static str = "layer";
+    const TYPE_NAME: &'static str = "layer";
 }
 
 impl LayerManifest {

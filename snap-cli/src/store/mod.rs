@@ -199,12 +199,13 @@ impl Store {
     /// Opens the store at `root`, or creates it if there is none.
     pub fn open_or_make(root: &Path, session: Session) -> Result<Self> {
         match Self::open(root, session.clone()) {
-            Err(error) if error.kind == Kind::NotFound => Self::make(root, session),
+            Err(error) if error.kind == Kind::NotFound => Self::create(root, session),
             other => other,
         }
     }
 
-    fn make(root: &Path, session: Session) -> Result<Self> {
+    /// Creates a store, serialized with other commands that create it.
+    fn create(root: &Path, session: Session) -> Result<Self> {
         std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o755)
@@ -219,12 +220,13 @@ impl Store {
             &session.command,
             session.patience,
         )?;
-        let made = Self::fill(root, session);
+        let made = Self::initialize(root, session);
         lock.remove()?;
         made
     }
 
-    fn fill(root: &Path, session: Session) -> Result<Self> {
+    /// Creates the directories and the manifest of a store. The caller must hold the lock `.making`.
+    fn initialize(root: &Path, session: Session) -> Result<Self> {
         match Self::open(root, session.clone()) {
             Err(error) if error.kind == Kind::NotFound => {}
             // A race: another command has created the store.
@@ -317,6 +319,7 @@ impl Store {
         &self.paths
     }
 
+    /// Acquires the lock `name`.
     fn lock(&self, name: &str, mode: Mode) -> Result<Lock> {
         let session = &self.session;
         Lock::take(
@@ -348,8 +351,8 @@ impl Store {
         self.lock(&format!("settling-{id}"), Mode::Exclusive)
     }
 
-    /// Acquires a shared lock of the store, which excludes garbage collection: objects that are created or read while it
-    /// is held are retained.
+    /// Acquires a shared lock of the store, which excludes garbage collection: objects that are created or read while
+    /// it is held are retained.
     pub fn lock_shared(&self) -> Result<Lock> {
         self.lock("store", Mode::Shared)
     }

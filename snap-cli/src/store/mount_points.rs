@@ -1,10 +1,10 @@
 //! The default mount points of containers, and access to them.
 //!
 //! A container's root can create set-user-ID programs and device nodes in its root file system; any other user of the
-//! host with access to them would become root. So only the store's owner has access to `mnt`. For a container with an id
-//! map, LXC resolves the path as the container's root, which is an ordinary user of the host. Such a container is mounted
-//! in its own directory, `mapped/<id>`, whose group is that of the container's root. No other user, and no other
-//! container's root, can search it. (A group works on every file system; an ACL does not.)
+//! host with access to them would become root. So only the store's owner has access to `mnt`. For a container with an
+//! id map, LXC resolves the path as the container's root, which is an ordinary user of the host. Such a container is
+//! mounted in its own directory, `mapped/<id>`, whose group is that of the container's root. No other user, and no
+//! other container's root, can search it. (A group works on every file system; an ACL does not.)
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::ErrorKind;

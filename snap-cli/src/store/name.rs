@@ -1,5 +1,5 @@
-//! The grammar of names: containers, snapshots, `NAME@SNAP` addresses and `A..B` ranges. Pure: this module does not know
-//! which containers exist.
+//! The grammar of names: containers, snapshots, `NAME@SNAP` addresses and `A..B` ranges. Pure: this module does not
+//! know which containers exist.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -41,7 +41,7 @@ fn check(what: &str, raw: &OsStr) -> Result<String> {
     }
     let allowed = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     match name.chars().find(|c| !allowed(c)) {
-        Some(bad) => refuse(&format!("'{}' is not allowed", bad.escape_default())),
+        Some(bad) => refuse(&format!("'{}' is not allowed", bad.to_string().shown())),
         None => Ok(name.to_owned()),
     }
 }

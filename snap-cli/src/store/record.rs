@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 /// A type that can be stored in an envelope.
 pub trait Body: Serialize + DeserializeOwned {
     /// The name of the type in messages.
-    const WHAT: &'static str;
+    const TYPE_NAME: &'static str;
     /// The newest format that this version supports.
     const FORMAT: u64 = 1;
 }
@@ -52,7 +52,8 @@ const FORMAT: &str = "format";
 const GENERATION: &str = "generation";
 const CHECKSUM: &str = "checksum";
 
-fn checksum(object: &Map<String, Value>) -> Result<String, RecordError> {
+/// Computes the checksum of an object without its checksum field.
+fn compute_checksum(object: &Map<String, Value>) -> Result<String, RecordError> {
     let bytes = serde_json::to_vec(object).map_err(|e| RecordError::Shape(e.to_string()))?;
     let hex: String = Sha256::digest(&bytes)
         .iter()
@@ -86,7 +87,7 @@ impl<T: Body> Record<T> {
         };
         object.insert(FORMAT.to_owned(), T::FORMAT.into());
         object.insert(GENERATION.to_owned(), self.generation.into());
-        let sum = checksum(&object)?;
+        let sum = compute_checksum(&object)?;
         object.insert(CHECKSUM.to_owned(), sum.into());
         let mut bytes = serde_json::to_vec_pretty(&object).map_err(shape)?;
         bytes.push(b'\n');
@@ -101,7 +102,7 @@ impl<T: Body> Record<T> {
             return Err(RecordError::Syntax(String::new()));
         };
         // Check the format first: a newer one may have another checksum.
-        let format = number(&object, FORMAT)?;
+        let format = read_number(&object, FORMAT)?;
         if format > T::FORMAT {
             return Err(RecordError::Newer {
                 found: format,
@@ -111,10 +112,10 @@ impl<T: Body> Record<T> {
         let Some(Value::String(sum)) = object.remove(CHECKSUM) else {
             return Err(RecordError::Shape(format!("\"{CHECKSUM}\" is missing")));
         };
-        if checksum(&object)? != sum {
+        if compute_checksum(&object)? != sum {
             return Err(RecordError::Checksum);
         }
-        let generation = number(&object, GENERATION)?;
+        let generation = read_number(&object, GENERATION)?;
         object.remove(FORMAT);
         object.remove(GENERATION);
         let body = serde_json::from_value(Value::Object(object))
@@ -123,7 +124,8 @@ impl<T: Body> Record<T> {
     }
 }
 
-fn number(object: &Map<String, Value>, key: &str) -> Result<u64, RecordError> {
+/// Returns the number in a field.
+fn read_number(object: &Map<String, Value>, key: &str) -> Result<u64, RecordError> {
     object
         .get(key)
         .and_then(Value::as_u64)
@@ -144,7 +146,7 @@ mod tests {
     }
 
     impl Body for Thing {
-        const WHAT: &'static str = "thing";
+        const TYPE_NAME: &'static str = "thing";
     }
 
     fn thing() -> Record<Thing> {
@@ -174,7 +176,7 @@ mod tests {
             serde_json::from_slice(&thing().encode().unwrap()).unwrap();
         object.remove(CHECKSUM);
         object.insert("colour".to_owned(), serde_json::json!({"deep": [1, 2]}));
-        let sum = checksum(&object).unwrap();
+        let sum = compute_checksum(&object).unwrap();
         object.insert(CHECKSUM.to_owned(), sum.into());
         let read = Record::<Thing>::decode(&serde_json::to_vec(&object).unwrap()).unwrap();
         let again = Record::<Thing>::decode(&read.encode().unwrap()).unwrap();

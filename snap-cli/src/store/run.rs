@@ -190,6 +190,7 @@ impl RunDirs {
         Err(first.unwrap_or_else(|| Error::failed("cannot find a directory for run-time files")))
     }
 
+    /// Creates a container's directory in a volatile directory.
     fn create_in(&self, volatile: &Volatile, name: &str) -> Result<PathBuf> {
         if rustix::process::geteuid().as_raw() != self.owner {
             return Err(Error::failed(format!(
@@ -296,6 +297,7 @@ fn remove_stale(dir: &Path) -> Result<()> {
     remove_tree(dir)
 }
 
+/// Returns whether only `owner` has access to a directory.
 fn is_private_dir(meta: &std::fs::Metadata, owner: u32) -> bool {
     meta.is_dir() && meta.uid() == owner && meta.mode() & 0o077 == 0
 }
@@ -509,7 +511,7 @@ mod tests {
         let key = |path: &Path, uuid| RunDirs::for_store(path, uuid).unwrap().volatile;
         let one = key(&paths[0], uuid);
         assert_ne!(one, key(&paths[1], uuid), "a copy");
-        assert_ne!(one, key(&paths[0], Uuid::new_v4()), "made anew");
+        assert_ne!(one, key(&paths[0], Uuid::new_v4()), "another store");
         assert_eq!(one, key(&dir.path().join("link"), uuid), "another path");
     }
 }

@@ -50,7 +50,7 @@ pub(super) fn read(store: &Store, deleted: &[Deleted]) -> Result<Survey> {
                 Err(error) => return Err(error),
             }
         }
-        survey_one(
+        add_container(
             store,
             &mut survey,
             &store.paths().container_dir(id),
@@ -59,12 +59,13 @@ pub(super) fn read(store: &Store, deleted: &[Deleted]) -> Result<Survey> {
     }
     for deleted in deleted {
         let manifest = deleted::manifest(store, deleted)?.body;
-        survey_one(store, &mut survey, &deleted.dir, &[manifest])?;
+        add_container(store, &mut survey, &deleted.dir, &[manifest])?;
     }
     Ok(survey)
 }
 
-fn survey_one(
+/// Adds the references from the manifests of a container in `dir`.
+fn add_container(
     store: &Store,
     survey: &mut Survey,
     dir: &Path,

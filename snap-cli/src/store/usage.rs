@@ -72,6 +72,7 @@ impl References {
         Ok((references, unread))
     }
 
+    /// Counts the references of a destroyed container.
     fn add_deleted(&mut self, store: &Store, deleted: &Deleted) -> Result<()> {
         let manifest = deleted::manifest(store, deleted)?.body;
         self.add(&head_layers(&manifest));
@@ -81,6 +82,7 @@ impl References {
         Ok(())
     }
 
+    /// Counts the references of a container and of its pending change.
     fn add_container(
         &mut self,
         store: &Store,
