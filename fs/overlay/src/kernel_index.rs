@@ -88,7 +88,7 @@ impl IndexAdoption<'_> {
             }
             for path in self.links.scan_layer(layer)?.files() {
                 let fd = open_path_in(layer, path)?;
-                if let Some(handle) = sys::handle::of(fd.as_fd())? {
+                if let Some(handle) = sys::handle::from_fd(fd.as_fd())? {
                     found.insert(handle, (layer.clone(), sys::stat::stat_fd(&fd)?));
                 }
             }

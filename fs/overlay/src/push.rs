@@ -14,7 +14,7 @@ use cowl_layers::setup::{SetupError, SetupKind};
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys;
 use cowl_layers::sys::attr::SetTime;
-use cowl_layers::view::{View, Xattrs, without_marks};
+use cowl_layers::view::{View, Xattrs, without_markers};
 
 /// The longest time that a push waits for running operations.
 const PUSH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -149,7 +149,7 @@ fn copy_root(from: &LayerDir, to: &LayerDir) -> Result<()> {
     let stat = sys::stat::stat_fd(source)?;
     let user_xattrs = |dir: &LayerDir, fd| -> Result<Xattrs> {
         let space = dir.layer().space();
-        Ok(without_marks(space, sys::xattr::all(fd)?))
+        Ok(without_markers(space, sys::xattr::all(fd)?))
     };
     sys::attr::chown(target, Some(stat.uid), Some(stat.gid))?;
     let wanted = user_xattrs(from, source)?;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::report::{Fix, Known, Level, Options, Report};
 use crate::container::durability::epoch;
 use crate::error::Result;
-use crate::snapshot::loss;
+use crate::snapshot::describe_loss;
 use crate::store::manifest::{
     ContainerId, ContainerManifest, LayerManifest, SnapshotManifest, SnapshotRef,
 };
@@ -82,7 +82,7 @@ fn container(
     });
     let basis = (name.to_string(), manifest.settling.as_ref(), None);
     for (address, mark, of) in marks.chain([basis]) {
-        if let Some(why) = loss(&address, mark, &epoch) {
+        if let Some(why) = describe_loss(&address, mark, &epoch) {
             let about = if of.is_some() { SNAPSHOT } else { CONTAINER };
             let fix = Some(Fix::Accept(name.clone(), of));
             report.add(Level::Loose, about, path.clone(), why, fix);

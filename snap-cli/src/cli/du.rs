@@ -64,7 +64,7 @@ impl Args {
             for (id, record) in store.containers()? {
                 let counted = record.and_then(|record| {
                     let manifest = record.body;
-                    let space = du::container(&store, id, &manifest, &named)?;
+                    let space = du::measure_container(&store, id, &manifest, &named)?;
                     Ok((manifest, space))
                 });
                 let (manifest, space) = match counted {
@@ -105,7 +105,7 @@ impl Args {
         drop(container);
         let _reading = store.lock_shared()?;
         let named = self.named(store)?;
-        let found = du::container(store, id, &manifest, &named)?;
+        let found = du::measure_container(store, id, &manifest, &named)?;
         let mut rows = Vec::new();
         for state in &found.states {
             let name = match &state.snapshot {
@@ -123,13 +123,13 @@ impl Args {
         let choice = self.remove.iter().map(SnapshotChoice::parse);
         let choice = choice.collect::<Result<Vec<_>>>()?;
         let container = recover::open(store, name)?;
-        let going = remove::chosen(container.manifest(), &choice)?;
+        let going = remove::select_snapshots(container.manifest(), &choice)?;
         let _reading = store.lock_shared()?;
         let mut stacks = Vec::new();
         for snapshot in &going {
             stacks.push(store.snapshot(container.id(), snapshot.id)?.stack);
         }
-        let space = remove::frees(store, container.id(), &stacks)?;
+        let space = remove::measure_freed(store, container.id(), &stacks)?;
         if self.json {
             let names: Vec<_> = going.iter().map(|snapshot| &snapshot.name).collect();
             let freed = space_json(space);

@@ -57,7 +57,7 @@ use crate::container::durability;
 use crate::error::{Error, Kind, Result};
 use crate::recover::{self, complete_all};
 use crate::shell::quoted;
-use crate::snapshot::{State, depth, resolve};
+use crate::snapshot::{ResolvedState, depth, resolve};
 use crate::store::collect;
 use crate::store::family;
 use crate::store::lock::Lock;
@@ -282,7 +282,7 @@ impl Context {
     /// Merges layers of a container that has too many of them and is not mounted.
     fn keep_depth(&self, container: &mut Container<'_>) {
         let mut bar = output::Bar::new("merging old layers");
-        depth::keep(container, self.config.depth_limit, &mut |done| {
+        depth::enforce_limit(container, self.config.depth_limit, &mut |done| {
             bar.tell(done)
         });
     }
@@ -291,13 +291,13 @@ impl Context {
 /// The state that an address names, ready to be read: what a killed command or a dead daemon left of its
 /// container is put in order, what programs wrote is in the layers, and nothing of it is collected while the
 /// lock is held.
-fn read_state(context: &Context, address: &Address) -> Result<(Store, State, Lock)> {
+fn read_state(context: &Context, address: &Address) -> Result<(Store, ResolvedState, Lock)> {
     let store = context.store_of(&address.container)?;
     drop(recover::open(&store, &address.container)?);
     let reading = store.lock_shared()?;
     let state = resolve(&store, address)?;
     state.flush(&store)?;
-    if let Some(why) = state.loss(&store)? {
+    if let Some(why) = state.describe_loss(&store)? {
         log::warn!("{why}");
     }
     Ok((store, state, reading))

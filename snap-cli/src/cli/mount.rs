@@ -62,7 +62,7 @@ impl Verb for MountArgs {
                 );
             }
             Some(snapshot) => {
-                if let Some(why) = resolve(&store, &address)?.loss(&store)? {
+                if let Some(why) = resolve(&store, &address)?.describe_loss(&store)? {
                     log::warn!("{why}");
                 }
                 browse::open(&container, snapshot, at)?

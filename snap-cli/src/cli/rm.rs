@@ -9,7 +9,7 @@ use crate::container::Container;
 use crate::error::{Error, Result};
 use crate::host::hooks::Event;
 use crate::recover;
-use crate::snapshot::remove::{Protected, Removal, chosen, plan, remove};
+use crate::snapshot::remove::{Protected, Removal, plan, remove, select_snapshots};
 use crate::store::Store;
 use crate::store::name::{ContainerName, SnapshotChoice};
 use crate::store::usage::Space;
@@ -54,7 +54,7 @@ impl Verb for Args {
             let manifest = container.manifest();
             let found = match self.all {
                 true => manifest.snapshots.iter().collect(),
-                false => chosen(manifest, &choice)?,
+                false => select_snapshots(manifest, &choice)?,
             };
             let ids: Vec<_> = found.iter().map(|snapshot| snapshot.id).collect();
             let removal = plan(&container, &ids, Protected::Refuse)?;
@@ -138,18 +138,18 @@ impl Args {
         if self.skip_refused {
             if !self.json {
                 for refused in &removal.refused {
-                    output::note(&format!("{} stays: {}", refused.name, refused.why));
+                    output::note(&format!("{} stays: {}", refused.name, refused.reason));
                 }
             }
             return Ok(());
         }
         match removal.refused.as_slice() {
             [] => Ok(()),
-            [one] => Err(one.error()),
+            [one] => Err(one.to_error()),
             [first, more @ ..] => {
-                let mut error = first.error();
+                let mut error = first.to_error();
                 for other in more {
-                    error.what = format!("{}; {}: {}", error.what, other.name, other.why);
+                    error.what = format!("{}; {}: {}", error.what, other.name, other.reason);
                 }
                 Err(error.hint("nothing was removed; --skip-refused removes the others"))
             }
@@ -236,7 +236,7 @@ pub(super) fn removal_json(name: &ContainerName, removal: &Removal, dry_run: boo
     let refused: Vec<_> = removal
         .refused
         .iter()
-        .map(|refused| json!({ "name": refused.name, "why": refused.why }))
+        .map(|refused| json!({ "name": refused.name, "why": refused.reason }))
         .collect();
     json!({
         "name": name,

@@ -9,7 +9,7 @@ use super::{Context, Verb, output, read_state};
 use crate::container::durability::epoch;
 use crate::container::state::{Mounted, probe};
 use crate::error::Result;
-use crate::snapshot::State;
+use crate::snapshot::ResolvedState;
 use crate::store::Store;
 use crate::store::manifest::{Durability, SnapshotManifest, SnapshotRef};
 use crate::store::measure;
@@ -110,7 +110,7 @@ fn text(key: &str, value: &Value) -> String {
     }
 }
 
-fn of_container(store: &Store, state: &State) -> Result<Value> {
+fn of_container(store: &Store, state: &ResolvedState) -> Result<Value> {
     let manifest = &state.manifest;
     let name_of = |id| {
         manifest
@@ -145,7 +145,7 @@ fn of_container(store: &Store, state: &State) -> Result<Value> {
 
 fn of_snapshot(
     store: &Store,
-    state: &State,
+    state: &ResolvedState,
     known: &SnapshotRef,
     snapshot: &SnapshotManifest,
 ) -> Result<Value> {

@@ -13,7 +13,7 @@ use crate::container::{Container, dead, detach, query};
 use crate::error::{Kind, Result};
 use crate::host::users::{Hold, User};
 use crate::recover;
-use crate::snapshot::loss;
+use crate::snapshot::describe_loss;
 use crate::store::manifest::Durability;
 use crate::store::name::ContainerName;
 
@@ -223,7 +223,7 @@ fn settling(container: &Container<'_>) -> Result<(Map<String, Value>, Vec<String
         counts.insert(state.name().to_owned(), found.len().into());
         for snapshot in found {
             let address = format!("{}@{}", container.name(), snapshot.name);
-            failed.extend(loss(&address, snapshot.settling.as_ref(), &epoch));
+            failed.extend(describe_loss(&address, snapshot.settling.as_ref(), &epoch));
         }
     }
     Ok((counts, failed))

@@ -113,7 +113,7 @@ pub fn list_stranded(store: &Store, id: ContainerId) -> Result<Vec<Stranded>> {
 ///
 /// The kernel reuses device numbers, so the number may belong to another file system by now.
 fn users_of_dead(device: Device) -> Result<Vec<User>> {
-    let mut users = users::of(device, &[std::process::id()])?;
+    let mut users = users::list(device, &[std::process::id()])?;
     users.retain(|user| {
         let link = cowl_layers::sys::users::link_to(user.pid, device);
         link.is_some_and(|link| is_dead(&link))

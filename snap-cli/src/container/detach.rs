@@ -100,7 +100,7 @@ fn find_obstacle(
     let mut users = users(target.pid, target.device)?;
     for pid in pids {
         if users.iter().all(|user| user.pid != *pid) {
-            users.extend(User::of_namespace(*pid));
+            users.extend(User::from_namespace(*pid));
         }
     }
     if !users.is_empty() {
@@ -195,7 +195,7 @@ fn open_without_process(container: &Container<'_>, files: u32) -> Error {
 /// Returns the processes that use a mount, except for its daemon and this command.
 pub fn users(daemon: u32, device: Option<Device>) -> Result<Vec<User>> {
     match device {
-        Some(device) => users::of(device, &[daemon, std::process::id()]),
+        Some(device) => users::list(device, &[daemon, std::process::id()]),
         None => Ok(Vec::new()),
     }
 }

@@ -89,7 +89,7 @@ impl Leftover {
         }
         if let Some(link) = &self.lxc {
             let exists = disk::exists(&link.config())?;
-            if !exists || config::names(&files::read(&link.config())?, &id.to_string()) {
+            if !exists || config::has_own_lines(&files::read(&link.config())?, &id.to_string()) {
                 disk::remove_if_exists(&link.config())?;
                 remove_if_empty(&link.dir())?;
             }

@@ -9,7 +9,7 @@ use serde_json::Map;
 use super::{Container, Swap, external};
 use crate::error::{Error, Result};
 use crate::host::files;
-use crate::lxc::config::{Renamed, attach, detach, renamed};
+use crate::lxc::config::{CopyRewrite, attach, detach, rewrite_for_copy};
 use crate::lxc::{self as tools, LxcContainer, binding};
 use crate::store::Store;
 use crate::store::bytes::Blob;
@@ -23,8 +23,8 @@ use cowl_layers::shown::Show as _;
 ///
 /// `command` is the command to repeat.
 pub(crate) fn stop_hint(container: &Container<'_>, command: &str) -> Option<String> {
-    let lxc = binding::of(container.manifest().lxc.as_ref()?);
-    if !matches!(lxc.state(), Ok(tools::State::Running { .. })) {
+    let lxc = binding::from_link(container.manifest().lxc.as_ref()?);
+    if !matches!(lxc.state(), Ok(tools::LxcState::Running { .. })) {
         return None;
     }
     let takes = |verbs: &[&str]| command.split(' ').any(|word| verbs.contains(&word));
@@ -195,7 +195,7 @@ impl LxcCopy {
             extra: Map::new(),
         };
         let (from, to) = (self.from.dir(), link.dir());
-        let how = Renamed {
+        let how = CopyRewrite {
             from: from.as_os_str().as_bytes(),
             to: to.as_os_str().as_bytes(),
             name: &link.name,
@@ -208,7 +208,7 @@ impl LxcCopy {
         ]
         .concat();
         let plain = detach(&self.text, Some(&line), &self.id.to_string());
-        let (plain, notes) = renamed(&plain, &how, tools::random_address);
+        let (plain, notes) = rewrite_for_copy(&plain, &how, tools::random_address);
         self.notes = notes;
         let ours = binding::own_lines(store, id, &self.name, (&self.from, &plain))?;
         let config = Blob(attach(&plain, &ours));
@@ -253,7 +253,7 @@ pub(crate) fn begin_recreation(
     };
     let path = link.config();
     if disk::exists(&path)? {
-        if tools::config::names(&binding::read_config(link)?, &id.to_string()) {
+        if tools::config::has_own_lines(&binding::read_config(link)?, &id.to_string()) {
             return Ok(None);
         }
         return Err(Error::failed(format!(

@@ -1,6 +1,6 @@
 //! Mounting and unmounting containers: the daemon's start in the background and its end.
 
-use cowlfs::config::{Awake, Coherence, Passthrough, name_of};
+use cowlfs::config::{Awake, Coherence, Passthrough, choice_name};
 use std::io::{Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -309,13 +309,13 @@ pub(super) fn launch(store: &Store, log: &Path, fill: impl FnOnce(&mut Command))
     for (variable, value) in [
         (
             "COWL_PASSTHROUGH",
-            name_of(&Passthrough::NAMES, &mounts.passthrough),
+            choice_name(&Passthrough::NAMES, &mounts.passthrough),
         ),
         (
             "COWL_COHERENCE",
-            name_of(&Coherence::NAMES, &mounts.coherence),
+            choice_name(&Coherence::NAMES, &mounts.coherence),
         ),
-        ("COWL_AWAKE", name_of(&Awake::NAMES, &mounts.awake)),
+        ("COWL_AWAKE", choice_name(&Awake::NAMES, &mounts.awake)),
     ] {
         command.env(variable, value);
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use cowl_layers::name::Name;
 use cowl_layers::sys;
 use cowl_layers::sys::stat::FileKind;
-use cowl_layers::sys::within::{self, Links, Named};
+use cowl_layers::sys::within::{self, OpenedObject, SymlinkPolicy};
 use cowl_layers::view::Found;
 use rustix::fs::OFlags;
 
@@ -59,11 +59,12 @@ fn write_hostname_at(mount_point: &Path, name: &str) -> Result<()> {
     let at = |error: cowl_layers::Error| Error::at("write etc/hostname in", mount_point, error);
     let root = sys::dir::open_root(mount_point).map_err(at)?;
     let access = OFlags::WRONLY | OFlags::TRUNC;
-    let found = within::open(root.as_fd(), b"etc/hostname", Links::InTree, access).map_err(at)?;
+    let found =
+        within::open(root.as_fd(), b"etc/hostname", SymlinkPolicy::InTree, access).map_err(at)?;
     let mut file = match found {
-        Named::File(file) => std::fs::File::from(file),
+        OpenedObject::File(file) => std::fs::File::from(file),
         // Like LXC, do not create the file.
-        Named::Nothing | Named::Other(_) => return Ok(()),
+        OpenedObject::Nothing | OpenedObject::Other(_) => return Ok(()),
     };
     std::io::Write::write_all(&mut file, format!("{name}\n").as_bytes())
         .and_then(|()| file.sync_all())

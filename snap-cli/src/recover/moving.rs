@@ -235,7 +235,7 @@ fn restore_config(link: &Lxc, id: &str) -> Result<Option<String>> {
         )));
     }
     let now = binding::read_config(link)?;
-    if now == original.0 || !config::names(&now, id) {
+    if now == original.0 || !config::has_own_lines(&now, id) {
         return Ok(None);
     }
     let back = config::detach(&now, Some(&original.0), id);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use cowl_layers::format::XattrSpace;
 use cowl_layers::layer::Layer;
 use cowl_layers::sys;
-use cowl_layers::view::{View, without_marks};
+use cowl_layers::view::{View, without_markers};
 
 use super::manifest::LayerId;
 use super::{Store, disk};
@@ -103,7 +103,7 @@ pub(super) fn plain_xattrs(
     fd: &OwnedFd,
     space: XattrSpace,
 ) -> cowl_layers::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    let mut plain = without_marks(space, sys::xattr::all(fd.as_fd())?);
+    let mut plain = without_markers(space, sys::xattr::all(fd.as_fd())?);
     plain.sort_unstable();
     Ok(plain)
 }

@@ -28,7 +28,7 @@ pub(crate) fn special(
         zero_device::mark_dir(parent, space).context(what, path)?;
         node::mknod(parent, name, FileKind::Regular, 0o600, 0).context(what, path)?;
         let fd = dir::open_path(parent, name).context(what, path)?;
-        zero_device::mark(fd.as_fd(), space).context(what, path)?;
+        zero_device::mark_file(fd.as_fd(), space).context(what, path)?;
     } else {
         node::mknod(parent, name, kind, 0o600, rdev).context(what, path)?;
     }

@@ -242,7 +242,7 @@ impl LayerDir {
     }
 
     /// Whether both are the same directory of the same layer.
-    pub fn same_place(&self, other: &Self) -> bool {
+    pub fn is_same_location(&self, other: &Self) -> bool {
         self.key == other.key || (self.layer.id() == other.layer.id() && self.ino == other.ino)
     }
 

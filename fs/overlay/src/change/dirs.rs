@@ -6,7 +6,7 @@ use parking_lot::MutexGuard;
 
 use crate::inode::{DirState, Inode};
 use cowl_layers::error::{Errno, Error, Result};
-use cowl_layers::format::foreign::is_mark;
+use cowl_layers::format::foreign::is_marker;
 use cowl_layers::layer::LayerDir;
 use cowl_layers::name::Name;
 
@@ -21,7 +21,7 @@ pub(super) fn require_live_dir(inode: &Inode) -> Result<DirState> {
 
 /// Returns EINVAL for a name that fuse-overlayfs's format reserves for markers, if the layer has that format.
 pub(super) fn refuse_marker_name(upper_dir: &LayerDir, name: &Name) -> Result<()> {
-    if upper_dir.layer().is_foreign() && is_mark(name) {
+    if upper_dir.layer().is_foreign() && is_marker(name) {
         return Err(Error::Errno(Errno::INVAL));
     }
     Ok(())

@@ -8,7 +8,7 @@ use crate::names::{Names, intern_dir, intern_file};
 use crate::plan::{NameState, UpperEntry};
 use crate::reach::Context;
 use cowl_layers::error::{Errno, Error, Result};
-use cowl_layers::layer::{LayerDir, Markers, Seen, probe, zero_device};
+use cowl_layers::layer::{LayerDir, LayerObject, Markers, probe, zero_device};
 use cowl_layers::name::Name;
 use cowl_layers::sys;
 use cowl_layers::sys::stat::{FileKind, Stat};
@@ -38,7 +38,7 @@ impl UpperNames<'_> {
         }
         Ok(match probe(upper_dir, name, Markers::Read)? {
             None => UpperEntry::Nothing,
-            Some(found) if found.seen == Seen::Whiteout => UpperEntry::Whiteout,
+            Some(found) if found.object == LayerObject::Whiteout => UpperEntry::Whiteout,
             Some(_) => UpperEntry::Object,
         })
     }
@@ -92,7 +92,7 @@ impl UpperNames<'_> {
     ) -> Result<(Arc<Inode>, Stat)> {
         let mut stat = sys::stat::stat_at((*upper_dir.fd()?).as_fd(), name)?;
         if new == NewObject::ZeroDevice {
-            stat = zero_device::shown(stat);
+            stat = zero_device::device_stat(stat);
         }
         let ino = self.cx.stack.view().number(upper_dir.layer(), &stat, None);
         let inodes = self.names.inodes;

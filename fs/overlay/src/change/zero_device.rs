@@ -27,7 +27,7 @@ pub(super) fn stage_zero_device(
         sys::node::mknod(temp_dir, b"new", FileKind::Regular, mode, 0)
     })?;
     let space = cx.stack.upper()?.layer.space();
-    zero_device::mark(staged.open_path()?.as_fd(), space)?;
+    zero_device::mark_file(staged.open_path()?.as_fd(), space)?;
     Ok(staged)
 }
 

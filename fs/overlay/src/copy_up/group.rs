@@ -108,7 +108,7 @@ impl GroupCommit<'_> {
         inode: &Arc<Inode>,
         alias: &Alias,
         parent: &Arc<LayerDir>,
-        entry: &journal::Entry,
+        entry: &journal::JournalEntry,
         linked: &mut Vec<(Loc, Arc<Inode>)>,
     ) -> Result<()> {
         // Look the name up again: after the names were collected, it may have been removed or replaced.
@@ -134,7 +134,12 @@ impl GroupCommit<'_> {
     /// Removes the links that a failed copy-up created.
     ///
     /// If the rollback fails, too, the journal entry remains, and the next mount completes the copy-up.
-    fn roll_back(&self, linked: &[(Loc, Arc<Inode>)], entry: journal::Entry, work: &WorkDir) {
+    fn roll_back(
+        &self,
+        linked: &[(Loc, Arc<Inode>)],
+        entry: journal::JournalEntry,
+        work: &WorkDir,
+    ) {
         let Commit { cx, inodes } = self.commit;
         let names = linked.iter().try_for_each(|(loc, parent)| {
             preserve_times(cx, inodes, parent, &loc.dir, |fd| {

@@ -7,7 +7,7 @@ use rustix::fs::OFlags;
 use crate::inode::FileState;
 use crate::reach::{Caller, Context};
 use cowl_layers::error::{Errno, Error, Result};
-use cowl_layers::format::foreign::is_attribute;
+use cowl_layers::format::foreign::is_marker_xattr;
 use cowl_layers::format::{ACL_DEFAULT, NumberMark, OPAQUE, OPAQUE_XATTR_WHITEOUTS};
 use cowl_layers::layer::{Layer, LayerDir, Staged, zero_device};
 use cowl_layers::sys;
@@ -78,7 +78,7 @@ pub(super) fn stage_file(
             // A device 0:0, which is a marked regular file on disk.
             sys::node::mknod(dir, name, FileKind::Regular, 0o600, 0)?;
             let new = sys::dir::open_path(dir, name)?;
-            zero_device::mark(new.as_fd(), upper.layer.space())?;
+            zero_device::mark_file(new.as_fd(), upper.layer.space())?;
             Ok(new)
         }
         _ => {
@@ -235,7 +235,7 @@ fn copy_xattrs(
         let found = all.iter().find(|(other, _)| other == name.as_bytes());
         Ok::<_, Error>(found.map(|(_, value)| value.clone()))
     };
-    let internal = layer.space().not_a_users(value)?;
+    let internal = layer.space().internal_xattr(value)?;
     for (name, value) in &all {
         if internal.is_some_and(|internal| name == internal.as_bytes()) {
             continue;
@@ -254,7 +254,7 @@ fn copy_xattrs(
             }
             continue;
         }
-        if layer.is_foreign() && is_attribute(name) {
+        if layer.is_foreign() && is_marker_xattr(name) {
             continue;
         }
         // The other markers apply only to the source's layer. Escaped ones belong to the user and are copied.

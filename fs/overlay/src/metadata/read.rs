@@ -106,7 +106,7 @@ impl Attributes<'_> {
                 return Ok(Attempt::OtherObject);
             }
             if stat.kind() != inode.kind() {
-                stat = zero_device::shown(stat);
+                stat = zero_device::device_stat(stat);
             }
             if let Some(data) = &file.data {
                 stat.blocks = data.stat()?.blocks;

@@ -22,9 +22,9 @@ use cowl_layers::sys::stat::FileKind;
 pub struct SetAttr {
     /// Permission bits.
     pub mode: Option<u32>,
-    /// Owner, before id mapping.
+    /// Owner, as visible through the mount.
     pub uid: Option<u32>,
-    /// Group, before id mapping.
+    /// Group, as visible through the mount.
     pub gid: Option<u32>,
     /// Size in bytes.
     pub size: Option<u64>,

@@ -13,7 +13,7 @@ use crate::inode::{Inode, NO_CAPABILITIES};
 use crate::reach::{Caller, Context, access_path, has_capability};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::format::CAPABILITY;
-use cowl_layers::format::foreign::is_attribute;
+use cowl_layers::format::foreign::is_marker_xattr;
 use cowl_layers::layer::zero_device;
 use cowl_layers::sys;
 
@@ -116,7 +116,7 @@ impl Xattrs<'_> {
             return Err(Error::Errno(Errno::OPNOTSUPP));
         }
         self.cx.stack.upper()?;
-        if is_attribute(name) && self.cx.stack.has_foreign_layers() {
+        if is_marker_xattr(name) && self.cx.stack.has_foreign_layers() {
             return Err(Error::Errno(Errno::PERM));
         }
         let disk = self.cx.stack.space().to_disk(name);
@@ -190,7 +190,7 @@ impl Xattrs<'_> {
             flags &= !XATTR_CREATE;
         }
         if disk == self.cx.stack.space().escaped_opaque().as_bytes() && inode.is_dir() {
-            zero_device::opaque_is_a_users(target.as_fd(), self.cx.stack.space())?;
+            zero_device::give_opaque_to_user(target.as_fd(), self.cx.stack.space())?;
         }
         if !is_acl(name) {
             return sys::xattr::set_with(target.as_fd(), disk, value, flags);
@@ -261,7 +261,7 @@ impl Xattrs<'_> {
     ///
     /// Such are the escaped markers of devices 0:0, and fuse-overlayfs's markers where the mount reads them.
     fn is_internal(&self, fd: BorrowedFd<'_>, disk: &[u8]) -> Result<bool> {
-        if is_attribute(disk) && self.cx.stack.has_foreign_layers() {
+        if is_marker_xattr(disk) && self.cx.stack.has_foreign_layers() {
             return Ok(true);
         }
         let space = self.cx.stack.space();
@@ -269,7 +269,7 @@ impl Xattrs<'_> {
         if !escaped.iter().any(|marker| disk == marker.as_bytes()) {
             return Ok(false);
         }
-        let internal = space.not_a_users(|marker| sys::xattr::get(fd, marker.as_bytes()))?;
+        let internal = space.internal_xattr(|marker| sys::xattr::get(fd, marker.as_bytes()))?;
         Ok(internal.is_some_and(|internal| disk == internal.as_bytes()))
     }
 

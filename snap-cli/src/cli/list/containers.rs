@@ -11,7 +11,7 @@ use super::columns::Template;
 use super::{Args, OrderWord};
 use crate::container::state::{Mounted, probe};
 use crate::error::{Error, Result};
-use crate::snapshot::select::{Filter, natural};
+use crate::snapshot::select::{Filter, natural_key};
 use crate::store::Store;
 use crate::store::manifest::{ContainerId, ContainerManifest, LayerId};
 use crate::store::sizes::Sizes;
@@ -70,7 +70,7 @@ fn takes(filter: &Filter, manifest: &ContainerManifest) -> bool {
         && filter
             .pattern
             .as_ref()
-            .is_none_or(|pattern| pattern.fits(manifest.name.as_str()))
+            .is_none_or(|pattern| pattern.matches(manifest.name.as_str()))
 }
 
 /// What the frozen layers of a container take, each once. A list is no place to fail for want of it.
@@ -97,7 +97,7 @@ fn sort(rows: &mut [Row], args: &Args) -> Result<()> {
     match args.sort {
         // By name, since containers come from several stores.
         OrderWord::Taken | OrderWord::Name => {
-            rows.sort_by_cached_key(|row| natural(row.manifest.name.as_str()));
+            rows.sort_by_cached_key(|row| natural_key(row.manifest.name.as_str()));
         }
         OrderWord::Time => rows.sort_by_key(|row| row.manifest.created.clone()),
         OrderWord::Size => rows.sort_by_key(|row| Reverse(row.size)),

@@ -48,7 +48,7 @@ impl<'a> Front<'a> {
         if !disk::exists(&container.config())? {
             return Err(no_container(&container));
         }
-        let folder = snapshots::folder(&container)?;
+        let folder = snapshots::snapshots_dir(&container)?;
         let shown_folder = match (asked, folder.strip_prefix(&container.lxcpath)) {
             (Some(asked), Ok(inside)) => asked.join(inside),
             _ => folder,
