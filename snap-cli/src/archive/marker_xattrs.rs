@@ -22,7 +22,7 @@ pub(super) fn convert(
         let found = xattrs.iter().find(|(name, _)| name == mark.as_bytes());
         Ok::<_, std::convert::Infallible>(found.map(|(_, value)| value.clone()))
     };
-    let Ok(ours) = from.not_a_users(value);
+    let Ok(ours) = from.internal_xattr(value);
     let holds_marks =
         to == XattrSpace::Trusted || matches!(member.kind, EntryKind::File | EntryKind::Directory);
     let (mut new, mut number) = (Xattrs::new(), None);

@@ -239,7 +239,7 @@ impl<'a> Unpacker<'a> {
     /// Applies the entry if it is a marker of an image layer, and returns whether it is one.
     fn apply_marker(&mut self, member: &Member, path: &[u8]) -> Result<bool> {
         let (parent, name) = path::split(path);
-        if !foreign::is_mark(name) {
+        if !foreign::is_marker(name) {
             self.created.insert(path, ());
             if member.kind != EntryKind::Directory {
                 self.remove(path)?;
