@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use super::{Context, Verb, output};
 use crate::error::{Error, Result};
-use crate::lifecycle::adopt::{Candidate, What, adopt, known, renew};
-use crate::lifecycle::release::{How, Snapshots, plan, release};
+use crate::lifecycle::adopt::{AdoptSource, Candidate, adopt, find_adopted, update_config};
+use crate::lifecycle::release::{ReleaseMethod, Snapshots, plan, release};
 use crate::lxc::{self as tools, LxcContainer};
 use crate::recover;
 use crate::shell::quoted;
@@ -41,7 +41,7 @@ pub(super) struct AdoptArgs {
 }
 
 impl AdoptArgs {
-    fn what(&self) -> Result<(What, ContainerName)> {
+    fn what(&self) -> Result<(AdoptSource, ContainerName)> {
         let is_path = self.what.as_bytes().contains(&b'/') || self.what == "." || self.what == "..";
         let asked = self.name.as_ref().map(ContainerName::parse).transpose()?;
         if is_path {
@@ -51,14 +51,14 @@ impl AdoptArgs {
                     quoted(&self.what)
                 ))
             })?;
-            return Ok((What::Folder(PathBuf::from(&self.what)), name));
+            return Ok((AdoptSource::Directory(PathBuf::from(&self.what)), name));
         }
         let lxc = ContainerName::parse(&self.what)?;
         let container = LxcContainer {
             lxcpath: tools::lxcpath(self.lxcpath.as_deref())?,
             name: lxc.to_string(),
         };
-        Ok((What::Lxc(container), asked.unwrap_or(lxc)))
+        Ok((AdoptSource::Lxc(container), asked.unwrap_or(lxc)))
     }
 }
 
@@ -66,17 +66,17 @@ impl Verb for AdoptArgs {
     fn run(&self, context: &Context) -> Result<u8> {
         let (what, name) = self.what()?;
         let home = context.store_or_new()?;
-        if let What::Lxc(container) = &what
-            && let Some((store, known)) = known(&home, container)?
+        if let AdoptSource::Lxc(container) = &what
+            && let Some((store, known)) = find_adopted(&home, container)?
             && !self.dry_run
-            && renew(&store, &known)?
+            && update_config(&store, &known)?
         {
             output::note(&format!(
                 "the lines of {known}'s LXC config are as they are to be again"
             ));
             return Ok(0);
         }
-        let candidate = Candidate::look(&home, &what)?;
+        let candidate = Candidate::inspect(&home, &what)?;
         if self.dry_run {
             family::claim(&home, &name)?.remove()?;
             output::note(&format!("would take over {} as {name}", candidate.rootfs()));
@@ -122,8 +122,8 @@ impl Verb for ReleaseArgs {
         };
         let how = plan(&container, snapshots)?;
         let said = match how {
-            How::Back => "the root file system as it was taken over",
-            How::Copy => "a plain copy of what the container shows",
+            ReleaseMethod::Move => "the root file system as it was taken over",
+            ReleaseMethod::Copy => "a plain copy of what the container shows",
         };
         if self.dry_run {
             output::note(&format!("would give back {said}"));

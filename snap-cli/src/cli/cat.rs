@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 
 use super::{Context, Verb, output, read_state};
 use crate::error::{Error, Result};
-use crate::store::name::Place;
+use crate::store::name::StatePath;
 use crate::tree::{ErrorKind, TreeError, inspect};
 
 /// Print files of a state, without mounting it
@@ -23,7 +23,7 @@ impl Verb for Args {
         let places = self
             .files
             .iter()
-            .map(|raw| Place::parse(raw).map(|place| (raw, place)));
+            .map(|raw| StatePath::parse(raw).map(|place| (raw, place)));
         let places: Vec<_> = places.collect::<Result<_>>()?;
         for (raw, place) in places {
             let Some(path) = &place.path else {
@@ -56,7 +56,7 @@ fn print(file: &mut dyn Read, raw: &OsString) -> Result<()> {
 }
 
 /// A failure to find a place, with its whole name.
-pub(super) fn told(error: &TreeError, raw: &OsString, place: &Place) -> Error {
+pub(super) fn told(error: &TreeError, raw: &OsString, place: &StatePath) -> Error {
     use std::os::unix::ffi::OsStrExt;
     let what = format!("{}: {}", output::shown(raw.as_bytes()), error.message());
     let hint = format!("`cowl ls {}:PATH` shows what is there", place.address);

@@ -232,7 +232,7 @@ impl Known {
             ..Asked::default()
         };
         let session = Session {
-            who: "cowl (completion)".to_owned(),
+            command: "cowl (completion)".to_owned(),
             patience: Duration::ZERO,
             mounts: Default::default(),
         };

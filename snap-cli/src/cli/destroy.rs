@@ -92,7 +92,7 @@ impl Args {
             destroy::destroy_now(container)?;
             return Ok(());
         }
-        destroy::destroy_keeping(container, keep)?;
+        destroy::destroy_with_retention(container, keep)?;
         output::note(&format!(
             "{name} is in the trash until {}: `cowl undelete {name}` brings it back",
             output::local_second(span::until(keep))

@@ -89,7 +89,7 @@ impl Args {
         let what = format!("{:?}: {error}; {hint}", self.kind);
         let what = plain(&what, Allowed::default());
         let line = format!("{} {what}\n", crate::store::now());
-        let written = store.run().make(id).and_then(|dir| {
+        let written = store.run().create(id).and_then(|dir| {
             let path = dir.join("log");
             let log = std::fs::File::options()
                 .create(true)

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use super::Context;
-use crate::container::state::{Mounted, look};
+use crate::container::state::{Mounted, probe};
 use crate::error::Result;
 use crate::host::hooks::{self, Event, HookEnv};
 use crate::store::Store;
@@ -29,7 +29,7 @@ impl Context {
         if let Some(file) = self.config.file() {
             env.set("COWL_CONFIG", file);
         }
-        env.set("COWL_COMMAND", &self.session.who);
+        env.set("COWL_COMMAND", &self.session.command);
         env.set("COWL_MOUNTPOINT", mountpoint(store, name)?);
         let settings = hooks::Hooks {
             dir: self.config.hooks.dir.clone(),
@@ -41,7 +41,7 @@ impl Context {
 
 /// Where the container is mounted; empty where it is not.
 fn mountpoint(store: &Store, name: &ContainerName) -> Result<PathBuf> {
-    match look(store, store.find_id(name)?)? {
+    match probe(store, store.find_id(name)?)? {
         Mounted::Alive(state) => Ok(state.mountpoint),
         Mounted::No | Mounted::Dead(_) => Ok(PathBuf::new()),
     }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::output::Colour;
 use super::{Context, Verb, cat, output, read_state};
 use crate::error::{Error, Result};
-use crate::store::name::Place;
+use crate::store::name::StatePath;
 use crate::tree::TreeError;
 use crate::tree::find::LastLink;
 use crate::tree::inspect::{self, Depth, ListedEntry};
@@ -46,7 +46,7 @@ impl From<TreeError> for Ended {
 
 impl Verb for Args {
     fn run(&self, context: &Context) -> Result<u8> {
-        let place = Place::parse(&self.place)?;
+        let place = StatePath::parse(&self.place)?;
         let (store, state, _reading) = read_state(context, &place.address)?;
         let view = store.view(&state.stack)?;
         let path = place.path.clone().unwrap_or_default();

@@ -56,7 +56,7 @@ impl Verb for CommentArgs {
             }
         };
         let mut container = recover::open(&store, &name)?;
-        meta::comment(&mut container, &snapshot, &said)?;
+        meta::set_comment(&mut container, &snapshot, &said)?;
         Ok(0)
     }
 }
@@ -96,7 +96,7 @@ impl Verb for TagArgs {
                 ),
             );
         }
-        meta::tag(&mut container, &snapshot, &with, &without)?;
+        meta::edit_tags(&mut container, &snapshot, &with, &without)?;
         Ok(0)
     }
 }
@@ -121,10 +121,14 @@ impl Verb for ProtectArgs {
             .iter()
             .map(both)
             .collect::<Result<Vec<_>>>()?;
+        let protection = match self.off {
+            true => meta::Protection::Off,
+            false => meta::Protection::On,
+        };
         for (name, snapshot) in named {
             let store = context.store_of(&name)?;
             let mut container = recover::open(&store, &name)?;
-            meta::protect(&mut container, &snapshot, !self.off)?;
+            meta::set_protection(&mut container, &snapshot, protection)?;
         }
         Ok(0)
     }

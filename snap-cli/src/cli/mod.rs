@@ -57,7 +57,7 @@ use crate::container::durability;
 use crate::error::{Error, Kind, Result};
 use crate::recover::{self, complete_all};
 use crate::shell::quoted;
-use crate::snapshot::{State, depth, resolve};
+use crate::snapshot::{ResolvedState, depth, resolve};
 use crate::store::collect;
 use crate::store::family;
 use crate::store::lock::Lock;
@@ -244,7 +244,7 @@ impl Context {
         if let Err(error) = collect::collect(&store) {
             log::info!("cleaning up: {error}");
         }
-        if let Err(error) = reserve::keep(&store) {
+        if let Err(error) = reserve::ensure(&store) {
             log::debug!("no space is set aside: {error}");
         }
         Ok(store)
@@ -254,7 +254,7 @@ impl Context {
     fn give_up_reserves(&self) -> Result<bool> {
         let mut given = false;
         for store in family::stores(&self.root, &self.session)? {
-            given |= reserve::give_up(&store)?;
+            given |= reserve::release(&store)?;
         }
         Ok(given)
     }
@@ -267,7 +267,7 @@ impl Context {
     fn settle(&self, store: &Store, name: &ContainerName) {
         let begun = store
             .find_id(name)
-            .and_then(|id| durability::begin(store, id));
+            .and_then(|id| durability::start(store, id));
         // What the command was asked for is done, and listed as settling.
         if let Err(error) = begun {
             log::warn!("what is settling of {name} is synced by a later command: {error}");
@@ -282,7 +282,7 @@ impl Context {
     /// Merges layers of a container that has too many of them and is not mounted.
     fn keep_depth(&self, container: &mut Container<'_>) {
         let mut bar = output::Bar::new("merging old layers");
-        depth::keep(container, self.config.depth_limit, &mut |done| {
+        depth::enforce_limit(container, self.config.depth_limit, &mut |done| {
             bar.tell(done)
         });
     }
@@ -291,13 +291,13 @@ impl Context {
 /// The state that an address names, ready to be read: what a killed command or a dead daemon left of its
 /// container is put in order, what programs wrote is in the layers, and nothing of it is collected while the
 /// lock is held.
-fn read_state(context: &Context, address: &Address) -> Result<(Store, State, Lock)> {
+fn read_state(context: &Context, address: &Address) -> Result<(Store, ResolvedState, Lock)> {
     let store = context.store_of(&address.container)?;
     drop(recover::open(&store, &address.container)?);
-    let reading = store.share()?;
+    let reading = store.lock_shared()?;
     let state = resolve(&store, address)?;
     state.flush(&store)?;
-    if let Some(why) = state.loss(&store)? {
+    if let Some(why) = state.describe_loss(&store)? {
         log::warn!("{why}");
     }
     Ok((store, state, reading))
@@ -358,7 +358,7 @@ pub fn main() -> ExitCode {
         let context = Context {
             root: Store::locate(config.store.clone())?,
             session: Session {
-                who: typed(&args),
+                command: typed(&args),
                 patience: Duration::from_secs(config.wait.min(24 * 3600)),
                 mounts: config.mounts,
             },

@@ -5,8 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::{Context, Verb, output};
-use crate::container::durability::{filesystem, make_durable};
-use crate::container::mount::{Privileges, Then};
+use crate::container::durability::{make_durable, open_filesystem};
+use crate::container::mount::{AfterUnmount, Privileges};
 use crate::container::state::Lifetime;
 use crate::container::state::{self, Mounted};
 use crate::container::{browse, detach, find_snapshot_ref};
@@ -62,7 +62,7 @@ impl Verb for MountArgs {
                 );
             }
             Some(snapshot) => {
-                if let Some(why) = resolve(&store, &address)?.loss(&store)? {
+                if let Some(why) = resolve(&store, &address)?.describe_loss(&store)? {
                     log::warn!("{why}");
                 }
                 browse::open(&container, snapshot, at)?
@@ -139,7 +139,7 @@ impl Verb for UmountArgs {
         let store = context.store_of(name)?;
         let (container, _) = recover::open_to_unmount(&store, name)?;
         let id = find_snapshot_ref(container.manifest(), snapshot)?.id;
-        let meant = |browse: &browse::Browse| browse.snapshot == id;
+        let meant = |browse: &browse::SnapshotMount| browse.snapshot == id;
         let killed = match self.force {
             true => browse::kill_silent(&container, meant)?,
             false => 0,
@@ -159,7 +159,7 @@ fn head(context: &Context, name: &ContainerName, force: bool) -> Result<u8> {
         drop(container);
         (container, dead) = recover::open_to_unmount(&store, name)?;
     }
-    let unmounted = container.unmount(Then::StayUnmounted)?;
+    let unmounted = container.unmount(AfterUnmount::StayUnmounted)?;
     if unmounted.is_none() && dead == DeadMount::Absent {
         return Err(Error::failed(format!("{name} is not mounted"))
             .hint(format!("mount it with: cowl mount {name}")));
@@ -170,7 +170,7 @@ fn head(context: &Context, name: &ContainerName, force: bool) -> Result<u8> {
         return Ok(0);
     }
     // Its daemon can no more, and the disk may be unmounted next.
-    if let Err(error) = filesystem(&store).and_then(|fs| make_durable(&store, id, &fs)) {
+    if let Err(error) = open_filesystem(&store).and_then(|fs| make_durable(&store, id, &fs)) {
         log::warn!("snapshots of {name} stay settling: {error}");
     }
     if let Some(state) = unmounted {
@@ -191,7 +191,7 @@ fn by_place(context: &Context, at: &Path, force: bool) -> Result<u8> {
             // A damaged one is told by other commands.
             let Ok(record) = record else { continue };
             let name = &record.body.name;
-            let mounted = match state::look(&store, id)? {
+            let mounted = match state::probe(&store, id)? {
                 Mounted::Alive(state) | Mounted::Dead(state) => state.mountpoint == place,
                 Mounted::No => false,
             };
@@ -201,7 +201,7 @@ fn by_place(context: &Context, at: &Path, force: bool) -> Result<u8> {
             let browsed = browse::mounts(&store, id)?;
             if browsed.iter().any(|browse| browse.mountpoint == place) {
                 let (container, _) = recover::open_to_unmount(&store, name)?;
-                let meant = |browse: &browse::Browse| browse.mountpoint == place;
+                let meant = |browse: &browse::SnapshotMount| browse.mountpoint == place;
                 if force {
                     browse::kill_silent(&container, meant)?;
                 }

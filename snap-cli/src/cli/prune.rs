@@ -9,7 +9,7 @@ use super::table::Style;
 use super::{Context, Verb, output, text};
 use crate::error::{Error, Result};
 use crate::recover;
-use crate::snapshot::prune::{Plan, plan, protected, save, saved};
+use crate::snapshot::prune::{Plan, load_rules, plan, protected_policy, save_rules};
 use crate::store::Store;
 use crate::store::name::ContainerName;
 use crate::store::retention::{Counts, Rules};
@@ -84,13 +84,13 @@ impl Verb for Args {
         let store = context.store_of(&name)?;
         if self.save || self.forget {
             let mut container = recover::open(&store, &name)?;
-            save(&mut container, self.save.then_some(&asked))?;
+            save_rules(&mut container, self.save.then_some(&asked))?;
             return Ok(0);
         }
         let rules = match asked.is_empty() {
             true => self.rules_of(context, &store, &name)?,
             // Which snapshots are meant is one thing, what is kept of them another.
-            false if asked.says_only_which() => Some(Rules {
+            false if asked.has_only_scope() => Some(Rules {
                 manual: asked.manual,
                 protected: asked.protected,
                 ..self.rules_of(context, &store, &name)?.unwrap_or_default()
@@ -121,7 +121,7 @@ impl Args {
         store: &Store,
         name: &ContainerName,
     ) -> Result<Option<Rules>> {
-        if let Some(rules) = saved(&store.find(name)?.1.body)? {
+        if let Some(rules) = load_rules(&store.find(name)?.1.body)? {
             return Ok(Some(rules));
         }
         let file = &context.config.prune;
@@ -184,7 +184,14 @@ impl Args {
         }
         if !self.dry_run && !planned.removal.going.is_empty() {
             let removal = &mut planned.removal;
-            remove_hooked(context, store, name, removal, protected(rules), |_| Ok(()))?;
+            remove_hooked(
+                context,
+                store,
+                name,
+                removal,
+                protected_policy(rules),
+                |_| Ok(()),
+            )?;
         }
         let mut value = removal_json(name, &planned.removal, self.dry_run);
         let kept = planned.verdicts.iter().filter(|(_, why)| !why.is_empty());

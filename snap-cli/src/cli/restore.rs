@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 use crate::host::hooks::Event;
 use crate::lifecycle::clone::{clone, clone_for_one_mount, copy};
 use crate::recover;
-use crate::snapshot::paths::Only;
-use crate::snapshot::restore::{before_last, plan, restore};
+use crate::snapshot::paths::AllowedPaths;
+use crate::snapshot::restore::{find_before_last, plan, restore};
 use crate::snapshot::{Losses, resolve};
 use crate::store::Store;
 use crate::store::family;
@@ -75,7 +75,7 @@ impl Verb for RestoreArgs {
         let name = ContainerName::parse(&self.name)?;
         let snapshot = match &self.snapshot {
             Some(snapshot) => SnapshotName::parse(snapshot)?,
-            None => before_last(&recover::open(&context.store_of(&name)?, &name)?)?,
+            None => find_before_last(&recover::open(&context.store_of(&name)?, &name)?)?,
         };
         if !self.paths.is_empty() {
             let chosen = Chosen {
@@ -83,9 +83,9 @@ impl Verb for RestoreArgs {
                 name: &name,
                 snapshot: Some(snapshot),
                 paths: &self.paths,
-                only: match self.delete {
-                    true => Only::WhatIsThereNow,
-                    false => Only::WhatWasThere,
+                allowed: match self.delete {
+                    true => AllowedPaths::InEither,
+                    false => AllowedPaths::InSnapshot,
                 },
             };
             put_back(context, chosen, self.dry_run, false)?;
@@ -118,12 +118,12 @@ impl Verb for RestoreArgs {
         let done = context.hooked(Event::Restore, &store, &name, to, |_| {
             self.pause.round(&store, &name, || {
                 let mut container = recover::open(&store, &name)?;
-                if self.undo && before_last(&container)? != snapshot {
+                if self.undo && find_before_last(&container)? != snapshot {
                     return Err(Error::busy(format!("{name} was restored a moment ago"))
                         .hint("look what it is now, and undo that if you mean it"));
                 }
                 if self.with_config {
-                    container.with_config_of(&snapshot)?;
+                    container.restore_config_from(&snapshot)?;
                 }
                 let restored = restore(&mut container, &snapshot)?;
                 recover::complete_outside(container)?;
@@ -131,7 +131,7 @@ impl Verb for RestoreArgs {
             })
         })?;
         context.settle(&store, &name);
-        if let Some(auto) = done.kept_as {
+        if let Some(auto) = done.auto_snapshot {
             output::note(&format!(
                 "what {name} was until now stays as {auto}: cowl restore {name} --undo takes this back"
             ));
@@ -265,7 +265,7 @@ fn make(context: &Context, source: &Address, new: &ContainerName, how: &How) -> 
         false => clone(&store, source, new)?,
     };
     settle_both(context, &store, source, new);
-    if let Some(why) = state.loss(&store)? {
+    if let Some(why) = state.describe_loss(&store)? {
         output::note(&format!("{new} is marked: {why}"));
     }
     for note in notes {

@@ -9,9 +9,9 @@ use crate::container::Container;
 use crate::error::{Error, Result};
 use crate::host::hooks::Event;
 use crate::recover;
-use crate::snapshot::remove::{Protected, Removal, chosen, plan, remove};
+use crate::snapshot::remove::{Protected, Removal, plan, remove, select_snapshots};
 use crate::store::Store;
-use crate::store::name::{Chosen, ContainerName};
+use crate::store::name::{ContainerName, SnapshotChoice};
 use crate::store::usage::Space;
 
 /// Remove snapshots
@@ -54,7 +54,7 @@ impl Verb for Args {
             let manifest = container.manifest();
             let found = match self.all {
                 true => manifest.snapshots.iter().collect(),
-                false => chosen(manifest, &choice)?,
+                false => select_snapshots(manifest, &choice)?,
             };
             let ids: Vec<_> = found.iter().map(|snapshot| snapshot.id).collect();
             let removal = plan(&container, &ids, Protected::Refuse)?;
@@ -101,7 +101,7 @@ impl Verb for Args {
 
 impl Args {
     /// Nothing is guessed here: what is no plain name of a snapshot is wrong use.
-    fn parse(&self) -> Result<(ContainerName, Vec<Chosen>)> {
+    fn parse(&self) -> Result<(ContainerName, Vec<SnapshotChoice>)> {
         let Some((first, rest)) = self.what.split_first() else {
             return Err(Error::usage("which container?"));
         };
@@ -118,7 +118,7 @@ impl Args {
                     ))
                     .hint("type a command for each container"));
                 }
-                (None, false) => choice.push(Chosen::parse(word)?),
+                (None, false) => choice.push(SnapshotChoice::parse(word)?),
                 (Some(_), false) | (None, true) => {
                     return Err(Error::usage("addresses and names are mixed")
                         .hint("type `cowl rm NAME SNAP...` or `cowl rm NAME@SNAP NAME@SNAP...`"));
@@ -138,18 +138,18 @@ impl Args {
         if self.skip_refused {
             if !self.json {
                 for refused in &removal.refused {
-                    output::note(&format!("{} stays: {}", refused.name, refused.why));
+                    output::note(&format!("{} stays: {}", refused.name, refused.reason));
                 }
             }
             return Ok(());
         }
         match removal.refused.as_slice() {
             [] => Ok(()),
-            [one] => Err(one.error()),
+            [one] => Err(one.to_error()),
             [first, more @ ..] => {
-                let mut error = first.error();
+                let mut error = first.to_error();
                 for other in more {
-                    error.what = format!("{}; {}: {}", error.what, other.name, other.why);
+                    error.what = format!("{}; {}: {}", error.what, other.name, other.reason);
                 }
                 Err(error.hint("nothing was removed; --skip-refused removes the others"))
             }
@@ -184,11 +184,14 @@ pub(super) fn remove_hooked(
 }
 
 /// `NAME@SNAP` or `NAME@A..B`.
-fn split(word: &OsStr) -> Result<Option<(ContainerName, Chosen)>> {
+fn split(word: &OsStr) -> Result<Option<(ContainerName, SnapshotChoice)>> {
     let Some((name, chosen)) = word.to_str().and_then(|text| text.split_once('@')) else {
         return Ok(None);
     };
-    Ok(Some((ContainerName::parse(name)?, Chosen::parse(chosen)?)))
+    Ok(Some((
+        ContainerName::parse(name)?,
+        SnapshotChoice::parse(chosen)?,
+    )))
 }
 
 /// "removing snap1, snap2: frees 12 KiB in 3 inodes"
@@ -233,7 +236,7 @@ pub(super) fn removal_json(name: &ContainerName, removal: &Removal, dry_run: boo
     let refused: Vec<_> = removal
         .refused
         .iter()
-        .map(|refused| json!({ "name": refused.name, "why": refused.why }))
+        .map(|refused| json!({ "name": refused.name, "why": refused.reason }))
         .collect();
     json!({
         "name": name,

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{Context, Verb, output};
 use crate::container::browse;
 use crate::error::{Error, Result};
-use crate::lifecycle::serve::{How, detach_from_shell, serve};
+use crate::lifecycle::serve::{ServeOptions, detach_from_shell, serve};
 use crate::store::Store;
 use crate::store::manifest::{ContainerId, SnapshotId};
 
@@ -63,11 +63,11 @@ impl Args {
             .ok_or_else(|| Error::usage(format!("{:?} is no container's id", self.id)))?;
         let store = Store::open(&context.root, context.session.clone())?;
         let Some((snapshot, mount)) = self.snapshot.as_ref().zip(self.mount.as_ref()) else {
-            let how = How {
+            let options = ServeOptions {
                 transient: self.transient,
                 nosuid: self.nosuid,
             };
-            return serve(&store, id, &self.place, how);
+            return serve(&store, id, &self.place, options);
         };
         let wrong = || Error::usage(format!("{snapshot:?} and {mount:?} are no ids"));
         let snapshot = SnapshotId::parse(snapshot).ok_or_else(wrong)?;

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 
 use super::meta::remark;
 use super::{Context, Verb, output, tags};
-use crate::container::durability::{filesystem, make_durable};
+use crate::container::durability::{make_durable, open_filesystem};
 use crate::error::{Error, Result};
 use crate::host::hooks::Event;
 use crate::recover;
 use crate::snapshot::resolve;
-use crate::snapshot::take::{Wish, take};
+use crate::snapshot::take::{SnapshotRequest, take};
 use crate::store::Store;
 use crate::store::disk::Filesystem;
 use crate::store::name::{Address, ContainerName, SnapshotName};
@@ -59,7 +59,7 @@ impl Verb for Args {
     fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
         let comment = remark(self.message.as_ref(), self.comment_file.as_deref())?;
-        let wish = Wish {
+        let wish = SnapshotRequest {
             name: self
                 .snapshot
                 .as_ref()
@@ -100,13 +100,13 @@ pub(super) fn take_hooked(
     context: &Context,
     store: &Store,
     name: &ContainerName,
-    (wish, sync): (&Wish, Sync),
+    (wish, sync): (&SnapshotRequest, Sync),
     told: impl FnOnce(&SnapshotName) -> Result<()>,
 ) -> Result<()> {
     let chosen = wish.name.as_ref().map(SnapshotName::as_str);
     context.hooked(Event::Snapshot, store, name, chosen, |env| {
         // Before the freeze: its sync reports every error of writing since.
-        let filesystem = filesystem(store)?;
+        let filesystem = open_filesystem(store)?;
         let taken = take(&mut recover::open(store, name)?, wish)?;
         env.set("COWL_SNAPSHOT", taken.as_str());
         if sync == Sync::Wait {
@@ -152,7 +152,7 @@ fn wait(
     let id = store.find_id(name)?;
     make_durable(store, id, filesystem).map_err(|error| failed(&error))?;
     // On layers of which an earlier sync lost a part, it stays.
-    match resolve(store, &address)?.loss(store)? {
+    match resolve(store, &address)?.describe_loss(store)? {
         Some(why) => Err(failed(&why)),
         None => Ok(()),
     }

@@ -10,8 +10,8 @@ use crate::delta::revert::{RevertAction, RevertStep};
 use crate::error::Result;
 use crate::host::hooks::Event;
 use crate::recover;
-use crate::snapshot::paths::{self, Only};
-use crate::snapshot::undo::{Undone, Wish, plan, undo};
+use crate::snapshot::paths::{self, AllowedPaths};
+use crate::snapshot::undo::{UndoRequest, Undone, plan, undo};
 use crate::snapshot::{Losses, resolve};
 use crate::store::name::{Address, ContainerName, SnapshotName};
 
@@ -51,7 +51,7 @@ impl Verb for Args {
             name: &name,
             snapshot: snapshot.transpose()?,
             paths: &self.paths,
-            only: Only::WhatIsThereNow,
+            allowed: AllowedPaths::InEither,
         };
         put_back(context, chosen, self.dry_run, self.json)?;
         Ok(0)
@@ -68,7 +68,7 @@ pub(super) struct Chosen<'a> {
     pub(super) name: &'a ContainerName,
     pub(super) snapshot: Option<SnapshotName>,
     pub(super) paths: &'a [OsString],
-    pub(super) only: Only,
+    pub(super) allowed: AllowedPaths,
 }
 
 /// Puts it back, or says what would be done.
@@ -79,10 +79,10 @@ pub(super) fn put_back(
     json: bool,
 ) -> Result<()> {
     let name = chosen.name;
-    let wish = Wish {
+    let wish = UndoRequest {
         since: chosen.snapshot,
-        scope: paths::scope(chosen.paths)?,
-        only: chosen.only,
+        scope: paths::parse_scope(chosen.paths)?,
+        allowed: chosen.allowed,
     };
     let store = context.store_of(name)?;
     if let Some(since) = &wish.since {
@@ -112,7 +112,7 @@ pub(super) fn put_back(
 fn tell(name: &ContainerName, done: &Undone, planned: bool, json: bool) -> Result<()> {
     if json {
         let steps: Vec<Value> = done.steps.iter().map(as_json).collect();
-        let kept = done.kept_as.as_ref().map(SnapshotName::as_str);
+        let kept = done.auto_snapshot.as_ref().map(SnapshotName::as_str);
         return output::data(&json!({ "changes": steps, "kept_as": kept, "dry_run": planned }));
     }
     for step in &done.steps {
@@ -122,7 +122,7 @@ fn tell(name: &ContainerName, done: &Undone, planned: bool, json: bool) -> Resul
         output::note("nothing changed there since then, so nothing is done");
     } else if !planned {
         let kept = done
-            .kept_as
+            .auto_snapshot
             .as_ref()
             .map(|auto| format!(" stays as {auto}"));
         output::note(&format!(

@@ -69,7 +69,7 @@ impl Pair<'_> {
         b: &DirNode,
         path: &LayerPath,
     ) -> Result<Differences> {
-        if a.same_place(b) {
+        if a.is_same_location(b) {
             return Ok(Differences::default());
         }
         let mut differences = Differences::from_stats(&a.stat, &b.stat);
@@ -91,7 +91,7 @@ impl Pair<'_> {
         b: &FileNode,
         path: &LayerPath,
     ) -> Result<Differences> {
-        if a.loc.same_place(&b.loc) && a.data_loc().same_place(b.data_loc()) {
+        if a.loc.is_same_location(&b.loc) && a.data_loc().is_same_location(b.data_loc()) {
             return Ok(Differences::default());
         }
         let mut differences = Differences {
@@ -118,7 +118,7 @@ impl Pair<'_> {
 fn is_content_different(a: &FileNode, b: &FileNode) -> cowl_layers::error::Result<bool> {
     match a.stat.kind() {
         FileKind::Regular if a.stat.size != b.stat.size => Ok(true),
-        FileKind::Regular if a.data_loc().same_place(b.data_loc()) => Ok(false),
+        FileKind::Regular if a.data_loc().is_same_location(b.data_loc()) => Ok(false),
         FileKind::Regular => {
             let old = open_content(a.data_loc())?;
             let new = open_content(b.data_loc())?;

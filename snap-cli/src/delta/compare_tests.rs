@@ -68,7 +68,12 @@ fn check_diff(changes: &[Change], old: &BTreeMap<String, String>, new: &BTreeMap
         }
     }
     let removed: std::collections::BTreeSet<String> = remaining.into_iter().cloned().collect();
-    assert_eq!(removed, with("D"), "{:#?}\n{old:#?}\n{new:#?}", lines(changes));
+    assert_eq!(
+        removed,
+        with("D"),
+        "{:#?}\n{old:#?}\n{new:#?}",
+        lines(changes)
+    );
 }
 
 fn lines(changes: &[Change]) -> Vec<String> {
@@ -203,7 +208,10 @@ fn digests_change_with_every_relevant_difference() {
     let mut digests = vec![first];
     let mut assert_differs = |change: &str| {
         let digest = now();
-        assert!(!digests.contains(&digest), "{change} did not change the digest");
+        assert!(
+            !digests.contains(&digest),
+            "{change} did not change the digest"
+        );
         digests.push(digest);
     };
     keep_times("empty", &|path| fs::write(path, b"1").unwrap());

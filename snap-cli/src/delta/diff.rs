@@ -251,7 +251,7 @@ impl Diff<'_> {
 
     /// Enters a directory of both states, unless it is the same in the layers.
     fn enter(&mut self, path: LayerPath, a: DirNode, b: DirNode) -> Result<()> {
-        if a.same_place(&b) {
+        if a.is_same_location(&b) {
             return Ok(());
         }
         let names = |view: &View, dir: &DirNode| -> Result<Vec<Name>> {
@@ -449,7 +449,7 @@ impl Diff<'_> {
             let (Found::Dir(dir_one), Found::Dir(dir_two)) = (&one.found, &two.found) else {
                 continue;
             };
-            let is_same = dir_one.same_place(dir_two);
+            let is_same = dir_one.is_same_location(dir_two);
             let (one, two) = (one.entries.clone(), two.entries.clone());
             let name = |nodes: &[OneSided], at: usize| {
                 let node = nodes.get(at).and_then(|node| node.path.split_last());

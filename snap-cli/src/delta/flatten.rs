@@ -17,7 +17,7 @@ use cowl_layers::format::{OPAQUE, Redirect, XattrSpace};
 use cowl_layers::name::Name;
 use cowl_layers::sys::stat::FileKind;
 use cowl_layers::sys::{attr, copy, dir, node};
-use cowl_layers::view::{DirNode, FileNode, Found, LayerPath, View, without_marks};
+use cowl_layers::view::{DirNode, FileNode, Found, LayerPath, View, without_markers};
 
 use crate::tree::attrs::{self, Attrs, Xattrs};
 use crate::tree::dir_cursor::DirCursor;
@@ -287,7 +287,7 @@ impl Flattener<'_> {
     fn retained_xattrs(&self, on_disk: Xattrs) -> Xattrs {
         let marker = self.space.ino().as_bytes();
         let number = on_disk.iter().find(|(name, _)| name == marker).cloned();
-        let mut retained = without_marks(self.space, on_disk);
+        let mut retained = without_markers(self.space, on_disk);
         retained.extend(number);
         retained
     }

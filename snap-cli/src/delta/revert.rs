@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::convert::Infallible;
 
 use cowl_layers::sys::attr::SetTime;
-use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::node::RenameMode;
 use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::view::{Found, View};
 
@@ -341,7 +341,7 @@ impl RevertPlan {
                 && target.stat(new).context(message, new)?.is_some()
             {
                 target
-                    .rename(new, old, RenameHow::NoReplace)
+                    .rename(new, old, RenameMode::NoReplace)
                     .context(message, old)?;
                 has_renamed = true;
             }

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::node::RenameMode;
 use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::view::{Found, LayerPath, View};
 use uuid::Uuid;
@@ -155,16 +155,16 @@ impl Work<'_> {
         let staged = self.target.stat(at).context(message, path)?;
         let replaced = self.target.stat(path).context(message, path)?;
         let how = match &replaced {
-            None => RenameHow::NoReplace,
+            None => RenameMode::NoReplace,
             Some(replaced) if is_dir(replaced) || staged.as_ref().is_some_and(is_dir) => {
-                RenameHow::Exchange
+                RenameMode::Exchange
             }
-            Some(_) => RenameHow::Replace,
+            Some(_) => RenameMode::Replace,
         };
         self.target.rename(at, path, how).context(message, path)?;
         match how {
-            RenameHow::Exchange => self.remove_tree(at),
-            RenameHow::NoReplace | RenameHow::Replace | RenameHow::Whiteout => Ok(()),
+            RenameMode::Exchange => self.remove_tree(at),
+            RenameMode::NoReplace | RenameMode::Replace | RenameMode::Whiteout => Ok(()),
         }
     }
 
@@ -246,7 +246,7 @@ impl Work<'_> {
         }
         let staged = Self::staging_path(path);
         self.target
-            .rename(path, &staged, RenameHow::NoReplace)
+            .rename(path, &staged, RenameMode::NoReplace)
             .context(message, path)?;
         self.remove_tree(&staged)
     }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 ///
 /// Processes that end in the meantime, or that this one may not inspect, are omitted.
 pub fn list(dev: Device, except: &[u32]) -> Result<Vec<User>> {
-    cowl_layers::sys::users::of(dev, except)
+    cowl_layers::sys::users::list(dev, except)
         .map_err(|error| Error::at("list", Path::new("/proc"), error))
 }
 

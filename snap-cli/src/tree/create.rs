@@ -27,10 +27,10 @@ pub(crate) fn special(
 ) -> Result<()> {
     let message = "cannot create";
     if zero_device::is_zero_device(kind, rdev) {
-        zero_device::mark_folder(parent, space).context(message, path)?;
+        zero_device::mark_dir(parent, space).context(message, path)?;
         node::mknod(parent, name, FileKind::Regular, 0o600, 0).context(message, path)?;
         let fd = dir::open_path(parent, name).context(message, path)?;
-        zero_device::mark(fd.as_fd(), space).context(message, path)?;
+        zero_device::mark_file(fd.as_fd(), space).context(message, path)?;
     } else {
         node::mknod(parent, name, kind, 0o600, rdev).context(message, path)?;
     }
@@ -114,7 +114,7 @@ pub(crate) fn link(
     let message = "cannot create the hard link";
     let device_marker = xattr::get(fd, space.node().as_bytes()).context(message, path)?;
     if device_marker.is_some() {
-        zero_device::mark_folder(parent, space).context(message, path)?;
+        zero_device::mark_dir(parent, space).context(message, path)?;
     }
     node::link_fd(fd, parent, name).context(message, path)
 }

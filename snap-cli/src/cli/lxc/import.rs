@@ -5,10 +5,10 @@ use std::ffi::OsString;
 use crate::cli::{Context, Verb, output};
 use crate::error::{Error, Result};
 use crate::lxc::binding;
-use crate::lxc::locked::{LockedSnapshots, find};
+use crate::lxc::locked::{LockedSnapshots, find_snapshot};
 use crate::lxc::snapshots::LxcSnapshot;
 use crate::recover;
-use crate::snapshot::lxc_import::{bring, finish};
+use crate::snapshot::lxc_import::{import_snapshot, remove_imported};
 use crate::store::name::ContainerName;
 use cowl_layers::shown::Show as _;
 
@@ -39,9 +39,9 @@ impl Verb for Args {
             ))
             .hint(format!("`cowl show {name}` tells what it is")));
         };
-        let place = LockedSnapshots::open(binding::of(&lxc), store.session().patience)?;
+        let place = LockedSnapshots::open(binding::from_link(&lxc), store.session().patience)?;
         if !self.dry_run {
-            finish(&container, &place)?;
+            remove_imported(&container, &place)?;
         }
         for tree in self.chosen(&place)? {
             let shown = output::shown(tree.name.as_encoded_bytes());
@@ -54,7 +54,8 @@ impl Verb for Args {
                 continue;
             }
             let mut bar = output::Bar::new("importing");
-            let brought = bring(&mut container, &place, &tree, &mut |done| bar.tell(done))?;
+            let brought =
+                import_snapshot(&mut container, &place, &tree, &mut |done| bar.tell(done))?;
             drop(bar);
             for note in brought.notes {
                 output::note(&note);
@@ -73,13 +74,13 @@ impl Verb for Args {
 
 impl Args {
     fn chosen(&self, place: &LockedSnapshots) -> Result<Vec<LxcSnapshot>> {
-        let all = place.trees()?;
+        let all = place.list()?;
         if self.snapshots.is_empty() {
             return Ok(all);
         }
         let named = self.snapshots.iter();
         named
-            .map(|name| find(place.container(), &all, name).cloned())
+            .map(|name| find_snapshot(place.container(), &all, name).cloned())
             .collect()
     }
 }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use cowl_layers::Result;
 use cowl_layers::error::Errno;
 use cowl_layers::sys::attr::{self, SetTime};
-use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::node::RenameMode;
 use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::sys::{copy, dir, node, stat, xattr};
 use rustix::fs::OFlags;
@@ -176,11 +176,11 @@ impl WritableTree for DirTree {
         attr::utimens(self.open_object(path)?.as_fd(), atime, mtime)
     }
 
-    fn rename(&self, from: &[u8], to: &[u8], how: RenameHow) -> Result<()> {
+    fn rename(&self, from: &[u8], to: &[u8], mode: RenameMode) -> Result<()> {
         self.forget(from)?;
         self.forget(to)?;
         let ((old, from), (new, to)) = (self.open_parent(from)?, self.open_parent(to)?);
-        node::rename(old.as_fd(), from, new.as_fd(), to, how)
+        node::rename(old.as_fd(), from, new.as_fd(), to, mode)
     }
 
     fn unlink(&self, path: &[u8]) -> Result<()> {

@@ -8,10 +8,10 @@ use cowl_layers::Result;
 use cowl_layers::error::Errno;
 use cowl_layers::name::Name;
 use cowl_layers::sys::attr::SetTime;
-use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::node::RenameMode;
 use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_overlay::inode::Inode;
-use cowl_overlay::{Caller, Op, OpenHow, Overlay, RenameFlags, SetAttr, Writer};
+use cowl_overlay::{Caller, Op, OpenOptions, Overlay, RenameFlags, SetAttr, Writer};
 
 use super::super::{
     attrs::Attrs,
@@ -111,12 +111,12 @@ impl OverlayTree {
     fn create_with_content(&self, path: &[u8], content: Option<(OwnedFd, u64)>) -> Result<()> {
         let op = self.overlay.begin();
         let (parent, name) = split(path);
-        let how = OpenHow {
+        let options = OpenOptions {
             write: true,
-            ..OpenHow::default()
+            ..OpenOptions::default()
         };
         let parent = self.find(&op, parent)?;
-        let (inode, handle) = op.create(self.caller, &parent, &Name::new(name)?, 0o600, how)?;
+        let (inode, handle) = op.create(self.caller, &parent, &Name::new(name)?, 0o600, options)?;
         let Some((from, size)) = content else {
             self.overlay.close(&handle);
             return Ok(());
@@ -244,14 +244,14 @@ impl WritableTree for OverlayTree {
             .map(drop)
     }
 
-    fn rename(&self, from: &[u8], to: &[u8], how: RenameHow) -> Result<()> {
+    fn rename(&self, from: &[u8], to: &[u8], mode: RenameMode) -> Result<()> {
         self.forget(from)?;
         self.forget(to)?;
         let op = self.overlay.begin();
         let ((old, from), (new, to)) = (split(from), split(to));
         let flags = RenameFlags {
-            no_replace: how == RenameHow::NoReplace,
-            exchange: how == RenameHow::Exchange,
+            no_replace: mode == RenameMode::NoReplace,
+            exchange: mode == RenameMode::Exchange,
             whiteout: false,
         };
         let (old, new) = (self.find(&op, old)?, self.find(&op, new)?);

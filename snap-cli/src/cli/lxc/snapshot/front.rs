@@ -45,10 +45,10 @@ impl<'a> Front<'a> {
             lxcpath,
             name: name.to_owned(),
         };
-        if !disk::is_there(&container.config())? {
+        if !disk::exists(&container.config())? {
             return Err(no_container(&container));
         }
-        let folder = snapshots::folder(&container)?;
+        let folder = snapshots::snapshots_dir(&container)?;
         let shown_folder = match (asked, folder.strip_prefix(&container.lxcpath)) {
             (Some(asked), Ok(inside)) => asked.join(inside),
             _ => folder,

@@ -11,7 +11,7 @@ use super::said::Said;
 use crate::cli::output;
 use crate::error::{Error, Result};
 use crate::lxc::layout;
-use crate::lxc::locked::find as find_tree;
+use crate::lxc::locked::find_snapshot;
 use crate::lxc::snapshots::{self, LxcSnapshot};
 use crate::snapshot::lxc_import;
 use crate::store::manifest::{ContainerManifest, SnapshotRef};
@@ -38,16 +38,16 @@ pub(super) fn all(front: &Front<'_>, manifest: Option<&ContainerManifest>) -> Re
     if let Some(manifest) = manifest {
         found.extend(manifest.snapshots.iter().cloned().map(One::Cowls));
     }
-    for tree in snapshots::list(&snapshots::folder(&front.container)?)? {
+    for tree in snapshots::list(&snapshots::snapshots_dir(&front.container)?)? {
         let became = match manifest {
-            Some(manifest) => lxc_import::became(manifest, &tree)?.is_some(),
+            Some(manifest) => lxc_import::find_imported(manifest, &tree)?.is_some(),
             None => false,
         };
         if !became {
             found.push(One::Lxcs(tree));
         }
     }
-    found.sort_by_key(|one| layout::order(one.name()));
+    found.sort_by_key(|one| layout::sort_key(one.name()));
     Ok(found)
 }
 
@@ -74,7 +74,7 @@ pub(super) fn find(front: &Front<'_>, kept: Option<&Kept>, name: &OsStr) -> Resu
                     One::Cowls(_) => None,
                 })
                 .collect();
-            find_tree(&front.container, &trees, name)
+            find_snapshot(&front.container, &trees, name)
                 .cloned()
                 .map(One::Lxcs)
         }
@@ -107,7 +107,7 @@ pub(super) fn print(
                 let time = snapshot.created.parse::<jiff::Timestamp>();
                 let time = time.map_or_else(
                     |_| snapshot.created.clone(),
-                    |time| layout::as_lxc(time, &zone),
+                    |time| layout::format_time(time, &zone),
                 );
                 (time, snapshot.comment.clone().into_bytes())
             }

@@ -18,7 +18,7 @@ use crate::recover;
 use crate::snapshot::lxc_import;
 use crate::snapshot::remove::{Protected, plan, remove};
 use crate::snapshot::restore::restore;
-use crate::snapshot::take::{Wish, take};
+use crate::snapshot::take::{SnapshotRequest, take};
 use crate::snapshot::{Losses, resolve};
 use crate::store::Store;
 use crate::store::manifest::SnapshotRef;
@@ -28,9 +28,9 @@ impl Front<'_> {
     pub(super) fn take(&self, comment: Option<&Path>) -> Result<()> {
         // Before anything is made.
         let comment = comment.map(read_text).transpose()?.unwrap_or_default();
-        let wish = Wish {
+        let wish = SnapshotRequest {
             comment,
-            ..Wish::default()
+            ..SnapshotRequest::default()
         };
         let Kept { store, manifest } = self.kept_from_now()?;
         let name = &manifest.name;
@@ -52,10 +52,10 @@ impl Front<'_> {
         let Some(kept) = self.kept()? else {
             return Ok(None);
         };
-        for tree in snapshots::list(&snapshots::folder(&self.container)?)? {
-            if lxc_import::became(&kept.manifest, &tree)?.is_some() {
+        for tree in snapshots::list(&snapshots::snapshots_dir(&self.container)?)? {
+            if lxc_import::find_imported(&kept.manifest, &tree)?.is_some() {
                 let container = recover::open(&kept.store, &kept.manifest.name)?;
-                lxc_import::finish(&container, &self.place()?)?;
+                lxc_import::remove_imported(&container, &self.place()?)?;
                 break;
             }
         }
@@ -90,7 +90,7 @@ impl Front<'_> {
                     .to_str()
                     .ok_or_else(|| Error::usage("the new name is not valid UTF-8"))?;
                 let place = self.place()?;
-                let tree = place.tree(&tree.name)?;
+                let tree = place.find(&tree.name)?;
                 let mut bar = output::Bar::new("restoring");
                 let notes = place.restore_as(&tree, new, &mut |done| bar.tell(done))?;
                 drop(bar);
@@ -100,7 +100,7 @@ impl Front<'_> {
             (One::Lxcs(tree), None, None) => {
                 let place = self.place()?;
                 // It may have changed while we waited.
-                let tree = place.tree(&tree.name)?;
+                let tree = place.find(&tree.name)?;
                 let mut bar = output::Bar::new("restoring");
                 let notes = place.restore(&tree, &mut |done| bar.tell(done))?;
                 drop(bar);
@@ -118,7 +118,8 @@ impl Front<'_> {
         tree: &LxcSnapshot,
     ) -> Result<SnapshotRef> {
         let mut bar = output::Bar::new("importing");
-        let brought = lxc_import::bring(container, place, tree, &mut |done| bar.tell(done))?;
+        let brought =
+            lxc_import::import_snapshot(container, place, tree, &mut |done| bar.tell(done))?;
         drop(bar);
         self.notes(brought.notes);
         container.snapshot(&brought.name).map(|(found, _)| found)
@@ -139,7 +140,7 @@ impl Front<'_> {
             Ok(restored)
         })?;
         self.context.settle(store, name);
-        if let Some(auto) = done.kept_as {
+        if let Some(auto) = done.auto_snapshot {
             self.said.note(&format!(
                 "what {name} was until now stays as {auto}: cowl restore {name} {auto} undoes this"
             ));
@@ -153,7 +154,7 @@ impl Front<'_> {
             (One::Cowls(found), Some(kept)) => self.remove(&kept, &[found]),
             (One::Lxcs(tree), _) => {
                 let place = self.place()?;
-                let tree = place.tree(&tree.name)?;
+                let tree = place.find(&tree.name)?;
                 place.remove(&[tree])
             }
             (One::Cowls(_), None) => Err(Error::damaged("a snapshot of no container")),
@@ -162,10 +163,10 @@ impl Front<'_> {
 
     pub(super) fn destroy_all(&self) -> Result<()> {
         let kept = self.kept_whole()?;
-        let trees = snapshots::list(&snapshots::folder(&self.container)?)?;
+        let trees = snapshots::list(&snapshots::snapshots_dir(&self.container)?)?;
         if !trees.is_empty() {
             let place = self.place()?;
-            place.remove(&place.trees()?)?;
+            place.remove(&place.list()?)?;
         }
         match kept {
             Some(kept) => self.remove(&kept, &kept.manifest.snapshots),
@@ -189,7 +190,7 @@ impl Front<'_> {
                 removal
                     .refused
                     .first()
-                    .map_or(Ok(()), |refused| Err(refused.error()))
+                    .map_or(Ok(()), |refused| Err(refused.to_error()))
             })
     }
 }
