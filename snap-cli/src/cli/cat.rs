@@ -58,7 +58,7 @@ fn print(file: &mut dyn Read, raw: &OsString) -> Result<()> {
 /// A failure to find a place, with its whole name.
 pub(super) fn told(error: &TreeError, raw: &OsString, place: &StatePath) -> Error {
     use std::os::unix::ffi::OsStrExt;
-    let what = format!("{}: {}", output::shown(raw.as_bytes()), error.what());
+    let what = format!("{}: {}", output::shown(raw.as_bytes()), error.message());
     let hint = format!("`cowl ls {}:PATH` shows what is there", place.address);
     match error.kind() {
         ErrorKind::NotFound => Error::not_found(what).hint(hint),

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::output::Colour;
 use super::{Context, Verb, output, read_state};
-use crate::delta::{Change, Status, Wish, diff_of, patch};
+use crate::delta::{Change, DiffOptions, Status, diff_with, patch};
 use crate::error::{Error, Result};
 use crate::store::name::Address;
 use crate::tree::ErrorKind;
@@ -61,7 +61,7 @@ impl Verb for Args {
     fn run(&self, context: &Context) -> Result<u8> {
         let from = Address::parse(&self.from)?;
         let to = self.to.as_ref().map(Address::parse).transpose()?;
-        let wish = self.wish()?;
+        let options = self.options()?;
         let (store, from, _reading) = read_state(context, &from)?;
         let (old, new, _other) = match &to {
             Some(to) => {
@@ -77,7 +77,7 @@ impl Verb for Args {
                 (store.view(&parent)?, store.view(&from.stack)?, None)
             }
         };
-        let changes = diff_of(&old, &new, &wish).map_err(|error| match error.kind() {
+        let changes = diff_with(&old, &new, &options).map_err(|error| match error.kind() {
             ErrorKind::NotFound => Error::not_found(error.to_string()),
             _ => error.into(),
         })?;
@@ -88,7 +88,7 @@ impl Verb for Args {
         } else if self.patch {
             let (mut before, mut after) = (Finder::new(&old), Finder::new(&new));
             for change in &changes {
-                write(&patch::of(&mut before, &mut after, change)?)?;
+                write(&patch::format_change(&mut before, &mut after, change)?)?;
             }
         } else if self.name_only {
             for change in &changes {
@@ -112,14 +112,14 @@ impl Verb for Args {
 }
 
 impl Args {
-    fn wish(&self) -> Result<Wish> {
+    fn options(&self) -> Result<DiffOptions> {
         let plain = |path: &OsString| {
-            find::plain(path.as_bytes()).map_err(|error| {
+            find::normalize(path.as_bytes()).map_err(|error| {
                 Error::usage(error.to_string())
                     .hint("give it from the container's root, as etc/fstab")
             })
         };
-        Ok(Wish {
+        Ok(DiffOptions {
             paths: self.paths.iter().map(plain).collect::<Result<_>>()?,
             thorough: self.json || self.long || self.patch,
             no_renames: self.no_renames || self.patch,
@@ -155,7 +155,7 @@ fn as_json(change: &Change) -> Value {
     put("old_size", change.old_size.map(Value::from));
     put("new_size", change.new_size.map(Value::from));
     if matches!(change.status, Status::Modified | Status::Renamed) {
-        put("what", Some(change.what.words().into()));
+        put("what", Some(change.differences.words().into()));
     }
     value
 }
@@ -198,7 +198,7 @@ fn long(changes: &[Change]) -> Result<()> {
             letter(change.status),
             size(change.old_size),
             size(change.new_size),
-            change.what.words().join(","),
+            change.differences.words().join(","),
             path(change),
         ]
     };

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use super::losses::losses;
 use super::{Context, Verb, output, read_state};
-use crate::archive::oci::{self, Step};
-use crate::archive::unfinished::{UnfinishedFile, UnfinishedFolder, pack};
-use crate::archive::{Compression, Report, changeset, export, export_dir};
+use crate::archive::oci::{self, ImageState};
+use crate::archive::unfinished::{UnfinishedDir, UnfinishedFile, pack_dir};
+use crate::archive::{Compression, TransferReport, changeset, export, export_dir};
 use crate::container::durability::epoch;
 use crate::error::{Error, Result};
 use crate::lifecycle::whole::Outgoing;
@@ -132,7 +132,7 @@ impl Args {
             let lost = snapshot
                 .as_ref()
                 .and_then(|s| describe_loss(&address(&s.name), s.settling.as_ref(), &epoch));
-            steps.push(Step {
+            steps.push(ImageState {
                 view: store.view(&stack)?,
                 created: snapshot
                     .as_ref()
@@ -156,7 +156,7 @@ impl Args {
         let target = Path::new(&self.target);
         let mut bar = output::Bar::new("exporting");
         let mut progress = |done| bar.tell(Progress { total, ..done });
-        let packed = Compression::of_name(target.as_os_str().as_bytes());
+        let packed = Compression::from_file_name(target.as_os_str().as_bytes());
         let done = match packed {
             Some(Compression::None) => {
                 let unfinished = UnfinishedFile::new(target)?;
@@ -169,7 +169,7 @@ impl Args {
                     .tempdir_in(beside)
                     .map_err(|error| Error::at("make a folder in", beside, error))?;
                 let done = oci::fill(&steps, &name, folder.path(), &mut progress)?;
-                pack(folder.path(), unfinished.file())?;
+                pack_dir(folder.path(), unfinished.file())?;
                 unfinished.finish()?;
                 done
             }
@@ -178,7 +178,7 @@ impl Args {
                     .hint("its layers are compressed as they are"));
             }
             None => {
-                let unfinished = UnfinishedFolder::new(target)?;
+                let unfinished = UnfinishedDir::new(target)?;
                 let done = oci::fill(&steps, &name, unfinished.path(), &mut progress)?;
                 unfinished.finish()?;
                 done
@@ -204,7 +204,7 @@ impl Args {
         context.settle(&store, &source.container);
         sink.write(outgoing.total, |out, compression, progress| {
             let done = outgoing.write(out, compression, progress)?;
-            Ok(Report {
+            Ok(TransferReport {
                 done,
                 notes: Vec::new(),
             })
@@ -270,7 +270,7 @@ pub(super) fn write_folder(
     let view = store.view(&state.stack)?;
     let total = measure::known_size(&store, &state.stack)?;
     let mut bar = output::Bar::new(doing);
-    let unfinished = UnfinishedFolder::new(target)?;
+    let unfinished = UnfinishedDir::new(target)?;
     let mut progress = |done| bar.tell(Progress { total, ..done });
     let done = export_dir::fill(&view, unfinished.path(), &mut progress)?;
     unfinished.finish()?;
@@ -279,7 +279,7 @@ pub(super) fn write_folder(
     Ok(())
 }
 
-fn tell(done: &Report) {
+fn tell(done: &TransferReport) {
     for (path, why) in &done.notes {
         output::note(&format!("{}: {why}", output::shown(path)));
     }
@@ -297,13 +297,16 @@ impl<'p> Sink<'p> {
             return Ok(Self::Stdout);
         }
         let path = Path::new(target);
-        let compression = Compression::of_name(path.as_os_str().as_bytes()).ok_or_else(|| {
-            Error::usage(format!(
-                "the end of the name {} tells no kind of archive",
-                path.shown()
-            ))
-            .hint("end it in .tar, .tar.gz, .tar.zst or .tar.xz, or write - for standard output")
-        })?;
+        let compression =
+            Compression::from_file_name(path.as_os_str().as_bytes()).ok_or_else(|| {
+                Error::usage(format!(
+                    "the end of the name {} tells no kind of archive",
+                    path.shown()
+                ))
+                .hint(
+                    "end it in .tar, .tar.gz, .tar.zst or .tar.xz, or write - for standard output",
+                )
+            })?;
         Ok(Self::File(path, compression))
     }
 
@@ -311,8 +314,12 @@ impl<'p> Sink<'p> {
     fn write(
         &self,
         total: Option<u64>,
-        write: impl FnOnce(&mut dyn std::io::Write, Compression, OnProgress<'_>) -> Result<Report>,
-    ) -> Result<Report> {
+        write: impl FnOnce(
+            &mut dyn std::io::Write,
+            Compression,
+            OnProgress<'_>,
+        ) -> Result<TransferReport>,
+    ) -> Result<TransferReport> {
         let mut bar = output::Bar::new("exporting");
         let mut progress = |done| bar.tell(Progress { total, ..done });
         match self {

@@ -65,7 +65,7 @@ impl Args {
                 let source = Source::Tree(Box::new(tree));
                 self.made(&context.store_or_new()?, name, source)
             }
-            Input::Whole(archive) => {
+            Input::Container(archive) => {
                 let store = context.store_or_new()?;
                 let mut bar = output::Bar::new("importing");
                 let done = whole::import(&store, name, archive, &mut |done| bar.tell(done))?;

@@ -104,11 +104,11 @@ pub(super) fn take_hooked(
     told: impl FnOnce(&SnapshotName) -> Result<()>,
 ) -> Result<()> {
     let chosen = wish.name.as_ref().map(SnapshotName::as_str);
-    context.hooked(Event::Snapshot, store, name, chosen, |facts| {
+    context.hooked(Event::Snapshot, store, name, chosen, |env| {
         // Before the freeze: its sync reports every error of writing since.
         let filesystem = open_filesystem(store)?;
         let taken = take(&mut recover::open(store, name)?, wish)?;
-        facts.tell("COWL_SNAPSHOT", taken.as_str());
+        env.set("COWL_SNAPSHOT", taken.as_str());
         if sync == Sync::Wait {
             wait(store, name, &taken, &filesystem)?;
         }

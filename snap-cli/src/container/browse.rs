@@ -28,6 +28,7 @@ use cowl_layers::shown::Show as _;
 
 /// The time that an unmount waits for the daemon to exit. A daemon that serves another mount namespace does not exit.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
+/// The interval between checks of whether a daemon has exited.
 const PAUSE: Duration = Duration::from_millis(10);
 /// The name of a daemon's socket.
 const SOCKET: &str = "sock";
@@ -54,6 +55,7 @@ pub struct SnapshotMount {
     device: Option<users::Device>,
 }
 
+/// Returns the directory of a mount in a run directory.
 fn dir_in(run: &Path, mount: Uuid) -> PathBuf {
     run.join(format!("{mount}.ro"))
 }
@@ -105,6 +107,7 @@ pub fn mounts(store: &Store, id: ContainerId) -> Result<Vec<SnapshotMount>> {
     Ok(alive)
 }
 
+/// Writes the state of a mount atomically, without a sync.
 fn write(dir: &Path, browse: &SnapshotMount) -> Result<()> {
     let file = dir.join("state.json");
     let at = |error: std::io::Error| Error::at("write", &file, error);
@@ -238,6 +241,7 @@ pub fn kill_silent(
     Ok(killed)
 }
 
+/// Unmounts a snapshot and waits for its daemon to exit.
 fn unmount_one(container: &Container<'_>, browse: &SnapshotMount) -> Result<()> {
     let mount_point = &browse.mountpoint;
     let socket = find_dir(container.store, container.id(), browse.mount).join(SOCKET);
@@ -270,6 +274,7 @@ fn unmount_one(container: &Container<'_>, browse: &SnapshotMount) -> Result<()> 
     tidy(container.store, container.id())
 }
 
+/// Returns whether the topmost mount at the mount point is this one.
 fn is_mounted(browse: &SnapshotMount) -> Result<bool> {
     let mounts = mountinfo::read()?;
     Ok(mountinfo::topmost(&mounts, &browse.mountpoint)

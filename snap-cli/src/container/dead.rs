@@ -36,10 +36,12 @@ pub struct Stranded {
     pub users: Vec<User>,
 }
 
+/// Returns the path of the list of dead mounts.
 fn state_path(store: &Store, id: ContainerId) -> PathBuf {
     store.run().dir(id).join("dead.json")
 }
 
+/// Reads the list of dead mounts.
 fn read(path: &Path) -> Result<Vec<DeadMount>> {
     match std::fs::read(path) {
         // A partial write, left by a crash, contains nothing usable.
@@ -49,6 +51,7 @@ fn read(path: &Path) -> Result<Vec<DeadMount>> {
     }
 }
 
+/// Writes the list of dead mounts, or removes the file if the list is empty.
 fn write(path: &Path, dead: &[DeadMount]) -> Result<()> {
     if dead.is_empty() {
         return disk::remove_if_exists(path);

@@ -35,6 +35,7 @@ use crate::store::{Store, disk};
 const FOREGROUND_WAIT: Duration = Duration::from_millis(50);
 /// The interval at which a background process retries to lock a container that a command holds.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// The number of attempts to lock a container.
 const LOCK_ATTEMPTS: u32 = 600;
 
 /// The parts of a container that one sync makes durable.
@@ -144,6 +145,7 @@ pub fn make_durable(store: &Store, id: ContainerId, filesystem: &Filesystem) -> 
     synced
 }
 
+/// Reads the pending states of a container and syncs the file system; `None` if there are none.
 fn sync(
     store: &Store,
     id: ContainerId,
@@ -184,6 +186,7 @@ fn record_result(
     container.commit(next, None, |_| Ok(Swap::Done))
 }
 
+/// Returns the manifest after a sync of `pending` that succeeded, or `failed`.
 fn with_result(
     manifest: &ContainerManifest,
     pending: &Pending,
@@ -252,6 +255,7 @@ pub fn start(store: &Store, id: ContainerId) -> Result<()> {
     }
 }
 
+/// Starts a detached `cowl settle` and waits briefly for it.
 fn start_process(store: &Store, id: ContainerId) -> Result<()> {
     // `ensure_run_dir` would remove temporary files, but the caller holds no lock, and a daemon may be writing its
     // state.

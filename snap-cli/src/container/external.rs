@@ -154,6 +154,7 @@ pub(crate) fn remove_readme(dir: &Path) -> Result<()> {
     }
 }
 
+/// Removes a directory if it exists and is empty.
 fn remove_if_empty(dir: &Path) -> Result<()> {
     match std::fs::remove_dir(dir) {
         Ok(()) => Ok(()),

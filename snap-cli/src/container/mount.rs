@@ -120,6 +120,7 @@ impl Container<'_> {
         })
     }
 
+    /// Creates the default mount point and returns its path.
     fn create_mount_point(&self) -> Result<PathBuf> {
         // LXC cannot start a container without its config, so any mount point will do.
         let mount_point = self.mount_point().unwrap_or_else(|error| {

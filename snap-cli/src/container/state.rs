@@ -1,9 +1,9 @@
 //! The state of a running mount: `state.json` in its run directory ([`crate::store::run`]), and the lock that its
 //! daemon holds during its lifetime.
 //!
-//! The daemon writes the state when the mount is ready, and the command or daemon that ends the mount regularly removes
-//! it. So a state without a daemon means that the daemon died. Each daemon has its own lock, because an unmounted daemon
-//! may still be dropping its caches while the next one already serves.
+//! The daemon writes the state when the mount is ready, and the command or daemon that ends the mount regularly
+//! removes it. So a state without a daemon means that the daemon died. Each daemon has its own lock, because an
+//! unmounted daemon may still be dropping its caches while the next one already serves.
 
 use std::os::fd::AsFd as _;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};

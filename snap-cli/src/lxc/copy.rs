@@ -28,7 +28,7 @@ fn open_overlay(delta: &Path, lowers: &[PathBuf]) -> Result<View> {
 /// Returns notes on files that were not copied.
 pub fn copy(from: &Rootfs, to: &Path, progress: OnProgress<'_>) -> Result<Vec<String>> {
     let done = match from {
-        Rootfs::Dir(path) => import::plain(path, to, progress)?,
+        Rootfs::Dir(path) => import::copy_plain(path, to, progress)?,
         Rootfs::Overlay { delta, lowers } => {
             export_dir::fill(&open_overlay(delta, lowers)?, to, progress)?
         }
@@ -39,7 +39,7 @@ pub fn copy(from: &Rootfs, to: &Path, progress: OnProgress<'_>) -> Result<Vec<St
         }
     };
     if let (Rootfs::Dir(path), true) = (from, done.notes.is_empty())
-        && measure(path)?.looks != measure(to)?.looks
+        && measure(path)?.metadata_digest != measure(to)?.metadata_digest
     {
         return Err(Error::failed(format!(
             "cannot copy {}: it changed during the copy",

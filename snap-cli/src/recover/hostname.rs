@@ -54,6 +54,7 @@ pub(super) fn write_hostname(container: &Container<'_>, name: &str) -> Result<()
     written
 }
 
+/// Writes the host name to etc/hostname in a mount. Symlinks are resolved inside the mount.
 fn write_hostname_at(mount_point: &Path, name: &str) -> Result<()> {
     let at = |error: cowl_layers::Error| Error::at("write etc/hostname in", mount_point, error);
     let root = sys::dir::open_root(mount_point).map_err(at)?;

@@ -40,6 +40,7 @@ pub fn complete_all(store: &Store) -> Result<()> {
     Ok(())
 }
 
+/// Recovers the container of a marker, unless another command holds its lock.
 fn complete_marked(store: &Store, name: &str) -> Result<()> {
     // A temporary file is not a marker yet: its change had not begun.
     let base = name.split('.').next().unwrap_or_default();
@@ -110,6 +111,7 @@ fn base_layer(container: &Container<'_>) -> Result<LayerId> {
         .ok_or_else(|| Error::damaged(format!("{} has no layers", container.name())))
 }
 
+/// Returns the adopted directory in the manifest.
 fn adopted(container: &Container<'_>) -> Result<Adopted> {
     let adopted = container.manifest().adopted.clone();
     adopted.ok_or_else(|| {
@@ -203,6 +205,7 @@ pub(crate) fn finish_release(
     Ok(notes)
 }
 
+/// Moves the root file system from a layer to the adopted directory, and syncs both parents.
 fn move_out(tree: &Path, to: &Path, name: &str) -> Result<()> {
     std::fs::rename(tree, to).map_err(|error| {
         let what = format!("cannot move {} back to {}", tree.shown(), to.shown());
@@ -221,6 +224,7 @@ fn move_out(tree: &Path, to: &Path, name: &str) -> Result<()> {
     disk::sync_parent(tree)
 }
 
+/// Restores LXC's config. Returns a note if it was changed or removed since cowl wrote it.
 fn restore_config(link: &Lxc, id: &str) -> Result<Option<String>> {
     let path = link.config();
     let original = link.original.clone().unwrap_or_default();

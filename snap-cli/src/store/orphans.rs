@@ -1,4 +1,4 @@
-//! What serves containers outside their directories: mount points, run-time directories and caches.
+//! Orphans: mount points, run-time directories and caches of containers that do not exist any more.
 
 use std::path::{Path, PathBuf};
 
@@ -9,10 +9,10 @@ use super::paths::{MAPPED, MNT};
 use super::{Store, disk};
 use crate::error::Result;
 
-/// Lists those of containers that do not exist any more.
+/// Returns the paths of all orphans.
 pub(super) fn list(store: &Store) -> Result<Vec<PathBuf>> {
     let mut orphans = Vec::new();
-    let own = [MNT, MAPPED, "cache"].map(|folder| store.root().join(folder));
+    let own = [MNT, MAPPED, "cache"].map(|dir| store.root().join(dir));
     let run = store.run().roots().map(Path::to_path_buf);
     for dir in own.into_iter().chain(run) {
         for name in disk::names(&dir)? {
@@ -27,7 +27,7 @@ pub(super) fn list(store: &Store) -> Result<Vec<PathBuf>> {
     Ok(orphans)
 }
 
-/// Removes one. What cannot be removed now is left for the next collection.
+/// Removes an orphan. A failure is logged, and the next collection tries again.
 pub(super) fn remove(store: &Store, path: &Path) {
     let removed = match mount_points::is_mount_point(store.paths(), path) {
         true => mount_points::remove_dir(path),
@@ -38,7 +38,7 @@ pub(super) fn remove(store: &Store, path: &Path) {
     }
 }
 
-/// Removes those of a container that does not exist any more.
+/// Removes the mount points, run-time directories and cache of a container that does not exist any more.
 pub fn remove_for(store: &Store, id: ContainerId) {
     if let Err(error) = mount_points::remove(store.paths(), id) {
         log::warn!("{error}");

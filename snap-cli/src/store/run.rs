@@ -24,13 +24,13 @@ use super::manifest::ContainerId;
 use crate::error::{Error, Result};
 use cowl_layers::shown::Show as _;
 
-/// The file whose presence means that a mount's run-time files are in use.
+/// The file whose existence means that a mount uses the directory.
 pub const STATE: &str = "state.json";
 
-/// The link from a volatile directory to its store.
+/// The symlink from a volatile directory to its store.
 const STORE: &str = "store";
 
-/// The minimum space for the files of a mount, which is tested before a directory is chosen.
+/// The minimum space for the files of a mount in bytes, which is tested before a directory is chosen.
 const PROBE: usize = 16 * 1024;
 
 /// A base directory that does not survive a reboot, and the store's directory in it.
@@ -40,7 +40,7 @@ struct Volatile {
     base: PathBuf,
     /// The store's directory, two levels below.
     dir: PathBuf,
-    /// It is `/run`, which only root can write to, and which is preferred over `STORE/run`.
+    /// Whether it is `/run`, which only root can write to, and which is preferred over `STORE/run`.
     is_system: bool,
 }
 
@@ -52,7 +52,7 @@ pub struct RunDirs {
     own: PathBuf,
     /// The uid of the store's owner. Objects of other users are not used.
     owner: u32,
-    /// Names the store: see the module.
+    /// The key of the store: see the module's documentation.
     key: String,
 }
 
@@ -64,8 +64,12 @@ impl RunDirs {
         if rustix::process::geteuid().is_root() && meta.uid() == 0 {
             bases.push((PathBuf::from("/run"), true));
         }
-        let given = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-        bases.extend(given.filter(|path| path.is_absolute()).map(|p| (p, false)));
+        let from_env = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+        bases.extend(
+            from_env
+                .filter(|path| path.is_absolute())
+                .map(|p| (p, false)),
+        );
         // The location that pam_systemd uses, for commands without the environment variable (cron, sudo).
         let usual = (PathBuf::from(format!("/run/user/{}", meta.uid())), false);
         if !bases.contains(&usual) {
@@ -85,16 +89,16 @@ impl RunDirs {
         })
     }
 
-    /// Names the store by its uuid and the device and inode number of its directory: a copy has another key.
+    /// Returns the key of the store: its uuid and the device and inode number of its directory. A copy has another key.
     pub fn key(&self) -> &str {
         &self.key
     }
 
-    /// Whether only the owner can have created the contents of a volatile directory.
+    /// Returns whether only the owner can have created the content of a volatile directory.
     fn is_private(&self, volatile: &Volatile) -> bool {
         let base_is_safe = match std::fs::symlink_metadata(&volatile.base) {
-            // `/run` is readable by all users, but only root can create names in it. (In a user namespace its owner
-            // is not mapped.)
+            // `/run` is readable by all users, but only root can create names in it. (In a user namespace, its owner is
+            // not mapped, and the check fails.)
             Ok(meta) if volatile.is_system => {
                 meta.is_dir() && meta.uid() == 0 && meta.mode() & 0o022 == 0
             }
@@ -112,7 +116,7 @@ impl RunDirs {
                 .all(|meta| meta.is_ok_and(|meta| is_private_dir(&meta, self.owner)))
     }
 
-    /// Lists every directory that may hold run-time files of containers, in order of preference.
+    /// Returns all directories that may contain run-time files of containers, in order of preference.
     pub(super) fn roots(&self) -> impl Iterator<Item = &Path> {
         let volatile = self
             .volatile
@@ -122,11 +126,12 @@ impl RunDirs {
         volatile.chain([self.own.as_path()])
     }
 
-    /// Lists every directory that may hold run-time files of a container.
+    /// Returns all directories that may contain run-time files of a container, in order of preference.
     pub fn dirs(&self, id: ContainerId) -> Vec<PathBuf> {
         self.roots().map(|root| root.join(id.to_string())).collect()
     }
 
+    /// Returns the directory of a container's running mount.
     fn find_in_use(&self, id: ContainerId) -> Option<PathBuf> {
         let mut dirs = self.dirs(id).into_iter();
         dirs.find(|dir| dir.join(STATE).symlink_metadata().is_ok())
@@ -140,8 +145,9 @@ impl RunDirs {
             .unwrap_or_else(|| self.own.join(id.to_string()))
     }
 
-    /// Creates a directory with sufficient space for a container's run-time files. Afterwards, [`RunDirs::dir`]
-    /// returns it.
+    /// Creates a directory with sufficient space for a container's run-time files.
+    ///
+    /// [`RunDirs::dir`] returns the same directory afterwards.
     pub fn create(&self, id: ContainerId) -> Result<PathBuf> {
         if let Some(dir) = self.find_in_use(id) {
             return Ok(dir);
@@ -158,14 +164,14 @@ impl RunDirs {
             check_space(dir)
         };
         let mut first = None;
-        let mut note = |error: Error| {
+        let mut record = |error: Error| {
             log::debug!("{error}");
             first.get_or_insert(error);
         };
         for volatile in preferred {
             match self.create_in(volatile, &name) {
                 Ok(dir) => return Ok(dir),
-                Err(error) => note(error),
+                Err(error) => record(error),
             }
         }
         match create_own() {
@@ -173,17 +179,18 @@ impl RunDirs {
                 self.remove_others(id, &dir)?;
                 return Ok(dir);
             }
-            Err(error) => note(error),
+            Err(error) => record(error),
         }
         for volatile in fallback {
             match self.create_in(volatile, &name) {
                 Ok(dir) => return Ok(dir),
-                Err(error) => note(error),
+                Err(error) => record(error),
             }
         }
-        Err(first.unwrap_or_else(|| Error::failed("no directory is usable for run-time files")))
+        Err(first.unwrap_or_else(|| Error::failed("cannot find a directory for run-time files")))
     }
 
+    /// Creates a container's directory in a volatile directory.
     fn create_in(&self, volatile: &Volatile, name: &str) -> Result<PathBuf> {
         if rustix::process::geteuid().as_raw() != self.owner {
             return Err(Error::failed(format!(
@@ -201,7 +208,7 @@ impl RunDirs {
         }
         if !self.is_private(volatile) {
             return Err(Error::failed(format!(
-                "{} is not used for run-time files: it must be a directory that belongs to uid {} alone",
+                "cannot use {} for run-time files: only uid {} may have access to it",
                 volatile.dir.shown(),
                 self.owner
             )));
@@ -213,15 +220,15 @@ impl RunDirs {
         Ok(dir)
     }
 
-    /// Records the store that a directory belongs to, and removes the directories of stores that no longer exist.
+    /// Records the store that a directory belongs to, and removes the directories of stores that do not exist any more.
     fn record_store(&self, volatile: &Volatile) -> Result<()> {
         let link = volatile.dir.join(STORE);
         let root = self.own.parent().unwrap_or(&self.own);
         match std::os::unix::fs::symlink(root, &link) {
             Ok(()) => {}
-            // The link records where the store once was. Only a missing store counts, so an old path is harmless.
+            // The symlink may contain an earlier path of the store. This is harmless: see `remove_stale`.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
-            Err(error) => return Err(Error::at("make the link", &link, error)),
+            Err(error) => return Err(Error::at("create the symlink", &link, error)),
         }
         for name in disk::names(&volatile.base.join("cowl"))? {
             let dir = volatile.base.join("cowl").join(name);
@@ -234,8 +241,9 @@ impl RunDirs {
         Ok(())
     }
 
-    /// Removes directories of the container that take precedence over `chosen` but were not usable. They hold no
-    /// running mount.
+    /// Removes directories of the container that take precedence over `chosen` but are not usable.
+    ///
+    /// The container must not be mounted. Fails if snapshots of it are mounted from such a directory.
     fn remove_others(&self, id: ContainerId, chosen: &Path) -> Result<()> {
         for dir in self.dirs(id) {
             if dir == chosen {
@@ -243,10 +251,10 @@ impl RunDirs {
             }
             if disk::names(&dir)?.iter().any(|name| name.ends_with(".ro")) {
                 return Err(Error::failed(format!(
-                    "{} cannot be written, and mounts of snapshots use it",
+                    "cannot write to {}, which mounted snapshots use",
                     dir.shown()
                 ))
-                .hint("unmount them, or free space there"));
+                .hint("unmount the snapshots, or free space there"));
             }
             remove_tree(&dir)?;
         }
@@ -254,12 +262,14 @@ impl RunDirs {
     }
 }
 
-/// Removes a store's directory if the store no longer exists, no daemon or command uses it, and it did not change for
-/// an hour: the store may be visible only in another mount namespace.
+/// Removes a store's directory if the store does not exist any more.
+///
+/// The store may still be visible in another mount namespace. So the directory is retained if a daemon or command holds
+/// a lock in it, or if it changed within the last hour.
 fn remove_stale(dir: &Path) -> Result<()> {
-    const QUIET: Duration = Duration::from_secs(3600);
+    const MIN_AGE: Duration = Duration::from_secs(3600);
     let at = |error| Error::at("inspect", dir, error);
-    // An earlier version created it, without the link.
+    // An earlier version created the directory, without the symlink.
     let Ok(root) = std::fs::read_link(dir.join(STORE)) else {
         return Ok(());
     };
@@ -274,7 +284,7 @@ fn remove_stale(dir: &Path) -> Result<()> {
     while let Some(next) = todo.pop() {
         let meta = std::fs::symlink_metadata(&next).map_err(at)?;
         let age = meta.modified().map_err(at)?.elapsed().unwrap_or_default();
-        if age < QUIET {
+        if age < MIN_AGE {
             return Ok(());
         }
         if meta.is_dir() {
@@ -287,10 +297,12 @@ fn remove_stale(dir: &Path) -> Result<()> {
     remove_tree(dir)
 }
 
+/// Returns whether only `owner` has access to a directory.
 fn is_private_dir(meta: &std::fs::Metadata, owner: u32) -> bool {
     meta.is_dir() && meta.uid() == owner && meta.mode() & 0o077 == 0
 }
 
+/// Creates a directory with mode 0700 unless it exists.
 fn create_private(dir: &Path) -> Result<()> {
     match DirBuilder::new().mode(0o700).create(dir) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => {
@@ -363,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_running_mount_is_found_wherever_its_state_lies() {
+    fn a_running_mount_is_found_in_any_directory() {
         let Fixture { store, base, _dir } = fixture();
         let run_dirs = run_dirs(&store, &base);
         let id = ContainerId::fresh();
@@ -394,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_could_have_made_is_not_used() {
+    fn a_directory_that_others_can_write_is_not_used() {
         let Fixture { store, base, _dir } = fixture();
         let other = store.join("other");
         let spoil: [fn(&Path, &Path); 4] = [
@@ -439,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stores_that_are_gone_left_is_removed() {
+    fn directories_of_removed_stores_are_removed() {
         let Fixture { store, base, _dir } = fixture();
         let gone = fixture();
         let old = run_dirs(&gone.store, &base);
@@ -488,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn copies_and_other_stores_have_keys_of_their_own() {
+    fn copies_and_other_stores_have_different_keys() {
         let dir = tempfile::tempdir().unwrap();
         let uuid = Uuid::new_v4();
         let paths = ["one", "two"].map(|name| dir.path().join(name));
@@ -499,7 +511,7 @@ mod tests {
         let key = |path: &Path, uuid| RunDirs::for_store(path, uuid).unwrap().volatile;
         let one = key(&paths[0], uuid);
         assert_ne!(one, key(&paths[1], uuid), "a copy");
-        assert_ne!(one, key(&paths[0], Uuid::new_v4()), "made anew");
+        assert_ne!(one, key(&paths[0], Uuid::new_v4()), "another store");
         assert_eq!(one, key(&dir.path().join("link"), uuid), "another path");
     }
 }

@@ -35,10 +35,10 @@ impl Front<'_> {
         let Kept { store, manifest } = self.kept_from_now()?;
         let name = &manifest.name;
         self.context
-            .hooked(Event::Snapshot, &store, name, None, |facts| {
+            .hooked(Event::Snapshot, &store, name, None, |env| {
                 let mut container = recover::open(&store, name)?;
                 let taken = take(&mut container, &wish)?;
-                facts.tell("COWL_SNAPSHOT", taken.as_str());
+                env.set("COWL_SNAPSHOT", taken.as_str());
                 self.context.keep_depth(&mut container);
                 Ok(())
             })?;
