@@ -78,7 +78,7 @@ pub struct Change {
 #[derive(Clone, Debug, Default)]
 pub struct DiffOptions {
     /// The paths ([`find::normalize`]) to which the comparison is restricted, with everything below them; if empty, it is
-    /// not restricted. Nothing else is read.
+    /// not restricted. Other paths are not read.
     pub paths: Vec<Vec<u8>>,
     /// Whether all differences of each path are determined. This reads the contents of files even if another
     /// difference is already known.

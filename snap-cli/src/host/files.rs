@@ -1,10 +1,10 @@
 //! Files outside the store that other users may modify: LXC's configs and the files next to them.
 //!
-//! An LXC directory may belong to a user other than root, who can create any object at any name. Every open goes
-//! through [`resolve`], which resolves the path component by component with O_PATH descriptors, so that nothing is
-//! opened before its type is known. A link that another user owns is followed only to objects of the same user (the
-//! rule of the kernel's fs.protected_symlinks, applied to every directory). Reads are bounded. A write goes to a
-//! temporary file that is renamed to its destination, relative to the directory that was resolved.
+//! An LXC directory may belong to a user other than root, and that user can create any object at any name. Therefore
+//! every open uses [`resolve`], which resolves the path component by component with O_PATH descriptors, so that no
+//! object is opened before its type is checked. A symbolic link of another user is followed only to objects of the same
+//! user (the rule of the kernel's fs.protected_symlinks, applied to every directory). Reads are bounded. A write goes to
+//! a temporary file that is renamed to its destination, relative to the directory that was resolved.
 
 use std::collections::VecDeque;
 use std::fs::{File, Permissions};
@@ -55,7 +55,9 @@ enum FinalLink {
     NoFollow,
 }
 
-/// Resolves a path.
+/// Resolves a path without opening any object for reading or writing.
+///
+/// The last name may be unused, but its directory must exist.
 fn resolve(path: &Path, last: FinalLink) -> std::io::Result<Resolved> {
     let path = std::path::absolute(path)?;
     let root = || dir::open_root(Path::new("/")).map_err(io_error);
@@ -93,8 +95,8 @@ fn resolve(path: &Path, last: FinalLink) -> std::io::Result<Resolved> {
             for part in parts(&target).rev() {
                 pending.push_front(part);
             }
-            let absolute = target.first() == Some(&b'/');
-            at.found = Some(if absolute { root()? } else { here });
+            let is_absolute = target.first() == Some(&b'/');
+            at.found = Some(if is_absolute { root()? } else { here });
             continue;
         }
         at = Resolved {

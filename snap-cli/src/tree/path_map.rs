@@ -1,7 +1,7 @@
 //! A map from paths that shares common prefixes.
 //!
 //! Its size is linear in the names, where a map of whole paths would be quadratic in the depth of a tree. Paths are
-//! bytes without a leading slash; that of the root is empty. Nothing here recurses.
+//! bytes without a leading slash; that of the root is empty. No function recurses.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
