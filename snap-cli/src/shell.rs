@@ -42,14 +42,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commands_to_type() {
+    fn words_in_messages_are_quoted_for_bash() {
         assert_eq!(quoted(Path::new("/a/b-c")), "/a/b-c");
         assert_eq!(quoted(Path::new("/a b")), "$'/a b'");
         assert_eq!(quoted(Path::new("/it's\n")), "$'/it\\'s\\n'");
     }
 
     #[test]
-    fn words_for_a_posix_shell() {
+    fn words_to_execute_are_quoted_for_posix_shells() {
         assert_eq!(posix_quoted(b"/a/b-c"), b"/a/b-c");
         assert_eq!(posix_quoted(b"/a b"), b"'/a b'");
         assert_eq!(posix_quoted(b"it's"), b"'it'\\''s'");
