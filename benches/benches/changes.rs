@@ -9,7 +9,7 @@ use std::hint::black_box;
 
 use cowl_benches::{ROOT, Stage, name, spread};
 use cowl_overlay::RenameFlags;
-use cowl_overlay::plan::{self, MovedObject, NameState, UpperHas};
+use cowl_overlay::plan::{self, MovedObject, NameState, UpperEntry};
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 
 fn rename_directory(c: &mut Criterion) {
@@ -51,8 +51,8 @@ fn push_layer(c: &mut Criterion) {
             let mut stage = Stage::new(1, spread(1, 1000)).unwrap();
             for file in 0..known {
                 let op = stage.overlay.begin();
-                let found = op.find(format!("f{file}").as_bytes()).unwrap();
-                stage.overlay.inodes().remember(&found);
+                let found = op.lookup_path(format!("f{file}").as_bytes()).unwrap();
+                stage.overlay.inodes().count_lookup(&found);
             }
             let upper = stage.next_upper().unwrap();
             (stage, upper)
@@ -73,7 +73,11 @@ fn push_layer(c: &mut Criterion) {
 
 /// Measures the pure function, for every state of both names.
 fn rename_plan(c: &mut Criterion) {
-    let uppers = [UpperHas::Nothing, UpperHas::Whiteout, UpperHas::Object];
+    let uppers = [
+        UpperEntry::Nothing,
+        UpperEntry::Whiteout,
+        UpperEntry::Object,
+    ];
     let states: Vec<NameState> = uppers
         .into_iter()
         .flat_map(|upper| [false, true].map(|below| NameState { upper, below }))

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use cowl_benches::{Failure, ROOT, Stage};
-use cowl_overlay::{OpenHow, SetAttr};
+use cowl_overlay::{OpenOptions, SetAttr};
 use criterion::measurement::WallTime;
 use criterion::{
     BatchSize, BenchmarkGroup, BenchmarkId, Criterion, criterion_group, criterion_main,
@@ -36,8 +36,8 @@ fn stage(directory: &Path, size: usize, sparse: bool) -> Stage {
 /// Opens the file for writing, which copies it up.
 fn write(stage: Stage) -> Stage {
     let op = stage.overlay.begin();
-    let file = op.find(b"file").unwrap();
-    let how = OpenHow {
+    let file = op.lookup_path(b"file").unwrap();
+    let how = OpenOptions {
         keep_atime: false,
         write: true,
         truncate: false,
@@ -51,7 +51,7 @@ fn write(stage: Stage) -> Stage {
 
 fn chmod(stage: Stage) -> Stage {
     let op = stage.overlay.begin();
-    let file = op.find(b"file").unwrap();
+    let file = op.lookup_path(b"file").unwrap();
     let set = SetAttr {
         mode: Some(0o600),
         ..SetAttr::default()

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cowl_layers::Name;
 use cowl_layers::format::XattrSpace;
 use cowl_layers::layer::{Layer, Upper};
-use cowl_overlay::{Behaviour, Caller, Overlay};
+use cowl_overlay::{Caller, Overlay, OverlayOptions};
 use tempfile::TempDir;
 
 /// The caller of all operations.
@@ -53,12 +53,12 @@ impl Stage {
             fill(number, &path)?;
             lowers.push(Layer::open(&path, XattrSpace::detect())?);
         }
-        let behaviour = Behaviour {
+        let options = OverlayOptions {
             metacopy: true,
-            ..Behaviour::default()
+            ..OverlayOptions::default()
         };
         let upper = make_upper(dir.path(), 0)?;
-        let overlay = Overlay::new(Some(upper), lowers, behaviour)?;
+        let overlay = Overlay::new(Some(upper), lowers, options)?;
         Ok(Self {
             overlay,
             dir,

@@ -185,7 +185,7 @@ impl From<SetupError> for Error {
             SetupKind::Host => Kind::Failed,
             SetupKind::Damaged => Kind::Damaged,
         };
-        let mut new = Self::new(kind, error.what);
+        let mut new = Self::new(kind, error.message);
         if !error.hint.is_empty() {
             new = new.hint(error.hint);
         }

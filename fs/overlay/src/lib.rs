@@ -34,10 +34,10 @@ mod services;
 
 pub use change::RenameFlags;
 pub use content::{Close, FileHandle, SETID, SeekTo, Writer};
-pub use inode::OpenHow;
+pub use inode::OpenOptions;
 pub use listing::{DirEntry, END, Listing};
 pub use metadata::{Attr, SetAttr};
 pub use op::Op;
 pub use overlay::Overlay;
 pub use push::PushError;
-pub use reach::{Behaviour, Caller};
+pub use reach::{Caller, OverlayOptions};

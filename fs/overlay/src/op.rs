@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::change::RenameFlags;
 use crate::content::{Close, FileHandle, SeekTo, Writer};
-use crate::inode::{Inode, OpenHow};
+use crate::inode::{Inode, OpenOptions};
 use crate::listing::{DirEntry, Listing};
 use crate::metadata::{Attr, SetAttr};
 use crate::overlay::Overlay;
@@ -28,7 +28,7 @@ impl Overlay {
     pub fn begin(&self) -> Op<'_> {
         Op {
             overlay: self,
-            cx: Context::new(&self.stack, &self.behaviour),
+            cx: Context::new(&self.stack, &self.options),
         }
     }
 }
@@ -70,7 +70,7 @@ impl Op<'_> {
     // Names.
 
     /// Finds an object by its path from the root, component by component.
-    pub fn find(&self, path: &[u8]) -> Result<Arc<Inode>> {
+    pub fn lookup_path(&self, path: &[u8]) -> Result<Arc<Inode>> {
         let names = self.services().names();
         let mut inode = self.overlay.root.clone();
         for part in path.split(|&byte| byte == b'/').filter(|p| !p.is_empty()) {
@@ -102,8 +102,8 @@ impl Op<'_> {
     }
 
     /// Returns the number that an entry of a listing shows.
-    pub fn entry_number(&self, listing: &Listing, entry: &DirEntry) -> Result<u64> {
-        self.services().read_dir().entry_number(listing, entry)
+    pub fn entry_ino(&self, listing: &Listing, entry: &DirEntry) -> Result<u64> {
+        self.services().read_dir().entry_ino(listing, entry)
     }
 
     /// Returns the target of a symbolic link.
@@ -157,7 +157,7 @@ impl Op<'_> {
         parent: &Arc<Inode>,
         name: &Name,
         mode: u32,
-        how: OpenHow,
+        how: OpenOptions,
     ) -> Result<(Arc<Inode>, Arc<FileHandle>)> {
         let (inode, handle, _) = self.create_attr(caller, parent, name, mode, how)?;
         Ok((inode, handle))
@@ -170,7 +170,7 @@ impl Op<'_> {
         parent: &Arc<Inode>,
         name: &Name,
         mode: u32,
-        how: OpenHow,
+        how: OpenOptions,
     ) -> Result<(Arc<Inode>, Arc<FileHandle>, Attr)> {
         let create = self.services().create();
         create.create(caller, parent, name, mode, how)
@@ -213,7 +213,7 @@ impl Op<'_> {
     }
 
     /// Returns an object's attributes on disk, unmodified.
-    pub fn stat_now(&self, inode: &Inode) -> Result<Stat> {
+    pub fn stat_on_disk(&self, inode: &Inode) -> Result<Stat> {
         stat_on_disk(inode)
     }
 
@@ -265,25 +265,25 @@ impl Op<'_> {
         &self,
         caller: Caller,
         inode: &Arc<Inode>,
-        how: OpenHow,
+        how: OpenOptions,
     ) -> Result<Arc<FileHandle>> {
-        self.open_unless(caller, inode, how, |_| false)
+        self.open_lazily(caller, inode, how, |_| false)
     }
 
     /// Like [`Op::open`], but the content is not opened before a request through the handle needs it if `known`
     /// says that this version of it was opened before, or if it is data of a layer that is only read.
-    pub fn open_unless(
+    pub fn open_lazily(
         &self,
         caller: Caller,
         inode: &Arc<Inode>,
-        how: OpenHow,
+        how: OpenOptions,
         known: impl FnOnce(u32) -> bool,
     ) -> Result<Arc<FileHandle>> {
         self.services().content().open(caller, inode, how, known)
     }
 
     /// Whether an open file's content lies in the layer that is written.
-    pub fn content_is_up(&self, handle: &FileHandle) -> Result<bool> {
+    pub fn is_content_in_upper(&self, handle: &FileHandle) -> Result<bool> {
         self.services().content().is_in_upper(handle)
     }
 
@@ -333,7 +333,7 @@ impl Op<'_> {
     }
 
     /// Starts write-back of a file that was truncated before, when a descriptor of it is closed.
-    pub fn close_rewritten(&self, handle: &FileHandle, close: Close) -> Result<()> {
-        self.services().content().close_rewritten(handle, close)
+    pub fn close_truncated(&self, handle: &FileHandle, close: Close) -> Result<()> {
+        self.services().content().close_truncated(handle, close)
     }
 }

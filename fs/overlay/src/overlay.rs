@@ -8,12 +8,12 @@ use std::sync::atomic::AtomicU32;
 use parking_lot::{Mutex, RwLock};
 
 use crate::content::{FileHandle, OpenCounts};
-use crate::inode::{DirState, Identity, Inode, InodeTable, OnConflict, State};
+use crate::inode::{DirState, Identity, Inode, InodeState, InodeTable, OnConflict};
 use crate::listing::{Cookies, Listings};
 use crate::names::LinkIndex;
 use crate::names::absent::LastAbsent;
 use crate::names::deep::DeepDirs;
-use crate::reach::{Behaviour, Stack};
+use crate::reach::{OverlayOptions, Stack};
 use cowl_layers::error::{Error, Result};
 use cowl_layers::layer::{Layer, Upper};
 use cowl_layers::shown::Show as _;
@@ -25,7 +25,7 @@ use cowl_layers::view::View;
 #[derive(Debug)]
 pub struct Overlay {
     pub(crate) stack: RwLock<Stack>,
-    pub(crate) behaviour: Behaviour,
+    pub(crate) options: OverlayOptions,
     pub(crate) inodes: InodeTable,
     pub(crate) root: Arc<Inode>,
     pub(crate) links: LinkIndex,
@@ -35,7 +35,7 @@ pub struct Overlay {
     pub(crate) absent: LastAbsent,
     pub(crate) opens: OpenCounts,
     /// The number of files that the kernel may write to without a request.
-    pub(crate) unattended: Arc<AtomicU32>,
+    pub(crate) passthrough_writers: Arc<AtomicU32>,
     /// Shared locks on the layers that are only read, held while the mount lives.
     pub(crate) locks: Mutex<Vec<OwnedFd>>,
 }
@@ -45,14 +45,14 @@ impl Overlay {
     pub fn new(
         upper: Option<Arc<Upper>>,
         lowers: Vec<Arc<Layer>>,
-        behaviour: Behaviour,
+        options: OverlayOptions,
     ) -> Result<Self> {
         let mut layers: Vec<Arc<Layer>> = upper.iter().map(|upper| upper.layer.clone()).collect();
         layers.extend(lowers);
         let view = View::new(layers);
         let node = view.root()?;
-        let identity = Identity::of(&node.stat);
-        let state = State::Dir(DirState {
+        let identity = Identity::from_stat(&node.stat);
+        let state = InodeState::Dir(DirState {
             locs: node.locs.into(),
             redirect: None,
             alias: None,
@@ -67,10 +67,10 @@ impl Overlay {
             .ok_or(Error::Damaged(
                 "a root folder that is known before it is made",
             ))?;
-        inodes.remember(&root);
+        inodes.count_lookup(&root);
         Ok(Self {
             stack: RwLock::new(Stack::new(view, upper)),
-            behaviour,
+            options,
             inodes,
             root,
             links: LinkIndex::default(),
@@ -79,20 +79,20 @@ impl Overlay {
             deep: DeepDirs::default(),
             absent: LastAbsent::default(),
             opens: OpenCounts::default(),
-            unattended: Arc::default(),
+            passthrough_writers: Arc::default(),
             locks: Mutex::default(),
         })
     }
 
     /// Puts the overlay over data-only layers, topmost first.
     #[must_use]
-    pub fn over_data(mut self, data: Vec<Arc<Layer>>) -> Self {
-        self.stack.get_mut().put_over_data(data);
+    pub fn with_data_layers(mut self, data: Vec<Arc<Layer>>) -> Self {
+        self.stack.get_mut().add_data_layers(data);
         self
     }
 
     /// Holds locks on layers until the mount ends.
-    pub fn keep_locks(&self, locks: Vec<OwnedFd>) {
+    pub fn hold_locks(&self, locks: Vec<OwnedFd>) {
         self.locks.lock().extend(locks);
     }
 
@@ -115,24 +115,24 @@ impl Overlay {
     }
 
     /// Returns the options of this mount.
-    pub fn behaviour(&self) -> &Behaviour {
-        &self.behaviour
+    pub fn options(&self) -> &OverlayOptions {
+        &self.options
     }
 
     /// Closes a file.
     pub fn close(&self, handle: &FileHandle) {
-        self.opens.close(handle);
+        self.opens.count_close(handle);
     }
 
     /// Returns the files that a process has open for writing.
-    pub fn written(&self) -> Vec<u64> {
-        self.inodes.written()
+    pub fn inodes_with_writers(&self) -> Vec<u64> {
+        self.inodes.with_writers()
     }
 
     /// Returns the counter of the files of the upper that may be written to without a request. The caller that
     /// allows such writes must count them, inside of an operation. While there is one, no layer can be pushed.
-    pub fn unattended(&self) -> Arc<AtomicU32> {
-        self.unattended.clone()
+    pub fn passthrough_writers(&self) -> Arc<AtomicU32> {
+        self.passthrough_writers.clone()
     }
 
     /// Whether a layer lies on an overlayfs of the kernel.

@@ -1,10 +1,10 @@
 //! The state that a removal or a rename must leave: pure values, decided in one place.
 
-use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::node::RenameMode;
 
 /// The upper layer's entry under a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UpperHas {
+pub enum UpperEntry {
     /// Nothing.
     Nothing,
     /// A whiteout.
@@ -17,7 +17,7 @@ pub enum UpperHas {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NameState {
     /// The upper's entry.
-    pub upper: UpperHas,
+    pub upper: UpperEntry,
     /// Whether something would show if the upper had nothing.
     pub below: bool,
 }
@@ -38,10 +38,10 @@ pub enum RemovePlan {
 /// Decides how a name is removed.
 pub fn remove(name: NameState) -> RemovePlan {
     match (name.upper, name.below) {
-        (UpperHas::Object, true) => RemovePlan::ReplaceByWhiteout,
-        (UpperHas::Object, false) => RemovePlan::Remove,
-        (UpperHas::Nothing, true) => RemovePlan::Hide,
-        (UpperHas::Nothing, false) | (UpperHas::Whiteout, _) => RemovePlan::Absent,
+        (UpperEntry::Object, true) => RemovePlan::ReplaceByWhiteout,
+        (UpperEntry::Object, false) => RemovePlan::Remove,
+        (UpperEntry::Nothing, true) => RemovePlan::Hide,
+        (UpperEntry::Nothing, false) | (UpperEntry::Whiteout, _) => RemovePlan::Absent,
     }
 }
 
@@ -49,7 +49,7 @@ pub fn remove(name: NameState) -> RemovePlan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RenamePlan {
     /// The system call.
-    pub how: RenameHow,
+    pub how: RenameMode,
     /// A whiteout that the exchange moved to the old name must be removed: it hides nothing there.
     pub drop_whiteout: bool,
     /// The object is a directory that would merge with one below the new name: it must be made opaque before.
@@ -72,11 +72,11 @@ pub fn rename(from: NameState, to: NameState, moved: MovedObject) -> RenamePlan 
     let is_dir = moved != MovedObject::NotDirectory;
     let (how, drop_whiteout) = match (from.below, to.upper) {
         // The old name needs a whiteout, and there is one at the new name.
-        (true, UpperHas::Whiteout) => (RenameHow::Exchange, false),
-        (true, UpperHas::Nothing | UpperHas::Object) => (RenameHow::Whiteout, false),
+        (true, UpperEntry::Whiteout) => (RenameMode::Exchange, false),
+        (true, UpperEntry::Nothing | UpperEntry::Object) => (RenameMode::Whiteout, false),
         // A directory cannot replace a whiteout, which is not a directory.
-        (false, UpperHas::Whiteout) if is_dir => (RenameHow::Exchange, true),
-        (false, _) => (RenameHow::Replace, false),
+        (false, UpperEntry::Whiteout) if is_dir => (RenameMode::Exchange, true),
+        (false, _) => (RenameMode::Replace, false),
     };
     RenamePlan {
         how,
@@ -89,7 +89,11 @@ pub fn rename(from: NameState, to: NameState, moved: MovedObject) -> RenamePlan 
 mod tests {
     use super::*;
 
-    const UPPERS: [UpperHas; 3] = [UpperHas::Nothing, UpperHas::Whiteout, UpperHas::Object];
+    const UPPERS: [UpperEntry; 3] = [
+        UpperEntry::Nothing,
+        UpperEntry::Whiteout,
+        UpperEntry::Object,
+    ];
 
     #[test]
     fn after_a_removal_nothing_shows_and_nothing_is_left_for_nothing() {
@@ -97,14 +101,14 @@ mod tests {
             for below in [false, true] {
                 let plan = remove(NameState { upper, below });
                 let whiteout = matches!(plan, RemovePlan::Hide | RemovePlan::ReplaceByWhiteout);
-                if upper == UpperHas::Whiteout {
+                if upper == UpperEntry::Whiteout {
                     assert_eq!(plan, RemovePlan::Absent);
                 } else {
                     assert_eq!(whiteout, below);
                 }
                 assert_eq!(
                     matches!(plan, RemovePlan::Remove | RemovePlan::ReplaceByWhiteout),
-                    upper == UpperHas::Object
+                    upper == UpperEntry::Object
                 );
             }
         }
@@ -117,21 +121,21 @@ mod tests {
                 for below in [false, true] {
                     for moved in [MovedObject::NotDirectory, MovedObject::Directory] {
                         let from = NameState {
-                            upper: UpperHas::Object,
+                            upper: UpperEntry::Object,
                             below: from_below,
                         };
                         let plan = rename(from, NameState { upper, below }, moved);
                         // What lies at the old name afterwards.
                         let left = match plan.how {
-                            RenameHow::Whiteout => UpperHas::Whiteout,
-                            RenameHow::Exchange if plan.drop_whiteout => UpperHas::Nothing,
-                            RenameHow::Exchange => upper,
-                            RenameHow::Replace | RenameHow::NoReplace => UpperHas::Nothing,
+                            RenameMode::Whiteout => UpperEntry::Whiteout,
+                            RenameMode::Exchange if plan.drop_whiteout => UpperEntry::Nothing,
+                            RenameMode::Exchange => upper,
+                            RenameMode::Replace | RenameMode::NoReplace => UpperEntry::Nothing,
                         };
                         let wanted = if from_below {
-                            UpperHas::Whiteout
+                            UpperEntry::Whiteout
                         } else {
-                            UpperHas::Nothing
+                            UpperEntry::Nothing
                         };
                         assert_eq!(left, wanted, "{from:?} {upper:?} {moved:?}");
                         assert_eq!(plan.make_opaque, moved == MovedObject::Directory && below);

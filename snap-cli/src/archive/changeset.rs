@@ -164,11 +164,11 @@ impl Delta<'_> {
         old: DirNode,
         new: DirNode,
     ) -> Result<()> {
-        if new.same_place(&old) && !self.enters_all {
+        if new.is_same_location(&old) && !self.enters_all {
             return Ok(());
         }
         let merges = |new: &DirNode| {
-            let known = |loc| old.locs.iter().any(|other| other.same_place(loc));
+            let known = |loc| old.locs.iter().any(|other| other.is_same_location(loc));
             new.locs.iter().any(|loc| known(loc))
         };
         let opaque = self.related && !merges(&new);
@@ -242,7 +242,7 @@ impl Delta<'_> {
     }
 
     fn emit<W: Write>(&mut self, out: &mut Out<'_, '_, W>, found: &Found) -> Result<()> {
-        if foreign::is_mark(split(&self.path).1) {
+        if foreign::is_marker(split(&self.path).1) {
             let what = "a layer archive can't hold a file whose name begins with .wh., for there it is a \
                         deletion";
             return Err(TreeError::new(ErrorKind::Refused, what).at(self.path.as_slice()));
@@ -289,7 +289,7 @@ impl Delta<'_> {
         if self.linked.contains_key(&inode(new)) {
             return Ok(false);
         }
-        if old.loc.same_place(&new.loc) && old.data_loc().same_place(new.data_loc()) {
+        if old.loc.is_same_location(&new.loc) && old.data_loc().is_same_location(new.data_loc()) {
             return Ok(true);
         }
         let plain = |file: &FileNode| {
@@ -310,7 +310,7 @@ impl Delta<'_> {
             return Ok(false);
         }
         let read = || match new.stat.kind() {
-            FileKind::Regular if old.data_loc().same_place(new.data_loc()) => Ok(true),
+            FileKind::Regular if old.data_loc().is_same_location(new.data_loc()) => Ok(true),
             FileKind::Regular => {
                 let (one, two) = (open_content(old.data_loc())?, open_content(new.data_loc())?);
                 content::same(one, two, new.stat.size)

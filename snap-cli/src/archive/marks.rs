@@ -19,7 +19,7 @@ pub(super) fn converted(
         let found = xattrs.iter().find(|(name, _)| name == mark.as_bytes());
         Ok::<_, std::convert::Infallible>(found.map(|(_, value)| value.clone()))
     };
-    let Ok(ours) = from.not_a_users(value);
+    let Ok(ours) = from.internal_xattr(value);
     let holds_marks = to == XattrSpace::Trusted || matches!(member.what, What::File | What::Folder);
     let (mut new, mut number) = (Xattrs::new(), None);
     for (name, value) in xattrs {

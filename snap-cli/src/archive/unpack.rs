@@ -229,7 +229,7 @@ impl<'a> Unpack<'a> {
     /// Applies a marker of an image layer. Returns whether the entry is one.
     fn apply_marker(&mut self, member: &Member, path: &[u8]) -> Result<bool> {
         let (parent, name) = path::split(path);
-        if !foreign::is_mark(name) {
+        if !foreign::is_marker(name) {
             self.made.insert(path, ());
             if member.what != What::Folder {
                 self.remove(path)?;

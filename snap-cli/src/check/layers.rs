@@ -165,7 +165,7 @@ fn is_there(store: &Store, id: LayerId, named: &Named, report: &mut Report) -> R
 
 fn head(store: &Store, id: LayerId, of: &ContainerName, report: &mut Report) -> Result<()> {
     let work = store.paths().layer_work(id);
-    if disk::is_there(&store.paths().layer_tree(id))? && !disk::is_there(&work)? {
+    if disk::exists(&store.paths().layer_tree(id))? && !disk::exists(&work)? {
         let what = format!("the work folder of {of} is missing");
         report.add(Level::Damaged, LAYER, work, what, Some(Fix::Work(id)));
     }

@@ -19,7 +19,7 @@ const LEFT: &str = "leftover";
 
 pub(super) fn look(store: &Store, known: &[Known], report: &mut Report) -> Result<()> {
     deleted(store, report)?;
-    for id in survey::lost_containers(store)? {
+    for id in survey::containers_without_manifest(store)? {
         let what = "the file of a container is missing: bring it back from a backup (what the container was \
                     made of is still there, and is not collected)";
         report.add(
@@ -45,12 +45,12 @@ pub(super) fn look(store: &Store, known: &[Known], report: &mut Report) -> Resul
             let layers = left.layers.iter().map(|id| store.paths().layer_dir(*id));
             add(layers.collect(), "a layer that nothing names");
             let half = left
-                .half_made
+                .unfinished
                 .iter()
                 .map(|id| store.paths().container_dir(*id));
             add(half.collect(), "a container whose making was cut off");
             add(left.files, "a file that nothing names");
-            add(left.folders, "of a container that is gone");
+            add(left.dirs, "of a container that is gone");
             add(left.locks, "a lock that nobody needs");
             add(left.trash, "on its way out");
             for id in left.held {
@@ -121,7 +121,7 @@ fn strangers(store: &Store, report: &mut Report) -> Result<()> {
 fn daemon(store: &Store, known: &Known, report: &mut Report) -> Result<()> {
     let dir = store.run().dir(known.id);
     let path = dir.join("state.json");
-    if !disk::is_there(&path)? {
+    if !disk::exists(&path)? {
         return Ok(());
     }
     let name = &known.manifest.name;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::report::{Fix, Known, Level, Options, Report};
 use crate::container::durability::epoch;
 use crate::error::Result;
-use crate::snapshot::loss;
+use crate::snapshot::describe_loss;
 use crate::store::manifest::{
     ContainerId, ContainerManifest, LayerManifest, SnapshotManifest, SnapshotRef,
 };
@@ -82,13 +82,13 @@ fn container(
     });
     let basis = (name.to_string(), manifest.settling.as_ref(), None);
     for (address, mark, of) in marks.chain([basis]) {
-        if let Some(why) = loss(&address, mark, &epoch) {
+        if let Some(why) = describe_loss(&address, mark, &epoch) {
             let about = if of.is_some() { SNAPSHOT } else { CONTAINER };
             let fix = Some(Fix::Accept(name.clone(), of));
             report.add(Level::Loose, about, path.clone(), why, fix);
         }
     }
-    if disk::is_there(&store.paths().pending_file(id))? {
+    if disk::exists(&store.paths().pending_file(id))? {
         let what = format!("a change of {name} was cut off; the next command on it finishes that");
         let fix = Some(Fix::Settle(name.clone()));
         report.add(
@@ -216,7 +216,7 @@ fn rebuilt(
     let mut stack = vec![snapshot.layer];
     stack.extend(layer.body.over);
     for layer in &stack {
-        if !disk::is_there(&store.paths().layer_tree(*layer))? {
+        if !disk::exists(&store.paths().layer_tree(*layer))? {
             return Ok(None);
         }
     }

@@ -25,7 +25,7 @@ pub fn check(store: &Store, options: &Options, progress: OnProgress<'_>) -> Resu
     }
     let known = {
         // What a command is just making looks like something left over.
-        let _alone = store.alone()?;
+        let _alone = store.lock_exclusive()?;
         let known = manifests::look(store, options, &mut report)?;
         if options.only.is_none() {
             leftovers::look(store, &known, &mut report)?;
@@ -33,7 +33,7 @@ pub fn check(store: &Store, options: &Options, progress: OnProgress<'_>) -> Resu
         known
     };
     // The rest takes its time: others may go on, and nothing is collected meanwhile.
-    let _reading = store.share()?;
+    let _reading = store.lock_shared()?;
     layers::look(store, options, &known, &mut report, progress)?;
     report.findings.sort_by_key(|finding| finding.level);
     Ok(report)

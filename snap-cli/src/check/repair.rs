@@ -57,7 +57,7 @@ fn apply(store: &Store, fix: &Fix) -> Result<Option<String>> {
             Ok(Some(format!("made anew from its top layer{kept}")))
         }
         Fix::Layer(id, kind, below) => {
-            let _reading = store.share()?;
+            let _reading = store.lock_shared()?;
             let path = store.paths().layer_file(*id);
             let kept = set_aside(store, &path)?;
             let body = LayerManifest {
@@ -73,7 +73,7 @@ fn apply(store: &Store, fix: &Fix) -> Result<Option<String>> {
             Ok(Some("put in order, as the next command would".to_owned()))
         }
         Fix::Work(id) => {
-            let _reading = store.share()?;
+            let _reading = store.lock_shared()?;
             disk::ensure_dir(&store.paths().layer_work(*id))?;
             Ok(Some("made anew, empty".to_owned()))
         }
@@ -82,9 +82,9 @@ fn apply(store: &Store, fix: &Fix) -> Result<Option<String>> {
             Ok(Some("accepted as it is".to_owned()))
         }
         Fix::Collect => {
-            let alone = store.alone()?;
+            let alone = store.lock_exclusive()?;
             let left = leftovers::find(store, Expiry::Respected)?;
-            collect::clear(store, alone, &left)?;
+            collect::remove_leftovers(store, alone, &left)?;
             Ok(Some("removed".to_owned()))
         }
     }
@@ -116,7 +116,7 @@ fn set_right(store: &Store, name: &ContainerName) -> Result<Option<String>> {
 
 /// Moves a file that can't be read out of the way; says where it went.
 fn set_aside(store: &Store, path: &Path) -> Result<String> {
-    if !disk::is_there(path)? {
+    if !disk::exists(path)? {
         return Ok(String::new());
     }
     let folder = store.paths().damaged();
@@ -133,7 +133,7 @@ fn set_aside(store: &Store, path: &Path) -> Result<String> {
         let mut own = OsString::from(number.to_string());
         own.push(&name);
         to = folder.join(own);
-        if !disk::is_there(&to)? {
+        if !disk::exists(&to)? {
             break;
         }
     }

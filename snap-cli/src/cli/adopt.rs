@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use super::{CliCommand, Context, output};
 use crate::error::{Error, Result};
-use crate::lifecycle::adopt::{Candidate, What, adopt, known, renew};
-use crate::lifecycle::release::{How, Snapshots, plan, release};
+use crate::lifecycle::adopt::{AdoptSource, Candidate, adopt, find_adopted, update_config};
+use crate::lifecycle::release::{ReleaseMethod, Snapshots, plan, release};
 use crate::lxc::{self as tools, LxcContainer};
 use crate::recover;
 use crate::shell::quoted;
@@ -42,7 +42,7 @@ pub(super) struct AdoptArgs {
 
 impl AdoptArgs {
     /// Returns what to adopt, and the name that it gets in cowl.
-    fn source(&self) -> Result<(What, ContainerName)> {
+    fn source(&self) -> Result<(AdoptSource, ContainerName)> {
         let source = &self.source;
         let is_path = source.as_bytes().contains(&b'/') || source == "." || source == "..";
         let name = self.name.as_ref().map(ContainerName::parse).transpose()?;
@@ -53,14 +53,14 @@ impl AdoptArgs {
                     quoted(source)
                 ))
             })?;
-            return Ok((What::Folder(PathBuf::from(source)), name));
+            return Ok((AdoptSource::Directory(PathBuf::from(source)), name));
         }
         let lxc = ContainerName::parse(source)?;
         let container = LxcContainer {
             lxcpath: tools::lxcpath(self.lxcpath.as_deref())?,
             name: lxc.to_string(),
         };
-        Ok((What::Lxc(container), name.unwrap_or(lxc)))
+        Ok((AdoptSource::Lxc(container), name.unwrap_or(lxc)))
     }
 }
 
@@ -68,17 +68,17 @@ impl CliCommand for AdoptArgs {
     fn run(&self, context: &Context) -> Result<u8> {
         let (source, name) = self.source()?;
         let home = context.open_or_create_store()?;
-        if let What::Lxc(container) = &source
-            && let Some((store, known)) = known(&home, container)?
+        if let AdoptSource::Lxc(container) = &source
+            && let Some((store, known)) = find_adopted(&home, container)?
             && !self.dry_run
-            && renew(&store, &known)?
+            && update_config(&store, &known)?
         {
             output::print_note(&format!(
                 "repaired cowl's lines in the LXC config of {known}"
             ));
             return Ok(0);
         }
-        let candidate = Candidate::look(&home, &source)?;
+        let candidate = Candidate::inspect(&home, &source)?;
         if self.dry_run {
             family::claim(&home, &name)?.remove()?;
             output::print_note(&format!("would adopt {} as {name}", candidate.rootfs()));
@@ -123,8 +123,8 @@ impl CliCommand for ReleaseArgs {
             false => Snapshots::Refuse,
         };
         let result = match plan(&container, snapshots)? {
-            How::Back => "the original root filesystem",
-            How::Copy => "a plain copy of the container's current state",
+            ReleaseMethod::Move => "the original root filesystem",
+            ReleaseMethod::Copy => "a plain copy of the container's current state",
         };
         if self.dry_run {
             output::print_note(&format!("would release {result}"));

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 
 use super::{CliCommand, Context, output, read_state};
 use crate::error::{Error, Result};
-use crate::store::name::Place;
+use crate::store::name::StatePath;
 use crate::tree::{ErrorKind, TreeError, inspect};
 
 /// Print files of a state without mounting it
@@ -24,7 +24,7 @@ impl CliCommand for Args {
         let files = self
             .files
             .iter()
-            .map(|raw| Place::parse(raw).map(|parsed| (raw, parsed)));
+            .map(|raw| StatePath::parse(raw).map(|parsed| (raw, parsed)));
         let files: Vec<_> = files.collect::<Result<_>>()?;
         for (raw, parsed) in files {
             let Some(path) = &parsed.path else {
@@ -57,7 +57,7 @@ fn print(file: &mut dyn Read, raw: &OsString) -> Result<()> {
 }
 
 /// Converts an error of a path in a state; `raw` is the argument that it was parsed from.
-pub(super) fn describe(error: &TreeError, raw: &OsString, parsed: &Place) -> Error {
+pub(super) fn describe(error: &TreeError, raw: &OsString, parsed: &StatePath) -> Error {
     use std::os::unix::ffi::OsStrExt;
     let what = format!("{}: {}", output::shown(raw.as_bytes()), error.what());
     let hint = format!("list a directory: cowl ls {}:PATH", parsed.address);

@@ -239,7 +239,7 @@ impl Request {
             ..Overrides::default()
         };
         let session = Session {
-            who: "cowl (completion)".to_owned(),
+            command: "cowl (completion)".to_owned(),
             patience: Duration::ZERO,
             mounts: Default::default(),
         };

@@ -1,6 +1,6 @@
 //! The command `cowl config`.
 
-use cowlfs::config::{Awake, Coherence, Passthrough, name_of};
+use cowlfs::config::{Awake, Coherence, Passthrough, choice_name};
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -60,13 +60,16 @@ fn settings(context: &Context) -> Vec<(String, Value)> {
         ("depth_limit", config.depth_limit.into()),
         (
             "passthrough",
-            name_of(&Passthrough::NAMES, &config.mounts.passthrough).into(),
+            choice_name(&Passthrough::NAMES, &config.mounts.passthrough).into(),
         ),
         (
             "coherence",
-            name_of(&Coherence::NAMES, &config.mounts.coherence).into(),
+            choice_name(&Coherence::NAMES, &config.mounts.coherence).into(),
         ),
-        ("awake", name_of(&Awake::NAMES, &config.mounts.awake).into()),
+        (
+            "awake",
+            choice_name(&Awake::NAMES, &config.mounts.awake).into(),
+        ),
         ("color", json!(config.color)),
         ("lxcpath", json_path(&config.lxcpath)),
         ("hooks.dir", json_path(&config.hooks.dir)),

@@ -92,7 +92,7 @@ impl Args {
             destroy::destroy_now(container)?;
             return Ok(());
         }
-        destroy::destroy_keeping(container, keep)?;
+        destroy::destroy_with_retention(container, keep)?;
         output::print_note(&format!(
             "{name} is in the trash until {}; to recover it: cowl undelete {name}",
             output::format_local_second(span::until(keep))

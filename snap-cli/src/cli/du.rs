@@ -12,7 +12,7 @@ use crate::recover;
 use crate::snapshot::du::{self, ContainerSpace};
 use crate::snapshot::remove;
 use crate::store::Store;
-use crate::store::name::{Chosen, ContainerName};
+use crate::store::name::{ContainerName, SnapshotChoice};
 use crate::store::usage::{References, Space};
 
 /// Show the disk usage of containers, or of the states of one
@@ -59,12 +59,12 @@ impl Args {
         let (mut broken, mut rows) = (None, Vec::new());
         let mut list = Vec::new();
         for store in context.stores()? {
-            let _reading = store.share()?;
+            let _reading = store.lock_shared()?;
             let references = self.references(&store)?;
             for (id, record) in store.containers()? {
                 let counted = record.and_then(|record| {
                     let manifest = record.body;
-                    let space = du::container(&store, id, &manifest, &references)?;
+                    let space = du::measure_container(&store, id, &manifest, &references)?;
                     Ok((manifest, space))
                 });
                 let (manifest, space) = match counted {
@@ -93,7 +93,7 @@ impl Args {
 
     /// Returns the references to each layer, from all manifests that can be read.
     fn references(&self, store: &Store) -> Result<References> {
-        let (references, unread) = References::of_readable(store)?;
+        let (references, unread) = References::from_readable(store)?;
         for error in unread {
             log::warn!("{error}; layers that only this container shares count as unique");
         }
@@ -104,9 +104,9 @@ impl Args {
         let container = recover::open(store, name)?;
         let (id, manifest) = (container.id(), container.manifest().clone());
         drop(container);
-        let _reading = store.share()?;
+        let _reading = store.lock_shared()?;
         let references = self.references(store)?;
-        let found = du::container(store, id, &manifest, &references)?;
+        let found = du::measure_container(store, id, &manifest, &references)?;
         let mut rows = Vec::new();
         for state in &found.states {
             let name = match &state.snapshot {
@@ -121,16 +121,16 @@ impl Args {
     }
 
     fn removal(&self, store: &Store, name: &ContainerName) -> Result<()> {
-        let choice = self.remove.iter().map(Chosen::parse);
+        let choice = self.remove.iter().map(SnapshotChoice::parse);
         let choice = choice.collect::<Result<Vec<_>>>()?;
         let container = recover::open(store, name)?;
-        let going = remove::chosen(container.manifest(), &choice)?;
-        let _reading = store.share()?;
+        let going = remove::select_snapshots(container.manifest(), &choice)?;
+        let _reading = store.lock_shared()?;
         let mut stacks = Vec::new();
         for snapshot in &going {
             stacks.push(store.snapshot(container.id(), snapshot.id)?.stack);
         }
-        let space = remove::frees(store, container.id(), &stacks)?;
+        let space = remove::measure_freed(store, container.id(), &stacks)?;
         if self.json {
             let names: Vec<_> = going.iter().map(|snapshot| &snapshot.name).collect();
             let freed = space_json(space);

@@ -9,7 +9,7 @@ use crate::error::{Kind, Result};
 use crate::lifecycle::{enter, exec};
 use crate::recover;
 use crate::shell::quoted;
-use crate::snapshot::take::Wish;
+use crate::snapshot::take::SnapshotRequest;
 use crate::store::name::ContainerName;
 
 /// Run a command in a container
@@ -59,12 +59,12 @@ impl CliCommand for ExecArgs {
 
 impl ExecArgs {
     /// Returns the options of the snapshot that `--snapshot` takes.
-    fn options(&self) -> Wish {
+    fn options(&self) -> SnapshotRequest {
         let words: Vec<String> = self.command.iter().map(quoted).collect();
-        Wish {
+        SnapshotRequest {
             comment: words.join(" "),
             scheduled: true,
-            ..Wish::default()
+            ..SnapshotRequest::default()
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::archive::{Compression, Report, changeset, export, export_dir};
 use crate::container::durability::epoch;
 use crate::error::{Error, Result};
 use crate::lifecycle::whole::Outgoing;
-use crate::snapshot::{Losses, State, loss, resolve};
+use crate::snapshot::{Losses, ResolvedState, describe_loss, resolve};
 use crate::store::Store;
 use crate::store::lock::Lock;
 use crate::store::manifest::LayerId;
@@ -85,7 +85,7 @@ impl CliCommand for Args {
             })?
         } else {
             let (store, state, _reading) = self.state(context)?;
-            let loss = state.loss(&store)?;
+            let loss = state.describe_loss(&store)?;
             let view = store.view(&state.stack)?;
             sink.write(
                 measure::known_size(&store, &state.stack)?,
@@ -119,7 +119,7 @@ impl Args {
     }
 
     /// Resolves the state to export; fails if a part of it may be lost, unless `--force` is given.
-    fn state(&self, context: &Context) -> Result<(Store, State, Lock)> {
+    fn state(&self, context: &Context) -> Result<(Store, ResolvedState, Lock)> {
         let found = read_state(context, &Address::parse(&self.source)?)?;
         found.1.refuse_loss(&found.0, losses(self.force))?;
         Ok(found)
@@ -130,11 +130,11 @@ impl Args {
         let (store, state, _reading) = self.state(context)?;
         let mut steps = Vec::new();
         let epoch = epoch(&store)?;
-        for (snapshot, stack) in state.line(&store)? {
+        for (snapshot, stack) in state.ancestry(&store)? {
             let address = |name| format!("{}@{name}", source.container);
             let lost = snapshot
                 .as_ref()
-                .and_then(|s| loss(&address(&s.name), s.settling.as_ref(), &epoch));
+                .and_then(|s| describe_loss(&address(&s.name), s.settling.as_ref(), &epoch));
             steps.push(Step {
                 view: store.view(&stack)?,
                 created: snapshot
@@ -241,7 +241,7 @@ impl Args {
         new.refuse_loss(&store, losses(self.force))?;
         let old = match range.from {
             Some(from) => crate::snapshot::resolve(&store, &at(Some(from))?)?.stack,
-            None => new.beginning(),
+            None => new.origin_stack(),
         };
         let new = new.stack;
         Ok((States { store, old, new }, reading))

@@ -7,7 +7,7 @@ use super::{CliCommand, Context, output};
 use crate::error::Result;
 use crate::recover;
 use crate::snapshot::depth::shrink;
-use crate::snapshot::flatten::{Which, flatten, plan};
+use crate::snapshot::flatten::{FlattenRequest, flatten, plan};
 use crate::store::name::{ContainerName, Range};
 
 /// Merge the layers of a container into one
@@ -44,7 +44,7 @@ impl CliCommand for Args {
             Some(range) => Range::parse(range)?,
             None => Range::default(),
         };
-        let which = Which {
+        let which = FlattenRequest {
             range,
             base: self.base,
         };

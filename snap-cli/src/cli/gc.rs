@@ -73,14 +73,14 @@ impl Args {
         {
             log::warn!("cannot sync settling snapshots: {error}");
         }
-        let alone = store.alone()?;
+        let alone = store.lock_exclusive()?;
         let expiry = match self.empty_trash {
             true => Expiry::Ignored,
             false => Expiry::Respected,
         };
         let left = leftovers::find(store, expiry).map_err(|error| {
             if !self.dry_run {
-                collect::empty_trash_besides(store, &error);
+                collect::empty_trash_only(store, &error);
             }
             let hint = "nothing is collected while a file of the store cannot be read; \
                         inspect the store: cowl check";
@@ -89,9 +89,9 @@ impl Args {
                 ..error
             }
         })?;
-        let space = measure::space_of(store, &left.layers);
+        let space = measure::total_space(store, &left.layers);
         if !self.dry_run {
-            collect::clear(store, alone, &left)?;
+            collect::remove_leftovers(store, alone, &left)?;
         }
         Ok(Garbage { left, space })
     }
@@ -108,8 +108,8 @@ impl Args {
                     output::format_size(space.bytes),
                     space.inodes,
                     left.layers.len(),
-                    left.expired.len() + left.half_made.len(),
-                    left.files.len() + left.folders.len() + left.locks.len() + left.trash.len(),
+                    left.expired.len() + left.unfinished.len(),
+                    left.files.len() + left.dirs.len() + left.locks.len() + left.trash.len(),
                 ),
             };
             output::print_note(&format!("{}: {summary}", store.root().shown()));
@@ -123,8 +123,8 @@ impl Args {
         json!({
             "store": output::json_path(store.root().as_os_str().as_encoded_bytes()),
             "freed": space_json(*space),
-            "containers": left.expired.len() + left.half_made.len(),
-            "files": left.files.len() + left.folders.len() + left.locks.len() + left.trash.len(),
+            "containers": left.expired.len() + left.unfinished.len(),
+            "files": left.files.len() + left.dirs.len() + left.locks.len() + left.trash.len(),
             "held_layers": left.held.len(),
         })
     }

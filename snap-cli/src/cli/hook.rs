@@ -92,7 +92,7 @@ impl Args {
         let message = format!("{:?}: {error}; {hint}", self.event);
         let message = plain(&message, Allowed::default());
         let line = format!("{} {message}\n", crate::store::now());
-        let written = store.run().make(id).and_then(|dir| {
+        let written = store.run().create(id).and_then(|dir| {
             let path = dir.join("log");
             let log = std::fs::File::options()
                 .create(true)

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use super::Context;
-use crate::container::state::{Mounted, look};
+use crate::container::state::{Mounted, probe};
 use crate::error::Result;
 use crate::host::hooks::{self, Event, Facts};
 use crate::store::Store;
@@ -32,7 +32,7 @@ impl Context {
         if let Some(file) = self.config.file() {
             facts.tell("COWL_CONFIG", file);
         }
-        facts.tell("COWL_COMMAND", &self.session.who);
+        facts.tell("COWL_COMMAND", &self.session.command);
         facts.tell("COWL_MOUNTPOINT", mountpoint(store, name)?);
         let settings = hooks::Hooks {
             dir: self.config.hooks.dir.clone(),
@@ -44,7 +44,7 @@ impl Context {
 
 /// Returns the container's mount point, or an empty path if it is not mounted.
 fn mountpoint(store: &Store, name: &ContainerName) -> Result<PathBuf> {
-    match look(store, store.find_id(name)?)? {
+    match probe(store, store.find_id(name)?)? {
         Mounted::Alive(state) => Ok(state.mountpoint),
         Mounted::No | Mounted::Dead(_) => Ok(PathBuf::new()),
     }

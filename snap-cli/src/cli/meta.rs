@@ -56,7 +56,7 @@ impl CliCommand for CommentArgs {
             }
         };
         let mut container = recover::open(&store, &name)?;
-        meta::comment(&mut container, &snapshot, &comment)?;
+        meta::set_comment(&mut container, &snapshot, &comment)?;
         Ok(0)
     }
 }
@@ -96,7 +96,7 @@ impl CliCommand for TagArgs {
                 ),
             );
         }
-        meta::tag(&mut container, &snapshot, &added, &removed)?;
+        meta::edit_tags(&mut container, &snapshot, &added, &removed)?;
         Ok(0)
     }
 }
@@ -121,10 +121,14 @@ impl CliCommand for ProtectArgs {
             .iter()
             .map(parse_snapshot_address)
             .collect::<Result<Vec<_>>>()?;
+        let protection = match self.off {
+            true => meta::Protection::Off,
+            false => meta::Protection::On,
+        };
         for (name, snapshot) in named {
             let store = context.store_for(&name)?;
             let mut container = recover::open(&store, &name)?;
-            meta::protect(&mut container, &snapshot, !self.off)?;
+            meta::set_protection(&mut container, &snapshot, protection)?;
         }
         Ok(0)
     }

@@ -60,7 +60,7 @@ use crate::container::durability;
 use crate::error::{Error, Kind, Result};
 use crate::recover::{self, complete_all};
 use crate::shell::quoted;
-use crate::snapshot::{State, depth, resolve};
+use crate::snapshot::{ResolvedState, depth, resolve};
 use crate::store::collect;
 use crate::store::family;
 use crate::store::lock::Lock;
@@ -254,7 +254,7 @@ impl Context {
         if let Err(error) = collect::collect(&store) {
             log::info!("cannot collect garbage: {error}");
         }
-        if let Err(error) = reserve::keep(&store) {
+        if let Err(error) = reserve::ensure(&store) {
             log::debug!("cannot reserve space: {error}");
         }
         Ok(store)
@@ -264,7 +264,7 @@ impl Context {
     fn release_reserves(&self) -> Result<bool> {
         let mut released = false;
         for store in family::stores(&self.root, &self.session)? {
-            released |= reserve::give_up(&store)?;
+            released |= reserve::release(&store)?;
         }
         Ok(released)
     }
@@ -277,7 +277,7 @@ impl Context {
     fn settle(&self, store: &Store, name: &ContainerName) {
         let begun = store
             .find_id(name)
-            .and_then(|id| durability::begin(store, id));
+            .and_then(|id| durability::start(store, id));
         // The command has succeeded, and its state is listed as settling.
         if let Err(error) = begun {
             log::warn!("cannot sync {name} now, a later command syncs it: {error}");
@@ -292,7 +292,7 @@ impl Context {
     /// Merges layers of a container that exceeds the limit and is not mounted.
     fn limit_depth(&self, container: &mut Container<'_>) {
         let mut bar = output::Bar::new("merging old layers");
-        depth::keep(container, self.config.depth_limit, &mut |done| {
+        depth::enforce_limit(container, self.config.depth_limit, &mut |done| {
             bar.update(done)
         });
     }
@@ -302,13 +302,13 @@ impl Context {
 ///
 /// Interrupted operations on the container are completed or rolled back first, and the daemon's cached writes are
 /// flushed to the layers. The layers are not collected while the returned lock is held.
-fn read_state(context: &Context, address: &Address) -> Result<(Store, State, Lock)> {
+fn read_state(context: &Context, address: &Address) -> Result<(Store, ResolvedState, Lock)> {
     let store = context.store_for(&address.container)?;
     drop(recover::open(&store, &address.container)?);
-    let reading = store.share()?;
+    let reading = store.lock_shared()?;
     let state = resolve(&store, address)?;
     state.flush(&store)?;
-    if let Some(why) = state.loss(&store)? {
+    if let Some(why) = state.describe_loss(&store)? {
         log::warn!("{why}");
     }
     Ok((store, state, reading))
@@ -393,7 +393,7 @@ fn run(cli: &Cli, command: &dyn CliCommand, args: &[OsString]) -> Result<u8> {
     let context = Context {
         root: Store::locate(config.store.clone())?,
         session: Session {
-            who: command_line(args),
+            command: command_line(args),
             patience: Duration::from_secs(config.wait.min(24 * 3600)),
             mounts: config.mounts,
         },

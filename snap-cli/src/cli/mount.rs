@@ -5,8 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::{CliCommand, Context, output};
-use crate::container::durability::{filesystem, make_durable};
-use crate::container::mount::{Privileges, Then};
+use crate::container::durability::{make_durable, open_filesystem};
+use crate::container::mount::{AfterUnmount, Privileges};
 use crate::container::state::Lifetime;
 use crate::container::state::{self, Mounted};
 use crate::container::{browse, detach, find_snapshot_ref};
@@ -63,7 +63,7 @@ impl CliCommand for MountArgs {
                 .hint("omit --suid"));
             }
             Some(snapshot) => {
-                if let Some(why) = resolve(&store, &address)?.loss(&store)? {
+                if let Some(why) = resolve(&store, &address)?.describe_loss(&store)? {
                     log::warn!("{why}");
                 }
                 browse::open(&container, snapshot, at)?
@@ -140,7 +140,7 @@ impl CliCommand for UmountArgs {
         let store = context.store_for(name)?;
         let (container, _) = recover::open_to_unmount(&store, name)?;
         let id = find_snapshot_ref(container.manifest(), snapshot)?.id;
-        let matches = |browse: &browse::Browse| browse.snapshot == id;
+        let matches = |browse: &browse::SnapshotMount| browse.snapshot == id;
         let killed = match self.force {
             true => browse::kill_silent(&container, matches)?,
             false => 0,
@@ -160,7 +160,7 @@ fn umount_container(context: &Context, name: &ContainerName, force: bool) -> Res
         drop(container);
         (container, dead) = recover::open_to_unmount(&store, name)?;
     }
-    let unmounted = container.unmount(Then::StayUnmounted)?;
+    let unmounted = container.unmount(AfterUnmount::StayUnmounted)?;
     if unmounted.is_none() && dead == DeadMount::Absent {
         return Err(Error::failed(format!("{name} is not mounted"))
             .hint(format!("mount it with: cowl mount {name}")));
@@ -171,7 +171,7 @@ fn umount_container(context: &Context, name: &ContainerName, force: bool) -> Res
         return Ok(0);
     }
     // The daemon has ended and cannot sync, and the disk may be unmounted next.
-    if let Err(error) = filesystem(&store).and_then(|fs| make_durable(&store, id, &fs)) {
+    if let Err(error) = open_filesystem(&store).and_then(|fs| make_durable(&store, id, &fs)) {
         log::warn!("cannot sync settling snapshots of {name}: {error}");
     }
     if let Some(state) = unmounted {
@@ -192,7 +192,7 @@ fn umount_path(context: &Context, path: &Path, force: bool) -> Result<u8> {
             // Other commands report damaged manifests.
             let Ok(record) = record else { continue };
             let name = &record.body.name;
-            let mounted = match state::look(&store, id)? {
+            let mounted = match state::probe(&store, id)? {
                 Mounted::Alive(state) | Mounted::Dead(state) => state.mountpoint == mountpoint,
                 Mounted::No => false,
             };
@@ -200,7 +200,7 @@ fn umount_path(context: &Context, path: &Path, force: bool) -> Result<u8> {
                 return umount_container(context, name, force);
             }
             let browsed = browse::mounts(&store, id)?;
-            let matches = |browse: &browse::Browse| browse.mountpoint == mountpoint;
+            let matches = |browse: &browse::SnapshotMount| browse.mountpoint == mountpoint;
             if browsed.iter().any(matches) {
                 let (container, _) = recover::open_to_unmount(&store, name)?;
                 if force {

@@ -183,7 +183,11 @@ pub(super) fn print_clap_output(error: clap::Error) -> ExitCode {
         true => std::io::stderr().is_terminal(),
         false => std::io::stdout().is_terminal(),
     });
-    let text = cowlfs::cli::explanation(error, colors);
+    let colors = match colors {
+        true => cowlfs::cli::Colors::On,
+        false => cowlfs::cli::Colors::Off,
+    };
+    let text = cowlfs::cli::render_error(error, colors);
     let written = match is_usage_error {
         true => std::io::stderr().write_all(text.as_bytes()),
         false => std::io::stdout().write_all(text.as_bytes()),

@@ -9,7 +9,7 @@ use super::table::Style;
 use super::{CliCommand, Context, output, text};
 use crate::error::{Error, Result};
 use crate::recover;
-use crate::snapshot::prune::{Plan, plan, protected, save, saved};
+use crate::snapshot::prune::{Plan, load_rules, plan, protected_policy, save_rules};
 use crate::store::Store;
 use crate::store::name::ContainerName;
 use crate::store::retention::{Counts, Rules};
@@ -84,13 +84,13 @@ impl CliCommand for Args {
         let store = context.store_for(&name)?;
         if self.save || self.forget {
             let mut container = recover::open(&store, &name)?;
-            save(&mut container, self.save.then_some(&given))?;
+            save_rules(&mut container, self.save.then_some(&given))?;
             return Ok(0);
         }
         let rules = match given.is_empty() {
             true => self.configured_rules(context, &store, &name)?,
             // --manual and --protected only extend the candidates; what to keep comes from the saved rules.
-            false if given.says_only_which() => Some(Rules {
+            false if given.has_only_scope() => Some(Rules {
                 manual: given.manual,
                 protected: given.protected,
                 ..self
@@ -123,7 +123,7 @@ impl Args {
         store: &Store,
         name: &ContainerName,
     ) -> Result<Option<Rules>> {
-        if let Some(rules) = saved(&store.find(name)?.1.body)? {
+        if let Some(rules) = load_rules(&store.find(name)?.1.body)? {
             return Ok(Some(rules));
         }
         let file = &context.config.prune;
@@ -186,7 +186,14 @@ impl Args {
         }
         if !self.dry_run && !planned.removal.going.is_empty() {
             let removal = &mut planned.removal;
-            remove_with_hooks(context, store, name, removal, protected(rules), |_| Ok(()))?;
+            remove_with_hooks(
+                context,
+                store,
+                name,
+                removal,
+                protected_policy(rules),
+                |_| Ok(()),
+            )?;
         }
         let mut value = removal_json(name, &planned.removal, self.dry_run);
         let kept = planned.verdicts.iter().filter(|(_, why)| !why.is_empty());

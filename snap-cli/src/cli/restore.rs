@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 use crate::host::hooks::Event;
 use crate::lifecycle::clone::{clone, clone_for_one_mount, copy};
 use crate::recover;
-use crate::snapshot::paths::Only;
-use crate::snapshot::restore::{before_last, plan, restore};
+use crate::snapshot::paths::AllowedPaths;
+use crate::snapshot::restore::{find_before_last, plan, restore};
 use crate::snapshot::{Losses, resolve};
 use crate::store::Store;
 use crate::store::family;
@@ -73,7 +73,7 @@ impl CliCommand for RestoreArgs {
         let name = ContainerName::parse(&self.name)?;
         let snapshot = match &self.snapshot {
             Some(snapshot) => SnapshotName::parse(snapshot)?,
-            None => before_last(&recover::open(&context.store_for(&name)?, &name)?)?,
+            None => find_before_last(&recover::open(&context.store_for(&name)?, &name)?)?,
         };
         if !self.paths.is_empty() {
             let selection = Selection {
@@ -81,9 +81,9 @@ impl CliCommand for RestoreArgs {
                 name: &name,
                 snapshot: Some(snapshot),
                 paths: &self.paths,
-                only: match self.delete {
-                    true => Only::WhatIsThereNow,
-                    false => Only::WhatWasThere,
+                allowed: match self.delete {
+                    true => AllowedPaths::InEither,
+                    false => AllowedPaths::InSnapshot,
                 },
             };
             let mode = match self.dry_run {
@@ -120,14 +120,14 @@ impl CliCommand for RestoreArgs {
         let done = context.run_with_hooks(Event::Restore, &store, &name, to, |_| {
             self.pause.around(&store, &name, || {
                 let mut container = recover::open(&store, &name)?;
-                if self.undo && before_last(&container)? != snapshot {
+                if self.undo && find_before_last(&container)? != snapshot {
                     return Err(Error::busy(format!(
                         "cannot undo the last restore of {name}: another command restored it meanwhile"
                     ))
                     .hint("inspect its current state, and run the command again to undo that restore"));
                 }
                 if self.with_config {
-                    container.with_config_of(&snapshot)?;
+                    container.restore_config_from(&snapshot)?;
                 }
                 let restored = restore(&mut container, &snapshot)?;
                 recover::complete_outside(container)?;
@@ -135,7 +135,7 @@ impl CliCommand for RestoreArgs {
             })
         })?;
         context.settle(&store, &name);
-        if let Some(auto) = done.kept_as {
+        if let Some(auto) = done.auto_snapshot {
             output::print_note(&format!(
                 "the previous state of {name} is retained as {auto}; to undo: cowl restore {name} --undo"
             ));
@@ -288,7 +288,7 @@ fn clone_state(
         CloneData::Shared => clone(&store, source, new)?,
     };
     settle_both(context, &store, source, new);
-    if let Some(why) = state.loss(&store)? {
+    if let Some(why) = state.describe_loss(&store)? {
         output::print_note(&format!("{new} inherits the loss of its source: {why}"));
     }
     for note in notes {

@@ -9,9 +9,9 @@ use crate::container::Container;
 use crate::error::{Error, Result};
 use crate::host::hooks::Event;
 use crate::recover;
-use crate::snapshot::remove::{Protected, Removal, chosen, plan, remove};
+use crate::snapshot::remove::{Protected, Removal, plan, remove, select_snapshots};
 use crate::store::Store;
-use crate::store::name::{Chosen, ContainerName};
+use crate::store::name::{ContainerName, SnapshotChoice};
 use crate::store::usage::Space;
 
 /// Remove snapshots
@@ -54,7 +54,7 @@ impl CliCommand for Args {
             let manifest = container.manifest();
             let found = match self.all {
                 true => manifest.snapshots.iter().collect(),
-                false => chosen(manifest, &choice)?,
+                false => select_snapshots(manifest, &choice)?,
             };
             let ids: Vec<_> = found.iter().map(|snapshot| snapshot.id).collect();
             let removal = plan(&container, &ids, Protected::Refuse)?;
@@ -101,7 +101,7 @@ impl CliCommand for Args {
 
 impl Args {
     /// Parses the container and its snapshots. This is strict: an ambiguous list is a usage error.
-    fn parse(&self) -> Result<(ContainerName, Vec<Chosen>)> {
+    fn parse(&self) -> Result<(ContainerName, Vec<SnapshotChoice>)> {
         let Some((first, rest)) = self.targets.split_first() else {
             return Err(Error::usage("no container is named"));
         };
@@ -118,7 +118,7 @@ impl Args {
                     ))
                     .hint("run one command for each container"));
                 }
-                (None, false) => choice.push(Chosen::parse(word)?),
+                (None, false) => choice.push(SnapshotChoice::parse(word)?),
                 (Some(_), false) | (None, true) => {
                     return Err(Error::usage("cannot mix addresses and names")
                         .hint("write `cowl rm NAME SNAP...` or `cowl rm NAME@SNAP NAME@SNAP...`"));
@@ -142,18 +142,18 @@ impl Args {
         if self.skip_refused {
             if !self.json {
                 for refused in &removal.refused {
-                    output::print_note(&format!("skipped {}: {}", refused.name, refused.why));
+                    output::print_note(&format!("skipped {}: {}", refused.name, refused.reason));
                 }
             }
             return Ok(());
         }
         match removal.refused.as_slice() {
             [] => Ok(()),
-            [one] => Err(one.error()),
+            [one] => Err(one.to_error()),
             [first, more @ ..] => {
-                let mut error = first.error();
+                let mut error = first.to_error();
                 for other in more {
-                    error.what = format!("{}; {}: {}", error.what, other.name, other.why);
+                    error.what = format!("{}; {}: {}", error.what, other.name, other.reason);
                 }
                 Err(error.hint("nothing was removed; to remove the others, add --skip-refused"))
             }
@@ -190,11 +190,14 @@ pub(super) fn remove_with_hooks(
 }
 
 /// Parses `NAME@SNAP` or `NAME@A..B`; returns `None` if there is no `@`.
-fn split(word: &OsStr) -> Result<Option<(ContainerName, Chosen)>> {
+fn split(word: &OsStr) -> Result<Option<(ContainerName, SnapshotChoice)>> {
     let Some((name, chosen)) = word.to_str().and_then(|text| text.split_once('@')) else {
         return Ok(None);
     };
-    Ok(Some((ContainerName::parse(name)?, Chosen::parse(chosen)?)))
+    Ok(Some((
+        ContainerName::parse(name)?,
+        SnapshotChoice::parse(chosen)?,
+    )))
 }
 
 /// Formats a removal: "removing snap1, snap2: frees 12 KiB in 3 inodes".
@@ -239,7 +242,7 @@ pub(super) fn removal_json(name: &ContainerName, removal: &Removal, dry_run: boo
     let refused: Vec<_> = removal
         .refused
         .iter()
-        .map(|refused| json!({ "name": refused.name, "why": refused.why }))
+        .map(|refused| json!({ "name": refused.name, "why": refused.reason }))
         .collect();
     json!({
         "name": name,

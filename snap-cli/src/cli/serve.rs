@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{CliCommand, Context, output};
 use crate::container::browse;
 use crate::error::{Error, Result};
-use crate::lifecycle::serve::{How, detach_from_shell, serve};
+use crate::lifecycle::serve::{ServeOptions, detach_from_shell, serve};
 use crate::store::Store;
 use crate::store::manifest::{ContainerId, SnapshotId};
 
@@ -63,11 +63,11 @@ impl Args {
             .ok_or_else(|| Error::usage(format!("invalid container id: {:?}", self.id)))?;
         let store = Store::open(&context.root, context.session.clone())?;
         let Some((snapshot, mount)) = self.snapshot.as_ref().zip(self.mount.as_ref()) else {
-            let how = How {
+            let options = ServeOptions {
                 transient: self.transient,
                 nosuid: self.nosuid,
             };
-            return serve(&store, id, &self.mountpoint, how);
+            return serve(&store, id, &self.mountpoint, options);
         };
         let invalid = || Error::usage(format!("invalid ids: {snapshot:?}, {mount:?}"));
         let snapshot = SnapshotId::parse(snapshot).ok_or_else(invalid)?;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{CliCommand, Context, output};
-use crate::container::durability::{filesystem, make_durable_patiently};
+use crate::container::durability::{make_durable_patiently, open_filesystem};
 use crate::error::{Error, Result};
 use crate::lifecycle::serve::detach_from_shell;
 use crate::store::manifest::ContainerId;
@@ -26,13 +26,13 @@ impl CliCommand for Args {
         let id = ContainerId::parse(&self.id)
             .ok_or_else(|| Error::usage(format!("invalid container id: {:?}", self.id)))?;
         let store = Store::open(&context.root, context.session.clone())?;
-        let filesystem = filesystem(&store)?;
+        let filesystem = open_filesystem(&store)?;
         // One process at a time. The next one finds that the work is done.
         let patient = Session {
             patience: PATIENCE,
             ..context.session.clone()
         };
-        let alone = Store::open(&context.root, patient)?.settling_alone(id)?;
+        let alone = Store::open(&context.root, patient)?.lock_settling(id)?;
         make_durable_patiently(&store, id, &filesystem);
         alone.remove()?;
         Ok(0)

@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use super::{CliCommand, Context, output, read_state};
 use crate::container::durability::epoch;
-use crate::container::state::{Mounted, look};
+use crate::container::state::{Mounted, probe};
 use crate::error::Result;
-use crate::snapshot::State;
+use crate::snapshot::ResolvedState;
 use crate::store::Store;
 use crate::store::manifest::{Durability, SnapshotManifest, SnapshotRef};
 use crate::store::measure;
@@ -110,7 +110,7 @@ fn text(key: &str, value: &Value) -> String {
     }
 }
 
-fn container_json(store: &Store, state: &State) -> Result<Value> {
+fn container_json(store: &Store, state: &ResolvedState) -> Result<Value> {
     let manifest = &state.manifest;
     let name_of = |id| {
         manifest
@@ -120,7 +120,7 @@ fn container_json(store: &Store, state: &State) -> Result<Value> {
             .map(|s| &s.name)
     };
     let (mark, epoch) = (manifest.settling.as_ref(), epoch(store)?);
-    let mountpoint = match look(store, state.container)? {
+    let mountpoint = match probe(store, state.container)? {
         Mounted::Alive(run) => Some(output::json_path(run.mountpoint.as_os_str().as_bytes())),
         Mounted::No | Mounted::Dead(_) => None,
     };
@@ -129,7 +129,7 @@ fn container_json(store: &Store, state: &State) -> Result<Value> {
         "id": state.container,
         "created": manifest.created,
         // The durability of the frozen layers. The filesystem writes back the top layer, as any other files.
-        "state": mark.map(|mark| Durability::of(Some(mark), &epoch).name()),
+        "state": mark.map(|mark| Durability::from_settling(Some(mark), &epoch).name()),
         "sync_error": mark.and_then(|mark| mark.failed.as_deref()),
         "cloned_from": mark.and_then(|mark| mark.source.as_deref()),
         "made_from": manifest.parent.and_then(name_of),
@@ -145,7 +145,7 @@ fn container_json(store: &Store, state: &State) -> Result<Value> {
 
 fn snapshot_json(
     store: &Store,
-    state: &State,
+    state: &ResolvedState,
     entry: &SnapshotRef,
     snapshot: &SnapshotManifest,
 ) -> Result<Value> {
@@ -156,7 +156,7 @@ fn snapshot_json(
     let (_, measured) = measure::measured(store, entry.layer)?;
     let mark = entry.settling.as_ref();
     Ok(json!({
-        "state": Durability::of(mark, &epoch(store)?).name(),
+        "state": Durability::from_settling(mark, &epoch(store)?).name(),
         "sync_error": mark.and_then(|mark| mark.failed.as_deref()),
         "name": entry.name,
         "container": state.manifest.name,

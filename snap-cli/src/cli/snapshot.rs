@@ -5,12 +5,12 @@ use std::path::PathBuf;
 
 use super::meta::read_comment;
 use super::{CliCommand, Context, output, parse_tags};
-use crate::container::durability::{filesystem, make_durable};
+use crate::container::durability::{make_durable, open_filesystem};
 use crate::error::{Error, Result};
 use crate::host::hooks::Event;
 use crate::recover;
 use crate::snapshot::resolve;
-use crate::snapshot::take::{Wish, take};
+use crate::snapshot::take::{SnapshotRequest, take};
 use crate::store::Store;
 use crate::store::disk::Filesystem;
 use crate::store::name::{Address, ContainerName, SnapshotName};
@@ -59,7 +59,7 @@ impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
         let comment = read_comment(self.message.as_ref(), self.comment_file.as_deref())?;
-        let options = Wish {
+        let options = SnapshotRequest {
             name: self
                 .snapshot
                 .as_ref()
@@ -101,13 +101,13 @@ pub(super) fn take_with_hooks(
     context: &Context,
     store: &Store,
     name: &ContainerName,
-    (options, sync): (&Wish, Sync),
+    (options, sync): (&SnapshotRequest, Sync),
     report: impl FnOnce(&SnapshotName) -> Result<()>,
 ) -> Result<()> {
     let chosen = options.name.as_ref().map(SnapshotName::as_str);
     context.run_with_hooks(Event::Snapshot, store, name, chosen, |facts| {
         // Opened before the freeze, so that its sync reports all write errors since then.
-        let filesystem = filesystem(store)?;
+        let filesystem = open_filesystem(store)?;
         let taken = take(&mut recover::open(store, name)?, options)?;
         facts.tell("COWL_SNAPSHOT", taken.as_str());
         if sync == Sync::Wait {
@@ -153,7 +153,7 @@ fn sync_now(
     let id = store.find_id(name)?;
     make_durable(store, id, filesystem).map_err(|error| failed(&error))?;
     // An earlier sync may have lost a part of lower layers; this sync cannot restore it.
-    match resolve(store, &address)?.loss(store)? {
+    match resolve(store, &address)?.describe_loss(store)? {
         Some(why) => Err(failed(&why)),
         None => Ok(()),
     }

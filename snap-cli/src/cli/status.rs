@@ -6,14 +6,14 @@ use std::os::unix::ffi::OsStrExt;
 use serde_json::{Map, Value, json};
 
 use super::{CliCommand, Context, output};
-use crate::container::browse::{self, Browse};
+use crate::container::browse::{self, SnapshotMount};
 use crate::container::durability::epoch;
 use crate::container::state::Mounted;
 use crate::container::{Container, dead, detach, query};
 use crate::error::{Kind, Result};
 use crate::host::users::{Hold, User};
 use crate::recover;
-use crate::snapshot::loss;
+use crate::snapshot::describe_loss;
 use crate::store::manifest::Durability;
 use crate::store::name::ContainerName;
 
@@ -151,7 +151,7 @@ fn inspect(container: &Container<'_>) -> Result<Value> {
     if let (false, Some(object)) = (browsed.is_empty(), value.as_object_mut()) {
         object.insert("browsed".to_owned(), browsed.into());
     }
-    let stranded = dead::stranded(container.store(), container.id())?;
+    let stranded = dead::list_stranded(container.store(), container.id())?;
     let Some(object) = value.as_object_mut() else {
         return Ok(value);
     };
@@ -177,7 +177,7 @@ fn inspect(container: &Container<'_>) -> Result<Value> {
     );
     let users = detach::users(state.pid, state.device()?)?;
     object.insert("users".to_owned(), users_json(&users));
-    let answer = match query::ask(container.store(), container.id()) {
+    let answer = match query::query_status(container.store(), container.id()) {
         Ok(answer) => answer,
         // The details that are known without the daemon are shown, and so are the other containers.
         Err(error) if error.kind == Kind::Busy => {
@@ -219,12 +219,12 @@ fn settling(container: &Container<'_>) -> Result<(Map<String, Value>, Vec<String
     for state in [Durability::Settling, Durability::Incomplete] {
         let snapshots = container.manifest().snapshots.iter();
         let found: Vec<_> = snapshots
-            .filter(|s| Durability::of(s.settling.as_ref(), &epoch) == state)
+            .filter(|s| Durability::from_settling(s.settling.as_ref(), &epoch) == state)
             .collect();
         counts.insert(state.name().to_owned(), found.len().into());
         for snapshot in found {
             let address = format!("{}@{}", container.name(), snapshot.name);
-            failed.extend(loss(&address, snapshot.settling.as_ref(), &epoch));
+            failed.extend(describe_loss(&address, snapshot.settling.as_ref(), &epoch));
         }
     }
     Ok((counts, failed))
@@ -233,7 +233,7 @@ fn settling(container: &Container<'_>) -> Result<(Map<String, Value>, Vec<String
 /// Returns the mounts of the container's snapshots.
 fn browsed(container: &Container<'_>) -> Result<Vec<Value>> {
     let snapshots = &container.manifest().snapshots;
-    let as_json = |browse: &Browse| {
+    let as_json = |browse: &SnapshotMount| {
         let mountpoint = browse.mountpoint.as_os_str().as_bytes();
         let snapshot = snapshots.iter().find(|s| s.id == browse.snapshot);
         json!({

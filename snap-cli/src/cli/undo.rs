@@ -10,8 +10,8 @@ use crate::delta::put_back::{Step, What};
 use crate::error::Result;
 use crate::host::hooks::Event;
 use crate::recover;
-use crate::snapshot::paths::{self, Only};
-use crate::snapshot::undo::{Undone, Wish, plan, undo};
+use crate::snapshot::paths::{self, AllowedPaths};
+use crate::snapshot::undo::{UndoRequest, Undone, plan, undo};
 use crate::snapshot::{Losses, resolve};
 use crate::store::name::{Address, ContainerName, SnapshotName};
 
@@ -51,7 +51,7 @@ impl CliCommand for Args {
             name: &name,
             snapshot: snapshot.transpose()?,
             paths: &self.paths,
-            only: Only::WhatIsThereNow,
+            allowed: AllowedPaths::InEither,
         };
         let mode = match self.dry_run {
             true => UndoMode::DryRun,
@@ -90,7 +90,7 @@ pub(super) struct Selection<'a> {
     pub(super) name: &'a ContainerName,
     pub(super) snapshot: Option<SnapshotName>,
     pub(super) paths: &'a [OsString],
-    pub(super) only: Only,
+    pub(super) allowed: AllowedPaths,
 }
 
 /// Reverts the selected changes and prints them.
@@ -101,10 +101,10 @@ pub(super) fn revert(
     format: Format,
 ) -> Result<()> {
     let name = selection.name;
-    let request = Wish {
+    let request = UndoRequest {
         since: selection.snapshot,
-        scope: paths::scope(selection.paths)?,
-        only: selection.only,
+        scope: paths::parse_scope(selection.paths)?,
+        allowed: selection.allowed,
     };
     let store = context.store_for(name)?;
     if let Some(since) = &request.since {
@@ -135,7 +135,7 @@ fn print(name: &ContainerName, done: &Undone, mode: UndoMode, format: Format) ->
     let dry_run = mode == UndoMode::DryRun;
     if format == Format::Json {
         let steps: Vec<Value> = done.steps.iter().map(as_json).collect();
-        let kept = done.kept_as.as_ref().map(SnapshotName::as_str);
+        let kept = done.auto_snapshot.as_ref().map(SnapshotName::as_str);
         return output::print_json(
             &json!({ "changes": steps, "kept_as": kept, "dry_run": dry_run }),
         );
@@ -146,7 +146,7 @@ fn print(name: &ContainerName, done: &Undone, mode: UndoMode, format: Format) ->
     if done.steps.is_empty() {
         output::print_note("nothing to revert: there are no changes since the snapshot");
     } else if !dry_run {
-        let kept = done.kept_as.as_ref().map(ToString::to_string);
+        let kept = done.auto_snapshot.as_ref().map(ToString::to_string);
         output::print_note(&format!(
             "the previous state of {name} is retained as {}; to undo: cowl restore {name} --undo",
             kept.unwrap_or_else(|| "a snapshot".to_owned())

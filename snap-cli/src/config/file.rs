@@ -5,7 +5,7 @@
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use cowlfs::config::{Awake, Coherence, Passthrough, named};
+use cowlfs::config::{Awake, Coherence, Passthrough, find_choice};
 use serde::{Deserialize, Deserializer, de};
 
 use super::ColorChoice;
@@ -159,17 +159,17 @@ fn depth<'de, D: Deserializer<'de>>(from: D) -> Result<Option<usize>, D::Error> 
 }
 
 fn passthrough<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Passthrough>, D::Error> {
-    let found = named(&Passthrough::NAMES, &String::deserialize(from)?);
+    let found = find_choice(&Passthrough::NAMES, &String::deserialize(from)?);
     found.map(Some).ok_or(de::Error::custom(PASSTHROUGH))
 }
 
 fn coherence<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Coherence>, D::Error> {
-    let found = named(&Coherence::NAMES, &String::deserialize(from)?);
+    let found = find_choice(&Coherence::NAMES, &String::deserialize(from)?);
     found.map(Some).ok_or(de::Error::custom(COHERENCE))
 }
 
 fn awake<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Awake>, D::Error> {
-    let found = named(&Awake::NAMES, &String::deserialize(from)?);
+    let found = find_choice(&Awake::NAMES, &String::deserialize(from)?);
     found.map(Some).ok_or(de::Error::custom(AWAKE))
 }
 

@@ -12,7 +12,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cowlfs::config::{Awake, Coherence, Passthrough, named};
+use cowlfs::config::{Awake, Coherence, Passthrough, find_choice};
 use serde::{Deserialize, Serialize};
 
 use self::file::Presence;
@@ -365,19 +365,21 @@ fn parse_depth(value: OsString) -> Result<usize, &'static str> {
 fn parse_passthrough(value: OsString) -> Result<Passthrough, &'static str> {
     let found = value
         .to_str()
-        .and_then(|text| named(&Passthrough::NAMES, text));
+        .and_then(|text| find_choice(&Passthrough::NAMES, text));
     found.ok_or(file::PASSTHROUGH)
 }
 
 fn parse_coherence(value: OsString) -> Result<Coherence, &'static str> {
     let found = value
         .to_str()
-        .and_then(|text| named(&Coherence::NAMES, text));
+        .and_then(|text| find_choice(&Coherence::NAMES, text));
     found.ok_or(file::COHERENCE)
 }
 
 fn parse_awake(value: OsString) -> Result<Awake, &'static str> {
-    let found = value.to_str().and_then(|text| named(&Awake::NAMES, text));
+    let found = value
+        .to_str()
+        .and_then(|text| find_choice(&Awake::NAMES, text));
     found.ok_or(file::AWAKE)
 }
 

@@ -63,7 +63,7 @@ pub(super) struct Pair<'a> {
 impl Pair<'_> {
     /// In what two folders differ, apart from what is in them.
     pub(super) fn folders(&self, a: &DirNode, b: &DirNode, path: &LayerPath) -> Result<What> {
-        if a.same_place(b) {
+        if a.is_same_location(b) {
             return Ok(What::default());
         }
         let mut what = What::of(&a.stat, &b.stat);
@@ -78,7 +78,7 @@ impl Pair<'_> {
 
     /// In what two files of one type differ.
     pub(super) fn files(&self, a: &FileNode, b: &FileNode, path: &LayerPath) -> Result<What> {
-        if a.loc.same_place(&b.loc) && a.data_loc().same_place(b.data_loc()) {
+        if a.loc.is_same_location(&b.loc) && a.data_loc().is_same_location(b.data_loc()) {
             return Ok(What::default());
         }
         let mut what = What {
@@ -103,7 +103,7 @@ impl Pair<'_> {
     fn contents(&self, a: &FileNode, b: &FileNode) -> cowl_layers::error::Result<bool> {
         match a.stat.kind() {
             FileKind::Regular if a.stat.size != b.stat.size => Ok(true),
-            FileKind::Regular if a.data_loc().same_place(b.data_loc()) => Ok(false),
+            FileKind::Regular if a.data_loc().is_same_location(b.data_loc()) => Ok(false),
             FileKind::Regular => {
                 let one = open_content(a.data_loc())?;
                 let two = open_content(b.data_loc())?;

@@ -248,7 +248,7 @@ impl Diff<'_> {
 
     /// Goes into a directory of both, unless it is the same one.
     fn enter(&mut self, path: LayerPath, a: DirNode, b: DirNode) -> Result<()> {
-        if a.same_place(&b) {
+        if a.is_same_location(&b) {
             return Ok(());
         }
         let names = |view: &View, dir: &DirNode| -> Result<Vec<Name>> {
@@ -441,7 +441,7 @@ impl Diff<'_> {
             let (Found::Dir(dir_one), Found::Dir(dir_two)) = (&one.found, &two.found) else {
                 continue;
             };
-            let same = dir_one.same_place(dir_two);
+            let same = dir_one.is_same_location(dir_two);
             let (one, two) = (one.below.clone(), two.below.clone());
             let name = |nodes: &[Node], at: usize| {
                 let node = nodes.get(at).and_then(|node| node.path.split_last());

@@ -18,7 +18,7 @@ use cowl_layers::format::{OPAQUE, Redirect, XattrSpace};
 use cowl_layers::name::Name;
 use cowl_layers::sys::stat::FileKind;
 use cowl_layers::sys::{attr, copy, dir, node};
-use cowl_layers::view::{DirNode, FileNode, Found, LayerPath, View, without_marks};
+use cowl_layers::view::{DirNode, FileNode, Found, LayerPath, View, without_markers};
 
 use crate::tree::attrs::{self, Attrs, Xattrs};
 use crate::tree::dir_cursor::DirCursor;
@@ -275,7 +275,7 @@ impl Flatten<'_> {
     fn kept(&self, on_disk: Xattrs) -> Xattrs {
         let mark = self.space.ino().as_bytes();
         let number = on_disk.iter().find(|(name, _)| name == mark).cloned();
-        let mut kept = without_marks(self.space, on_disk);
+        let mut kept = without_markers(self.space, on_disk);
         kept.extend(number);
         kept
     }

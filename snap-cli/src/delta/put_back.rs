@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::convert::Infallible;
 
 use cowl_layers::sys::attr::SetTime;
-use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::node::RenameMode;
 use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::view::{Found, View};
 
@@ -335,7 +335,7 @@ impl Plan {
                 && target.stat(new).context(what, new)?.is_some()
             {
                 target
-                    .rename(new, old, RenameHow::NoReplace)
+                    .rename(new, old, RenameMode::NoReplace)
                     .context(what, old)?;
                 done = true;
             }

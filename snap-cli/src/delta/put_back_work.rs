@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::node::RenameMode;
 use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::view::{Found, LayerPath, View};
 use uuid::Uuid;
@@ -145,16 +145,16 @@ impl Work<'_> {
         let made = self.target.stat(at).context(what, path)?;
         let there = self.target.stat(path).context(what, path)?;
         let how = match &there {
-            None => RenameHow::NoReplace,
+            None => RenameMode::NoReplace,
             Some(there) if is_folder(there) || made.as_ref().is_some_and(is_folder) => {
-                RenameHow::Exchange
+                RenameMode::Exchange
             }
-            Some(_) => RenameHow::Replace,
+            Some(_) => RenameMode::Replace,
         };
         self.target.rename(at, path, how).context(what, path)?;
         match how {
-            RenameHow::Exchange => self.remove_tree(at),
-            RenameHow::NoReplace | RenameHow::Replace | RenameHow::Whiteout => Ok(()),
+            RenameMode::Exchange => self.remove_tree(at),
+            RenameMode::NoReplace | RenameMode::Replace | RenameMode::Whiteout => Ok(()),
         }
     }
 
@@ -234,7 +234,7 @@ impl Work<'_> {
         }
         let aside = Self::beside(path);
         self.target
-            .rename(path, &aside, RenameHow::NoReplace)
+            .rename(path, &aside, RenameMode::NoReplace)
             .context(what, path)?;
         self.remove_tree(&aside)
     }

@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 
 /// Lists all processes but `except` that use the file system `dev`. Processes that end meanwhile, or that
 /// this one may not inspect, are left out.
-pub fn of(dev: Device, except: &[u32]) -> Result<Vec<User>> {
-    cowl_layers::sys::users::of(dev, except)
+pub fn list(dev: Device, except: &[u32]) -> Result<Vec<User>> {
+    cowl_layers::sys::users::list(dev, except)
         .map_err(|error| Error::at("list", Path::new("/proc"), error))
 }
 

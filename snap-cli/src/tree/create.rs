@@ -25,10 +25,10 @@ pub(crate) fn special(
 ) -> Result<()> {
     let what = "can't make";
     if zero_device::is_zero_device(kind, rdev) {
-        zero_device::mark_folder(parent, space).context(what, path)?;
+        zero_device::mark_dir(parent, space).context(what, path)?;
         node::mknod(parent, name, FileKind::Regular, 0o600, 0).context(what, path)?;
         let fd = dir::open_path(parent, name).context(what, path)?;
-        zero_device::mark(fd.as_fd(), space).context(what, path)?;
+        zero_device::mark_file(fd.as_fd(), space).context(what, path)?;
     } else {
         node::mknod(parent, name, kind, 0o600, rdev).context(what, path)?;
     }
@@ -112,7 +112,7 @@ pub(crate) fn link(
     let what = "can't make the hard link";
     let device = xattr::get(fd, space.node().as_bytes()).context(what, path)?;
     if device.is_some() {
-        zero_device::mark_folder(parent, space).context(what, path)?;
+        zero_device::mark_dir(parent, space).context(what, path)?;
     }
     node::link_fd(fd, parent, name).context(what, path)
 }

@@ -205,7 +205,7 @@ fn mount_points_that_can_not_be() {
     let world = World::new();
     for (place, word) in [
         ("absent", "does not exist"),
-        ("base/etc/file", "not a folder"),
+        ("base/etc/file", "not a directory"),
         ("base", "not empty"),
         ("store/layers", "hide a part of the store"),
     ] {

@@ -65,7 +65,7 @@ impl World {
     /// Makes snapshots durable, which happens in the background else: lists would show when that was.
     fn settle(&self) {
         let session = Session {
-            who: "test".to_owned(),
+            command: "test".to_owned(),
             patience: Duration::from_secs(60),
             mounts: Mounts::default(),
         };

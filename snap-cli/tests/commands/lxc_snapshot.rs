@@ -245,7 +245,7 @@ fn back_to_a_new_name() {
     assert!(config.starts_with("# a remark\n\n"), "{config}");
     assert!(world.path("l/c2/fstab").is_file());
     assert!(!world.is_there("l/c2/ts"));
-    world.refused(&["-n", "c1", "-r", "snap0", "-N", "c2"], "exists already");
+    world.refused(&["-n", "c1", "-r", "snap0", "-N", "c2"], "already exists");
     world.refused(&["-n", "c1", "-r", "snap0", "c3", "c4"], "c4");
     for bad in ["", "..", ".x", "a/b", "a\nb"] {
         world.refused(&["-n", "c1", "-r", "snap0", "-N", bad], "name");
@@ -293,8 +293,8 @@ fn what_is_not_whole_is_no_snapshot() {
     );
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("snap1 is incomplete"), "{said}");
-    world.refused(&["-n", "c1", "-r", "snap1"], "not whole");
-    world.refused(&["-n", "c1", "-r", "snap1", "c2"], "not whole");
+    world.refused(&["-n", "c1", "-r", "snap1"], "incomplete");
+    world.refused(&["-n", "c1", "-r", "snap1", "c2"], "incomplete");
     world.ok(&["-n", "c1", "-d", "snap1"]);
     assert!(!world.is_there("l/c1/snaps/snap1"));
 }
@@ -352,7 +352,7 @@ fn settings_of_then_are_told() {
     let output = world.run(&["-o", log, "-l", "warn", "-n", "c1", "-r", "snap0"]);
     let said = String::from_utf8(output.stderr).unwrap();
     for said in [said, world.read("log")] {
-        assert!(said.contains("its settings stay as they are"), "{said}");
+        assert!(said.contains("its settings are not restored"), "{said}");
     }
     assert_eq!(world.read("l/c1/config"), text);
 }
@@ -444,7 +444,7 @@ fn cowls_snapshots_and_lxcs_in_one_list() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.code, 1, "{said}");
     assert!(
-        said.contains("snap1 is not removed: it is protected"),
+        said.contains("cannot remove snap1: it is protected"),
         "{said}"
     );
     assert_eq!(world.list().lines().count(), 1);

@@ -54,7 +54,7 @@ fn what_no_snapshot_holds_any_more_is_kept() {
 fn what_can_not_be_undone_says_why() {
     let world = World::new();
     let error = world.fails(&["restore", "web", "--undo"], 1);
-    assert!(error.contains("nothing to undo"), "{error}");
+    assert!(error.contains("cannot undo"), "{error}");
     world.ok(&["snapshot", "web"]);
     world.write("file", "two");
     world.ok(&["restore", "web", "snap0"]);

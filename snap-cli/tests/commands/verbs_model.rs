@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use crate::common::{Fs, metacopy};
 use crate::library;
-use crate::model_tree::{Model, Node, Rename, same};
+use crate::model_tree::{Model, Node, Rename, assert_same};
 use cowl::store::Store;
 use cowl::store::manifest::{ContainerId, ContainerManifest, LayerId};
 use cowl::store::name::{ContainerName, SnapshotName};
@@ -304,7 +304,7 @@ impl World {
         );
         for known in &self.known {
             let (id, manifest) = self.manifest(&known.name);
-            same(&self.tree(&manifest.stack), &known.head);
+            assert_same(&self.tree(&manifest.stack), &known.head);
             let names: BTreeSet<_> = known
                 .snapshots
                 .iter()
@@ -317,7 +317,7 @@ impl World {
                     .unwrap();
                 let stack = store.snapshot(id, found.id).unwrap().stack;
                 assert_eq!(stack.first(), Some(&found.layer), "{name}");
-                same(&self.tree(&stack), model);
+                assert_same(&self.tree(&stack), model);
             }
         }
     }
@@ -329,7 +329,7 @@ impl World {
 
 /// Does the same on both sides; what can't be done on one can't on the other.
 fn one_change(fs: &Fs, model: &mut Model, change: Change) {
-    let (paths, folders) = (model.paths(), model.folders());
+    let (paths, folders) = (model.paths(), model.dirs());
     let there = |at: u16| paths.get(usize::from(at) % paths.len().max(1)).cloned();
     let inside = |at: u16, name: usize| {
         let folder = &folders[usize::from(at) % folders.len()];
@@ -348,7 +348,7 @@ fn one_change(fs: &Fs, model: &mut Model, change: Change) {
         }
         Change::Mkdir(at, name) => {
             let path = inside(at, name);
-            (fs.mkdir(&path), model.make(&path, Node::folder()))
+            (fs.mkdir(&path), model.make(&path, Node::dir()))
         }
         Change::Rename(at, to, name) => {
             let (Some(path), to) = (there(at), inside(to, name)) else {

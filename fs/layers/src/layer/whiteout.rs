@@ -16,7 +16,7 @@ use super::work::Staged;
 use crate::error::{Errno, Error, Result};
 use crate::format::XattrSpace;
 use crate::sys;
-use crate::sys::node::RenameHow;
+use crate::sys::node::RenameMode;
 use crate::sys::stat::FileKind;
 
 /// The name of the shared whiteout in the work directory that the user specified.
@@ -131,7 +131,7 @@ impl Whiteouts {
     /// Replaces the shared whiteout with a new one.
     fn renew(&self) -> Result<()> {
         let (staged, ()) = self.work.stage(|work, name| self.make_own(work, name))?;
-        staged.commit(self.shared_dir.as_fd(), SHARED, RenameHow::Replace)
+        staged.commit(self.shared_dir.as_fd(), SHARED, RenameMode::Replace)
     }
 
     fn make_own(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn whiteouts_are_links_to_one() {
+    fn whiteouts_are_hard_links_to_one_inode() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("work")).unwrap();
         let work = work(&dir.path().join("work"));

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::Result;
 use crate::sys;
-use crate::sys::node::RenameHow;
+use crate::sys::node::RenameMode;
 
 /// The directory `work` inside the work directory that the user specified, as in kernel overlayfs.
 #[derive(Debug)]
@@ -83,10 +83,10 @@ impl Staged {
 
     /// Moves the object to `name` in `dir`.
     ///
-    /// With [`RenameHow::Exchange`], the replaced object is moved to the work directory and removed.
-    pub fn commit(mut self, dir: BorrowedFd<'_>, name: &[u8], how: RenameHow) -> Result<()> {
+    /// With [`RenameMode::Exchange`], the replaced object is moved to the work directory and removed.
+    pub fn commit(mut self, dir: BorrowedFd<'_>, name: &[u8], how: RenameMode) -> Result<()> {
         sys::node::rename(self.work.fd(), &self.name, dir, name, how)?;
-        self.exists = how == RenameHow::Exchange;
+        self.exists = how == RenameMode::Exchange;
         Ok(())
     }
 }

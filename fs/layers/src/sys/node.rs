@@ -87,7 +87,7 @@ pub fn rmdir(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
 
 /// The mode of a rename: its treatment of the target and the old name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RenameHow {
+pub enum RenameMode {
     /// Replaces an existing target.
     Replace,
     /// Fails with EEXIST if the target exists (RENAME_NOREPLACE).
@@ -104,17 +104,17 @@ pub fn rename(
     from: &[u8],
     to_dir: BorrowedFd<'_>,
     to: &[u8],
-    how: RenameHow,
+    how: RenameMode,
 ) -> Result<()> {
     fault::hit()?;
-    if how == RenameHow::Whiteout {
+    if how == RenameMode::Whiteout {
         fault::device()?;
     }
     let flags = match how {
-        RenameHow::Replace => RenameFlags::empty(),
-        RenameHow::NoReplace => RenameFlags::NOREPLACE,
-        RenameHow::Exchange => RenameFlags::EXCHANGE,
-        RenameHow::Whiteout => RenameFlags::WHITEOUT,
+        RenameMode::Replace => RenameFlags::empty(),
+        RenameMode::NoReplace => RenameFlags::NOREPLACE,
+        RenameMode::Exchange => RenameFlags::EXCHANGE,
+        RenameMode::Whiteout => RenameFlags::WHITEOUT,
     };
     Ok(rustix::fs::renameat_with(
         from_dir, from, to_dir, to, flags,

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::names::Known;
+use super::names::PartialIndex;
 use super::{DirNode, Listed, View};
 use crate::error::Result;
 use crate::layer::{LayerDir, LayerEntry, Markers, list, number_at};
@@ -12,7 +12,7 @@ use crate::sys::stat::FileKind;
 
 /// A name in a merged directory, with the entry of the topmost layer that contains it.
 #[derive(Clone, Debug)]
-pub struct Line {
+pub struct MergedEntry {
     /// The name.
     pub name: Name,
     /// The type.
@@ -20,7 +20,7 @@ pub struct Line {
     /// The inode number on disk.
     pub ino: u64,
     /// The index, among the merged directories, of the one that contains the entry.
-    pub place: usize,
+    pub dir_index: usize,
     /// Whether the entry is a whiteout.
     pub whiteout: bool,
 }
@@ -28,48 +28,52 @@ pub struct Line {
 impl View {
     /// Lists a directory, without hidden names, sorted by the bytes of the names.
     pub fn list(&self, dir: &DirNode) -> Result<Vec<Listed>> {
-        let mut lines = self.lines(&dir.locs, None)?;
-        lines.retain(|line| !line.whiteout);
-        self.listed(dir, lines)
+        let mut entries = self.merged_entries(&dir.locs, None)?;
+        entries.retain(|entry| !entry.whiteout);
+        self.listed(dir, entries)
     }
 
     /// Lists a directory, including hidden names, sorted by the bytes of the names.
     pub fn list_raw(&self, dir: &DirNode) -> Result<Vec<Listed>> {
-        let lines = self.lines(&dir.locs, None)?;
-        self.listed(dir, lines)
+        let entries = self.merged_entries(&dir.locs, None)?;
+        self.listed(dir, entries)
     }
 
-    fn listed(&self, dir: &DirNode, mut lines: Vec<Line>) -> Result<Vec<Listed>> {
-        lines.sort_unstable_by(|one, two| one.name.cmp(&two.name));
-        let listed = lines.into_iter().map(|line| {
+    fn listed(&self, dir: &DirNode, mut entries: Vec<MergedEntry>) -> Result<Vec<Listed>> {
+        entries.sort_unstable_by(|one, two| one.name.cmp(&two.name));
+        let listed = entries.into_iter().map(|entry| {
             Ok(Listed {
-                ino: self.line_number(&dir.locs, &line)?,
-                name: line.name,
-                kind: line.kind,
-                whiteout: line.whiteout,
+                ino: self.merged_entry_ino(&dir.locs, &entry)?,
+                name: entry.name,
+                kind: entry.kind,
+                whiteout: entry.whiteout,
             })
         });
         listed.collect()
     }
 
     /// Returns the visible inode number of an entry of the directory that is merged from `dirs`.
-    pub fn line_number(&self, dirs: &[Arc<LayerDir>], line: &Line) -> Result<u64> {
-        let Some(dir) = dirs.get(line.place) else {
-            return Ok(line.ino);
+    pub fn merged_entry_ino(&self, dirs: &[Arc<LayerDir>], entry: &MergedEntry) -> Result<u64> {
+        let Some(dir) = dirs.get(entry.dir_index) else {
+            return Ok(entry.ino);
         };
-        let retained = if self.markers(dir.layer()) == Markers::Read && !line.whiteout {
-            number_at(dir, &line.name)?
+        let retained = if self.markers(dir.layer()) == Markers::Read && !entry.whiteout {
+            number_at(dir, &entry.name)?
         } else {
             None
         };
-        Ok(self.number_of(dir.layer(), line.ino, retained))
+        Ok(self.number_of(dir.layer(), entry.ino, retained))
     }
 
     /// Lists the directory that is merged from `dirs`, including hidden names, in no particular order.
     ///
     /// The directories that `known` covers are not read. Unlike [`Self::list`], this reads no `cowl.ino` xattrs.
-    pub fn lines(&self, dirs: &[Arc<LayerDir>], known: Option<Known<'_>>) -> Result<Vec<Line>> {
-        let mut lines = Vec::new();
+    pub fn merged_entries(
+        &self,
+        dirs: &[Arc<LayerDir>],
+        known: Option<PartialIndex<'_>>,
+    ) -> Result<Vec<MergedEntry>> {
+        let mut entries = Vec::new();
         let mut seen = HashSet::new();
         let read = known.map_or(dirs.len(), |known| known.above);
         for (at, dir) in dirs.iter().enumerate().take(read) {
@@ -84,7 +88,7 @@ impl View {
                     seen.insert(entry.name.clone())
                 };
                 if new {
-                    lines.push(Line::of(at, entry));
+                    entries.push(MergedEntry::new(at, entry));
                 }
             }
         }
@@ -93,19 +97,21 @@ impl View {
                 .names
                 .iter()
                 .filter(|one| !seen.contains(&one.top.name));
-            lines.extend(below.map(|one| Line::of(known.above + one.first(), one.top.clone())));
+            entries.extend(
+                below.map(|one| MergedEntry::new(known.above + one.first(), one.top.clone())),
+            );
         }
-        Ok(lines)
+        Ok(entries)
     }
 }
 
-impl Line {
-    fn of(place: usize, entry: LayerEntry) -> Self {
+impl MergedEntry {
+    fn new(dir_index: usize, entry: LayerEntry) -> Self {
         Self {
             name: entry.name,
             kind: entry.kind,
             ino: entry.ino,
-            place,
+            dir_index,
             whiteout: entry.whiteout,
         }
     }

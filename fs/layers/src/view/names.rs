@@ -22,18 +22,18 @@ pub(super) struct IndexedName {
 
 /// An index of the names in the lower directories of a merged directory.
 #[derive(Debug, Default)]
-pub struct PlaceNames(HashMap<Name, IndexedName>);
+pub struct NameIndex(HashMap<Name, IndexedName>);
 
 /// An index of names, for a merged directory with `above` further directories that the index does not cover.
 #[derive(Clone, Copy, Debug)]
-pub struct Known<'a> {
+pub struct PartialIndex<'a> {
     /// The number of directories above those that the index covers.
     pub above: usize,
     /// The index.
-    pub names: &'a PlaceNames,
+    pub names: &'a NameIndex,
 }
 
-impl PlaceNames {
+impl NameIndex {
     /// Returns the number of names.
     pub fn len(&self) -> usize {
         self.0.len()
@@ -55,7 +55,7 @@ impl IndexedName {
     }
 }
 
-impl Known<'_> {
+impl PartialIndex<'_> {
     /// Returns the index of the next directory, from `from` on, that may contain `name`.
     ///
     /// Any directory that the index of names does not cover may contain it.
@@ -71,8 +71,8 @@ impl Known<'_> {
 
 impl View {
     /// Builds the index of directories that do not change.
-    pub fn place_names(&self, dirs: &[Arc<LayerDir>]) -> Result<PlaceNames> {
-        let mut names = PlaceNames::default();
+    pub fn index_names(&self, dirs: &[Arc<LayerDir>]) -> Result<NameIndex> {
+        let mut names = NameIndex::default();
         for (at, dir) in (0_u16..).zip(dirs) {
             for entry in list(dir, self.markers(dir.layer()))? {
                 let known = names

@@ -1,4 +1,4 @@
-//! Checks that listings and lookups with cached names ([`Known`]) have the same results as without.
+//! Checks that listings and lookups with cached names ([`PartialIndex`]) have the same results as without.
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::{DirNode, Found, Known, View};
+use super::{DirNode, Found, PartialIndex, View};
 use crate::format::{OPAQUE, XattrSpace};
 use crate::layer::Layer;
 use crate::name::Name;
@@ -110,15 +110,15 @@ fn create(parent: &Path, space: XattrSpace, objects: &[(usize, Object)]) {
 fn same(view: &View, dir: &DirNode, depth: usize) -> usize {
     let mut compared = 0;
     for above in 0..=dir.locs.len().min(2) {
-        let names = view.place_names(&dir.locs[above..]).unwrap();
-        let known = Some(Known {
+        let names = view.index_names(&dir.locs[above..]).unwrap();
+        let known = Some(PartialIndex {
             above,
             names: &names,
         });
         let listed = |known| {
-            let mut lines = view.lines(&dir.locs, known).unwrap();
-            lines.sort_by(|one, two| one.name.cmp(&two.name));
-            format!("{lines:?}")
+            let mut entries = view.merged_entries(&dir.locs, known).unwrap();
+            entries.sort_by(|one, two| one.name.cmp(&two.name));
+            format!("{entries:?}")
         };
         assert_eq!(listed(None), listed(known));
         for name in NAMES.iter().chain(&["none"]) {
@@ -142,7 +142,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     #[test]
-    fn known_names_change_nothing(
+    fn cached_names_do_not_change_results(
         layers in proptest::collection::vec(
             proptest::collection::vec((0..NAMES.len(), object()), 0..5), 1..7)
     ) {

@@ -1,21 +1,21 @@
-//! Removing names.
+//! Removal of names: unlink and rmdir.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use super::dirs::{live_dir, lock_both};
+use super::dirs::{lock_both, require_live_dir};
 use super::name_removal::{NameRemoval, forget_name};
 use super::upper_names::UpperNames;
 use crate::copy_up::CopyUp;
 use crate::inode::{DirState, Inode};
 use crate::names::{Hit, LinkIndex, Names};
-use crate::plan::{self, NameState, RemovePlan, UpperHas};
+use crate::plan::{self, NameState, RemovePlan, UpperEntry};
 use crate::reach::Context;
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::layer::LayerDir;
 use cowl_layers::name::Name;
 use cowl_layers::sys;
-use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::node::RenameMode;
 
 /// Removal of names.
 #[derive(Clone, Copy)]
@@ -29,20 +29,20 @@ pub(crate) struct Remove<'o> {
 }
 
 impl Remove<'_> {
-    /// Removes a name that is not a directory.
+    /// Removes a name of an object that is not a directory.
     pub(crate) fn unlink(&self, parent: &Arc<Inode>, name: &Name) -> Result<()> {
-        let up = match self.cx.stack.upper_dir(&live_dir(parent)?) {
-            Some(up) => up.clone(),
+        let upper_dir = match self.cx.stack.upper_dir(&require_live_dir(parent)?) {
+            Some(upper_dir) => upper_dir.clone(),
             None => {
-                // The directory is not copied up for a name that cannot be removed.
+                // Do not copy up the directory for a name that cannot be removed.
                 let inode = self.names.lookup(parent, name)?.ok_or(Error::NOT_FOUND)?;
                 refuse_dir(&inode)?;
                 self.cx.stack.upper()?;
-                self.copy_up.dir_up(parent)?.1
+                self.copy_up.copy_up_dir(parent)?.1
             }
         };
         let find = || {
-            let hit = self.names.find_locked(parent, name)?;
+            let hit = self.names.lookup_locked(parent, name)?;
             let hit = hit.ok_or(Error::NOT_FOUND)?;
             refuse_dir(&hit.inode)?;
             Ok::<_, Error>(hit)
@@ -51,21 +51,21 @@ impl Remove<'_> {
         let hit = find()?;
         let (_names, hit) = if !hit.in_top && hit.stat.nlink > 1 {
             drop(names);
-            self.name_removal.gather_links(&hit.inode)?;
+            self.name_removal.copy_up_all_links(&hit.inode)?;
             (parent.names()?.lock(), find()?)
         } else {
             (names, hit)
         };
-        let dir = live_dir(parent)?;
-        let state = self.state_of(&hit, &dir, &up, name)?;
+        let dir = require_live_dir(parent)?;
+        let state = self.name_state_from_hit(&hit, &dir, &upper_dir, name)?;
         let inode = hit.inode;
-        let anchor = self.name_removal.anchor(&inode, parent, name)?;
-        inode.change_name(None, |file, _| {
-            self.remove_name(&up, name, state)?;
+        let anchor = self.name_removal.open_anchor(&inode, parent, name)?;
+        inode.update_states(None, |file, _| {
+            self.remove_name(&upper_dir, name, state)?;
             forget_name(file, parent, name, anchor)
         })?;
-        inode.changed();
-        parent.changed();
+        inode.note_change();
+        parent.note_change();
         self.name_removal.note_removed(&inode);
         Ok(())
     }
@@ -75,56 +75,64 @@ impl Remove<'_> {
         let inode = self.names.lookup(parent, name)?.ok_or(Error::NOT_FOUND)?;
         let removed = inode.dir()?;
         self.cx.stack.upper()?;
-        let (_, up) = self.copy_up.dir_up(parent)?;
-        // Both: nothing can be created in a directory while it is removed.
+        let (_, upper_dir) = self.copy_up.copy_up_dir(parent)?;
+        // The lock of the removed directory prevents a race with a creation in it.
         let _names = lock_both(parent, &inode)?;
-        let dir = live_dir(parent)?;
+        let dir = require_live_dir(parent)?;
         if !self.names.is_empty(&inode)? {
             return Err(Error::Errno(Errno::NOTEMPTY));
         }
-        let state = self.upper_names.name_state(&dir, &up, name)?;
-        let kept = match self.cx.stack.upper_dir(&removed) {
-            Some(up) => Some((up, up.fd()?)),
+        let state = self.upper_names.name_state(&dir, &upper_dir, name)?;
+        let removed_dir = match self.cx.stack.upper_dir(&removed) {
+            Some(upper_dir) => Some((upper_dir, upper_dir.fd()?)),
             None => None,
         };
-        inode.change_name(None, |dir, _| {
-            let moving = kept.map(|(up, fd)| (up.moving(), fd));
-            self.remove_name(&up, name, state)?;
+        inode.update_states(None, |dir, _| {
+            let moving = removed_dir.map(|(upper_dir, fd)| (upper_dir.moving(), fd));
+            self.remove_name(&upper_dir, name, state)?;
             if let Some((moving, fd)) = moving {
-                moving.gone(fd);
+                moving.set_removed(fd);
             }
-            dir.removed();
+            dir.set_removed();
             Ok(())
         })?;
-        inode.changed();
-        parent.changed();
-        self.index.note_removed(&inode);
+        inode.note_change();
+        parent.note_change();
+        self.index.forget_moved(&inode);
         self.name_removal.note_removed(&inode);
         Ok(())
     }
 
-    /// Returns what the layers have under a name at which an object was just found. The caller must hold the
-    /// directory's `names`.
-    fn state_of(&self, hit: &Hit, dir: &DirState, up: &LayerDir, name: &Name) -> Result<NameState> {
-        if up.layer().is_foreign() {
-            // There may also be a marker.
-            return self.upper_names.name_state(dir, up, name);
+    /// Returns the state of a name at which an object was just found.
+    ///
+    /// The caller must hold the directory's `names`.
+    fn name_state_from_hit(
+        &self,
+        hit: &Hit,
+        dir: &DirState,
+        upper_dir: &LayerDir,
+        name: &Name,
+    ) -> Result<NameState> {
+        if upper_dir.layer().is_foreign() {
+            // The upper directory may also have a marker for the name.
+            return self.upper_names.name_state(dir, upper_dir, name);
         }
         Ok(if hit.in_top {
             NameState {
-                upper: UpperHas::Object,
-                below: self.names.is_below(dir, name)?,
+                upper: UpperEntry::Object,
+                below: self.names.is_visible_below(dir, name)?,
             }
         } else {
             NameState {
-                upper: UpperHas::Nothing,
+                upper: UpperEntry::Nothing,
                 below: true,
             }
         })
     }
 
-    fn remove_name(&self, up: &LayerDir, name: &Name, state: NameState) -> Result<()> {
-        let fd = up.fd()?;
+    /// Removes a name on disk as its state requires.
+    fn remove_name(&self, upper_dir: &LayerDir, name: &Name, state: NameState) -> Result<()> {
+        let fd = upper_dir.fd()?;
         let fd = (*fd).as_fd();
         let upper = self.cx.stack.upper()?;
         match plan::remove(state) {
@@ -132,24 +140,26 @@ impl Remove<'_> {
             RemovePlan::Hide => upper.whiteout_new(fd, name),
             RemovePlan::ReplaceByWhiteout => {
                 let whiteout = upper.stage_whiteout(fd)?;
-                // An exchange replaces files and directories alike; the replaced object is removed with the
-                // staged name.
-                whiteout.commit(fd, name, RenameHow::Exchange)
+                // Only an exchange can replace both files and directories by a whiteout. The replaced object is
+                // removed together with the staged name.
+                whiteout.commit(fd, name, RenameMode::Exchange)
             }
             RemovePlan::Remove => self.remove_in_upper(fd, name),
         }
     }
 
+    /// Removes an object that exists only in the upper layer.
     fn remove_in_upper(&self, dir: BorrowedFd<'_>, name: &Name) -> Result<()> {
         match sys::node::unlink(dir, name) {
             Err(error) if matches!(error.errno(), Errno::ISDIR | Errno::PERM) => {}
             other => return other,
         }
         match sys::node::rmdir(dir, name) {
-            // Only whiteouts can be left in it: it is moved to the work directory and removed there.
+            // The merged directory is empty, so only whiteouts are left in it. Move it to the work directory, which
+            // removes it together with them.
             Err(error) if error.errno() == Errno::NOTEMPTY => {
                 let (staged, ()) = self.cx.stack.upper()?.work.stage(|work, tmp| {
-                    sys::node::rename(dir, name, work, tmp, RenameHow::NoReplace)
+                    sys::node::rename(dir, name, work, tmp, RenameMode::NoReplace)
                 })?;
                 drop(staged);
                 Ok(())
@@ -159,6 +169,7 @@ impl Remove<'_> {
     }
 }
 
+/// Returns EISDIR for a directory.
 fn refuse_dir(inode: &Inode) -> Result<()> {
     if inode.is_dir() {
         return Err(Error::Errno(Errno::ISDIR));

@@ -1,9 +1,9 @@
-//! Properties of an open file that decide how the kernel may access its content.
+//! Properties of an open file on which the passthrough policy depends.
 
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::handle::FileHandle;
-use crate::inode::{BARE, FileState};
+use crate::inode::{FileState, NO_CAPABILITIES};
 use cowl_layers::error::{Errno, Result};
 use cowl_layers::format::CAPABILITY;
 use cowl_layers::sys;
@@ -12,25 +12,28 @@ use cowl_layers::sys;
 const ELF: [u8; 4] = *b"\x7fELF";
 
 impl FileHandle {
-    /// Whether it is a program or a library: seldom written in place, and mapped by many processes. `fd` leads
-    /// to the content.
+    /// Whether the file is a program or a library.
+    ///
+    /// Such files are rarely written in place and are mapped by many processes. `fd` must be a descriptor of the
+    /// content.
     pub fn is_program(&self, fd: &OwnedFd) -> Result<bool> {
         if is_library(&self.inode.file()?) {
             return Ok(true);
         }
-        let runs = self.how.exec || sys::stat::stat_fd(fd)?.perm() & 0o111 != 0;
+        let is_executable = self.options.exec || sys::stat::stat_fd(fd)?.perm() & 0o111 != 0;
         let mut start = [0; 4];
-        Ok(runs && rustix::io::pread(fd, &mut start, 0)? == ELF.len() && start == ELF)
+        Ok(is_executable && rustix::io::pread(fd, &mut start, 0)? == ELF.len() && start == ELF)
     }
 
-    /// Whether a write may remove something besides changing the content: setuid, setgid, capabilities. `fd`
-    /// leads to the content.
+    /// Whether the file has setuid, setgid or capabilities, which a write may have to remove.
+    ///
+    /// `fd` must be a descriptor of the content.
     pub fn is_privileged(&self, fd: &OwnedFd) -> Result<bool> {
         if sys::stat::stat_fd(fd)?.perm() & 0o6000 != 0 {
             return Ok(true);
         }
         let facts = self.inode.facts();
-        if facts.is_bare() {
+        if facts.has_no_capabilities() {
             return Ok(false);
         }
         let before = facts.snapshot();
@@ -40,13 +43,13 @@ impl FileHandle {
             Err(error) => return Err(error),
         };
         if !found {
-            facts.note(before, BARE);
+            facts.note(before, NO_CAPABILITIES);
         }
         Ok(found)
     }
 }
 
-/// Whether it has a library's name: `NAME.so`, `NAME.so.VERSION`.
+/// Whether the file has the name of a shared library: `NAME.so` or `NAME.so.VERSION`.
 fn is_library(file: &FileState) -> bool {
     file.aliases.iter().any(|alias| {
         let name: &[u8] = &alias.name;

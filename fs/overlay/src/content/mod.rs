@@ -1,4 +1,4 @@
-//! The content of files: open descriptors that follow a file over its copy-up, reading and writing.
+//! The content of files: reads and writes through handles that stay valid across a copy-up.
 
 mod examine;
 mod handle;
@@ -11,6 +11,6 @@ pub(crate) use handle::OpenCounts;
 pub use handle::{FileHandle, Writer};
 pub(crate) use open::Content;
 pub use privileges::SETID;
-pub(crate) use privileges::{for_caller, truncate};
+pub(crate) use privileges::{change_for_caller, truncate};
 pub use sync::Close;
 pub use transfer::SeekTo;

@@ -3,9 +3,9 @@
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 /// A fact: the object has no file capabilities.
-pub(crate) const BARE: u32 = 1;
+pub(crate) const NO_CAPABILITIES: u32 = 1;
 /// A fact: the content is not that of a program or library, and lies in a layer that is only read.
-pub(crate) const PLAIN: u32 = 2;
+pub(crate) const PLAIN_DATA: u32 = 2;
 
 /// The name leads to a copy, or the marker of content below was removed, and no sync has persisted that yet.
 const UNSYNCED_NAME: u8 = 1;
@@ -45,17 +45,17 @@ impl Flags {
     }
 
     /// Records a truncation.
-    pub(crate) fn set_rewritten(&self) {
+    pub(crate) fn set_truncated(&self) {
         self.set(REWRITTEN, Ordering::Release);
     }
 
     /// Records the last close after a truncation.
-    pub(crate) fn clear_rewritten(&self) {
+    pub(crate) fn clear_truncated(&self) {
         self.0.fetch_and(!REWRITTEN, Ordering::Release);
     }
 
     /// Whether the file was truncated and not closed since.
-    pub fn is_rewritten(&self) -> bool {
+    pub fn is_truncated(&self) -> bool {
         self.has(REWRITTEN)
     }
 
@@ -75,7 +75,7 @@ impl Flags {
     }
 }
 
-/// Facts about an object, [`BARE`] and [`PLAIN`]. The remaining bits count the events that may have ended one.
+/// Facts about an object, [`NO_CAPABILITIES`] and [`PLAIN_DATA`]. The remaining bits count the events that may have ended one.
 #[derive(Debug, Default)]
 pub struct Facts(AtomicU32);
 
@@ -89,14 +89,14 @@ impl Facts {
     }
 
     /// Whether the object is known to have no file capabilities.
-    pub(crate) fn is_bare(&self) -> bool {
-        self.has(BARE)
+    pub(crate) fn has_no_capabilities(&self) -> bool {
+        self.has(NO_CAPABILITIES)
     }
 
     /// Whether the content is known to be neither a program's nor a library's, and to lie in a layer that is
     /// only read.
-    pub(crate) fn is_plain(&self) -> bool {
-        self.has(PLAIN)
+    pub(crate) fn is_plain_data(&self) -> bool {
+        self.has(PLAIN_DATA)
     }
 
     /// Returns the present facts; to be called before another one is found out.
@@ -118,13 +118,13 @@ impl Facts {
     /// Records that the content is neither a program's nor a library's, and lies in a layer that is only read:
     /// the next open for reading need not open the content before a request needs it, because the kernel may
     /// have all of it cached.
-    pub fn note_plain(&self, before: FactsSnapshot) {
-        self.note(before, PLAIN);
+    pub fn note_plain_data(&self, before: FactsSnapshot) {
+        self.note(before, PLAIN_DATA);
     }
 
     /// Forgets facts that an event may end; before and after the event where that is a call of its own.
     pub(crate) fn forget(&self, facts: u32) {
-        let next = |known: u32| Some((known & !facts).wrapping_add(PLAIN << 1));
+        let next = |known: u32| Some((known & !facts).wrapping_add(PLAIN_DATA << 1));
         // Never refused: there is always a next one.
         let _before = self
             .0

@@ -13,7 +13,7 @@ pub struct Identity {
 
 impl Identity {
     /// Returns the object that was found with these attributes.
-    pub fn of(stat: &Stat) -> Self {
+    pub fn from_stat(stat: &Stat) -> Self {
         Self {
             dev: stat.dev,
             ino: stat.ino,

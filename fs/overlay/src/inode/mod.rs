@@ -13,10 +13,10 @@ mod state;
 mod table;
 mod times;
 
-pub(crate) use flags::{BARE, PLAIN};
 pub use flags::{Facts, FactsSnapshot, Flags};
+pub(crate) use flags::{NO_CAPABILITIES, PLAIN_DATA};
 pub use identity::Identity;
-pub(crate) use object::{Alias, DirState, FileState, State};
-pub use object::{Inode, OpenHow};
+pub(crate) use object::{Alias, DirState, FileState, InodeState};
+pub use object::{Inode, OpenOptions};
 pub use table::InodeTable;
 pub(crate) use table::{NumberMarker, OnConflict};

@@ -9,7 +9,7 @@ use std::time::Instant;
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 
-use super::flags::{BARE, Facts, Flags, PLAIN};
+use super::flags::{Facts, Flags, NO_CAPABILITIES, PLAIN_DATA};
 use super::identity::Identity;
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::format::Redirect;
@@ -29,7 +29,7 @@ fn seconds() -> u32 {
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct OpenHow {
+pub struct OpenOptions {
     /// For writing.
     pub write: bool,
     /// Truncated to size 0.
@@ -55,7 +55,7 @@ pub(crate) struct Alias {
 
 /// The state of an object of any type.
 #[derive(Debug)]
-pub(crate) enum State {
+pub(crate) enum InodeState {
     Dir(DirState),
     File(FileState),
 }
@@ -95,7 +95,7 @@ pub(crate) struct FileState {
 
 /// Times that are shown instead of the layer's.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Held {
+pub(crate) enum TimesOverride {
     /// During a copy-up.
     Always { ctime: Time, mtime: Option<Time> },
     /// While the layer has `real`.
@@ -106,10 +106,10 @@ pub(crate) enum Held {
 #[derive(Debug)]
 pub struct Inode {
     ino: u64,
-    pub(super) state: RwLock<State>,
+    pub(super) state: RwLock<InodeState>,
     by_kind: ByKind,
     facts: Facts,
-    pub(super) times: Mutex<Option<Box<Held>>>,
+    pub(super) times: Mutex<Option<Box<TimesOverride>>>,
     /// The number of changes of `times`: see [`Inode::times_version`].
     pub(super) times_version: AtomicU32,
 }
@@ -121,7 +121,7 @@ enum ByKind {
     Dir {
         copying: Mutex<()>,
         flags: Flags,
-        /// Held for one change of the names in the directory.
+        /// TimesOverride for one change of the names in the directory.
         names: Mutex<()>,
         /// The number of copy-ups of objects in the directory, so that a concurrent lookup notices one.
         generation: AtomicU32,
@@ -142,7 +142,7 @@ enum ByKind {
 }
 
 impl Inode {
-    pub(crate) fn new(ino: u64, kind: FileKind, state: State) -> Arc<Self> {
+    pub(crate) fn new(ino: u64, kind: FileKind, state: InodeState) -> Arc<Self> {
         let (copying, flags) = (Mutex::new(()), Flags::default());
         let by_kind = match kind {
             FileKind::Directory => ByKind::Dir {
@@ -220,23 +220,23 @@ impl Inode {
     /// Returns a directory's state; ENOTDIR for any other object.
     pub(crate) fn dir(&self) -> Result<DirState> {
         match &*self.state.read() {
-            State::Dir(dir) => Ok(dir.clone()),
-            State::File(_) => Err(Error::Errno(Errno::NOTDIR)),
+            InodeState::Dir(dir) => Ok(dir.clone()),
+            InodeState::File(_) => Err(Error::Errno(Errno::NOTDIR)),
         }
     }
 
     /// Returns a directory's locations, topmost first; `None` if it was removed.
-    pub(crate) fn places(&self) -> Result<Option<Arc<[Arc<LayerDir>]>>> {
+    pub(crate) fn locations(&self) -> Result<Option<Arc<[Arc<LayerDir>]>>> {
         match &*self.state.read() {
-            State::Dir(dir) if dir.removed => Ok(None),
-            State::Dir(dir) => Ok(Some(dir.locs.clone())),
-            State::File(_) => Err(Error::Errno(Errno::NOTDIR)),
+            InodeState::Dir(dir) if dir.removed => Ok(None),
+            InodeState::Dir(dir) => Ok(Some(dir.locs.clone())),
+            InodeState::File(_) => Err(Error::Errno(Errno::NOTDIR)),
         }
     }
 
     /// Keeps the directories above a directory open for a walk that goes back up ([`LayerDir::leave`]).
     pub fn leave(&self) {
-        if let State::Dir(dir) = &*self.state.read() {
+        if let InodeState::Dir(dir) = &*self.state.read() {
             dir.locs.iter().for_each(|loc| loc.leave());
         }
     }
@@ -244,32 +244,32 @@ impl Inode {
     /// Returns the number of a directory's parent; the root's own.
     pub(crate) fn parent_ino(&self) -> u64 {
         match &*self.state.read() {
-            State::Dir(dir) => dir.alias.as_ref().map_or(self.ino, |a| a.parent.ino()),
-            State::File(_) => self.ino,
+            InodeState::Dir(dir) => dir.alias.as_ref().map_or(self.ino, |a| a.parent.ino()),
+            InodeState::File(_) => self.ino,
         }
     }
 
     /// Returns a file's state; EISDIR for a directory.
     pub(crate) fn file(&self) -> Result<FileState> {
         match &*self.state.read() {
-            State::File(file) => Ok(file.clone()),
-            State::Dir(_) => Err(Error::Errno(Errno::ISDIR)),
+            InodeState::File(file) => Ok(file.clone()),
+            InodeState::Dir(_) => Err(Error::Errno(Errno::ISDIR)),
         }
     }
 
     /// Changes a directory's state.
-    pub(crate) fn change_dir<T>(&self, change: impl FnOnce(&mut DirState) -> T) -> Result<T> {
+    pub(crate) fn update_dir<T>(&self, change: impl FnOnce(&mut DirState) -> T) -> Result<T> {
         match &mut *self.state.write() {
-            State::Dir(dir) => Ok(change(dir)),
-            State::File(_) => Err(Error::Errno(Errno::NOTDIR)),
+            InodeState::Dir(dir) => Ok(change(dir)),
+            InodeState::File(_) => Err(Error::Errno(Errno::NOTDIR)),
         }
     }
 
     /// Changes a file's state.
-    pub(crate) fn change_file<T>(&self, change: impl FnOnce(&mut FileState) -> T) -> Result<T> {
+    pub(crate) fn update_file<T>(&self, change: impl FnOnce(&mut FileState) -> T) -> Result<T> {
         match &mut *self.state.write() {
-            State::File(file) => Ok(change(file)),
-            State::Dir(_) => Err(Error::Errno(Errno::ISDIR)),
+            InodeState::File(file) => Ok(change(file)),
+            InodeState::Dir(_) => Err(Error::Errno(Errno::ISDIR)),
         }
     }
 
@@ -277,11 +277,11 @@ impl Inode {
     ///
     /// The version advances in the same critical section: a reader that sees the new state and then reads the
     /// version gets the new one. (With the old one it would take a descriptor of the new content for the old.)
-    pub(crate) fn change_content(&self, change: impl FnOnce(&mut FileState)) -> Result<()> {
+    pub(crate) fn update_content(&self, change: impl FnOnce(&mut FileState)) -> Result<()> {
         match (&mut *self.state.write(), &self.by_kind) {
-            (State::File(file), ByKind::File { version, .. }) => {
+            (InodeState::File(file), ByKind::File { version, .. }) => {
                 version.fetch_add(1, Ordering::AcqRel);
-                self.facts.forget(BARE | PLAIN);
+                self.facts.forget(NO_CAPABILITIES | PLAIN_DATA);
                 change(file);
                 Ok(())
             }
@@ -291,10 +291,10 @@ impl Inode {
 
     /// Changes the state of one object, or of two, together with a name on the disk: concurrent readers wait,
     /// and never see the one without the other.
-    pub(crate) fn change_name<T>(
+    pub(crate) fn update_states<T>(
         &self,
         other: Option<&Self>,
-        change: impl FnOnce(&mut State, Option<&mut State>) -> Result<T>,
+        change: impl FnOnce(&mut InodeState, Option<&mut InodeState>) -> Result<T>,
     ) -> Result<T> {
         match other {
             None => change(&mut self.state.write(), None),
@@ -312,8 +312,8 @@ impl Inode {
     /// Returns the device and inode number of the object on disk.
     pub fn identity(&self) -> Identity {
         match &*self.state.read() {
-            State::Dir(dir) => dir.identity,
-            State::File(file) => file.identity,
+            InodeState::Dir(dir) => dir.identity,
+            InodeState::File(file) => file.identity,
         }
     }
 
@@ -323,13 +323,13 @@ impl Inode {
     }
 
     /// Records the location of a file that was found: one that only its anchor led to has a location again.
-    pub(crate) fn found_again(&self, loc: Loc) -> Result<()> {
+    pub(crate) fn restore_location(&self, loc: Loc) -> Result<()> {
         let lost = match &*self.state.read() {
-            State::File(file) => file.anchor.is_some() && !file.orphan,
-            State::Dir(_) => false,
+            InodeState::File(file) => file.anchor.is_some() && !file.orphan,
+            InodeState::Dir(_) => false,
         };
         if lost {
-            self.change_file(|file| file.loc = loc)?;
+            self.update_file(|file| file.loc = loc)?;
         }
         Ok(())
     }
@@ -343,7 +343,7 @@ impl Inode {
     }
 
     /// Counts a copy-up of an object in this directory.
-    pub(crate) fn next_generation(&self) {
+    pub(crate) fn advance_generation(&self) {
         if let ByKind::Dir { generation, .. } = &self.by_kind {
             generation.fetch_add(1, Ordering::AcqRel);
         }
@@ -377,7 +377,7 @@ impl Inode {
     }
 
     /// Whether a process has the file open for writing.
-    pub fn is_written(&self) -> bool {
+    pub fn has_writers(&self) -> bool {
         match &self.by_kind {
             ByKind::File { writers, .. } => writers.load(Ordering::SeqCst) > 0,
             ByKind::Dir { .. } => false,
@@ -385,7 +385,7 @@ impl Inode {
     }
 
     /// Whether a program is running from the file.
-    pub fn is_run(&self) -> bool {
+    pub fn is_executing(&self) -> bool {
         match &self.by_kind {
             ByKind::File { execs, .. } => execs.load(Ordering::SeqCst) > 0,
             ByKind::Dir { .. } => false,
@@ -394,7 +394,7 @@ impl Inode {
 
     /// Counts an open of a file. Of two threads that each count an open and then check for the other's, at least
     /// one sees it: hence the memory order of all of these.
-    pub fn opened(&self, how: OpenHow) {
+    pub fn count_open(&self, how: OpenOptions) {
         if let ByKind::File { writers, execs, .. } = &self.by_kind {
             if how.write {
                 writers.fetch_add(1, Ordering::SeqCst);
@@ -405,8 +405,8 @@ impl Inode {
         }
     }
 
-    /// Counts the close of an open that [`Inode::opened`] counted.
-    pub fn closed(&self, how: OpenHow) {
+    /// Counts the close of an open that [`Inode::count_open`] counted.
+    pub fn count_close(&self, how: OpenOptions) {
         if let ByKind::File { writers, execs, .. } = &self.by_kind {
             if how.write {
                 writers.fetch_sub(1, Ordering::AcqRel);
@@ -430,7 +430,7 @@ impl Drop for Inode {
     }
 }
 
-impl State {
+impl InodeState {
     pub(super) fn add_alias(&mut self, alias: Alias) {
         match self {
             Self::Dir(dir) => dir.alias = Some(alias),

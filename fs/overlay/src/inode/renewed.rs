@@ -141,13 +141,13 @@ impl Maps {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{DirState, Identity, InodeTable, OnConflict, State};
+    use super::super::{DirState, Identity, InodeState, InodeTable, OnConflict};
     use super::*;
     use cowl_layers::sys::stat::FileKind;
 
     fn known(table: &InodeTable, ino: u64) -> Arc<Inode> {
         let identity = Identity { dev: 1, ino };
-        let state = State::Dir(DirState {
+        let state = InodeState::Dir(DirState {
             locs: Arc::from([]),
             redirect: None,
             alias: None,
@@ -158,7 +158,7 @@ mod tests {
         let (inode, _) = table
             .intern(ino, identity, OnConflict::Renumber, make)
             .unwrap();
-        table.remember(&inode);
+        table.count_lookup(&inode);
         inode
     }
 
@@ -166,24 +166,24 @@ mod tests {
     fn the_newest_number_lasts_while_the_kernel_knows_the_object() {
         let table = InodeTable::default();
         let inode = known(&table, 7);
-        table.renew(&inode, 7);
-        let second = table.number(&inode);
+        table.replace_node_id(&inode, 7);
+        let second = table.node_id(&inode);
         assert!(second != 7 && table.get(second).is_some_and(|found| found.ino() == 7));
         // Who comes late with the old one is no reason for a third.
-        table.renew(&inode, 7);
-        assert_eq!(table.number(&inode), second);
+        table.replace_node_id(&inode, 7);
+        assert_eq!(table.node_id(&inode), second);
         // The kernel forgets the first answer before it asks again.
-        table.remember_as(&inode, second);
+        table.count_lookup_as(&inode, second);
         table.forget(second, 1);
         assert!(table.is_forgotten(second));
-        assert_eq!(table.number(&inode), second);
-        table.remember_as(&inode, second);
-        table.renew(&inode, second);
-        let third = table.number(&inode);
+        assert_eq!(table.node_id(&inode), second);
+        table.count_lookup_as(&inode, second);
+        table.replace_node_id(&inode, second);
+        let third = table.node_id(&inode);
         assert!(third != second && table.get(second).is_some());
         table.forget(second, 1);
         assert!(table.get(second).is_none());
-        table.remember_as(&inode, third);
+        table.count_lookup_as(&inode, third);
         drop(inode);
         table.forget(7, 1);
         assert!(table.get(third).is_some_and(|found| found.ino() == 7));
@@ -195,8 +195,8 @@ mod tests {
     fn a_number_that_the_kernel_never_asked_for_goes_with_the_object() {
         let table = InodeTable::default();
         let inode = known(&table, 7);
-        table.renew(&inode, 7);
-        let second = table.number(&inode);
+        table.replace_node_id(&inode, 7);
+        let second = table.node_id(&inode);
         drop(inode);
         table.forget(7, 1);
         assert!(table.get(second).is_none() && table.is_empty());

@@ -4,14 +4,14 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use super::identity::Identity;
-use super::object::{DirState, FileState, State};
+use super::object::{DirState, FileState, InodeState};
 use cowl_layers::error::{Error, Result};
 use cowl_layers::layer::LayerDir;
 use cowl_layers::view::Loc;
 
-impl State {
+impl InodeState {
     /// Records that a directory lost its name.
-    pub(crate) fn removed(&mut self) {
+    pub(crate) fn set_removed(&mut self) {
         if let Self::Dir(dir) = self {
             dir.removed = true;
             dir.alias = None;
@@ -23,7 +23,7 @@ impl FileState {
     /// Records the number of names that show, as counted while the file was `counted`. A copy-up may have ended
     /// meanwhile: a count from before it would be shown once the copy is frozen by a snapshot, whatever names
     /// were removed since.
-    pub(crate) fn note_visible(&mut self, counted: Identity, visible: u64) {
+    pub(crate) fn note_visible_names(&mut self, counted: Identity, visible: u64) {
         if self.identity == counted {
             self.visible = NonZeroU64::new(visible);
         }

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
 use super::identity::Identity;
-use super::object::{Held, Inode};
+use super::object::{Inode, TimesOverride};
 use super::renewed::{OwnNumber, Renewed};
 use cowl_layers::error::Result;
 use cowl_layers::sys::stat::Time;
@@ -25,14 +25,14 @@ const MANY: usize = 4096;
 const SUBSTITUTE: u64 = 1 << 63;
 
 #[derive(Debug)]
-enum Entry {
+enum TableEntry {
     /// An operation or an open file references it, or it is unreferenced.
-    Known(Weak<Inode>),
+    Weak(Weak<Inode>),
     /// The kernel knows it. A count that reaches the largest number stays there, and the inode with it.
-    Held { inode: Arc<Inode>, lookups: u32 },
+    Strong { inode: Arc<Inode>, lookups: u32 },
 }
 
-type Shard = FxHashMap<u64, Entry>;
+type Shard = FxHashMap<u64, TableEntry>;
 
 /// What to do with an object whose number belongs to a different known object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ pub struct InodeTable {
     /// that cannot carry the marker of the number that they had before their copy-up.
     substitutes: Mutex<FxHashMap<Identity, u64>>,
     next_substitute: AtomicU64,
-    /// The arguments of [`Inode::hold_ctime`], for an inode that the kernel forgets and looks up again. An outdated
+    /// The arguments of [`Inode::override_ctime`], for an inode that the kernel forgets and looks up again. An outdated
     /// one is harmless: it has the time on disk that it replaces.
     ctimes: Mutex<LruCache<u64, (Time, Time)>>,
     /// Objects that the kernel knows under second numbers.
@@ -93,13 +93,13 @@ impl InodeTable {
     }
 
     /// Returns the inodes that a process has open for writing.
-    pub(crate) fn written(&self) -> Vec<u64> {
+    pub(crate) fn with_writers(&self) -> Vec<u64> {
         let mut found = Vec::new();
         for shard in &self.shards {
             let shard = shard.lock();
-            let live = shard.values().filter_map(Entry::living);
+            let live = shard.values().filter_map(TableEntry::living);
             found.extend(
-                live.filter(|inode| inode.is_written())
+                live.filter(|inode| inode.has_writers())
                     .map(|inode| inode.ino()),
             );
         }
@@ -129,7 +129,7 @@ impl InodeTable {
     ) -> Option<(Arc<Inode>, bool)> {
         let ino = self.substitute(identity).unwrap_or(number);
         let mut shard = self.shard(ino).lock();
-        let living = shard.get(&ino).and_then(Entry::living);
+        let living = shard.get(&ino).and_then(TableEntry::living);
         match living {
             Some(inode) if inode.identity() == identity => Some((inode, false)),
             Some(_) if on_conflict == OnConflict::Renumber => {
@@ -140,7 +140,7 @@ impl InodeTable {
             None => {
                 let inode = make(ino);
                 if let Some((real, shown)) = self.ctimes.lock().get(&ino) {
-                    inode.hold_ctime(*real, *shown);
+                    inode.override_ctime(*real, *shown);
                 }
                 self.insert(&mut shard, &inode);
                 Some((inode, true))
@@ -158,7 +158,7 @@ impl InodeTable {
             .entry(identity)
             .or_insert_with(|| self.next_substitute.fetch_add(1, Ordering::Relaxed));
         let mut shard = self.shard(ino).lock();
-        if let Some(inode) = shard.get(&ino).and_then(Entry::living) {
+        if let Some(inode) = shard.get(&ino).and_then(TableEntry::living) {
             return (inode, false);
         }
         let inode = make(ino);
@@ -178,7 +178,7 @@ impl InodeTable {
             shard.reserve(shard.len() + 1);
         }
         if shard
-            .insert(inode.ino(), Entry::Known(Arc::downgrade(inode)))
+            .insert(inode.ino(), TableEntry::Weak(Arc::downgrade(inode)))
             .is_none()
         {
             self.known.fetch_add(1, Ordering::Relaxed);
@@ -190,7 +190,7 @@ impl InodeTable {
     ///
     /// A concurrent lookup finds the object by either location: a substitute holds for the new one before the
     /// object is there, and for the old one until it has left.
-    pub(crate) fn moving(
+    pub(crate) fn relocate(
         &self,
         inode: &Inode,
         to: Identity,
@@ -214,10 +214,10 @@ impl InodeTable {
         changed
     }
 
-    /// Ends [`Inode::hold_times`]: `shown` is shown while the layer has `real`, also after the inode was forgotten.
-    pub(crate) fn hold_ctime(&self, inode: &Inode, real: Time, shown: Time) {
-        let held = Held::For { real, shown };
-        if inode.hold_instead(Some(held)) && inode.ino() & SUBSTITUTE == 0 {
+    /// Ends [`Inode::override_times`]: `shown` is shown while the layer has `real`, also after the inode was forgotten.
+    pub(crate) fn override_ctime(&self, inode: &Inode, real: Time, shown: Time) {
+        let held = TimesOverride::For { real, shown };
+        if inode.end_times_override(Some(held)) && inode.ino() & SUBSTITUTE == 0 {
             let mut kept = self.ctimes.lock();
             kept.put(inode.ino(), (real, shown));
             if kept.len() > CHANGE_TIMES {
@@ -227,7 +227,7 @@ impl InodeTable {
     }
 
     /// Records that an object has no name any more: another one may get its inode number on disk.
-    pub(crate) fn gone(&self, identity: Identity) {
+    pub(crate) fn remove_substitute(&self, identity: Identity) {
         self.substitutes.lock().remove(&identity);
     }
 
@@ -237,23 +237,23 @@ impl InodeTable {
     }
 
     /// Returns the number under which the kernel must know an object: mostly its own.
-    pub fn number(&self, inode: &Inode) -> u64 {
+    pub fn node_id(&self, inode: &Inode) -> u64 {
         self.renewed.number(inode.ino())
     }
 
     /// Gives an object another number than `old` for the kernel, unless it has one already. Processes that have it
     /// open under the old one keep it.
-    pub fn renew(&self, inode: &Arc<Inode>, old: u64) {
+    pub fn replace_node_id(&self, inode: &Arc<Inode>, old: u64) {
         self.renewed.renew(inode, old);
     }
 
     /// Counts a reply that gives this inode to the kernel, under its own number.
-    pub fn remember(&self, inode: &Arc<Inode>) {
-        self.remember_as(inode, inode.ino());
+    pub fn count_lookup(&self, inode: &Arc<Inode>) {
+        self.count_lookup_as(inode, inode.ino());
     }
 
     /// Counts a reply that gives this inode to the kernel, under this number.
-    pub fn remember_as(&self, inode: &Arc<Inode>, number: u64) {
+    pub fn count_lookup_as(&self, inode: &Arc<Inode>, number: u64) {
         if Renewed::has(number) {
             self.renewed.remember(inode, number);
             return;
@@ -261,10 +261,10 @@ impl InodeTable {
         let mut shard = self.shard(inode.ino()).lock();
         let entry = shard.entry(inode.ino()).or_insert_with(|| {
             self.known.fetch_add(1, Ordering::Relaxed);
-            Entry::Known(Weak::new())
+            TableEntry::Weak(Weak::new())
         });
         match entry {
-            Entry::Held {
+            TableEntry::Strong {
                 inode: held,
                 lookups,
             } if Arc::ptr_eq(held, inode) => {
@@ -272,7 +272,7 @@ impl InodeTable {
             }
             // What was held under this number has been replaced; its count went with it.
             entry => {
-                *entry = Entry::Held {
+                *entry = TableEntry::Strong {
                     inode: inode.clone(),
                     lookups: 1,
                 };
@@ -303,7 +303,7 @@ impl InodeTable {
             let Some(entry) = shard.get_mut(&ino) else {
                 return;
             };
-            let Entry::Held { inode, lookups } = entry else {
+            let TableEntry::Strong { inode, lookups } = entry else {
                 return;
             };
             if *lookups < u32::MAX {
@@ -314,7 +314,7 @@ impl InodeTable {
                 return;
             }
             let inode = inode.clone();
-            *entry = Entry::Known(Arc::downgrade(&inode));
+            *entry = TableEntry::Weak(Arc::downgrade(&inode));
             inode
         };
         self.renewed.forgotten(ino);
@@ -327,7 +327,7 @@ impl InodeTable {
             return self.renewed.is_forgotten(ino);
         }
         let shard = self.shard(ino).lock();
-        !matches!(shard.get(&ino), Some(Entry::Held { .. }))
+        !matches!(shard.get(&ino), Some(TableEntry::Strong { .. }))
     }
 
     /// Drops an inode that the kernel does not know, and then the directories that only it kept alive.
@@ -337,7 +337,7 @@ impl InodeTable {
             let mut shard = self.shard(inode.ino()).lock();
             let unknown = shard
                 .get(&inode.ino())
-                .is_none_or(|entry| matches!(entry, Entry::Known(_)));
+                .is_none_or(|entry| matches!(entry, TableEntry::Weak(_)));
             // This is the only reference, and no thread can get another while the shard is locked.
             if !unknown || Arc::strong_count(&inode) > 1 {
                 return;
@@ -353,7 +353,7 @@ impl InodeTable {
             let Some(mut inode) = Arc::into_inner(inode) else {
                 return;
             };
-            if !inode.holds_ctime() {
+            if !inode.has_times_override() {
                 self.ctimes.lock().pop(&inode.ino());
             }
             let mut parents = inode.state.get_mut().take_parents().into_iter();
@@ -392,18 +392,18 @@ impl InodeTable {
     }
 }
 
-impl Entry {
+impl TableEntry {
     fn living(&self) -> Option<Arc<Inode>> {
         match self {
-            Self::Known(inode) => inode.upgrade(),
-            Self::Held { inode, .. } => Some(inode.clone()),
+            Self::Weak(inode) => inode.upgrade(),
+            Self::Strong { inode, .. } => Some(inode.clone()),
         }
     }
 
     fn is_alive(&self) -> bool {
         match self {
-            Self::Known(inode) => inode.strong_count() > 0,
-            Self::Held { .. } => true,
+            Self::Weak(inode) => inode.strong_count() > 0,
+            Self::Strong { .. } => true,
         }
     }
 }
@@ -412,7 +412,7 @@ impl Entry {
 mod tests {
     use smallvec::SmallVec;
 
-    use super::super::{FileState, State};
+    use super::super::{FileState, InodeState};
     use super::*;
     use cowl_layers::format::XattrSpace;
     use cowl_layers::layer::Layer;
@@ -428,7 +428,7 @@ mod tests {
             dir: Layer::open(layer, XattrSpace::User).unwrap().root_dir(),
             name: Name::new(b"name").unwrap(),
         };
-        let state = State::File(FileState {
+        let state = InodeState::File(FileState {
             data: Some(Box::new(loc.clone())),
             loc,
             redirect: None,
@@ -449,7 +449,7 @@ mod tests {
         let inode = file(7, layer.path());
         let before = inode.content_version();
         inode
-            .change_content(|file| {
+            .update_content(|file| {
                 assert_ne!(inode.content_version(), before, "not visible yet");
                 file.data = None;
             })
@@ -463,7 +463,7 @@ mod tests {
         let table = InodeTable::default();
         let taken = file(7, layer.path());
         let first = Identity { dev: 9, ino: 9 };
-        taken.change_file(|file| file.identity = first).unwrap();
+        taken.update_file(|file| file.identity = first).unwrap();
         let (_taken, _) = table
             .intern(7, first, OnConflict::Renumber, |_| taken)
             .unwrap();
@@ -472,10 +472,10 @@ mod tests {
         let number = inode.ino();
         assert_ne!(number, 7);
         table
-            .moving(&inode, ABOVE, NumberMarker::Present, || {
+            .relocate(&inode, ABOVE, NumberMarker::Present, || {
                 assert_eq!(table.substitute(BELOW), Some(number));
                 assert_eq!(table.substitute(ABOVE), Some(number));
-                inode.change_file(|file| file.identity = ABOVE)
+                inode.update_file(|file| file.identity = ABOVE)
             })
             .unwrap();
         assert_eq!(table.substitute(BELOW), None);
@@ -487,7 +487,7 @@ mod tests {
     /// Millions of them are held when a large tree was walked; docs/semantics.md tells what one costs.
     #[test]
     fn what_is_kept_of_an_object_is_small() {
-        assert_eq!(size_of::<Entry>(), 16);
+        assert_eq!(size_of::<TableEntry>(), 16);
         assert!(size_of::<Inode>() <= 152, "{}", size_of::<Inode>());
     }
 }

@@ -18,12 +18,12 @@ pub(super) const MOST_NAMES: usize = 1 << 17;
 pub struct Listing {
     pub(super) entries: Vec<DirEntry>,
     /// The directory's locations.
-    pub(super) places: Option<Arc<[Arc<LayerDir>]>>,
+    pub(super) locations: Option<Arc<[Arc<LayerDir>]>>,
 }
 
 impl Listing {
     /// Returns the entries from a position on, each with the position behind it.
-    pub fn from(&self, offset: u64) -> impl Iterator<Item = (u64, &DirEntry)> {
+    pub fn entries_from(&self, offset: u64) -> impl Iterator<Item = (u64, &DirEntry)> {
         let at = Position::from_cookie(offset);
         let skip = self.entries.partition_point(|entry| entry.at < at);
         let rest = self.entries.get(skip..).unwrap_or_default();

@@ -2,7 +2,7 @@
 
 use cowl_layers::name::Name;
 use cowl_layers::sys::stat::FileKind;
-use cowl_layers::view::Line;
+use cowl_layers::view::MergedEntry;
 
 /// The number of bits of the hash.
 const HASH_BITS: u32 = 31;
@@ -53,24 +53,24 @@ impl Position {
 /// One entry of a listing; `.` and `..` are among them.
 #[derive(Clone, Debug)]
 pub struct DirEntry {
-    pub(super) line: Line,
+    pub(super) merged: MergedEntry,
     pub(super) at: Position,
 }
 
 impl DirEntry {
     /// Returns the name.
     pub fn name(&self) -> &Name {
-        &self.line.name
+        &self.merged.name
     }
 
     /// Returns the type.
     pub fn kind(&self) -> FileKind {
-        self.line.kind
+        self.merged.kind
     }
 
     /// Returns the inode number on disk; for `.` and `..` the one that shows.
-    pub fn number_on_disk(&self) -> u64 {
-        self.line.ino
+    pub fn ino_on_disk(&self) -> u64 {
+        self.merged.ino
     }
 
     /// Whether it is `.` or `..`.

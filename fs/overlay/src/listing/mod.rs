@@ -14,7 +14,7 @@ use crate::names::Names;
 use cowl_layers::error::Result;
 use cowl_layers::name::Name;
 use cowl_layers::sys::stat::FileKind;
-use cowl_layers::view::Line;
+use cowl_layers::view::MergedEntry;
 
 pub use cache::Listing;
 pub(crate) use cache::Listings;
@@ -52,48 +52,48 @@ impl ReadDir<'_> {
     }
 
     fn read(&self, inode: &Arc<Inode>) -> Result<Listing> {
-        let Some(places) = inode.places()? else {
+        let Some(locations) = inode.locations()? else {
             return Ok(Listing::default());
         };
         let dot = |number, ino, at| DirEntry {
-            line: Line {
+            merged: MergedEntry {
                 name: Name::dots(number),
                 kind: FileKind::Directory,
                 ino,
-                place: usize::MAX,
+                dir_index: usize::MAX,
                 whiteout: false,
             },
             at,
         };
-        let lines = self.names.lines_of(&places)?;
-        let mut entries = Vec::with_capacity(lines.len() + 2);
+        let merged = self.names.list_names(&locations)?;
+        let mut entries = Vec::with_capacity(merged.len() + 2);
         entries.push(dot(1, inode.ino(), Position::DOT));
         entries.push(dot(2, inode.parent_ino(), Position::DOT_DOT));
-        entries.extend(lines.into_iter().map(|line| DirEntry {
-            line,
+        entries.extend(merged.into_iter().map(|merged| DirEntry {
+            merged,
             at: Position::DOT,
         }));
         let names = entries.get_mut(2..).unwrap_or_default();
         self.cookies.arrange(inode.ino(), names);
         Ok(Listing {
             entries,
-            places: Some(places),
+            locations: Some(locations),
         })
     }
 
     /// Returns the number that an entry shows. Needed only for listings without attributes, which have it.
-    pub(crate) fn entry_number(&self, listing: &Listing, entry: &DirEntry) -> Result<u64> {
-        match &listing.places {
-            Some(places) if !entry.is_dots() => {
+    pub(crate) fn entry_ino(&self, listing: &Listing, entry: &DirEntry) -> Result<u64> {
+        match &listing.locations {
+            Some(locations) if !entry.is_dots() => {
                 let number = self
                     .names
                     .cx
                     .stack
                     .view()
-                    .line_number(places, &entry.line)?;
+                    .merged_entry_ino(locations, &entry.merged)?;
                 Ok(self.known_number(entry.kind(), number))
             }
-            _ => Ok(entry.line.ino),
+            _ => Ok(entry.merged.ino),
         }
     }
 

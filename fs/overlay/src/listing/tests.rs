@@ -7,13 +7,13 @@ use proptest::prelude::*;
 
 use super::END;
 use super::cookies::Cookies;
-use crate::{Behaviour, Overlay};
+use crate::{Overlay, OverlayOptions};
 use cowl_layers::format::XattrSpace;
 use cowl_layers::layer::Layer;
 
 fn over(path: &Path) -> Overlay {
     let layer = Layer::open(path, XattrSpace::detect()).unwrap();
-    Overlay::new(None, vec![layer], Behaviour::default()).unwrap()
+    Overlay::new(None, vec![layer], OverlayOptions::default()).unwrap()
 }
 
 /// A hash under which names meet often.
@@ -23,7 +23,7 @@ fn weak(name: &[u8]) -> u64 {
 
 fn read(overlay: &Overlay, at: u64, most: usize) -> (Vec<String>, u64) {
     let listing = overlay.begin().listing(overlay.root(), at).unwrap();
-    let part: Vec<_> = listing.from(at).take(most).collect();
+    let part: Vec<_> = listing.entries_from(at).take(most).collect();
     let next = part.last().map_or(END, |(next, _)| *next);
     let names = part.into_iter().map(|(_, entry)| entry.name().to_vec());
     let names = names.map(|name| String::from_utf8(name).unwrap());
@@ -120,7 +120,7 @@ fn every_name_has_a_position_of_its_own_and_it_fits_32_bits() {
             overlay.cookies = Cookies::with(hash);
         }
         let listing = overlay.begin().listing(overlay.root(), 0).unwrap();
-        let positions: Vec<u64> = listing.from(0).map(|(next, _)| next).collect();
+        let positions: Vec<u64> = listing.entries_from(0).map(|(next, _)| next).collect();
         let distinct: BTreeSet<u64> = positions.iter().copied().collect();
         assert_eq!((positions.len(), distinct.len()), (502, 502));
         assert_eq!(positions.last(), Some(&END));

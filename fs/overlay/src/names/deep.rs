@@ -11,7 +11,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use cowl_layers::layer::LayerDir;
-use cowl_layers::view::{PlaceNames, View};
+use cowl_layers::view::{NameIndex, View};
 
 /// The number of locations below the upper from which on names are remembered: with fewer, querying all of
 /// them is cheaper.
@@ -32,7 +32,7 @@ enum Deep {
     /// The number of lookups in it.
     Queried(u32),
     /// Its names.
-    Known(Arc<PlaceNames>),
+    Known(Arc<NameIndex>),
     /// They are too many, or cannot be read: then each lookup meets the error itself.
     Never,
 }
@@ -73,7 +73,7 @@ impl DeepDirs {
         view: &View,
         below: &[Arc<LayerDir>],
         need: Need,
-    ) -> Option<Arc<PlaceNames>> {
+    ) -> Option<Arc<NameIndex>> {
         let first = below.first().filter(|_| below.len() >= MANY)?;
         let key = (first.key(), below.len());
         match self.query(key) {
@@ -81,7 +81,7 @@ impl DeepDirs {
             Deep::Queried(times) if need == Need::All || times >= QUERIES => {}
             Deep::Queried(_) | Deep::Never => return None,
         }
-        let names = match view.place_names(below) {
+        let names = match view.index_names(below) {
             Ok(names) if names.len() <= MOST_NAMES => Arc::new(names),
             Ok(_) => {
                 self.put(key, Deep::Never);

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use smallvec::smallvec;
 
-use crate::inode::{Alias, DirState, FileState, Identity, Inode, InodeTable, OnConflict, State};
+use crate::inode::{
+    Alias, DirState, FileState, Identity, Inode, InodeState, InodeTable, OnConflict,
+};
 use cowl_layers::name::Name;
 use cowl_layers::sys::stat::Stat;
 use cowl_layers::view::{DirNode, FileNode};
@@ -18,7 +20,7 @@ pub(crate) fn intern_dir(
 ) -> Option<Arc<Inode>> {
     let (number, stat) = (node.ino, node.stat);
     let state = |alias, identity| {
-        State::Dir(DirState {
+        InodeState::Dir(DirState {
             locs: node.locs.into(),
             redirect: node.redirect,
             alias: Some(alias),
@@ -38,7 +40,7 @@ pub(crate) fn intern_file(
 ) -> Option<Arc<Inode>> {
     let (number, stat) = (node.ino, node.stat);
     let state = |alias, identity| {
-        State::File(FileState {
+        InodeState::File(FileState {
             loc: node.loc,
             data: node.data.map(Box::new),
             redirect: node.redirect.map(Box::new),
@@ -57,9 +59,9 @@ fn intern(
     (parent, name): (&Arc<Inode>, &Name),
     (number, stat): (u64, &Stat),
     on_conflict: OnConflict,
-    state: impl FnOnce(Alias, Identity) -> State,
+    state: impl FnOnce(Alias, Identity) -> InodeState,
 ) -> Option<Arc<Inode>> {
-    let identity = Identity::of(stat);
+    let identity = Identity::from_stat(stat);
     let alias = Alias {
         parent: parent.clone(),
         name: name.clone(),

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use super::lookup::Names;
 use crate::inode::{Alias, FileState, Inode};
 use cowl_layers::error::Result;
-use cowl_layers::layer::{Layer, LayerDir, Markers, Seen, list, probe};
+use cowl_layers::layer::{Layer, LayerDir, LayerObject, Markers, list, probe};
 use cowl_layers::name::Name;
 use cowl_layers::sys;
 use cowl_layers::sys::stat::{FileKind, Stat};
@@ -29,7 +29,7 @@ pub(crate) struct Scan {
 
 impl Scan {
     /// Returns the paths of a file in the layer.
-    pub(crate) fn paths_of(&self, ino: u64) -> impl Iterator<Item = &Vec<u8>> {
+    pub(crate) fn paths(&self, ino: u64) -> impl Iterator<Item = &Vec<u8>> {
         self.links.get(&ino).into_iter().flatten()
     }
 
@@ -52,7 +52,7 @@ pub(crate) struct LinkIndex {
 
 impl LinkIndex {
     /// Records that a directory got a redirect.
-    pub(crate) fn note_moved(&self, inode: &Arc<Inode>) {
+    pub(crate) fn add_moved(&self, inode: &Arc<Inode>) {
         let mut moved = self.moved.lock();
         if !moved.iter().any(|known| Arc::ptr_eq(known, inode)) {
             moved.push(inode.clone());
@@ -60,7 +60,7 @@ impl LinkIndex {
     }
 
     /// Forgets a removed directory: nothing shows in it any more.
-    pub(crate) fn note_removed(&self, inode: &Arc<Inode>) {
+    pub(crate) fn forget_moved(&self, inode: &Arc<Inode>) {
         self.moved.lock().retain(|known| !Arc::ptr_eq(known, inode));
     }
 }
@@ -106,14 +106,14 @@ impl Links<'_> {
             return Ok(known);
         }
         let layer = file.loc.dir.layer().clone();
-        let scan = self.scan_of(&layer)?;
+        let scan = self.scan_layer(&layer)?;
         let mut seen: HashSet<_> = known
             .iter()
             .map(|alias| (alias.parent.ino(), alias.name.clone()))
             .collect();
         let mut names = known;
-        for path in scan.paths_of(stat.ino) {
-            self.each_shown(&layer, path, |parent, last| {
+        for path in scan.paths(stat.ino) {
+            self.for_each_visible(&layer, path, |parent, last| {
                 let shows = self
                     .names
                     .lookup(&parent, &last)?
@@ -129,7 +129,7 @@ impl Links<'_> {
 
     /// Calls `visit` with each directory of the overlay, and the name in it, under which the object at `path`
     /// of `layer` shows, unless something else is there.
-    pub(crate) fn each_shown(
+    pub(crate) fn for_each_visible(
         &self,
         layer: &Arc<Layer>,
         path: &[u8],
@@ -141,14 +141,14 @@ impl Links<'_> {
         };
         let last = Name::new(last.strip_prefix(b"/").unwrap_or(last))?;
         self.find_moved()?;
-        for parent in self.shown_at(layer, parent)? {
+        for parent in self.visible_dirs(layer, parent)? {
             visit(parent, last.clone())?;
         }
         Ok(())
     }
 
     /// Returns the directories of the overlay in which the directory `path` of `layer` shows.
-    fn shown_at(&self, layer: &Arc<Layer>, path: &[u8]) -> Result<Vec<Arc<Inode>>> {
+    fn visible_dirs(&self, layer: &Arc<Layer>, path: &[u8]) -> Result<Vec<Arc<Inode>>> {
         let moved = self.index.moved.lock().clone();
         let mut shown = vec![self.root.clone()];
         let mut dir = layer.root_dir();
@@ -166,7 +166,7 @@ impl Links<'_> {
             candidates.extend(moved.iter().cloned());
             for candidate in candidates {
                 let Ok(state) = candidate.dir() else { continue };
-                let merges = state.locs.iter().any(|loc| loc.same_place(&dir));
+                let merges = state.locs.iter().any(|loc| loc.is_same_location(&dir));
                 if merges && !state.removed && !next.iter().any(|n| Arc::ptr_eq(n, &candidate)) {
                     next.push(candidate);
                 }
@@ -184,9 +184,9 @@ impl Links<'_> {
         }
         // From the top, because where a lower layer's directory shows depends on the moves above it.
         for layer in self.names.cx.stack.view().layers() {
-            for path in &self.scan_of(layer)?.redirects {
-                for inode in self.shown_at(layer, path)? {
-                    self.index.note_moved(&inode);
+            for path in &self.scan_layer(layer)?.redirects {
+                for inode in self.visible_dirs(layer, path)? {
+                    self.index.add_moved(&inode);
                 }
             }
         }
@@ -195,7 +195,7 @@ impl Links<'_> {
     }
 
     /// Returns the scan of a layer.
-    pub(crate) fn scan_of(&self, layer: &Arc<Layer>) -> Result<Arc<Scan>> {
+    pub(crate) fn scan_layer(&self, layer: &Arc<Layer>) -> Result<Arc<Scan>> {
         if let Some(scan) = self.index.layers.lock().get(&layer.id()) {
             return Ok(scan.clone());
         }
@@ -227,9 +227,9 @@ fn scan(layer: &Arc<Layer>) -> Result<Scan> {
             let Some(found) = probe(&dir, &entry.name, Markers::Read)? else {
                 continue;
             };
-            if let Seen::Dir {
+            if let LayerObject::Dir {
                 redirect: Some(_), ..
-            } = found.seen
+            } = found.object
             {
                 scan.redirects.push(inner.clone());
             }

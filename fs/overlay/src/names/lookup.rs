@@ -11,7 +11,7 @@ use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::layer::LayerDir;
 use cowl_layers::name::Name;
 use cowl_layers::sys::stat::Stat;
-use cowl_layers::view::{Found, Known, Line, PlaceNames};
+use cowl_layers::view::{Found, MergedEntry, NameIndex, PartialIndex};
 
 /// The link count that a merged directory shows: its subdirectories lie in several layers, and 1 means "not
 /// counted" to find(1) and fts(3).
@@ -45,11 +45,11 @@ pub(crate) struct Hit {
 impl Names<'_> {
     /// Returns the object `name` in `parent`.
     pub(crate) fn lookup(&self, parent: &Arc<Inode>, name: &Name) -> Result<Option<Arc<Inode>>> {
-        Ok(self.find(parent, name)?.map(|hit| hit.inode))
+        Ok(self.lookup_with_stat(parent, name)?.map(|hit| hit.inode))
     }
 
     /// Like [`Self::lookup`], with the attributes that were read on disk.
-    pub(crate) fn find(&self, parent: &Arc<Inode>, name: &Name) -> Result<Option<Hit>> {
+    pub(crate) fn lookup_with_stat(&self, parent: &Arc<Inode>, name: &Name) -> Result<Option<Hit>> {
         // A concurrent copy-up may move the object between the lookup and its entry into the inode table:
         // then the result is out of date, and the lookup is repeated. Each repetition means that a copy-up
         // has ended.
@@ -60,7 +60,7 @@ impl Names<'_> {
                 // names are locked the two can be distinguished.
                 Lookup::Conflict => {
                     let _names = parent.names()?.lock();
-                    return self.find_locked(parent, name);
+                    return self.lookup_locked(parent, name);
                 }
                 Lookup::Found(found) if parent.generation() == generation => return Ok(found),
                 Lookup::Found(_) => {}
@@ -68,8 +68,8 @@ impl Names<'_> {
         }
     }
 
-    /// Like [`Self::find`]; the caller must hold `parent.names`.
-    pub(crate) fn find_locked(&self, parent: &Arc<Inode>, name: &Name) -> Result<Option<Hit>> {
+    /// Like [`Self::lookup_with_stat`]; the caller must hold `parent.names`.
+    pub(crate) fn lookup_locked(&self, parent: &Arc<Inode>, name: &Name) -> Result<Option<Hit>> {
         match self.attempt(parent, name, OnConflict::Renumber)? {
             Lookup::Found(found) => Ok(found),
             Lookup::Conflict => Err(Error::Errno(Errno::STALE)),
@@ -77,7 +77,7 @@ impl Names<'_> {
     }
 
     fn attempt(&self, parent: &Arc<Inode>, name: &Name, on_conflict: OnConflict) -> Result<Lookup> {
-        let Some(locs) = parent.places()? else {
+        let Some(locs) = parent.locations()? else {
             return Ok(Lookup::Found(None));
         };
         let is_top = |dir: &Arc<LayerDir>| {
@@ -104,7 +104,7 @@ impl Names<'_> {
                 let inode = intern_file(self.inodes, (parent, name), node, on_conflict);
                 if let Some(inode) = &inode {
                     // The first known name of a file whose known names were all removed.
-                    inode.found_again(loc)?;
+                    inode.restore_location(loc)?;
                 }
                 (inode, stat, in_top)
             }
@@ -127,15 +127,15 @@ impl Names<'_> {
     }
 
     /// Returns the names in a directory with these locations.
-    pub(crate) fn lines_of(&self, locs: &[Arc<LayerDir>]) -> Result<Vec<Line>> {
+    pub(crate) fn list_names(&self, locs: &[Arc<LayerDir>]) -> Result<Vec<MergedEntry>> {
         let names = self.deep_names(locs, Need::All);
         let known = self.known(locs, names.as_ref());
-        let mut lines = self.cx.stack.view().lines(locs, known)?;
-        lines.retain(|line| !line.whiteout);
-        Ok(lines)
+        let mut entries = self.cx.stack.view().merged_entries(locs, known)?;
+        entries.retain(|entry| !entry.whiteout);
+        Ok(entries)
     }
 
-    fn deep_names(&self, locs: &[Arc<LayerDir>], need: Need) -> Option<Arc<PlaceNames>> {
+    fn deep_names(&self, locs: &[Arc<LayerDir>], need: Need) -> Option<Arc<NameIndex>> {
         let stack = &self.cx.stack;
         self.deep.names(stack.view(), stack.below_upper(locs), need)
     }
@@ -143,22 +143,22 @@ impl Names<'_> {
     fn known<'a>(
         &self,
         locs: &[Arc<LayerDir>],
-        names: Option<&'a Arc<PlaceNames>>,
-    ) -> Option<Known<'a>> {
+        names: Option<&'a Arc<NameIndex>>,
+    ) -> Option<PartialIndex<'a>> {
         let above = locs.len() - self.cx.stack.below_upper(locs).len();
-        names.map(|names| Known { above, names })
+        names.map(|names| PartialIndex { above, names })
     }
 
     /// Whether a directory shows no name.
     pub(crate) fn is_empty(&self, inode: &Inode) -> Result<bool> {
-        match inode.places()? {
-            Some(locs) => Ok(self.lines_of(&locs)?.is_empty()),
+        match inode.locations()? {
+            Some(locs) => Ok(self.list_names(&locs)?.is_empty()),
             None => Ok(true),
         }
     }
 
     /// Whether an object would show under `name` if the upper had nothing there.
-    pub(crate) fn is_below(&self, dir: &DirState, name: &Name) -> Result<bool> {
+    pub(crate) fn is_visible_below(&self, dir: &DirState, name: &Name) -> Result<bool> {
         let found = self.resolve(self.cx.stack.below_upper(&dir.locs), name)?;
         Ok(matches!(found, Found::Dir(_) | Found::File(_)))
     }

@@ -33,8 +33,8 @@ impl Context<'_> {
     pub(crate) fn ids_on_disk(&self, caller: Caller) -> Result<sys::creds::Identity> {
         let overflow = Error::Errno(Errno::OVERFLOW);
         Ok(sys::creds::Identity {
-            uid: self.behaviour.uids.to_disk(caller.uid).ok_or(overflow)?,
-            gid: self.behaviour.gids.to_disk(caller.gid).ok_or(overflow)?,
+            uid: self.options.uids.to_disk(caller.uid).ok_or(overflow)?,
+            gid: self.options.gids.to_disk(caller.gid).ok_or(overflow)?,
             umask: caller.umask,
         })
     }
@@ -42,7 +42,7 @@ impl Context<'_> {
     /// Whether the caller belongs to a group of the disk, by its own or a supplementary one (the kernel's
     /// in_group_p). The protocol transmits the first alone.
     pub(crate) fn is_member(&self, caller: Caller, gid: u32) -> Result<bool> {
-        let ids = &self.behaviour.gids;
+        let ids = &self.options.gids;
         if ids.to_disk(caller.gid) == Some(gid) {
             return Ok(true);
         }
@@ -55,7 +55,7 @@ impl Context<'_> {
 
 /// Whether the caller has a capability, which the protocol does not transmit. If the process is not visible,
 /// user 0 has it.
-pub(crate) fn is_capable(caller: Caller, which: CapabilitySet) -> Result<bool> {
+pub(crate) fn has_capability(caller: Caller, which: CapabilitySet) -> Result<bool> {
     let reported = sys::process::has_capability(caller.pid, which)?;
     Ok(reported.unwrap_or(caller.uid == 0))
 }

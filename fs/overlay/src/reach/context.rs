@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::{RwLock, RwLockReadGuard};
 
-use super::behaviour::Behaviour;
+use super::options::OverlayOptions;
 use super::stack::Stack;
 use crate::inode::Inode;
 use cowl_layers::error::Result;
@@ -17,17 +17,17 @@ use cowl_layers::sys::order::Order;
 #[derive(Debug)]
 pub(crate) struct Context<'a> {
     pub(crate) stack: RwLockReadGuard<'a, Stack>,
-    pub(crate) behaviour: &'a Behaviour,
+    pub(crate) options: &'a OverlayOptions,
     /// Objects of which the kernel may cache outdated attributes.
     stale: RefCell<Vec<Arc<Inode>>>,
 }
 
 impl<'a> Context<'a> {
     /// Takes the stack's shared lock.
-    pub(crate) fn new(stack: &'a RwLock<Stack>, behaviour: &'a Behaviour) -> Self {
+    pub(crate) fn new(stack: &'a RwLock<Stack>, options: &'a OverlayOptions) -> Self {
         Self {
             stack: stack.read(),
-            behaviour,
+            options,
             stale: RefCell::default(),
         }
     }
@@ -47,7 +47,7 @@ impl<'a> Context<'a> {
 
     /// Returns the order in which new objects must reach the disk.
     pub(crate) fn order(&self) -> Result<Order> {
-        if self.behaviour.volatile {
+        if self.options.volatile {
             return Ok(Order::Careless);
         }
         Ok(self.stack.upper()?.order())
@@ -55,7 +55,7 @@ impl<'a> Context<'a> {
 
     /// Returns when the disk gets copied content: a volatile mount never waits for it.
     pub(crate) fn write_back(&self) -> WriteBack {
-        match self.behaviour.volatile {
+        match self.options.volatile {
             true => WriteBack::Later,
             false => WriteBack::Early,
         }
@@ -63,7 +63,7 @@ impl<'a> Context<'a> {
 
     /// Returns when write-back is started early.
     pub(crate) fn early(&self) -> Result<Early> {
-        if self.behaviour.volatile {
+        if self.options.volatile {
             return Ok(Early::default());
         }
         Ok(self.stack.upper()?.early())

@@ -26,8 +26,8 @@ impl Stack {
     }
 
     /// Puts data-only layers below, topmost first.
-    pub(crate) fn put_over_data(&mut self, data: Vec<Arc<Layer>>) {
-        self.view = self.view.clone().over_data(data);
+    pub(crate) fn add_data_layers(&mut self, data: Vec<Arc<Layer>>) {
+        self.view = self.view.clone().with_data_layers(data);
     }
 
     /// Returns the layer that is written; EROFS without one.
@@ -57,7 +57,7 @@ impl Stack {
     }
 
     /// Whether a file lies in the upper.
-    pub(crate) fn in_upper(&self, file: &FileState) -> bool {
+    pub(crate) fn is_in_upper(&self, file: &FileState) -> bool {
         self.is_upper(file.loc.dir.layer())
     }
 
@@ -76,7 +76,7 @@ impl Stack {
     }
 
     /// Whether markers of fuse-overlayfs count in any layer.
-    pub(crate) fn reads_foreign(&self) -> bool {
+    pub(crate) fn has_foreign_layers(&self) -> bool {
         let mut layers = self.view.layers().iter();
         layers.any(|layer| layer.is_foreign())
     }

@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use super::super::output;
 use super::columns::Template;
 use super::{Args, OrderWord};
-use crate::container::state::{Mounted, look};
+use crate::container::state::{Mounted, probe};
 use crate::error::{Error, Result};
-use crate::snapshot::select::{Filter, natural};
+use crate::snapshot::select::{Filter, natural_key};
 use crate::store::Store;
 use crate::store::manifest::{ContainerId, ContainerManifest, LayerId};
 use crate::store::sizes::Sizes;
@@ -33,11 +33,11 @@ pub(super) fn print(
 ) -> Result<()> {
     let (mut rows, mut broken) = (Vec::new(), None);
     for store in stores {
-        let _reading = store.share()?;
+        let _reading = store.lock_shared()?;
         for (id, record) in store.containers()? {
             match record {
                 Ok(record) if matches(filter, &record.body) => rows.push(Row {
-                    mounted: look(store, id).unwrap_or_else(|error| {
+                    mounted: probe(store, id).unwrap_or_else(|error| {
                         output::print_error(&error, args.json);
                         broken = Some(error);
                         Mounted::No
@@ -70,12 +70,12 @@ fn matches(filter: &Filter, manifest: &ContainerManifest) -> bool {
         && filter
             .pattern
             .as_ref()
-            .is_none_or(|pattern| pattern.fits(manifest.name.as_str()))
+            .is_none_or(|pattern| pattern.matches(manifest.name.as_str()))
 }
 
 /// Returns the size of a container's frozen layers, each counted once. The list is printed even if it is unknown.
 fn size(store: &Store, id: ContainerId, manifest: &ContainerManifest) -> Option<u64> {
-    let mut sizes = Sizes::of(store, id);
+    let mut sizes = Sizes::read(store, id);
     let below = manifest.below_head().iter().copied();
     let taken = manifest.snapshots.iter().map(|s| s.layer);
     let layers: BTreeSet<LayerId> = below.chain(taken).collect();
@@ -89,7 +89,7 @@ fn size(store: &Store, id: ContainerId, manifest: &ContainerManifest) -> Option<
             }
         }
     }
-    sizes.keep();
+    sizes.save();
     Some(sum)
 }
 
@@ -97,7 +97,7 @@ fn sort(rows: &mut [Row], args: &Args) -> Result<()> {
     match args.sort {
         // Containers of several stores have no common order of creation except by time.
         OrderWord::Taken | OrderWord::Name => {
-            rows.sort_by_cached_key(|row| natural(row.manifest.name.as_str()));
+            rows.sort_by_cached_key(|row| natural_key(row.manifest.name.as_str()));
         }
         OrderWord::Time => rows.sort_by_key(|row| row.manifest.created.clone()),
         OrderWord::Size => rows.sort_by_key(|row| Reverse(row.size)),

@@ -9,9 +9,9 @@ use super::Args;
 use super::columns::Template;
 use crate::error::Result;
 use crate::recover;
-use crate::snapshot::list::{Entry, snapshots};
+use crate::snapshot::list::{SnapshotEntry, list_snapshots};
 use crate::snapshot::select::{Filter, sort};
-use crate::snapshot::tree::tree;
+use crate::snapshot::tree::draw_tree;
 use crate::store::Store;
 use crate::store::manifest::{ContainerManifest, Durability};
 use crate::store::name::ContainerName;
@@ -30,12 +30,12 @@ pub(super) fn print(
         let container = recover::open(store, name)?;
         (container.id(), container.manifest().clone())
     };
-    let _reading = store.share()?;
-    let mut entries = snapshots(store, id, &manifest)?;
+    let _reading = store.lock_shared()?;
+    let mut entries = list_snapshots(store, id, &manifest)?;
     if args.tree {
         return draw(args, &manifest, &entries, filter);
     }
-    entries.retain(|entry| filter.takes(entry));
+    entries.retain(|entry| filter.matches(entry));
     sort(&mut entries, args.order());
     if args.reverse {
         entries.reverse();
@@ -57,7 +57,7 @@ pub(super) fn print(
 fn draw(
     args: &Args,
     manifest: &ContainerManifest,
-    entries: &[Entry],
+    entries: &[SnapshotEntry],
     filter: &Filter,
 ) -> Result<()> {
     let by_id: HashMap<_, _> = entries.iter().map(|e| (e.snapshot.id, e)).collect();
@@ -65,13 +65,13 @@ fn draw(
         .iter()
         .map(|e| (e.snapshot.id, e.snapshot.parent))
         .collect();
-    let rows = tree(&list, manifest.parent).into_iter().map(|line| {
+    let rows = draw_tree(&list, manifest.parent).into_iter().map(|line| {
         match line.id.and_then(|id| by_id.get(&id)) {
             Some(entry) => {
                 let mut cells = row(entry, line.prefix);
                 // The tree shows the parent.
                 cells.remove(3);
-                if !filter.takes(entry) {
+                if !filter.matches(entry) {
                     cells.truncate(1);
                     cells.resize(4, String::new());
                 }
@@ -92,7 +92,7 @@ fn draw(
     )
 }
 
-fn row(entry: &Entry, prefix: String) -> Vec<String> {
+fn row(entry: &SnapshotEntry, prefix: String) -> Vec<String> {
     let snapshot = &entry.snapshot;
     let mut comment = output::shown(snapshot.comment.as_bytes());
     for (key, value) in &snapshot.tags {
@@ -124,7 +124,7 @@ fn row(entry: &Entry, prefix: String) -> Vec<String> {
 }
 
 /// Returns the details of a snapshot for JSON and for `--format`.
-pub(super) fn as_json(entry: &Entry) -> Value {
+pub(super) fn as_json(entry: &SnapshotEntry) -> Value {
     let snapshot = &entry.snapshot;
     json!({
         "name": snapshot.name,

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::cli::{CliCommand, Context, output};
-use crate::container::lxc::Copy;
+use crate::container::lxc::LxcCopy;
 use crate::error::{Error, Result};
 use crate::lxc::lxcpath;
 use crate::recover;
@@ -39,7 +39,7 @@ impl CliCommand for Args {
             (Some(like), _) => {
                 let like = ContainerName::parse(like)?;
                 let (id, record) = context.store_for(&like)?.find(&like)?;
-                let copy = Copy::of((id, &record.body), None, &name)?;
+                let copy = LxcCopy::for_container((id, &record.body), None, &name)?;
                 let copy = copy.ok_or_else(|| {
                     Error::usage(format!("{like} is not an LXC container"))
                         .hint("name a config with --config-file")
@@ -49,12 +49,14 @@ impl CliCommand for Args {
                     None => copy,
                 }
             }
-            (None, Some(file)) => Copy::by_config(file, lxcpath(self.lxcpath.as_deref())?, &name)?,
+            (None, Some(file)) => {
+                LxcCopy::from_config(file, lxcpath(self.lxcpath.as_deref())?, &name)?
+            }
             (None, None) => return Err(Error::usage("--like or --config-file is required")),
         };
         let options = copy.options();
         let mut container = recover::open(&store, &name)?;
-        let notes = copy.join(&mut container)?;
+        let notes = copy.convert(&mut container)?;
         recover::complete_outside(container)?;
         for note in notes {
             output::print_note(&note);

@@ -5,10 +5,10 @@ use std::ffi::OsString;
 use crate::cli::{CliCommand, Context, output};
 use crate::error::{Error, Result};
 use crate::lxc::binding;
-use crate::lxc::locked::{LockedSnapshots, find};
+use crate::lxc::locked::{LockedSnapshots, find_snapshot};
 use crate::lxc::snapshots::LxcSnapshot;
 use crate::recover;
-use crate::snapshot::lxc_import::{bring, finish};
+use crate::snapshot::lxc_import::{import_snapshot, remove_imported};
 use crate::store::name::ContainerName;
 use cowl_layers::shown::Show as _;
 
@@ -39,9 +39,9 @@ impl CliCommand for Args {
             ))
             .hint(format!("show its details: cowl show {name}")));
         };
-        let locked = LockedSnapshots::open(binding::of(&lxc), store.session().patience)?;
+        let locked = LockedSnapshots::open(binding::from_link(&lxc), store.session().patience)?;
         if !self.dry_run {
-            finish(&container, &locked)?;
+            remove_imported(&container, &locked)?;
         }
         for tree in self.chosen(&locked)? {
             let shown = output::shown(tree.name.as_encoded_bytes());
@@ -54,7 +54,8 @@ impl CliCommand for Args {
                 continue;
             }
             let mut bar = output::Bar::new("importing");
-            let imported = bring(&mut container, &locked, &tree, &mut |done| bar.update(done))?;
+            let imported =
+                import_snapshot(&mut container, &locked, &tree, &mut |done| bar.update(done))?;
             drop(bar);
             for note in imported.notes {
                 output::print_note(&note);
@@ -74,13 +75,13 @@ impl CliCommand for Args {
 impl Args {
     /// Returns the snapshots that the command line names, or all.
     fn chosen(&self, locked: &LockedSnapshots) -> Result<Vec<LxcSnapshot>> {
-        let all = locked.trees()?;
+        let all = locked.list()?;
         if self.snapshots.is_empty() {
             return Ok(all);
         }
         let named = self.snapshots.iter();
         named
-            .map(|name| find(locked.container(), &all, name).cloned())
+            .map(|name| find_snapshot(locked.container(), &all, name).cloned())
             .collect()
     }
 }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use cowl_layers::Result;
 use cowl_layers::error::Errno;
 use cowl_layers::sys::attr::{self, SetTime};
-use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::node::RenameMode;
 use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::sys::{copy, dir, node, stat, xattr};
 use rustix::fs::OFlags;
@@ -171,7 +171,7 @@ impl Target for InDirectory {
         attr::utimens(self.any(path)?.as_fd(), atime, mtime)
     }
 
-    fn rename(&self, from: &[u8], to: &[u8], how: RenameHow) -> Result<()> {
+    fn rename(&self, from: &[u8], to: &[u8], how: RenameMode) -> Result<()> {
         self.forget(from)?;
         self.forget(to)?;
         let ((old, from), (new, to)) = (self.parent(from)?, self.parent(to)?);

@@ -8,10 +8,10 @@ use cowl_layers::Result;
 use cowl_layers::error::Errno;
 use cowl_layers::name::Name;
 use cowl_layers::sys::attr::SetTime;
-use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::node::RenameMode;
 use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_overlay::inode::Inode;
-use cowl_overlay::{Caller, Op, OpenHow, Overlay, RenameFlags, SetAttr, Writer};
+use cowl_overlay::{Caller, Op, OpenOptions, Overlay, RenameFlags, SetAttr, Writer};
 
 use super::super::{
     attrs::Attrs,
@@ -108,9 +108,9 @@ impl InProcess {
     fn write(&self, path: &[u8], content: Option<(OwnedFd, u64)>) -> Result<()> {
         let op = self.overlay.begin();
         let (parent, name) = split(path);
-        let how = OpenHow {
+        let how = OpenOptions {
             write: true,
-            ..OpenHow::default()
+            ..OpenOptions::default()
         };
         let parent = self.find(&op, parent)?;
         let (inode, handle) = op.create(self.caller, &parent, &Name::new(name)?, 0o600, how)?;
@@ -241,14 +241,14 @@ impl Target for InProcess {
             .map(drop)
     }
 
-    fn rename(&self, from: &[u8], to: &[u8], how: RenameHow) -> Result<()> {
+    fn rename(&self, from: &[u8], to: &[u8], how: RenameMode) -> Result<()> {
         self.forget(from)?;
         self.forget(to)?;
         let op = self.overlay.begin();
         let ((old, from), (new, to)) = (split(from), split(to));
         let flags = RenameFlags {
-            no_replace: how == RenameHow::NoReplace,
-            exchange: how == RenameHow::Exchange,
+            no_replace: how == RenameMode::NoReplace,
+            exchange: how == RenameMode::Exchange,
             whiteout: false,
         };
         let (old, new) = (self.find(&op, old)?, self.find(&op, new)?);

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use cowl_layers::Result;
 use cowl_layers::error::Errno;
 use cowl_layers::sys::attr::SetTime;
-use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::node::RenameMode;
 use cowl_layers::sys::stat::{FileKind, Stat};
 
 use super::attrs::Attrs;
@@ -38,7 +38,7 @@ pub(crate) trait Target {
     /// Sets the times alone.
     fn times(&self, path: &[u8], atime: SetTime, mtime: SetTime) -> Result<()>;
     /// Renames.
-    fn rename(&self, from: &[u8], to: &[u8], how: RenameHow) -> Result<()>;
+    fn rename(&self, from: &[u8], to: &[u8], how: RenameMode) -> Result<()>;
     /// Removes an object that is not a directory.
     fn unlink(&self, path: &[u8]) -> Result<()>;
     /// Removes an empty directory.

@@ -10,7 +10,7 @@ use cowl::store::name::ContainerName;
 use cowl::tree::digest;
 use cowl_layers::layer::Upper;
 use cowl_layers::name::Name;
-use cowl_overlay::{Behaviour, Caller, OpenHow, Overlay, RenameFlags, Writer};
+use cowl_overlay::{Caller, OpenOptions, Overlay, OverlayOptions, RenameFlags, Writer};
 use cowl_tests::command::{Output, run_command};
 
 use crate::library;
@@ -138,23 +138,23 @@ fn split(path: &str) -> (&[u8], Name) {
 impl Fs {
     pub(crate) fn remove(&self, path: &str) {
         let (op, (parent, name)) = (self.0.begin(), split(path));
-        op.unlink(&op.find(parent).unwrap(), &name).unwrap();
+        op.unlink(&op.lookup_path(parent).unwrap(), &name).unwrap();
     }
 
     pub(crate) fn rmdir(&self, path: &str) {
         let (op, (parent, name)) = (self.0.begin(), split(path));
-        op.rmdir(&op.find(parent).unwrap(), &name).unwrap();
+        op.rmdir(&op.lookup_path(parent).unwrap(), &name).unwrap();
     }
 
     pub(crate) fn mkdir(&self, path: &str) {
         let (op, (parent, name)) = (self.0.begin(), split(path));
-        op.mkdir(me(), &op.find(parent).unwrap(), &name, 0o755)
+        op.mkdir(me(), &op.lookup_path(parent).unwrap(), &name, 0o755)
             .unwrap();
     }
 
     pub(crate) fn rename(&self, from: &str, to: &str) {
         let (op, (old, from), (new, to)) = (self.0.begin(), split(from), split(to));
-        let (old, new) = (op.find(old).unwrap(), op.find(new).unwrap());
+        let (old, new) = (op.lookup_path(old).unwrap(), op.lookup_path(new).unwrap());
         op.rename(me(), &old, &from, &new, &to, RenameFlags::default())
             .unwrap();
     }
@@ -162,11 +162,11 @@ impl Fs {
     /// Makes the file, or gives it another content.
     pub(crate) fn write(&self, path: &str, content: &str) {
         let (op, (parent, name)) = (self.0.begin(), split(path));
-        let parent = op.find(parent).unwrap();
-        let how = OpenHow {
+        let parent = op.lookup_path(parent).unwrap();
+        let how = OpenOptions {
             write: true,
             truncate: true,
-            ..OpenHow::default()
+            ..OpenOptions::default()
         };
         let handle = match op.lookup(&parent, &name).unwrap() {
             Some(inode) => op.open(me(), &inode, how).unwrap(),
@@ -188,9 +188,12 @@ impl World {
         );
         let upper = Upper::open(&tree, &work, store.space()).unwrap();
         let lowers = store.open_layers(manifest.below_head()).unwrap();
-        change(&Fs(
-            Overlay::new(Some(upper), lowers, Behaviour::default()).unwrap()
-        ));
+        change(&Fs(Overlay::new(
+            Some(upper),
+            lowers,
+            OverlayOptions::default(),
+        )
+        .unwrap()));
     }
 
     /// No layer is there that nothing names.

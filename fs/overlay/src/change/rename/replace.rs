@@ -1,4 +1,4 @@
-//! Renames to a free name, or over an object that is replaced.
+//! Renames to a free name, and renames that replace an object.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -9,17 +9,18 @@ use super::side::{Side, own_location, record_move};
 use super::whiteout::leave_whiteout;
 use crate::change::name_removal::{NameRemoval, forget_name};
 use crate::copy_up::{set_opaque, stage_dir};
-use crate::inode::{Identity, Inode, InodeTable, NumberMarker, PLAIN, State};
+use crate::inode::{Identity, Inode, InodeState, InodeTable, NumberMarker, PLAIN_DATA};
 use crate::names::LinkIndex;
-use crate::plan::{self, MovedObject, RenamePlan, UpperHas};
+use crate::plan::{self, MovedObject, RenamePlan, UpperEntry};
 use crate::reach::{Context, open_content};
 use cowl_layers::error::{Error, Result};
 use cowl_layers::layer::LayerDir;
+use cowl_layers::shown::Show as _;
 use cowl_layers::sys;
-use cowl_layers::sys::node::RenameHow;
+use cowl_layers::sys::node::RenameMode;
 use cowl_layers::sys::stat::FileKind;
 
-/// The last step of a rename that is not an exchange.
+/// The final step of a rename that is not an exchange.
 #[derive(Clone, Copy)]
 pub(super) struct Replace<'o> {
     pub(super) cx: &'o Context<'o>,
@@ -29,14 +30,14 @@ pub(super) struct Replace<'o> {
 }
 
 impl Replace<'_> {
-    /// Moves an object of the upper, replacing `target` where there is one.
+    /// Moves an object of the upper layer, and replaces `target` if there is one.
     pub(super) fn replace(
         &self,
         (from, to): (&Side<'_>, &Side<'_>),
         inode: &Arc<Inode>,
         target: Option<&Arc<Inode>>,
     ) -> Result<()> {
-        if from.state.upper != UpperHas::Object {
+        if from.state.upper != UpperEntry::Object {
             return Err(Error::NOT_FOUND);
         }
         let stack = &self.cx.stack;
@@ -44,68 +45,71 @@ impl Replace<'_> {
         if plan.make_opaque {
             set_opaque(self.cx, (*inode.dir()?.top()?.fd()?).as_fd())?;
         }
-        let kept = self.prepare_target(to, target)?;
+        let target_fd = self.prepare_target(to, target)?;
         let moved_dir = own_location(stack, inode)?;
         let target_dir = match target {
             Some(target) => own_location(stack, target)?,
             None => None,
         };
-        if plan.how == RenameHow::Exchange && !plan.drop_whiteout {
-            // The whiteout of the new name is moved to the old name's directory.
+        if plan.how == RenameMode::Exchange && !plan.drop_whiteout {
+            // The exchange moves the whiteout at the new name to the directory of the old name.
             stack
                 .upper()?
                 .ready_for_whiteout(from.fd(), to.fd(), to.name)?;
         }
         if let Some(target) = target
-            // Where the target is in the upper and the rename replaces it, the file system below does this.
-            && (to.state.upper != UpperHas::Object || plan.how == RenameHow::Exchange)
+            // Where the rename itself replaces a target in the upper layer, the filesystem below starts the
+            // write-back.
+            && (to.state.upper != UpperEntry::Object || plan.how == RenameMode::Exchange)
         {
             self.write_back_before_replacing(inode, target)?;
         }
-        inode.change_name(target.map(|target| &**target), |state, others| {
+        inode.update_states(target.map(|target| &**target), |state, others| {
             let moving = moved_dir.as_ref().map(|dir| dir.moving());
-            let going = target_dir.as_ref().map(|dir| dir.moving());
+            let removing = target_dir.as_ref().map(|dir| dir.moving());
             self.rename_in_upper(plan, from, to)?;
-            if let (Some(going), Some(fd)) = (going, &kept) {
-                going.gone(fd.clone());
+            if let (Some(removing), Some(fd)) = (removing, &target_fd) {
+                removing.set_removed(fd.clone());
             }
             match others {
-                Some(state @ State::Dir(_)) => state.removed(),
-                Some(state) => forget_name(state, to.parent, to.name, kept)?,
+                Some(state @ InodeState::Dir(_)) => state.set_removed(),
+                Some(state) => forget_name(state, to.parent, to.name, target_fd)?,
                 None => {}
             }
             record_move(state, moving, from, to);
             Ok(())
         })?;
-        // A library is recognized by its name.
-        inode.facts().forget(PLAIN);
+        // Whether a file is a library depends on its name.
+        inode.facts().forget(PLAIN_DATA);
         for changed in [inode, from.parent, to.parent].into_iter().chain(target) {
-            changed.changed();
+            changed.note_change();
         }
         if let Some(target) = target {
-            self.index.note_removed(target);
+            self.index.forget_moved(target);
             self.name_removal.note_removed(target);
         }
         Ok(())
     }
 
-    /// Makes the system calls that `plan` says.
+    /// Executes the system calls of `plan`.
     fn rename_in_upper(&self, plan: RenamePlan, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
-        if plan.how == RenameHow::Whiteout {
+        if plan.how == RenameMode::Whiteout {
             return leave_whiteout(self.cx.stack.upper()?, from, to);
         }
         sys::node::rename(from.fd(), from.name, to.fd(), to.name, plan.how)?;
         if plan.drop_whiteout
             && let Err(error) = sys::node::unlink(from.fd(), from.name)
         {
-            // The object is moved, and the whiteout hides nothing.
-            log::warn!("cannot remove the whiteout {}: {error}", from.name);
+            // Not an error: the rename is complete, and the leftover whiteout hides nothing.
+            log::warn!("cannot remove the whiteout {}: {error}", from.name.shown());
         }
         Ok(())
     }
 
-    /// Starts write-back of a file that is about to be renamed over another, as the file system below does if
-    /// it sees that.
+    /// Starts write-back of a file that is about to replace another one.
+    ///
+    /// The filesystem below does the same for a rename over an existing file (ext4's auto_da_alloc), but here it
+    /// sees an exchange or a rename to a free name.
     fn write_back_before_replacing(&self, moved: &Inode, target: &Inode) -> Result<()> {
         let regular = |inode: &Inode| inode.kind() == FileKind::Regular;
         if !self.cx.early()?.on_replace || !regular(moved) || !regular(target) {
@@ -113,7 +117,7 @@ impl Replace<'_> {
         }
         let file = moved.file()?;
         if file.data.is_some() {
-            // Its content lies below, and is on the disk.
+            // A metacopy: its content is in a lower layer.
             return Ok(());
         }
         match open_content(moved, OFlags::RDONLY) {
@@ -123,9 +127,10 @@ impl Replace<'_> {
         Ok(())
     }
 
-    /// Prepares an object for its replacement. A directory must be empty on disk, not only in the merged view: its
-    /// whiteouts are removed by exchanging it for an empty, opaque one, which shows the same. Returns a
-    /// descriptor that leads to the replaced object.
+    /// Prepares an object for its replacement, and returns a descriptor of it.
+    ///
+    /// A directory must be empty on disk, not only in the merged view. One with whiteouts is exchanged for an empty
+    /// opaque one, which looks the same in the merged view.
     fn prepare_target(
         &self,
         to: &Side<'_>,
@@ -135,35 +140,36 @@ impl Replace<'_> {
             return Ok(None);
         };
         if !target.is_dir() {
-            return self.name_removal.anchor(target, to.parent, to.name);
+            return self.name_removal.open_anchor(target, to.parent, to.name);
         }
         let dir = target.dir()?;
-        let Some(up) = self.cx.stack.upper_dir(&dir) else {
+        let Some(upper_dir) = self.cx.stack.upper_dir(&dir) else {
             return Ok(None);
         };
-        let fd = up.fd()?;
+        let fd = upper_dir.fd()?;
         if sys::dir::entries((*fd).as_fd())?.is_empty() {
             return Ok(Some(fd));
         }
-        let (empty, stat) = stage_dir(self.cx, up)?;
-        let kept = empty.open_path()?;
-        set_opaque(self.cx, kept.as_fd())?;
-        empty.commit(to.fd(), to.name, RenameHow::Exchange)?;
-        // Recorded at once: the rename that comes next may fail.
-        let location = LayerDir::child(&to.up, to.name.clone(), stat.ino);
-        let identity = Identity::of(&stat);
+        let (empty, stat) = stage_dir(self.cx, upper_dir)?;
+        let empty_fd = empty.open_path()?;
+        set_opaque(self.cx, empty_fd.as_fd())?;
+        empty.commit(to.fd(), to.name, RenameMode::Exchange)?;
+        // Record the exchange now, because the rename that follows may fail.
+        let location = LayerDir::child(&to.upper_dir, to.name.clone(), stat.ino);
+        let identity = Identity::from_stat(&stat);
         self.inodes
-            .moving(target, identity, NumberMarker::Present, || {
-                target.change_dir(|dir| {
+            .relocate(target, identity, NumberMarker::Present, || {
+                target.update_dir(|dir| {
                     dir.locs = Arc::from([location]);
                     dir.redirect = None;
                     dir.identity = identity;
                 })
             })?;
-        Ok(Some(Arc::new(kept)))
+        Ok(Some(Arc::new(empty_fd)))
     }
 }
 
+/// Returns the type of a moved object, for the plan of the rename.
 fn moved_object(inode: &Inode) -> Result<MovedObject> {
     Ok(if !inode.is_dir() {
         MovedObject::NotDirectory

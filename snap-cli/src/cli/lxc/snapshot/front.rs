@@ -45,10 +45,10 @@ impl<'a> Front<'a> {
             lxcpath,
             name: name.to_owned(),
         };
-        if !disk::is_there(&container.config())? {
+        if !disk::exists(&container.config())? {
             return Err(no_container(&container));
         }
-        let dir = snapshots::folder(&container)?;
+        let dir = snapshots::snapshots_dir(&container)?;
         let listed_dir = match (option, dir.strip_prefix(&container.lxcpath)) {
             (Some(lxcpath), Ok(inside)) => lxcpath.join(inside),
             _ => dir,

@@ -10,7 +10,7 @@ use super::managed::ManagedContainer;
 use crate::cli::output;
 use crate::error::{Error, Result};
 use crate::lxc::layout;
-use crate::lxc::locked::find as find_tree;
+use crate::lxc::locked::find_snapshot;
 use crate::lxc::snapshots::{self, LxcSnapshot};
 use crate::snapshot::lxc_import;
 use crate::store::manifest::{ContainerManifest, SnapshotRef};
@@ -44,16 +44,16 @@ fn list_all(front: &Front<'_>, manifest: Option<&ContainerManifest>) -> Result<V
     if let Some(manifest) = manifest {
         found.extend(manifest.snapshots.iter().cloned().map(AnySnapshot::Cowl));
     }
-    for tree in snapshots::list(&snapshots::folder(&front.container)?)? {
+    for tree in snapshots::list(&snapshots::snapshots_dir(&front.container)?)? {
         let became = match manifest {
-            Some(manifest) => lxc_import::became(manifest, &tree)?.is_some(),
+            Some(manifest) => lxc_import::find_imported(manifest, &tree)?.is_some(),
             None => false,
         };
         if !became {
             found.push(AnySnapshot::Lxc(tree));
         }
     }
-    found.sort_by_key(|one| layout::order(one.name()));
+    found.sort_by_key(|one| layout::sort_key(one.name()));
     Ok(found)
 }
 
@@ -87,7 +87,7 @@ pub(super) fn find(
                     AnySnapshot::Cowl(_) => None,
                 })
                 .collect();
-            find_tree(&front.container, &trees, name)
+            find_snapshot(&front.container, &trees, name)
                 .cloned()
                 .map(AnySnapshot::Lxc)
         }
@@ -120,7 +120,7 @@ pub(super) fn print(
                 let time = snapshot.created.parse::<jiff::Timestamp>();
                 let time = time.map_or_else(
                     |_| snapshot.created.clone(),
-                    |time| layout::as_lxc(time, &zone),
+                    |time| layout::format_time(time, &zone),
                 );
                 (time, snapshot.comment.clone().into_bytes())
             }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::front::Front;
 use crate::error::{Error, Kind, Result};
-use crate::lifecycle::adopt::{Candidate, What, adopt};
+use crate::lifecycle::adopt::{AdoptSource, Candidate, adopt};
 use crate::recover;
 use crate::store::manifest::ContainerManifest;
 use crate::store::name::ContainerName;
@@ -35,7 +35,7 @@ impl Front<'_> {
     }
 
     fn search_stores(&self) -> Result<Option<ManagedContainer>> {
-        if !disk::is_there(&self.context.root.join("store.json"))? {
+        if !disk::exists(&self.context.root.join("store.json"))? {
             return Ok(None);
         }
         let mut unreadable = None;
@@ -75,7 +75,7 @@ impl Front<'_> {
             return Ok(managed);
         }
         let home = self.context.open_or_create_store()?;
-        let candidate = Candidate::look(&home, &What::Lxc(self.container.clone()))?;
+        let candidate = Candidate::inspect(&home, &AdoptSource::Lxc(self.container.clone()))?;
         let name = ContainerName::parse(&self.container.name)?;
         let store = candidate.store(&home, None)?;
         adopt(&store, &candidate, &name).map_err(|error| match store.find_id(&name) {

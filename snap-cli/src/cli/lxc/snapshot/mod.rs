@@ -124,7 +124,7 @@ fn context(words: &[OsString]) -> Result<Context> {
     Ok(Context {
         root: Store::locate(config.store.clone())?,
         session: Session {
-            who: who.join(" "),
+            command: who.join(" "),
             patience: Duration::from_secs(config.wait.min(24 * 3600)),
             mounts: config.mounts,
         },

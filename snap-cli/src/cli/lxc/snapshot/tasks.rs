@@ -18,7 +18,7 @@ use crate::recover;
 use crate::snapshot::lxc_import;
 use crate::snapshot::remove::{Protected, plan, remove};
 use crate::snapshot::restore::restore;
-use crate::snapshot::take::{Wish, take};
+use crate::snapshot::take::{SnapshotRequest, take};
 use crate::snapshot::{Losses, resolve};
 use crate::store::Store;
 use crate::store::manifest::SnapshotRef;
@@ -29,9 +29,9 @@ impl Front<'_> {
     pub(super) fn take(&self, comment: Option<&Path>) -> Result<()> {
         // The file is read first, so that an error in it changes nothing.
         let comment = comment.map(read_text).transpose()?.unwrap_or_default();
-        let options = Wish {
+        let options = SnapshotRequest {
             comment,
-            ..Wish::default()
+            ..SnapshotRequest::default()
         };
         let ManagedContainer { store, manifest } = self.find_or_adopt()?;
         let name = &manifest.name;
@@ -53,10 +53,10 @@ impl Front<'_> {
         let Some(managed) = self.find_managed()? else {
             return Ok(None);
         };
-        for tree in snapshots::list(&snapshots::folder(&self.container)?)? {
-            if lxc_import::became(&managed.manifest, &tree)?.is_some() {
+        for tree in snapshots::list(&snapshots::snapshots_dir(&self.container)?)? {
+            if lxc_import::find_imported(&managed.manifest, &tree)?.is_some() {
                 let container = recover::open(&managed.store, &managed.manifest.name)?;
-                lxc_import::finish(&container, &self.lock()?)?;
+                lxc_import::remove_imported(&container, &self.lock()?)?;
                 break;
             }
         }
@@ -94,7 +94,7 @@ impl Front<'_> {
                     .to_str()
                     .ok_or_else(|| Error::usage("the new name is not valid UTF-8"))?;
                 let locked = self.lock()?;
-                let tree = locked.tree(&tree.name)?;
+                let tree = locked.find(&tree.name)?;
                 let mut bar = output::Bar::new("restoring");
                 let notes = locked.restore_as(&tree, new, &mut |done| bar.update(done))?;
                 drop(bar);
@@ -104,7 +104,7 @@ impl Front<'_> {
             (AnySnapshot::Lxc(tree), None, None) => {
                 let locked = self.lock()?;
                 // Read again: it may have changed while this process waited for the lock.
-                let tree = locked.tree(&tree.name)?;
+                let tree = locked.find(&tree.name)?;
                 let mut bar = output::Bar::new("restoring");
                 let notes = locked.restore(&tree, &mut |done| bar.update(done))?;
                 drop(bar);
@@ -125,7 +125,8 @@ impl Front<'_> {
         tree: &LxcSnapshot,
     ) -> Result<SnapshotRef> {
         let mut bar = output::Bar::new("importing");
-        let imported = lxc_import::bring(container, locked, tree, &mut |done| bar.update(done))?;
+        let imported =
+            lxc_import::import_snapshot(container, locked, tree, &mut |done| bar.update(done))?;
         drop(bar);
         self.print_notes(imported.notes);
         container.snapshot(&imported.name).map(|(found, _)| found)
@@ -148,7 +149,7 @@ impl Front<'_> {
                 Ok(restored)
             })?;
         self.context.settle(store, name);
-        if let Some(auto) = done.kept_as {
+        if let Some(auto) = done.auto_snapshot {
             self.messages.note(&format!(
                 "the previous state of {name} is retained as {auto}; to undo: cowl restore {name} {auto}"
             ));
@@ -163,7 +164,7 @@ impl Front<'_> {
             (AnySnapshot::Cowl(found), Some(managed)) => self.remove(&managed, &[found]),
             (AnySnapshot::Lxc(tree), _) => {
                 let locked = self.lock()?;
-                let tree = locked.tree(&tree.name)?;
+                let tree = locked.find(&tree.name)?;
                 locked.remove(&[tree])
             }
             (AnySnapshot::Cowl(_), None) => {
@@ -175,10 +176,10 @@ impl Front<'_> {
     /// Removes all snapshots of cowl and of LXC.
     pub(super) fn destroy_all(&self) -> Result<()> {
         let managed = self.find_recovered()?;
-        let trees = snapshots::list(&snapshots::folder(&self.container)?)?;
+        let trees = snapshots::list(&snapshots::snapshots_dir(&self.container)?)?;
         if !trees.is_empty() {
             let locked = self.lock()?;
-            locked.remove(&locked.trees()?)?;
+            locked.remove(&locked.list()?)?;
         }
         match managed {
             Some(managed) => self.remove(&managed, &managed.manifest.snapshots),
@@ -202,7 +203,7 @@ impl Front<'_> {
                 removal
                     .refused
                     .first()
-                    .map_or(Ok(()), |refused| Err(refused.error()))
+                    .map_or(Ok(()), |refused| Err(refused.to_error()))
             })
     }
 }

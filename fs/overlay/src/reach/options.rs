@@ -4,7 +4,7 @@ use crate::idmap::IdMap;
 
 /// Options of a whole mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Behaviour {
+pub struct OverlayOptions {
     /// A change of attributes alone copies no data.
     pub metacopy: bool,
     /// A power cut may lose data that was not synced, copied-up files included; fsync does nothing.
