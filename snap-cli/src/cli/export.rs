@@ -21,7 +21,7 @@ use crate::store::name::{Address, Range, SnapshotName};
 use crate::tree::error::{OnProgress, Progress};
 use cowl_layers::shown::Show as _;
 
-/// Export a state as a tar archive, directory or image, or a whole container as one file
+/// Export a state as a tar archive, directory or image, or a whole container
 ///
 /// Without an option, writes a tar archive with hard links, extended attributes and ACLs; unpack it
 /// with `tar --numeric-owner --acls --xattrs --xattrs-include='*' -xpf FILE`. If the container is in

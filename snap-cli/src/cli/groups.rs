@@ -9,7 +9,7 @@ use clap::Command;
 pub(super) const GROUPS: [(&str, &[&str]); 5] = [
     (
         "Create",
-        &["create", "adopt", "clone", "lxc", "import-lxc-snapshots"],
+        &["create", "adopt", "clone", "lxc", "mount", "umount", "exec"],
     ),
     (
         "Snapshot",
@@ -17,9 +17,7 @@ pub(super) const GROUPS: [(&str, &[&str]); 5] = [
     ),
     (
         "Inspect",
-        &[
-            "list", "show", "status", "stats", "diff", "ls", "cat", "mount", "umount", "exec",
-        ],
+        &["list", "show", "status", "stats", "diff", "ls", "cat", "du"],
     ),
     (
         "Maintain",
@@ -30,14 +28,16 @@ pub(super) const GROUPS: [(&str, &[&str]); 5] = [
             "destroy",
             "undelete",
             "flatten",
-            "du",
             "gc",
             "check",
             "config",
             "completions",
         ],
     ),
-    ("Move", &["export", "import", "release"]),
+    (
+        "Move",
+        &["export", "import", "import-lxc-snapshots", "release"],
+    ),
 ];
 
 /// Returns the command with a help text that lists its subcommands in groups.
