@@ -6,9 +6,9 @@ use std::path::Path;
 
 use super::losses::losses;
 use super::{CliCommand, Context, output, read_state};
-use crate::archive::oci::{self, Step};
-use crate::archive::unfinished::{UnfinishedFile, UnfinishedFolder, pack};
-use crate::archive::{Compression, Report, changeset, export, export_dir};
+use crate::archive::oci::{self, ImageState};
+use crate::archive::unfinished::{UnfinishedDir, UnfinishedFile, pack_dir};
+use crate::archive::{Compression, TransferReport, changeset, export, export_dir};
 use crate::container::durability::epoch;
 use crate::error::{Error, Result};
 use crate::lifecycle::whole::Outgoing;
@@ -135,7 +135,7 @@ impl Args {
             let lost = snapshot
                 .as_ref()
                 .and_then(|s| describe_loss(&address(&s.name), s.settling.as_ref(), &epoch));
-            steps.push(Step {
+            steps.push(ImageState {
                 view: store.view(&stack)?,
                 created: snapshot
                     .as_ref()
@@ -159,7 +159,7 @@ impl Args {
         let target = Path::new(&self.target);
         let mut bar = output::Bar::new("exporting");
         let mut progress = |done| bar.update(Progress { total, ..done });
-        let compression = Compression::of_name(target.as_os_str().as_bytes());
+        let compression = Compression::from_file_name(target.as_os_str().as_bytes());
         let report = match compression {
             Some(Compression::None) => {
                 let unfinished = UnfinishedFile::new(target)?;
@@ -172,7 +172,7 @@ impl Args {
                     .tempdir_in(parent)
                     .map_err(|error| Error::at("create a directory in", parent, error))?;
                 let report = oci::fill(&steps, &name, layout.path(), &mut progress)?;
-                pack(layout.path(), unfinished.file())?;
+                pack_dir(layout.path(), unfinished.file())?;
                 unfinished.finish()?;
                 report
             }
@@ -184,7 +184,7 @@ impl Args {
                 .hint("name a directory or a .tar file; the layers in it are compressed"));
             }
             None => {
-                let unfinished = UnfinishedFolder::new(target)?;
+                let unfinished = UnfinishedDir::new(target)?;
                 let report = oci::fill(&steps, &name, unfinished.path(), &mut progress)?;
                 unfinished.finish()?;
                 report
@@ -210,7 +210,7 @@ impl Args {
         context.settle(&store, &source.container);
         sink.write(outgoing.total, |out, compression, progress| {
             let done = outgoing.write(out, compression, progress)?;
-            Ok(Report {
+            Ok(TransferReport {
                 done,
                 notes: Vec::new(),
             })
@@ -278,7 +278,7 @@ pub(super) fn write_directory(
     let view = store.view(&state.stack)?;
     let total = measure::known_size(&store, &state.stack)?;
     let mut bar = output::Bar::new(activity);
-    let unfinished = UnfinishedFolder::new(target)?;
+    let unfinished = UnfinishedDir::new(target)?;
     let mut progress = |done| bar.update(Progress { total, ..done });
     let report = export_dir::fill(&view, unfinished.path(), &mut progress)?;
     unfinished.finish()?;
@@ -287,7 +287,7 @@ pub(super) fn write_directory(
     Ok(())
 }
 
-fn print_notes(report: &Report) {
+fn print_notes(report: &TransferReport) {
     for (path, why) in &report.notes {
         output::print_note(&format!("{}: {why}", output::shown(path)));
     }
@@ -305,11 +305,17 @@ impl<'p> Sink<'p> {
             return Ok(Self::Stdout);
         }
         let path = Path::new(target);
-        let compression = Compression::of_name(path.as_os_str().as_bytes()).ok_or_else(|| {
-            Error::usage(format!("unknown kind of archive: {}", path.shown())).hint(
-                "use a name that ends in .tar, .tar.gz, .tar.zst or .tar.xz, or - for standard output",
-            )
-        })?;
+        let compression =
+            Compression::from_file_name(path.as_os_str().as_bytes()).ok_or_else(|| {
+                Error::usage(format!(
+                    "unknown kind of archive: {}",
+                    path.shown()
+                ))
+                .hint(
+                    "use a name that ends in .tar, .tar.gz, .tar.zst or .tar.xz, or - for standard output"⟦O:,
+            ⟧⟦B:⟧⟦T:,
+                ⟧)
+            })?;
         Ok(Self::File(path, compression))
     }
 
@@ -317,8 +323,12 @@ impl<'p> Sink<'p> {
     fn write(
         &self,
         total: Option<u64>,
-        write: impl FnOnce(&mut dyn std::io::Write, Compression, OnProgress<'_>) -> Result<Report>,
-    ) -> Result<Report> {
+        write: impl FnOnce(
+            &mut dyn std::io::Write,
+            Compression,
+            OnProgress<'_>,
+        ) -> Result<TransferReport>,
+    ) -> Result<TransferReport> {
         let mut bar = output::Bar::new("exporting");
         let mut progress = |done| bar.update(Progress { total, ..done });
         match self {

@@ -65,7 +65,7 @@ impl Args {
                 let source = Source::Tree(Box::new(tree));
                 self.create(&context.open_or_create_store()?, name, source)
             }
-            Input::Whole(archive) => {
+            Input::Container(archive) => {
                 let store = context.open_or_create_store()?;
                 let mut bar = output::Bar::new("importing");
                 let done = whole::import(&store, name, archive, &mut |done| bar.update(done))?;

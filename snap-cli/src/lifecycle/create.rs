@@ -25,7 +25,7 @@ pub enum Source<'a> {
     /// A tar archive on standard input.
     Stdin,
     /// An open tar archive.
-    Tree(Box<input::Tree<'a>>),
+    Tree(Box<input::TreeArchive<'a>>),
 }
 
 /// Creates the container `name` from a root file system.
@@ -61,9 +61,11 @@ fn import_claimed(
     let base = making.create_layer(LayerKind::Base, &[], &[])?;
     let tree = store.paths().layer_tree(base);
     let imported = match source {
-        Source::Path(path) => import::path(path, &tree, store.space(), progress),
-        Source::Tree(archive) => import::opened(*archive, &tree, store.space(), progress),
-        Source::Stdin => import::tar(std::io::stdin().lock(), &tree, store.space(), progress),
+        Source::Path(path) => import::from_path(path, &tree, store.space(), progress),
+        Source::Tree(archive) => import::from_archive(*archive, &tree, store.space(), progress),
+        Source::Stdin => {
+            import::from_stream(std::io::stdin().lock(), &tree, store.space(), progress)
+        }
     }?;
     if images == Images::Refuse {
         image::refuse(&tree)?;

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::archive::Compression;
-use crate::archive::bundle::{self, Part, Whole};
+use crate::archive::bundle::{self, BundleLayer, BundleReader};
 use crate::container::{durability, lxc};
 use crate::error::{Error, Kind, Result};
 use crate::recover;
@@ -118,7 +118,7 @@ impl WholeManifest {
 #[derive(Debug)]
 pub struct Outgoing {
     manifest: Vec<u8>,
-    parts: Vec<Part>,
+    parts: Vec<BundleLayer>,
     /// The approximate number of bytes; `None` if a layer was never measured.
     pub total: Option<u64>,
     _reading: crate::store::lock::Lock,
@@ -162,7 +162,7 @@ impl Outgoing {
         }
         let opened = store.open_layers(&order)?;
         for (id, layer) in order.iter().zip(opened) {
-            parts.push(Part {
+            parts.push(BundleLayer {
                 name: id.to_string(),
                 layer,
             });
@@ -234,7 +234,7 @@ pub struct Incoming {
 pub fn import(
     store: &Store,
     name: Option<&ContainerName>,
-    archive: Whole<'_>,
+    archive: BundleReader<'_>,
     progress: OnProgress<'_>,
 ) -> Result<Incoming> {
     let manifest = read_manifest(archive.manifest())?;
@@ -277,7 +277,7 @@ fn import_claimed(
     store: &Store,
     name: &ContainerName,
     manifest: WholeManifest,
-    mut archive: Whole<'_>,
+    mut archive: BundleReader<'_>,
     progress: OnProgress<'_>,
 ) -> Result<()> {
     let from = match manifest.marks {
@@ -301,7 +301,7 @@ fn import_claimed(
         let made = making.create_layer_from(layer)?;
         new.insert(id, made);
         let tree = store.paths().layer_tree(made);
-        archive.layer(&id.to_string(), &tree, (from, store.space()), &mut progress)?;
+        archive.read_layer(&id.to_string(), &tree, (from, store.space()), &mut progress)?;
     }
     archive.finish()?;
     let old = manifest.container;

@@ -28,7 +28,7 @@ fn open_overlay(delta: &Path, lowers: &[PathBuf]) -> Result<View> {
 /// Returns notes on files that were not copied.
 pub fn copy(from: &Rootfs, to: &Path, progress: OnProgress<'_>) -> Result<Vec<String>> {
     let done = match from {
-        Rootfs::Dir(path) => import::plain(path, to, progress)?,
+        Rootfs::Dir(path) => import::copy_plain(path, to, progress)?,
         Rootfs::Overlay { delta, lowers } => {
             export_dir::fill(&open_overlay(delta, lowers)?, to, progress)?
         }

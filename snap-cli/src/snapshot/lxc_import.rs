@@ -129,7 +129,7 @@ fn fill(
         return Ok(notes);
     };
     let before = measure(path)?.looks;
-    let imported = import::path(path, &tree, store.space(), progress)?;
+    let imported = import::from_path(path, &tree, store.space(), progress)?;
     if measure(path)?.looks != before {
         return Err(Error::failed(format!(
             "cannot copy {}: it changed during the copy",

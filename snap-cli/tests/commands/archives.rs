@@ -258,7 +258,12 @@ fn archives_that_can_t_be_used_are_refused_and_leave_nothing() {
             1,
             &["whole container", "cowl import"],
         );
-        other.refused(&["import", "-"], &whole[..whole.len() / 2], 1, &["end"]);
+        other.refused(
+            &["import", "-"],
+            &whole[..whole.len() / 2],
+            1,
+            &["truncated"],
+        );
         other.refused(&["import", "-"], &[], 1, &["empty"]);
         // The sum of the manifest itself.
         let text = b"\"next_snap\": 3";
@@ -276,7 +281,7 @@ fn archives_that_can_t_be_used_are_refused_and_leave_nothing() {
             .unwrap();
         let mut lies = whole.clone();
         lies[at] = b'C';
-        other.refused(&["import", "-"], &lies, 1, &["sum is wrong"]);
+        other.refused(&["import", "-"], &lies, 1, &["wrong checksum"]);
         // A newer version.
         let mut newer = whole.clone();
         let text = b"\"format\": 1";
