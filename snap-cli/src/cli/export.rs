@@ -312,9 +312,8 @@ impl<'p> Sink<'p> {
                     path.shown()
                 ))
                 .hint(
-                    "use a name that ends in .tar, .tar.gz, .tar.zst or .tar.xz, or - for standard output"⟦O:,
-            ⟧⟦B:⟧⟦T:,
-                ⟧)
+                    "use a name that ends in .tar, .tar.gz, .tar.zst or .tar.xz, or - for standard output",
+            )
             })?;
         Ok(Self::File(path, compression))
     }
