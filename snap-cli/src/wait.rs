@@ -1,4 +1,4 @@
-//! Polling for conditions that no event reports.
+//! Polls for conditions that the kernel does not report as events.
 
 use std::time::{Duration, Instant};
 

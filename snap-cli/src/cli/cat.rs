@@ -59,7 +59,7 @@ fn print(file: &mut dyn Read, raw: &OsString) -> Result<()> {
 /// Converts an error of a path in a state; `raw` is the argument that it was parsed from.
 pub(super) fn describe(error: &TreeError, raw: &OsString, parsed: &StatePath) -> Error {
     use std::os::unix::ffi::OsStrExt;
-    let what = format!("{}: {}", output::shown(raw.as_bytes()), error.what());
+    let what = format!("{}: {}", output::shown(raw.as_bytes()), error.message());
     let hint = format!("list a directory: cowl ls {}:PATH", parsed.address);
     match error.kind() {
         ErrorKind::NotFound => Error::not_found(what).hint(hint),

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::diff_stat::{self, Totals};
 use super::output::Color;
 use super::{CliCommand, Context, output, read_state};
-use crate::delta::{Change, Status, Wish, diff_of, patch};
+use crate::delta::{Change, DiffOptions, Status, diff_with, patch};
 use crate::error::{Error, Result};
 use crate::store::name::Address;
 use crate::tree::ErrorKind;
@@ -77,7 +77,7 @@ impl CliCommand for Args {
                 (store.view(&parent)?, store.view(&from.stack)?, None)
             }
         };
-        let changes = diff_of(&old, &new, &options).map_err(|error| match error.kind() {
+        let changes = diff_with(&old, &new, &options).map_err(|error| match error.kind() {
             ErrorKind::NotFound => Error::not_found(error.to_string()),
             _ => error.into(),
         })?;
@@ -88,7 +88,7 @@ impl CliCommand for Args {
         } else if self.patch {
             let (mut before, mut after) = (Finder::new(&old), Finder::new(&new));
             for change in &changes {
-                write(&patch::of(&mut before, &mut after, change)?)?;
+                write(&patch::format_change(&mut before, &mut after, change)?)?;
             }
         } else if self.name_only {
             for change in &changes {
@@ -112,14 +112,14 @@ impl CliCommand for Args {
 }
 
 impl Args {
-    fn options(&self) -> Result<Wish> {
+    fn options(&self) -> Result<DiffOptions> {
         let plain = |path: &OsString| {
-            find::plain(path.as_bytes()).map_err(|error| {
+            find::normalize(path.as_bytes()).map_err(|error| {
                 Error::usage(error.to_string())
                     .hint("write it relative to the container's root, for example etc/fstab")
             })
         };
-        Ok(Wish {
+        Ok(DiffOptions {
             paths: self.paths.iter().map(plain).collect::<Result<_>>()?,
             thorough: self.json || self.long || self.patch,
             no_renames: self.no_renames || self.patch,
@@ -156,7 +156,7 @@ fn as_json(change: &Change) -> Value {
     put("old_size", change.old_size.map(Value::from));
     put("new_size", change.new_size.map(Value::from));
     if matches!(change.status, Status::Modified | Status::Renamed) {
-        put("what", Some(change.what.words().into()));
+        put("what", Some(change.differences.words().into()));
     }
     value
 }
@@ -199,7 +199,7 @@ fn long(changes: &[Change]) -> Result<()> {
             letter(change.status),
             size(change.old_size),
             size(change.new_size),
-            change.what.words().join(","),
+            change.differences.words().join(","),
             path(change),
         ]
     };

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::Context;
 use crate::container::state::{Mounted, probe};
 use crate::error::Result;
-use crate::host::hooks::{self, Event, Facts};
+use crate::host::hooks::{self, Event, HookEnv};
 use crate::store::Store;
 use crate::store::name::ContainerName;
 
@@ -22,23 +22,23 @@ impl Context {
         store: &Store,
         name: &ContainerName,
         snapshot: Option<&str>,
-        work: impl FnOnce(&mut Facts) -> Result<T>,
+        work: impl FnOnce(&mut HookEnv) -> Result<T>,
     ) -> Result<T> {
-        let mut facts = Facts::default();
-        facts.tell("COWL_CONTAINER", name.as_str());
-        facts.tell("COWL_SNAPSHOT", snapshot.unwrap_or_default());
+        let mut env = HookEnv::default();
+        env.set("COWL_CONTAINER", name.as_str());
+        env.set("COWL_SNAPSHOT", snapshot.unwrap_or_default());
         // A cowl that a hook calls uses the same home store and configuration.
-        facts.tell("COWL_STORE", &self.root);
+        env.set("COWL_STORE", &self.root);
         if let Some(file) = self.config.file() {
-            facts.tell("COWL_CONFIG", file);
+            env.set("COWL_CONFIG", file);
         }
-        facts.tell("COWL_COMMAND", &self.session.command);
-        facts.tell("COWL_MOUNTPOINT", mountpoint(store, name)?);
+        env.set("COWL_COMMAND", &self.session.command);
+        env.set("COWL_MOUNTPOINT", mountpoint(store, name)?);
         let settings = hooks::Hooks {
             dir: self.config.hooks.dir.clone(),
             timeout: self.config.hooks.timeout,
         };
-        hooks::around(&settings, event, &mut facts, work)
+        hooks::run_around(&settings, event, &mut env, work)
     }
 }
 

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::store::name::StatePath;
 use crate::tree::TreeError;
 use crate::tree::find::LastLink;
-use crate::tree::inspect::{self, Depth, Entry};
+use crate::tree::inspect::{self, Depth, ListedEntry};
 
 /// List a directory of a state without mounting it
 ///
@@ -52,7 +52,7 @@ impl CliCommand for Args {
         let path = location.path.clone().unwrap_or_default();
         let (mut rows, mut values) = (Vec::new(), Vec::new());
         let last = match self.long {
-            true => LastLink::Keep,
+            true => LastLink::NoFollow,
             false => LastLink::Follow,
         };
         let depth = match self.recursive {
@@ -85,7 +85,7 @@ impl CliCommand for Args {
     }
 }
 
-fn name(entry: &Entry) -> String {
+fn name(entry: &ListedEntry) -> String {
     let shown = output::shown(&entry.path);
     match entry.stat.kind() {
         FileKind::Directory => output::paint(Color::Blue, &shown),
@@ -96,7 +96,7 @@ fn name(entry: &Entry) -> String {
     }
 }
 
-fn row(entry: &Entry) -> Vec<String> {
+fn row(entry: &ListedEntry) -> Vec<String> {
     let stat = &entry.stat;
     let size = match stat.kind() {
         FileKind::CharDevice | FileKind::BlockDevice => {
@@ -144,7 +144,7 @@ fn mode(kind: FileKind, perm: u32) -> String {
     text
 }
 
-fn as_json(entry: &Entry) -> Value {
+fn as_json(entry: &ListedEntry) -> Value {
     let stat = &entry.stat;
     let kind = match stat.kind() {
         FileKind::Regular => "file",

@@ -105,11 +105,11 @@ pub(super) fn take_with_hooks(
     report: impl FnOnce(&SnapshotName) -> Result<()>,
 ) -> Result<()> {
     let chosen = options.name.as_ref().map(SnapshotName::as_str);
-    context.run_with_hooks(Event::Snapshot, store, name, chosen, |facts| {
+    context.run_with_hooks(Event::Snapshot, store, name, chosen, |env| {
         // Opened before the freeze, so that its sync reports all write errors since then.
         let filesystem = open_filesystem(store)?;
         let taken = take(&mut recover::open(store, name)?, options)?;
-        facts.tell("COWL_SNAPSHOT", taken.as_str());
+        env.set("COWL_SNAPSHOT", taken.as_str());
         if sync == Sync::Wait {
             sync_now(store, name, &taken, &filesystem)?;
         }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::losses::losses;
 use super::{CliCommand, Context, output};
-use crate::delta::put_back::{Step, What};
+use crate::delta::revert::{RevertAction, RevertStep};
 use crate::error::Result;
 use crate::host::hooks::Event;
 use crate::recover;
@@ -156,26 +156,26 @@ fn print(name: &ContainerName, done: &Undone, mode: UndoMode, format: Format) ->
 }
 
 /// Returns the name of an action in text and in JSON.
-fn word(what: What) -> &'static str {
-    match what {
-        What::Remove => "remove",
-        What::BringBack => "bring back",
-        What::PutBack => "put back",
-        What::RenameBack => "rename back",
+fn word(action: RevertAction) -> &'static str {
+    match action {
+        RevertAction::Remove => "remove",
+        RevertAction::Recreate => "bring back",
+        RevertAction::Revert => "put back",
+        RevertAction::RenameBack => "rename back",
     }
 }
 
-fn text(step: &Step) -> String {
-    let (word, path) = (word(step.what), output::shown(&step.path));
+fn text(step: &RevertStep) -> String {
+    let (word, path) = (word(step.action), output::shown(&step.path));
     match &step.from {
         Some(from) => format!("{word} /{} -> /{path}", output::shown(from)),
         None => format!("{word} /{path}"),
     }
 }
 
-fn as_json(step: &Step) -> Value {
+fn as_json(step: &RevertStep) -> Value {
     let mut value = json!({
-        "action": word(step.what),
+        "action": word(step.action),
         "path": output::json_path(&step.path),
     });
     if let (Some(from), Some(object)) = (&step.from, value.as_object_mut()) {

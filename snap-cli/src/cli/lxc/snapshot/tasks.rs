@@ -36,10 +36,10 @@ impl Front<'_> {
         let ManagedContainer { store, manifest } = self.find_or_adopt()?;
         let name = &manifest.name;
         self.context
-            .run_with_hooks(Event::Snapshot, &store, name, None, |facts| {
+            .run_with_hooks(Event::Snapshot, &store, name, None, |env| {
                 let mut container = recover::open(&store, name)?;
                 let taken = take(&mut container, &options)?;
-                facts.tell("COWL_SNAPSHOT", taken.as_str());
+                env.set("COWL_SNAPSHOT", taken.as_str());
                 self.context.limit_depth(&mut container);
                 Ok(())
             })?;
