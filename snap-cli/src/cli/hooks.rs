@@ -1,5 +1,6 @@
-//! Where verbs meet the scripts of the machine's owner. `Context::hooked` is called with no lock held, so
-//! that a script may call cowl itself.
+//! The administrator's hooks around commands.
+//!
+//! Callers of [`Context::run_with_hooks`] must not hold a lock, because a hook may call cowl.
 
 use std::path::PathBuf;
 
@@ -11,9 +12,11 @@ use crate::store::Store;
 use crate::store::name::ContainerName;
 
 impl Context {
-    /// Does `work` with the hooks of `event` before and after it. Take locks inside `work`; what it learns
-    /// (the name of the new snapshot) it may tell the hooks after it.
-    pub(super) fn hooked<T>(
+    /// Runs `work` between the hooks before and after `event`.
+    ///
+    /// `work` takes its locks itself. It may add variables for the hooks after the event, such as the name of a new
+    /// snapshot.
+    pub(super) fn run_with_hooks<T>(
         &self,
         event: Event,
         store: &Store,
@@ -24,7 +27,7 @@ impl Context {
         let mut env = HookEnv::default();
         env.set("COWL_CONTAINER", name.as_str());
         env.set("COWL_SNAPSHOT", snapshot.unwrap_or_default());
-        // The home store, and the same configuration: a cowl that a hook calls finds what this one found.
+        // A cowl that a hook calls uses the same home store and configuration.
         env.set("COWL_STORE", &self.root);
         if let Some(file) = self.config.file() {
             env.set("COWL_CONFIG", file);
@@ -39,7 +42,7 @@ impl Context {
     }
 }
 
-/// Where the container is mounted; empty where it is not.
+/// Returns the container's mount point, or an empty path if it is not mounted.
 fn mountpoint(store: &Store, name: &ContainerName) -> Result<PathBuf> {
     match probe(store, store.find_id(name)?)? {
         Mounted::Alive(state) => Ok(state.mountpoint),

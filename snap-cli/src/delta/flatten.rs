@@ -6,8 +6,8 @@
 //! would be searched, an opaque marker or a whiteout is needed. A range that includes the bottom layer has nothing below
 //! it, so its merged layer has no markers.
 //!
-//! The source layers are only read. A marker with an inode number from a layer below the range is copied; one with a
-//! number from a layer of the range is dropped, because that layer ceases to exist.
+//! The source layers are only read. Markers with inode numbers are copied. One that refers to a layer below the range
+//! remains valid; one that refers to a layer of the range has no effect any more, because that layer ceases to exist.
 
 use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
@@ -107,10 +107,10 @@ fn is_child(above: &LayerPath, name: &[u8], below: &LayerPath) -> bool {
         .is_some_and(|(before, last)| last == name && before == above)
 }
 
-/// The object in the layers below the range with which a directory of the range is merged.
+/// The directory in the layers below the range with which a directory of the range is merged.
 #[derive(Clone)]
 enum LowerDir {
-    /// The layers below are not known, so there may be one.
+    /// The layers below are not known, so there may be a directory.
     Unknown,
     /// There is no directory.
     Absent,
@@ -152,6 +152,7 @@ struct OpenDir {
     lower: Option<LowerDir>,
 }
 
+/// The state of a merge.
 struct Flattener<'a> {
     beneath: Option<&'a View>,
     space: XattrSpace,
@@ -172,6 +173,7 @@ impl Flattener<'_> {
         });
     }
 
+    /// Returns the path at which the layers below the range are searched for the current directory.
     fn below(&self) -> Option<&LayerPath> {
         self.levels.last().and_then(|level| level.below.as_ref())
     }
@@ -203,6 +205,7 @@ impl Flattener<'_> {
         Ok(())
     }
 
+    /// Completes the current directory.
     fn leave(&mut self, path: &[u8]) -> Result<()> {
         let level = self.levels.pop();
         if self.levels.is_empty() {
@@ -261,12 +264,14 @@ impl Flattener<'_> {
         Ok(last.unwrap_or(&LowerDir::Unknown))
     }
 
+    /// Looks up a directory of the layers below the range by its path.
     fn find_from_root(view: &View, path: &LayerPath) -> cowl_layers::Result<LowerDir> {
         let root = LowerDir::Present(Box::new(view.root()?));
         let mut names = path.names().into_iter();
         names.try_fold(root, |dir, name| dir.subdir(view, name))
     }
 
+    /// Returns the attributes of a directory, including its marker.
     fn dir_attrs(&self, name: &[u8], dir: &DirNode, path: &[u8]) -> Result<Attrs> {
         let on_disk = dir.xattrs().context("cannot read the xattrs", path)?;
         let mut xattrs = self.retained_xattrs(on_disk);
@@ -302,6 +307,7 @@ impl Flattener<'_> {
         self.hard_links.record(&file.stat, location, path, depth)
     }
 
+    /// Creates a file with its content, attributes and markers.
     fn create_file(&mut self, name: &[u8], file: &FileNode, path: &[u8]) -> Result<()> {
         let on_disk = file.loc.xattrs().context("cannot read the xattrs", path)?;
         let metacopy = on_disk

@@ -154,15 +154,15 @@ impl Work<'_> {
         let is_dir = |stat: &Stat| stat.kind() == FileKind::Directory;
         let staged = self.target.stat(at).context(message, path)?;
         let replaced = self.target.stat(path).context(message, path)?;
-        let how = match &replaced {
+        let mode = match &replaced {
             None => RenameMode::NoReplace,
             Some(replaced) if is_dir(replaced) || staged.as_ref().is_some_and(is_dir) => {
                 RenameMode::Exchange
             }
             Some(_) => RenameMode::Replace,
         };
-        self.target.rename(at, path, how).context(message, path)?;
-        match how {
+        self.target.rename(at, path, mode).context(message, path)?;
+        match mode {
             RenameMode::Exchange => self.remove_tree(at),
             RenameMode::NoReplace | RenameMode::Replace | RenameMode::Whiteout => Ok(()),
         }
@@ -251,6 +251,7 @@ impl Work<'_> {
         self.remove_tree(&staged)
     }
 
+    /// Removes an object with everything below it, without recursion.
     fn remove_tree(&self, path: &[u8]) -> Result<()> {
         let message = "cannot remove";
         let mut path = path.to_vec();

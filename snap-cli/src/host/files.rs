@@ -1,10 +1,10 @@
 //! Files outside the store that other users may modify: LXC's configs and the files next to them.
 //!
-//! An LXC directory may belong to a user other than root, who can create any object at any name. Every open goes
-//! through [`resolve`], which resolves the path component by component with O_PATH descriptors, so that nothing is
-//! opened before its type is known. A link that another user owns is followed only to objects of the same user (the
-//! rule of the kernel's fs.protected_symlinks, applied to every directory). Reads are bounded. A write goes to a
-//! temporary file that is renamed to its destination, relative to the directory that was resolved.
+//! An LXC directory may belong to a user other than root, and that user can create any object at any name. Therefore
+//! every open uses [`resolve`], which resolves the path component by component with O_PATH descriptors, so that no
+//! object is opened before its type is checked. A symbolic link of another user is followed only to objects of the same
+//! user (the rule of the kernel's fs.protected_symlinks, applied to every directory). Reads are bounded. A write goes to
+//! a temporary file that is renamed to its destination, relative to the directory that was resolved.
 
 use std::collections::VecDeque;
 use std::fs::{File, Permissions};
@@ -42,6 +42,7 @@ fn io_error(error: cowl_layers::Error) -> IoError {
     IoError::from(error.errno())
 }
 
+/// Splits a path into its components.
 fn parts(path: &[u8]) -> impl DoubleEndedIterator<Item = Vec<u8>> {
     path.split(|&byte| byte == b'/')
         .filter(|part| !part.is_empty() && *part != b".")
@@ -55,7 +56,9 @@ enum FinalLink {
     NoFollow,
 }
 
-/// Resolves a path.
+/// Resolves a path without opening any object for reading or writing.
+///
+/// The last name may be unused, but its directory must exist.
 fn resolve(path: &Path, last: FinalLink) -> std::io::Result<Resolved> {
     let path = std::path::absolute(path)?;
     let root = || dir::open_root(Path::new("/")).map_err(io_error);
@@ -93,8 +96,8 @@ fn resolve(path: &Path, last: FinalLink) -> std::io::Result<Resolved> {
             for part in parts(&target).rev() {
                 pending.push_front(part);
             }
-            let absolute = target.first() == Some(&b'/');
-            at.found = Some(if absolute { root()? } else { here });
+            let is_absolute = target.first() == Some(&b'/');
+            at.found = Some(if is_absolute { root()? } else { here });
             continue;
         }
         at = Resolved {
@@ -125,6 +128,7 @@ fn check_regular(stat: &Stat) -> std::io::Result<()> {
     }
 }
 
+/// Reads a whole regular file through its O_PATH descriptor.
 fn read_found(found: &OwnedFd) -> std::io::Result<Vec<u8>> {
     check_regular(&stat_fd(found).map_err(io_error)?)?;
     let file = File::from(content::reopen(found.as_fd(), OFlags::RDONLY).map_err(io_error)?);
@@ -175,6 +179,7 @@ pub fn replace_name(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
         .map_err(|error| Error::at("write", path, error))
 }
 
+/// Replaces the object at a resolved path with a regular file; if none was found, creates one with `mode`.
 fn replace_resolved(target: &Resolved, bytes: &[u8], mode: u32) -> std::io::Result<()> {
     let old = target.found.as_ref().map(stat_fd).transpose();
     let old = old.map_err(io_error)?;
@@ -209,6 +214,7 @@ fn replace_resolved(target: &Resolved, bytes: &[u8], mode: u32) -> std::io::Resu
     dir::sync_dir(target.dir.as_fd()).map_err(io_error)
 }
 
+/// Removes a name in the directory of a resolved path, if it exists.
 fn unlink(target: &Resolved, name: &[u8]) -> std::io::Result<()> {
     match rustix::fs::unlinkat(&target.dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
