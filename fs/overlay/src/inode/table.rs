@@ -6,8 +6,8 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
+use cowl_layers::locks::Mutex;
 use lru::LruCache;
-use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
 use super::identity::Identity;
