@@ -149,7 +149,7 @@ impl<'s> Container<'s> {
             }
             Ok(None) => {
                 return Err(Error::damaged(format!(
-                    "{} is damaged, and the daemon writes to a layer that only this file names",
+                    "{} is missing, and the daemon writes to a layer that only this file named",
                     path.shown()
                 ))
                 .hint("copy the files out of the mount before anything else"));
@@ -170,7 +170,7 @@ impl<'s> Container<'s> {
         if completes {
             // The interrupted writer may not have synced. This is rare, so sync the whole file system.
             disk::sync_all(self.store.root())?;
-            self.put_in_force(next)?;
+            self.install_pending(next)?;
         } else {
             disk::remove_if_exists(&path)?;
         }
@@ -217,7 +217,7 @@ impl<'s> Container<'s> {
                 disk::remove_if_exists(&path)?;
                 return Err(error);
             }
-            Ok(Swap::Done) => self.put_in_force(next),
+            Ok(Swap::Done) => self.install_pending(next),
             Err(error) => Err(error),
         };
         if let Err(error) = done {
@@ -242,7 +242,7 @@ impl<'s> Container<'s> {
     ///
     /// If only the sync of the directory fails, the change is in effect nevertheless, and the layers that it names
     /// must be retained.
-    fn put_in_force(&mut self, next: Record<ContainerManifest>) -> Result<()> {
+    fn install_pending(&mut self, next: Record<ContainerManifest>) -> Result<()> {
         let path = self.store.paths().container_file(self.id);
         disk::rename_unsynced(&self.store.paths().pending_file(self.id), &path)?;
         self.record = next;

@@ -148,7 +148,7 @@ pub fn claim(store: &Store, name: &ContainerName) -> Result<Lock> {
     for (_, known) in names(store)? {
         let known = match known {
             Ok(known) => known,
-            // The unreadable container may have the same name. `holding` reports this once it is repaired.
+            // The unreadable container may have the same name. `cowl check` reports this once it is repaired.
             Err(error) => {
                 log::warn!("{error}");
                 continue;
