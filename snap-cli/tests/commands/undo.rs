@@ -97,12 +97,12 @@ fn a_copy_is_a_plain_folder_with_all_of_the_state() {
         (
             &["restore", "web", "snap0", "--copy", "out"][..],
             1,
-            "there already",
+            "already exists",
         ),
         (
             &["restore", "web", "snap0", "--copy", "empty"],
             1,
-            "there already",
+            "already exists",
         ),
         (
             &["restore", "web", "snap0", "--copy", "no/such/out"],
