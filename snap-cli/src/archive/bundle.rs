@@ -80,7 +80,7 @@ pub fn write(
             lent: lent.remove(&layer.id()).unwrap_or_default(),
         };
         writer.begin_layer(dir_path(name), raw);
-        walk::plain(layer.path(), &mut |item: &Item<'_>| writer.write_item(item))?;
+        walk::visit_dir(layer.path(), &mut |item: &Item<'_>| writer.write_item(item))?;
         let sum = format!("sha256:{}\n", writer.checksum());
         writer.write_own_file(&checksum_path(name), 0o600, sum.as_bytes())?;
     }
@@ -115,7 +115,7 @@ fn check_value_count(manifest: &[u8]) -> Result<()> {
 /// Adds the inodes from which the objects of a layer borrow their numbers to `lent`, by layer id.
 fn collect_borrowed_numbers(layer: &Layer, lent: &mut HashMap<u64, HashSet<u64>>) -> Result<()> {
     let marker = layer.space().ino().as_bytes();
-    walk::plain(layer.path(), &mut |item: &Item<'_>| {
+    walk::visit_dir(layer.path(), &mut |item: &Item<'_>| {
         for (name, value) in item.xattrs()? {
             if name == marker
                 && let Some(number) =

@@ -40,16 +40,16 @@ fn create_layers(dir: &Path, large: bool) -> [PathBuf; 2] {
     fs::write(lower.join("meta"), b"12345").unwrap();
     testing::mknod(&lower.join("socket"), FileKind::Socket, 0o640, 0);
     fs::create_dir(upper.join("new")).unwrap();
-    testing::set(&upper.join("new"), "trusted.overlay.redirect", b"/old");
+    testing::set_xattr(&upper.join("new"), "trusted.overlay.redirect", b"/old");
     testing::mknod(&upper.join("old"), FileKind::CharDevice, 0, 0);
     fs::File::create(upper.join("meta"))
         .unwrap()
         .set_len(5)
         .unwrap();
-    testing::set(&upper.join("meta"), "trusted.overlay.metacopy", b"");
+    testing::set_xattr(&upper.join("meta"), "trusted.overlay.metacopy", b"");
     fs::create_dir(upper.join("shut")).unwrap();
-    testing::set(&upper.join("shut"), "trusted.overlay.opaque", b"y");
-    testing::set(
+    testing::set_xattr(&upper.join("shut"), "trusted.overlay.opaque", b"y");
+    testing::set_xattr(
         &upper.join("shut"),
         "trusted.overlay.overlay.opaque",
         b"a user's",
@@ -60,7 +60,7 @@ fn create_layers(dir: &Path, large: bool) -> [PathBuf; 2] {
             layer: open(&lower).id(),
             ino: fs::metadata(lower.join(lender)).unwrap().ino(),
         };
-        testing::set(
+        testing::set_xattr(
             &upper.join(path),
             "trusted.overlay.cowl.ino",
             &mark.to_value(),

@@ -18,7 +18,7 @@ use super::compress::{Compression, Encoder};
 use super::export::write_entries;
 use super::report::TransferReport;
 use super::writer::{Holes, Writer};
-use crate::tree::attrs::{self, space_of};
+use crate::tree::attrs::{self, marker_space};
 use crate::tree::content;
 use crate::tree::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
 use crate::tree::path::{join, split};
@@ -235,7 +235,7 @@ impl Delta<'_> {
         for level in self.levels.iter().skip(self.written) {
             let path = self.path.get(..level.path_length).unwrap_or_default();
             let dir = Found::Dir(level.new.clone());
-            if let Some(item) = Item::of(path, &dir, space_of(self.new))? {
+            if let Some(item) = Item::from_found(path, &dir, marker_space(self.new))? {
                 writer.write_item(&item)?;
             }
         }
@@ -259,7 +259,7 @@ impl Delta<'_> {
             return Ok(());
         };
         self.write_pending_dirs(writer)?;
-        match Item::of(&self.path, found, space_of(self.new))? {
+        match Item::from_found(&self.path, found, marker_space(self.new))? {
             Some(item) => writer.write_item(&item),
             None => Ok(()),
         }
@@ -279,10 +279,13 @@ impl Delta<'_> {
         let plain = |dir: &DirNode| (dir.stat.mode, dir.stat.uid, dir.stat.gid, dir.stat.mtime);
         let what = "cannot read the xattrs";
         Ok(plain(old) != plain(new)
-            || attrs::shown(
-                self.old.and_then(space_of),
+            || attrs::visible_xattrs(
+                self.old.and_then(marker_space),
                 old.xattrs().context(what, path)?,
-            ) != attrs::shown(space_of(self.new), new.xattrs().context(what, path)?))
+            ) != attrs::visible_xattrs(
+                marker_space(self.new),
+                new.xattrs().context(what, path)?,
+            ))
     }
 
     /// Returns whether a file is unchanged and need not be written.
@@ -306,18 +309,20 @@ impl Delta<'_> {
             return Ok(false);
         }
         let what = "cannot read the xattrs";
-        if attrs::shown(
-            self.old.and_then(space_of),
+        if attrs::visible_xattrs(
+            self.old.and_then(marker_space),
             old.loc.xattrs().context(what, path)?,
-        ) != attrs::shown(space_of(self.new), new.loc.xattrs().context(what, path)?)
-        {
+        ) != attrs::visible_xattrs(
+            marker_space(self.new),
+            new.loc.xattrs().context(what, path)?,
+        ) {
             return Ok(false);
         }
         let read = || match new.stat.kind() {
             FileKind::Regular if old.data_loc().is_same_location(new.data_loc()) => Ok(true),
             FileKind::Regular => {
                 let (one, two) = (open_content(old.data_loc())?, open_content(new.data_loc())?);
-                content::same(one, two, new.stat.size)
+                content::is_same(one, two, new.stat.size)
             }
             FileKind::Symlink => Ok(old.loc.readlink()? == new.loc.readlink()?),
             _ => Ok(true),

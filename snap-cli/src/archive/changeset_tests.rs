@@ -36,7 +36,7 @@ fn assert_all_changesets_apply(stack: &Stack, what: &str) {
         for high in low + 1..=count {
             let name = format!("{what}-{low}-{high}");
             let (old, new) = (view(&stack.down(..low)), view(&stack.down(..high)));
-            let target = stack.folder(&format!("apply-{name}"));
+            let target = stack.create_dir(&format!("apply-{name}"));
             export_dir::fill(&old, &target, &mut |_| {}).unwrap();
             assert_eq!(
                 digest_dir(&target, &mut |_| {}).unwrap(),
@@ -46,7 +46,7 @@ fn assert_all_changesets_apply(stack: &Stack, what: &str) {
             let data = changeset_of(Some(&old), &new).unwrap();
             import::apply_changeset(&*data, &target, XattrSpace::Trusted, &mut |_| {})
                 .unwrap_or_else(|error| panic!("{name}: {error}\n{:#?}", names(&data)));
-            let want = stack.folder(&format!("want-{name}"));
+            let want = stack.create_dir(&format!("want-{name}"));
             export_dir::fill(&new, &want, &mut |_| {}).unwrap();
             assert_same(&target, &describe(&want), &name);
             assert_eq!(
@@ -126,8 +126,8 @@ fn changeset_has_the_entries_of_an_image_layer() {
     );
     // Without an old state the changeset contains everything, in the form of a plain archive.
     let all = changeset_of(None, &old).unwrap();
-    let plain = stack.folder("plain");
-    let file = stack.folder("tar").join("all.tar");
+    let plain = stack.create_dir("plain");
+    let file = stack.create_dir("tar").join("all.tar");
     fs::write(&file, all).unwrap();
     let args = [
         "--numeric-owner",
@@ -175,7 +175,7 @@ fn exports_every_kind_of_file_to_a_directory() {
     one_of_everything(&base);
     let socket = cowl_layers::sys::stat::FileKind::Socket;
     testing::mknod(&base.join("socket"), socket, 0o755, 0);
-    let target = stack.folder("target");
+    let target = stack.create_dir("target");
     export_dir::fill(&view(&stack.down(..)), &target, &mut |_| {}).unwrap();
     assert_same(&target, &describe(&base), "a plain directory");
     let sparse = |at: &Path| fs::metadata(at.join("sparse")).unwrap().blocks();

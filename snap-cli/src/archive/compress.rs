@@ -354,6 +354,6 @@ mod tests {
         assert_eq!(decode(&b""[..]).err().unwrap().kind(), ErrorKind::Empty);
         let zip = decode(&b"PK\x03\x04 and more"[..]).err().unwrap();
         assert_eq!(zip.kind(), ErrorKind::NotAnArchive);
-        assert!(zip.what().contains("zip"));
+        assert!(zip.message().contains("zip"));
     }
 }

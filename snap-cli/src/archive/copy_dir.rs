@@ -17,7 +17,7 @@ use rustix::fs::OFlags;
 use super::report::TransferReport;
 use crate::tree::attrs::{self, Attrs};
 use crate::tree::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
-use crate::tree::linked::Linked;
+use crate::tree::hard_links::HardLinks;
 use crate::tree::{create, position};
 
 /// The number of directories of the current path that stay open on each side. Those above are reopened through ".."
@@ -43,7 +43,7 @@ struct Copy<'a> {
     path: Vec<u8>,
     /// The device of the source. Other filesystems are not copied.
     dev: u64,
-    linked: Linked,
+    linked: HardLinks,
     /// The xattr namespace of the layer; `None` for a plain directory, which has no marker xattrs.
     space: Option<XattrSpace>,
     progress: OnProgress<'a>,
@@ -67,12 +67,12 @@ pub(super) fn copy(
     )?;
     let from_stat = stat::stat_fd(&from).context("cannot read the source directory", name)?;
     refuse_overlap(&from_stat, &to, name)?;
-    create::ready_root(to.as_fd())?;
+    create::prepare_root(to.as_fd())?;
     let mut copy = Copy {
         levels: Vec::new(),
         path: Vec::new(),
         dev: from_stat.dev,
-        linked: Linked::new(to.as_fd())?,
+        linked: HardLinks::new(to.as_fd())?,
         space,
         progress,
         out: TransferReport::default(),
@@ -181,7 +181,8 @@ impl Copy<'_> {
             return Err(closed(path));
         };
         let location = (target.as_fd(), name);
-        self.linked.note(&stat, location, path, self.levels.len())?;
+        self.linked
+            .record(&stat, location, path, self.levels.len())?;
         self.out.done.bytes = self.out.done.bytes.saturating_add(bytes);
         if bytes > 0 {
             (self.progress)(self.out.done);
@@ -223,7 +224,7 @@ impl Copy<'_> {
         let target_id = dir_id(&target)?;
         self.levels.push(CopyLevel {
             parent_length,
-            attrs: Attrs::of(&stat, xattrs),
+            attrs: Attrs::from_stat(&stat, xattrs),
             stat,
             todo,
             source: Some(source),
@@ -288,7 +289,7 @@ fn closed(path: &[u8]) -> TreeError {
 /// Returns the xattrs that the copy gets: in a layer, those that look like markers are escaped.
 fn to_target_xattrs(space: Option<XattrSpace>, xattrs: attrs::Xattrs) -> attrs::Xattrs {
     match space {
-        Some(space) => attrs::escaped(space, xattrs),
+        Some(space) => attrs::escape_markers(space, xattrs),
         None => xattrs,
     }
 }
@@ -304,7 +305,7 @@ fn copy_one(
     path: &[u8],
 ) -> Result<u64> {
     let xattrs = xattr::all(found.as_fd()).context("cannot read the xattrs", path)?;
-    let attrs = Attrs::of(stat, to_target_xattrs(space, xattrs));
+    let attrs = Attrs::from_stat(stat, to_target_xattrs(space, xattrs));
     let kind = stat.kind();
     match kind {
         FileKind::Regular => {

@@ -25,7 +25,7 @@ pub fn tar(
 ) -> Result<TransferReport> {
     write_entries(output, compression, Holes::Skipped, progress, |writer| {
         comment.map_or(Ok(()), |comment| writer.write_comment(comment))?;
-        walk::state(view, &mut |item: &Item<'_>| writer.write_item(item))
+        walk::visit_state(view, &mut |item: &Item<'_>| writer.write_item(item))
     })
 }
 

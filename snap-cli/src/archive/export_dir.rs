@@ -15,7 +15,7 @@ use crate::tree::attrs::{self, Attrs};
 use crate::tree::create;
 use crate::tree::dir_cursor::DirCursor;
 use crate::tree::error::{Context as _, OnProgress, Result};
-use crate::tree::linked::Linked;
+use crate::tree::hard_links::HardLinks;
 use crate::tree::walk::{self, Item, Visitor};
 
 /// Copies the merged tree of a view into the empty directory `target`. The caller must sync it.
@@ -24,15 +24,15 @@ pub fn fill(view: &View, target: &Path, progress: OnProgress<'_>) -> Result<Tran
         "cannot open the target directory",
         target.as_os_str().as_bytes(),
     )?;
-    create::ready_root(root.as_fd())?;
+    create::prepare_root(root.as_fd())?;
     let mut fill = Fill {
-        linked: Linked::new(root.as_fd())?,
+        linked: HardLinks::new(root.as_fd())?,
         dirs: DirCursor::new(root),
         levels: Vec::new(),
         out: TransferReport::default(),
         progress,
     };
-    walk::state(view, &mut fill)?;
+    walk::visit_state(view, &mut fill)?;
     (fill.progress)(fill.out.done);
     Ok(fill.out)
 }
@@ -42,20 +42,20 @@ struct Fill<'a> {
     /// The attributes of the directories of the current path. They are set last, because creating entries changes
     /// them.
     levels: Vec<Attrs>,
-    linked: Linked,
+    linked: HardLinks,
     out: TransferReport,
     progress: OnProgress<'a>,
 }
 
 impl Visitor for Fill<'_> {
-    fn item(&mut self, item: &Item<'_>) -> Result<()> {
+    fn visit(&mut self, item: &Item<'_>) -> Result<()> {
         let (path, name, kind) = (item.path, item.name(), item.kind());
         self.out.done.entries += u64::from(!path.is_empty());
         if let Some(first) = self.linked.find(&item.stat)? {
             return node::link_fd(first.as_fd(), self.dirs.here(), name)
                 .context("cannot create the hard link", path);
         }
-        let attrs = Attrs::of(&item.stat, item.xattrs()?);
+        let attrs = Attrs::from_stat(&item.stat, item.xattrs()?);
         if kind == FileKind::Directory {
             if !path.is_empty() {
                 create::dir(self.dirs.here(), name, path)?;
@@ -80,7 +80,7 @@ impl Visitor for Fill<'_> {
             _ => create::node(parent, name, (kind, item.stat.rdev), &attrs, path)?,
         }
         self.linked
-            .note(&item.stat, (parent, name), path, item.depth)?;
+            .record(&item.stat, (parent, name), path, item.depth)?;
         (self.progress)(self.out.done);
         Ok(())
     }

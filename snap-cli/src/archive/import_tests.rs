@@ -62,7 +62,7 @@ fn directory_is_copied_exactly() {
         .unwrap();
     let before = fs::metadata(source.path().join("sparse")).unwrap();
     // A default ACL that the target inherited must not affect the objects created in it.
-    testing::set(target.path(), "system.posix_acl_default", testing::ACL);
+    testing::set_xattr(target.path(), "system.posix_acl_default", testing::ACL);
     let got = import_dir(source.path(), target.path()).unwrap();
     assert_eq!(got.notes, []);
     assert_eq!(got.done.entries as usize, want.len() - 1);
@@ -291,7 +291,7 @@ fn xattrs_and_devices_that_look_like_markers_are_escaped() {
     testing::mknod(&source.path().join("a-device"), FileKind::CharDevice, 0, 0);
     for name in &names {
         fs::write(source.path().join(name), b"").unwrap();
-        testing::set(&source.path().join(name), name, b"y");
+        testing::set_xattr(&source.path().join(name), name, b"y");
     }
     import_dir(source.path(), target.path()).unwrap();
     assert_eq!(show(target.path()), expected);

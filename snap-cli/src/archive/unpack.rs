@@ -78,7 +78,7 @@ impl<'a> Unpacker<'a> {
             target.as_os_str().as_bytes(),
         )?;
         if !matches!(mode, UnpackMode::Changeset(_)) {
-            create::ready_root(root.as_fd())?;
+            create::prepare_root(root.as_fd())?;
         }
         let second_root = root
             .try_clone()
@@ -218,7 +218,7 @@ impl<'a> Unpacker<'a> {
         let xattrs = std::mem::take(&mut member.attrs.xattrs);
         let (xattrs, borrowed) = match self.mode {
             UnpackMode::Tree(space) | UnpackMode::Changeset(space) => {
-                (attrs::escaped(space, xattrs), None)
+                (attrs::escape_markers(space, xattrs), None)
             }
             UnpackMode::Raw(from, to) => marker_xattrs::convert(from, to, member, xattrs)?,
         };

@@ -20,7 +20,7 @@ use super::pax::{self, Records};
 use super::report::TransferReport;
 use crate::tree::content;
 use crate::tree::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
-use crate::tree::walk::{Item, Links};
+use crate::tree::walk::{Item, LinkMap};
 
 /// The largest number that fits into a field of 8 bytes.
 const FIELD_8: u64 = 0o7_777_777;
@@ -64,7 +64,7 @@ pub(super) struct Writer<'a, W: Write> {
     prefix: Vec<u8>,
     raw: Option<RawLayer>,
     holes: Holes,
-    links: Links<Vec<u8>>,
+    links: LinkMap<Vec<u8>>,
     report: TransferReport,
     progress: OnProgress<'a>,
 }
@@ -79,7 +79,7 @@ impl<'a, W: Write> Writer<'a, W> {
             prefix: b"./".to_vec(),
             raw: None,
             holes: Holes::Skipped,
-            links: Links::default(),
+            links: LinkMap::default(),
             report: TransferReport::default(),
             progress,
         }
@@ -106,7 +106,7 @@ impl<'a, W: Write> Writer<'a, W> {
     pub(super) fn begin_layer(&mut self, prefix: Vec<u8>, raw: RawLayer) {
         self.prefix = prefix;
         self.raw = Some(raw);
-        self.links = Links::default();
+        self.links = LinkMap::default();
     }
 
     /// Writes the end of the archive, and returns the flushed output.

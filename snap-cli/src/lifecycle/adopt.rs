@@ -16,7 +16,7 @@ use crate::container::external::{self, Leftover};
 use crate::container::{Container, Swap};
 use crate::error::{Error, Result};
 use crate::host::files;
-use crate::host::{inside, mountinfo, users};
+use crate::host::{dir_users, mountinfo, users};
 use crate::lxc::binding;
 use crate::lxc::{self as tools, LxcContainer, config, snapshots};
 use crate::recover::{self, moving};
@@ -89,7 +89,7 @@ impl Candidate {
     /// Returns the store for the adoption: one of the family on the same file system, or a new one there.
     pub fn store(&self, home: &Store, requested: Option<&Path>) -> Result<Store> {
         let parent = self.rootfs.parent().unwrap_or(Path::new("/"));
-        let mount = mountinfo::holding(parent)?;
+        let mount = mountinfo::find_containing(parent)?;
         if let Some(requested) = requested {
             let requested =
                 std::path::absolute(requested).map_err(|e| Error::at("use", requested, e))?;
@@ -106,7 +106,7 @@ impl Candidate {
             }
             let holder = requested
                 .ancestors()
-                .find_map(|path| mountinfo::holding(path).ok());
+                .find_map(|path| mountinfo::find_containing(path).ok());
             if holder.is_none_or(|holder| holder.id != mount.id) {
                 return Err(Error::usage(format!(
                     "{} is not on the file system of {}, which is mounted at {}",
@@ -123,7 +123,7 @@ impl Candidate {
             return family::join(home, &requested);
         }
         for store in family::stores(home.home(), home.session())? {
-            if mountinfo::holding(store.root())?.id == mount.id {
+            if mountinfo::find_containing(store.root())?.id == mount.id {
                 return Ok(store);
             }
         }
@@ -345,7 +345,7 @@ fn refuse_marker(rootfs: &Path) -> Result<()> {
 ///
 /// Messages call it `rootfs`, and end with `command` to repeat.
 fn refuse_users(path: &Path, rootfs: &Path, command: &str) -> Result<()> {
-    let inside = inside::of(path)?;
+    let inside = dir_users::list(path)?;
     if inside.is_empty() {
         return Ok(());
     }
@@ -368,7 +368,7 @@ fn refuse_users(path: &Path, rootfs: &Path, command: &str) -> Result<()> {
 fn scan_tree(rootfs: &Path, space: XattrSpace) -> Result<usize> {
     let mut found: Option<Vec<u8>> = None;
     let mut linked: HashMap<u64, u64> = HashMap::new();
-    walk::plain(rootfs, &mut |item: &Item<'_>| {
+    walk::visit_dir(rootfs, &mut |item: &Item<'_>| {
         if found.is_some() {
             return Ok(());
         }

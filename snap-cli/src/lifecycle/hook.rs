@@ -221,7 +221,7 @@ pub fn destroy(store: &Store, id: ContainerId, caller: &Caller) -> Result<()> {
     match identify_caller(container.manifest(), id, caller)? {
         // LXC's lxc-snapshot destroys the container before it copies a snapshot, which is one of the
         // container's own.
-        CallerKind::Itself | CallerKind::Moved(_) if process::is_below("lxc-snapshot") => {
+        CallerKind::Itself | CallerKind::Moved(_) if process::is_descendant_of("lxc-snapshot") => {
             Err(Error::failed(format!(
                 "cannot restore {name} with LXC's lxc-snapshot: it would destroy the container and its \
                  snapshots"

@@ -39,7 +39,7 @@ pub fn copy(from: &Rootfs, to: &Path, progress: OnProgress<'_>) -> Result<Vec<St
         }
     };
     if let (Rootfs::Dir(path), true) = (from, done.notes.is_empty())
-        && measure(path)?.looks != measure(to)?.looks
+        && measure(path)?.metadata_digest != measure(to)?.metadata_digest
     {
         return Err(Error::failed(format!(
             "cannot copy {}: it changed during the copy",

@@ -21,7 +21,7 @@ use super::locked::{LockedSnapshots, refuse_base, refuse_unfinished};
 use super::snapshots::{LxcSnapshot, REMOVED_CONFIG};
 use super::staging::{create_locked, live_top, make_dir, staging_path};
 use crate::error::{Error, Result};
-use crate::host::{files, inside, mountinfo, users};
+use crate::host::{dir_users, files, mountinfo, users};
 use crate::shell::quoted;
 use crate::store::disk;
 use crate::store::disk::remove_tree;
@@ -257,7 +257,7 @@ fn refuse_used(name: &str, top: &Path) -> Result<()> {
     if !disk::exists(top)? {
         return Ok(());
     }
-    let found = inside::of(top)?;
+    let found = dir_users::list(top)?;
     if found.is_empty() {
         return Ok(());
     }

@@ -128,9 +128,9 @@ fn fill(
         std::fs::create_dir(&plain).map_err(|e| Error::at("create the directory", &plain, e))?;
         return Ok(notes);
     };
-    let before = measure(path)?.looks;
+    let before = measure(path)?.metadata_digest;
     let imported = import::from_path(path, &tree, store.space(), progress)?;
-    if measure(path)?.looks != before {
+    if measure(path)?.metadata_digest != before {
         return Err(Error::failed(format!(
             "cannot copy {}: it changed during the copy",
             path.shown()

@@ -6,12 +6,12 @@ use std::os::unix::ffi::OsStrExt as _;
 use cowl_layers::shown::Show as _;
 use cowl_layers::view::{Found, View};
 
-use crate::delta::put_back::Scope;
+use crate::delta::revert::Scope;
 use crate::error::{Error, Result};
 use crate::store::name::nearest;
-use crate::tree::find::at as find;
+use crate::tree::find::find;
 use crate::tree::path::{join, split};
-use crate::tree::walk::children;
+use crate::tree::walk::list_children;
 
 /// The paths that a user may ask to restore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +102,7 @@ fn hint(old: &View, new: &View, path: &[u8]) -> Result<Option<String>> {
     let mut names = Vec::new();
     for view in [old, new] {
         if let Found::Dir(dir) = find(view, above)? {
-            for (path, _) in children(view, &dir, above)? {
+            for (path, _) in list_children(view, &dir, above)? {
                 names.extend(std::str::from_utf8(split(&path).1).map(str::to_owned));
             }
         }
@@ -126,7 +126,9 @@ mod tests {
         let clean = parse(&["/etc//x/", "./a/./b"]).unwrap();
         assert_eq!(clean.0, [b"etc/x".to_vec(), b"a/b".to_vec()]);
         assert!(parse(&["/", "a"]).unwrap().is_all());
-        assert!(clean.holds(b"etc/x/y") && !clean.holds(b"etc/xy") && !clean.holds(b"etc"));
+        assert!(
+            clean.contains(b"etc/x/y") && !clean.contains(b"etc/xy") && !clean.contains(b"etc")
+        );
         assert!(parse(&["a/../b"]).is_err() && parse(&[""]).is_err());
     }
 }

@@ -18,7 +18,7 @@ use super::take::{drop_if_unnamed, write_file};
 use crate::container::Container;
 use crate::container::Swap;
 use crate::container::state::{Mounted, RunState};
-use crate::delta::put_back::{Plan, Scope, Step};
+use crate::delta::revert::{RevertPlan, RevertStep, Scope};
 use crate::error::{Error, Result};
 use crate::host::mountinfo;
 use crate::shell::quoted;
@@ -26,7 +26,7 @@ use crate::store::making::Making;
 use crate::store::manifest::{ContainerManifest, LayerId, SnapshotId, SnapshotKind, SnapshotRef};
 use crate::store::name::SnapshotName;
 use crate::tree::error::OnProgress;
-use crate::tree::target::{InDirectory, InProcess};
+use crate::tree::writable::{DirTree, OverlayTree};
 use cowl_layers::shown::Show as _;
 
 /// The changes to revert.
@@ -44,7 +44,7 @@ pub struct UndoRequest {
 #[derive(Debug, Default)]
 pub struct Undone {
     /// The changes, path by path.
-    pub steps: Vec<Step>,
+    pub steps: Vec<RevertStep>,
     /// The automatic snapshot of the previous state; `None` if another snapshot has that state, or if nothing
     /// changed.
     pub auto_snapshot: Option<SnapshotName>,
@@ -84,14 +84,14 @@ pub fn plan(container: &Container<'_>, request: &UndoRequest) -> Result<Undone> 
 }
 
 /// Compares the current state with `old`, and returns the steps that revert it.
-fn compare(container: &Container<'_>, old: &View, request: &UndoRequest) -> Result<Plan> {
+fn compare(container: &Container<'_>, old: &View, request: &UndoRequest) -> Result<RevertPlan> {
     if let Mounted::Alive(run) = container.mounted()? {
         refuse_inner_mounts(container, &run, &request.scope)?;
         run.flush(container.store(), container.id())?;
     }
     let now = container.store().view(&container.manifest().stack)?;
     check_paths(&request.scope, old, &now, request.allowed)?;
-    Ok(Plan::new(old, &now, &request.scope)?)
+    Ok(RevertPlan::new(old, &now, &request.scope)?)
 }
 
 /// Fails if another file system is mounted in the scope: its content is not part of the container and must not
@@ -102,7 +102,7 @@ fn refuse_inner_mounts(container: &Container<'_>, run: &RunState, scope: &Scope)
         let Ok(inside) = mount.at.strip_prefix(&run.mountpoint) else {
             continue;
         };
-        if scope.touches(inside.as_os_str().as_bytes()) {
+        if scope.overlaps(inside.as_os_str().as_bytes()) {
             return Err(Error::busy(format!(
                 "cannot undo changes in {}: a file system is mounted at {}",
                 container.name(),
@@ -193,7 +193,7 @@ fn undo_unmounted(
     mut next: ContainerManifest,
     frozen: &Frozen,
     old: &View,
-    plan: &Plan,
+    plan: &RevertPlan,
     progress: OnProgress<'_>,
 ) -> Result<()> {
     let store = container.store();
@@ -206,7 +206,7 @@ fn undo_unmounted(
         making.request_sweep();
     }
     let tree = store.paths().layer_tree(head);
-    let open = || -> Result<InProcess> {
+    let open = || -> Result<OverlayTree> {
         let upper = Upper::open(&tree, &store.paths().layer_work(head), store.space())?;
         let lowers = store.open_layers(&frozen.state)?;
         // Exact link counts are not needed here, and would cost a walk over all names of a lower file.
@@ -216,18 +216,18 @@ fn undo_unmounted(
         };
         let overlay = Overlay::new(Some(upper), lowers, options)
             .map_err(|error| Error::failed("cannot open the layers").because(error))?;
-        Ok(InProcess::new(overlay))
+        Ok(OverlayTree::new(overlay))
     };
     let mut stack = vec![head];
     stack.extend_from_slice(&frozen.state);
-    let renamed = plan.rename_back(&open()?)?;
+    let renamed = plan.revert_renames(&open()?)?;
     match renamed {
         true => {
             let scope = plan.scope();
-            let rest = Plan::new(old, &store.view(&stack)?, scope)?;
-            rest.carry_out(old, &open()?, progress)?;
+            let rest = RevertPlan::new(old, &store.view(&stack)?, scope)?;
+            rest.execute(old, &open()?, progress)?;
         }
-        false => plan.carry_out(old, &open()?, progress)?,
+        false => plan.execute(old, &open()?, progress)?,
     }
     making.sync_content()?;
     next.head = head;
@@ -246,20 +246,20 @@ fn undo_mounted(
 ) -> Result<()> {
     let store = container.store();
     // The frozen state does not change, whatever processes write meanwhile.
-    let mut plan = Plan::new(old, &store.view(&frozen.state)?, &request.scope)?;
+    let mut plan = RevertPlan::new(old, &store.view(&frozen.state)?, &request.scope)?;
     let mountpoint = container.mount(None, run.lifetime())?;
     let open_error = |error| Error::at("open", &mountpoint, error);
     let root = dir::open_root(&mountpoint).map_err(open_error)?;
-    let target = InDirectory::new(root).map_err(open_error)?;
-    if plan.rename_back(&target)? {
+    let target = DirTree::new(root).map_err(open_error)?;
+    if plan.revert_renames(&target)? {
         run.flush(container.store(), container.id())?;
-        plan = Plan::new(
+        plan = RevertPlan::new(
             old,
             &store.view(&container.manifest().stack)?,
             &request.scope,
         )?;
     }
-    Ok(plan.carry_out(old, &target, progress)?)
+    Ok(plan.execute(old, &target, progress)?)
 }
 
 /// Adds a hint on how to revert a partial undo.

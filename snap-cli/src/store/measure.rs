@@ -109,7 +109,7 @@ pub fn measure_like(store: &Store, id: LayerId, known: Option<&str>) -> Result<(
         files: size.entries,
         inodes: size.inodes,
     };
-    Ok((measured, size.looks))
+    Ok((measured, size.metadata_digest))
 }
 
 /// Records the size of a layer. A failure, for example on a full disk, is only logged.

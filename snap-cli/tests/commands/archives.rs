@@ -323,6 +323,47 @@ fn a_state_as_a_folder() {
     assert_eq!(&digests(&world.open("store"), "again")[0].1, &want.1);
 }
 
+/// A file is replaced by a complete export only. A directory is never replaced.
+#[test]
+fn an_existing_file_is_replaced_by_a_complete_export_only() {
+    let world = World::new();
+    world.write("etc/large", &"0123456789abcdef".repeat(1 << 16));
+    world.ok(&["export", "web@named", "out.tar"]);
+    let first = std::fs::read(world.path("out.tar")).unwrap();
+    let names = world.names();
+    for form in [&[][..], &["--with-snapshots"], &["--oci"]] {
+        // The size limit makes a write of the export fail halfway.
+        let mut command = Command::new("sh");
+        command
+            .args([
+                "-c",
+                "trap '' XFSZ; ulimit -f 128; exec \"$@\"",
+                "sh",
+                programs::cowl().to_str().unwrap(),
+                "--store",
+                world.path("store").to_str().unwrap(),
+                "export",
+                "web",
+                "out.tar",
+            ])
+            .args(form)
+            .current_dir(&*world.scratch);
+        run_command(command, b"").fails(1, &[]);
+        let left = std::fs::read(world.path("out.tar")).unwrap();
+        assert!(left == first, "{form:?}: the old file is not retained");
+        assert_eq!(world.names(), names, "{form:?}: something was left");
+    }
+    world.ok(&["export", "web", "out.tar"]);
+    assert!(std::fs::read(world.path("out.tar")).unwrap() != first);
+    std::fs::create_dir_all(world.path("dir.tar/full")).unwrap();
+    for form in ["--dir", "--oci"] {
+        world
+            .run_in("store", &["export", "web", "dir.tar", form], b"")
+            .fails(1, &[]);
+    }
+    assert!(world.path("dir.tar/full").is_dir());
+}
+
 fn unpack(tar: &Path) -> Vec<String> {
     let output = Command::new("tar").arg("-tf").arg(tar).output().unwrap();
     assert!(output.status.success(), "{output:?}");

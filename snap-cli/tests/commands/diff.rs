@@ -54,12 +54,9 @@ fn every_form_of_a_diff() {
     );
     assert_eq!(
         store.ok(["diff", "web", "--stat"]),
-        "A  /etc/a b\\n         0 B\n\
-         A  /etc/apt/new  +2.0 KiB\n\
-         M  /etc/fstab        +6 B\n\
-         M  /etc/mode          0 B\n\
-         T  /thing            -2 B\n\
-         2 added, 2 modified, 1 of another type, +2.0 KiB\n"
+        "/etc    2 added, 2 modified  +2.0 KiB\n\
+         /thing  1 type changed           -2 B\n\
+         2 added (+2.0 KiB), 2 modified (+6 B), 1 type changed (-2 B); +2.0 KiB in total\n"
     );
     assert_eq!(
         store.ok(["diff", "web", "--name-only"]),
@@ -85,7 +82,7 @@ fn every_form_of_a_diff() {
         })
     );
     let nothing = store.ok(["diff", "web@snap0", "web@snap0", "--stat"]);
-    assert_eq!(nothing, "nothing differs\n");
+    assert_eq!(nothing, "no differences\n");
     let coloured = store.ok(["--color", "always", "diff", "web", "--", "etc/fstab"]);
     assert_eq!(coloured, "\u{1b}[33mM\u{1b}[0m /etc/fstab\n");
 }

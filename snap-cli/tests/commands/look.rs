@@ -48,10 +48,18 @@ fn a_file_of_any_state_is_printed() {
     let odd: [&OsStr; 2] = ["cat".as_ref(), OsStr::from_bytes(b"web@snap0:odd:\xff")];
     assert_eq!(store.cowl(odd).ok().stdout, b"odd");
 
-    store.refused(["cat", "web:etc"], 1, &["web:etc", "folder", "cowl ls web"]);
+    store.refused(
+        ["cat", "web:etc"],
+        1,
+        &["web:etc", "is a directory", "cowl ls web"],
+    );
     store.refused(["cat", "web:etc/no"], 3, &["web:etc/no", "no such path"]);
-    store.refused(["cat", "web:etc/passwd/x"], 3, &["not a folder"]);
-    store.refused(["cat", "web:etc/loop"], 1, &["too many symbolic links"]);
+    store.refused(["cat", "web:etc/passwd/x"], 3, &["not a directory"]);
+    store.refused(
+        ["cat", "web:etc/loop"],
+        1,
+        &["too many levels of symbolic links"],
+    );
     store.refused(["cat", "web"], 2, &["cowl cat web:PATH"]);
     store.refused(["cat", "web@snap7:etc"], 3, &["snap7"]);
     store.refused(["cat", ":etc"], 2, &["container name"]);

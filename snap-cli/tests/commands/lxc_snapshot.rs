@@ -292,7 +292,7 @@ fn what_is_not_whole_is_no_snapshot() {
         world.line("snap0")
     );
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("snap1 is not whole"), "{said}");
+    assert!(said.contains("snap1 is incomplete"), "{said}");
     world.refused(&["-n", "c1", "-r", "snap1"], "incomplete");
     world.refused(&["-n", "c1", "-r", "snap1", "c2"], "incomplete");
     world.ok(&["-n", "c1", "-d", "snap1"]);

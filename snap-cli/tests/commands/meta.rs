@@ -111,7 +111,7 @@ fn tags_and_protection() {
     world.cli.refused(
         ["tag", "web@snap0", "--remove", "keep"],
         1,
-        &["it has: env"],
+        &["its tags are: env"],
     );
     world
         .cli

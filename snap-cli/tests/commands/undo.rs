@@ -97,12 +97,12 @@ fn a_copy_is_a_plain_folder_with_all_of_the_state() {
         (
             &["restore", "web", "snap0", "--copy", "out"][..],
             1,
-            "already exists",
+            "exists already",
         ),
         (
             &["restore", "web", "snap0", "--copy", "empty"],
             1,
-            "already exists",
+            "exists already",
         ),
         (
             &["restore", "web", "snap0", "--copy", "no/such/out"],
@@ -113,7 +113,7 @@ fn a_copy_is_a_plain_folder_with_all_of_the_state() {
         (
             &["restore", "web", "snap0", "new", "--copy", "out2"],
             2,
-            "two places",
+            "a container and a directory at once",
         ),
         (&["restore", "web", "snap9", "--copy", "out2"], 3, "snap9"),
     ] {
