@@ -115,6 +115,7 @@ impl Pair<'_> {
     }
 }
 
+/// Returns whether the contents of two files, or the targets of two symbolic links, differ.
 fn is_content_different(a: &FileNode, b: &FileNode) -> cowl_layers::error::Result<bool> {
     match a.stat.kind() {
         FileKind::Regular if a.stat.size != b.stat.size => Ok(true),

@@ -201,6 +201,7 @@ impl Diff<'_> {
         }
     }
 
+    /// Compares the whole states.
     fn compare_roots(&mut self) -> Result<()> {
         let root = |view: &View| view.root().context("cannot read the root directory", b".");
         let (a, b) = (root(self.pair.a)?, root(self.pair.b)?);
@@ -428,6 +429,7 @@ impl Diff<'_> {
         Ok(())
     }
 
+    /// Marks a removed and an added object as one renamed object.
     fn set_matched(&mut self, old: usize, new: usize) {
         if let Some(node) = self.removed.get_mut(old) {
             node.is_unmatched = false;

@@ -264,12 +264,14 @@ impl Flattener<'_> {
         Ok(last.unwrap_or(&LowerDir::Unknown))
     }
 
+    /// Looks up a directory of the layers below the range by its path.
     fn find_from_root(view: &View, path: &LayerPath) -> cowl_layers::Result<LowerDir> {
         let root = LowerDir::Present(Box::new(view.root()?));
         let mut names = path.names().into_iter();
         names.try_fold(root, |dir, name| dir.subdir(view, name))
     }
 
+    /// Returns the attributes of a directory, including its marker.
     fn dir_attrs(&self, name: &[u8], dir: &DirNode, path: &[u8]) -> Result<Attrs> {
         let on_disk = dir.xattrs().context("cannot read the xattrs", path)?;
         let mut xattrs = self.retained_xattrs(on_disk);
@@ -305,6 +307,7 @@ impl Flattener<'_> {
         self.hard_links.record(&file.stat, location, path, depth)
     }
 
+    /// Creates a file with its content, attributes and markers.
     fn create_file(&mut self, name: &[u8], file: &FileNode, path: &[u8]) -> Result<()> {
         let on_disk = file.loc.xattrs().context("cannot read the xattrs", path)?;
         let metacopy = on_disk

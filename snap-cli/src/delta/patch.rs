@@ -180,6 +180,7 @@ fn read_text(file: &FileNode, path: &[u8]) -> Result<Option<Vec<u8>>> {
     Ok((!content.contains(&0)).then_some(content))
 }
 
+/// Writes the hunks that turn `old` into `new`.
 fn write_hunks(text: &mut Vec<u8>, old: &[u8], new: &[u8]) {
     let lines = |content: &[u8]| -> Vec<Vec<u8>> {
         let lines = content.split_inclusive(|&byte| byte == b'\n');
@@ -206,6 +207,7 @@ fn write_hunks(text: &mut Vec<u8>, old: &[u8], new: &[u8]) {
     }
 }
 
+/// Writes the lines of one operation of a hunk.
 fn write_lines(text: &mut Vec<u8>, op: &DiffOp, old: &[Vec<u8>], new: &[Vec<u8>]) {
     let mut put = |sign: u8, lines: &[Vec<u8>]| {
         for line in lines {
@@ -239,6 +241,7 @@ fn format_owner(stat: &Stat) -> String {
     format!("{}:{}", stat.uid, stat.gid)
 }
 
+/// Returns the file type for a comment line.
 fn describe_kind(stat: &Stat) -> String {
     let device = |kind: &str| {
         let (major, minor) = (rustix::fs::major(stat.rdev), rustix::fs::minor(stat.rdev));

@@ -251,6 +251,7 @@ impl Work<'_> {
         self.remove_tree(&staged)
     }
 
+    /// Removes an object with everything below it, without recursion.
     fn remove_tree(&self, path: &[u8]) -> Result<()> {
         let message = "cannot remove";
         let mut path = path.to_vec();

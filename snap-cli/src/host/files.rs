@@ -42,6 +42,7 @@ fn io_error(error: cowl_layers::Error) -> IoError {
     IoError::from(error.errno())
 }
 
+/// Splits a path into its components.
 fn parts(path: &[u8]) -> impl DoubleEndedIterator<Item = Vec<u8>> {
     path.split(|&byte| byte == b'/')
         .filter(|part| !part.is_empty() && *part != b".")
@@ -127,6 +128,7 @@ fn check_regular(stat: &Stat) -> std::io::Result<()> {
     }
 }
 
+/// Reads a whole regular file through its O_PATH descriptor.
 fn read_found(found: &OwnedFd) -> std::io::Result<Vec<u8>> {
     check_regular(&stat_fd(found).map_err(io_error)?)?;
     let file = File::from(content::reopen(found.as_fd(), OFlags::RDONLY).map_err(io_error)?);
@@ -177,6 +179,7 @@ pub fn replace_name(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
         .map_err(|error| Error::at("write", path, error))
 }
 
+/// Replaces the object at a resolved path with a regular file; if none was found, creates one with `mode`.
 fn replace_resolved(target: &Resolved, bytes: &[u8], mode: u32) -> std::io::Result<()> {
     let old = target.found.as_ref().map(stat_fd).transpose();
     let old = old.map_err(io_error)?;
@@ -211,6 +214,7 @@ fn replace_resolved(target: &Resolved, bytes: &[u8], mode: u32) -> std::io::Resu
     dir::sync_dir(target.dir.as_fd()).map_err(io_error)
 }
 
+/// Removes a name in the directory of a resolved path, if it exists.
 fn unlink(target: &Resolved, name: &[u8]) -> std::io::Result<()> {
     match rustix::fs::unlinkat(&target.dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),

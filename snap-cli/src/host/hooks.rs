@@ -182,6 +182,7 @@ fn check_owner(path: &Path, meta: &std::fs::Metadata) -> Result<()> {
     Ok(())
 }
 
+/// Runs one script and waits for it; `when` is the value of COWL_HOOK.
 fn run(script: &Path, when: &str, env: &HookEnv, timeout: Duration) -> Result<()> {
     let at = |error: std::io::Error| Error::at("run the hook", script, error);
     let err = std::io::stderr();
@@ -281,6 +282,7 @@ struct BlockedSignals {
 }
 
 impl BlockedSignals {
+    /// Blocks the signals for this thread.
     fn block() -> Result<Self> {
         let failed = |error: Errno| Error::failed("cannot block signals").because(error);
         let mut set = SigSet::empty();

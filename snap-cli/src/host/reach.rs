@@ -49,6 +49,7 @@ pub fn blocked_for(path: &Path, uid: u32, gid: u32) -> Result<Option<PathBuf>> {
     Ok(None)
 }
 
+/// Returns whether a directory has an access ACL, or may have one.
 fn has_acl(dir: &Path) -> Result<bool> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = rustix::fs::openat(CWD, dir, flags, rustix::fs::Mode::empty());

@@ -109,6 +109,7 @@ pub(crate) fn apply_last<'a>(
     attr::utimens(fd, last.atime, last.mtime).context("cannot set the times", path)
 }
 
+/// Sets one xattr.
 fn set_xattr(fd: BorrowedFd<'_>, name: &[u8], value: &[u8], path: &[u8]) -> Result<()> {
     xattr::set(fd, name, value).map_err(|error| {
         let message = format!("cannot set the xattr {}", name.shown());

@@ -61,6 +61,7 @@ pub(crate) fn symlink(
     apply_at(parent, name, FileKind::Symlink, attrs, path)
 }
 
+/// Sets the attributes of a new object.
 fn apply_at(
     parent: BorrowedFd<'_>,
     name: &[u8],

@@ -88,6 +88,7 @@ impl<'a> Hasher<'a> {
         self.sha.update(bytes);
     }
 
+    /// Adds an entry. A later name of a file refers to its first one.
     fn add_item(&mut self, item: &Item<'_>) -> Result<()> {
         let index = self.done.entries;
         self.done.entries += 1;
@@ -121,6 +122,7 @@ impl<'a> Hasher<'a> {
         Ok(())
     }
 
+    /// Adds the content of a regular file.
     fn add_content(&mut self, item: &Item<'_>) -> Result<()> {
         let size = item.stat.size;
         self.add_number(size);
@@ -136,6 +138,7 @@ impl<'a> Hasher<'a> {
         Ok(())
     }
 
+    /// Returns the digest and reports the final progress.
     fn finish(self) -> TreeDigest {
         (self.progress)(self.done);
         TreeDigest(self.sha.finalize().into(), self.form)

@@ -73,6 +73,7 @@ impl DirCursor {
         self.go_to(path, Missing::Create)
     }
 
+    /// Moves to the directory at a normalized path.
     fn go_to(&mut self, path: &[u8], missing: Missing) -> Result<BorrowedFd<'_>> {
         let rest = self.0.ascend_towards(path).context(ASCEND, path)?;
         for part in rest.split(|&byte| byte == b'/').filter(|p| !p.is_empty()) {
@@ -90,6 +91,7 @@ enum Missing {
     Create,
 }
 
+/// Opens one component of a path in `from`; the whole path is for messages.
 fn open_component(
     from: BorrowedFd<'_>,
     part: &[u8],

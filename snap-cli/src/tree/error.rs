@@ -111,6 +111,7 @@ impl TreeError {
     }
 }
 
+/// Returns the kind of failure that an errno indicates.
 fn kind_of(errno: Errno) -> ErrorKind {
     match errno {
         Errno::PERM | Errno::ACCESS => ErrorKind::NotPermitted,

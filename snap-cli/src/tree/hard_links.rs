@@ -97,6 +97,7 @@ impl HardLinks {
         Ok(())
     }
 
+    /// Links a file to a temporary name, and returns its location.
     fn add_temporary_name(
         &mut self,
         parent: BorrowedFd<'_>,

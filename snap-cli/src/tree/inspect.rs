@@ -72,6 +72,7 @@ pub fn list<E: From<TreeError>>(
     Ok(())
 }
 
+/// Creates the entry of an object; `None` if there is no object. `real` is its path in the state, for messages.
 fn entry(path: Vec<u8>, found: &Found, real: &[u8]) -> Result<Option<ListedEntry>> {
     let (stat, target) = match found {
         Found::Absent | Found::Whiteout => return Ok(None),

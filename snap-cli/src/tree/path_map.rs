@@ -51,6 +51,7 @@ impl LookupCache {
         self.path.truncate(end);
     }
 
+    /// Appends a component.
     fn push(&mut self, name: &[u8], node: usize, has_value: bool) {
         if !self.path.is_empty() {
             self.path.push(b'/');
@@ -64,6 +65,7 @@ impl LookupCache {
         self.components.last().map_or(0, |(_, node, _)| *node)
     }
 
+    /// Returns whether a component of the path has a value.
     fn is_covered(&self) -> bool {
         self.components.last().is_some_and(|(.., covered)| *covered)
     }
@@ -96,6 +98,7 @@ pub(crate) enum Visit<'a, T> {
     Leave(Option<&'a T>),
 }
 
+/// Splits a path into its components.
 fn parts(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     path.split(|&byte| byte == b'/')
         .filter(|part| !part.is_empty())
@@ -106,6 +109,7 @@ impl<T> PathMap<T> {
         self.nodes.get(at)
     }
 
+    /// Returns the child of a node with this name.
     fn step(&self, at: usize, name: &[u8]) -> Option<usize> {
         self.node(at)?.below.get(name).copied()
     }
@@ -129,6 +133,7 @@ impl<T> PathMap<T> {
         }
     }
 
+    /// Returns the node of exactly this path.
     fn find(&self, path: &[u8]) -> Option<usize> {
         let mut memo = self.memo.borrow_mut();
         self.descend(&mut memo, path)

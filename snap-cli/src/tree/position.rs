@@ -171,6 +171,7 @@ impl TreePosition {
         }
     }
 
+    /// Closes the directories below a depth.
     fn truncate(&mut self, depth: usize) {
         self.components.truncate(depth);
         let end = self.components.last().map_or(0, |component| component.end);
@@ -193,6 +194,7 @@ fn open_verified_parent(fd: &OwnedFd, expected: (u64, u64)) -> Result<OwnedFd> {
     }
 }
 
+/// Returns the device and inode number of a descriptor.
 fn id(fd: &OwnedFd) -> Result<(u64, u64)> {
     let stat = stat::stat_fd(fd)?;
     Ok((stat.dev, stat.ino))

@@ -382,6 +382,7 @@ pub(crate) fn visit_below(
     Ok(())
 }
 
+/// Visits an object of a state, and enters it if it is a directory.
 fn visit_found(walk: &mut Walk<&View>, found: &Found, visitor: &mut dyn Visitor) -> Result<()> {
     let space = marker_space(walk.tree);
     if let Some(item) = Item::from_found(walk.path(), found, space)? {
@@ -432,6 +433,7 @@ pub(crate) fn visit_dir(root: &Path, visitor: &mut dyn Visitor) -> Result<()> {
     Ok(())
 }
 
+/// Visits an object of a plain directory, and enters it if it is a directory.
 fn visit_plain(
     walk: &mut Walk<PlainDir>,
     (location, stat): (ObjectLocation, Stat),

@@ -108,6 +108,7 @@ impl OverlayTree {
         Ok(())
     }
 
+    /// Creates a regular file with a copy of `content`: the source and its size.
     fn create_with_content(&self, path: &[u8], content: Option<(OwnedFd, u64)>) -> Result<()> {
         let op = self.overlay.begin();
         let (parent, name) = split(path);
