@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::change::RenameFlags;
-use crate::content::{Close, FileHandle, SeekTo, Writer};
+use crate::content::{Close, FileHandle, Opened, SeekTo, Writer};
 use crate::inode::{Inode, OpenOptions};
 use crate::listing::{DirEntry, Listing};
 use crate::metadata::{Attr, SetAttr};
@@ -159,8 +159,8 @@ impl Op<'_> {
         mode: u32,
         how: OpenOptions,
     ) -> Result<(Arc<Inode>, Arc<FileHandle>)> {
-        let (inode, handle, _) = self.create_attr(caller, parent, name, mode, how)?;
-        Ok((inode, handle))
+        let (inode, opened, _) = self.create_attr(caller, parent, name, mode, how)?;
+        Ok((inode, opened.handle))
     }
 
     /// Like [`Op::create`], with the attributes of the file.
@@ -171,7 +171,7 @@ impl Op<'_> {
         name: &Name,
         mode: u32,
         how: OpenOptions,
-    ) -> Result<(Arc<Inode>, Arc<FileHandle>, Attr)> {
+    ) -> Result<(Arc<Inode>, Opened, Attr)> {
         let create = self.services().create();
         create.create(caller, parent, name, mode, how)
     }
@@ -267,7 +267,8 @@ impl Op<'_> {
         inode: &Arc<Inode>,
         how: OpenOptions,
     ) -> Result<Arc<FileHandle>> {
-        self.open_lazily(caller, inode, how, |_| false)
+        let opened = self.open_lazily(caller, inode, how, |_| false)?;
+        Ok(opened.handle)
     }
 
     /// Like [`Op::open`], but the content is not opened before a request through the handle needs it if `known`
@@ -278,7 +279,7 @@ impl Op<'_> {
         inode: &Arc<Inode>,
         how: OpenOptions,
         known: impl FnOnce(u32) -> bool,
-    ) -> Result<Arc<FileHandle>> {
+    ) -> Result<Opened> {
         self.services().content().open(caller, inode, how, known)
     }
 

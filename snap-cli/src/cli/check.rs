@@ -45,7 +45,7 @@ impl CliCommand for Args {
                 // The list of stores is damaged; the home store can be checked without it.
                 Err(error) if error.kind == Kind::Damaged => {
                     let home = Store::open(&context.root, context.session.clone());
-                    output::print_error(&error, self.json);
+                    output::print_error(&error, output::Format::from_option(self.json));
                     damaged = true;
                     vec![home?]
                 }

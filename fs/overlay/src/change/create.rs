@@ -8,7 +8,7 @@ use rustix::fs::OFlags;
 use super::dirs::{refuse_marker_name, require_live_dir};
 use super::upper_names::{NewObject, UpperNames};
 use super::zero_device::{commit_zero_device, stage_zero_device};
-use crate::content::{Content, FileHandle};
+use crate::content::{Content, Opened};
 use crate::copy_up::{CopyUp, set_opaque, stage_in_temp_dir};
 use crate::inode::{Inode, NO_CAPABILITIES, OpenOptions};
 use crate::metadata::{Attr, Attributes};
@@ -88,7 +88,7 @@ impl Create<'_> {
         name: &Name,
         mode: u32,
         options: OpenOptions,
-    ) -> Result<(Arc<Inode>, Arc<FileHandle>, Attr)> {
+    ) -> Result<(Arc<Inode>, Opened, Attr)> {
         // The handle uses the descriptor that created the file: O_CREAT grants access even if the mode denies it.
         let mut opened: Option<OwnedFd> = None;
         let (inode, stat) =
@@ -105,8 +105,8 @@ impl Create<'_> {
             .facts()
             .note(inode.facts().snapshot(), NO_CAPABILITIES);
         let attr = self.attributes.attr_as_found(&inode, stat)?;
-        let handle = self.content.adopt(&inode, fd, options);
-        Ok((inode, handle, attr))
+        let opened = self.content.adopt(&inode, fd, options);
+        Ok((inode, opened, attr))
     }
 
     /// Creates an object with the caller's ids.

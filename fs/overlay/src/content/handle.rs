@@ -4,8 +4,6 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use parking_lot::Mutex;
-
 use crate::inode::{Inode, OpenOptions};
 use crate::reach::Caller;
 use rustix::fs::OFlags;
@@ -37,17 +35,15 @@ pub(super) fn open_flags(options: OpenOptions) -> OFlags {
 }
 
 /// A descriptor of a file's content, and the version of the content.
-pub(super) type VersionedDescriptor = (Arc<OwnedFd>, u32);
+pub type VersionedDescriptor = (Arc<OwnedFd>, u32);
 
-/// An open file.
-///
-/// After a copy-up, the next request reopens the descriptor, so that it refers to the copy.
+/// An open file. It owns no descriptor: see [`super::descriptors`].
 #[derive(Debug)]
 pub struct FileHandle {
     pub(super) inode: Arc<Inode>,
     pub(super) options: OpenOptions,
-    /// The descriptor of the content, opened by the first request that needs it.
-    pub(super) open: Mutex<Option<VersionedDescriptor>>,
+    /// The number of the inode's writeback errors that were reported through this open file.
+    pub(super) errors_seen: AtomicU32,
     /// The value of [`OpenCounts::pushes`] at which the content was last known to be in the upper layer.
     pub(super) pushes: AtomicU32,
 }
@@ -67,11 +63,15 @@ impl FileHandle {
     pub fn options(&self) -> OpenOptions {
         self.options
     }
+}
 
-    /// Returns the descriptor of the content and the content's version, if the descriptor is open.
-    pub fn open_descriptor(&self) -> Option<(Arc<OwnedFd>, u32)> {
-        self.open.lock().clone()
-    }
+/// The result of an open.
+#[derive(Debug)]
+pub struct Opened {
+    /// The open file.
+    pub handle: Arc<FileHandle>,
+    /// The descriptor of its content; `None` if opening the content is deferred to the first request that needs it.
+    pub descriptor: Option<VersionedDescriptor>,
 }
 
 /// The counters of a mount's open files and of its pushed layers.
@@ -93,18 +93,13 @@ impl OpenCounts {
     }
 
     /// Counts an open file, and returns its handle.
-    pub(super) fn count_open(
-        &self,
-        inode: &Arc<Inode>,
-        opened: Option<(OwnedFd, u32)>,
-        options: OpenOptions,
-    ) -> Arc<FileHandle> {
+    pub(super) fn count_open(&self, inode: &Arc<Inode>, options: OpenOptions) -> Arc<FileHandle> {
         self.counter(options).fetch_add(1, Ordering::AcqRel);
         inode.count_open(options);
         Arc::new(FileHandle {
             inode: inode.clone(),
             options,
-            open: Mutex::new(opened.map(|(fd, version)| (Arc::new(fd), version))),
+            errors_seen: AtomicU32::new(0),
             pushes: AtomicU32::new(self.pushes()),
         })
     }

@@ -4,13 +4,15 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::handle::{FileHandle, OpenCounts, open_flags};
+use super::descriptors::ContentDescriptors;
+use super::handle::{FileHandle, OpenCounts, Opened, VersionedDescriptor, open_flags};
 use super::privileges::truncate;
 use crate::copy_up::{CopyExtent, CopyUp};
 use crate::inode::{Inode, OpenOptions};
 use crate::reach::{Caller, Context, open_content};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys::stat::FileKind;
+use rustix::fs::OFlags;
 
 /// Access to the content of files.
 #[derive(Clone, Copy)]
@@ -18,6 +20,7 @@ pub(crate) struct Content<'o> {
     pub(crate) cx: &'o Context<'o>,
     pub(crate) copy_up: CopyUp<'o>,
     pub(crate) opens: &'o OpenCounts,
+    pub(crate) descriptors: &'o ContentDescriptors,
 }
 
 impl Content<'_> {
@@ -31,7 +34,7 @@ impl Content<'_> {
         inode: &Arc<Inode>,
         options: OpenOptions,
         is_known_version: impl FnOnce(u32) -> bool,
-    ) -> Result<Arc<FileHandle>> {
+    ) -> Result<Opened> {
         if inode.kind() != FileKind::Regular {
             let errno = if inode.is_dir() {
                 Errno::ISDIR
@@ -61,25 +64,32 @@ impl Content<'_> {
             && !options.truncate
             && (is_known_version(version) || inode.facts().is_plain_data())
         {
-            return Ok(self.opens.count_open(inode, None, options));
+            return Ok(self.count_open(inode, None, options));
         }
-        let fd = open_content(inode, open_flags(options))?;
+        let fd = Arc::new(self.open_content(inode, open_flags(options))?);
         if options.truncate {
             inode.note_change();
             truncate(self.cx, caller, inode, &fd, 0)?;
         }
-        Ok(self.opens.count_open(inode, Some((fd, version)), options))
+        Ok(self.count_open(inode, Some((fd, version)), options))
+    }
+
+    /// Counts an open file, and caches its descriptor.
+    fn count_open(
+        &self,
+        inode: &Arc<Inode>,
+        descriptor: Option<VersionedDescriptor>,
+        options: OpenOptions,
+    ) -> Opened {
+        let handle = self.opens.count_open(inode, options);
+        self.descriptors.add_user(&handle, descriptor.clone());
+        Opened { handle, descriptor }
     }
 
     /// Returns the handle of a file that was just created through `fd`.
-    pub(crate) fn adopt(
-        &self,
-        inode: &Arc<Inode>,
-        fd: OwnedFd,
-        options: OpenOptions,
-    ) -> Arc<FileHandle> {
+    pub(crate) fn adopt(&self, inode: &Arc<Inode>, fd: OwnedFd, options: OpenOptions) -> Opened {
         let version = inode.content_version();
-        self.opens.count_open(inode, Some((fd, version)), options)
+        self.count_open(inode, Some((Arc::new(fd), version)), options)
     }
 
     /// Whether the content of an open file is in the upper layer.
@@ -88,18 +98,26 @@ impl Content<'_> {
         Ok(file.data.is_none() && self.cx.stack.is_in_upper(&file))
     }
 
-    /// Returns the descriptor of a handle, reopened if a copy-up has moved the content.
+    /// Returns the descriptor of a handle, reopened if it was evicted or a copy-up has moved the content.
     pub(crate) fn descriptor(&self, handle: &FileHandle) -> Result<Arc<OwnedFd>> {
-        let mut open = handle.open.lock();
         let version = handle.inode.content_version();
-        if let Some((fd, opened_version)) = &*open
-            && *opened_version == version
-        {
-            return Ok(fd.clone());
+        if let Some(fd) = self.descriptors.get(handle, version) {
+            return Ok(fd);
         }
-        let fd = Arc::new(open_content(&handle.inode, open_flags(handle.options))?);
-        *open = Some((fd.clone(), version));
+        let fd = Arc::new(self.open_content(&handle.inode, open_flags(handle.options))?);
+        self.descriptors.put(handle, (fd.clone(), version));
         Ok(fd)
+    }
+
+    /// Opens a file's content. Retries once with half of the cached descriptors closed if there are too many.
+    fn open_content(&self, inode: &Inode, flags: OFlags) -> Result<OwnedFd> {
+        match open_content(inode, flags) {
+            Err(error) if matches!(error.errno(), Errno::MFILE | Errno::NFILE) => {
+                self.descriptors.evict_half();
+                open_content(inode, flags)
+            }
+            done => done,
+        }
     }
 
     /// Returns the descriptor of a handle for a change of the content.

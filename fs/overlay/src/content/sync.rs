@@ -49,7 +49,10 @@ impl Content<'_> {
             scope
         };
         let in_upper = self.cx.stack.is_in_upper(&file);
-        match sys::copy::sync(&*fd, scope) {
+        match self
+            .descriptors
+            .report_sync(handle, sys::copy::sync(&*fd, scope))
+        {
             // A read-only filesystem may not support fsync.
             Err(error) if error.errno() == Errno::INVAL && !in_upper => return Ok(()),
             other => other?,

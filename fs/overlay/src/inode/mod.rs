@@ -5,6 +5,8 @@
 //! (one change of names), any inode's `state`, two of them by their numbers (over no system call but the
 //! one that changes the object's own name).
 
+#[cfg(test)]
+pub(crate) mod fixture;
 mod flags;
 mod identity;
 mod object;

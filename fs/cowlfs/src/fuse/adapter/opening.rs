@@ -15,7 +15,7 @@ use crate::fuse::passthrough::{CachedAttr, OpenMode, OpenParams, OpenTraits, Reg
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys;
 use cowl_overlay::inode::Inode;
-use cowl_overlay::{Attr, Close, FileHandle, Op, OpenOptions, SETID};
+use cowl_overlay::{Attr, Close, FileHandle, Op, OpenOptions, Opened, SETID, VersionedDescriptor};
 
 /// The parameters of an OPEN or CREATE request.
 #[derive(Clone, Copy)]
@@ -61,8 +61,8 @@ impl Adapter {
                 // Before the truncation: a refused open must not change the file.
                 self.refused.admit(op, &inode, options, req.pid())?;
             }
-            let handle = op.open_lazily(caller(req, 0), &inode, options, is_known)?;
-            let close = |_: &Error| self.overlay.close(&handle);
+            let content = op.open_lazily(caller(req, 0), &inode, options, is_known)?;
+            let close = |_: &Error| self.overlay.close(&content.handle);
             let admitted = self.refused.admit(op, &inode, options, req.pid());
             admitted.inspect_err(close)?;
             let register: Register<'_> = &|fd| reply.open_backing(fd);
@@ -72,7 +72,7 @@ impl Adapter {
                 direct,
                 is_registered,
             };
-            self.count_open(op, requested, &inode, handle, register)
+            self.count_open(op, requested, &inode, content, register)
         });
         match done {
             Ok(opened) => {
@@ -100,7 +100,7 @@ impl Adapter {
             let caller = caller(req, umask);
             let parent = op.inode(parent.0)?;
             let name = parse_name(name)?;
-            let (inode, handle, attr) = op.create_attr(caller, &parent, &name, mode, options)?;
+            let (inode, content, attr) = op.create_attr(caller, &parent, &name, mode, options)?;
             let register: Register<'_> = &|fd| reply.open_backing(fd);
             let requested = Requested {
                 ino: INodeNo(inode.ino()),
@@ -108,7 +108,7 @@ impl Adapter {
                 direct,
                 is_registered: false,
             };
-            let opened = self.count_open(op, requested, &inode, handle, register)?;
+            let opened = self.count_open(op, requested, &inode, content, register)?;
             Ok((inode, opened, attr))
         });
         match done {
@@ -144,15 +144,14 @@ impl Adapter {
         op: &Op<'_>,
         requested: Requested,
         inode: &Arc<Inode>,
-        handle: Arc<FileHandle>,
+        Opened { handle, descriptor }: Opened,
         register: Register<'_>,
     ) -> Result<OpenedFile> {
         let Requested { ino, flags, .. } = requested;
         let close = |_: &Error| self.overlay.close(&handle);
         let traits = self
-            .collect_traits(op, &handle, requested)
+            .collect_traits(op, &handle, descriptor.as_ref(), requested)
             .inspect_err(close)?;
-        let content = handle.open_descriptor();
         let is_synchronous = traits.write && is_synchronous(flags);
         let mode = self.backing.open(
             &OpenParams {
@@ -162,14 +161,18 @@ impl Adapter {
                 inode,
                 // In the upper layer, content and attributes are one file.
                 dev: traits.upper.then(|| inode.identity().dev),
-                content: content.as_ref().map(|(fd, version)| (fd.as_fd(), *version)),
+                content: descriptor
+                    .as_ref()
+                    .map(|(fd, version)| (fd.as_fd(), *version)),
             },
             register,
         );
         let (mut flags, backing) = match mode {
             OpenMode::Daemon(flags) => (flags, None),
             OpenMode::Passthrough(flags, id, cached) => {
-                if cached == CachedAttr::Volatile || traits.write && may_have_setid(&handle) {
+                if cached == CachedAttr::Volatile
+                    || traits.write && may_have_setid(&handle, descriptor.as_ref())
+                {
                     self.invalidate_attr(ino.0);
                 }
                 (flags, Some(id))
@@ -204,6 +207,7 @@ impl Adapter {
         &self,
         op: &Op<'_>,
         handle: &FileHandle,
+        descriptor: Option<&VersionedDescriptor>,
         requested: Requested,
     ) -> Result<OpenTraits> {
         let policy = self.backing.policy();
@@ -218,13 +222,12 @@ impl Adapter {
         let inode = handle.inode();
         let before = inode.facts().snapshot();
         traits.upper = op.is_content_in_upper(handle)?;
-        if let Some((fd, _)) = handle.open_descriptor() {
+        if let Some((fd, _)) = descriptor {
             let is_candidate = policy.upper && traits.upper;
             // Reading the content would change its access time. For the upper layer the decision does not depend on
             // it, so it is not read there.
-            traits.program =
-                !write && !traits.upper && policy.programs && handle.is_program(&fd)?;
-            traits.privileged = write && is_candidate && handle.is_privileged(&fd)?;
+            traits.program = !write && !traits.upper && policy.programs && handle.is_program(fd)?;
+            traits.privileged = write && is_candidate && handle.is_privileged(fd)?;
             if !write && !traits.upper && !traits.program && !policy.lowers {
                 inode.facts().note_plain_data(before);
             }
@@ -272,11 +275,11 @@ impl Adapter {
 ///
 /// The kernel may have cached its mode before the open was counted, and would show the bits even after a passthrough
 /// write has cleared them.
-fn may_have_setid(handle: &FileHandle) -> bool {
-    let Some((fd, _)) = handle.open_descriptor() else {
+fn may_have_setid(handle: &FileHandle, descriptor: Option<&VersionedDescriptor>) -> bool {
+    let Some((fd, _)) = descriptor else {
         return true;
     };
-    match sys::stat::stat_fd(&*fd) {
+    match sys::stat::stat_fd(&**fd) {
         Ok(stat) => stat.perm() & SETID != 0,
         Err(error) => {
             log::warn!("cannot stat inode {}: {error}", handle.inode().ino());
