@@ -486,7 +486,7 @@ mod tests {
                     let call = call.lines().next().unwrap();
                     let call = call.split(';').next().unwrap();
                     let words = call.replace("\"$name\"", "web").replace("%i", "web");
-                    let words = words.replace("\"before ${what% }\"", "before");
+                    let words = words.replace("\"before ${command% }\"", "before");
                     Cli::try_parse_from(words.split_whitespace()).unwrap();
                     calls += 1;
                 }
