@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use serde_json::{Value, json};
 
 use super::{CliCommand, Context, output};
-use crate::check::{Depth, Finding, Options, Report, check, repair::repair};
+use crate::check::{CheckReport, Depth, Finding, Options, check, repair::repair};
 use crate::error::{Kind, Result};
 use crate::store::Store;
 use crate::store::family;
@@ -45,7 +45,7 @@ impl CliCommand for Args {
                 // The list of stores is damaged; the home store can be checked without it.
                 Err(error) if error.kind == Kind::Damaged => {
                     let home = Store::open(&context.root, context.session.clone());
-                    output::print_error(&error, self.json);
+                    output::print_error(&error, output::Format::from_option(self.json));
                     damaged = true;
                     vec![home?]
                 }
@@ -84,7 +84,7 @@ impl CliCommand for Args {
 }
 
 impl Args {
-    fn print(&self, store: &Store, report: &Report) -> Result<()> {
+    fn print(&self, store: &Store, report: &CheckReport) -> Result<()> {
         for finding in &report.findings {
             output::print_line(&line(finding))?;
         }
@@ -136,7 +136,7 @@ fn line(finding: &Finding) -> String {
     format!("{}: {what}{path}{done}", level.name())
 }
 
-fn report_json(store: &Store, report: &Report) -> Value {
+fn report_json(store: &Store, report: &CheckReport) -> Value {
     let path = |path: &std::path::Path| output::json_path(path.as_os_str().as_encoded_bytes());
     let findings: Vec<_> = report
         .findings

@@ -71,7 +71,7 @@ impl Args {
                     Ok(counted) => counted,
                     // The other containers are shown even if one cannot be measured.
                     Err(error) => {
-                        output::print_error(&error, self.json);
+                        output::print_error(&error, output::Format::from_option(self.json));
                         broken = Some(error);
                         continue;
                     }

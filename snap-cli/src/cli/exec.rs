@@ -82,7 +82,7 @@ pub(super) struct EnterArgs {
 impl CliCommand for EnterArgs {
     fn run(&self, _context: &Context) -> Result<u8> {
         let (code, error) = enter::enter(&self.mountpoint, &self.command);
-        output::print_error(&error, false);
+        output::print_error(&error, output::Format::Text);
         Ok(code)
     }
 

@@ -50,7 +50,7 @@ impl CliCommand for Args {
             match self.collect(&store) {
                 Ok(garbage) => list.push(self.report(&store, &garbage)),
                 Err(error) => {
-                    output::print_error(&error, self.json);
+                    output::print_error(&error, output::Format::from_option(self.json));
                     broken = Some(error);
                 }
             }

@@ -101,7 +101,7 @@ struct Cli {
     #[arg(short, long, global = true, help_heading = GLOBAL_OPTIONS, conflicts_with = "verbose")]
     quiet: bool,
 
-    /// Print what is done; twice: in detail
+    /// Print informational messages; twice: debugging messages, too
     #[arg(short, long, global = true, help_heading = GLOBAL_OPTIONS, action = clap::ArgAction::Count)]
     verbose: u8,
 
@@ -138,6 +138,23 @@ trait CliCommand {
     /// Returns the exit code for an error of cowl itself.
     fn exit_code(&self, kind: Kind) -> u8 {
         kind.code()
+    }
+}
+
+/// Whether a command changes something or only prints what it would change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RunMode {
+    Run,
+    DryRun,
+}
+
+impl RunMode {
+    /// Returns the mode that the option `--dry-run` selects.
+    fn from_option(dry_run: bool) -> Self {
+        match dry_run {
+            true => Self::DryRun,
+            false => Self::Run,
+        }
     }
 }
 
@@ -371,7 +388,7 @@ pub fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            output::print_error(&error, command.is_json());
+            output::print_error(&error, output::Format::from_option(command.is_json()));
             ExitCode::from(command.exit_code(error.kind))
         }
     }
@@ -469,7 +486,7 @@ mod tests {
                     let call = call.lines().next().unwrap();
                     let call = call.split(';').next().unwrap();
                     let words = call.replace("\"$name\"", "web").replace("%i", "web");
-                    let words = words.replace("\"before ${what% }\"", "before");
+                    let words = words.replace("\"before ${command% }\"", "before");
                     Cli::try_parse_from(words.split_whitespace()).unwrap();
                     calls += 1;
                 }

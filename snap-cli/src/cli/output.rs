@@ -156,9 +156,26 @@ pub(super) fn print_note(text: &str) {
     }
 }
 
-/// Prints an error on standard error, as text or as JSON.
-pub(super) fn print_error(error: &Error, as_json: bool) {
-    if as_json {
+/// The format of a command's output and errors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    Text,
+    Json,
+}
+
+impl Format {
+    /// Returns the format that the option `--json` selects.
+    pub(super) fn from_option(json: bool) -> Self {
+        match json {
+            true => Self::Json,
+            false => Self::Text,
+        }
+    }
+}
+
+/// Prints an error on standard error.
+pub(super) fn print_error(error: &Error, format: Format) {
+    if format == Format::Json {
         let source = error.source.as_ref().map(ToString::to_string);
         let value = json!({"error": {
             "kind": error.kind.name(),

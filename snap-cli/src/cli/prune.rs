@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::rm::{removal_json, remove_with_hooks, summarize};
 use super::table::Style;
-use super::{CliCommand, Context, output, text};
+use super::{CliCommand, Context, RunMode, output, text};
 use crate::error::{Error, Result};
 use crate::recover;
 use crate::snapshot::prune::{Plan, load_rules, plan, protected_policy, save_rules};
@@ -154,7 +154,7 @@ impl Args {
                     Ok(value) => done.extend(value),
                     // The other containers are pruned even if this one cannot be.
                     Err(error) => {
-                        output::print_error(&error, self.json);
+                        output::print_error(&error, output::Format::from_option(self.json));
                         broken = Some(error);
                     }
                 }
@@ -195,7 +195,7 @@ impl Args {
                 |_| Ok(()),
             )?;
         }
-        let mut value = removal_json(name, &planned.removal, self.dry_run);
+        let mut value = removal_json(name, &planned.removal, RunMode::from_option(self.dry_run));
         let kept = planned.verdicts.iter().filter(|(_, why)| !why.is_empty());
         let kept: Vec<_> = kept
             .map(|(snapshot, why)| json!({ "name": snapshot.name, "why": why }))

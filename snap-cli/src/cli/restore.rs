@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use super::export::write_directory;
 use super::losses::losses;
+use super::output::Format;
 use super::pause::Pause;
-use super::undo::{Format, Selection, UndoMode, revert};
-use super::{CliCommand, Context, output};
+use super::undo::{Selection, revert};
+use super::{CliCommand, Context, RunMode, output};
 use crate::error::{Error, Result};
 use crate::host::hooks::Event;
 use crate::lifecycle::clone::{clone, clone_for_one_mount, copy};
@@ -86,10 +87,7 @@ impl CliCommand for RestoreArgs {
                     false => AllowedPaths::InSnapshot,
                 },
             };
-            let mode = match self.dry_run {
-                true => UndoMode::DryRun,
-                false => UndoMode::Run,
-            };
+            let mode = RunMode::from_option(self.dry_run);
             revert(context, selection, mode, Format::Text)?;
             return Ok(0);
         }

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 
 use serde_json::{Value, json};
 
-use super::{CliCommand, Context, confirm, output};
+use super::{CliCommand, Context, RunMode, confirm, output};
 use crate::container::Container;
 use crate::error::{Error, Result};
 use crate::host::hooks::Event;
@@ -89,7 +89,8 @@ impl CliCommand for Args {
             )?;
         }
         if self.json {
-            output::print_json(&removal_json(&name, &removal, self.dry_run))?;
+            let mode = RunMode::from_option(self.dry_run);
+            output::print_json(&removal_json(&name, &removal, mode))?;
         }
         Ok(0)
     }
@@ -237,7 +238,7 @@ pub(super) fn space_json(space: Space) -> Value {
 }
 
 /// Returns a removal for JSON.
-pub(super) fn removal_json(name: &ContainerName, removal: &Removal, dry_run: bool) -> Value {
+pub(super) fn removal_json(name: &ContainerName, removal: &Removal, mode: RunMode) -> Value {
     let going: Vec<_> = removal.going.iter().map(|s| &s.name).collect();
     let refused: Vec<_> = removal
         .refused
@@ -249,6 +250,6 @@ pub(super) fn removal_json(name: &ContainerName, removal: &Removal, dry_run: boo
         "removed": going,
         "refused": refused,
         "freed": space_json(removal.frees),
-        "dry_run": dry_run,
+        "dry_run": mode == RunMode::DryRun,
     })
 }

@@ -53,13 +53,16 @@ impl CliCommand for Args {
                                     output::print_note(&error.to_string());
                                 }
                                 Err(error) => {
-                                    output::print_error(&error, self.json);
+                                    output::print_error(
+                                        &error,
+                                        output::Format::from_option(self.json),
+                                    );
                                     broken = Some(error);
                                 }
                             }
                         }
                         Err(error) => {
-                            output::print_error(&error, self.json);
+                            output::print_error(&error, output::Format::from_option(self.json));
                             broken = Some(error);
                         }
                     }

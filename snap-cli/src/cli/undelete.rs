@@ -115,7 +115,7 @@ impl Args {
                     manifest.snapshots.len().to_string(),
                 ),
                 Err(error) => {
-                    output::print_error(error, false);
+                    output::print_error(error, output::Format::Text);
                     ("?".to_owned(), "?".to_owned())
                 }
             };

@@ -5,7 +5,8 @@ use std::ffi::OsString;
 use serde_json::{Value, json};
 
 use super::losses::losses;
-use super::{CliCommand, Context, output};
+use super::output::Format;
+use super::{CliCommand, Context, RunMode, output};
 use crate::delta::revert::{RevertAction, RevertStep};
 use crate::error::Result;
 use crate::host::hooks::Event;
@@ -17,10 +18,9 @@ use crate::store::name::{Address, ContainerName, SnapshotName};
 
 /// Revert the changes since a snapshot
 ///
-/// Removes what was added, recovers what was deleted, restores what was modified, and reverts renames: in
-/// the whole container, or only in the given paths. Works while the container is mounted and in use; each
-/// file is replaced atomically. The current state is retained as a snapshot first: `cowl restore NAME
-/// --undo` restores it.
+/// Reverts additions, deletions, modifications and renames in the whole container, or only in the given
+/// paths. Works while the container is mounted and in use; each file is replaced atomically. The current
+/// state is retained as a snapshot first: `cowl restore NAME --undo` restores it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The container
@@ -53,35 +53,14 @@ impl CliCommand for Args {
             paths: &self.paths,
             allowed: AllowedPaths::InEither,
         };
-        let mode = match self.dry_run {
-            true => UndoMode::DryRun,
-            false => UndoMode::Run,
-        };
-        let format = match self.json {
-            true => Format::Json,
-            false => Format::Text,
-        };
-        revert(context, selection, mode, format)?;
+        let mode = RunMode::from_option(self.dry_run);
+        revert(context, selection, mode, Format::from_option(self.json))?;
         Ok(0)
     }
 
     fn is_json(&self) -> bool {
         self.json
     }
-}
-
-/// Whether changes are reverted or only listed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum UndoMode {
-    Run,
-    DryRun,
-}
-
-/// The format of the list of changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Format {
-    Text,
-    Json,
 }
 
 /// The changes to revert.
@@ -97,7 +76,7 @@ pub(super) struct Selection<'a> {
 pub(super) fn revert(
     context: &Context,
     selection: Selection<'_>,
-    mode: UndoMode,
+    mode: RunMode,
     format: Format,
 ) -> Result<()> {
     let name = selection.name;
@@ -114,7 +93,7 @@ pub(super) fn revert(
         };
         resolve(&store, &address)?.refuse_loss(&store, selection.losses)?;
     }
-    if mode == UndoMode::DryRun {
+    if mode == RunMode::DryRun {
         let planned = plan(&recover::open(&store, name)?, &request)?;
         return print(name, &planned, mode, format);
     }
@@ -131,8 +110,8 @@ pub(super) fn revert(
     print(name, &done, mode, format)
 }
 
-fn print(name: &ContainerName, done: &Undone, mode: UndoMode, format: Format) -> Result<()> {
-    let dry_run = mode == UndoMode::DryRun;
+fn print(name: &ContainerName, done: &Undone, mode: RunMode, format: Format) -> Result<()> {
+    let dry_run = mode == RunMode::DryRun;
     if format == Format::Json {
         let steps: Vec<Value> = done.steps.iter().map(as_json).collect();
         let kept = done.auto_snapshot.as_ref().map(SnapshotName::as_str);

@@ -1,4 +1,4 @@
-//! What `cowl diff` prints, in all its forms, as far as it needs no mount.
+//! Tests of all output formats of `cowl diff` that need no mount.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use cowl_tests::cowl::Store;
 use serde_json::{Value, json};
 
-/// The container web, changed in every way that needs no mount since its snapshot snap0.
+/// Creates the container web, with all kinds of changes since its snapshot snap0 that need no mount.
 fn changed() -> Store {
     let store = Store::for_test();
     let base = store.beside("base");
@@ -37,7 +37,7 @@ fn head_of_web(store: &Store) -> PathBuf {
 }
 
 #[test]
-fn every_form_of_a_diff() {
+fn diff_has_all_output_formats() {
     let store = changed();
     assert_eq!(
         store.ok(["diff", "web"]),
@@ -66,9 +66,9 @@ fn every_form_of_a_diff() {
         store.ok(["diff", "web", "--name-only", "-0"]),
         "etc/a b\n\0etc/apt/new\0etc/fstab\0etc/mode\0thing\0"
     );
-    let told: Value = serde_json::from_str(&store.ok(["diff", "web", "--json"])).unwrap();
+    let output: Value = serde_json::from_str(&store.ok(["diff", "web", "--json"])).unwrap();
     assert_eq!(
-        told,
+        output,
         json!({
             "changes": [
                 {"status": "A", "path": "etc/a b\n", "new_size": 0},
@@ -88,7 +88,7 @@ fn every_form_of_a_diff() {
 }
 
 #[test]
-fn only_the_paths_that_are_given() {
+fn diff_is_limited_to_given_paths() {
     let store = changed();
     let only = |paths: &[&str]| store.ok([&["diff", "web@snap0", "web", "--"], paths].concat());
     assert_eq!(

@@ -38,7 +38,7 @@ pub(super) fn print(
             match record {
                 Ok(record) if matches(filter, &record.body) => rows.push(Row {
                     mounted: probe(store, id).unwrap_or_else(|error| {
-                        output::print_error(&error, args.json);
+                        output::print_error(&error, output::Format::from_option(args.json));
                         broken = Some(error);
                         Mounted::No
                     }),
@@ -48,7 +48,7 @@ pub(super) fn print(
                 }),
                 Ok(_) => {}
                 Err(error) => {
-                    output::print_error(&error, args.json);
+                    output::print_error(&error, output::Format::from_option(args.json));
                     broken = Some(error);
                 }
             }

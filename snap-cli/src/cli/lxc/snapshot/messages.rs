@@ -60,7 +60,7 @@ impl Messages {
     /// Prints an error, unless `-q` is given.
     pub(super) fn error(&self, error: &Error) {
         if !self.quiet {
-            output::print_error(error, false);
+            output::print_error(error, output::Format::Text);
         }
         self.log("ERROR", &error.to_string());
     }
