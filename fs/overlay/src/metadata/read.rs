@@ -71,9 +71,9 @@ impl Attributes<'_> {
         // The kernel writes to some files by itself, and only these times show that it did; a copy-up sets
         // the one of them back.
         if inode.kind() != FileKind::Regular || stat.mtime != stat.ctime {
-            stat.ctime = inode.shown_ctime(stat.ctime);
+            stat.ctime = inode.visible_ctime(stat.ctime);
         }
-        stat.mtime = inode.shown_mtime(stat.mtime);
+        stat.mtime = inode.visible_mtime(stat.mtime);
         Ok(self.shown(inode, stat))
     }
 

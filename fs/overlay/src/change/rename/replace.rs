@@ -50,7 +50,7 @@ impl Replace<'_> {
             Some(target) => own_location(stack, target)?,
             None => None,
         };
-        if plan.how == RenameMode::Exchange && !plan.drop_whiteout {
+        if plan.mode == RenameMode::Exchange && !plan.drop_whiteout {
             // The whiteout of the new name is moved to the old name's directory.
             stack
                 .upper()?
@@ -58,7 +58,7 @@ impl Replace<'_> {
         }
         if let Some(target) = target
             // Where the target is in the upper and the rename replaces it, the file system below does this.
-            && (to.state.upper != UpperEntry::Object || plan.how == RenameMode::Exchange)
+            && (to.state.upper != UpperEntry::Object || plan.mode == RenameMode::Exchange)
         {
             self.write_back_before_replacing(inode, target)?;
         }
@@ -91,10 +91,10 @@ impl Replace<'_> {
 
     /// Makes the system calls that `plan` says.
     fn rename_in_upper(&self, plan: RenamePlan, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
-        if plan.how == RenameMode::Whiteout {
+        if plan.mode == RenameMode::Whiteout {
             return leave_whiteout(self.cx.stack.upper()?, from, to);
         }
-        sys::node::rename(from.fd(), from.name, to.fd(), to.name, plan.how)?;
+        sys::node::rename(from.fd(), from.name, to.fd(), to.name, plan.mode)?;
         if plan.drop_whiteout
             && let Err(error) = sys::node::unlink(from.fd(), from.name)
         {
